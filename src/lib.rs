@@ -1,0 +1,20 @@
+//! pleach: a language model that is its own drafter.
+//!
+//! One request, in order: [`server`] parses it, [`text`] turns it into tokens, [`engine`] schedules
+//! it, [`spec`] proposes draft tokens, [`model`] verifies them in one ragged pass through [`ops`],
+//! [`sampling`] and [`spec`] decide which stand, and the events travel back the same way.
+//!
+//! Dependencies point one way: `server → engine → {spec, model, sampling, kv_cache} → ops`.
+//! tokio and axum stay above [`engine::EngineHandle`]; raw pointers stay below [`ops`].
+
+pub mod checkpoint;
+pub mod config;
+pub mod engine;
+pub mod kv_cache;
+pub mod metrics;
+pub mod model;
+pub mod ops;
+pub mod sampling;
+pub mod server;
+pub mod spec;
+pub mod text;

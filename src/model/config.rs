@@ -1,0 +1,141 @@
+//! The architecture of a decoder-only model, whatever file it came from.
+
+/// The model families the decoder implements. They differ in bias, query/key norm and file layout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// Llama 1 to 3, SmolLM, Mistral.
+    Llama,
+    /// Qwen2 and Qwen2.5: bias on the query, key and value projections.
+    Qwen2,
+    /// Qwen3: RMS norm on every query and key head.
+    Qwen3,
+}
+
+/// How rotary frequencies are stretched beyond the trained context.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// Frequencies as trained.
+    None,
+    /// Positions divided by `factor`.
+    Linear {
+        /// Divisor of every frequency.
+        factor: f64,
+    },
+    /// NTK-aware scaling of the base with the sequence length, as `transformers` computes it.
+    Dynamic {
+        /// Stretch of the context.
+        factor: f64,
+        /// Context length the model was trained with.
+        original_max_position_embeddings: usize,
+    },
+    /// Llama 3.1's frequency-dependent scaling.
+    Llama3 {
+        /// Divisor of the low frequencies.
+        factor: f64,
+        /// Wavelengths longer than `original / low_freq_factor` are divided by `factor`.
+        low_freq_factor: f64,
+        /// Wavelengths shorter than `original / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// Context length the model was trained with.
+        original_max_position_embeddings: usize,
+    },
+    /// YaRN (Peng et al., arXiv 2309.00071).
+    Yarn {
+        /// Stretch of the context.
+        factor: f64,
+        /// Context length the model was trained with.
+        original_max_position_embeddings: usize,
+        /// Extrapolation boundary (rotations), usually 32.
+        beta_fast: f64,
+        /// Interpolation boundary (rotations), usually 1.
+        beta_slow: f64,
+        /// Multiplier of cosine and sine; `None` means `0.1 ln(factor) + 1`.
+        attention_factor: Option<f64>,
+    },
+    /// Per-frequency divisors given by the file itself (GGUF `rope_freqs.weight`).
+    Factors(Vec<f32>),
+}
+
+/// Rotary position embedding: base and scaling.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeConfig {
+    /// Base of the geometric series of frequencies.
+    pub theta: f64,
+    /// Context extension.
+    pub scaling: RopeScaling,
+}
+
+/// Sliding-window attention: from block `first_layer` on, a row sees the last `window` positions,
+/// itself included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// Positions a row attends to, itself included.
+    pub window: usize,
+    /// First block that uses the window (Qwen2's `max_window_layers`; 0 for Mistral).
+    pub first_layer: usize,
+}
+
+/// Shape and constants of a decoder-only transformer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// Model family.
+    pub family: Family,
+    /// Rows of the embedding table.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the gated feed-forward layer.
+    pub intermediate_size: usize,
+    /// Number of decoder blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key/value heads (grouped-query attention); divides `num_attention_heads`.
+    pub num_key_value_heads: usize,
+    /// Width of one head; even.
+    pub head_dim: usize,
+    /// Longest context the positions are trained (or scaled) for.
+    pub max_position_embeddings: usize,
+    /// Epsilon inside every RMS norm.
+    pub rms_norm_eps: f64,
+    /// Rotary embedding.
+    pub rope: RopeConfig,
+    /// Sliding-window attention, where the model has it.
+    pub sliding_window: Option<SlidingWindow>,
+    /// Whether the output head is the embedding table.
+    pub tie_word_embeddings: bool,
+    /// Beginning-of-sequence token.
+    pub bos_token_id: Option<u32>,
+    /// Tokens that end a generation.
+    pub eos_token_ids: Vec<u32>,
+}
+
+impl ModelConfig {
+    /// Parameters of one decoder block's matrices (biases and norms left out).
+    #[must_use]
+    pub fn block_params(&self) -> usize {
+        let q = self.num_attention_heads * self.head_dim;
+        let kv = self.num_key_value_heads * self.head_dim;
+        self.hidden_size * (2 * q + 2 * kv + 3 * self.intermediate_size)
+    }
+
+    /// Floating-point operations (two per multiply-add) of one block for one token that attends to
+    /// `context` positions.
+    #[must_use]
+    pub fn block_flops(&self, context: usize) -> u64 {
+        let attention = 2 * self.num_attention_heads * self.head_dim * context;
+        2 * (self.block_params() + attention) as u64
+    }
+
+    /// Floating-point operations of an output head with `rows` rows for one token.
+    #[must_use]
+    pub fn head_flops(&self, rows: usize) -> u64 {
+        2 * (self.hidden_size * rows) as u64
+    }
+
+    /// Floating-point operations of one token through all blocks and a head of `head_rows` rows.
+    #[must_use]
+    pub fn flops_per_token(&self, context: usize, head_rows: usize) -> u64 {
+        self.num_hidden_layers as u64 * self.block_flops(context) + self.head_flops(head_rows)
+    }
+}

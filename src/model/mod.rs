@@ -1,0 +1,5 @@
+//! model.
+
+mod config;
+
+pub use config::{Family, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};

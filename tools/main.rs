@@ -1,0 +1,3 @@
+//! pleach.
+
+fn main() {}
