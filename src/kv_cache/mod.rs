@@ -1,1 +1,17 @@
-//! kv_cache.
+//! Paged K/V cache bookkeeping: which block holds which positions of which sequence. CPU-only
+//! logic; the numbers themselves live in [`crate::model`]'s cache, which is indexed by slot.
+
+mod pool;
+mod table;
+
+pub use pool::BlockPool;
+pub use table::BlockTable;
+
+/// Positions per block.
+pub const BLOCK_SIZE: usize = 16;
+
+/// Blocks that hold `positions` positions.
+#[must_use]
+pub fn blocks_for(positions: usize) -> usize {
+    positions.div_ceil(BLOCK_SIZE)
+}

@@ -1,1 +1,1 @@
-//! spec.
+//! Speculation: proposing draft tokens and deciding which of them stand.

@@ -1,0 +1,183 @@
+//! What goes into the engine and what comes out of it.
+
+use super::SequenceStats;
+use crate::sampling::{ParamError, SamplingParams};
+
+/// Most alternatives a request may ask log-probabilities for.
+pub const MAX_TOP_LOGPROBS: usize = 20;
+
+/// Identifies a request within one engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// One sequence to generate.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Token ids of the prompt; at least one.
+    pub prompt: Vec<u32>,
+    /// How tokens are drawn.
+    pub params: SamplingParams,
+    /// Tokens to generate at most; the context limit may end the sequence earlier.
+    pub max_tokens: usize,
+    /// Tokens that end the sequence besides the model's own.
+    pub stop_token_ids: Vec<u32>,
+    /// Whether the model's end-of-sequence tokens are ordinary tokens.
+    pub ignore_eos: bool,
+    /// Draft tokens per round: `None` for the engine's value, 0 for no speculation, otherwise a
+    /// bound on the engine's value.
+    pub num_speculative_tokens: Option<usize>,
+    /// `None` for no log-probabilities, otherwise how many alternatives to report beside the
+    /// token's own.
+    pub top_logprobs: Option<usize>,
+}
+
+impl Request {
+    /// A greedy request for up to `max_tokens` tokens with everything else at its default.
+    #[must_use]
+    pub fn greedy(prompt: Vec<u32>, max_tokens: usize) -> Self {
+        Self {
+            prompt,
+            params: SamplingParams::greedy(),
+            max_tokens,
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            num_speculative_tokens: None,
+            top_logprobs: None,
+        }
+    }
+
+    /// Checks the request against what the engine can serve.
+    ///
+    /// # Errors
+    /// The first field that is out of range.
+    pub fn validate(&self, limits: &EngineLimits) -> Result<(), RequestError> {
+        let check = |ok: bool, field, reason: &dyn Fn() -> String| {
+            if ok { Ok(()) } else { Err(RequestError { field, reason: reason() }) }
+        };
+        let len = self.prompt.len();
+        check(len > 0, "prompt", &|| "must not be empty".into())?;
+        check(len < limits.max_model_len, "prompt", &|| {
+            format!(
+                "has {len} tokens; at most {} leave room to generate (context limit {})",
+                limits.max_model_len.saturating_sub(1),
+                limits.max_model_len
+            )
+        })?;
+        let known = self.prompt.iter().all(|&id| (id as usize) < limits.vocab_size);
+        check(known, "prompt", &|| "contains a token outside the vocabulary".into())?;
+        check(self.max_tokens > 0, "max_tokens", &|| "must be at least 1".into())?;
+        check(self.top_logprobs.is_none_or(|n| n <= MAX_TOP_LOGPROBS), "top_logprobs", &|| {
+            format!("must be at most {MAX_TOP_LOGPROBS}")
+        })?;
+        Ok(self.params.validate(limits.vocab_size)?)
+    }
+}
+
+/// A request the engine refuses.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{field} {reason}")]
+pub struct RequestError {
+    /// Name of the field at fault.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl From<ParamError> for RequestError {
+    fn from(error: ParamError) -> Self {
+        Self { field: error.field, reason: error.reason }
+    }
+}
+
+/// What an engine can serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineLimits {
+    /// Positions of one sequence, prompt and generated tokens together.
+    pub max_model_len: usize,
+    /// Token ids lie below this.
+    pub vocab_size: usize,
+    /// Sequences that run at a time; others wait.
+    pub max_num_seqs: usize,
+    /// Draft tokens per round at most; 0 without a draft model.
+    pub num_speculative_tokens: usize,
+}
+
+/// Where a generated token came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenSource {
+    /// Drawn from the target's distribution; the sequence does not speculate.
+    Target,
+    /// A draft token the target accepted.
+    Accepted,
+    /// Drawn from norm(max(0, target_probs − draft_probs)) after a draft token was rejected.
+    Recovered,
+    /// Drawn from the target's distribution after every draft token of the round was accepted;
+    /// in a round without draft tokens that is the only token.
+    Bonus,
+}
+
+/// One generated token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenOut {
+    /// Token id.
+    pub id: u32,
+    /// Where it came from.
+    pub source: TokenSource,
+    /// Log-softmax of the target's raw logits (temperature 1, no penalties), if asked for.
+    pub logprob: Option<f32>,
+    /// The most likely tokens with their log-softmax, most likely first, as many as asked for.
+    pub top_logprobs: Vec<(u32, f32)>,
+}
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model's end-of-sequence token, which is the last token sent.
+    Eos,
+    /// One of the request's stop tokens, which is the last token sent.
+    StopToken(u32),
+    /// `max_tokens` or the context limit.
+    Length,
+    /// The sequence cannot go on.
+    Error(String),
+}
+
+/// News of one sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The tokens of one step, in order; never empty.
+    Tokens(Vec<TokenOut>),
+    /// The last event.
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// What it took.
+        stats: SequenceStats,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_name_the_field() {
+        let limits = EngineLimits {
+            max_model_len: 8,
+            vocab_size: 100,
+            max_num_seqs: 1,
+            num_speculative_tokens: 0,
+        };
+        let refused = |request: Request| request.validate(&limits).map_err(|e| e.field);
+        assert_eq!(refused(Request::greedy(vec![1; 7], 100)), Ok(()));
+        assert_eq!(refused(Request::greedy(vec![], 1)), Err("prompt"));
+        assert_eq!(refused(Request::greedy(vec![1; 8], 1)), Err("prompt"));
+        assert_eq!(refused(Request::greedy(vec![100], 1)), Err("prompt"));
+        assert_eq!(refused(Request::greedy(vec![1], 0)), Err("max_tokens"));
+        let logprobs = Request { top_logprobs: Some(21), ..Request::greedy(vec![1], 1) };
+        assert_eq!(refused(logprobs), Err("top_logprobs"));
+        let mut hot = Request::greedy(vec![1], 1);
+        hot.params.temperature = -1.0;
+        assert_eq!(refused(hot), Err("temperature"));
+    }
+}

@@ -1,0 +1,103 @@
+//! The ragged batch of one forward pass, owned, and what the engine asks of a model.
+
+use std::sync::Arc;
+
+use crate::kv_cache::BlockTable;
+use crate::model::ModelConfig;
+
+/// Rows of one forward pass, grouped by sequence.
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// Token of each row.
+    pub tokens: Vec<u32>,
+    /// Position of each row in its sequence.
+    pub positions: Vec<u32>,
+    /// Cache slot of each row.
+    pub slots: Vec<u32>,
+    /// Row at which each sequence starts, and the number of rows.
+    pub cu_seqlens_q: Vec<u32>,
+    /// Rows whose logits are wanted.
+    pub logit_rows: Vec<u32>,
+    blocks: Vec<u32>,
+    block_ends: Vec<usize>,
+}
+
+impl Rows {
+    /// Forgets all rows.
+    pub fn clear(&mut self) {
+        for numbers in [
+            &mut self.tokens,
+            &mut self.positions,
+            &mut self.slots,
+            &mut self.cu_seqlens_q,
+            &mut self.logit_rows,
+            &mut self.blocks,
+        ] {
+            numbers.clear();
+        }
+        self.block_ends.clear();
+        self.cu_seqlens_q.push(0);
+    }
+
+    /// Adds a sequence whose `tokens` start at position `start`; the logits of its last
+    /// `num_logits` rows are wanted.
+    pub fn push(
+        &mut self,
+        table: &BlockTable,
+        start: usize,
+        tokens: impl IntoIterator<Item = u32>,
+        num_logits: usize,
+    ) {
+        if self.cu_seqlens_q.is_empty() {
+            self.cu_seqlens_q.push(0);
+        }
+        for (position, token) in (start..).zip(tokens) {
+            self.tokens.push(token);
+            self.positions.push(position as u32);
+            self.slots.push(table.slot(position));
+        }
+        let end = self.tokens.len() as u32;
+        self.cu_seqlens_q.push(end);
+        self.logit_rows.extend(end - num_logits as u32..end);
+        self.blocks.extend_from_slice(table.blocks());
+        self.block_ends.push(self.blocks.len());
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether there are no rows.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// The block table of each sequence.
+    #[must_use]
+    pub fn block_tables(&self) -> Vec<&[u32]> {
+        let mut start = 0;
+        self.block_ends
+            .iter()
+            .map(|&end| &self.blocks[std::mem::replace(&mut start, end)..end])
+            .collect()
+    }
+}
+
+/// A model with its own K/V cache, as the engine sees it.
+pub trait Forward: Send {
+    /// The model's shape.
+    fn config(&self) -> &ModelConfig;
+
+    /// Rows of the output head.
+    fn head_rows(&self) -> usize;
+
+    /// Token ids of the head's rows, where the head is trimmed.
+    fn draft_vocab(&self) -> Option<&Arc<[u32]>>;
+
+    /// Computes all rows, writes their keys and values, and returns the logits of `logit_rows`.
+    /// Shape `[logit_rows, head_rows]`.
+    fn forward(&mut self, rows: &Rows) -> &[f32];
+}

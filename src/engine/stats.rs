@@ -1,0 +1,138 @@
+//! Raw counters of one sequence and of the whole engine. Ratios are the reader's business.
+
+use std::collections::BTreeMap;
+
+/// What one sequence took.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SequenceStats {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens sent.
+    pub generated_tokens: usize,
+    /// Rounds with at least one draft token.
+    pub drafts: u64,
+    /// Draft tokens verified.
+    pub draft_tokens: u64,
+    /// Draft tokens accepted and sent.
+    pub accepted_tokens: u64,
+    /// Accepted draft tokens by place in their round.
+    pub accepted_per_position: Vec<u64>,
+    /// Verified draft tokens by place in their round.
+    pub drafted_per_position: Vec<u64>,
+    /// Tokens drawn after a rejection.
+    pub recovered_tokens: u64,
+    /// Tokens drawn after full acceptance, rounds without draft tokens included.
+    pub bonus_tokens: u64,
+    /// Forward passes of the target this sequence took part in.
+    pub target_passes: u64,
+    /// Forward passes of the draft model this sequence took part in.
+    pub draft_passes: u64,
+    /// Times the sequence lost its cache to others and was computed anew.
+    pub preemptions: u64,
+    /// Seconds from submission to the first step that ran it.
+    pub queue_seconds: f64,
+    /// Seconds from submission to the first token.
+    pub first_token_seconds: f64,
+    /// Seconds from submission to the end.
+    pub total_seconds: f64,
+}
+
+/// Passes of one model with a certain number of rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct PassCost {
+    /// Number of passes.
+    pub passes: u64,
+    /// Seconds they took together.
+    pub seconds: f64,
+}
+
+/// Passes by their number of rows. Passes over prompt chunks are kept apart, since their attention
+/// costs differ.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PassCosts {
+    /// Passes in which every sequence was decoding: rows → passes.
+    pub decode: BTreeMap<usize, PassCost>,
+    /// All other passes.
+    pub prefill: PassCost,
+    /// Rows of all passes.
+    pub rows: u64,
+}
+
+impl PassCosts {
+    pub(crate) fn record(&mut self, rows: usize, decode: bool, seconds: f64) {
+        let cost = if decode { self.decode.entry(rows).or_default() } else { &mut self.prefill };
+        cost.passes += 1;
+        cost.seconds += seconds;
+        self.rows += rows as u64;
+    }
+
+    /// All passes.
+    #[must_use]
+    pub fn passes(&self) -> u64 {
+        self.decode.values().map(|cost| cost.passes).sum::<u64>() + self.prefill.passes
+    }
+
+    /// Seconds of all passes.
+    #[must_use]
+    pub fn seconds(&self) -> f64 {
+        self.decode.values().map(|cost| cost.seconds).sum::<f64>() + self.prefill.seconds
+    }
+
+    /// Mean seconds of a decoding pass with `rows` rows, if there was one.
+    #[must_use]
+    pub fn mean_seconds(&self, rows: usize) -> Option<f64> {
+        let cost = self.decode.get(&rows)?;
+        Some(cost.seconds / cost.passes as f64)
+    }
+}
+
+/// What the engine did since it started. `accepted + recovered + bonus + target = generated`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct EngineStats {
+    /// Steps that ran something.
+    pub steps: u64,
+    /// Prompt tokens of the requests taken on.
+    pub prompt_tokens: u64,
+    /// Tokens sent.
+    pub generated_tokens: u64,
+    /// Tokens of sequences that do not speculate.
+    pub target_tokens: u64,
+    /// Draft tokens accepted and sent.
+    pub accepted_tokens: u64,
+    /// Tokens drawn after a rejection.
+    pub recovered_tokens: u64,
+    /// Tokens drawn after full acceptance, rounds without draft tokens included.
+    pub bonus_tokens: u64,
+    /// Rounds with at least one draft token.
+    pub drafts: u64,
+    /// Draft tokens verified.
+    pub draft_tokens: u64,
+    /// Accepted draft tokens by place in their round.
+    pub accepted_per_position: Vec<u64>,
+    /// Verified draft tokens by place in their round.
+    pub drafted_per_position: Vec<u64>,
+    /// Forward passes of the target.
+    pub target: PassCosts,
+    /// Forward passes of the draft model.
+    pub draft: PassCosts,
+    /// Floating-point operations of the target.
+    pub target_flops: u64,
+    /// Floating-point operations of the draft model.
+    pub draft_flops: u64,
+    /// Operations saved against drafting the same tokens with the full model.
+    pub flops_saved: u64,
+    /// Tokens that did not need a pass of their own: every token of a round but one.
+    pub target_passes_saved: u64,
+    /// Sequences preempted.
+    pub preemptions: u64,
+    /// Sequences or engines that went on without their draft model.
+    pub draft_failures: u64,
+}
+
+/// Adds `count` at `index`, growing the vector as needed.
+pub(crate) fn add_at(counts: &mut Vec<u64>, index: usize, count: u64) {
+    if counts.len() <= index {
+        counts.resize(index + 1, 0);
+    }
+    counts[index] += count;
+}

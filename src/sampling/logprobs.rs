@@ -1,0 +1,44 @@
+//! Log-probabilities of the raw logits, for clients that ask for them.
+
+/// Logarithm of the sum of exponentials. Shape `[vocab_size]`.
+#[must_use]
+pub fn log_sum_exp(logits: &[f32]) -> f32 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+    max + sum.ln() as f32
+}
+
+/// The `count` most likely tokens with their log-softmax, most likely first, lower ids first among
+/// equals. `normaliser` is [`log_sum_exp`] of the same logits.
+#[must_use]
+pub fn top_logprobs(logits: &[f32], normaliser: f32, count: usize) -> Vec<(u32, f32)> {
+    // The worst kept so far stays at the end: one comparison per token rejects nearly all.
+    let mut top: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
+    for (id, &logit) in logits.iter().enumerate() {
+        if top.len() == count && top.last().is_none_or(|&(_, worst)| logit <= worst) {
+            continue;
+        }
+        let place = top.partition_point(|&(_, kept)| kept >= logit);
+        top.insert(place, (id as u32, logit));
+        top.truncate(count);
+    }
+    top.iter().map(|&(id, logit)| (id, logit - normaliser)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_softmax_of_the_largest() {
+        let logits = [1.0, 3.0, 2.0, 3.0, f32::NEG_INFINITY];
+        let normaliser = log_sum_exp(&logits);
+        let sum: f32 = logits.iter().map(|&l| (l - normaliser).exp()).sum();
+        assert!((sum - 1.0).abs() < 1e-6);
+        let top = top_logprobs(&logits, normaliser, 3);
+        assert_eq!(top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 3, 2]);
+        assert_eq!(top[0].1, 3.0 - normaliser);
+        assert!(top_logprobs(&logits, normaliser, 0).is_empty());
+        assert_eq!(top_logprobs(&logits, normaliser, 9).len(), 5);
+    }
+}

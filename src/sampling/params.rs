@@ -1,0 +1,128 @@
+//! What a request asks of sampling.
+
+/// A sampling parameter outside its range.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{field} {reason}")]
+pub struct ParamError {
+    /// Name of the parameter as in the request.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// How a token is drawn. Applied in this order: repetition penalty, presence and frequency
+/// penalties, logit bias, temperature, top-k, top-p, min-p.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    /// Divisor of the logits; 0 takes the most likely token (the lowest id among equals).
+    pub temperature: f32,
+    /// Keep the k most likely tokens.
+    pub top_k: Option<u32>,
+    /// Keep the smallest set of most likely tokens with at least this much probability; 1 keeps all.
+    pub top_p: f32,
+    /// Keep tokens at least this fraction as likely as the most likely one; 0 keeps all.
+    pub min_p: f32,
+    /// Key of every draw; `None` takes one at random.
+    pub seed: Option<u64>,
+    /// Divides positive and multiplies negative logits of every token in the prompt or the
+    /// generated text (as `transformers` does); 1 is off.
+    pub repetition_penalty: f32,
+    /// Taken off the logit of every generated token (as OpenAI does); 0 is off.
+    pub presence_penalty: f32,
+    /// Taken off the logit of a generated token once per occurrence (as OpenAI does); 0 is off.
+    pub frequency_penalty: f32,
+    /// Added to the logits of single tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: None,
+            top_p: 1.0,
+            min_p: 0.0,
+            seed: None,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+        }
+    }
+}
+
+impl SamplingParams {
+    /// The most likely token at every position.
+    #[must_use]
+    pub fn greedy() -> Self {
+        Self { temperature: 0.0, ..Self::default() }
+    }
+
+    /// Whether any penalty looks at the tokens so far.
+    #[must_use]
+    pub fn uses_history(&self) -> bool {
+        self.repetition_penalty != 1.0
+            || self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0
+    }
+
+    /// Checks every parameter against its range.
+    ///
+    /// # Errors
+    /// The first parameter out of range, by name.
+    pub fn validate(&self, vocab_size: usize) -> Result<(), ParamError> {
+        let check = |ok: bool, field, reason: &str| {
+            if ok { Ok(()) } else { Err(ParamError { field, reason: reason.to_owned() }) }
+        };
+        // Written so that NaN fails every range.
+        check((0.0..=100.0).contains(&self.temperature), "temperature", "must be in [0, 100]")?;
+        check(self.top_k != Some(0), "top_k", "must be at least 1")?;
+        check(self.top_p > 0.0 && self.top_p <= 1.0, "top_p", "must be in (0, 1]")?;
+        check((0.0..=1.0).contains(&self.min_p), "min_p", "must be in [0, 1]")?;
+        let repetition = self.repetition_penalty;
+        check(
+            repetition > 0.0 && repetition <= 100.0,
+            "repetition_penalty",
+            "must be in (0, 100]",
+        )?;
+        let offset = -2.0..=2.0;
+        check(offset.contains(&self.presence_penalty), "presence_penalty", "must be in [-2, 2]")?;
+        check(offset.contains(&self.frequency_penalty), "frequency_penalty", "must be in [-2, 2]")?;
+        for &(id, bias) in &self.logit_bias {
+            check(
+                (id as usize) < vocab_size,
+                "logit_bias",
+                "names a token outside the vocabulary",
+            )?;
+            check((-100.0..=100.0).contains(&bias), "logit_bias", "must be in [-100, 100]")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_name_the_field() {
+        assert_eq!(SamplingParams::default().validate(10), Ok(()));
+        assert_eq!(SamplingParams::greedy().validate(10), Ok(()));
+        type Change = fn(&mut SamplingParams);
+        let wrong: [(&str, Change); 8] = [
+            ("temperature", |p| p.temperature = -0.1),
+            ("temperature", |p| p.temperature = f32::NAN),
+            ("top_k", |p| p.top_k = Some(0)),
+            ("top_p", |p| p.top_p = 0.0),
+            ("min_p", |p| p.min_p = 1.5),
+            ("repetition_penalty", |p| p.repetition_penalty = 0.0),
+            ("frequency_penalty", |p| p.frequency_penalty = 2.5),
+            ("logit_bias", |p| p.logit_bias.push((10, 1.0))),
+        ];
+        for (field, change) in wrong {
+            let mut params = SamplingParams::default();
+            change(&mut params);
+            assert_eq!(params.validate(10).map_err(|e| e.field), Err(field));
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Raw logits and the tokens so far → the distribution a token is drawn from.
+
+use std::collections::HashMap;
+
+use super::{Distribution, SamplingParams};
+
+/// Logits no token can be drawn from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LogitsError {
+    /// A logit is not a number or is positive infinity.
+    #[error("the model's output for token {id} is not a finite number")]
+    NotFinite {
+        /// The first such token.
+        id: u32,
+    },
+    /// Every token has probability 0.
+    #[error("no token has any probability left")]
+    NothingLeft,
+}
+
+/// The tokens of one sequence as penalties see them. Draft tokens are pushed before the rows after
+/// them are processed, and popped afterwards.
+#[derive(Debug, Default)]
+pub struct History {
+    /// Per token: occurrences in the prompt and in the generated text.
+    counts: HashMap<u32, (u32, u32)>,
+}
+
+impl History {
+    /// A history of the prompt alone.
+    #[must_use]
+    pub fn new(prompt: &[u32]) -> Self {
+        let mut history = Self::default();
+        for &id in prompt {
+            history.counts.entry(id).or_default().0 += 1;
+        }
+        history
+    }
+
+    /// Adds a generated token.
+    pub fn push(&mut self, id: u32) {
+        self.counts.entry(id).or_default().1 += 1;
+    }
+
+    /// Takes back a generated token.
+    pub fn pop(&mut self, id: u32) {
+        if let Some(count) = self.counts.get_mut(&id) {
+            count.1 -= 1;
+            if *count == (0, 0) {
+                self.counts.remove(&id);
+            }
+        }
+    }
+}
+
+/// The most likely token of raw logits, the lowest id among equals. Shape `[vocab_size]`.
+///
+/// # Errors
+/// [`LogitsError`] if a logit is not a number, or none is above negative infinity.
+pub fn argmax(logits: &[f32]) -> Result<u32, LogitsError> {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (id, &logit) in logits.iter().enumerate() {
+        // False for NaN and for infinity, so one comparison guards the common path.
+        if !(logit < f32::INFINITY) {
+            return Err(LogitsError::NotFinite { id: id as u32 });
+        }
+        if logit > best.1 {
+            best = (id, logit);
+        }
+    }
+    if best.1 == f32::NEG_INFINITY { Err(LogitsError::NothingLeft) } else { Ok(best.0 as u32) }
+}
+
+/// Turns logits into distributions; holds the buffers that takes.
+#[derive(Debug, Default)]
+pub struct Processor {
+    adjusted: Vec<f32>,
+    candidates: Vec<(u32, f32)>,
+}
+
+impl Processor {
+    /// A processor with empty buffers.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The distribution of the next token. `logits` has shape `[rows]`; row `i` is token `ids[i]`
+    /// (ids in rising order), or token `i` without `ids`.
+    ///
+    /// # Errors
+    /// [`LogitsError`] if the logits are not numbers or leave no token.
+    pub fn distribution(
+        &mut self,
+        logits: &[f32],
+        ids: Option<&[u32]>,
+        params: &SamplingParams,
+        history: &History,
+    ) -> Result<Distribution, LogitsError> {
+        let token = |row: u32| ids.map_or(row, |ids| ids[row as usize]);
+        let adjusts = params.uses_history() || !params.logit_bias.is_empty();
+        let mut adjusted = std::mem::take(&mut self.adjusted);
+        let source = if adjusts {
+            adjusted.clear();
+            adjusted.extend_from_slice(logits);
+            adjust(&mut adjusted, ids, params, history);
+            &adjusted
+        } else {
+            logits
+        };
+        let result = argmax(source).and_then(|best| {
+            if params.temperature == 0.0 {
+                return Ok(Distribution::one_hot(token(best)));
+            }
+            let mut kept = self.truncated(source, source[best as usize], params)?;
+            if ids.is_some() {
+                kept.iter_mut().for_each(|(row, _)| *row = token(*row));
+            }
+            Distribution::from_weights(kept).ok_or(LogitsError::NothingLeft)
+        });
+        self.adjusted = adjusted;
+        result
+    }
+
+    /// Weights exp((logit − max) / temperature) of the rows that top-k, top-p and min-p keep, in
+    /// order of row.
+    fn truncated(
+        &mut self,
+        logits: &[f32],
+        max: f32,
+        params: &SamplingParams,
+    ) -> Result<Vec<(u32, f32)>, LogitsError> {
+        // f64: a temperature near 0 must not overflow to NaN.
+        let scale = 1.0 / f64::from(params.temperature);
+        let weight = |logit: f32| (f64::from(logit - max) * scale).exp() as f32;
+        let candidates = &mut self.candidates;
+        candidates.clear();
+        candidates.extend(logits.iter().enumerate().map(|(row, &logit)| (row as u32, logit)));
+        if let Some(k) = params.top_k.map(|k| k as usize).filter(|&k| k < candidates.len()) {
+            candidates.select_nth_unstable_by(k - 1, likelier);
+            candidates.truncate(k);
+        }
+        candidates.iter_mut().for_each(|entry| entry.1 = weight(entry.1));
+        if params.top_p < 1.0 {
+            keep_top_p(candidates, f64::from(params.top_p));
+        }
+        if params.min_p > 0.0 {
+            // The most likely row has weight 1.
+            candidates.retain(|&(_, weight)| weight >= params.min_p);
+        }
+        candidates.sort_unstable_by_key(|&(row, _)| row);
+        if candidates.is_empty() { Err(LogitsError::NothingLeft) } else { Ok(candidates.clone()) }
+    }
+}
+
+/// Larger values first, lower rows first among equals; no value is NaN.
+fn likelier(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// Keeps the shortest prefix, in order of weight, that holds the share `top_p` of all weight.
+fn keep_top_p(candidates: &mut Vec<(u32, f32)>, top_p: f64) {
+    let total: f64 = candidates.iter().map(|&(_, weight)| f64::from(weight)).sum();
+    let (mut sorted, mut cumulative) = (0, 0.0);
+    while sorted < candidates.len() {
+        // Sorting a growing head beats sorting the vocabulary: the set is small as a rule.
+        let end = (sorted * 8).clamp(64, candidates.len().max(64)).min(candidates.len());
+        if end < candidates.len() {
+            candidates[sorted..].select_nth_unstable_by(end - sorted - 1, likelier);
+        }
+        candidates[sorted..end].sort_unstable_by(likelier);
+        for index in sorted..end {
+            cumulative += f64::from(candidates[index].1);
+            if cumulative >= top_p * total {
+                candidates.truncate(index + 1);
+                return;
+            }
+        }
+        sorted = end;
+    }
+}
+
+/// Penalties and bias, in place.
+fn adjust(logits: &mut [f32], ids: Option<&[u32]>, params: &SamplingParams, history: &History) {
+    let row_of = |id: u32| match ids {
+        Some(ids) => ids.binary_search(&id).ok(),
+        None => Some(id as usize).filter(|&row| row < logits.len()),
+    };
+    let mut changes = Vec::new();
+    if params.uses_history() {
+        for (&id, &(_, generated)) in &history.counts {
+            let Some(row) = row_of(id) else { continue };
+            let logit = logits[row];
+            let repetition = params.repetition_penalty;
+            let mut new = if logit > 0.0 { logit / repetition } else { logit * repetition };
+            if generated > 0 {
+                new -= params.presence_penalty + params.frequency_penalty * generated as f32;
+            }
+            changes.push((row, new));
+        }
+    }
+    let biases: Vec<(usize, f32)> =
+        params.logit_bias.iter().filter_map(|&(id, bias)| Some((row_of(id)?, bias))).collect();
+    for (row, new) in changes {
+        logits[row] = new;
+    }
+    for (row, bias) in biases {
+        logits[row] += bias;
+    }
+}
+
+#[cfg(test)]
+#[path = "process_tests.rs"]
+mod tests;
