@@ -2,14 +2,22 @@
 //! propose → verify → commit. tokio appears only in [`EngineHandle`].
 
 mod config;
+mod core;
+mod handle;
+mod report;
 mod request;
-mod rows;
+mod scheduler;
+mod sequence;
 mod stats;
+#[cfg(test)]
+mod test_model;
 
 pub use config::{EngineConfig, EngineError};
+pub use core::Engine;
+pub use handle::{EngineHandle, SubmitError};
 pub use request::{
     EngineLimits, Event, FinishReason, MAX_TOP_LOGPROBS, Request, RequestError, RequestId,
     TokenOut, TokenSource,
 };
-pub use rows::{Forward, Rows};
+pub use scheduler::{Schedule, Scheduled, Scheduler};
 pub use stats::{EngineStats, PassCost, PassCosts, SequenceStats};

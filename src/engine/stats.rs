@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::{TokenOut, TokenSource};
+
 /// What one sequence took.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct SequenceStats {
@@ -127,6 +129,31 @@ pub struct EngineStats {
     pub preemptions: u64,
     /// Sequences or engines that went on without their draft model.
     pub draft_failures: u64,
+}
+
+impl EngineStats {
+    /// Counts a round of `drafted` draft tokens that sent `tokens`.
+    pub(crate) fn record_round(&mut self, drafted: usize, tokens: &[TokenOut], flops_saved: u64) {
+        if drafted > 0 {
+            self.drafts += 1;
+            self.draft_tokens += drafted as u64;
+            (0..drafted).for_each(|place| add_at(&mut self.drafted_per_position, place, 1));
+        }
+        self.flops_saved += flops_saved;
+        self.generated_tokens += tokens.len() as u64;
+        self.target_passes_saved += (tokens.len() as u64).saturating_sub(1);
+        for (place, token) in tokens.iter().enumerate() {
+            match token.source {
+                TokenSource::Target => self.target_tokens += 1,
+                TokenSource::Recovered => self.recovered_tokens += 1,
+                TokenSource::Bonus => self.bonus_tokens += 1,
+                TokenSource::Accepted => {
+                    self.accepted_tokens += 1;
+                    add_at(&mut self.accepted_per_position, place, 1);
+                }
+            }
+        }
+    }
 }
 
 /// Adds `count` at `index`, growing the vector as needed.

@@ -1,5 +1,7 @@
 //! model.
 
 mod config;
+mod forward;
 
 pub use config::{Family, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
+pub use forward::{Forward, Rows};

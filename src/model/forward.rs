@@ -1,9 +1,9 @@
-//! The ragged batch of one forward pass, owned, and what the engine asks of a model.
+//! The ragged batch of one forward pass, owned, and what serving asks of a model.
 
 use std::sync::Arc;
 
+use super::ModelConfig;
 use crate::kv_cache::BlockTable;
-use crate::model::ModelConfig;
 
 /// Rows of one forward pass, grouped by sequence.
 #[derive(Debug, Default)]
@@ -73,6 +73,14 @@ impl Rows {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
+    }
+
+    /// Floating-point operations these rows take in a model whose head has `head_rows` rows.
+    #[must_use]
+    pub fn flops(&self, config: &ModelConfig, head_rows: usize) -> u64 {
+        let blocks: u64 =
+            self.positions.iter().map(|&p| config.flops_per_token(p as usize + 1, 0)).sum();
+        blocks + self.logit_rows.len() as u64 * config.head_flops(head_rows)
     }
 
     /// The block table of each sequence.

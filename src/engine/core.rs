@@ -1,0 +1,347 @@
+//! The step: schedule → propose → verify → commit.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::time::Instant;
+
+use super::report;
+use super::scheduler::{Schedule, Scheduled, Scheduler};
+use super::sequence::{Round, Sequence};
+use super::{
+    EngineConfig, EngineError, EngineLimits, EngineStats, Event, FinishReason, Request,
+    RequestError, RequestId,
+};
+use crate::model::{Forward, Rows};
+use crate::sampling::{LogitsError, Processor};
+use crate::spec::{DraftModelProposer, Proposal, ProposeTask, StepCost};
+
+/// Many sequences, one target and perhaps one draft model. Single-threaded: see
+/// [`super::EngineHandle`] for use from many tasks.
+pub struct Engine {
+    target: Box<dyn Forward>,
+    proposer: Option<DraftModelProposer>,
+    scheduler: Scheduler,
+    sequences: HashMap<RequestId, Sequence>,
+    processor: Processor,
+    rows: Rows,
+    config: EngineConfig,
+    limits: EngineLimits,
+    eos_token_ids: Vec<u32>,
+    stats: EngineStats,
+    target_cost: StepCost,
+    draft_cost: StepCost,
+    next_id: u64,
+    seeds: RandomState,
+}
+
+impl Engine {
+    /// An engine over models whose caches have the number of blocks `config` resolves to.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the settings or the models do not fit together.
+    pub fn with_models(
+        target: Box<dyn Forward>,
+        draft: Option<Box<dyn Forward>>,
+        config: EngineConfig,
+    ) -> Result<Self, EngineError> {
+        let (limits, num_blocks) =
+            config.resolve(target.config(), draft.as_ref().map(|draft| draft.config()))?;
+        if let Some(ids) = draft.as_ref().and_then(|draft| draft.draft_vocab())
+            && !(ids.is_sorted_by(|a, b| a < b)
+                && ids.last().is_none_or(|&id| (id as usize) < limits.vocab_size))
+        {
+            return Err(EngineError::BadDraftVocabulary);
+        }
+        let proposer = draft.filter(|_| limits.num_speculative_tokens > 0).map(|draft| {
+            DraftModelProposer::new(draft, config.max_num_batched_tokens, config.adaptive)
+        });
+        Ok(Self {
+            eos_token_ids: target.config().eos_token_ids.clone(),
+            target,
+            proposer,
+            scheduler: Scheduler::new(
+                num_blocks,
+                config.max_num_seqs,
+                config.max_num_batched_tokens,
+            ),
+            sequences: HashMap::new(),
+            processor: Processor::new(),
+            rows: Rows::default(),
+            config,
+            limits,
+            stats: EngineStats::default(),
+            target_cost: StepCost::default(),
+            draft_cost: StepCost::default(),
+            next_id: 0,
+            seeds: RandomState::new(),
+        })
+    }
+
+    /// What the engine can serve.
+    #[must_use]
+    pub fn limits(&self) -> &EngineLimits {
+        &self.limits
+    }
+
+    /// What the engine did so far.
+    #[must_use]
+    pub fn stats(&self) -> &EngineStats {
+        &self.stats
+    }
+
+    /// Blocks of the K/V cache in use, and in total.
+    #[must_use]
+    pub fn cache_blocks(&self) -> (usize, usize) {
+        (self.scheduler.pool().num_used(), self.scheduler.pool().num_blocks())
+    }
+
+    /// Whether any sequence is unfinished.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        !self.sequences.is_empty()
+    }
+
+    /// Queues a request.
+    ///
+    /// # Errors
+    /// [`RequestError`] if it can never be served.
+    pub fn submit(&mut self, request: Request) -> Result<RequestId, RequestError> {
+        request.validate(&self.limits)?;
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        self.scheduler.add(id, request.prompt.len());
+        self.stats.prompt_tokens += request.prompt.len() as u64;
+        report::prompt(request.prompt.len());
+        let sequence = Sequence::new(
+            request,
+            self.limits.max_model_len,
+            self.limits.num_speculative_tokens,
+            self.seeds.hash_one(id),
+        );
+        self.sequences.insert(id, sequence);
+        Ok(id)
+    }
+
+    /// Drops a sequence and frees its blocks; no further events follow. Unknown ids are ignored.
+    pub fn cancel(&mut self, id: RequestId) {
+        self.scheduler.remove(id);
+        self.sequences.remove(&id);
+        report::load(&self.scheduler);
+    }
+
+    /// Runs one target pass, with the draft passes before it, and returns what came of it. Does
+    /// nothing without work.
+    pub fn step(&mut self) -> Vec<(RequestId, Event)> {
+        let schedule = self.schedule();
+        if schedule.items.is_empty() {
+            return Vec::new();
+        }
+        let proposals = self.propose(&schedule.items);
+        let events = self.verify(&schedule.items, &proposals);
+        self.stats.steps += 1;
+        report::load(&self.scheduler);
+        events
+    }
+
+    fn schedule(&mut self) -> Schedule {
+        let speculates = self.proposer.as_ref().is_some_and(|proposer| !proposer.is_broken());
+        let batch = self.scheduler.num_running();
+        let schedule = self.scheduler.schedule(|id| {
+            let Some(sequence) = self.sequences.get(&id).filter(|_| speculates) else { return 0 };
+            let bound = sequence.draft_bound();
+            if self.config.adaptive {
+                sequence.length.choose(bound, batch, &self.target_cost, &self.draft_cost)
+            } else {
+                bound
+            }
+        });
+        for id in &schedule.preempted {
+            self.stats.preemptions += 1;
+            report::preemption();
+            if let Some(sequence) = self.sequences.get_mut(id) {
+                sequence.stats.preemptions += 1;
+                sequence.proposer.computed = 0;
+            }
+        }
+        for item in &schedule.items {
+            if let Some(sequence) = self.sequences.get_mut(&item.id)
+                && sequence.stats.target_passes == 0
+            {
+                sequence.stats.queue_seconds = sequence.submitted.elapsed().as_secs_f64();
+                report::queue_time(sequence.stats.queue_seconds);
+            }
+        }
+        schedule
+    }
+
+    /// One proposal per item, empty where none was asked for. Sequences that are still reading
+    /// their prompt let the draft model read along, one chunk behind the target.
+    fn propose(&mut self, items: &[Scheduled]) -> Vec<Proposal> {
+        let mut proposals: Vec<Proposal> = items.iter().map(|_| Proposal::default()).collect();
+        let Some(proposer) = self.proposer.as_mut() else { return proposals };
+        let places: HashMap<RequestId, usize> =
+            items.iter().enumerate().map(|(place, item)| (item.id, place)).collect();
+        let mut tasks = Vec::new();
+        for (id, sequence) in &mut self.sequences {
+            let Some(&place) = places.get(id) else { continue };
+            let item = items[place];
+            let reads = item.count > 1 && sequence.speculate > 0 && !sequence.proposer.failed;
+            if item.lookahead == 0 && !reads {
+                continue;
+            }
+            let drafts = item.lookahead > 0;
+            let task = ProposeTask {
+                catch_up: if drafts { sequence.tokens.len() } else { item.start },
+                tokens: &sequence.tokens,
+                num_tokens: item.lookahead,
+                table: self.scheduler.table(*id),
+                params: &sequence.params,
+                history: &mut sequence.history,
+                draws: sequence.draws,
+                state: &mut sequence.proposer,
+                proposal: Proposal::default(),
+            };
+            tasks.push((place, task));
+        }
+        tasks.sort_unstable_by_key(|&(place, _)| place);
+        let (places, mut tasks): (Vec<usize>, Vec<ProposeTask<'_>>) = tasks.into_iter().unzip();
+        proposer.propose(&mut tasks);
+        for (place, task) in places.into_iter().zip(tasks) {
+            proposals[place] = task.proposal;
+        }
+        let (passes, failures) = proposer.take_report();
+        report::draft_passes(&passes, failures);
+        self.stats.draft_failures += failures;
+        for pass in passes {
+            self.stats.draft.record(pass.rows, pass.decode, pass.seconds);
+            self.stats.draft_flops += pass.flops;
+            if pass.decode {
+                self.draft_cost.observe(pass.rows, pass.seconds);
+            }
+        }
+        proposals
+    }
+
+    /// Runs the target over all items and their draft tokens, and commits what stands.
+    fn verify(&mut self, items: &[Scheduled], proposals: &[Proposal]) -> Vec<(RequestId, Event)> {
+        self.rows.clear();
+        for (item, proposal) in items.iter().zip(proposals) {
+            let sequence = &self.sequences[&item.id];
+            let known = sequence.tokens[item.start..item.start + item.count].iter().copied();
+            let tokens = known.chain(proposal.tokens.iter().map(|token| token.id));
+            let num_logits = if item.completes { proposal.tokens.len() + 1 } else { 0 };
+            self.rows.push(self.scheduler.table(item.id), item.start, tokens, num_logits);
+        }
+        let head_rows = self.target.head_rows();
+        let flops = self.rows.flops(self.target.config(), head_rows);
+        let started = Instant::now();
+        let logits = self.target.forward(&self.rows);
+        let seconds = started.elapsed().as_secs_f64();
+        let decode = items.iter().all(|item| item.count == 1 && item.completes);
+        self.stats.target.record(self.rows.len(), decode, seconds);
+        self.stats.target_flops += flops;
+        report::target_pass(flops);
+        if decode {
+            self.target_cost.observe(self.rows.len(), seconds);
+        }
+
+        // [logit_rows, vocab_size], cut into one piece per sequence that draws a token.
+        let mut rest = logits;
+        let mut outcomes = Vec::with_capacity(items.len());
+        for (item, proposal) in items.iter().zip(proposals) {
+            if !item.completes {
+                outcomes.push(None);
+                continue;
+            }
+            let (own, others) = rest.split_at((proposal.tokens.len() + 1) * head_rows);
+            rest = others;
+            let sequence = self.sequences.get_mut(&item.id);
+            let sequence = sequence.expect("invariant: scheduled sequences exist");
+            outcomes.push(Some(sequence.verify(
+                &proposal.tokens,
+                own,
+                &self.eos_token_ids,
+                &mut self.processor,
+            )));
+        }
+        let mut events = Vec::new();
+        for ((item, proposal), outcome) in items.iter().zip(proposals).zip(outcomes) {
+            self.commit(item, proposal, outcome, &mut events);
+        }
+        events
+    }
+
+    /// Brings scheduler, proposer and statistics up to date with one sequence's share of a pass.
+    fn commit(
+        &mut self,
+        item: &Scheduled,
+        proposal: &Proposal,
+        outcome: Option<Result<Round, LogitsError>>,
+        events: &mut Vec<(RequestId, Event)>,
+    ) {
+        let sequence = self.sequences.get_mut(&item.id);
+        let sequence = sequence.expect("invariant: scheduled sequences exist");
+        sequence.stats.target_passes += 1;
+        sequence.stats.draft_passes += proposal.passes;
+        let round = match outcome {
+            None => {
+                let computed = item.start + item.count;
+                self.scheduler.commit(item.id, computed, sequence.tokens.len());
+                return;
+            }
+            Some(Ok(round)) => round,
+            Some(Err(error)) => {
+                tracing::warn!(%error, request = item.id.0, "a sequence cannot go on");
+                self.finish(item.id, FinishReason::Error(error.to_string()), events);
+                return;
+            }
+        };
+        // Positions known before the round, and the accepted draft tokens after them, are valid in
+        // both caches.
+        let known = item.start + item.count;
+        let valid = known + round.accepted;
+        sequence.proposer.computed = sequence.proposer.computed.min(valid);
+        sequence.length.observe(proposal.tokens.len(), round.accepted);
+        let latency = sequence.tokens_sent(round.tokens.len());
+        report::latency(latency, round.tokens.len());
+        if round.finish.is_none() {
+            self.scheduler.commit(item.id, valid, sequence.tokens.len());
+        }
+        let saved = match &self.proposer {
+            None => 0,
+            Some(proposer) => {
+                let at = |place| {
+                    let context = known + place;
+                    let full =
+                        self.target.config().flops_per_token(context, self.target.head_rows());
+                    let pruned = proposer.config().flops_per_token(context, proposer.head_rows());
+                    full.saturating_sub(pruned)
+                };
+                (0..proposal.tokens.len()).map(at).sum()
+            }
+        };
+        self.stats.record_round(proposal.tokens.len(), &round.tokens, saved);
+        report::round(proposal.tokens.len(), &round.tokens, saved);
+        events.push((item.id, Event::Tokens(round.tokens)));
+        if let Some(reason) = round.finish {
+            self.finish(item.id, reason, events);
+        }
+    }
+
+    fn finish(
+        &mut self,
+        id: RequestId,
+        reason: FinishReason,
+        events: &mut Vec<(RequestId, Event)>,
+    ) {
+        self.scheduler.remove(id);
+        if let Some(mut sequence) = self.sequences.remove(&id) {
+            sequence.stats.total_seconds = sequence.submitted.elapsed().as_secs_f64();
+            events.push((id, Event::Finished { reason, stats: sequence.stats }));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "core_tests.rs"]
+mod tests;

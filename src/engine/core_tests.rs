@@ -1,0 +1,296 @@
+use proptest::prelude::*;
+
+use super::super::test_model::{EOS, Fault, TestModel};
+use super::super::{TokenOut, TokenSource};
+use super::*;
+use crate::sampling::SamplingParams;
+
+fn config() -> EngineConfig {
+    EngineConfig { adaptive: false, num_blocks: Some(64), ..Default::default() }
+}
+
+fn engine(config: &EngineConfig, draft: Option<TestModel>) -> Engine {
+    let blocks = config.num_blocks.unwrap();
+    let draft = draft.map(|draft| Box::new(draft) as Box<dyn Forward>);
+    Engine::with_models(Box::new(TestModel::new(blocks)), draft, config.clone()).unwrap()
+}
+
+struct Output {
+    tokens: Vec<TokenOut>,
+    reason: FinishReason,
+    stats: crate::engine::SequenceStats,
+}
+
+impl Output {
+    fn ids(&self) -> Vec<u32> {
+        self.tokens.iter().map(|token| token.id).collect()
+    }
+}
+
+/// Runs all requests to their end and checks that nothing is left behind.
+fn run(engine: &mut Engine, requests: &[Request]) -> Vec<Output> {
+    let ids: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
+    let mut tokens: HashMap<RequestId, Vec<TokenOut>> = HashMap::new();
+    let mut ends = HashMap::new();
+    while engine.has_work() {
+        let events = engine.step();
+        assert!(!events.is_empty() || engine.has_work());
+        for (id, event) in events {
+            assert!(!ends.contains_key(&id), "news after the end");
+            match event {
+                Event::Tokens(new) => tokens.entry(id).or_default().extend(new),
+                Event::Finished { reason, stats } => {
+                    ends.insert(id, (reason, stats));
+                }
+            }
+        }
+    }
+    assert_eq!(engine.cache_blocks().0, 0, "blocks leaked");
+    let stats = engine.stats();
+    let sources =
+        stats.accepted_tokens + stats.recovered_tokens + stats.bonus_tokens + stats.target_tokens;
+    assert_eq!(sources, stats.generated_tokens);
+    assert!(stats.accepted_tokens <= stats.draft_tokens);
+    ids.iter()
+        .map(|id| {
+            let (reason, stats) = ends.remove(id).unwrap();
+            let tokens = tokens.remove(id).unwrap_or_default();
+            assert_eq!(stats.generated_tokens, tokens.len());
+            Output { tokens, reason, stats }
+        })
+        .collect()
+}
+
+fn ids(outputs: &[Output]) -> Vec<(Vec<u32>, FinishReason)> {
+    outputs.iter().map(|output| (output.ids(), output.reason.clone())).collect()
+}
+
+fn requests() -> Vec<Request> {
+    (0..8u32)
+        .map(|n| {
+            let prompt = (0..3 + n * 7).map(|i| 2 + (i * n + i) % 40).collect();
+            let mut request = Request::greedy(prompt, 40);
+            request.ignore_eos = n % 2 == 0;
+            if n == 3 {
+                request.params.repetition_penalty = 1.3;
+                request.params.frequency_penalty = 0.7;
+            }
+            request
+        })
+        .collect()
+}
+
+/// Each request on its own, without speculation: what every other way of running must repeat.
+fn reference(requests: &[Request]) -> Vec<(Vec<u32>, FinishReason)> {
+    requests.iter().flat_map(|r| ids(&run(&mut engine(&config(), None), &[r.clone()]))).collect()
+}
+
+#[test]
+fn greedy_output_does_not_depend_on_speculation_batch_or_cache() {
+    let requests = requests();
+    let expected = reference(&requests);
+    for budget in [1, 7, 512] {
+        for num_blocks in [6, 9, 64] {
+            for noise in [0, 80, 256] {
+                let config = EngineConfig {
+                    max_num_batched_tokens: budget,
+                    num_blocks: Some(num_blocks),
+                    ..config()
+                };
+                let draft = TestModel::draft(num_blocks, noise);
+                let mut engine = engine(&config, Some(draft));
+                let outputs = run(&mut engine, &requests);
+                assert_eq!(ids(&outputs), expected, "{budget} {num_blocks} {noise}");
+                if num_blocks == 6 && budget == 512 {
+                    assert!(engine.stats().preemptions > 0, "the cache is tight");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_trimmed_draft_changes_nothing_either() {
+    let requests = requests();
+    let vocab: Vec<u32> = (0..48).filter(|id| id % 3 != 0).collect();
+    let draft = TestModel::draft(64, 40).trimmed(&vocab);
+    let mut engine = engine(&config(), Some(draft));
+    assert_eq!(ids(&run(&mut engine, &requests)), reference(&requests));
+    assert!(engine.stats().accepted_tokens > 0);
+    assert!(engine.stats().recovered_tokens > 0);
+}
+
+#[test]
+fn a_perfect_draft_is_always_accepted() {
+    let mut engine = engine(&config(), Some(TestModel::draft(64, 0)));
+    let request = Request { ignore_eos: true, ..Request::greedy(vec![5, 6], 41) };
+    let output = &run(&mut engine, &[request])[0];
+    // One token from the prompt, then eight rounds of four accepted tokens and a bonus.
+    assert_eq!(output.stats.drafts, 8);
+    assert_eq!(output.stats.accepted_per_position, [8; 4]);
+    assert_eq!((output.stats.target_passes, output.stats.recovered_tokens), (9, 0));
+    assert_eq!(engine.stats().target_passes_saved, 32);
+    assert!(engine.stats().flops_saved > 0);
+    // One pass per draft token, and none to catch up: the first of a round does both.
+    assert_eq!(output.stats.draft_passes, 32);
+}
+
+#[test]
+fn limits_bound_the_draft() {
+    let mut engine = engine(&config(), Some(TestModel::draft(64, 0)));
+    for max_tokens in 1..12 {
+        let request = Request { ignore_eos: true, ..Request::greedy(vec![5, 6], max_tokens) };
+        let output = &run(&mut engine, &[request])[0];
+        assert_eq!((output.tokens.len(), &output.reason), (max_tokens, &FinishReason::Length));
+    }
+    // The context ends the sequence as well.
+    let prompt: Vec<u32> = vec![3; 250];
+    let request = Request { ignore_eos: true, ..Request::greedy(prompt, 1000) };
+    assert_eq!(run(&mut engine, &[request])[0].tokens.len(), 6);
+}
+
+#[test]
+fn requests_bound_speculation() {
+    let mut engine = engine(&config(), Some(TestModel::draft(64, 0)));
+    let base = Request { ignore_eos: true, ..Request::greedy(vec![5, 6], 20) };
+    let bounded = |n| Request { num_speculative_tokens: Some(n), ..base.clone() };
+    let outputs = run(&mut engine, &[bounded(0), bounded(2), bounded(99)]);
+    assert_eq!(outputs[0].stats.draft_tokens, 0);
+    assert!(outputs[0].tokens.iter().all(|t| t.source == TokenSource::Target));
+    assert_eq!(outputs[1].stats.accepted_per_position.len(), 2);
+    assert_eq!(outputs[2].stats.accepted_per_position.len(), 4);
+    assert_eq!(outputs[0].ids(), outputs[2].ids());
+}
+
+#[test]
+fn stop_tokens_and_eos_cut_the_round() {
+    let base = Request { ignore_eos: true, ..Request::greedy(vec![5, 6], 30) };
+    let mut engine = engine(&config(), Some(TestModel::draft(64, 0)));
+    let all = run(&mut engine, &[base.clone()])[0].ids();
+    for stop in [all[2], all[9], all[13]] {
+        let first = all.iter().position(|&id| id == stop).unwrap();
+        let request = Request { stop_token_ids: vec![stop], ..base.clone() };
+        let output = &run(&mut engine, &[request])[0];
+        assert_eq!(output.ids(), all[..=first]);
+        assert_eq!(output.reason, FinishReason::StopToken(stop));
+    }
+    let eos = Request { max_tokens: 250, ignore_eos: false, ..base };
+    let outputs = run(&mut engine, &[eos]);
+    if let Some(end) = outputs[0].ids().iter().position(|&id| id == EOS) {
+        assert_eq!((end + 1, &outputs[0].reason), (outputs[0].tokens.len(), &FinishReason::Eos));
+    }
+}
+
+#[test]
+fn seeded_sampling_repeats_itself() {
+    let request = |seed| Request {
+        params: SamplingParams { seed: Some(seed), ..Default::default() },
+        ..Request::greedy(vec![5, 6, 7], 30)
+    };
+    let sample = |seed, batch: usize| {
+        let mut engine = engine(&config(), Some(TestModel::draft(64, 100)));
+        run(&mut engine, &vec![request(seed); batch])[0].ids()
+    };
+    assert_eq!(sample(1, 1), sample(1, 1));
+    assert_eq!(sample(1, 1), sample(1, 5), "alone or in company");
+    assert_ne!(sample(1, 1), sample(2, 1));
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_raw_logits() {
+    let mut request = Request::greedy(vec![5, 6], 10);
+    request.params.logit_bias = vec![(9, 50.0)];
+    request.top_logprobs = Some(3);
+    let with = |draft| run(&mut engine(&config(), draft), &[request.clone()]).remove(0).tokens;
+    let plain = with(None);
+    assert!(plain.iter().all(|token| token.id == 9));
+    assert!(plain.iter().any(|token| token.top_logprobs[0].0 != 9), "the bias does not show");
+    assert!(plain.iter().all(|token| token.top_logprobs.len() == 3));
+    for (a, b) in plain.iter().zip(with(Some(TestModel::draft(64, 50)))) {
+        assert_eq!((a.logprob, &a.top_logprobs), (b.logprob, &b.top_logprobs));
+    }
+}
+
+#[test]
+fn a_failing_draft_costs_nothing_but_speed() {
+    let requests = requests();
+    let expected = reference(&requests);
+    for fault in [Fault::Nan, Fault::Panic] {
+        let mut draft = TestModel::draft(64, 20);
+        draft.on_one = fault;
+        let mut engine = engine(&config(), Some(draft));
+        assert_eq!(ids(&run(&mut engine, &requests)), expected);
+        assert!(engine.stats().draft_failures > 0);
+    }
+}
+
+#[test]
+fn a_failing_target_ends_its_sequence_alone() {
+    let mut target = TestModel::new(64);
+    target.on_one = Fault::Nan;
+    let mut engine = Engine::with_models(Box::new(target), None, config()).unwrap();
+    let bad = Request::greedy(vec![4, 1], 5);
+    let good = Request { stop_token_ids: vec![1], ..Request::greedy(vec![4, 2], 5) };
+    let outputs = run(&mut engine, &[bad, good]);
+    assert!(matches!(outputs[0].reason, FinishReason::Error(_)));
+    assert!(!matches!(outputs[1].reason, FinishReason::Error(_)));
+}
+
+#[test]
+fn cancelling_frees_the_blocks() {
+    let mut engine = engine(&config(), Some(TestModel::draft(64, 0)));
+    let ids: Vec<_> =
+        (0..3).map(|_| engine.submit(Request::greedy(vec![3; 40], 90)).unwrap()).collect();
+    engine.step();
+    assert!(engine.cache_blocks().0 >= 9);
+    ids.into_iter().for_each(|id| engine.cancel(id));
+    assert_eq!(engine.cache_blocks().0, 0);
+    assert!(!engine.has_work() && engine.step().is_empty());
+}
+
+#[test]
+fn impossible_setups_are_refused() {
+    let build = |config: EngineConfig, draft: Option<TestModel>| {
+        let draft = draft.map(|draft| Box::new(draft) as Box<dyn Forward>);
+        Engine::with_models(Box::new(TestModel::new(4)), draft, config).err()
+    };
+    let zero = EngineConfig { max_num_seqs: 0, ..config() };
+    assert_eq!(build(zero, None), Some(EngineError::Zero("max_num_seqs")));
+    let long = EngineConfig { max_model_len: Some(300), ..config() };
+    let too_long = EngineError::ContextTooLong { requested: 300, limit: 256 };
+    assert_eq!(build(long, None), Some(too_long));
+    let unsorted = TestModel::draft(4, 0).trimmed(&[3, 2]);
+    assert_eq!(build(config(), Some(unsorted)), Some(EngineError::BadDraftVocabulary));
+    // A small cache limits the context rather than failing later.
+    let small = EngineConfig { num_blocks: Some(2), ..config() };
+    let engine = engine(&small, None);
+    assert_eq!(engine.limits().max_model_len, 32);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Any mix of budget, cache size, draft and draft length gives the greedy output of each
+    /// request on its own.
+    #[test]
+    fn greedy_output_is_invariant(
+        budget in 1usize..40,
+        num_blocks in 6usize..20,
+        max_num_seqs in 1usize..9,
+        length in 0usize..7,
+        noise in 0u64..257,
+        adaptive: bool,
+    ) {
+        let requests = requests();
+        let config = EngineConfig {
+            max_num_batched_tokens: budget,
+            num_blocks: Some(num_blocks),
+            max_num_seqs,
+            num_speculative_tokens: length,
+            adaptive,
+            max_model_len: None,
+        };
+        let mut engine = engine(&config, Some(TestModel::draft(num_blocks, noise)));
+        prop_assert_eq!(ids(&run(&mut engine, &requests)), reference(&requests));
+    }
+}

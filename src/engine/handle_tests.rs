@@ -1,0 +1,95 @@
+use super::super::EngineConfig;
+use super::super::test_model::{Fault, TestModel};
+use super::*;
+
+fn engine(on_one: Fault) -> Engine {
+    let config = EngineConfig { num_blocks: Some(32), ..Default::default() };
+    let mut target = TestModel::new(32);
+    target.on_one = on_one;
+    Engine::with_models(Box::new(target), None, config).unwrap()
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
+}
+
+fn long() -> Request {
+    Request { ignore_eos: true, ..Request::greedy(vec![3, 4], 200) }
+}
+
+#[test]
+fn events_arrive_in_order_and_the_thread_ends_with_its_handles() {
+    let (handle, thread) = EngineHandle::start(engine(Fault::None));
+    block_on(async {
+        let mut readers = Vec::new();
+        for _ in 0..3 {
+            readers.push(handle.submit(long()).await.unwrap());
+        }
+        for mut events in readers {
+            let mut tokens = 0;
+            loop {
+                match events.recv().await.unwrap() {
+                    Event::Tokens(new) => tokens += new.len(),
+                    Event::Finished { reason, stats } => {
+                        assert_eq!(reason, FinishReason::Length);
+                        assert_eq!((stats.generated_tokens, tokens), (200, 200));
+                        break;
+                    }
+                }
+            }
+            assert_eq!(events.recv().await, None);
+        }
+    });
+    assert!(handle.is_alive());
+    drop(handle);
+    thread.join().unwrap();
+}
+
+#[test]
+fn invalid_requests_come_back_at_once() {
+    let (handle, _thread) = EngineHandle::start(engine(Fault::None));
+    let error = block_on(handle.submit(Request::greedy(vec![], 1))).unwrap_err();
+    assert!(matches!(error, SubmitError::Invalid(RequestError { field: "prompt", .. })));
+}
+
+#[test]
+fn a_dropped_receiver_cancels() {
+    let mut engine = engine(Fault::None);
+    let (sender, submissions) = commands::channel();
+    let mut readers = Readers::new();
+    let submit = || {
+        let (events, receiver) = mpsc::channel(201);
+        sender.send(Submission { request: long(), events }).unwrap();
+        receiver
+    };
+    let (kept, dropped) = (submit(), submit());
+    assert!(turn(&mut engine, &submissions, &mut readers));
+    let both = engine.cache_blocks().0;
+    drop(dropped);
+    turn(&mut engine, &submissions, &mut readers);
+    assert_eq!((engine.cache_blocks().0 * 2, readers.len()), (both, 1));
+    drop(kept);
+    turn(&mut engine, &submissions, &mut readers);
+    assert_eq!((engine.cache_blocks().0, engine.has_work()), (0, false));
+}
+
+#[test]
+fn a_crash_reaches_every_reader() {
+    let (handle, thread) = EngineHandle::start(engine(Fault::Panic));
+    block_on(async {
+        let mut healthy = handle.submit(long()).await.unwrap();
+        let _ = handle.submit(Request::greedy(vec![1], 5)).await;
+        let last = loop {
+            match healthy.recv().await {
+                Some(Event::Tokens(_)) => {}
+                other => break other,
+            }
+        };
+        let Some(Event::Finished { reason, .. }) = last else { panic!("no last event") };
+        // The healthy sequence may have met token 1 by itself, which ends in the same way.
+        assert!(matches!(reason, FinishReason::Error(_)), "{reason:?}");
+        thread.join().unwrap();
+        assert!(!handle.is_alive());
+        assert_eq!(handle.submit(long()).await.unwrap_err(), SubmitError::Stopped);
+    });
+}

@@ -1,0 +1,78 @@
+//! Counts what the engine does in the process-wide metrics.
+
+use metrics::{counter, gauge, histogram};
+
+use super::scheduler::Scheduler;
+use super::sequence::Latency;
+use super::{TokenOut, TokenSource};
+use crate::metrics as names;
+use crate::spec::DraftPass;
+
+const TARGET: (&str, &str) = ("model", "target");
+const DRAFT: (&str, &str) = ("model", "draft");
+
+pub(super) fn prompt(tokens: usize) {
+    counter!(names::PROMPT_TOKENS).increment(tokens as u64);
+}
+
+pub(super) fn queue_time(seconds: f64) {
+    histogram!(names::QUEUE_TIME).record(seconds);
+}
+
+pub(super) fn preemption() {
+    counter!(names::PREEMPTIONS).increment(1);
+}
+
+pub(super) fn load(scheduler: &Scheduler) {
+    gauge!(names::RUNNING_SEQUENCES).set(scheduler.num_running() as f64);
+    gauge!(names::WAITING_SEQUENCES).set(scheduler.num_waiting() as f64);
+    gauge!(names::KV_CACHE_USED_BLOCKS).set(scheduler.pool().num_used() as f64);
+    gauge!(names::KV_CACHE_BLOCKS).set(scheduler.pool().num_blocks() as f64);
+}
+
+pub(super) fn target_pass(flops: u64) {
+    counter!(names::FORWARD_PASSES, &[TARGET]).increment(1);
+    counter!(names::FLOPS, &[TARGET]).increment(flops);
+}
+
+pub(super) fn draft_passes(passes: &[DraftPass], failures: u64) {
+    if !passes.is_empty() {
+        counter!(names::FORWARD_PASSES, &[DRAFT]).increment(passes.len() as u64);
+        counter!(names::FLOPS, &[DRAFT]).increment(passes.iter().map(|pass| pass.flops).sum());
+    }
+    if failures > 0 {
+        counter!(names::DRAFT_FAILURES).increment(failures);
+    }
+}
+
+pub(super) fn latency(latency: Latency, tokens: usize) {
+    match latency {
+        Latency::First(seconds) => histogram!(names::TIME_TO_FIRST_TOKEN).record(seconds),
+        Latency::Between(seconds) => {
+            histogram!(names::INTER_TOKEN_LATENCY).record_many(seconds, tokens);
+        }
+    }
+}
+
+pub(super) fn round(drafted: usize, tokens: &[TokenOut], flops_saved: u64) {
+    if drafted > 0 {
+        counter!(names::DRAFTS).increment(1);
+        counter!(names::DRAFT_TOKENS).increment(drafted as u64);
+        counter!(names::FLOPS_SAVED).increment(flops_saved);
+    }
+    counter!(names::GENERATED_TOKENS).increment(tokens.len() as u64);
+    counter!(names::TARGET_PASSES_SAVED).increment((tokens.len() as u64).saturating_sub(1));
+    for (place, token) in tokens.iter().enumerate() {
+        let name = match token.source {
+            TokenSource::Target => names::TARGET_TOKENS,
+            TokenSource::Recovered => names::RECOVERED_TOKENS,
+            TokenSource::Bonus => names::BONUS_TOKENS,
+            TokenSource::Accepted => {
+                let label = [("position", place.to_string())];
+                counter!(names::ACCEPTED_PER_POSITION, &label).increment(1);
+                names::ACCEPTED_TOKENS
+            }
+        };
+        counter!(name).increment(1);
+    }
+}

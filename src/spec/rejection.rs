@@ -1,0 +1,58 @@
+//! Which draft tokens stand: standard rejection sampling (Leviathan et al., arXiv 2211.17192). The
+//! tokens it yields are distributed exactly as if each had been drawn from the target.
+
+use super::DraftToken;
+use crate::sampling::{Distribution, Draws, Purpose};
+
+/// The token that ends a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinalToken {
+    /// Drawn from norm(max(0, target_probs − draft_probs)) in place of a rejected draft token.
+    Recovered(u32),
+    /// Drawn from the target's distribution after the last draft token, all of them accepted.
+    Bonus(u32),
+}
+
+/// The outcome of a round: the first `accepted` draft tokens, then one more token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict {
+    /// **Accepted tokens**: the length of the prefix of draft tokens that stands.
+    pub accepted: usize,
+    /// The **recovered token** after a rejection, or the **bonus token** after none.
+    pub last: FinalToken,
+}
+
+/// Decides a round. The draft tokens stand at `position` and after; `target_probs(i)` is the
+/// target's distribution at `position + i`, given the draft tokens before it. It is asked in order
+/// and only as far as needed. Greedy decoding is the special case of one-hot distributions.
+///
+/// # Errors
+/// Whatever `target_probs` fails with.
+pub fn rejection_sample<E>(
+    draft: &[DraftToken],
+    draws: &Draws,
+    position: usize,
+    mut target_probs: impl FnMut(usize) -> Result<Distribution, E>,
+) -> Result<Verdict, E> {
+    for (accepted, token) in draft.iter().enumerate() {
+        let target = target_probs(accepted)?;
+        let position = position + accepted;
+        let target_prob = f64::from(target.prob(token.id));
+        let draft_prob = f64::from(token.draft_probs.prob(token.id));
+        // Accept with probability min(1, target_prob / draft_prob).
+        if draws.uniform(position, Purpose::Accept) * draft_prob < target_prob {
+            continue;
+        }
+        let left = target.residual(&token.draft_probs).unwrap_or(target);
+        let id = left.draw(draws.uniform(position, Purpose::Sample));
+        return Ok(Verdict { accepted, last: FinalToken::Recovered(id) });
+    }
+    let accepted = draft.len();
+    let uniform = draws.uniform(position + accepted, Purpose::Sample);
+    let id = target_probs(accepted)?.draw(uniform);
+    Ok(Verdict { accepted, last: FinalToken::Bonus(id) })
+}
+
+#[cfg(test)]
+#[path = "rejection_tests.rs"]
+mod tests;

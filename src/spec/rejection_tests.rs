@@ -1,0 +1,164 @@
+use std::convert::Infallible;
+
+use super::*;
+use crate::sampling::{History, Processor, SamplingParams};
+
+fn token(id: u32) -> DraftToken {
+    DraftToken { id, draft_probs: Distribution::one_hot(id) }
+}
+
+fn greedy(draft: &[u32], target: &[u32]) -> Verdict {
+    let draft: Vec<DraftToken> = draft.iter().map(|&id| token(id)).collect();
+    let verdict: Result<_, Infallible> =
+        rejection_sample(&draft, &Draws::new(1), 10, |i| Ok(Distribution::one_hot(target[i])));
+    verdict.unwrap()
+}
+
+#[test]
+fn one_hot_rounds_accept_the_matching_prefix() {
+    let bonus = |accepted, id| Verdict { accepted, last: FinalToken::Bonus(id) };
+    let recovered = |accepted, id| Verdict { accepted, last: FinalToken::Recovered(id) };
+    assert_eq!(greedy(&[5, 6, 7], &[5, 6, 7, 8]), bonus(3, 8));
+    assert_eq!(greedy(&[5, 6, 7], &[5, 6, 9, 8]), recovered(2, 9));
+    assert_eq!(greedy(&[5, 6, 7], &[1, 6, 7, 8]), recovered(0, 1));
+    assert_eq!(greedy(&[], &[4]), bonus(0, 4));
+}
+
+#[test]
+fn rows_after_a_rejection_are_not_asked_for() {
+    let draft = [token(1), token(2)];
+    let verdict = rejection_sample(&draft, &Draws::new(0), 0, |i| match i {
+        0 => Ok(Distribution::one_hot(3)),
+        _ => Err("asked too far"),
+    });
+    assert_eq!(verdict, Ok(Verdict { accepted: 0, last: FinalToken::Recovered(3) }));
+    let failed = rejection_sample(&draft, &Draws::new(0), 0, |_| Err::<Distribution, _>("nan"));
+    assert_eq!(failed, Err("nan"));
+}
+
+/// A pair of models over 6 tokens: logits given the token before. The draft sees only the tokens of
+/// `ids`, in that order of rows.
+struct Pair {
+    target: fn(u32) -> [f32; 6],
+    draft: fn(u32) -> Vec<f32>,
+    ids: Option<&'static [u32]>,
+}
+
+/// One round of two draft tokens from token 0 on; the first two tokens of the outcome, continued
+/// from the target alone where the round yields only one.
+fn two_tokens(pair: &Pair, params: &SamplingParams, seed: u64) -> [u32; 2] {
+    let draws = Draws::new(seed);
+    let mut processor = Processor::new();
+    let mut history = History::new(&[0]);
+    let (mut draft, mut last) = (Vec::new(), 0);
+    for position in 1..3 {
+        let logits = (pair.draft)(last);
+        let draft_probs = processor.distribution(&logits, pair.ids, params, &history).unwrap();
+        let id = draft_probs.draw(draws.uniform(position, Purpose::Draft));
+        draft.push(DraftToken { id, draft_probs });
+        history.push(id);
+        last = id;
+    }
+    let mut history = History::new(&[0]);
+    let verdict = rejection_sample(&draft, &draws, 1, |i| {
+        let previous = if i == 0 { 0 } else { draft[i - 1].id };
+        if i > 0 {
+            history.push(previous);
+        }
+        processor.distribution(&(pair.target)(previous), None, params, &history)
+    });
+    let verdict = verdict.unwrap();
+    let (FinalToken::Recovered(id) | FinalToken::Bonus(id)) = verdict.last;
+    let mut tokens: Vec<u32> = draft[..verdict.accepted].iter().map(|t| t.id).collect();
+    tokens.push(id);
+    if tokens.len() < 2 {
+        let mut history = History::new(&[0]);
+        history.push(tokens[0]);
+        let next = processor.distribution(&(pair.target)(tokens[0]), None, params, &history);
+        tokens.push(next.unwrap().draw(draws.uniform(2, Purpose::Sample)));
+    }
+    [tokens[0], tokens[1]]
+}
+
+/// Chi-square of the joint distribution of two tokens against the target's own.
+fn check(pair: &Pair, params: &SamplingParams) {
+    let trials = 40_000;
+    let mut counts = [[0u32; 6]; 6];
+    for seed in 0..trials {
+        let [first, second] = two_tokens(pair, params, seed);
+        counts[first as usize][second as usize] += 1;
+    }
+    let mut processor = Processor::new();
+    let mut history = History::new(&[0]);
+    let first = processor.distribution(&(pair.target)(0), None, params, &history).unwrap();
+    let (mut chi_square, mut cells) = (0.0, 0);
+    for a in 0..6 {
+        history.push(a);
+        let second = processor.distribution(&(pair.target)(a), None, params, &history).unwrap();
+        history.pop(a);
+        for b in 0..6 {
+            let expected = f64::from(first.prob(a)) * f64::from(second.prob(b)) * trials as f64;
+            let seen = f64::from(counts[a as usize][b as usize]);
+            if expected == 0.0 {
+                assert_eq!(seen, 0.0, "impossible tokens {a}, {b}");
+            } else if expected >= 5.0 {
+                chi_square += (seen - expected).powi(2) / expected;
+                cells += 1;
+            }
+        }
+    }
+    // Mean and deviation of chi-square with `cells - 1` degrees of freedom; seeds are fixed, so
+    // this either always passes or never does.
+    let degrees = f64::from(cells - 1);
+    let limit = degrees + 4.0 * (2.0 * degrees).sqrt();
+    assert!(chi_square < limit, "{chi_square} against {limit} for {params:?}");
+}
+
+fn target(previous: u32) -> [f32; 6] {
+    let shift = previous as f32 * 0.7;
+    std::array::from_fn(|id| (id as f32 * 1.3 + shift).sin() * 1.5)
+}
+
+fn all_params() -> Vec<SamplingParams> {
+    let base = SamplingParams::default();
+    vec![
+        base.clone(),
+        SamplingParams { temperature: 0.6, ..base.clone() },
+        SamplingParams { temperature: 1.7, top_k: Some(4), ..base.clone() },
+        SamplingParams { top_p: 0.8, ..base.clone() },
+        SamplingParams { min_p: 0.2, temperature: 1.3, ..base.clone() },
+        SamplingParams {
+            repetition_penalty: 1.4,
+            presence_penalty: 0.8,
+            frequency_penalty: 0.5,
+            logit_bias: vec![(4, 1.0)],
+            ..base
+        },
+    ]
+}
+
+#[test]
+fn output_is_the_targets_for_a_close_draft() {
+    fn draft(previous: u32) -> Vec<f32> {
+        target(previous).iter().enumerate().map(|(id, l)| l + 0.3 * (id % 2) as f32).collect()
+    }
+    all_params().iter().for_each(|params| check(&Pair { target, draft, ids: None }, params));
+}
+
+#[test]
+fn output_is_the_targets_for_a_bad_draft() {
+    fn draft(previous: u32) -> Vec<f32> {
+        target(previous).iter().map(|logit| -2.0 * logit).collect()
+    }
+    all_params().iter().for_each(|params| check(&Pair { target, draft, ids: None }, params));
+}
+
+#[test]
+fn output_is_the_targets_for_a_trimmed_draft() {
+    fn draft(previous: u32) -> Vec<f32> {
+        let full = target(previous + 1);
+        vec![full[1], full[2], full[5]]
+    }
+    let pair = Pair { target, draft, ids: Some(&[1, 2, 5]) };
+    all_params().iter().for_each(|params| check(&pair, params));
+}
