@@ -82,7 +82,10 @@ fn requests() -> Vec<Request> {
 
 /// Each request on its own, without speculation: what every other way of running must repeat.
 fn reference(requests: &[Request]) -> Vec<(Vec<u32>, FinishReason)> {
-    requests.iter().flat_map(|r| ids(&run(&mut engine(&config(), None), &[r.clone()]))).collect()
+    requests
+        .iter()
+        .flat_map(|r| ids(&run(&mut engine(&config(), None), std::slice::from_ref(r))))
+        .collect()
 }
 
 #[test]
@@ -166,7 +169,7 @@ fn requests_bound_speculation() {
 fn stop_tokens_and_eos_cut_the_round() {
     let base = Request { ignore_eos: true, ..Request::greedy(vec![5, 6], 30) };
     let mut engine = engine(&config(), Some(TestModel::draft(64, 0)));
-    let all = run(&mut engine, &[base.clone()])[0].ids();
+    let all = run(&mut engine, std::slice::from_ref(&base))[0].ids();
     for stop in [all[2], all[9], all[13]] {
         let first = all.iter().position(|&id| id == stop).unwrap();
         let request = Request { stop_token_ids: vec![stop], ..base.clone() };
@@ -194,6 +197,54 @@ fn seeded_sampling_repeats_itself() {
     assert_eq!(sample(1, 1), sample(1, 1));
     assert_eq!(sample(1, 1), sample(1, 5), "alone or in company");
     assert_ne!(sample(1, 1), sample(2, 1));
+}
+
+/// Two-sample chi-square of the second and third token, drawn with and without speculation.
+#[test]
+fn sampled_output_has_the_targets_distribution() {
+    let trials = 6000;
+    let params = [
+        SamplingParams::default(),
+        SamplingParams { temperature: 0.7, top_k: Some(12), top_p: 0.9, ..Default::default() },
+    ];
+    for params in params {
+        let count = |draft: Option<TestModel>, first_seed: u64| {
+            let mut engine = engine(&config(), draft);
+            let mut counts = [[0f64; 48]; 2];
+            let request = |seed| Request {
+                params: SamplingParams { seed: Some(seed), ..params.clone() },
+                ignore_eos: true,
+                ..Request::greedy(vec![5, 6], 3)
+            };
+            for chunk in 0..trials / 100 {
+                let batch: Vec<Request> =
+                    (0..100).map(|i| request(first_seed + chunk * 100 + i)).collect();
+                for output in run(&mut engine, &batch) {
+                    counts[0][output.tokens[1].id as usize] += 1.0;
+                    counts[1][output.tokens[2].id as usize] += 1.0;
+                }
+            }
+            counts
+        };
+        let plain = count(None, 0);
+        let vocab: Vec<u32> = (0..48).filter(|id| id % 5 != 0).collect();
+        let drafts = [TestModel::draft(64, 128), TestModel::draft(64, 128).trimmed(&vocab)];
+        for draft in drafts {
+            let speculative = count(Some(draft), 1_000_000);
+            for (a, b) in plain.iter().zip(&speculative) {
+                let terms: Vec<f64> = a
+                    .iter()
+                    .zip(b)
+                    .filter(|(a, b)| *a + *b >= 10.0)
+                    .map(|(a, b)| (a - b).powi(2) / (a + b))
+                    .collect();
+                let degrees = (terms.len() - 1) as f64;
+                let chi_square: f64 = terms.iter().sum();
+                let limit = degrees + 4.0 * (2.0 * degrees).sqrt();
+                assert!(chi_square < limit, "{chi_square} against {limit}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -60,8 +60,7 @@ impl History {
 pub fn argmax(logits: &[f32]) -> Result<u32, LogitsError> {
     let mut best = (0, f32::NEG_INFINITY);
     for (id, &logit) in logits.iter().enumerate() {
-        // False for NaN and for infinity, so one comparison guards the common path.
-        if !(logit < f32::INFINITY) {
+        if logit.is_nan() || logit == f32::INFINITY {
             return Err(LogitsError::NotFinite { id: id as u32 });
         }
         if logit > best.1 {
@@ -112,7 +111,7 @@ impl Processor {
             if params.temperature == 0.0 {
                 return Ok(Distribution::one_hot(token(best)));
             }
-            let mut kept = self.truncated(source, source[best as usize], params)?;
+            let mut kept = self.truncated(source, source[best as usize], params);
             if ids.is_some() {
                 kept.iter_mut().for_each(|(row, _)| *row = token(*row));
             }
@@ -124,12 +123,7 @@ impl Processor {
 
     /// Weights exp((logit − max) / temperature) of the rows that top-k, top-p and min-p keep, in
     /// order of row.
-    fn truncated(
-        &mut self,
-        logits: &[f32],
-        max: f32,
-        params: &SamplingParams,
-    ) -> Result<Vec<(u32, f32)>, LogitsError> {
+    fn truncated(&mut self, logits: &[f32], max: f32, params: &SamplingParams) -> Vec<(u32, f32)> {
         // f64: a temperature near 0 must not overflow to NaN.
         let scale = 1.0 / f64::from(params.temperature);
         let weight = |logit: f32| (f64::from(logit - max) * scale).exp() as f32;
@@ -149,7 +143,7 @@ impl Processor {
             candidates.retain(|&(_, weight)| weight >= params.min_p);
         }
         candidates.sort_unstable_by_key(|&(row, _)| row);
-        if candidates.is_empty() { Err(LogitsError::NothingLeft) } else { Ok(candidates.clone()) }
+        candidates.clone()
     }
 }
 
