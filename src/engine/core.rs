@@ -18,18 +18,18 @@ use crate::spec::{DraftModelProposer, Proposal, ProposeTask, StepCost};
 /// Many sequences, one target and perhaps one draft model. Single-threaded: see
 /// [`super::EngineHandle`] for use from many tasks.
 pub struct Engine {
-    target: Box<dyn Forward>,
-    proposer: Option<DraftModelProposer>,
-    scheduler: Scheduler,
+    pub(super) target: Box<dyn Forward>,
+    pub(super) proposer: Option<DraftModelProposer>,
+    pub(super) scheduler: Scheduler,
     sequences: HashMap<RequestId, Sequence>,
     processor: Processor,
     rows: Rows,
-    config: EngineConfig,
-    limits: EngineLimits,
+    pub(super) config: EngineConfig,
+    pub(super) limits: EngineLimits,
     eos_token_ids: Vec<u32>,
     stats: EngineStats,
-    target_cost: StepCost,
-    draft_cost: StepCost,
+    pub(super) target_cost: StepCost,
+    pub(super) draft_cost: StepCost,
     next_id: u64,
     seeds: RandomState,
 }

@@ -300,6 +300,18 @@ fn cancelling_frees_the_blocks() {
 }
 
 #[test]
+fn measuring_leaves_no_trace() {
+    let mut engine = engine(&config(), Some(TestModel::draft(64, 0)));
+    let costs = engine.measure_costs(40, &[1, 2, 4], 3);
+    assert_eq!(costs.target.iter().map(|c| c.0).collect::<Vec<_>>(), [1, 2, 4]);
+    assert_eq!(costs.verify_cost(1), Some(1.0));
+    assert!(costs.draft_step_cost().is_some_and(|cost| cost > 0.0));
+    assert_eq!((engine.cache_blocks().0, engine.stats().steps), (0, 0));
+    let requests = requests();
+    assert_eq!(ids(&run(&mut engine, &requests)), reference(&requests));
+}
+
+#[test]
 fn impossible_setups_are_refused() {
     let build = |config: EngineConfig, draft: Option<TestModel>| {
         let draft = draft.map(|draft| Box::new(draft) as Box<dyn Forward>);

@@ -4,6 +4,7 @@
 mod config;
 mod core;
 mod handle;
+mod measure;
 mod report;
 mod request;
 mod scheduler;
@@ -15,6 +16,7 @@ mod test_model;
 pub use config::{EngineConfig, EngineError};
 pub use core::Engine;
 pub use handle::{EngineHandle, SubmitError};
+pub use measure::MeasuredCosts;
 pub use request::{
     EngineLimits, Event, FinishReason, MAX_TOP_LOGPROBS, Request, RequestError, RequestId,
     TokenOut, TokenSource,

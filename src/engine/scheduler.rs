@@ -102,6 +102,11 @@ impl Scheduler {
         &self.pool
     }
 
+    /// The block pool, to borrow blocks from while nothing is scheduled.
+    pub(super) fn pool_mut(&mut self) -> &mut BlockPool {
+        &mut self.pool
+    }
+
     /// The block table of a running sequence.
     ///
     /// # Panics

@@ -124,6 +124,11 @@ impl DraftModelProposer {
         self.model.head_rows()
     }
 
+    /// The draft model itself, to measure it.
+    pub fn model_mut(&mut self) -> &mut dyn Forward {
+        self.model.as_mut()
+    }
+
     /// Whether the draft model failed for good.
     #[must_use]
     pub fn is_broken(&self) -> bool {

@@ -1,0 +1,114 @@
+//! Step costs of an idle engine, for benchmarks and for a draft-length controller that knows them
+//! before the first request.
+
+use std::time::Instant;
+
+use super::Engine;
+use crate::kv_cache::BlockTable;
+use crate::model::{Forward, Rows};
+
+/// Seconds of forward passes, each the median of several.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MeasuredCosts {
+    /// Rows of one sequence in a target pass, all with logits → seconds.
+    pub target: Vec<(usize, f64)>,
+    /// One row through the draft model, if there is one.
+    pub draft: Option<f64>,
+}
+
+impl MeasuredCosts {
+    /// Seconds of a target pass with `rows` rows over one with a single row.
+    #[must_use]
+    pub fn verify_cost(&self, rows: usize) -> Option<f64> {
+        Some(self.target_seconds(rows)? / self.target_seconds(1)?)
+    }
+
+    /// Seconds of a draft step over those of a target step.
+    #[must_use]
+    pub fn draft_step_cost(&self) -> Option<f64> {
+        Some(self.draft? / self.target_seconds(1)?)
+    }
+
+    fn target_seconds(&self, rows: usize) -> Option<f64> {
+        self.target.iter().find(|&&(measured, _)| measured == rows).map(|&(_, seconds)| seconds)
+    }
+}
+
+impl Engine {
+    /// Times passes of `row_counts` rows after `context` positions, `repeats` of each, and tells
+    /// the draft-length controller. Statistics and metrics do not count them.
+    ///
+    /// # Panics
+    /// If the engine has work, or `context` and the rows exceed
+    /// [`max_model_len`](super::EngineLimits::max_model_len).
+    pub fn measure_costs(
+        &mut self,
+        context: usize,
+        row_counts: &[usize],
+        repeats: usize,
+    ) -> MeasuredCosts {
+        assert!(!self.has_work(), "step costs are measured on an idle engine");
+        let longest = context + row_counts.iter().copied().max().unwrap_or(1).max(1);
+        assert!(longest <= self.limits.max_model_len, "{longest} positions exceed the context");
+        let mut table = BlockTable::new();
+        let reserved = table.reserve(longest, self.scheduler.pool_mut());
+        assert!(reserved, "invariant: an idle engine has room for one sequence");
+        let chunk = self.config.max_num_batched_tokens;
+        let mut costs = MeasuredCosts { target: Vec::new(), draft: None };
+        let target = self.target.as_mut();
+        prefill(target, &table, context, chunk);
+        // Round-robin, so that a busy moment of the machine touches every count alike.
+        let mut samples = vec![Vec::new(); row_counts.len()];
+        for _ in 0..repeats.max(1) {
+            for (samples, &rows) in samples.iter_mut().zip(row_counts) {
+                samples.push(time(target, &table, context, rows));
+            }
+        }
+        for (mut samples, &rows) in samples.into_iter().zip(row_counts) {
+            let seconds = median(&mut samples);
+            self.target_cost.observe(rows, seconds);
+            costs.target.push((rows, seconds));
+        }
+        if let Some(draft) = self.proposer.as_mut().map(|proposer| proposer.model_mut()) {
+            prefill(draft, &table, context, chunk);
+            let mut samples: Vec<f64> =
+                (0..repeats.max(1)).map(|_| time(draft, &table, context, 1)).collect();
+            let seconds = median(&mut samples);
+            self.draft_cost.observe(1, seconds);
+            costs.draft = Some(seconds);
+        }
+        table.truncate(0, self.scheduler.pool_mut());
+        costs
+    }
+}
+
+/// Fills the cache with `context` positions of some text.
+fn prefill(model: &mut dyn Forward, table: &BlockTable, context: usize, chunk: usize) {
+    let mut rows = Rows::default();
+    for start in (0..context).step_by(chunk) {
+        rows.clear();
+        rows.push(table, start, tokens(model, start..context.min(start + chunk)), 0);
+        model.forward(&rows);
+    }
+}
+
+/// Seconds of one pass of `count` rows with logits after `context` positions.
+fn time(model: &mut dyn Forward, table: &BlockTable, context: usize, count: usize) -> f64 {
+    let mut rows = Rows::default();
+    rows.clear();
+    rows.push(table, context, tokens(model, context..context + count), count);
+    let started = Instant::now();
+    model.forward(&rows);
+    started.elapsed().as_secs_f64()
+}
+
+/// Some token for each position.
+fn tokens(model: &dyn Forward, positions: std::ops::Range<usize>) -> Vec<u32> {
+    let vocab_size = model.config().vocab_size;
+    positions.map(|position| (position * 31 % vocab_size) as u32).collect()
+}
+
+fn median(samples: &mut [f64]) -> f64 {
+    samples.sort_unstable_by(f64::total_cmp);
+    samples[samples.len() / 2]
+}
