@@ -1,1 +1,33 @@
-//! ops.
+//! The kernels: one safe function each, on plain slices, chosen for the processor at run time.
+//!
+//! This is the only place with `unsafe` code. Every kernel has a plain version that the tests hold the
+//! fast ones against, and gives the same bits on every path, for any number of threads and rows.
+
+#![expect(
+    unsafe_code,
+    reason = "kernels use processor intrinsics and split slices between threads"
+)]
+
+mod activations;
+mod attention;
+mod dtype;
+mod elementwise;
+#[cfg(target_arch = "x86_64")]
+pub mod gemm_bf16;
+mod isa;
+mod matmul;
+mod packed;
+mod rope;
+mod shared_mut;
+#[cfg(test)]
+mod testing;
+mod threads;
+
+pub use activations::Activations;
+pub use attention::{AttentionShape, LayerCache, paged_attention};
+pub use dtype::{DType, Group};
+pub use elementwise::{add_assign, add_bias, rms_norm, rms_norm_heads, silu_mul};
+pub use matmul::matmul;
+pub use packed::{OpsError, PackedMatrix};
+pub use rope::RopeTable;
+pub use threads::ThreadPool;

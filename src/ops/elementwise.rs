@@ -1,0 +1,198 @@
+//! Norms, residuals, the gated activation and the exponential they share.
+
+use super::ThreadPool;
+use super::isa::{Isa, per_isa};
+use super::shared_mut::SharedMut;
+
+/// `out = x / rms(x) * weight` for every row of `weight.len()` values.
+///
+/// # Panics
+/// If `x` and `out` differ in length or do not hold whole rows.
+pub fn rms_norm(pool: &ThreadPool, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let width = weight.len();
+    assert!(x.len() == out.len() && x.len().is_multiple_of(width), "rows of {width}");
+    let isa = Isa::best();
+    let parts = SharedMut::new(out);
+    pool.run(x.len() / width, &|row| {
+        // SAFETY: each task has its own row.
+        let out = unsafe { parts.slice(row * width, width) };
+        norm_row(isa, &x[row * width..][..width], weight, eps, out);
+    });
+}
+
+/// RMS norm of every head in place: `x` holds rows of `stride` values, in which `heads` heads of
+/// `weight.len()` values start at `offset` (Qwen3's query and key norm).
+pub fn rms_norm_heads(
+    pool: &ThreadPool,
+    x: &mut [f32],
+    weight: &[f32],
+    eps: f32,
+    heads: usize,
+    stride: usize,
+    offset: usize,
+) {
+    let isa = Isa::best();
+    let width = weight.len();
+    let rows = x.len() / stride;
+    let parts = SharedMut::new(x);
+    pool.run(rows, &|row| {
+        // SAFETY: each task has its own row.
+        let heads = unsafe { parts.slice(row * stride + offset, heads * width) };
+        let mut copy = [0f32; 512];
+        for head in heads.chunks_exact_mut(width) {
+            let copy = &mut copy[..width];
+            copy.copy_from_slice(head);
+            norm_row(isa, copy, weight, eps, head);
+        }
+    });
+}
+
+/// `x += y`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn add_assign(x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len(), "lengths");
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+/// `x += bias` for rows of `stride` values, at `offset`.
+pub fn add_bias(x: &mut [f32], bias: &[f32], stride: usize, offset: usize) {
+    for row in x.chunks_exact_mut(stride) {
+        add_assign(&mut row[offset..offset + bias.len()], bias);
+    }
+}
+
+/// `out = silu(gate) * up` for rows `[gate | up]` of `2 n` values; `out` has rows of `n`.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn silu_mul(pool: &ThreadPool, gate_up: &[f32], n: usize, out: &mut [f32]) {
+    assert!(gate_up.len() == 2 * out.len() && out.len().is_multiple_of(n), "rows of {n}");
+    let isa = Isa::best();
+    let parts = SharedMut::new(out);
+    let rows = gate_up.len() / (2 * n);
+    pool.run(rows, &|row| {
+        let (gate, up) = gate_up[row * 2 * n..][..2 * n].split_at(n);
+        // SAFETY: each task has its own row.
+        silu_row(isa, gate, up, unsafe { parts.slice(row * n, n) });
+    });
+}
+
+per_isa! {
+    fn norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        // 16 partial sums, added in a fixed order.
+        let mut parts = [0f32; 16];
+        let (chunks, rest) = x.as_chunks::<16>();
+        for chunk in chunks {
+            for (part, v) in parts.iter_mut().zip(chunk) {
+                *part = v.mul_add(*v, *part);
+            }
+        }
+        for (part, v) in parts.iter_mut().zip(rest) {
+            *part = v.mul_add(*v, *part);
+        }
+        let mean = parts.iter().sum::<f32>() / x.len() as f32;
+        let scale = 1.0 / (mean + eps).sqrt();
+        for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
+            *out = x * scale * w;
+        }
+    }
+}
+
+per_isa! {
+    fn silu_row(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        for ((out, g), u) in out.iter_mut().zip(gate).zip(up) {
+            *out = g / (1.0 + exp(-g)) * u;
+        }
+    }
+}
+
+/// e^x to within 2 units in the last place, the same bits on every path; NaN stays NaN, and values
+/// beyond what f32 holds saturate.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    let x = if x < -87.0 { -87.0 } else { x };
+    let x = if x > 88.0 { 88.0 } else { x };
+    // x = n ln 2 + r with |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds n to an integer.
+    const ROUND: f32 = 12_582_912.0;
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = n.mul_add(-0.693_359_4, x);
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let p = 1.987_569_1e-4f32;
+    let p = p.mul_add(r, 1.398_199_9e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 1.666_666_5e-1);
+    let p = p.mul_add(r, 0.5);
+    let p = p.mul_add(r * r, r) + 1.0;
+    let power = (shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127)) << 23;
+    p * f32::from_bits(power)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::Random;
+
+    #[test]
+    fn exp_is_close_everywhere() {
+        for i in -8800..8800 {
+            let x = i as f32 / 100.0;
+            let (got, want) = (f64::from(exp(x)), f64::from(x.max(-87.0)).exp());
+            assert!((got - want).abs() <= 3e-7 * want, "exp({x}) = {got}, not {want}");
+        }
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(f32::NEG_INFINITY) < 1e-37 && exp(f32::INFINITY) > 1e38);
+    }
+
+    #[test]
+    fn norm_agrees_with_f64_and_paths_agree() {
+        let mut random = Random::new();
+        for width in [1, 31, 64, 576] {
+            let (x, w) = (random.vec(3 * width), random.vec(width));
+            let mut out = vec![f32::NAN; x.len()];
+            rms_norm(&ThreadPool::new(2), &x, &w, 1e-5, &mut out);
+            for (x, out) in x.chunks(width).zip(out.chunks(width)) {
+                let mean = x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / width as f64;
+                for i in 0..width {
+                    let want = f64::from(x[i]) / (mean + 1e-5).sqrt() * f64::from(w[i]);
+                    assert!((f64::from(out[i]) - want).abs() <= 1e-6 * want.abs() + 1e-9);
+                }
+                for isa in Isa::supported() {
+                    let mut other = vec![f32::NAN; width];
+                    norm_row(isa, x, &w, 1e-5, &mut other);
+                    assert_eq!(other, out, "{isa:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn silu_agrees_with_f64_and_paths_agree() {
+        let mut random = Random::new();
+        let n = 77;
+        let mut x = random.vec(2 * n);
+        x.iter_mut().for_each(|v| *v *= 30.0);
+        x[5] = f32::NAN;
+        let mut out = vec![1.0; n];
+        silu_mul(&ThreadPool::new(1), &x, n, &mut out);
+        assert!(out[5].is_nan());
+        for i in (0..n).filter(|i| *i != 5) {
+            let g = f64::from(x[i]);
+            let want = g / (1.0 + (-g).exp()) * f64::from(x[n + i]);
+            assert!((f64::from(out[i]) - want).abs() <= 1e-6 * want.abs() + 1e-12);
+        }
+        for isa in Isa::supported() {
+            let mut other = vec![0.0; n];
+            silu_row(isa, &x[..n], &x[n..], &mut other);
+            assert!(
+                other
+                    .iter()
+                    .zip(&out)
+                    .all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan())
+            );
+        }
+    }
+}

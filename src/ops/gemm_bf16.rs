@@ -1,0 +1,415 @@
+//! Matrix product for training: f32 in, bf16 multiply, f32 accumulate, through AMX tiles.
+//!
+//! Owns the packing of both operands into tiles and the tile kernel. Serving never comes here; its
+//! arithmetic is `ops::matmul`. One call runs on one thread; training runs a call per worker.
+//!
+//! A tile holds 16 rows of 64 bytes. The left operand is packed as `[16 m][32 k]`, the right one in
+//! pairs of k as `[16 k/2][16 n][2]`, so that one `tdpbf16ps` adds a 16 x 32 by 32 x 16 product to a
+//! 16 x 16 tile of sums. The kernel keeps 2 x 2 tiles of sums in registers.
+
+use std::arch::x86_64::*;
+use std::cell::RefCell;
+use std::sync::OnceLock;
+
+/// A matrix of f32 seen through strides; one of the two strides must be 1.
+#[derive(Debug, Clone, Copy)]
+pub struct MatRef<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> MatRef<'a> {
+    /// `rows x cols`, row-major, rows `row_stride` apart.
+    ///
+    /// # Panics
+    /// If `data` is too short for the shape.
+    #[must_use]
+    pub fn new(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(row_stride >= cols, "rows of {cols} columns overlap at a stride of {row_stride}");
+        if rows > 0 {
+            let needed = (rows - 1) * row_stride + cols;
+            assert!(data.len() >= needed, "matrix needs {needed} values, got {}", data.len());
+        }
+        Self { data, rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// The transposed view of the same values.
+    #[must_use]
+    pub fn t(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+}
+
+/// Whether this machine and kernel let the process use AMX bf16 tiles.
+#[must_use]
+pub fn available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| {
+        // CPUID leaf 7: EDX bit 22 = AMX-BF16, bit 24 = AMX-TILE.
+        let edx = __cpuid_count(7, 0).edx;
+        edx >> 22 & 1 == 1
+            && edx >> 24 & 1 == 1
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bf16")
+            && request_tile_permission()
+    })
+}
+
+/// Asks Linux to let this process use the tile state (`arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)`).
+#[cfg(target_os = "linux")]
+fn request_tile_permission() -> bool {
+    const SYS_ARCH_PRCTL: i64 = 158;
+    const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
+    const XFEATURE_XTILEDATA: i64 = 18;
+    let result: i64;
+    // SAFETY: the call takes two integers and touches no memory of this process; the clobbers are
+    // those of the x86-64 system-call convention.
+    unsafe {
+        std::arch::asm!("syscall", inlateout("rax") SYS_ARCH_PRCTL => result,
+            in("rdi") ARCH_REQ_XCOMP_PERM, in("rsi") XFEATURE_XTILEDATA,
+            lateout("rcx") _, lateout("r11") _, options(nostack));
+    }
+    result == 0
+}
+
+#[cfg(not(target_os = "linux"))]
+fn request_tile_permission() -> bool {
+    false
+}
+
+/// `c = a b`, or `c += a b` with `accumulate`; `c` is `[a.rows, b.cols]`, row-major and dense.
+///
+/// Operands are rounded to bf16, products are summed in f32 in a fixed order.
+///
+/// # Panics
+/// If the shapes do not fit, or where [`available`] is false.
+pub fn gemm(a: MatRef, b: MatRef, c: &mut [f32], accumulate: bool) {
+    assert!(available(), "AMX bf16 is not available");
+    assert_eq!(a.cols, b.rows, "inner dimensions differ");
+    assert_eq!(c.len(), a.rows * b.cols, "output length");
+    let (m, n, k) = (a.rows, b.cols, a.cols);
+    if m == 0 || n == 0 {
+        return;
+    }
+    if k == 0 {
+        if !accumulate {
+            c.fill(0.0);
+        }
+        return;
+    }
+    thread_local! {
+        static PACKED: RefCell<(Vec<Tile>, Vec<Tile>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    }
+    PACKED.with_borrow_mut(|(left, right)| {
+        // SAFETY: `available` has checked AVX-512 F and BF16 and the tile permission.
+        unsafe {
+            pack(a.data, (m, a.row_stride), (k, a.col_stride), a.col_stride != 1, left);
+            pack(b.data, (n, b.col_stride), (k, b.row_stride), b.row_stride == 1, right);
+            multiply(left, right, k.div_ceil(32), n, c, accumulate);
+        }
+    });
+}
+
+/// One AMX tile: 16 rows of 16 bf16 pairs.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Tile([__m512i; 16]);
+
+/// Packs an operand into `[outer / 16, rounded up to even][k / 32]` tiles, zero beyond the edges.
+///
+/// `outer` and `inner` are (length, stride) of the axis that stays and of the axis summed over. A
+/// tile is first read along whichever axis is contiguous: 16 rows of 16 pairs where k is, 16 pairs of
+/// 16 columns where the outer axis is; the two layouts are transposes of each other.
+///
+/// # Safety
+/// Needs AVX-512 F and BF16, and `data` must hold every element the lengths and strides name.
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn pack(
+    data: &[f32],
+    outer: (usize, usize),
+    inner: (usize, usize),
+    transpose: bool,
+    packed: &mut Vec<Tile>,
+) {
+    let k_tiles = inner.0.div_ceil(32);
+    let outer_tiles = outer.0.div_ceil(32) * 2;
+    packed.clear();
+    packed.reserve(outer_tiles * k_tiles);
+    for o in (0..outer_tiles).map(|tile| tile * 16) {
+        for k in (0..k_tiles).map(|tile| tile * 32) {
+            let mut rows = [_mm512_setzero_si512(); 16];
+            for (i, row) in rows.iter_mut().enumerate() {
+                let (lo, hi) = if inner.1 == 1 {
+                    let at = (o + i) * outer.1 + k;
+                    let left = if o + i < outer.0 { inner.0.saturating_sub(k) } else { 0 };
+                    // SAFETY: `left` counts the elements of this row from `at` on.
+                    unsafe { (load(data, at, left), load(data, at + 16, left.saturating_sub(16))) }
+                } else {
+                    let at = (k + 2 * i) * inner.1 + o;
+                    let left = outer.0.saturating_sub(o);
+                    let count = |row: usize| if row < inner.0 { left } else { 0 };
+                    // SAFETY: `count` is the elements left in a row of k that exists, else 0.
+                    unsafe {
+                        let even = load(data, at, count(k + 2 * i));
+                        (even, load(data, at + inner.1, count(k + 2 * i + 1)))
+                    }
+                };
+                *row = if inner.1 == 1 { round_run(lo, hi) } else { round_pairs(lo, hi) };
+            }
+            packed.push(Tile(if transpose { transpose16(rows) } else { rows }));
+        }
+    }
+}
+
+/// Up to 16 values from `at` on, zero from `left` on.
+///
+/// # Safety
+/// Needs AVX-512 F; `data[at..at + min(left, 16)]` must exist.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load(data: &[f32], at: usize, left: usize) -> __m512 {
+    let mask = if left >= 16 { !0 } else { (1u16 << left) - 1 };
+    debug_assert!(left == 0 || at + left.min(16) <= data.len());
+    // SAFETY: masked-out lanes are not read, and the others exist by the caller's promise.
+    unsafe { _mm512_maskz_loadu_ps(mask, data.as_ptr().wrapping_add(at)) }
+}
+
+/// 32 consecutive values as 16 pairs of bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn round_run(lo: __m512, hi: __m512) -> __m512i {
+    // SAFETY: both types are 512 plain bits.
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(hi, lo)) }
+}
+
+/// Lane i of the result is the pair (`even[i]`, `odd[i]`) in bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn round_pairs(even: __m512, odd: __m512) -> __m512i {
+    let widen = |x: __m512| {
+        // SAFETY: both types are 256 plain bits.
+        let half = unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)) };
+        _mm512_cvtepu16_epi32(half)
+    };
+    _mm512_or_si512(widen(even), _mm512_slli_epi32::<16>(widen(odd)))
+}
+
+/// Transposes a 16 x 16 matrix of 32-bit lanes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose16(r: [__m512i; 16]) -> [__m512i; 16] {
+    let mut a = [_mm512_setzero_si512(); 16];
+    let mut b = a;
+    for i in 0..8 {
+        a[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        a[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    // Now b[4g + j] holds, in 128-bit lane l, column 4l + j of rows 4g .. 4g + 4.
+    for g in 0..4 {
+        for half in 0..2 {
+            let (x, y) = (a[4 * g + half], a[4 * g + 2 + half]);
+            b[4 * g + 2 * half] = _mm512_unpacklo_epi64(x, y);
+            b[4 * g + 2 * half + 1] = _mm512_unpackhi_epi64(x, y);
+        }
+    }
+    for j in 0..4 {
+        let (w, x, y, z) = (b[j], b[4 + j], b[8 + j], b[12 + j]);
+        let wx_even = _mm512_shuffle_i32x4::<0b10_00_10_00>(w, x);
+        let wx_odd = _mm512_shuffle_i32x4::<0b11_01_11_01>(w, x);
+        let yz_even = _mm512_shuffle_i32x4::<0b10_00_10_00>(y, z);
+        let yz_odd = _mm512_shuffle_i32x4::<0b11_01_11_01>(y, z);
+        a[j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(wx_even, yz_even);
+        a[4 + j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(wx_odd, yz_odd);
+        a[8 + j] = _mm512_shuffle_i32x4::<0b11_01_11_01>(wx_even, yz_even);
+        a[12 + j] = _mm512_shuffle_i32x4::<0b11_01_11_01>(wx_odd, yz_odd);
+    }
+    a
+}
+
+/// Tile configuration (palette 1): all eight tiles 16 rows of 64 bytes.
+#[repr(C, align(64))]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes_per_row: [u16; 16],
+    rows: [u8; 16],
+}
+
+static FULL_TILES: TileConfig = TileConfig {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    bytes_per_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+/// Multiplies packed operands of `k_tiles` tiles a panel into `c`, `n` columns wide.
+///
+/// # Safety
+/// Needs AMX bf16 with its permission granted, and panels for every row and column of `c`.
+#[target_feature(enable = "avx512f")]
+unsafe fn multiply(
+    left: &[Tile],
+    right: &[Tile],
+    k_tiles: usize,
+    n: usize,
+    c: &mut [f32],
+    accumulate: bool,
+) {
+    /// Sums of one 32 x 32 block of the result.
+    #[repr(C, align(64))]
+    struct Sums([[f32; 32]; 32]);
+    let mut sums = Sums([[0.0; 32]; 32]);
+    // SAFETY: the configuration is a valid palette-1 description, alive for ever.
+    unsafe { std::arch::asm!("ldtilecfg [{}]", in(reg) &FULL_TILES, options(nostack, readonly)) };
+    for (column, right) in right.chunks_exact(2 * k_tiles).enumerate() {
+        let width = (n - column * 32).min(32);
+        for (block, left) in left.chunks_exact(2 * k_tiles).enumerate() {
+            // SAFETY: each panel pointer has `k_tiles` tiles of 1,024 bytes behind it (the chunks
+            // hold two panels), `sums` is 32 rows of 128 bytes, and the tile registers are clobbered.
+            unsafe {
+                std::arch::asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "2:",
+                    "tileloadd tmm4, [{a0} + {row}*1]",
+                    "tileloadd tmm6, [{b0} + {row}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b1} + {row}*1]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{a1} + {row}*1]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "add {a0}, 1024",
+                    "add {a1}, 1024",
+                    "add {b0}, 1024",
+                    "add {b1}, 1024",
+                    "dec {k}",
+                    "jnz 2b",
+                    "tilestored [{c} + {row}*2], tmm0",
+                    "tilestored [{c} + {row}*2 + 64], tmm1",
+                    "tilestored [{c} + {row}*2 + 2048], tmm2",
+                    "tilestored [{c} + {row}*2 + 2112], tmm3",
+                    a0 = inout(reg) left.as_ptr() => _,
+                    a1 = inout(reg) left.as_ptr().add(k_tiles) => _,
+                    b0 = inout(reg) right.as_ptr() => _,
+                    b1 = inout(reg) right.as_ptr().add(k_tiles) => _,
+                    k = inout(reg) k_tiles => _,
+                    c = in(reg) sums.0.as_mut_ptr(),
+                    row = in(reg) 64usize,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+            let rows = c.chunks_exact_mut(n).skip(block * 32);
+            for (out, sums) in rows.zip(&sums.0) {
+                let out = &mut out[column * 32..][..width];
+                if accumulate {
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                } else {
+                    out.copy_from_slice(&sums[..width]);
+                }
+            }
+        }
+    }
+    // SAFETY: returns the tile state to its initial, cheap-to-switch form.
+    unsafe { std::arch::asm!("tilerelease", options(nostack, nomem)) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn random(len: usize, seed: &mut u64) -> Vec<f32> {
+        (0..len)
+            .map(|_| {
+                *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (*seed >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    fn reference(a: MatRef, b: MatRef) -> Vec<f64> {
+        let at = |m: &MatRef, r: usize, c: usize| {
+            let x = m.data[r * m.row_stride + c * m.col_stride];
+            f64::from(half::bf16::from_f32(x).to_f32())
+        };
+        let mut c = vec![0.0; a.rows * b.cols];
+        for i in 0..a.rows {
+            for j in 0..b.cols {
+                c[i * b.cols + j] = (0..a.cols).map(|k| at(&a, i, k) * at(&b, k, j)).sum();
+            }
+        }
+        c
+    }
+
+    /// Every combination of contiguous axes, at sizes around the tile borders, against f64.
+    #[test]
+    fn agrees_with_the_reference() {
+        if !available() {
+            eprintln!("SKIPPED: no AMX bf16 on this machine");
+            return;
+        }
+        let mut seed = std::time::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_nanos() as u64);
+        println!("seed {seed}");
+        for (m, n, k) in
+            [(1, 1, 1), (16, 16, 32), (33, 17, 31), (5, 70, 64), (64, 96, 576), (47, 100, 65)]
+        {
+            for layout in 0..4 {
+                let (x, y) = (random(m * k, &mut seed), random(k * n, &mut seed));
+                let a = if layout & 1 == 0 {
+                    MatRef::new(&x, m, k, k)
+                } else {
+                    MatRef::new(&x, k, m, m).t()
+                };
+                let b = if layout & 2 == 0 {
+                    MatRef::new(&y, k, n, n)
+                } else {
+                    MatRef::new(&y, n, k, k).t()
+                };
+                let expected = reference(a, b);
+                let mut c = vec![f32::NAN; m * n];
+                gemm(a, b, &mut c, false);
+                for (got, want) in c.iter().zip(&expected) {
+                    assert!(
+                        (f64::from(*got) - want).abs() < 1e-4,
+                        "{m}x{n}x{k} layout {layout}: {got} {want}"
+                    );
+                }
+                gemm(a, b, &mut c, true);
+                for (got, want) in c.iter().zip(&expected) {
+                    assert!(
+                        (f64::from(*got) - 2.0 * want).abs() < 2e-4,
+                        "{m}x{n}x{k} layout {layout}, sum"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nan_is_not_hidden() {
+        if !available() {
+            return;
+        }
+        let mut x = vec![1.0; 40 * 40];
+        x[41] = f32::NAN;
+        let y = vec![1.0; 40 * 40];
+        let mut c = vec![0.0; 40 * 40];
+        gemm(MatRef::new(&x, 40, 40, 40), MatRef::new(&y, 40, 40, 40), &mut c, false);
+        assert!(c[40..80].iter().all(|v| v.is_nan()) && c[..40].iter().all(|v| *v == 40.0));
+    }
+}

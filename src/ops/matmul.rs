@@ -1,0 +1,567 @@
+//! `out = x w^T` for a few to a few thousand rows, weights unpacked once for up to eight of them.
+//!
+//! Integer path: for each block of 32 inputs the codes are multiplied and summed exactly in integers,
+//! then `sum += scale_w * scale_x * dot (+ min_w * scaled_sum_x)` in f32, block after block. That order
+//! is the same for every number of rows, thread count and instruction set, so a row's bits depend on
+//! that row alone.
+
+use super::ThreadPool;
+use super::activations::{Activations, BLOCK};
+use super::isa::{Isa, per_isa};
+use super::packed::{FloatPanels, IntPanels, PANEL, PackedMatrix, Panels, Scales};
+use super::shared_mut::SharedMut;
+
+/// Rows that share one unpacking of the weights.
+const ROWS: usize = 8;
+
+/// Writes `out[r * out_stride + out_offset + n] = sum over k of x[r, k] w[n, k]` for every row of `x`
+/// and every output `n`; the rest of `out` stays.
+///
+/// # Panics
+/// If the widths differ or `out` is too short.
+pub fn matmul(
+    pool: &ThreadPool,
+    w: &PackedMatrix,
+    x: &Activations,
+    out: &mut [f32],
+    out_stride: usize,
+    out_offset: usize,
+) {
+    matmul_on(Isa::best(), pool, w, x, out, out_stride, out_offset);
+}
+
+fn matmul_on(
+    isa: Isa,
+    pool: &ThreadPool,
+    w: &PackedMatrix,
+    x: &Activations,
+    out: &mut [f32],
+    out_stride: usize,
+    out_offset: usize,
+) {
+    assert_eq!(w.in_features, x.cols, "width of weights and activations");
+    assert!(out_offset + w.out_features <= out_stride, "outputs do not fit a row of {out_stride}");
+    assert!(out.len() >= x.rows * out_stride, "output for {} rows of {out_stride}", x.rows);
+    let panels = w.out_features.div_ceil(PANEL);
+    let tasks = panels.div_ceil(2).min(pool.threads() * 6);
+    let out = SharedMut::new(out);
+    pool.run(tasks, &|task| {
+        for panel in panels * task / tasks..panels * (task + 1) / tasks {
+            let width = (w.out_features - panel * PANEL).min(PANEL);
+            for first in (0..x.rows).step_by(ROWS) {
+                let rows = (x.rows - first).min(ROWS);
+                let mut sums = [[0f32; PANEL]; ROWS];
+                match &w.panels {
+                    Panels::Int(w) => int_rows(isa, w, panel, x, first, &mut sums[..rows]),
+                    Panels::Float(w) => float_rows(isa, w, panel, x, first, &mut sums[..rows]),
+                }
+                for (r, sums) in sums[..rows].iter().enumerate() {
+                    let at = (first + r) * out_stride + out_offset + panel * PANEL;
+                    // SAFETY: no other task has this panel, and no other row of it is alive.
+                    unsafe { out.slice(at, width) }.copy_from_slice(&sums[..width]);
+                }
+            }
+        }
+    });
+}
+
+fn int_rows(
+    isa: Isa,
+    w: &IntPanels,
+    panel: usize,
+    x: &Activations,
+    first: usize,
+    sums: &mut [[f32; PANEL]],
+) {
+    macro_rules! rows {
+        ($($n:literal)*) => {
+            match sums.len() {
+                $($n => {
+                    let sums: &mut [_; $n] = sums.try_into().expect("the length just matched");
+                    match isa {
+                        #[cfg(target_arch = "x86_64")]
+                        Isa::Avx512Vnni => match (w.eight_bit, w.half_blocks) {
+                            // SAFETY (all three): the set was detected; `panel` is one of `w`'s and the
+                            // rows are `x`'s, whose width is that of `w`, as `matmul_on` asserts.
+                            (false, _) => unsafe { vnni::panel::<$n, false, false>(w, panel, x, first, sums) },
+                            // SAFETY: as above.
+                            (true, false) => unsafe { vnni::panel::<$n, true, false>(w, panel, x, first, sums) },
+                            // SAFETY: as above.
+                            (true, true) => unsafe { vnni::panel::<$n, true, true>(w, panel, x, first, sums) },
+                        },
+                        #[cfg(target_arch = "x86_64")]
+                        Isa::Avx2 => {
+                            // SAFETY: as above.
+                            unsafe { avx2::panel::<$n>(w, panel, x, first, sums) }
+                        }
+                        _ => plain(w, panel, x, first, sums),
+                    }
+                })*
+                n => unreachable!("{n} rows"),
+            }
+        };
+    }
+    rows!(1 2 3 4 5 6 7 8);
+}
+
+/// The reference: what every path computes, one step at a time.
+fn plain(w: &IntPanels, panel: usize, x: &Activations, first: usize, sums: &mut [[f32; PANEL]]) {
+    let blocks = x.cols / BLOCK;
+    let halves = 1 + usize::from(w.half_blocks);
+    for (r, sums) in sums.iter_mut().enumerate() {
+        let row = first + r;
+        for b in 0..blocks {
+            let block = panel * blocks + b;
+            let at = row * blocks + b;
+            let x_codes = &x.codes[row * x.cols + b * BLOCK..][..BLOCK];
+            let lines = &w.codes[block * w.lines()..][..w.lines()];
+            for (lane, sum) in sums.iter_mut().enumerate() {
+                let mut dots = if w.half_blocks {
+                    x.sums[at].map(|s| -w.offset * s)
+                } else {
+                    [-w.offset * (x.sums[at][0] + x.sums[at][1]), 0]
+                };
+                for (k, x) in x_codes.iter().enumerate() {
+                    let (group, byte) = (k / 4, lane * 4 + k % 4);
+                    let code = if w.eight_bit {
+                        lines[group].0[byte]
+                    } else {
+                        lines[group % 4].0[byte] >> (4 * (group / 4)) & 15
+                    };
+                    dots[k * halves / BLOCK] += i32::from(code) * i32::from(*x);
+                }
+                for (half, dot) in dots[..halves].iter().enumerate() {
+                    let scale = lane_of(&w.scales, (block * halves + half) * PANEL + lane);
+                    *sum = (scale * x.scales[at]).mul_add(*dot as f32, *sum);
+                }
+                if let Some(mins) = &w.mins {
+                    *sum = lane_of(mins, block * PANEL + lane).mul_add(x.scaled_sums[at], *sum);
+                }
+            }
+        }
+    }
+}
+
+fn lane_of(scales: &Scales, index: usize) -> f32 {
+    match scales {
+        Scales::F16(v) => half::f16::from_bits(v[index]).to_f32(),
+        Scales::F32(v) => v[index],
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod vnni {
+    use std::arch::x86_64::*;
+
+    use super::{Activations, BLOCK, IntPanels, PANEL, Scales};
+
+    /// # Safety
+    /// Needs AVX-512 F, BW, VL and VNNI; `panel` must be one of `w`'s and `first .. first + R` rows of
+    /// `x`, quantised and as wide as `w`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
+    pub(super) unsafe fn panel<const R: usize, const EIGHT: bool, const HALVES: bool>(
+        w: &IntPanels,
+        panel: usize,
+        x: &Activations,
+        first: usize,
+        sums: &mut [[f32; PANEL]; R],
+    ) {
+        let blocks = x.cols / BLOCK;
+        let halves = 1 + usize::from(HALVES);
+        let low = _mm512_set1_epi8(15);
+        let mut acc = [_mm512_setzero_ps(); R];
+        for b in 0..blocks {
+            let block = panel * blocks + b;
+            let mut groups = [_mm512_setzero_si512(); 8];
+            // SAFETY: a block has 8 or 4 lines of 64 bytes.
+            unsafe {
+                if EIGHT {
+                    let lines = w.codes.as_ptr().add(block * 8).cast::<__m512i>();
+                    for (g, group) in groups.iter_mut().enumerate() {
+                        *group = _mm512_load_si512(lines.add(g));
+                    }
+                } else {
+                    let lines = w.codes.as_ptr().add(block * 4).cast::<__m512i>();
+                    for g in 0..4 {
+                        let line = _mm512_load_si512(lines.add(g));
+                        groups[g] = _mm512_and_si512(line, low);
+                        groups[g + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(line), low);
+                    }
+                }
+            }
+            // SAFETY: 16 scales (twice 16 with half blocks) and as many minima per block.
+            let (scale, scale_high, min) = unsafe {
+                let at = block * halves * PANEL;
+                let high = if HALVES { lanes(&w.scales, at + PANEL) } else { _mm512_setzero_ps() };
+                (lanes(&w.scales, at), high, w.mins.as_ref().map(|m| lanes(m, block * PANEL)))
+            };
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let at = (first + r) * blocks + b;
+                // SAFETY: block `b` of row `first + r` exists: 32 codes, a scale, two sums.
+                let (codes, x_scale, x_sums) = unsafe {
+                    (
+                        x.codes.as_ptr().add((first + r) * x.cols + b * BLOCK).cast::<i32>(),
+                        _mm512_set1_ps(*x.scales.get_unchecked(at)),
+                        *x.sums.get_unchecked(at),
+                    )
+                };
+                let start = |sum: i32| _mm512_set1_epi32(-w.offset * sum);
+                let mut dot = if HALVES { start(x_sums[0]) } else { start(x_sums[0] + x_sums[1]) };
+                for (g, group) in groups.iter().enumerate() {
+                    if HALVES && g == 4 {
+                        let scale = _mm512_mul_ps(scale, x_scale);
+                        *acc = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dot), *acc);
+                        dot = start(x_sums[1]);
+                    }
+                    // SAFETY: 8 groups of 4 codes, read without alignment.
+                    let x = unsafe { _mm512_set1_epi32(codes.add(g).read_unaligned()) };
+                    dot = _mm512_dpbusd_epi32(dot, *group, x);
+                }
+                let scale = _mm512_mul_ps(if HALVES { scale_high } else { scale }, x_scale);
+                *acc = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dot), *acc);
+                if let Some(min) = min {
+                    // SAFETY: as above.
+                    let sum = unsafe { _mm512_set1_ps(*x.scaled_sums.get_unchecked(at)) };
+                    *acc = _mm512_fmadd_ps(min, sum, *acc);
+                }
+            }
+        }
+        for (sums, acc) in sums.iter_mut().zip(acc) {
+            // SAFETY: 16 floats.
+            unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), acc) };
+        }
+    }
+
+    /// # Safety
+    /// Needs AVX-512 F; `at .. at + 16` must exist.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn lanes(scales: &Scales, at: usize) -> __m512 {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            match scales {
+                Scales::F16(v) => _mm512_cvtph_ps(_mm256_loadu_si256(v.as_ptr().add(at).cast())),
+                Scales::F32(v) => _mm512_loadu_ps(v.as_ptr().add(at)),
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::{Activations, BLOCK, IntPanels, PANEL, Scales};
+
+    /// # Safety
+    /// Needs AVX2, FMA and F16C; otherwise as `vnni::panel`.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) unsafe fn panel<const R: usize>(
+        w: &IntPanels,
+        panel: usize,
+        x: &Activations,
+        first: usize,
+        sums: &mut [[f32; PANEL]; R],
+    ) {
+        let blocks = x.cols / BLOCK;
+        let halves = 1 + usize::from(w.half_blocks);
+        let (low, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
+        // Codes centred on 128 are multiplied as signed bytes, so that pairs of products fit 16 bits.
+        let signed = w.offset == 128;
+        for side in 0..2 {
+            let mut acc = [_mm256_setzero_ps(); R];
+            for b in 0..blocks {
+                let block = panel * blocks + b;
+                let mut groups = [_mm256_setzero_si256(); 8];
+                // SAFETY: a block has 8 or 4 lines of 64 bytes, of which this takes one half each.
+                unsafe {
+                    let lines = w.codes.as_ptr().add(block * w.lines()).cast::<__m256i>().add(side);
+                    if w.eight_bit {
+                        for (g, group) in groups.iter_mut().enumerate() {
+                            *group = _mm256_load_si256(lines.add(2 * g));
+                            if signed {
+                                *group = _mm256_xor_si256(*group, _mm256_set1_epi8(-128));
+                            }
+                        }
+                    } else {
+                        for g in 0..4 {
+                            let line = _mm256_load_si256(lines.add(2 * g));
+                            groups[g] = _mm256_and_si256(line, low);
+                            groups[g + 4] = _mm256_and_si256(_mm256_srli_epi16::<4>(line), low);
+                        }
+                    }
+                }
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let at = (first + r) * blocks + b;
+                    let codes = &x.codes[(first + r) * x.cols + b * BLOCK..][..BLOCK];
+                    let x_scale = _mm256_set1_ps(x.scales[at]);
+                    for half in 0..halves {
+                        let sum = match halves {
+                            1 => x.sums[at][0] + x.sums[at][1],
+                            _ => x.sums[at][half],
+                        };
+                        let mut dot = _mm256_set1_epi32(if signed { 0 } else { -w.offset * sum });
+                        let per_half = 8 / halves;
+                        for g in half * per_half..(half + 1) * per_half {
+                            // SAFETY: 8 groups of 4 codes, read without alignment.
+                            let x = unsafe {
+                                _mm256_set1_epi32(
+                                    codes.as_ptr().cast::<i32>().add(g).read_unaligned(),
+                                )
+                            };
+                            let pairs = if signed {
+                                let magnitude = _mm256_abs_epi8(groups[g]);
+                                _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, groups[g]))
+                            } else {
+                                _mm256_maddubs_epi16(groups[g], x)
+                            };
+                            dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, ones));
+                        }
+                        // SAFETY: 16 scales per half block.
+                        let scale =
+                            unsafe { lanes(&w.scales, (block * halves + half) * PANEL + side * 8) };
+                        let scale = _mm256_mul_ps(scale, x_scale);
+                        *acc = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), *acc);
+                    }
+                    if let Some(mins) = &w.mins {
+                        // SAFETY: 16 minima per block.
+                        let min = unsafe { lanes(mins, block * PANEL + side * 8) };
+                        *acc = _mm256_fmadd_ps(min, _mm256_set1_ps(x.scaled_sums[at]), *acc);
+                    }
+                }
+            }
+            for (sums, acc) in sums.iter_mut().zip(acc) {
+                // SAFETY: 8 of 16 floats.
+                unsafe { _mm256_storeu_ps(sums.as_mut_ptr().add(side * 8), acc) };
+            }
+        }
+    }
+
+    /// # Safety
+    /// Needs AVX and F16C; `at .. at + 8` must exist.
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn lanes(scales: &Scales, at: usize) -> __m256 {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            match scales {
+                Scales::F16(v) => _mm256_cvtph_ps(_mm_loadu_si128(v.as_ptr().add(at).cast())),
+                Scales::F32(v) => _mm256_loadu_ps(v.as_ptr().add(at)),
+            }
+        }
+    }
+}
+
+/// Float weights: four interleaved partial sums over k, added in a fixed order at the end.
+fn float_rows(
+    isa: Isa,
+    w: &FloatPanels,
+    panel: usize,
+    x: &Activations,
+    first: usize,
+    sums: &mut [[f32; PANEL]],
+) {
+    let cols = x.cols;
+    for (r, sums) in sums.iter_mut().enumerate() {
+        let x = &x.values[(first + r) * cols..][..cols];
+        match w {
+            FloatPanels::F32(w) => float_panel_f32(isa, &w[panel * cols..][..cols], x, sums),
+            FloatPanels::F16(w) => float_panel_f16(isa, &w[panel * cols..][..cols], x, sums),
+            FloatPanels::BF16(w) => float_panel_bf16(isa, &w[panel * cols..][..cols], x, sums),
+        }
+    }
+}
+
+macro_rules! float_panel {
+    ($name:ident, $ty:ty, $widen:expr) => {
+        per_isa! {
+            fn $name(w: &[[$ty; PANEL]], x: &[f32], sums: &mut [f32; PANEL]) {
+                let mut parts = [[0f32; PANEL]; 4];
+                for (w, x) in w.chunks(4).zip(x.chunks(4)) {
+                    for ((w, x), part) in w.iter().zip(x).zip(&mut parts) {
+                        for (part, w) in part.iter_mut().zip(w) {
+                            *part = x.mul_add($widen(*w), *part);
+                        }
+                    }
+                }
+                for (lane, sum) in sums.iter_mut().enumerate() {
+                    *sum = (parts[0][lane] + parts[1][lane]) + (parts[2][lane] + parts[3][lane]);
+                }
+            }
+        }
+    };
+}
+
+float_panel!(float_panel_f32, f32, |w: f32| w);
+float_panel!(float_panel_f16, half::f16, |w: half::f16| w.to_f32());
+float_panel!(float_panel_bf16, half::bf16, |w: half::bf16| w.to_f32());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::DType;
+    use crate::ops::testing::Random;
+
+    const QUANTIZED: [DType; 6] =
+        [DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q4_K, DType::Q5_K, DType::Q6_K];
+
+    /// Random bytes are valid codes; scales are set to small half-precision numbers.
+    fn random_matrix(dtype: DType, out: usize, cols: usize, random: &mut Random) -> Vec<u8> {
+        let mut bytes: Vec<u8> = (0..dtype.bytes_for(out * cols).expect("whole blocks"))
+            .map(|_| random.bits() as u8)
+            .collect();
+        for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+            let mut put = |at: usize, v: f32| {
+                block[at..at + 2].copy_from_slice(&half::f16::from_f32(v).to_le_bytes());
+            };
+            match dtype {
+                DType::Q8_0 | DType::Q4_0 => put(0, random.value() * 0.1),
+                DType::Q4_1 | DType::Q4_K | DType::Q5_K => {
+                    put(0, random.value() * 0.1);
+                    put(2, random.value() * 0.1);
+                }
+                DType::Q6_K => put(208, random.value() * 0.1),
+                _ => {}
+            }
+        }
+        bytes
+    }
+
+    fn run(isa: Isa, threads: usize, w: &PackedMatrix, x: &[f32], rows: usize) -> Vec<f32> {
+        let pool = ThreadPool::new(threads);
+        let mut a = Activations::new();
+        a.set(&pool, x, rows, w.in_features());
+        let (stride, offset) = (w.out_features() + 5, 3);
+        let mut out = vec![f32::NAN; rows * stride];
+        matmul_on(isa, &pool, w, &a, &mut out, stride, offset);
+        out.chunks(stride).flat_map(|r| r[offset..offset + w.out_features()].to_vec()).collect()
+    }
+
+    #[test]
+    fn quantized_weights_agree_with_f64_and_between_paths() {
+        let mut random = Random::new();
+        for dtype in QUANTIZED {
+            for (out, cols, rows) in [(1, 256, 1), (16, 512, 3), (37, 768, 9), (50, 256, 21)] {
+                let cols = if dtype.block_size() == 32 { cols + 32 } else { cols };
+                let bytes = random_matrix(dtype, out, cols, &mut random);
+                let mut dense = vec![f32::NAN; out * cols];
+                dtype.dequantize(&bytes, &mut dense);
+                let w = PackedMatrix::pack(dtype, out, cols, &bytes).expect("fits");
+                let mut row = vec![f32::NAN; cols];
+                for n in 0..out {
+                    w.row(n, &mut row);
+                    assert_eq!(row, dense[n * cols..][..cols], "{dtype:?} row {n}");
+                }
+                let x = random.vec(rows * cols);
+                let plain = run(Isa::Plain, 1, &w, &x, rows);
+                // The exact product with the rounded activations.
+                let mut a = Activations::new();
+                a.set(&ThreadPool::new(1), &x, rows, cols);
+                for r in 0..rows {
+                    for n in 0..out {
+                        let terms = (0..cols).map(|k| {
+                            let at = r * cols + k;
+                            let x = f64::from(a.codes[at]) * f64::from(a.scales[at / 32]);
+                            x * f64::from(dense[n * cols + k])
+                        });
+                        let (sum, size) = terms.fold((0.0, 0.0), |(s, m), t| (s + t, m + t.abs()));
+                        let got = f64::from(plain[r * out + n]);
+                        assert!((got - sum).abs() <= 1e-4 * size + 1e-6, "{dtype:?}: {got} {sum}");
+                    }
+                }
+                for isa in Isa::supported() {
+                    for threads in [1, 3] {
+                        assert_eq!(run(isa, threads, &w, &x, rows), plain, "{dtype:?} {isa:?}");
+                    }
+                }
+                // A row alone.
+                let last = run(Isa::best(), 1, &w, &x[(rows - 1) * cols..], 1);
+                assert_eq!(last, plain[(rows - 1) * out..], "{dtype:?} alone");
+            }
+        }
+    }
+
+    #[test]
+    fn float_weights_agree_with_f64_and_between_paths() {
+        let mut random = Random::new();
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for (out, cols, rows) in [(1, 1, 1), (33, 67, 9), (20, 576, 2)] {
+                let bytes = dtype.quantize(&random.vec(out * cols)).expect("float");
+                let mut dense = vec![f32::NAN; out * cols];
+                dtype.dequantize(&bytes, &mut dense);
+                let w = PackedMatrix::pack(dtype, out, cols, &bytes).expect("fits");
+                let x = random.vec(rows * cols);
+                let plain = run(Isa::Plain, 1, &w, &x, rows);
+                for (at, got) in plain.iter().enumerate() {
+                    let (r, n) = (at / out, at % out);
+                    let terms = (0..cols)
+                        .map(|k| f64::from(x[r * cols + k]) * f64::from(dense[n * cols + k]));
+                    let (sum, size) = terms.fold((0.0, 0.0), |(s, m), t| (s + t, m + t.abs()));
+                    assert!(
+                        (f64::from(*got) - sum).abs() <= 1e-6 * size + 1e-9,
+                        "{dtype:?} {got} {sum}"
+                    );
+                }
+                for isa in Isa::supported() {
+                    assert_eq!(run(isa, 2, &w, &x, rows), plain, "{dtype:?} {isa:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn selected_rows_keep_their_values() {
+        let mut random = Random::new();
+        for dtype in QUANTIZED.into_iter().chain([DType::F32, DType::F16, DType::BF16]) {
+            let bytes = match dtype.quantize(&random.vec(40 * 256)) {
+                Some(bytes) => bytes,
+                None => random_matrix(dtype, 40, 256, &mut random),
+            };
+            let w = PackedMatrix::pack(dtype, 40, 256, &bytes).expect("fits");
+            let ids: Vec<u32> = (0..19).map(|_| random.bits() as u32 % 40).collect();
+            let s = w.select_rows(&ids);
+            let (mut a, mut b) = ([0f32; 256], [1f32; 256]);
+            for (i, id) in ids.iter().enumerate() {
+                w.row(*id as usize, &mut a);
+                s.row(i, &mut b);
+                assert_eq!(a, b, "{dtype:?}");
+            }
+            let x = random.vec(256);
+            let (all, some) = (run(Isa::best(), 1, &w, &x, 1), run(Isa::best(), 1, &s, &x, 1));
+            assert!(ids.iter().zip(&some).all(|(id, v)| all[*id as usize] == *v), "{dtype:?}");
+        }
+    }
+
+    #[test]
+    fn nan_stays_in_its_row() {
+        let mut random = Random::new();
+        for dtype in [DType::Q4_1, DType::Q8_0, DType::F32] {
+            let w = PackedMatrix::pack(
+                dtype,
+                16,
+                64,
+                &dtype.quantize(&random.vec(16 * 64)).expect("ok"),
+            )
+            .expect("fits");
+            let mut x = random.vec(3 * 64);
+            x[64 + 7] = f32::NAN;
+            let out = run(Isa::best(), 1, &w, &x, 3);
+            assert!(out[16..32].iter().all(|v| v.is_nan()), "{dtype:?}");
+            assert!(out[..16].iter().chain(&out[32..]).all(|v| v.is_finite()), "{dtype:?}");
+        }
+    }
+
+    #[test]
+    fn wrong_sizes_are_errors() {
+        for (dtype, out, cols, bytes) in [
+            (DType::Q4_0, 1, 33, 18),
+            (DType::Q4_0, 2, 32, 18),
+            (DType::F32, 0, 4, 0),
+            (DType::F32, usize::MAX, 4, 16),
+        ] {
+            let error =
+                PackedMatrix::pack(dtype, out, cols, &vec![0; bytes]).expect_err("does not fit");
+            assert!(error.to_string().contains(&format!("{dtype:?}")));
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Rotary position embedding, half-split layout: value i of a head turns with value i + dim / 2.
+
+use super::ThreadPool;
+use super::shared_mut::SharedMut;
+
+/// Inverse frequencies of one model and the cosines and sines of the rows at hand.
+#[derive(Debug, Clone)]
+pub struct RopeTable {
+    /// `[head_dim / 2]`
+    inverse_frequencies: Vec<f32>,
+    /// Multiplier of cosine and sine (YaRN).
+    attention_factor: f32,
+    /// `[rows, head_dim / 2]` of (cosine, sine).
+    rotations: Vec<(f32, f32)>,
+}
+
+impl RopeTable {
+    /// A table for heads of `2 * inverse_frequencies.len()` values.
+    #[must_use]
+    pub fn new(inverse_frequencies: Vec<f32>, attention_factor: f32) -> Self {
+        Self { inverse_frequencies, attention_factor, rotations: Vec::new() }
+    }
+
+    /// Computes the rotations of rows at `positions`, kept until the next call.
+    pub fn set_positions(&mut self, positions: &[u32]) {
+        self.rotations.clear();
+        for &position in positions {
+            self.rotations.extend(self.inverse_frequencies.iter().map(|frequency| {
+                // The product is rounded to f32 as the models were trained; sine and cosine are not.
+                let angle = f64::from(position as f32 * frequency);
+                let turn = |v: f64| v as f32 * self.attention_factor;
+                (turn(angle.cos()), turn(angle.sin()))
+            }));
+        }
+    }
+
+    /// Rotates, in place, `heads` heads starting at `offset` in each row of `stride` values.
+    ///
+    /// # Panics
+    /// If `x` does not have the rows of the last [`set_positions`](Self::set_positions).
+    pub fn apply(
+        &self,
+        pool: &ThreadPool,
+        x: &mut [f32],
+        heads: usize,
+        stride: usize,
+        offset: usize,
+    ) {
+        let half = self.inverse_frequencies.len();
+        let rows = self.rotations.len() / half;
+        assert_eq!(x.len(), rows * stride, "{rows} rows of {stride}");
+        assert!(offset + heads * 2 * half <= stride, "heads do not fit the row");
+        let x = SharedMut::new(x);
+        pool.run(rows, &|row| {
+            // SAFETY: each task has its own row.
+            let heads = unsafe { x.slice(row * stride + offset, heads * 2 * half) };
+            let rotations = &self.rotations[row * half..][..half];
+            for head in heads.chunks_exact_mut(2 * half) {
+                let (low, high) = head.split_at_mut(half);
+                for ((a, b), (cos, sin)) in low.iter_mut().zip(high).zip(rotations) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::Random;
+
+    #[test]
+    fn rotates_pairs_by_position_times_frequency() {
+        let mut random = Random::new();
+        let mut table = RopeTable::new(vec![1.0, 0.1, 0.01], 1.5);
+        table.set_positions(&[0, 7]);
+        let x = random.vec(2 * 20);
+        let mut y = x.clone();
+        table.apply(&ThreadPool::new(2), &mut y, 3, 20, 1);
+        for row in 0..2 {
+            for head in 0..3 {
+                for i in 0..3 {
+                    let angle = [0.0, 7.0][row] * f64::from([1.0f32, 0.1, 0.01][i]);
+                    let at = row * 20 + 1 + head * 6 + i;
+                    let (a, b) = (f64::from(x[at]), f64::from(x[at + 3]));
+                    let (c, s) = (1.5 * angle.cos(), 1.5 * angle.sin());
+                    assert!((f64::from(y[at]) - (a * c - b * s)).abs() < 1e-5);
+                    assert!((f64::from(y[at + 3]) - (b * c + a * s)).abs() < 1e-5);
+                }
+            }
+            assert_eq!(
+                (y[row * 20], y[row * 20 + 19]),
+                (x[row * 20], x[row * 20 + 19]),
+                "untouched"
+            );
+        }
+    }
+}
