@@ -1,1 +1,201 @@
-//! checkpoint.
+//! Models on disk: GGUF files and Hugging Face folders, seen alike.
+//!
+//! Tensors carry their Hugging Face names and row order whatever the file. Opening reads headers only;
+//! tensors are read one at a time, so that loading needs little more memory than the packed model.
+
+mod digest;
+mod gguf;
+mod gguf_model;
+mod hf_config;
+mod safetensors;
+pub mod source;
+mod tokenizer;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use digest::sha256;
+pub use gguf::{Gguf, Value};
+
+use crate::model::ModelConfig;
+use crate::ops::DType;
+
+/// What can be wrong with a model file.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The system could not read it.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The contents break the format's rules.
+    #[error("{}: {reason}", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A field is missing, has the wrong type, or names something this program does not do.
+    #[error("{}: {field}: {reason}", path.display())]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The field or metadata key.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor the model needs is not there.
+    #[error("{}: no tensor {name}", path.display())]
+    MissingTensor {
+        /// The file or folder.
+        path: PathBuf,
+        /// Its Hugging Face name.
+        name: String,
+    },
+}
+
+impl CheckpointError {
+    pub(crate) fn corrupt(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Corrupt { path: path.into(), reason: reason.into() }
+    }
+
+    pub(crate) fn field(path: &Path, field: &str, reason: impl Into<String>) -> Self {
+        Self::Field { path: path.into(), field: field.into(), reason: reason.into() }
+    }
+}
+
+/// A tensor as it lies in the file.
+#[derive(Debug, Clone)]
+pub struct RawTensor {
+    /// Storage format.
+    pub dtype: DType,
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Encoded values, row-major.
+    pub data: Vec<u8>,
+}
+
+impl RawTensor {
+    /// The decoded values.
+    #[must_use]
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.shape.iter().product()];
+        self.dtype.dequantize(&self.data, &mut values);
+        values
+    }
+}
+
+#[derive(Debug)]
+enum Store {
+    Gguf(Box<Gguf>),
+    Folder(safetensors::Folder),
+}
+
+/// An open model: configuration, tokenizer, chat template, and tensors on demand.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The architecture.
+    pub config: ModelConfig,
+    /// Token ids of the output head's rows, where the head is trimmed.
+    pub draft_vocab: Option<Vec<u32>>,
+    /// The tokenizer, where the file has one.
+    pub tokenizer: Option<tokenizers::Tokenizer>,
+    /// The chat template (Jinja), where the file has one.
+    pub chat_template: Option<String>,
+    /// A short name for people.
+    pub name: String,
+    path: PathBuf,
+    store: Store,
+}
+
+impl Checkpoint {
+    /// Opens a Hugging Face folder or a `.gguf` file.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] naming the file, the field and what is wrong.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let name = path.file_stem().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        if path.is_dir() {
+            let folder = safetensors::Folder::open(path)?;
+            let (config, draft_vocab) = hf_config::read(path)?;
+            let (tokenizer, chat_template) = tokenizer::from_folder(path)?;
+            let name = path.file_name().map_or(name, |n| n.to_string_lossy().into_owned());
+            let store = Store::Folder(folder);
+            Ok(Self {
+                config,
+                draft_vocab,
+                tokenizer,
+                chat_template,
+                name,
+                path: path.into(),
+                store,
+            })
+        } else {
+            let gguf = Gguf::open(path)?;
+            let config = gguf_model::config(&gguf)?;
+            let draft_vocab = gguf_model::draft_vocab(&gguf)?;
+            let tokenizer = tokenizer::from_gguf(&gguf)?;
+            let chat_template =
+                gguf.get("tokenizer.chat_template").and_then(Value::as_str).map(str::to_owned);
+            let store = Store::Gguf(Box::new(gguf));
+            Ok(Self {
+                config,
+                draft_vocab,
+                tokenizer,
+                chat_template,
+                name,
+                path: path.into(),
+                store,
+            })
+        }
+    }
+
+    /// The file or folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether there is a tensor of this Hugging Face name.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        match &self.store {
+            Store::Folder(folder) => folder.has(name),
+            Store::Gguf(gguf) => {
+                gguf_model::tensor_name(name).is_some_and(|name| gguf.tensors.contains_key(&name))
+            }
+        }
+    }
+
+    /// Reads a tensor by its Hugging Face name, rows in Hugging Face order.
+    ///
+    /// # Errors
+    /// [`CheckpointError::MissingTensor`], or what the file system says.
+    pub fn tensor(&mut self, name: &str) -> Result<RawTensor, CheckpointError> {
+        let tensor = match &mut self.store {
+            Store::Folder(folder) => folder.read(name)?,
+            Store::Gguf(gguf) => gguf_model::read(gguf, &self.config, name)?,
+        };
+        tensor.ok_or_else(|| CheckpointError::MissingTensor {
+            path: self.path.clone(),
+            name: name.into(),
+        })
+    }
+
+    /// SHA-256 of the weight files in order of name, in hex.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn fingerprint(&self) -> Result<String, CheckpointError> {
+        let files = match &self.store {
+            Store::Gguf(gguf) => vec![gguf.path().to_owned()],
+            Store::Folder(folder) => folder.files(),
+        };
+        sha256(&files).map_err(|source| CheckpointError::Io { path: self.path.clone(), source })
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::report;
@@ -11,7 +12,8 @@ use super::{
     EngineConfig, EngineError, EngineLimits, EngineStats, Event, FinishReason, Request,
     RequestError, RequestId,
 };
-use crate::model::{Forward, Rows};
+use crate::model::{Decoder, Forward, Rows, Runner};
+use crate::ops::ThreadPool;
 use crate::sampling::{LogitsError, Processor};
 use crate::spec::{DraftModelProposer, Proposal, ProposeTask, StepCost};
 
@@ -35,6 +37,22 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// An engine over a target and perhaps a draft model, each with a cache of its own.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the settings or the models do not fit together.
+    pub fn new(
+        target: Decoder,
+        draft: Option<Decoder>,
+        _pool: Arc<ThreadPool>,
+        config: EngineConfig,
+    ) -> Result<Self, EngineError> {
+        let (_, num_blocks) =
+            config.resolve(target.config(), draft.as_ref().map(|draft| draft.config()))?;
+        let runner = |decoder| Box::new(Runner::new(decoder, num_blocks)) as Box<dyn Forward>;
+        Self::with_models(runner(target), draft.map(runner), config)
+    }
+
     /// An engine over models whose caches have the number of blocks `config` resolves to.
     ///
     /// # Errors

@@ -111,6 +111,52 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// Whether the sizes fit each other.
+    ///
+    /// # Errors
+    /// The field (by its Hugging Face name) and what is wrong with it.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("head_dim", self.head_dim),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ];
+        for (field, size) in sizes {
+            if size == 0 || size > 1 << 28 {
+                return Err((field, format!("{size} is out of range")));
+            }
+        }
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
+            let (heads, kv) = (self.num_attention_heads, self.num_key_value_heads);
+            return Err((
+                "num_key_value_heads",
+                format!("{kv} does not divide {heads} query heads"),
+            ));
+        }
+        if !self.head_dim.is_multiple_of(2) || self.head_dim > 512 {
+            return Err(("head_dim", format!("{} is not even or above 512", self.head_dim)));
+        }
+        let positive = |v: f64| v > 0.0 && v.is_finite();
+        if !positive(self.rms_norm_eps) {
+            return Err(("rms_norm_eps", format!("{} is not positive", self.rms_norm_eps)));
+        }
+        if !positive(self.rope.theta) {
+            return Err(("rope_theta", format!("{} is not positive", self.rope.theta)));
+        }
+        if let RopeScaling::Factors(factors) = &self.rope.scaling
+            && (factors.len() != self.head_dim / 2
+                || factors.iter().any(|f| !positive((*f).into())))
+        {
+            return Err(("rope_freqs", format!("{} factors do not fit", factors.len())));
+        }
+        Ok(())
+    }
+
     /// Parameters of one decoder block's matrices (biases and norms left out).
     #[must_use]
     pub fn block_params(&self) -> usize {

@@ -1,7 +1,13 @@
-//! model.
+//! The model: its architecture, the decoder that serves it, and the forward pass as the engine sees it.
 
 mod config;
+mod decoder;
 mod forward;
+mod rope;
+mod runner;
 
 pub use config::{Family, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
+pub use decoder::{Decoder, KvCache, ModelError, Precision, Workspace};
 pub use forward::{Forward, Rows};
+pub use rope::rope_table;
+pub use runner::Runner;

@@ -1,0 +1,116 @@
+//! The safetensors files of a Hugging Face folder, one or sharded; headers in memory, data on disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::Metadata;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+
+use super::{CheckpointError, RawTensor, hf_config};
+use crate::ops::DType;
+
+#[derive(Debug)]
+struct Entry {
+    file: usize,
+    dtype: DType,
+    shape: Vec<usize>,
+    start: u64,
+    bytes: usize,
+}
+
+/// All tensors of a folder.
+#[derive(Debug)]
+pub(super) struct Folder {
+    files: Vec<(PathBuf, File)>,
+    entries: BTreeMap<String, Entry>,
+}
+
+impl Folder {
+    pub(super) fn open(folder: &Path) -> Result<Self, CheckpointError> {
+        let index = folder.join("model.safetensors.index.json");
+        let names: BTreeSet<String> = match hf_config::object(&index)? {
+            None => BTreeSet::from(["model.safetensors".to_owned()]),
+            Some(map) => map
+                .get("weight_map")
+                .and_then(Value::as_object)
+                .and_then(|map| map.values().map(|v| v.as_str().map(str::to_owned)).collect())
+                .ok_or_else(|| {
+                    CheckpointError::field(&index, "weight_map", "is no map of file names")
+                })?,
+        };
+        let mut opened = Self { files: Vec::new(), entries: BTreeMap::new() };
+        for name in names {
+            if Path::new(&name).components().count() != 1 || name.starts_with("..") {
+                return Err(CheckpointError::field(
+                    &index,
+                    "weight_map",
+                    format!("`{name}` is no file name"),
+                ));
+            }
+            opened.add(&folder.join(name))?;
+        }
+        Ok(opened)
+    }
+
+    fn add(&mut self, path: &Path) -> Result<(), CheckpointError> {
+        let io = |source| CheckpointError::Io { path: path.into(), source };
+        let corrupt = |reason: String| CheckpointError::corrupt(path, reason);
+        let mut file = File::open(path).map_err(io)?;
+        let size = file.metadata().map_err(io)?.len();
+        let mut length = [0; 8];
+        file.read_exact(&mut length).map_err(io)?;
+        let header = u64::from_le_bytes(length);
+        if header > size.saturating_sub(8) {
+            return Err(corrupt(format!("a header of {header} bytes in a file of {size}")));
+        }
+        let mut bytes = length.to_vec();
+        bytes.resize(8 + header as usize, 0);
+        file.read_exact(&mut bytes[8..]).map_err(io)?;
+        let (_, metadata): (usize, Metadata) =
+            SafeTensors::read_metadata(&bytes).map_err(|e| corrupt(e.to_string()))?;
+        for (name, info) in metadata.tensors() {
+            let dtype = match info.dtype {
+                Dtype::F32 => DType::F32,
+                Dtype::F16 => DType::F16,
+                Dtype::BF16 => DType::BF16,
+                _ => continue,
+            };
+            let (start, end) = info.data_offsets;
+            let data = 8 + header;
+            if end as u64 > size - data {
+                return Err(corrupt(format!("tensor {name} ends after the file; is it complete?")));
+            }
+            let entry = Entry {
+                file: self.files.len(),
+                dtype,
+                shape: info.shape.clone(),
+                start: data + start as u64,
+                bytes: end - start,
+            };
+            self.entries.insert(name, entry);
+        }
+        self.files.push((path.into(), file));
+        Ok(())
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        self.files.iter().map(|(path, _)| path.clone()).collect()
+    }
+
+    pub(super) fn read(&mut self, name: &str) -> Result<Option<RawTensor>, CheckpointError> {
+        let Some(entry) = self.entries.get(name) else { return Ok(None) };
+        let (path, file) = &mut self.files[entry.file];
+        let io = |source| CheckpointError::Io { path: path.clone(), source };
+        let mut data = vec![0; entry.bytes];
+        file.seek(SeekFrom::Start(entry.start)).map_err(io)?;
+        file.read_exact(&mut data).map_err(io)?;
+        Ok(Some(RawTensor { dtype: entry.dtype, shape: entry.shape.clone(), data }))
+    }
+}

@@ -1,0 +1,468 @@
+//! The decoder that serves: target and draft differ only in configuration and weights.
+
+use std::sync::Arc;
+
+use super::{ModelConfig, Rows, rope::rope_table};
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::ops::{
+    Activations, AttentionShape, LayerCache, OpsError, PackedMatrix, RopeTable, ThreadPool,
+    add_assign, add_bias, matmul, paged_attention, rms_norm, rms_norm_heads, silu_mul,
+};
+
+/// Why a checkpoint does not make a decoder.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The file cannot be read or lacks something.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A tensor's shape is not what the configuration asks for.
+    #[error("tensor {name} has shape {found:?}, the configuration asks for {expected:?}")]
+    Shape {
+        /// Hugging Face name.
+        name: String,
+        /// Shape in the file.
+        found: Vec<usize>,
+        /// Shape by the configuration.
+        expected: Vec<usize>,
+    },
+    /// A tensor cannot be packed.
+    #[error("tensor {name}: {source}")]
+    Pack {
+        /// Hugging Face name.
+        name: String,
+        /// What does not fit.
+        source: OpsError,
+    },
+    /// The draft does not fit its target.
+    #[error(
+        "the draft does not fit the target: {what} is {draft}, the target's is {target}; build a draft from this target with `pleach-tools build`"
+    )]
+    Draft {
+        /// What differs.
+        what: &'static str,
+        /// The draft's value.
+        draft: usize,
+        /// The target's value.
+        target: usize,
+    },
+    /// A token id of the draft's head is not in the target's vocabulary, or the head has other rows.
+    #[error("the draft's vocabulary does not fit: {0}")]
+    DraftVocab(String),
+}
+
+/// How the weights are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// As in the file: quantised weights multiply int8 activations.
+    AsStored,
+    /// Decoded to f32: slow and large, for reference.
+    F32,
+}
+
+struct Projection {
+    weight: PackedMatrix,
+    bias: Option<Vec<f32>>,
+}
+
+struct Layer {
+    input_norm: Vec<f32>,
+    /// Query, key, value; written side by side.
+    qkv: [Projection; 3],
+    /// Norms of every query and key head.
+    qk_norm: Option<[Vec<f32>; 2]>,
+    output: Projection,
+    post_norm: Vec<f32>,
+    /// Gate, up; written side by side.
+    gate_up: [Projection; 2],
+    down: Projection,
+    attention: AttentionShape,
+}
+
+/// A decoder-only transformer, packed for the kernels. Valid by construction: `forward` cannot fail.
+pub struct Decoder {
+    config: ModelConfig,
+    embedding: Arc<PackedMatrix>,
+    layers: Vec<Layer>,
+    norm: Vec<f32>,
+    head: Arc<PackedMatrix>,
+    draft_vocab: Option<Arc<[u32]>>,
+    rope: RopeTable,
+    pool: Arc<ThreadPool>,
+}
+
+/// Keys and values of all layers for all blocks of the pool.
+pub struct KvCache {
+    layers: Vec<LayerCache>,
+}
+
+/// Buffers of one forward pass; they grow to the largest batch seen and are then reused.
+#[derive(Default)]
+pub struct Workspace {
+    activations: Activations,
+    /// `[rows, hidden]`: the residual stream.
+    hidden: Vec<f32>,
+    /// `[rows, hidden]`: normed input, or a block's addition.
+    delta: Vec<f32>,
+    /// `[rows, q + k + v]` or `[rows, gate | up]`.
+    wide: Vec<f32>,
+    /// `[rows, heads * head_dim]` or `[rows, intermediate]`.
+    inner: Vec<f32>,
+    /// `[logit_rows, head_rows]`
+    logits: Vec<f32>,
+    rope: Option<RopeTable>,
+}
+
+impl Workspace {
+    /// Empty buffers.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+/// Reads and packs tensors, checking their shapes.
+struct Loader<'a> {
+    checkpoint: &'a mut Checkpoint,
+    precision: Precision,
+}
+
+impl Loader<'_> {
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, ModelError> {
+        let tensor = self.checkpoint.tensor(name)?;
+        if tensor.shape != [rows, cols] {
+            let (found, expected) = (tensor.shape, vec![rows, cols]);
+            return Err(ModelError::Shape { name: name.into(), found, expected });
+        }
+        let pack = |source| ModelError::Pack { name: name.into(), source };
+        match self.precision {
+            Precision::AsStored => {
+                PackedMatrix::pack(tensor.dtype, rows, cols, &tensor.data).map_err(pack)
+            }
+            Precision::F32 => PackedMatrix::from_f32(rows, cols, &tensor.to_f32()).map_err(pack),
+        }
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+        let tensor = self.checkpoint.tensor(name)?;
+        if tensor.shape != [len] {
+            let (found, expected) = (tensor.shape, vec![len]);
+            return Err(ModelError::Shape { name: name.into(), found, expected });
+        }
+        Ok(tensor.to_f32())
+    }
+
+    fn projection(
+        &mut self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Projection, ModelError> {
+        let weight = self.matrix(&format!("{name}.weight"), rows, cols)?;
+        let bias = format!("{name}.bias");
+        let bias = if self.checkpoint.has(&bias) { Some(self.vector(&bias, rows)?) } else { None };
+        Ok(Projection { weight, bias })
+    }
+
+    fn layer(&mut self, config: &ModelConfig, index: usize) -> Result<Layer, ModelError> {
+        let name = |rest: &str| format!("model.layers.{index}.{rest}");
+        let (hidden, dim) = (config.hidden_size, config.head_dim);
+        let q = config.num_attention_heads * dim;
+        let kv = config.num_key_value_heads * dim;
+        let inner = config.intermediate_size;
+        let q_norm = name("self_attn.q_norm.weight");
+        let qk_norm = if self.checkpoint.has(&q_norm) {
+            let k_norm = self.vector(&name("self_attn.k_norm.weight"), dim)?;
+            Some([self.vector(&q_norm, dim)?, k_norm])
+        } else {
+            None
+        };
+        Ok(Layer {
+            input_norm: self.vector(&name("input_layernorm.weight"), hidden)?,
+            qkv: [
+                self.projection(&name("self_attn.q_proj"), q, hidden)?,
+                self.projection(&name("self_attn.k_proj"), kv, hidden)?,
+                self.projection(&name("self_attn.v_proj"), kv, hidden)?,
+            ],
+            qk_norm,
+            output: self.projection(&name("self_attn.o_proj"), hidden, q)?,
+            post_norm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
+            gate_up: [
+                self.projection(&name("mlp.gate_proj"), inner, hidden)?,
+                self.projection(&name("mlp.up_proj"), inner, hidden)?,
+            ],
+            down: self.projection(&name("mlp.down_proj"), hidden, inner)?,
+            attention: AttentionShape {
+                heads: config.num_attention_heads,
+                kv_heads: config.num_key_value_heads,
+                head_dim: dim,
+                window: config.sliding_window.filter(|w| index >= w.first_layer).map(|w| w.window),
+            },
+        })
+    }
+}
+
+impl Decoder {
+    /// Loads a model as its file stores it.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the tensor or field.
+    pub fn load(checkpoint: &mut Checkpoint, pool: &Arc<ThreadPool>) -> Result<Self, ModelError> {
+        Self::load_with(checkpoint, pool, Precision::AsStored)
+    }
+
+    /// Loads a model at a chosen precision.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the tensor or field.
+    pub fn load_with(
+        checkpoint: &mut Checkpoint,
+        pool: &Arc<ThreadPool>,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
+        let config = checkpoint.config.clone();
+        let mut loader = Loader { checkpoint, precision };
+        let embedding = Arc::new(loader.matrix(
+            "model.embed_tokens.weight",
+            config.vocab_size,
+            config.hidden_size,
+        )?);
+        let head = if config.tie_word_embeddings || !loader.checkpoint.has("lm_head.weight") {
+            Arc::clone(&embedding)
+        } else {
+            Arc::new(loader.matrix("lm_head.weight", config.vocab_size, config.hidden_size)?)
+        };
+        Self::assemble(loader, config, embedding, head, None, pool)
+    }
+
+    /// Loads a draft of `target`. The embedding, and the head's rows, are the target's own where the
+    /// draft leaves them out.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming what does not fit the target, the tensor or the field.
+    pub fn load_draft(
+        checkpoint: &mut Checkpoint,
+        target: &Self,
+        pool: &Arc<ThreadPool>,
+    ) -> Result<Self, ModelError> {
+        let config = checkpoint.config.clone();
+        for (what, draft, target) in [
+            ("hidden_size", config.hidden_size, target.config.hidden_size),
+            ("vocab_size", config.vocab_size, target.config.vocab_size),
+        ] {
+            if draft != target {
+                return Err(ModelError::Draft { what, draft, target });
+            }
+        }
+        let vocab = checkpoint.draft_vocab.clone();
+        if let Some(vocab) = &vocab {
+            let rising = vocab.windows(2).all(|pair| pair[0] < pair[1]);
+            if !rising || vocab.last().is_none_or(|last| *last as usize >= config.vocab_size) {
+                let reason = "token ids must rise and lie in the vocabulary";
+                return Err(ModelError::DraftVocab(reason.into()));
+            }
+        }
+        let mut loader = Loader { checkpoint, precision: Precision::AsStored };
+        let embedding = if loader.checkpoint.has("model.embed_tokens.weight") {
+            let (rows, cols) = (config.vocab_size, config.hidden_size);
+            Arc::new(loader.matrix("model.embed_tokens.weight", rows, cols)?)
+        } else {
+            Arc::clone(&target.embedding)
+        };
+        let own_head = loader.checkpoint.has("lm_head.weight") && !config.tie_word_embeddings;
+        let full = if own_head {
+            let rows = loader.checkpoint.tensor("lm_head.weight")?.shape[0];
+            Arc::new(loader.matrix("lm_head.weight", rows, config.hidden_size)?)
+        } else if loader.checkpoint.has("model.embed_tokens.weight") {
+            Arc::clone(&embedding)
+        } else {
+            Arc::clone(&target.head)
+        };
+        let head = match &vocab {
+            None if full.out_features() == config.vocab_size => full,
+            Some(vocab) if full.out_features() == vocab.len() => full,
+            Some(vocab) if full.out_features() == config.vocab_size => {
+                Arc::new(full.select_rows(vocab))
+            }
+            _ => {
+                let rows = full.out_features();
+                return Err(ModelError::DraftVocab(format!("the head has {rows} rows")));
+            }
+        };
+        Self::assemble(loader, config, embedding, head, vocab.map(Into::into), pool)
+    }
+
+    fn assemble(
+        mut loader: Loader,
+        config: ModelConfig,
+        embedding: Arc<PackedMatrix>,
+        head: Arc<PackedMatrix>,
+        draft_vocab: Option<Arc<[u32]>>,
+        pool: &Arc<ThreadPool>,
+    ) -> Result<Self, ModelError> {
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| loader.layer(&config, index))
+            .collect::<Result<_, _>>()?;
+        let norm = loader.vector("model.norm.weight", config.hidden_size)?;
+        let rope = rope_table(&config);
+        let pool = Arc::clone(pool);
+        Ok(Self { config, embedding, layers, norm, head, draft_vocab, rope, pool })
+    }
+
+    /// The architecture.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Rows of the output head.
+    #[must_use]
+    pub fn head_rows(&self) -> usize {
+        self.head.out_features()
+    }
+
+    /// Token ids of the head's rows, where the head is trimmed.
+    #[must_use]
+    pub fn draft_vocab(&self) -> Option<&Arc<[u32]>> {
+        self.draft_vocab.as_ref()
+    }
+
+    /// Memory of the matrices this decoder holds alone or shares.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let layers: usize = self
+            .layers
+            .iter()
+            .flat_map(|l| l.qkv.iter().chain([&l.output]).chain(&l.gate_up).chain([&l.down]))
+            .map(|p| p.weight.bytes())
+            .sum();
+        let head = if Arc::ptr_eq(&self.embedding, &self.head) { 0 } else { self.head.bytes() };
+        layers + self.embedding.bytes() + head
+    }
+
+    /// A cache of `num_blocks` blocks for this decoder.
+    #[must_use]
+    pub fn new_kv_cache(&self, num_blocks: usize) -> KvCache {
+        let layers =
+            self.layers.iter().map(|l| LayerCache::new(num_blocks, &l.attention)).collect();
+        KvCache { layers }
+    }
+
+    /// Computes all rows, writes their keys and values, and returns the logits of `rows.logit_rows`,
+    /// `[logit_rows, head_rows]`.
+    ///
+    /// # Panics
+    /// If a token, slot or block lies outside the model or the cache.
+    pub fn forward<'w>(
+        &self,
+        rows: &Rows,
+        cache: &mut KvCache,
+        workspace: &'w mut Workspace,
+    ) -> &'w [f32] {
+        self.forward_observed(rows, cache, workspace, &mut |_, _| {});
+        let width = self.config.hidden_size;
+        let wanted = &rows.logit_rows;
+        // Only the wanted rows are normed and multiplied.
+        let Workspace { activations, hidden, delta, inner, logits, .. } = workspace;
+        inner.clear();
+        for row in wanted {
+            inner.extend_from_slice(&hidden[*row as usize * width..][..width]);
+        }
+        delta.resize(inner.len(), 0.0);
+        rms_norm(&self.pool, inner, &self.norm, self.config.rms_norm_eps as f32, delta);
+        activations.set(&self.pool, delta, wanted.len(), width);
+        logits.resize(wanted.len() * self.head_rows(), 0.0);
+        matmul(&self.pool, &self.head, activations, logits, self.head_rows(), 0);
+        logits
+    }
+
+    /// The blocks alone, without the head: `observe` sees the hidden states, `[rows, hidden]`, before
+    /// block 0 (index 0) and after each block i (index i + 1).
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_observed(
+        &self,
+        rows: &Rows,
+        cache: &mut KvCache,
+        workspace: &mut Workspace,
+        observe: &mut dyn FnMut(usize, &[f32]),
+    ) {
+        let count = rows.len();
+        let width = self.config.hidden_size;
+        let tables = rows.block_tables();
+        let Workspace { activations, hidden, delta, wide, inner, rope, .. } = workspace;
+        let rope = rope.get_or_insert_with(|| self.rope.clone());
+        rope.set_positions(&rows.positions);
+        hidden.resize(count * width, 0.0);
+        delta.resize(count * width, 0.0);
+        for (row, token) in hidden.chunks_exact_mut(width).zip(&rows.tokens) {
+            self.embedding.row(*token as usize, row);
+        }
+        observe(0, hidden);
+        let pool = &*self.pool;
+        let eps = self.config.rms_norm_eps as f32;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let shape = &layer.attention;
+            let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+            let stride = q + 2 * kv;
+
+            rms_norm(pool, hidden, &layer.input_norm, eps, delta);
+            activations.set(pool, delta, count, width);
+            wide.resize(count * stride, 0.0);
+            project(pool, &layer.qkv, activations, wide, stride);
+            if let Some([q_norm, k_norm]) = &layer.qk_norm {
+                rms_norm_heads(pool, wide, q_norm, eps, shape.heads, stride, 0);
+                rms_norm_heads(pool, wide, k_norm, eps, shape.kv_heads, stride, q);
+            }
+            // Query and key heads lie side by side.
+            rope.apply(pool, wide, shape.heads + shape.kv_heads, stride, 0);
+            let cache = &mut cache.layers[index];
+            cache.write(shape, wide, stride, q, q + kv, &rows.slots);
+            inner.resize(count * q, 0.0);
+            paged_attention(
+                pool,
+                shape,
+                wide,
+                stride,
+                cache,
+                &rows.cu_seqlens_q,
+                &rows.positions,
+                &tables,
+                inner,
+            );
+            activations.set(pool, inner, count, q);
+            project(pool, std::slice::from_ref(&layer.output), activations, delta, width);
+            add_assign(hidden, delta);
+
+            rms_norm(pool, hidden, &layer.post_norm, eps, delta);
+            activations.set(pool, delta, count, width);
+            let n = self.config.intermediate_size;
+            wide.resize(count * 2 * n, 0.0);
+            project(pool, &layer.gate_up, activations, wide, 2 * n);
+            inner.resize(count * n, 0.0);
+            silu_mul(pool, wide, n, inner);
+            activations.set(pool, inner, count, n);
+            project(pool, std::slice::from_ref(&layer.down), activations, delta, width);
+            add_assign(hidden, delta);
+            observe(index + 1, hidden);
+        }
+    }
+}
+
+/// Writes the outputs of several projections side by side into rows of `stride` values.
+fn project(
+    pool: &ThreadPool,
+    projections: &[Projection],
+    x: &Activations,
+    out: &mut [f32],
+    stride: usize,
+) {
+    let mut offset = 0;
+    for projection in projections {
+        matmul(pool, &projection.weight, x, out, stride, offset);
+        if let Some(bias) = &projection.bias {
+            add_bias(out, bias, stride, offset);
+        }
+        offset += projection.weight.out_features();
+    }
+}

@@ -1,0 +1,80 @@
+//! Rotary frequencies of a model, scaled as its configuration says.
+
+use std::f64::consts::PI;
+
+use super::{ModelConfig, RopeScaling};
+use crate::ops::RopeTable;
+
+/// The rotation table of a model. Formulas follow the models' reference implementations; YaRN is
+/// Peng et al., arXiv 2309.00071.
+#[must_use]
+pub fn rope_table(config: &ModelConfig) -> RopeTable {
+    let dim = config.head_dim as f64;
+    let frequencies = |theta: f64| -> Vec<f64> {
+        (0..config.head_dim / 2)
+            .map(|i| 1.0 / f64::from((theta as f32).powf((2 * i) as f32 / dim as f32)))
+            .collect()
+    };
+    let plain = frequencies(config.rope.theta);
+    let mut attention_factor = 1.0;
+    let scaled: Vec<f64> = match &config.rope.scaling {
+        RopeScaling::None => plain,
+        RopeScaling::Linear { factor } => plain.iter().map(|f| f / factor).collect(),
+        RopeScaling::Factors(factors) => {
+            plain.iter().zip(factors).map(|(f, by)| f / f64::from(*by)).collect()
+        }
+        RopeScaling::Dynamic { factor, original_max_position_embeddings } => {
+            // The base grows once a sequence is longer than the trained context; a fixed table takes
+            // the longest sequence that is served, so that a position's rotation never changes.
+            let (longest, trained) =
+                (config.max_position_embeddings as f64, *original_max_position_embeddings as f64);
+            let stretch = factor * longest.max(trained) / trained - (factor - 1.0);
+            frequencies(config.rope.theta * stretch.powf(dim / (dim - 2.0)))
+        }
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => plain
+            .iter()
+            .map(|f| {
+                let turns = *original_max_position_embeddings as f64 * f / (2.0 * PI);
+                if turns > *high_freq_factor {
+                    *f
+                } else if turns < *low_freq_factor {
+                    f / factor
+                } else {
+                    let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    (1.0 - smooth) * f / factor + smooth * f
+                }
+            })
+            .collect(),
+        RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings,
+            beta_fast,
+            beta_slow,
+            attention_factor: given,
+        } => {
+            attention_factor =
+                given.unwrap_or_else(|| if *factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 });
+            let trained = *original_max_position_embeddings as f64;
+            let index = |turns: f64| {
+                dim * (trained / (turns * 2.0 * PI)).ln() / (2.0 * config.rope.theta.ln())
+            };
+            let low = index(*beta_fast).floor().max(0.0);
+            let high = index(*beta_slow).ceil().min(dim - 1.0);
+            let high = if high == low { high + 0.001 } else { high };
+            plain
+                .iter()
+                .enumerate()
+                .map(|(i, f)| {
+                    let interpolate = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                    f / factor * interpolate + f * (1.0 - interpolate)
+                })
+                .collect()
+        }
+    };
+    RopeTable::new(scaled.iter().map(|f| *f as f32).collect(), attention_factor as f32)
+}

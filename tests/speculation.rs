@@ -1,0 +1,124 @@
+//! Speculation on the default model is lossless: the same tokens at temperature 0, the same
+//! distribution above.
+
+mod engine_support;
+
+use std::collections::HashMap;
+
+use engine_support::{engine, ids, prompt, questions, run};
+use pleach::engine::{EngineConfig, Request};
+use pleach::sampling::SamplingParams;
+
+/// A perfect draft, and one that is often wrong.
+const DRAFTS: [usize; 2] = [30, 27];
+
+fn config() -> EngineConfig {
+    EngineConfig { num_blocks: Some(128), adaptive: false, ..Default::default() }
+}
+
+#[test]
+fn greedy_output_is_identical_with_and_without() {
+    let mut requests = questions(20);
+    requests[2].params.repetition_penalty = 1.2;
+    requests[4].params.frequency_penalty = 0.8;
+    let mut plain = engine(&config(), None);
+    let expected = ids(&run(&mut plain, &requests));
+    let longest = requests.iter().map(|r| r.prompt.len()).max().unwrap() + 20;
+    let tight = longest.div_ceil(16) + 1;
+    for blocks in DRAFTS {
+        for (budget, num_blocks, length) in [(512, 128, 4), (7, 128, 2), (512, tight, 6)] {
+            let config = EngineConfig {
+                max_num_batched_tokens: budget,
+                num_blocks: Some(num_blocks),
+                num_speculative_tokens: length,
+                ..config()
+            };
+            let mut engine = engine(&config, Some(blocks));
+            let outputs = run(&mut engine, &requests);
+            assert_eq!(ids(&outputs), expected, "{blocks} {budget} {num_blocks}");
+            if num_blocks == 128 {
+                let alone = run(&mut engine, &requests[3..4]);
+                assert_eq!(alone[0].ids(), expected[3]);
+            }
+            let stats = engine.stats();
+            assert!(stats.draft_tokens > 0);
+            assert_eq!(
+                stats.accepted_tokens + stats.recovered_tokens + stats.bonus_tokens,
+                stats.generated_tokens
+            );
+            // The target as its own draft computes the same bits, so nothing is ever rejected.
+            assert_eq!(stats.recovered_tokens == 0, blocks == 30);
+        }
+    }
+}
+
+#[test]
+fn the_controller_changes_speed_alone() {
+    let requests = questions(16);
+    let expected = ids(&run(&mut engine(&config(), None), &requests));
+    let adaptive = EngineConfig { adaptive: true, ..config() };
+    let mut engine = engine(&adaptive, Some(27));
+    assert_eq!(ids(&run(&mut engine, &requests)), expected);
+}
+
+#[test]
+fn seeded_sampling_repeats_itself() {
+    let request = |seed| Request {
+        params: SamplingParams { seed: Some(seed), ..Default::default() },
+        ..Request::greedy(prompt("Write a haiku about rain."), 16)
+    };
+    let mut engine = engine(&config(), Some(27));
+    let together = ids(&run(&mut engine, &[request(1), request(2), request(1)]));
+    let alone = ids(&run(&mut engine, &[request(1)]));
+    assert_eq!((&together[0], &together[2]), (&alone[0], &alone[0]));
+    assert_ne!(together[0], together[1]);
+}
+
+/// Two-sample chi-square of the second and third token over many seeds.
+#[test]
+fn sampled_output_has_the_same_distribution() {
+    const SEEDS: u64 = 320;
+    let params = SamplingParams { top_k: Some(6), temperature: 1.3, ..Default::default() };
+    let count = |draft: Option<usize>, first_seed: u64| {
+        let mut engine = engine(&config(), draft);
+        let requests: Vec<Request> = (first_seed..first_seed + SEEDS)
+            .map(|seed| Request {
+                params: SamplingParams { seed: Some(seed), ..params.clone() },
+                ignore_eos: true,
+                ..Request::greedy(prompt("Hi")[1..4].to_vec(), 3)
+            })
+            .collect();
+        let mut counts: [HashMap<u32, f64>; 2] = Default::default();
+        for output in run(&mut engine, &requests) {
+            for (counts, token) in counts.iter_mut().zip(&output.tokens[1..]) {
+                *counts.entry(token.id).or_default() += 1.0;
+            }
+        }
+        counts
+    };
+    let plain = count(None, 0);
+    let speculative = count(Some(27), 1_000_000);
+    for (a, b) in plain.iter().zip(&speculative) {
+        let mut others = [0.0; 2];
+        let mut terms = Vec::new();
+        let mut keys: Vec<u32> = a.keys().chain(b.keys()).copied().collect();
+        keys.sort_unstable();
+        keys.dedup();
+        for key in keys {
+            let [x, y] = [a, b].map(|counts| counts.get(&key).copied().unwrap_or(0.0));
+            if x + y >= 10.0 {
+                terms.push((x - y).powi(2) / (x + y));
+            } else {
+                others = [others[0] + x, others[1] + y];
+            }
+        }
+        if others[0] + others[1] >= 10.0 {
+            terms.push((others[0] - others[1]).powi(2) / (others[0] + others[1]));
+        }
+        assert!(terms.len() > 3, "too few tokens to compare");
+        let degrees = (terms.len() - 1) as f64;
+        let chi_square: f64 = terms.iter().sum();
+        let limit = degrees + 4.0 * (2.0 * degrees).sqrt();
+        assert!(chi_square < limit, "{chi_square} against {limit}");
+    }
+}
