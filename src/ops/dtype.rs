@@ -75,7 +75,8 @@ impl DType {
     /// Bytes of `values` weights, `None` where they do not fill whole blocks or overflow.
     #[must_use]
     pub fn bytes_for(self, values: usize) -> Option<usize> {
-        (values % self.block_size() == 0)
+        values
+            .is_multiple_of(self.block_size())
             .then(|| (values / self.block_size()).checked_mul(self.block_bytes()))
             .flatten()
     }

@@ -15,14 +15,12 @@ pub(crate) enum Isa {
 
 impl Isa {
     /// The best set of this machine.
-
     pub(crate) fn best() -> Self {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| Self::supported()[0])
     }
 
     /// All sets of this machine, best first.
-
     pub(crate) fn supported() -> Vec<Self> {
         let mut sets = Vec::new();
         #[cfg(target_arch = "x86_64")]

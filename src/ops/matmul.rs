@@ -81,7 +81,7 @@ fn int_rows(
                     match isa {
                         #[cfg(target_arch = "x86_64")]
                         Isa::Avx512Vnni => match (w.eight_bit, w.half_blocks) {
-                            // SAFETY (all three): the set was detected; `panel` is one of `w`'s and the
+                            // SAFETY: the set was detected; `panel` is one of `w`'s and the
                             // rows are `x`'s, whose width is that of `w`, as `matmul_on` asserts.
                             (false, _) => unsafe { vnni::panel::<$n, false, false>(w, panel, x, first, sums) },
                             // SAFETY: as above.
@@ -302,7 +302,9 @@ mod avx2 {
                         };
                         let mut dot = _mm256_set1_epi32(if signed { 0 } else { -w.offset * sum });
                         let per_half = 8 / halves;
-                        for g in half * per_half..(half + 1) * per_half {
+                        for (g, group) in
+                            groups.iter().enumerate().skip(half * per_half).take(per_half)
+                        {
                             // SAFETY: 8 groups of 4 codes, read without alignment.
                             let x = unsafe {
                                 _mm256_set1_epi32(
@@ -310,10 +312,10 @@ mod avx2 {
                                 )
                             };
                             let pairs = if signed {
-                                let magnitude = _mm256_abs_epi8(groups[g]);
-                                _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, groups[g]))
+                                let magnitude = _mm256_abs_epi8(*group);
+                                _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, *group))
                             } else {
-                                _mm256_maddubs_epi16(groups[g], x)
+                                _mm256_maddubs_epi16(*group, x)
                             };
                             dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, ones));
                         }

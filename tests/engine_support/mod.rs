@@ -1,5 +1,12 @@
 //! Engines on the default model for the tests of engine and speculation.
 
+#![allow(
+    clippy::unwrap_used,
+    unreachable_pub,
+    dead_code,
+    reason = "test support, shared by several test binaries that each use a part of it"
+)]
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
