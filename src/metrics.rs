@@ -1,4 +1,7 @@
-//! Names of all metrics. Raw counters; ratios are PromQL's business.
+//! Names of all metrics, their help texts and buckets. Raw counters; ratios are PromQL's business.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 
 /// Generated tokens sent.
 pub const GENERATED_TOKENS: &str = "pleach_generated_tokens_total";
@@ -44,3 +47,55 @@ pub const QUEUE_TIME: &str = "pleach_queue_time_seconds";
 pub const TIME_TO_FIRST_TOKEN: &str = "pleach_time_to_first_token_seconds";
 /// Seconds between tokens; the tokens of one round share its time evenly.
 pub const INTER_TOKEN_LATENCY: &str = "pleach_inter_token_latency_seconds";
+
+/// Seconds; from one step of a small model to a long queue.
+const SECONDS: [f64; 16] = [
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 30.0, 60.0,
+];
+
+/// Installs the process-wide recorder; its handle renders the metrics page.
+///
+/// # Errors
+/// If a recorder is installed already.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new().set_buckets(&SECONDS)?.install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    for (name, help) in [
+        (GENERATED_TOKENS, "Generated tokens sent: accepted, recovered, bonus and plain target tokens."),
+        (PROMPT_TOKENS, "Prompt tokens of the requests taken on."),
+        (TARGET_TOKENS, "Tokens of sequences that do not speculate."),
+        (DRAFTS, "Rounds with at least one draft token."),
+        (DRAFT_TOKENS, "Draft tokens verified by the target."),
+        (ACCEPTED_TOKENS, "Draft tokens accepted and sent."),
+        (ACCEPTED_PER_POSITION, "Accepted draft tokens by position in their round, from 0."),
+        (RECOVERED_TOKENS, "Tokens drawn after a rejection."),
+        (BONUS_TOKENS, "Tokens drawn after every draft token of a round was accepted."),
+        (DRAFT_FAILURES, "Times the draft model failed and was left out."),
+        (FORWARD_PASSES, "Forward passes by model."),
+        (FLOPS, "Floating-point operations spent, by model."),
+        (FLOPS_SAVED, "Floating-point operations saved against drafting with the full model."),
+        (TARGET_PASSES_SAVED, "Target passes saved against one pass per token."),
+        (PREEMPTIONS, "Sequences that lost their cache to older ones and are recomputed."),
+    ] {
+        describe_counter!(name, help);
+    }
+    for (name, help) in [
+        (RUNNING_SEQUENCES, "Sequences running."),
+        (WAITING_SEQUENCES, "Sequences waiting."),
+        (KV_CACHE_USED_BLOCKS, "Blocks of the K/V cache in use."),
+        (KV_CACHE_BLOCKS, "Blocks of the K/V cache."),
+    ] {
+        describe_gauge!(name, help);
+    }
+    for (name, help) in [
+        (QUEUE_TIME, "Seconds from submission to the first step."),
+        (TIME_TO_FIRST_TOKEN, "Seconds from submission to the first token."),
+        (INTER_TOKEN_LATENCY, "Seconds between tokens; the tokens of one round share its time."),
+    ] {
+        describe_histogram!(name, Unit::Seconds, help);
+    }
+}

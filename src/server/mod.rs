@@ -1,1 +1,124 @@
-//! server.
+//! HTTP: the OpenAI API, health and metrics over one engine.
+
+mod body;
+mod chat;
+mod completions;
+mod error;
+mod generation;
+mod load;
+mod logprobs;
+mod respond;
+mod state;
+
+use std::future::Future;
+use std::time::Duration;
+
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use body::Body;
+pub use error::ApiError;
+pub use load::{LoadError, load};
+pub use state::{AppState, Serving};
+
+use crate::engine::SequenceStats;
+
+/// Largest request body.
+const MAX_BODY_BYTES: usize = 8 << 20;
+
+/// How long running requests may go on after a shutdown was asked for.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// All routes.
+pub fn router(state: AppState) -> Router {
+    Router::new()
+        .route("/", get(|| async { "pleach: see /v1/models, /health, /metrics\n" }))
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .route("/version", get(|| async { Json(json!({"version": env!("CARGO_PKG_VERSION")})) }))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{name}", get(model))
+        .route("/v1/chat/completions", post(chat::chat_completions))
+        .route("/v1/completions", post(completions::completions))
+        .fallback(|| async { ApiError::status(StatusCode::NOT_FOUND, "there is no such path") })
+        .method_not_allowed_fallback(|| async {
+            ApiError::status(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(state)
+}
+
+/// Serves until `shutdown` resolves, then lets running requests end, for a while.
+///
+/// # Errors
+/// What the listener says.
+pub async fn run(
+    listener: TcpListener,
+    state: AppState,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let (asked, mut drain) = tokio::sync::watch::channel(false);
+    let server = axum::serve(listener, router(state)).with_graceful_shutdown(async move {
+        shutdown.await;
+        let _ = asked.send(true);
+    });
+    tokio::select! {
+        result = server.into_future() => result,
+        () = async {
+            let _ = drain.wait_for(|asked| *asked).await;
+            tokio::time::sleep(DRAIN).await;
+        } => Ok(()),
+    }
+}
+
+async fn health(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+    state.serving()?;
+    Ok(Json(json!({"status": "ok"})))
+}
+
+async fn metrics(State(state): State<AppState>) -> Response {
+    state.metrics.run_upkeep();
+    let headers = [("content-type", "text/plain; version=0.0.4; charset=utf-8")];
+    (headers, state.metrics.render()).into_response()
+}
+
+async fn models(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+    let entry = entry(&state, &state.serving()?.name);
+    Ok(Json(json!({"object": "list", "data": [entry]})))
+}
+
+async fn model(
+    State(state): State<AppState>,
+    axum::extract::Path(name): axum::extract::Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    if name == state.serving()?.name {
+        Ok(Json(entry(&state, &name)))
+    } else {
+        Err(ApiError::not_found("model", format!("the model `{name}` does not exist")))
+    }
+}
+
+fn entry(state: &AppState, name: &str) -> Value {
+    json!({"id": name, "object": "model", "created": state.started, "owned_by": "pleach"})
+}
+
+/// The `usage` object of choices that share their prompts.
+fn usage(prompt_tokens: usize, choices: &[SequenceStats]) -> Value {
+    let sum = |of: fn(&SequenceStats) -> u64| choices.iter().map(of).sum::<u64>();
+    let completion: usize = choices.iter().map(|s| s.generated_tokens).sum();
+    json!({
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion,
+        "total_tokens": prompt_tokens + completion,
+        "pleach": {
+            "drafts": sum(|s| s.drafts),
+            "draft_tokens": sum(|s| s.draft_tokens),
+            "accepted_tokens": sum(|s| s.accepted_tokens),
+        },
+    })
+}

@@ -1,0 +1,99 @@
+//! Errors in the shape OpenAI's clients expect.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::engine::{RequestError, SubmitError};
+
+/// An answer other than success.
+#[derive(Debug, Clone)]
+pub struct ApiError {
+    status: StatusCode,
+    message: String,
+    param: Option<String>,
+    code: Option<&'static str>,
+}
+
+impl ApiError {
+    /// The request is at fault; `param` names the field.
+    #[must_use]
+    pub fn invalid(param: &str, message: impl Into<String>) -> Self {
+        let param = Some(param.to_owned());
+        Self { status: StatusCode::BAD_REQUEST, message: message.into(), param, code: None }
+    }
+
+    /// Any other status.
+    #[must_use]
+    pub fn status(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), param: None, code: None }
+    }
+
+    /// What `param` names does not exist.
+    #[must_use]
+    pub fn not_found(param: &str, message: impl Into<String>) -> Self {
+        Self { param: Some(param.to_owned()), ..Self::status(StatusCode::NOT_FOUND, message) }
+    }
+
+    /// The server is at fault.
+    #[must_use]
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::status(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+
+    /// No room for another request.
+    #[must_use]
+    pub fn busy() -> Self {
+        let message = "the server's queue is full; try again shortly";
+        Self {
+            code: Some("rate_limit_exceeded"),
+            ..Self::status(StatusCode::TOO_MANY_REQUESTS, message)
+        }
+    }
+
+    /// The model is not (or no longer) there.
+    #[must_use]
+    pub fn unavailable(message: &str) -> Self {
+        Self::status(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
+    /// The error as a JSON body.
+    #[must_use]
+    pub fn body(&self) -> serde_json::Value {
+        let kind = match self.status {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_client_error() => "invalid_request_error",
+            _ => "server_error",
+        };
+        json!({"error": {
+            "message": self.message, "type": kind, "param": self.param, "code": self.code,
+        }})
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        Self::invalid(error.field, error.to_string())
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::Invalid(error) => error.into(),
+            SubmitError::Stopped => Self::internal(error.to_string()),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        let again = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
+        if again.contains(&self.status) {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

@@ -1,0 +1,215 @@
+//! From a validated request to pieces of text: one task per choice, feeding one channel.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::state::Serving;
+use super::{ApiError, Body};
+use crate::engine::{Event, FinishReason, Request, SequenceStats, TokenOut};
+use crate::sampling::SamplingParams;
+use crate::text::{Detokenizer, StopStrings};
+
+/// Most choices of one request.
+const MAX_CHOICES: usize = 128;
+
+/// What chat and plain completions have in common.
+pub(super) struct Generation {
+    pub(super) request: Request,
+    pub(super) stop: Vec<String>,
+    pub(super) choices: usize,
+    pub(super) stream: bool,
+    pub(super) include_usage: bool,
+}
+
+/// A part of one choice.
+pub(super) struct Piece {
+    pub(super) choice: usize,
+    pub(super) text: String,
+    pub(super) tokens: Vec<TokenOut>,
+    /// Set on the last piece.
+    pub(super) end: Option<End>,
+}
+
+/// How a choice ended.
+pub(super) struct End {
+    /// `stop`, `length`, or `None` where the sequence failed.
+    pub(super) reason: Result<&'static str, ApiError>,
+    pub(super) stats: SequenceStats,
+}
+
+impl Generation {
+    /// Takes the common fields out of a body. `max_tokens` names the limit, in order of preference.
+    pub(super) fn take(
+        body: &mut Body,
+        serving: &Serving,
+        max_tokens: &[&str],
+        default_max_tokens: usize,
+    ) -> Result<Self, ApiError> {
+        if let Some(model) = body.take::<String>("model")?
+            && model != serving.name
+        {
+            let message = format!("the model `{model}` does not exist; this server has `{}`", serving.name);
+            return Err(ApiError::not_found("model", message));
+        }
+        let mut limit = None;
+        for name in max_tokens {
+            limit = limit.or(body.take::<usize>(name)?);
+        }
+        let stop = match body.take::<serde_json::Value>("stop")? {
+            None => Vec::new(),
+            Some(serde_json::Value::String(stop)) => vec![stop],
+            Some(value) => serde_json::from_value(value)
+                .map_err(|_| ApiError::invalid("stop", "`stop` must be a string or a list of strings"))?,
+        };
+        if stop.len() > 16 || stop.iter().any(String::is_empty) {
+            return Err(ApiError::invalid("stop", "`stop` takes up to 16 strings, none empty"));
+        }
+        let bias: std::collections::BTreeMap<String, f32> = body.or("logit_bias", Default::default())?;
+        let logit_bias = bias
+            .into_iter()
+            .map(|(id, bias)| id.parse().map(|id| (id, bias)))
+            .collect::<Result<Vec<(u32, f32)>, _>>()
+            .map_err(|_| ApiError::invalid("logit_bias", "the keys of `logit_bias` must be token ids"))?;
+        let params = SamplingParams {
+            temperature: body.or("temperature", 1.0)?,
+            // vLLM's clients send -1 or 0 for no limit.
+            top_k: body.take::<i64>("top_k")?.filter(|k| *k > 0).map(|k| k.min(u32::MAX.into()) as u32),
+            top_p: body.or("top_p", 1.0)?,
+            min_p: body.or("min_p", 0.0)?,
+            seed: body.take::<i64>("seed")?.map(|seed| seed as u64),
+            repetition_penalty: body.or("repetition_penalty", 1.0)?,
+            presence_penalty: body.or("presence_penalty", 0.0)?,
+            frequency_penalty: body.or("frequency_penalty", 0.0)?,
+            logit_bias,
+        };
+        let choices = body.or("n", 1)?;
+        if !(1..=MAX_CHOICES).contains(&choices) {
+            return Err(ApiError::invalid("n", format!("`n` must be between 1 and {MAX_CHOICES}")));
+        }
+        let stream = body.or("stream", false)?;
+        let mut include_usage = false;
+        if let Some(options) = body.take::<serde_json::Map<_, _>>("stream_options")? {
+            if !stream {
+                return Err(ApiError::invalid("stream_options", "`stream_options` needs `stream: true`"));
+            }
+            include_usage = options.get("include_usage").and_then(serde_json::Value::as_bool).unwrap_or(false);
+        }
+        let request = Request {
+            prompt: Vec::new(),
+            params,
+            max_tokens: limit.unwrap_or(default_max_tokens),
+            stop_token_ids: body.or("stop_token_ids", Vec::new())?,
+            ignore_eos: body.or("ignore_eos", false)?,
+            num_speculative_tokens: body.take("num_speculative_tokens")?,
+            top_logprobs: None,
+        };
+        // These identify the caller and change nothing.
+        let _: Option<String> = body.take("user")?;
+        let _: Option<serde_json::Map<_, _>> = body.take("metadata")?;
+        Ok(Self { request, stop, choices, stream, include_usage })
+    }
+
+    /// Submits every choice of every prompt; pieces arrive in order within a choice. Choice
+    /// `p * choices + i` is choice i of prompt p. Dropping the receiver cancels them all.
+    pub(super) async fn start(
+        self,
+        serving: &Arc<Serving>,
+        prompts: Vec<Vec<u32>>,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<mpsc::Receiver<Piece>, ApiError> {
+        let limits = serving.engine.limits();
+        let mut requests = Vec::new();
+        for prompt in prompts {
+            for choice in 0..self.choices {
+                let mut request = Request { prompt: prompt.clone(), ..self.request.clone() };
+                request.params.seed = request.params.seed.map(|seed| seed.wrapping_add(choice as u64));
+                request.validate(limits)?;
+                requests.push(request);
+            }
+        }
+        let (sender, receiver) = mpsc::channel(64);
+        let permit = Arc::new(permit);
+        for (choice, request) in requests.into_iter().enumerate() {
+            let ends = Ends::of(&request, serving);
+            let events = serving.engine.submit(request).await?;
+            let (sender, permit) = (sender.clone(), Arc::clone(&permit));
+            let text = Detokenizer::new(Arc::clone(&serving.tokenizer));
+            let stop = StopStrings::new(self.stop.clone());
+            tokio::spawn(async move {
+                read(choice, events, sender, text, stop, ends).await;
+                drop(permit);
+            });
+        }
+        Ok(receiver)
+    }
+}
+
+/// Tokens that end a sequence and are no text.
+struct Ends(Vec<u32>);
+
+impl Ends {
+    fn of(request: &Request, serving: &Serving) -> Self {
+        let mut ends = request.stop_token_ids.clone();
+        if !request.ignore_eos {
+            ends.extend(&serving.eos_token_ids);
+        }
+        Self(ends)
+    }
+}
+
+/// Turns one sequence's events into pieces, until it ends, stops or nobody listens.
+async fn read(
+    choice: usize,
+    mut events: mpsc::Receiver<Event>,
+    pieces: mpsc::Sender<Piece>,
+    mut detokenizer: Detokenizer,
+    mut stop: StopStrings,
+    ends: Ends,
+) {
+    let mut stats = SequenceStats::default();
+    loop {
+        let mut piece = Piece { choice, text: String::new(), tokens: Vec::new(), end: None };
+        match events.recv().await {
+            Some(Event::Tokens(tokens)) => {
+                for token in tokens {
+                    stats.generated_tokens += 1;
+                    if !ends.0.contains(&token.id) {
+                        let (text, stopped) = stop.push(&detokenizer.push(token.id));
+                        piece.text += &text;
+                        piece.tokens.push(token);
+                        if stopped {
+                            let stats = std::mem::take(&mut stats);
+                            piece.end = Some(End { reason: Ok("stop"), stats });
+                            // Dropping the events cancels the sequence.
+                            let _ = pieces.send(piece).await;
+                            return;
+                        }
+                    }
+                }
+            }
+            Some(Event::Finished { reason, stats }) => {
+                let (text, stopped) = stop.push(&detokenizer.finish());
+                piece.text = text;
+                if !stopped {
+                    piece.text += &stop.finish();
+                }
+                let reason = match reason {
+                    FinishReason::Eos | FinishReason::StopToken(_) => Ok("stop"),
+                    FinishReason::Length if stopped => Ok("stop"),
+                    FinishReason::Length => Ok("length"),
+                    FinishReason::Error(reason) => Err(ApiError::internal(reason)),
+                };
+                piece.end = Some(End { reason, stats });
+            }
+            None => {
+                let reason = Err(ApiError::internal("the engine has stopped"));
+                piece.end = Some(End { reason, stats: std::mem::take(&mut stats) });
+            }
+        }
+        let ended = piece.end.is_some();
+        if pieces.send(piece).await.is_err() || ended {
+            return;
+        }
+    }
+}
