@@ -20,7 +20,8 @@ fn main() -> anyhow::Result<()> {
         LogFormat::Json => log.json().init(),
     }
     let config = Config::from(args);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let result = runtime.block_on(serve(config));
     // Streams that outlived the drain are cut here.
     runtime.shutdown_timeout(Duration::from_secs(1));

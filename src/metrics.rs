@@ -49,9 +49,8 @@ pub const TIME_TO_FIRST_TOKEN: &str = "pleach_time_to_first_token_seconds";
 pub const INTER_TOKEN_LATENCY: &str = "pleach_inter_token_latency_seconds";
 
 /// Seconds; from one step of a small model to a long queue.
-const SECONDS: [f64; 16] = [
-    0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 30.0, 60.0,
-];
+const SECONDS: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 /// Installs the process-wide recorder; its handle renders the metrics page.
 ///
@@ -65,7 +64,10 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 
 fn describe() {
     for (name, help) in [
-        (GENERATED_TOKENS, "Generated tokens sent: accepted, recovered, bonus and plain target tokens."),
+        (
+            GENERATED_TOKENS,
+            "Generated tokens sent: accepted, recovered, bonus and plain target tokens.",
+        ),
         (PROMPT_TOKENS, "Prompt tokens of the requests taken on."),
         (TARGET_TOKENS, "Tokens of sequences that do not speculate."),
         (DRAFTS, "Rounds with at least one draft token."),

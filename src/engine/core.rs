@@ -152,6 +152,8 @@ impl Engine {
     pub fn step(&mut self) -> Vec<(RequestId, Event)> {
         let schedule = self.schedule();
         if schedule.items.is_empty() {
+            // A cancelled request may have left the last block just now.
+            report::load(&self.scheduler);
             return Vec::new();
         }
         let proposals = self.propose(&schedule.items);

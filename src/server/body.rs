@@ -31,7 +31,11 @@ impl Body {
         }
     }
 
-    pub(super) fn or<T: DeserializeOwned>(&mut self, name: &str, default: T) -> Result<T, ApiError> {
+    pub(super) fn or<T: DeserializeOwned>(
+        &mut self,
+        name: &str,
+        default: T,
+    ) -> Result<T, ApiError> {
         Ok(self.take(name)?.unwrap_or(default))
     }
 

@@ -39,9 +39,8 @@ pub(super) async fn chat_completions(
     body.only("tools", &[json!([])])?;
     body.only("tool_choice", &[json!("none"), json!("auto")])?;
     body.finish()?;
-    let text = template
-        .render(&messages)
-        .map_err(|e| ApiError::invalid("messages", e.to_string()))?;
+    let text =
+        template.render(&messages).map_err(|e| ApiError::invalid("messages", e.to_string()))?;
     let prompt = serving.encode(&text, false)?;
     respond(&state, serving, generation, vec![prompt], Format::Chat).await
 }
@@ -49,7 +48,8 @@ pub(super) async fn chat_completions(
 /// A message with plain text content, as templates expect it.
 fn message(mut message: Value) -> Result<Value, ApiError> {
     let invalid = |text: &str| ApiError::invalid("messages", text);
-    let fields = message.as_object_mut().ok_or_else(|| invalid("each message must be an object"))?;
+    let fields =
+        message.as_object_mut().ok_or_else(|| invalid("each message must be an object"))?;
     match fields.get("role").and_then(Value::as_str) {
         Some("system" | "developer" | "user" | "assistant") => {}
         _ => return Err(invalid("`role` must be system, developer, user or assistant")),

@@ -38,7 +38,8 @@ fn prompts(serving: &Serving, prompt: Value) -> Result<Vec<Vec<u32>>, ApiError> 
         let kinds = "`prompt` must be a string, a list of strings, or lists of token ids";
         ApiError::invalid("prompt", kinds)
     };
-    let ids = |value: &Value| serde_json::from_value::<Vec<u32>>(value.clone()).map_err(|_| kinds());
+    let ids =
+        |value: &Value| serde_json::from_value::<Vec<u32>>(value.clone()).map_err(|_| kinds());
     let prompts = match &prompt {
         Value::String(text) => vec![serving.encode(text, true)?],
         Value::Array(items) if items.first().is_some_and(Value::is_number) => vec![ids(&prompt)?],

@@ -49,7 +49,8 @@ impl Generation {
         if let Some(model) = body.take::<String>("model")?
             && model != serving.name
         {
-            let message = format!("the model `{model}` does not exist; this server has `{}`", serving.name);
+            let message =
+                format!("the model `{model}` does not exist; this server has `{}`", serving.name);
             return Err(ApiError::not_found("model", message));
         }
         let mut limit = None;
@@ -59,22 +60,29 @@ impl Generation {
         let stop = match body.take::<serde_json::Value>("stop")? {
             None => Vec::new(),
             Some(serde_json::Value::String(stop)) => vec![stop],
-            Some(value) => serde_json::from_value(value)
-                .map_err(|_| ApiError::invalid("stop", "`stop` must be a string or a list of strings"))?,
+            Some(value) => serde_json::from_value(value).map_err(|_| {
+                ApiError::invalid("stop", "`stop` must be a string or a list of strings")
+            })?,
         };
         if stop.len() > 16 || stop.iter().any(String::is_empty) {
             return Err(ApiError::invalid("stop", "`stop` takes up to 16 strings, none empty"));
         }
-        let bias: std::collections::BTreeMap<String, f32> = body.or("logit_bias", Default::default())?;
+        let bias: std::collections::BTreeMap<String, f32> =
+            body.or("logit_bias", Default::default())?;
         let logit_bias = bias
             .into_iter()
             .map(|(id, bias)| id.parse().map(|id| (id, bias)))
             .collect::<Result<Vec<(u32, f32)>, _>>()
-            .map_err(|_| ApiError::invalid("logit_bias", "the keys of `logit_bias` must be token ids"))?;
+            .map_err(|_| {
+                ApiError::invalid("logit_bias", "the keys of `logit_bias` must be token ids")
+            })?;
         let params = SamplingParams {
             temperature: body.or("temperature", 1.0)?,
             // vLLM's clients send -1 or 0 for no limit.
-            top_k: body.take::<i64>("top_k")?.filter(|k| *k > 0).map(|k| k.min(u32::MAX.into()) as u32),
+            top_k: body
+                .take::<i64>("top_k")?
+                .filter(|k| *k > 0)
+                .map(|k| k.min(u32::MAX.into()) as u32),
             top_p: body.or("top_p", 1.0)?,
             min_p: body.or("min_p", 0.0)?,
             seed: body.take::<i64>("seed")?.map(|seed| seed as u64),
@@ -91,9 +99,13 @@ impl Generation {
         let mut include_usage = false;
         if let Some(options) = body.take::<serde_json::Map<_, _>>("stream_options")? {
             if !stream {
-                return Err(ApiError::invalid("stream_options", "`stream_options` needs `stream: true`"));
+                return Err(ApiError::invalid(
+                    "stream_options",
+                    "`stream_options` needs `stream: true`",
+                ));
             }
-            include_usage = options.get("include_usage").and_then(serde_json::Value::as_bool).unwrap_or(false);
+            include_usage =
+                options.get("include_usage").and_then(serde_json::Value::as_bool).unwrap_or(false);
         }
         let request = Request {
             prompt: Vec::new(),
@@ -123,7 +135,8 @@ impl Generation {
         for prompt in prompts {
             for choice in 0..self.choices {
                 let mut request = Request { prompt: prompt.clone(), ..self.request.clone() };
-                request.params.seed = request.params.seed.map(|seed| seed.wrapping_add(choice as u64));
+                request.params.seed =
+                    request.params.seed.map(|seed| seed.wrapping_add(choice as u64));
                 request.validate(limits)?;
                 requests.push(request);
             }

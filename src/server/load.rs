@@ -46,9 +46,7 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
         let draft = resolve(source, &config.cache_dir).map_err(LoadError::from).and_then(|path| {
             Ok(Decoder::load_draft(&mut Checkpoint::open(&path)?, &target, &pool)?)
         });
-        draft
-            .inspect_err(|error| tracing::error!(%error, "serving without the draft"))
-            .ok()
+        draft.inspect_err(|error| tracing::error!(%error, "serving without the draft")).ok()
     });
     let token = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id)).unwrap_or_default();
     let model = target.config();

@@ -62,8 +62,10 @@ impl AppState {
     /// # Errors
     /// 503 while the model loads or after the engine has stopped.
     pub fn serving(&self) -> Result<&Arc<Serving>, ApiError> {
-        let serving =
-            self.serving.get().ok_or_else(|| ApiError::unavailable("the model is still loading"))?;
+        let serving = self
+            .serving
+            .get()
+            .ok_or_else(|| ApiError::unavailable("the model is still loading"))?;
         if serving.engine.is_alive() {
             Ok(serving)
         } else {
