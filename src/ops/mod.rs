@@ -15,6 +15,7 @@ mod elementwise;
 #[cfg(target_arch = "x86_64")]
 pub mod gemm_bf16;
 mod isa;
+mod mat_ref;
 mod matmul;
 mod packed;
 mod rope;
@@ -22,11 +23,13 @@ mod shared_mut;
 #[cfg(test)]
 mod testing;
 mod threads;
+pub mod training;
 
 pub use activations::Activations;
 pub use attention::{AttentionShape, LayerCache, paged_attention};
 pub use dtype::{DType, Group};
 pub use elementwise::{add_assign, add_bias, rms_norm, rms_norm_heads, silu_mul};
+pub use mat_ref::MatRef;
 pub use matmul::matmul;
 pub use packed::{OpsError, PackedMatrix};
 pub use rope::RopeTable;
