@@ -18,3 +18,4 @@ pub mod sampling;
 pub mod server;
 pub mod spec;
 pub mod text;
+pub mod train;

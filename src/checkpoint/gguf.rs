@@ -285,23 +285,12 @@ impl Header<'_> {
             }
             shape.reverse();
             let kind = self.u32()?;
-            let dtype = match kind {
-                0 => DType::F32,
-                1 => DType::F16,
-                2 => DType::Q4_0,
-                3 => DType::Q4_1,
-                8 => DType::Q8_0,
-                12 => DType::Q4_K,
-                13 => DType::Q5_K,
-                14 => DType::Q6_K,
-                30 => DType::BF16,
-                _ => {
-                    return Err(self.error(format!(
-                        "tensor {name} has ggml type {kind}; supported are F32, F16, BF16, Q8_0, Q4_0, \
-                         Q4_1, Q4_K, Q5_K, Q6_K"
-                    )));
-                }
-            };
+            let dtype = DType::from_ggml_id(kind).ok_or_else(|| {
+                self.error(format!(
+                    "tensor {name} has ggml type {kind}; supported are F32, F16, BF16, Q8_0, Q4_0, \
+                     Q4_1, Q4_K, Q5_K, Q6_K"
+                ))
+            })?;
             let offset = self.u64()?;
             directory.push((name, dtype, shape, offset));
         }

@@ -1,5 +1,7 @@
 //! What GGUF metadata and tensor names say about a model.
 
+use std::borrow::Cow;
+
 use super::gguf::{Gguf, Value};
 use super::{CheckpointError, RawTensor};
 use crate::model::{Family, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
@@ -177,6 +179,16 @@ pub(super) fn tensor_name(name: &str) -> Option<String> {
     Some(format!("blk.{layer}.{module}.{kind}"))
 }
 
+/// Heads of a matrix whose rows the llama architecture stores in another order.
+fn interleaved_heads(config: &ModelConfig, name: &str) -> Option<usize> {
+    let heads = match name.rsplit('.').nth(1) {
+        Some("q_proj") => config.num_attention_heads,
+        Some("k_proj") => config.num_key_value_heads,
+        _ => return None,
+    };
+    (config.family == Family::Llama).then_some(heads)
+}
+
 /// Reads a tensor by its Hugging Face name.
 ///
 /// Files of the llama architecture interleave the two halves of every query and key head; the rows
@@ -188,13 +200,8 @@ pub(super) fn read(
 ) -> Result<Option<RawTensor>, CheckpointError> {
     let Some(gguf_name) = tensor_name(name) else { return Ok(None) };
     let Some(mut tensor) = gguf.read(&gguf_name)? else { return Ok(None) };
-    let heads = match name.rsplit('.').nth(1) {
-        Some("q_proj") => config.num_attention_heads,
-        Some("k_proj") => config.num_key_value_heads,
-        _ => return Ok(Some(tensor)),
-    };
-    if config.family == Family::Llama {
-        let dim = config.head_dim;
+    if let Some(heads) = interleaved_heads(config, name) {
+        let (dim, half) = (config.head_dim, config.head_dim / 2);
         let rows = tensor.shape[0];
         if rows != heads * dim {
             return Err(CheckpointError::corrupt(
@@ -202,16 +209,32 @@ pub(super) fn read(
                 format!("tensor {gguf_name} has {rows} rows, not {heads} heads of {dim}"),
             ));
         }
-        let row_bytes = tensor.data.len() / rows;
-        let mut data = Vec::with_capacity(tensor.data.len());
-        for head in 0..heads {
-            for i in 0..dim {
-                let (half, pair) = (i / (dim / 2), i % (dim / 2));
-                let row = head * dim + 2 * pair + half;
-                data.extend_from_slice(&tensor.data[row * row_bytes..][..row_bytes]);
-            }
-        }
-        tensor.data = data;
+        tensor.data = move_rows(&tensor.data, dim, rows, |i| i % half * 2 + i / half);
     }
     Ok(Some(tensor))
+}
+
+/// The bytes of a tensor with rows in the order of GGUF files.
+pub(super) fn to_gguf_rows<'a>(
+    config: &ModelConfig,
+    name: &str,
+    tensor: &'a RawTensor,
+) -> Cow<'a, [u8]> {
+    if interleaved_heads(config, name).is_none() {
+        return Cow::Borrowed(&tensor.data);
+    }
+    let (dim, half) = (config.head_dim, config.head_dim / 2);
+    Cow::Owned(move_rows(&tensor.data, dim, tensor.shape[0], |i| i % 2 * half + i / 2))
+}
+
+/// The rows of every head of `dim` rows in another order: row i is the old row `from(i)`.
+fn move_rows(data: &[u8], dim: usize, rows: usize, from: impl Fn(usize) -> usize) -> Vec<u8> {
+    let row_bytes = data.len() / rows;
+    let mut moved = Vec::with_capacity(data.len());
+    for head in data.chunks_exact(dim * row_bytes) {
+        for i in 0..dim {
+            moved.extend_from_slice(&head[from(i) * row_bytes..][..row_bytes]);
+        }
+    }
+    moved
 }

@@ -10,6 +10,7 @@ mod hf_config;
 mod safetensors;
 pub mod source;
 mod tokenizer;
+pub mod write;
 
 use std::io;
 use std::path::{Path, PathBuf};

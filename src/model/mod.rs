@@ -3,11 +3,13 @@
 mod config;
 mod decoder;
 mod forward;
+mod names;
 mod rope;
 mod runner;
 
 pub use config::{Family, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
 pub use decoder::{Decoder, KvCache, ModelError, Precision, Workspace};
 pub use forward::{Forward, Rows};
+pub use names::{layer_tensor_names, tensor_names};
 pub use rope::rope_table;
 pub use runner::Runner;

@@ -41,6 +41,32 @@ pub struct Group {
 }
 
 impl DType {
+    /// Every format and its number in GGUF files.
+    const GGML_IDS: [(Self, u32); 9] = [
+        (Self::F32, 0),
+        (Self::F16, 1),
+        (Self::Q4_0, 2),
+        (Self::Q4_1, 3),
+        (Self::Q8_0, 8),
+        (Self::Q4_K, 12),
+        (Self::Q5_K, 13),
+        (Self::Q6_K, 14),
+        (Self::BF16, 30),
+    ];
+
+    /// The format with this number in GGUF files.
+    #[must_use]
+    pub fn from_ggml_id(id: u32) -> Option<Self> {
+        Self::GGML_IDS.iter().find(|(_, known)| *known == id).map(|(dtype, _)| *dtype)
+    }
+
+    /// Its number in GGUF files.
+    #[must_use]
+    pub fn ggml_id(self) -> u32 {
+        let (_, id) = Self::GGML_IDS.iter().find(|(dtype, _)| *dtype == self).expect("all listed");
+        *id
+    }
+
     /// Weights in one block, the unit of storage.
     #[must_use]
     pub fn block_size(self) -> usize {

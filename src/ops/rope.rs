@@ -46,6 +46,34 @@ impl RopeTable {
         stride: usize,
         offset: usize,
     ) {
+        self.turn(pool, x, heads, stride, offset, 1.0);
+    }
+
+    /// The gradient of [`apply`](Self::apply), in place: its transpose.
+    ///
+    /// # Panics
+    /// As [`apply`](Self::apply).
+    pub fn apply_transposed(
+        &self,
+        pool: &ThreadPool,
+        x: &mut [f32],
+        heads: usize,
+        stride: usize,
+        offset: usize,
+    ) {
+        self.turn(pool, x, heads, stride, offset, -1.0);
+    }
+
+    /// Rotates by the angles times `direction`, 1 or -1.
+    fn turn(
+        &self,
+        pool: &ThreadPool,
+        x: &mut [f32],
+        heads: usize,
+        stride: usize,
+        offset: usize,
+        direction: f32,
+    ) {
         let half = self.inverse_frequencies.len();
         let rows = self.rotations.len() / half;
         assert_eq!(x.len(), rows * stride, "{rows} rows of {stride}");
@@ -58,6 +86,7 @@ impl RopeTable {
             for head in heads.chunks_exact_mut(2 * half) {
                 let (low, high) = head.split_at_mut(half);
                 for ((a, b), (cos, sin)) in low.iter_mut().zip(high).zip(rotations) {
+                    let sin = direction * sin;
                     (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
                 }
             }
@@ -78,6 +107,13 @@ mod tests {
         let x = random.vec(2 * 20);
         let mut y = x.clone();
         table.apply(&ThreadPool::new(2), &mut y, 3, 20, 1);
+        let mut back = y.clone();
+        table.apply_transposed(&ThreadPool::new(1), &mut back, 3, 20, 1);
+        for (i, (x, back)) in x.iter().zip(&back).enumerate() {
+            let turned = (1..19).contains(&(i % 20));
+            let expected = if turned { 1.5 * 1.5 * x } else { *x };
+            assert!((back - expected).abs() < 1e-5, "transpose of {i}");
+        }
         for row in 0..2 {
             for head in 0..3 {
                 for i in 0..3 {
