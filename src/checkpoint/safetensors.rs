@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use safetensors::Dtype;
 use safetensors::tensor::Metadata;
-use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use super::{CheckpointError, RawTensor, hf_config};
@@ -66,11 +66,10 @@ impl Folder {
         if header > size.saturating_sub(8) {
             return Err(corrupt(format!("a header of {header} bytes in a file of {size}")));
         }
-        let mut bytes = length.to_vec();
-        bytes.resize(8 + header as usize, 0);
-        file.read_exact(&mut bytes[8..]).map_err(io)?;
-        let (_, metadata): (usize, Metadata) =
-            SafeTensors::read_metadata(&bytes).map_err(|e| corrupt(e.to_string()))?;
+        let mut bytes = vec![0; header as usize];
+        file.read_exact(&mut bytes).map_err(io)?;
+        let metadata: Metadata =
+            serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
         for (name, info) in metadata.tensors() {
             let dtype = match info.dtype {
                 Dtype::F32 => DType::F32,

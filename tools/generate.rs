@@ -1,0 +1,280 @@
+//! `generate`: the model answers prompts.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use pleach::engine::{
+    Engine, EngineConfig, Event, FinishReason, MAX_TOP_LOGPROBS, Request, RequestId,
+};
+use pleach::kv_cache::blocks_for;
+use pleach::sampling::SamplingParams;
+use pleach::train::{Example, TopKWriter};
+use serde::Serialize;
+
+use crate::common::{Manifest, ModelArgs, PROMPTS, Progress, Prompt, beside, read_prompts, spread};
+
+/// Lets the model answer prompts, many at a time, and writes the answers: the training data of
+/// self-data distillation.
+///
+/// Prompts are lines of JSON with "turns", a list of user messages, and perhaps "id" and "category".
+/// Every turn is answered. With --top-logprobs the model's most likely tokens at every place of the
+/// answers go to a second file, OUT.topk. Started again, it goes on with the prompts that have no
+/// answer yet.
+#[derive(Debug, Clone, clap::Args, Serialize)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Prompts (JSONL). Default: about 4,800 built-in ones.
+    #[arg(long, env = "PLEACH_PROMPTS", value_name = "JSONL")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Where the answers go (JSONL).
+    #[arg(long, env = "PLEACH_OUT", value_name = "JSONL")]
+    pub(crate) out: PathBuf,
+    /// Answer at most so many prompts, spread evenly over the file.
+    #[arg(long)]
+    pub(crate) limit: Option<usize>,
+    /// Tokens of an answer, at most.
+    #[arg(long, default_value_t = 256)]
+    pub(crate) max_tokens: usize,
+    /// Leave out prompts with more tokens than this.
+    #[arg(long, default_value_t = 768)]
+    pub(crate) max_prompt_tokens: usize,
+    /// Sampling temperatures, taken in turn from prompt to prompt; 0 takes the likeliest token.
+    #[arg(long, value_delimiter = ',', default_value = "0")]
+    pub(crate) temperature: Vec<f32>,
+    /// Keep the target's distribution over its K likeliest tokens; 0 keeps none.
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub(crate) top_logprobs: usize,
+    /// Answers written at the same time.
+    #[arg(long, default_value_t = 32)]
+    pub(crate) batch: usize,
+    /// End after so many minutes; unfinished answers are kept as they are.
+    #[arg(long)]
+    pub(crate) minutes: Option<f64>,
+    /// Seed of sampling.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// An answer in the making.
+struct Running {
+    /// Place of the prompt in its file.
+    index: usize,
+    prompt: Prompt,
+    /// Answers to the turns before.
+    answers: Vec<String>,
+    temperature: f32,
+    prompt_tokens: Vec<u32>,
+    tokens: Vec<u32>,
+    top: Vec<Vec<(u32, f32)>>,
+}
+
+/// Answers that end sooner than this when the time is up are not worth keeping.
+const SHORTEST_CUT: usize = 16;
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    ensure!(args.top_logprobs <= MAX_TOP_LOGPROBS, "--top-logprobs is at most {MAX_TOP_LOGPROBS}");
+    ensure!(!args.temperature.is_empty(), "--temperature is empty");
+    let mut manifest = Manifest::new("generate", args)?;
+    let prompts = spread(read_prompts(args.prompts.as_deref(), PROMPTS)?, args.limit);
+    let loaded = args.model.load(None)?;
+    manifest.model(&loaded.checkpoint)?;
+    if let Some(path) = &args.prompts {
+        manifest.file(path)?;
+    }
+    let note = beside(&args.out, ".manifest.json");
+    if manifest.is_done(&note) && args.out.exists() {
+        eprintln!("{} is done already", args.out.display());
+        return Ok(());
+    }
+    let mut writer = Writer::open(&args.out, args.top_logprobs)?;
+    let total = prompts.len();
+    let mut waiting: VecDeque<(usize, Prompt)> = prompts
+        .into_iter()
+        .enumerate()
+        .filter(|(_, prompt)| !writer.done.contains(&prompt.id))
+        .collect();
+
+    let longest = args.max_prompt_tokens + args.max_tokens + 1;
+    let max_model_len = longest.min(loaded.target.config().max_position_embeddings);
+    let config = EngineConfig {
+        max_num_seqs: args.batch,
+        max_model_len: Some(max_model_len),
+        num_blocks: Some(args.batch * blocks_for(max_model_len)),
+        num_speculative_tokens: 0,
+        ..EngineConfig::default()
+    };
+    let mut engine = Engine::new(loaded.target, None, loaded.pool, config)?;
+    let mut running: HashMap<RequestId, Running> = HashMap::new();
+    let mut again: Vec<Running> = Vec::new();
+    let started = Instant::now();
+    let (mut tokens, mut skipped) = (0, 0);
+    let mut progress = match args.minutes {
+        Some(minutes) => Progress::new("answering", (minutes * 60.0) as u64),
+        None => Progress::new("answering", total as u64),
+    };
+    loop {
+        let late = args.minutes.is_some_and(|m| started.elapsed().as_secs_f64() > m * 60.0);
+        while !late && running.len() < args.batch {
+            let next = again.pop().or_else(|| {
+                let (index, prompt) = waiting.pop_front()?;
+                let temperature = args.temperature[index % args.temperature.len()];
+                Some(Running {
+                    index,
+                    prompt,
+                    answers: Vec::new(),
+                    temperature,
+                    prompt_tokens: Vec::new(),
+                    tokens: Vec::new(),
+                    top: Vec::new(),
+                })
+            });
+            let Some(mut next) = next else { break };
+            let turns = &next.prompt.turns[..=next.answers.len()];
+            next.prompt_tokens = loaded.chat.encode(turns, &next.answers)?;
+            if next.prompt_tokens.len() > args.max_prompt_tokens {
+                skipped += 1;
+                continue;
+            }
+            let request = Request {
+                params: SamplingParams {
+                    temperature: next.temperature,
+                    seed: Some(args.seed.wrapping_add(next.index as u64)),
+                    ..SamplingParams::default()
+                },
+                top_logprobs: (args.top_logprobs > 0).then_some(args.top_logprobs),
+                ..Request::greedy(next.prompt_tokens.clone(), args.max_tokens)
+            };
+            running.insert(engine.submit(request)?, next);
+        }
+        if late || running.is_empty() {
+            break;
+        }
+        for (id, event) in engine.step() {
+            match event {
+                Event::Tokens(out) => {
+                    let answer = running.get_mut(&id).expect("invariant: submitted above");
+                    tokens += out.len();
+                    for token in out {
+                        answer.tokens.push(token.id);
+                        answer.top.push(token.top_logprobs);
+                    }
+                }
+                Event::Finished { reason, .. } => {
+                    let mut answer = running.remove(&id).expect("invariant: submitted above");
+                    let reason = match reason {
+                        FinishReason::Eos | FinishReason::StopToken(_) => "stop",
+                        FinishReason::Length => "length",
+                        FinishReason::Error(reason) => {
+                            eprintln!("prompt {}: {reason}", answer.prompt.id);
+                            continue;
+                        }
+                    };
+                    let text = loaded.chat.decode(&answer.tokens)?;
+                    writer.write(&answer, &text, reason)?;
+                    if answer.answers.len() + 1 < answer.prompt.turns.len() {
+                        answer.answers.push(text);
+                        answer.tokens.clear();
+                        answer.top.clear();
+                        again.push(answer);
+                    }
+                }
+            }
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        let done = args.minutes.map_or(writer.written as u64, |_| seconds as u64);
+        let speed = tokens as f64 / seconds;
+        progress.set(done, format!("{} answers, {tokens} tokens, {speed:.0}/s", writer.written));
+    }
+    for answer in running.values().filter(|answer| answer.tokens.len() >= SHORTEST_CUT) {
+        let text = loaded.chat.decode(&answer.tokens)?;
+        writer.write(answer, &text, "length")?;
+    }
+    writer.flush()?;
+    progress.finish();
+    let seconds = started.elapsed().as_secs_f64();
+    println!(
+        "{} answers, {tokens} tokens in {seconds:.0} s ({:.0}/s); {skipped} prompts too long",
+        writer.written,
+        tokens as f64 / seconds
+    );
+    manifest.write(
+        &note,
+        serde_json::json!({"answers": writer.written, "tokens": tokens, "skipped": skipped}),
+    )
+}
+
+/// The two output files, kept in step.
+struct Writer {
+    answers: std::io::BufWriter<std::fs::File>,
+    top: Option<TopKWriter>,
+    written: usize,
+    /// Prompts that were answered before, in all their turns or not.
+    done: HashSet<String>,
+}
+
+impl Writer {
+    /// Opens the files after the last whole answer.
+    fn open(path: &Path, k: usize) -> Result<Self> {
+        let context = || path.display().to_string();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .with_context(context)?;
+        let (mut done, mut length, mut records, mut written) = (HashSet::new(), 0, 0, 0);
+        let mut reader = BufReader::new(&file);
+        let mut line = String::new();
+        while reader.read_line(&mut line).with_context(context)? > 0 && line.ends_with('\n') {
+            let answer: Example = serde_json::from_str(&line).with_context(context)?;
+            length += line.len() as u64;
+            records += answer.response_tokens.len();
+            written += 1;
+            done.insert(answer.id);
+            line.clear();
+        }
+        file.set_len(length).with_context(context)?;
+        let top =
+            (k > 0).then(|| TopKWriter::open(&beside(path, ".topk"), k, records)).transpose()?;
+        let answers = OpenOptions::new().append(true).open(path).with_context(context)?;
+        Ok(Self { answers: std::io::BufWriter::new(answers), top, written, done })
+    }
+
+    /// Distributions first: an answer without them would be worth nothing, the reverse is cut off.
+    fn write(&mut self, answer: &Running, text: &str, reason: &str) -> Result<()> {
+        if let Some(top) = &mut self.top {
+            for likely in &answer.top {
+                top.push(likely)?;
+            }
+            top.flush()?;
+        }
+        let turn = answer.answers.len();
+        let example = Example {
+            id: answer.prompt.id.clone(),
+            category: answer.prompt.category.clone(),
+            turns: answer.prompt.turns[..=turn].to_vec(),
+            response: text.to_owned(),
+            prompt_tokens: answer.prompt_tokens.clone(),
+            response_tokens: answer.tokens.clone(),
+            finish_reason: reason.to_owned(),
+            temperature: answer.temperature,
+        };
+        serde_json::to_writer(&mut self.answers, &example)?;
+        self.answers.write_all(b"\n")?;
+        self.answers.flush()?;
+        self.written += 1;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.answers.flush()?;
+        self.answers.get_ref().sync_all()?;
+        Ok(())
+    }
+}

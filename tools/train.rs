@@ -1,0 +1,380 @@
+//! `train`: the pruned model learns from the unpruned one's answers.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use pleach::checkpoint::write::{
+    LazyTensor, atomically, folder_files, json_file, safetensors_file,
+};
+use pleach::checkpoint::{Checkpoint, sha256};
+use pleach::ops::DType;
+use pleach::train::{
+    Adapt, Budget, Dataset, Network, Options, Parameters, Point, Trainer, block_weights,
+};
+use serde::Serialize;
+
+use crate::common::{Manifest, Progress, beside};
+use crate::plot;
+
+/// Trains a pruned model on the answers of the unpruned one (self-data distillation).
+///
+/// With --loss kl (the default where the answers have a .topk file) it learns the unpruned model's
+/// distribution at every token of the answers, forward KL over its likeliest tokens; with --loss ce the
+/// answers' tokens alone. All block weights are trained, or with --lora-rank a low-rank addition to each
+/// matrix. Embedding and head stay as they are; the head is trimmed to the tokens that occur.
+///
+/// Writes DIR/model, a Hugging Face folder, DIR/losses.csv and DIR/loss.svg. A run that is started again
+/// goes on at its last checkpoint.
+#[derive(Debug, Clone, clap::Args, Serialize)]
+pub(crate) struct Args {
+    /// The pruned model: a folder written by `pleach-tools prune`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Answers, written by `pleach-tools generate`.
+    #[arg(long, value_name = "JSONL")]
+    pub(crate) data: PathBuf,
+    /// Folder to write.
+    #[arg(long, env = "PLEACH_OUT", value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// What to learn.
+    #[arg(long, value_enum)]
+    pub(crate) loss: Option<Loss>,
+    /// Train low-rank additions of this rank instead of all weights (LoRA).
+    #[arg(long, value_name = "R")]
+    pub(crate) lora_rank: Option<usize>,
+    /// Strength of the low-rank additions.
+    #[arg(long, default_value_t = 32.0)]
+    pub(crate) lora_alpha: f32,
+    /// Train for so many minutes.
+    #[arg(long, conflicts_with = "steps")]
+    pub(crate) minutes: Option<f64>,
+    /// Train for so many steps.
+    #[arg(long)]
+    pub(crate) steps: Option<u32>,
+    /// Rows of the draft's head: the tokens that carry most of the target's probability.
+    #[arg(long, default_value_t = 8192, value_name = "TOKENS")]
+    pub(crate) draft_vocab: usize,
+    /// Highest step size of AdamW. Default: 1e-3, 5e-4 with --lora-rank.
+    #[arg(long)]
+    pub(crate) learning_rate: Option<f32>,
+    /// Share of the run in which the step size rises; it falls as a cosine afterwards.
+    #[arg(long, default_value_t = 0.03)]
+    pub(crate) warmup: f64,
+    /// Decay of the matrices.
+    #[arg(long, default_value_t = 0.01)]
+    pub(crate) weight_decay: f32,
+    /// Norm that gradients are clipped to.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) max_norm: f32,
+    /// Tokens in one batch.
+    #[arg(long, default_value_t = 2048)]
+    pub(crate) batch_tokens: usize,
+    /// Batches in one step.
+    #[arg(long, default_value_t = 2)]
+    pub(crate) accumulation: usize,
+    /// Train through the rounding of this format, in which the draft will be packed
+    /// (straight-through gradients).
+    #[arg(long, value_enum, default_value = "q4_0")]
+    pub(crate) round_to: Rounding,
+    /// Share of the answers kept apart for the validation loss.
+    #[arg(long, default_value_t = 0.02)]
+    pub(crate) validation: f64,
+    /// Order of the answers, and the start of low-rank additions.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Threads that compute. Default: the cores this process may use.
+    #[arg(long, env = "PLEACH_THREADS")]
+    pub(crate) threads: Option<usize>,
+}
+
+/// What is learnt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+pub(crate) enum Loss {
+    /// The target's distribution (forward KL).
+    Kl,
+    /// The answers' tokens (cross-entropy).
+    Ce,
+}
+
+/// Formats that training can round to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+pub(crate) enum Rounding {
+    None,
+    #[value(name = "q4_0")]
+    Q4_0,
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+/// Seconds between checkpoints.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(120);
+/// Times the validation loss is computed.
+const VALIDATIONS: f64 = 12.0;
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut manifest = Manifest::new("train", args)?;
+    let mut checkpoint = Checkpoint::open(&args.model)?;
+    manifest.model(&checkpoint)?;
+    manifest.file(&args.data)?;
+    let note = args.out.join("train.json");
+    if manifest.is_done(&note) {
+        eprintln!("{} is done already", args.out.display());
+        return Ok(());
+    }
+    std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
+
+    let top_path = beside(&args.data, ".topk");
+    let loss = args.loss.unwrap_or(if top_path.exists() { Loss::Kl } else { Loss::Ce });
+    let top = (loss == Loss::Kl).then_some(top_path.as_path());
+    if let Some(top) = top {
+        ensure!(
+            top.exists(),
+            "--loss kl needs {}, made by `generate --top-logprobs`",
+            top.display()
+        );
+    }
+    let config = checkpoint.config.clone();
+    let max_len = args.batch_tokens.min(config.max_position_embeddings);
+    let data = Dataset::read(&args.data, top, max_len, config.vocab_size)?;
+    let vocab = data.frequent_tokens(args.draft_vocab, config.vocab_size, &config.eos_token_ids);
+    let num_tokens = data.num_tokens();
+
+    let adapt = match args.lora_rank {
+        Some(0) => bail!("--lora-rank must be at least 1"),
+        Some(rank) => Adapt::Lora { rank, alpha: args.lora_alpha },
+        None => Adapt::Full,
+    };
+    let weights = block_weights(&mut checkpoint)?;
+    let mut parameters = Parameters::new(weights, adapt, args.seed)?;
+    parameters.round_to(match args.round_to {
+        Rounding::None => None,
+        Rounding::Q4_0 => Some(DType::Q4_0),
+        Rounding::Q8_0 => Some(DType::Q8_0),
+    });
+    let (network, head_row) = network(&mut checkpoint, &vocab)?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = args.threads.unwrap_or(threads).max(1);
+    let options = Options {
+        budget: match (args.minutes, args.steps) {
+            (Some(minutes), _) => Budget::Seconds(minutes * 60.0),
+            (None, Some(steps)) => Budget::Steps(steps),
+            (None, None) => bail!("say how long to train: --minutes or --steps"),
+        },
+        learning_rate: args.learning_rate.unwrap_or(match adapt {
+            Adapt::Full => 1e-3,
+            Adapt::Lora { .. } => 5e-4,
+        }),
+        warmup: args.warmup,
+        weight_decay: args.weight_decay,
+        max_norm: args.max_norm,
+        rows: args.batch_tokens,
+        accumulation: args.accumulation.max(1),
+        threads,
+        validation: args.validation,
+        seed: args.seed,
+    };
+    let trained = parameters.num_trained();
+    let mut trainer = Trainer::new(network, parameters, data, head_row, options)?;
+    let state = args.out.join("state.safetensors");
+    let mut history = History::open(&args.out)?;
+    if state.exists() {
+        trainer.resume(&state)?;
+        eprintln!("going on at step {}", trainer.num_steps());
+    }
+    history.keep(trainer.num_steps());
+    let (kept, used) = trainer.split();
+    eprintln!(
+        "{used} answers to train on, {kept} for validation, {num_tokens} tokens; {trained} numbers are trained"
+    );
+    fit(&mut trainer, &mut history, &state)?;
+
+    let folder = args.out.join("model");
+    save_model(&folder, &checkpoint, &trainer, &vocab)?;
+    let last = history.points.last().map(|row| serde_json::to_value(row)).transpose()?;
+    manifest.write(
+        &note,
+        serde_json::json!({"last": last, "draft_vocab": vocab.len(), "answer_tokens": num_tokens}),
+    )?;
+    let _ = std::fs::remove_file(&state);
+    println!("{}", folder.display());
+    Ok(())
+}
+
+/// The frozen part of a model with its head trimmed to `vocab`, and the head's row of every token.
+fn network(checkpoint: &mut Checkpoint, vocab: &[u32]) -> Result<(Network, Vec<Option<u32>>)> {
+    let config = checkpoint.config.clone();
+    let embedding = checkpoint.tensor("model.embed_tokens.weight")?.to_f32();
+    let own = if checkpoint.has("lm_head.weight") && !config.tie_word_embeddings {
+        Some(checkpoint.tensor("lm_head.weight")?.to_f32())
+    } else {
+        None
+    };
+    let full = own.as_ref().unwrap_or(&embedding);
+    let width = config.hidden_size;
+    let head =
+        vocab.iter().flat_map(|id| &full[*id as usize * width..][..width]).copied().collect();
+    let mut head_row = vec![None; config.vocab_size];
+    for (row, id) in vocab.iter().enumerate() {
+        head_row[*id as usize] = Some(row as u32);
+    }
+    Ok((Network::new(config, embedding, head)?, head_row))
+}
+
+fn fit(trainer: &mut Trainer, history: &mut History, state: &Path) -> Result<()> {
+    let mut progress = Progress::new("training", 10_000);
+    let mut saved = Instant::now();
+    let mut next_validation = trainer.progress();
+    while trainer.progress() < 1.0 {
+        let validation = if trainer.progress() >= next_validation {
+            next_validation = trainer.progress() + 1.0 / VALIDATIONS;
+            trainer.validate()?
+        } else {
+            None
+        };
+        let point = trainer.step()?;
+        history.push(point, validation);
+        let (_, seen) = history.validation();
+        progress.set(
+            (trainer.progress() * 10_000.0) as u64,
+            format!(
+                "step {}, loss {:.3}, agreement {:.1} %, validation {seen}, {:.0} tokens/s",
+                point.step,
+                point.loss,
+                point.agreement * 100.0,
+                point.tokens as f64 / point.seconds,
+            ),
+        );
+        if saved.elapsed() > CHECKPOINT_EVERY {
+            trainer.save(state)?;
+            history.save()?;
+            saved = Instant::now();
+        }
+    }
+    if let (Some(row), validation) = (history.points.last_mut(), trainer.validate()?) {
+        (row.validation_loss, row.validation_agreement) = validation.unzip();
+    }
+    history.save()?;
+    progress.finish();
+    let (row, seen) = history.validation();
+    if let Some(row) = row {
+        println!("step {}: validation {seen}", row.point.step);
+    }
+    Ok(())
+}
+
+/// One line of `losses.csv`.
+#[derive(Debug, Clone, Serialize, serde::Deserialize)]
+pub(crate) struct Row {
+    #[serde(flatten)]
+    pub(crate) point: Point,
+    pub(crate) validation_loss: Option<f64>,
+    pub(crate) validation_agreement: Option<f64>,
+}
+
+/// The run so far, for people.
+struct History {
+    folder: PathBuf,
+    points: Vec<Row>,
+}
+
+impl History {
+    fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("history.jsonl");
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let points = text.lines().map(serde_json::from_str).collect::<serde_json::Result<_>>();
+        let points = points.with_context(|| path.display().to_string())?;
+        Ok(Self { folder: folder.into(), points })
+    }
+
+    /// Forgets what came after the checkpoint.
+    fn keep(&mut self, steps: u32) {
+        self.points.retain(|row| row.point.step <= steps);
+    }
+
+    fn push(&mut self, point: Point, validation: Option<(f64, f64)>) {
+        let (validation_loss, validation_agreement) = validation.unzip();
+        self.points.push(Row { point, validation_loss, validation_agreement });
+    }
+
+    /// The last validation.
+    fn validation(&self) -> (Option<&Row>, String) {
+        let row = self.points.iter().rev().find(|row| row.validation_loss.is_some());
+        let text = row.and_then(|row| {
+            let (loss, agreement) = (row.validation_loss?, row.validation_agreement?);
+            Some(format!("{loss:.3} / {:.1} %", agreement * 100.0))
+        });
+        (row, text.unwrap_or_else(|| "none yet".into()))
+    }
+
+    fn save(&self) -> Result<()> {
+        atomically(&self.folder.join("history.jsonl"), |writer| {
+            for row in &self.points {
+                serde_json::to_writer(&mut *writer, row)?;
+                writer.write_all(b"\n")?;
+            }
+            Ok(())
+        })?;
+        atomically(&self.folder.join("losses.csv"), |writer| {
+            writeln!(
+                writer,
+                "step,seconds,tokens,epoch,learning_rate,loss,agreement,gradient_norm,validation_loss,validation_agreement"
+            )?;
+            for Row { point: p, validation_loss, validation_agreement } in &self.points {
+                let optional = |v: &Option<f64>| v.map_or(String::new(), |v| v.to_string());
+                writeln!(
+                    writer,
+                    "{},{:.2},{},{},{},{},{},{},{},{}",
+                    p.step,
+                    p.seconds,
+                    p.tokens,
+                    p.epoch,
+                    p.learning_rate,
+                    p.loss,
+                    p.agreement,
+                    p.gradient_norm,
+                    optional(validation_loss),
+                    optional(validation_agreement),
+                )?;
+            }
+            Ok(())
+        })?;
+        plot::losses(&self.folder.join("loss.svg"), &self.points)
+    }
+}
+
+/// Writes the trained model as a Hugging Face folder; `pleach.json` names the tokens of its head.
+fn save_model(
+    folder: &Path,
+    checkpoint: &Checkpoint,
+    trainer: &Trainer,
+    vocab: &[u32],
+) -> Result<()> {
+    folder_files(folder, &checkpoint.config, DType::F32, checkpoint)?;
+    let path = checkpoint.path().to_owned();
+    let mut weights = trainer.parameters().weights()?;
+    for name in ["model.embed_tokens.weight", "lm_head.weight"] {
+        if checkpoint.has(name) {
+            let tensor = Checkpoint::open(&path)?.tensor(name)?;
+            weights.push((name.into(), tensor.shape.clone(), tensor.to_f32()));
+        }
+    }
+    let tensors: Vec<LazyTensor> = weights
+        .iter()
+        .map(|(name, shape, values)| LazyTensor {
+            name: name.clone(),
+            dtype: DType::F32,
+            shape: shape.clone(),
+            values: Box::new(move || Ok(values.clone())),
+        })
+        .collect();
+    let file = folder.join("model.safetensors");
+    safetensors_file(&file, &tensors)?;
+    let sha256 = sha256(&[&file]).with_context(|| file.display().to_string())?;
+    json_file(
+        &folder.join("pleach.json"),
+        &serde_json::json!({"draft_vocab": vocab, "sha256": sha256}),
+    )?;
+    Ok(())
+}
