@@ -7,6 +7,9 @@ use super::shared_mut::SharedMut;
 /// Width of an activation block: one scale per 32 values, as in the quantised weights.
 pub(crate) const BLOCK: usize = 32;
 
+/// Rows are padded to a multiple of this.
+const TILE: usize = 16;
+
 /// Work space for `[rows, cols]` activations. Each row is quantised on its own, symmetrically to int8
 /// with one scale per 32 values, so that a row's bits never depend on its neighbours.
 #[derive(Debug, Default)]
@@ -45,10 +48,12 @@ impl Activations {
             return;
         }
         let blocks = cols / BLOCK;
-        self.codes.resize(rows * cols, 0);
-        self.scales.resize(rows * blocks, 0.0);
-        self.sums.resize(rows * blocks, [0; 2]);
-        self.scaled_sums.resize(rows * blocks, 0.0);
+        // Whole tiles can be read; what lies behind the last row is never used.
+        let padded = rows.next_multiple_of(TILE);
+        self.codes.resize(padded * cols, 0);
+        self.scales.resize(padded * blocks, 0.0);
+        self.sums.resize(padded * blocks, [0; 2]);
+        self.scaled_sums.resize(padded * blocks, 0.0);
         let codes = SharedMut::new(&mut self.codes);
         let scales = SharedMut::new(&mut self.scales);
         let sums = SharedMut::new(&mut self.sums);

@@ -9,45 +9,14 @@
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
-use std::sync::OnceLock;
 
 use super::MatRef;
+use super::amx::{self, TileConfig};
 
 /// Whether this machine and kernel let the process use AMX bf16 tiles.
 #[must_use]
 pub fn available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| {
-        // CPUID leaf 7: EDX bit 22 = AMX-BF16, bit 24 = AMX-TILE.
-        let edx = __cpuid_count(7, 0).edx;
-        edx >> 22 & 1 == 1
-            && edx >> 24 & 1 == 1
-            && is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bf16")
-            && request_tile_permission()
-    })
-}
-
-/// Asks Linux to let this process use the tile state (`arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)`).
-#[cfg(target_os = "linux")]
-fn request_tile_permission() -> bool {
-    const SYS_ARCH_PRCTL: i64 = 158;
-    const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
-    const XFEATURE_XTILEDATA: i64 = 18;
-    let result: i64;
-    // SAFETY: the call takes two integers and touches no memory of this process; the clobbers are
-    // those of the x86-64 system-call convention.
-    unsafe {
-        std::arch::asm!("syscall", inlateout("rax") SYS_ARCH_PRCTL => result,
-            in("rdi") ARCH_REQ_XCOMP_PERM, in("rsi") XFEATURE_XTILEDATA,
-            lateout("rcx") _, lateout("r11") _, options(nostack));
-    }
-    result == 0
-}
-
-#[cfg(not(target_os = "linux"))]
-fn request_tile_permission() -> bool {
-    false
+    amx::bf16()
 }
 
 /// `c = a b`, or `c += a b` with `accumulate`; `c` is `[a.rows, b.cols]`, row-major and dense.
@@ -209,23 +178,8 @@ fn transpose16(r: [__m512i; 16]) -> [__m512i; 16] {
     a
 }
 
-/// Tile configuration (palette 1): all eight tiles 16 rows of 64 bytes.
-#[repr(C, align(64))]
-struct TileConfig {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    bytes_per_row: [u16; 16],
-    rows: [u8; 16],
-}
-
-static FULL_TILES: TileConfig = TileConfig {
-    palette: 1,
-    start_row: 0,
-    reserved: [0; 14],
-    bytes_per_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
-};
+/// Eight tiles of 16 rows of 64 bytes.
+static FULL_TILES: TileConfig = TileConfig::new([(16, 64); 8]);
 
 /// Multiplies packed operands of `k_tiles` tiles a panel into `c`, `n` columns wide.
 ///
@@ -244,8 +198,8 @@ unsafe fn multiply(
     #[repr(C, align(64))]
     struct Sums([[f32; 32]; 32]);
     let mut sums = Sums([[0.0; 32]; 32]);
-    // SAFETY: the configuration is a valid palette-1 description, alive for ever.
-    unsafe { std::arch::asm!("ldtilecfg [{}]", in(reg) &FULL_TILES, options(nostack, readonly)) };
+    // SAFETY: by the caller's promise.
+    unsafe { FULL_TILES.load() };
     let panels = || right.chunks_exact(2 * k_tiles).enumerate();
     let heights = left.chunks(HEIGHT / 16 * k_tiles).zip(c.chunks_mut(HEIGHT * n));
     for (left, c) in heights {
@@ -303,8 +257,8 @@ unsafe fn multiply(
             }
         }
     }
-    // SAFETY: returns the tile state to its initial, cheap-to-switch form.
-    unsafe { std::arch::asm!("tilerelease", options(nostack, nomem)) };
+    // SAFETY: as above.
+    unsafe { amx::release() };
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 /// Instruction sets the kernels have paths for. All give the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Isa {
+    /// The next, and AMX tiles for products of many rows (Sapphire Rapids and later).
+    AmxInt8,
     /// AVX-512 with VNNI (Ice Lake, Zen 4 and later).
     Avx512Vnni,
     /// AVX2 with FMA (Haswell, Zen and later).
@@ -30,6 +32,9 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni")
             {
+                if super::amx::int8() {
+                    sets.push(Self::AmxInt8);
+                }
                 sets.push(Self::Avx512Vnni);
             }
             if is_x86_feature_detected!("avx2")
@@ -70,7 +75,7 @@ macro_rules! per_isa {
             match isa {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: `Isa` values other than `Plain` exist only where the set was detected.
-                $crate::ops::isa::Isa::Avx512Vnni => unsafe { avx512 $(::<$($c),+>)? ($($arg),*) },
+                $crate::ops::isa::Isa::AmxInt8 | $crate::ops::isa::Isa::Avx512Vnni => unsafe { avx512 $(::<$($c),+>)? ($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
                 $crate::ops::isa::Isa::Avx2 => unsafe { avx2 $(::<$($c),+>)? ($($arg),*) },

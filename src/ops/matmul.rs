@@ -46,8 +46,24 @@ fn matmul_on(
     let tasks = panels.div_ceil(2).min(pool.threads() * 6);
     let out = SharedMut::new(out);
     pool.run(tasks, &|task| {
-        for panel in panels * task / tasks..panels * (task + 1) / tasks {
+        let panels = panels * task / tasks..panels * (task + 1) / tasks;
+        let store = |panel: usize, first: usize, sums: &[[f32; PANEL]]| {
             let width = (w.out_features - panel * PANEL).min(PANEL);
+            for (r, sums) in sums.iter().enumerate() {
+                let at = (first + r) * out_stride + out_offset + panel * PANEL;
+                // SAFETY: no other task has this panel, and no other row of it is alive.
+                unsafe { out.slice(at, width) }.copy_from_slice(&sums[..width]);
+            }
+        };
+        #[cfg(target_arch = "x86_64")]
+        if let (Isa::AmxInt8, Panels::Int(w)) = (isa, &w.panels)
+            && x.rows >= TILE_ROWS
+            && !w.half_blocks
+        {
+            tiles(w, panels, x, store);
+            return;
+        }
+        for panel in panels {
             for first in (0..x.rows).step_by(ROWS) {
                 let rows = (x.rows - first).min(ROWS);
                 let mut sums = [[0f32; PANEL]; ROWS];
@@ -55,14 +71,43 @@ fn matmul_on(
                     Panels::Int(w) => int_rows(isa, w, panel, x, first, &mut sums[..rows]),
                     Panels::Float(w) => float_rows(isa, w, panel, x, first, &mut sums[..rows]),
                 }
-                for (r, sums) in sums[..rows].iter().enumerate() {
-                    let at = (first + r) * out_stride + out_offset + panel * PANEL;
-                    // SAFETY: no other task has this panel, and no other row of it is alive.
-                    unsafe { out.slice(at, width) }.copy_from_slice(&sums[..width]);
-                }
+                store(panel, first, &sums[..rows]);
             }
         }
     });
+}
+
+/// Rows from which tiles pay.
+#[cfg(target_arch = "x86_64")]
+const TILE_ROWS: usize = 5;
+
+#[cfg(target_arch = "x86_64")]
+fn tiles(
+    w: &IntPanels,
+    panels: std::ops::Range<usize>,
+    x: &Activations,
+    store: impl Fn(usize, usize, &[[f32; PANEL]]),
+) {
+    use super::{amx, matmul_amx};
+    // SAFETY: `Isa::AmxInt8` was detected.
+    unsafe { matmul_amx::TILES.load() };
+    for panel in panels {
+        for first in (0..x.rows).step_by(matmul_amx::ROWS) {
+            let mut sums = [[0f32; PANEL]; matmul_amx::ROWS];
+            // SAFETY: as above; `panel` is one of `w`'s, without half blocks, and `x` is as wide as `w`,
+            // as `matmul_on` asserts, and padded to whole tiles.
+            unsafe {
+                if w.eight_bit {
+                    matmul_amx::panel::<true>(w, panel, x, first, &mut sums);
+                } else {
+                    matmul_amx::panel::<false>(w, panel, x, first, &mut sums);
+                }
+            }
+            store(panel, first, &sums[..(x.rows - first).min(matmul_amx::ROWS)]);
+        }
+    }
+    // SAFETY: as above.
+    unsafe { amx::release() };
 }
 
 fn int_rows(
@@ -80,7 +125,7 @@ fn int_rows(
                     let sums: &mut [_; $n] = sums.try_into().expect("the length just matched");
                     match isa {
                         #[cfg(target_arch = "x86_64")]
-                        Isa::Avx512Vnni => match (w.eight_bit, w.half_blocks) {
+                        Isa::AmxInt8 | Isa::Avx512Vnni => match (w.eight_bit, w.half_blocks) {
                             // SAFETY: the set was detected; `panel` is one of `w`'s and the
                             // rows are `x`'s, whose width is that of `w`, as `matmul_on` asserts.
                             (false, _) => unsafe { vnni::panel::<$n, false, false>(w, panel, x, first, sums) },
@@ -150,7 +195,7 @@ fn lane_of(scales: &Scales, index: usize) -> f32 {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod vnni {
+pub(super) mod vnni {
     use std::arch::x86_64::*;
 
     use super::{Activations, BLOCK, IntPanels, PANEL, Scales};
@@ -236,7 +281,7 @@ mod vnni {
     /// Needs AVX-512 F; `at .. at + 16` must exist.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn lanes(scales: &Scales, at: usize) -> __m512 {
+    pub(in crate::ops) unsafe fn lanes(scales: &Scales, at: usize) -> __m512 {
         // SAFETY: by the caller's promise.
         unsafe {
             match scales {

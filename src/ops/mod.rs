@@ -9,6 +9,8 @@
 )]
 
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod dtype;
 mod elementwise;
@@ -17,6 +19,8 @@ pub mod gemm_bf16;
 mod isa;
 mod mat_ref;
 mod matmul;
+#[cfg(target_arch = "x86_64")]
+mod matmul_amx;
 mod packed;
 mod rope;
 mod shared_mut;

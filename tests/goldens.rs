@@ -1,0 +1,126 @@
+//! Logits against `transformers`, from files written by `tests/python/make_goldens.py`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pleach::checkpoint::{Checkpoint, source};
+use pleach::kv_cache::{BlockPool, BlockTable, blocks_for};
+use pleach::model::{Decoder, Precision, Rows, Workspace};
+use pleach::ops::ThreadPool;
+use pleach::text::ChatTemplate;
+use safetensors::SafeTensors;
+
+fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
+}
+
+fn decoder(checkpoint: &mut Checkpoint) -> Decoder {
+    let pool = Arc::new(ThreadPool::new(2));
+    Decoder::load_with(checkpoint, &pool, Precision::F32).unwrap()
+}
+
+fn default_model() -> Checkpoint {
+    let source = source::DEFAULT_MODEL.parse::<source::Source>().unwrap();
+    Checkpoint::open(&source::resolve(&source, &source::default_cache_dir()).unwrap()).unwrap()
+}
+
+fn floats(tensors: &SafeTensors, name: &str) -> Vec<f32> {
+    let data = tensors.tensor(name).unwrap().data().to_vec();
+    data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+fn ids(tensors: &SafeTensors, name: &str) -> Vec<u32> {
+    let data = tensors.tensor(name).unwrap().data().to_vec();
+    data.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
+}
+
+/// Logits of all positions, in two chunks.
+fn logits(decoder: &Decoder, tokens: &[u32]) -> Vec<f32> {
+    let blocks = blocks_for(tokens.len());
+    let (mut pool, mut table) = (BlockPool::new(blocks), BlockTable::default());
+    assert!(table.reserve(tokens.len(), &mut pool));
+    let (mut cache, mut workspace) = (decoder.new_kv_cache(blocks), Workspace::new());
+    let mut all = Vec::new();
+    for range in [0..tokens.len() / 3, tokens.len() / 3..tokens.len()] {
+        let mut rows = Rows::default();
+        let count = range.len();
+        rows.push(&table, range.start, tokens[range].iter().copied(), count);
+        all.extend_from_slice(decoder.forward(&rows, &mut cache, &mut workspace));
+    }
+    all
+}
+
+/// Distance over size; NaN where anything is NaN.
+fn relative_error(got: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let square = |v: f64| v * v;
+    let distance: f64 =
+        got.iter().zip(expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    (distance / expected.iter().map(|v| square(f64::from(*v))).sum::<f64>()).sqrt()
+}
+
+/// Every family, float format, rotary scaling and window, tied and untied, whole and sharded.
+#[test]
+fn small_models_of_every_family() {
+    let mut seen = 0;
+    for entry in std::fs::read_dir(goldens()).unwrap() {
+        let folder = entry.unwrap().path();
+        if !folder.join("config.json").exists() {
+            continue;
+        }
+        let bytes = std::fs::read(folder.join("golden.safetensors")).unwrap();
+        let golden = SafeTensors::deserialize(&bytes).unwrap();
+        let decoder = decoder(&mut Checkpoint::open(&folder).unwrap());
+        let got = logits(&decoder, &ids(&golden, "tokens"));
+        let error = relative_error(&got, &floats(&golden, "logits"));
+        println!("{}: relative error {error:.2e}", folder.file_name().unwrap().display());
+        assert!(error < 1e-4, "{}: relative error {error}", folder.display());
+        seen += 1;
+    }
+    assert_eq!(seen, 9);
+}
+
+#[test]
+fn the_default_model() {
+    let bytes = std::fs::read(goldens().join("smollm2-135m-instruct/golden.safetensors")).unwrap();
+    let golden = SafeTensors::deserialize(&bytes).unwrap();
+    let decoder = decoder(&mut default_model());
+    let all = logits(&decoder, &ids(&golden, "tokens"));
+    let columns = ids(&golden, "columns");
+    let (mut got, mut sums) = (Vec::new(), Vec::new());
+    for (row, best) in ids(&golden, "rows").into_iter().zip(ids(&golden, "best")) {
+        let row = &all[row as usize * decoder.head_rows()..][..decoder.head_rows()];
+        got.extend(columns.iter().map(|column| row[*column as usize]));
+        sums.push(pleach::sampling::log_sum_exp(row));
+        assert_eq!(pleach::sampling::argmax(row), Ok(best));
+    }
+    for (name, got) in [("logits", got), ("log_sum_exp", sums)] {
+        let error = relative_error(&got, &floats(&golden, name));
+        println!("{name}: relative error {error:.2e}");
+        assert!(error < 1e-4, "{name}: relative error {error}");
+    }
+}
+
+/// The tokenizer and the chat template of the GGUF file do what `transformers` does with them.
+#[test]
+fn conversations_have_the_same_tokens() {
+    let text = std::fs::read(goldens().join("smollm2-135m-instruct/chat.json")).unwrap();
+    let chat: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let checkpoint = default_model();
+    let template =
+        ChatTemplate::new(checkpoint.chat_template.as_deref().unwrap(), "", "<|im_end|>").unwrap();
+    let prompt = template.render(chat["messages"].as_array().unwrap()).unwrap();
+    assert_eq!(prompt, chat["prompt"].as_str().unwrap());
+    let encoding = checkpoint.tokenizer.unwrap().encode(prompt, false).unwrap();
+    let expected: Vec<u64> =
+        chat["tokens"].as_array().unwrap().iter().map(|t| t.as_u64().unwrap()).collect();
+    assert_eq!(encoding.get_ids().iter().map(|id| u64::from(*id)).collect::<Vec<_>>(), expected);
+    let bytes = std::fs::read(goldens().join("smollm2-135m-instruct/golden.safetensors")).unwrap();
+    let golden = SafeTensors::deserialize(&bytes).unwrap();
+    let tokens = ids(&golden, "tokens");
+    let text = include_str!("data/pride.txt");
+    let text: String = text.chars().take(1500).collect();
+    let checkpoint = default_model();
+    let encoding = checkpoint.tokenizer.unwrap().encode(text, false).unwrap();
+    assert_eq!(&encoding.get_ids()[..tokens.len()], tokens);
+}
