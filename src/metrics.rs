@@ -3,6 +3,8 @@
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 
+/// HTTP requests answered; labels `endpoint` (the route) and `code`.
+pub const HTTP_REQUESTS: &str = "pleach_http_requests_total";
 /// Generated tokens sent.
 pub const GENERATED_TOKENS: &str = "pleach_generated_tokens_total";
 /// Prompt tokens of the requests taken on.
@@ -68,6 +70,7 @@ fn describe() {
             GENERATED_TOKENS,
             "Generated tokens sent: accepted, recovered, bonus and plain target tokens.",
         ),
+        (HTTP_REQUESTS, "HTTP requests answered, by route and status."),
         (PROMPT_TOKENS, "Prompt tokens of the requests taken on."),
         (TARGET_TOKENS, "Tokens of sequences that do not speculate."),
         (DRAFTS, "Rounds with at least one draft token."),

@@ -6,12 +6,16 @@
 //! `[block, kv_head, 16, head_dim]`.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::ThreadPool;
 use super::elementwise::exp;
 use super::isa::{Isa, per_isa};
 use super::shared_mut::SharedMut;
 use crate::kv_cache::BLOCK_SIZE;
+
+/// Query heads computed side by side.
+const GROUP: usize = 4;
 
 /// Shape and constants of one attention layer.
 #[derive(Debug, Clone, Copy)]
@@ -100,7 +104,7 @@ pub fn paged_attention(
     let isa = Isa::best();
     let out = SharedMut::new(out);
     pool.run(positions.len() * shape.kv_heads, &|task| {
-        thread_local!(static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
+        thread_local!(static SCORES: RefCell<Vec<[f32; BLOCK_SIZE]>> = const { RefCell::new(Vec::new()) });
         let (row, kv_head) = (task / shape.kv_heads, task % shape.kv_heads);
         let sequence = cu_seqlens_q.partition_point(|start| *start as usize <= row) - 1;
         let end = positions[row] as usize + 1;
@@ -111,10 +115,17 @@ pub fn paged_attention(
         // SAFETY: each task has its own heads of its own row.
         let out = unsafe { out.slice(row * width + first_head * dim, group * dim) };
         SCORES.with_borrow_mut(|scores| {
-            scores.resize(scores.len().max(blocks.len() * BLOCK_SIZE), 0.0);
-            for (q, out) in q.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
-                let panel = KvHead { cache, blocks, index: kv_head, of: shape.kv_heads, dim };
-                head(isa, q, &panel, begin, end, scores, out);
+            let kv = KvHead { cache, blocks, index: kv_head, of: shape.kv_heads, dim };
+            scores.resize(scores.len().max(GROUP * blocks.len()), [0.0; BLOCK_SIZE]);
+            for (q, out) in q.chunks(GROUP * dim).zip(out.chunks_mut(GROUP * dim)) {
+                let count = q.len() / dim;
+                let scores = &mut scores[..count * blocks.len()];
+                match count {
+                    1 => heads::<1>(isa, q, &kv, begin..end, scores, out),
+                    2 => heads::<2>(isa, q, &kv, begin..end, scores, out),
+                    3 => heads::<3>(isa, q, &kv, begin..end, scores, out),
+                    _ => heads::<4>(isa, q, &kv, begin..end, scores, out),
+                }
             }
         });
     });
@@ -134,63 +145,240 @@ impl KvHead<'_> {
     fn base(&self, block: usize) -> usize {
         (self.blocks[block] as usize * self.of + self.index) * self.dim * BLOCK_SIZE
     }
+
+    /// Keys of a block, `[dim, 16]`.
+    #[inline(always)]
+    fn keys(&self, block: usize) -> &[f32] {
+        &self.cache.keys[self.base(block)..][..self.dim * BLOCK_SIZE]
+    }
+
+    /// Values of a block, `[16, dim]`.
+    #[inline(always)]
+    fn values(&self, block: usize) -> &[f32] {
+        &self.cache.values[self.base(block)..][..self.dim * BLOCK_SIZE]
+    }
+}
+
+/// `G` query heads that share one K/V head. Side by side where the instruction set has room for their
+/// sums, else one by one; the order of each sum is the same.
+fn heads<const G: usize>(
+    isa: Isa,
+    q: &[f32],
+    kv: &KvHead,
+    seen: Range<usize>,
+    scores: &mut [[f32; BLOCK_SIZE]],
+    out: &mut [f32],
+) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::AmxInt8 | Isa::Avx512Vnni if kv.dim.is_multiple_of(16) => {
+            // SAFETY: the set was detected, and the width is whole registers.
+            unsafe { avx512::heads::<G>(q, kv, seen, scores, out) }
+        }
+        _ => {
+            let scores = &mut scores[..kv.blocks.len()];
+            for (q, out) in q.chunks_exact(kv.dim).zip(out.chunks_exact_mut(kv.dim)) {
+                head(isa, q, kv, seen.start, seen.end, scores, out);
+            }
+        }
+    }
 }
 
 per_isa! {
-    fn head(q: &[f32], kv: &KvHead, begin: usize, end: usize, scores: &mut [f32], out: &mut [f32]) {
-        let first_block = begin / BLOCK_SIZE;
-        let scale = 1.0 / (kv.dim as f32).sqrt();
-        let scores = &mut scores[..kv.blocks.len() * BLOCK_SIZE];
-        let mut top = f32::NEG_INFINITY;
-        for (block, scores) in scores.as_chunks_mut::<BLOCK_SIZE>().0.iter_mut().enumerate().skip(first_block) {
-            let keys = &kv.cache.keys[kv.base(block)..][..kv.dim * BLOCK_SIZE];
+    fn head(
+        q: &[f32],
+        kv: &KvHead,
+        begin: usize,
+        end: usize,
+        scores: &mut [[f32; BLOCK_SIZE]],
+        out: &mut [f32],
+    ) {
+        let first = begin / BLOCK_SIZE;
+        for (block, scores) in scores.iter_mut().enumerate().skip(first) {
             let mut sums = [0f32; BLOCK_SIZE];
-            for (q, keys) in q.iter().zip(keys.as_chunks::<BLOCK_SIZE>().0) {
+            for (q, keys) in q.iter().zip(kv.keys(block).as_chunks::<BLOCK_SIZE>().0) {
                 for (sum, key) in sums.iter_mut().zip(keys) {
                     *sum = q.mul_add(*key, *sum);
                 }
             }
-            for (lane, (score, sum)) in scores.iter_mut().zip(sums).enumerate() {
-                let position = block * BLOCK_SIZE + lane;
-                let seen = position >= begin && position < end;
-                *score = if seen { sum * scale } else { f32::NEG_INFINITY };
-                // Written so that NaN is kept: a comparison with NaN is false.
-                top = if *score <= top { top } else { *score };
-            }
+            *scores = sums;
         }
-        let mut sums = [0f32; BLOCK_SIZE];
-        for scores in scores.as_chunks_mut::<BLOCK_SIZE>().0.iter_mut().skip(first_block) {
-            for (score, sum) in scores.iter_mut().zip(&mut sums) {
-                let unseen = *score == f32::NEG_INFINITY;
-                *score = if unseen { 0.0 } else { exp(*score - top) };
-                *sum += *score;
-            }
-        }
-        let inverse = 1.0 / sums.iter().sum::<f32>();
-        out.fill(0.0);
+        let scale = 1.0 / (kv.dim as f32).sqrt();
+        let inverse = weights(&mut scores[first..], first * BLOCK_SIZE, begin, end, scale);
         for (chunk, out) in out.chunks_mut(64).enumerate() {
             let mut sums = [0f32; 64];
             let width = out.len();
-            for (block, scores) in scores.as_chunks::<BLOCK_SIZE>().0.iter().enumerate().skip(first_block) {
-                let values = &kv.cache.values[kv.base(block)..][..kv.dim * BLOCK_SIZE];
-                let block_start = block * BLOCK_SIZE;
-                let seen = begin.max(block_start) - block_start..(end - block_start).min(BLOCK_SIZE);
-                for position in seen {
-                    let weight = scores[position];
-                    let values = &values[position * kv.dim + chunk * 64..][..width];
-                    if let Ok(values) = <&[f32; 64]>::try_from(values) {
-                        for (sum, value) in sums.iter_mut().zip(values) {
-                            *sum = weight.mul_add(*value, *sum);
-                        }
-                    } else {
-                        for (sum, value) in sums.iter_mut().zip(values) {
-                            *sum = weight.mul_add(*value, *sum);
-                        }
+            for (block, scores) in scores.iter().enumerate().skip(first) {
+                for position in seen_in(block, begin, end) {
+                    let values = &kv.values(block)[position * kv.dim + chunk * 64..][..width];
+                    for (sum, value) in sums.iter_mut().zip(values) {
+                        *sum = scores[position].mul_add(*value, *sum);
                     }
                 }
             }
             for (out, sum) in out.iter_mut().zip(sums) {
                 *out = sum * inverse;
+            }
+        }
+    }
+}
+
+/// Positions of a block, counted within it, that lie in `begin .. end`.
+#[inline(always)]
+fn seen_in(block: usize, begin: usize, end: usize) -> Range<usize> {
+    let start = block * BLOCK_SIZE;
+    begin.max(start) - start..(end - start).min(BLOCK_SIZE)
+}
+
+per_isa! {
+    fn weights_of(
+        scores: &mut [[f32; BLOCK_SIZE]],
+        start: usize,
+        seen: &Range<usize>,
+        scale: f32,
+        inverse: &mut f32,
+    ) {
+        *inverse = weights(scores, start, seen.start, seen.end, scale);
+    }
+}
+
+/// In place: scores of positions from `start` on become unnormalised weights, 0 outside
+/// `begin .. end`. Returns one over their sum.
+#[inline(always)]
+fn weights(
+    scores: &mut [[f32; BLOCK_SIZE]],
+    start: usize,
+    begin: usize,
+    end: usize,
+    scale: f32,
+) -> f32 {
+    let mut top = [f32::NEG_INFINITY; BLOCK_SIZE];
+    for (block, scores) in scores.iter_mut().enumerate() {
+        for (lane, (score, top)) in scores.iter_mut().zip(&mut top).enumerate() {
+            let position = start + block * BLOCK_SIZE + lane;
+            let seen = position >= begin && position < end;
+            *score = if seen { *score * scale } else { f32::NEG_INFINITY };
+            // A NaN may be passed over here; its own weight is NaN, and so is the sum.
+            *top = if *score <= *top { *top } else { *score };
+        }
+    }
+    let top = top.iter().fold(f32::NEG_INFINITY, |top, v| if *v <= top { top } else { *v });
+    let mut sums = [0f32; BLOCK_SIZE];
+    for scores in scores.iter_mut() {
+        for (score, sum) in scores.iter_mut().zip(&mut sums) {
+            let unseen = *score == f32::NEG_INFINITY;
+            *score = if unseen { 0.0 } else { exp(*score - top) };
+            *sum += *score;
+        }
+    }
+    1.0 / sums.iter().sum::<f32>()
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+    use std::ops::Range;
+
+    use super::{BLOCK_SIZE, Isa, KvHead, seen_in, weights_of};
+
+    /// # Safety
+    /// Needs AVX-512 F; `kv.dim` must be a multiple of 16, `q` and `out` hold `G` heads of it.
+    #[target_feature(enable = "avx512f,fma")]
+    pub(super) unsafe fn heads<const G: usize>(
+        q: &[f32],
+        kv: &KvHead,
+        seen: Range<usize>,
+        scores: &mut [[f32; BLOCK_SIZE]],
+        out: &mut [f32],
+    ) {
+        let blocks = kv.blocks.len();
+        let first = seen.start / BLOCK_SIZE;
+        assert!(q.len() == G * kv.dim && out.len() == q.len() && scores.len() == G * blocks);
+        for block in (first..blocks).step_by(2) {
+            // An odd last block is computed twice.
+            let pair = [block, (block + 1).min(blocks - 1)];
+            let keys = pair.map(|block| kv.keys(block));
+            let mut sums = [[_mm512_setzero_ps(); 2]; G];
+            for d in 0..kv.dim {
+                // SAFETY: `dim` lines of 16 keys a block, `G` heads of `dim` values.
+                unsafe {
+                    let low = _mm512_loadu_ps(keys[0].as_ptr().add(d * BLOCK_SIZE));
+                    let high = _mm512_loadu_ps(keys[1].as_ptr().add(d * BLOCK_SIZE));
+                    for (head, sums) in sums.iter_mut().enumerate() {
+                        let q = _mm512_set1_ps(*q.get_unchecked(head * kv.dim + d));
+                        sums[0] = _mm512_fmadd_ps(q, low, sums[0]);
+                        sums[1] = _mm512_fmadd_ps(q, high, sums[1]);
+                    }
+                }
+            }
+            for (head, sums) in sums.iter().enumerate() {
+                for (block, sums) in pair.iter().zip(sums) {
+                    let scores = &mut scores[head * blocks + block];
+                    // SAFETY: 16 floats.
+                    unsafe { _mm512_storeu_ps(scores.as_mut_ptr(), *sums) };
+                }
+            }
+        }
+        let scale = 1.0 / (kv.dim as f32).sqrt();
+        let mut inverse = [0f32; G];
+        for (scores, inverse) in scores.chunks_mut(blocks).zip(&mut inverse) {
+            let start = first * BLOCK_SIZE;
+            weights_of(Isa::Avx512Vnni, &mut scores[first..], start, &seen, scale, inverse);
+        }
+        for start in (0..kv.dim).step_by(64) {
+            // SAFETY: the features are there; the columns lie within the head.
+            unsafe {
+                match (kv.dim - start) / 16 {
+                    1 => columns::<G, 1>(kv, &seen, scores, &inverse, start, out),
+                    2 => columns::<G, 2>(kv, &seen, scores, &inverse, start, out),
+                    3 => columns::<G, 3>(kv, &seen, scores, &inverse, start, out),
+                    _ => columns::<G, 4>(kv, &seen, scores, &inverse, start, out),
+                }
+            }
+        }
+    }
+
+    /// Weighted sums of `16 W` columns of the values.
+    ///
+    /// # Safety
+    /// As [`heads`]; `start + 16 W` must not exceed the head.
+    #[target_feature(enable = "avx512f,fma")]
+    unsafe fn columns<const G: usize, const W: usize>(
+        kv: &KvHead,
+        seen: &Range<usize>,
+        scores: &[[f32; BLOCK_SIZE]],
+        inverse: &[f32; G],
+        start: usize,
+        out: &mut [f32],
+    ) {
+        let blocks = kv.blocks.len();
+        let mut sums = [[_mm512_setzero_ps(); W]; G];
+        for block in seen.start / BLOCK_SIZE..blocks {
+            let values = kv.values(block);
+            for position in seen_in(block, seen.start, seen.end) {
+                // SAFETY: 16 rows of `dim` values a block, and 16 weights for each head.
+                unsafe {
+                    let row = values.as_ptr().add(position * kv.dim + start);
+                    let mut columns = [_mm512_setzero_ps(); W];
+                    for (i, column) in columns.iter_mut().enumerate() {
+                        *column = _mm512_loadu_ps(row.add(i * 16));
+                    }
+                    for (head, sums) in sums.iter_mut().enumerate() {
+                        let weight = scores.get_unchecked(head * blocks + block)[position];
+                        let weight = _mm512_set1_ps(weight);
+                        for (sum, column) in sums.iter_mut().zip(columns) {
+                            *sum = _mm512_fmadd_ps(weight, column, *sum);
+                        }
+                    }
+                }
+            }
+        }
+        for (head, (sums, inverse)) in sums.iter().zip(inverse).enumerate() {
+            for (i, sum) in sums.iter().enumerate() {
+                let out = &mut out[head * kv.dim + start + i * 16..][..16];
+                let sum = _mm512_mul_ps(*sum, _mm512_set1_ps(*inverse));
+                // SAFETY: 16 floats.
+                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
             }
         }
     }

@@ -60,7 +60,9 @@ fn matmul_on(
             && x.rows >= TILE_ROWS
             && !w.half_blocks
         {
-            tiles(w, panels, x, store);
+            // SAFETY: `Isa::AmxInt8` was detected; the panels are `w`'s, without half blocks, and `x` is
+            // as wide as `w`, asserted above, and padded to whole tiles.
+            unsafe { super::matmul_amx::panels(w, panels, x, store) };
             return;
         }
         for panel in panels {
@@ -80,35 +82,6 @@ fn matmul_on(
 /// Rows from which tiles pay.
 #[cfg(target_arch = "x86_64")]
 const TILE_ROWS: usize = 5;
-
-#[cfg(target_arch = "x86_64")]
-fn tiles(
-    w: &IntPanels,
-    panels: std::ops::Range<usize>,
-    x: &Activations,
-    store: impl Fn(usize, usize, &[[f32; PANEL]]),
-) {
-    use super::{amx, matmul_amx};
-    // SAFETY: `Isa::AmxInt8` was detected.
-    unsafe { matmul_amx::TILES.load() };
-    for panel in panels {
-        for first in (0..x.rows).step_by(matmul_amx::ROWS) {
-            let mut sums = [[0f32; PANEL]; matmul_amx::ROWS];
-            // SAFETY: as above; `panel` is one of `w`'s, without half blocks, and `x` is as wide as `w`,
-            // as `matmul_on` asserts, and padded to whole tiles.
-            unsafe {
-                if w.eight_bit {
-                    matmul_amx::panel::<true>(w, panel, x, first, &mut sums);
-                } else {
-                    matmul_amx::panel::<false>(w, panel, x, first, &mut sums);
-                }
-            }
-            store(panel, first, &sums[..(x.rows - first).min(matmul_amx::ROWS)]);
-        }
-    }
-    // SAFETY: as above.
-    unsafe { amx::release() };
-}
 
 fn int_rows(
     isa: Isa,

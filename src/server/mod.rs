@@ -13,7 +13,7 @@ mod state;
 use std::future::Future;
 use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -27,6 +27,7 @@ pub use load::{LoadError, load};
 pub use state::{AppState, Serving};
 
 use crate::engine::SequenceStats;
+use crate::metrics::HTTP_REQUESTS;
 
 /// Largest request body.
 const MAX_BODY_BYTES: usize = 8 << 20;
@@ -39,7 +40,7 @@ pub fn router(state: AppState) -> Router {
     Router::new()
         .route("/", get(|| async { "pleach: see /v1/models, /health, /metrics\n" }))
         .route("/health", get(health))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(metrics_page))
         .route("/version", get(|| async { Json(json!({"version": env!("CARGO_PKG_VERSION")})) }))
         .route("/v1/models", get(models))
         .route("/v1/models/{name}", get(model))
@@ -50,7 +51,21 @@ pub fn router(state: AppState) -> Router {
             ApiError::status(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(axum::middleware::from_fn(count))
         .with_state(state)
+}
+
+/// Counts requests by route, never by raw path, which a client could make up without end.
+async fn count(
+    route: Option<MatchedPath>,
+    request: Request,
+    next: axum::middleware::Next,
+) -> Response {
+    let response = next.run(request).await;
+    let endpoint = route.map_or_else(|| "other".to_owned(), |route| route.as_str().to_owned());
+    let code = response.status().as_u16().to_string();
+    metrics::counter!(HTTP_REQUESTS, "endpoint" => endpoint, "code" => code).increment(1);
+    response
 }
 
 /// Serves until `shutdown` resolves, then lets running requests end, for a while.
@@ -81,7 +96,7 @@ async fn health(State(state): State<AppState>) -> Result<Json<Value>, ApiError> 
     Ok(Json(json!({"status": "ok"})))
 }
 
-async fn metrics(State(state): State<AppState>) -> Response {
+async fn metrics_page(State(state): State<AppState>) -> Response {
     state.metrics.run_upkeep();
     let headers = [("content-type", "text/plain; version=0.0.4; charset=utf-8")];
     (headers, state.metrics.render()).into_response()
