@@ -117,7 +117,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         warmup: 0.03,
         weight_decay: 0.01,
         max_norm: 1.0,
-        batch_tokens: 2048,
+        batch_tokens: 1536,
         accumulation: 2,
         round_to: train::Rounding::Q4_0,
         validation: 0.02,

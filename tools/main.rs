@@ -11,6 +11,9 @@ mod plot;
 mod prune;
 mod train;
 
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
 use clap::{Parser, Subcommand};
 
 /// Training allocates and frees large tensors all the time; the system's allocator would hand each of
@@ -27,11 +30,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(version)]
 struct Args {
     #[command(subcommand)]
-    command: Command,
+    command: Step,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum Step {
     Build(build::Args),
     Importance(importance::Args),
     Prune(prune::Args),
@@ -42,19 +45,38 @@ enum Command {
     Bench(bench::Args),
 }
 
+/// What candle and the allocator read from the environment alone. Training runs a batch per thread, so
+/// candle must not spread its own small operations over all of them; and pages that go back to the
+/// kernel between two batches are paged in again at once.
+const SETTINGS: [(&str, &str); 2] = [("CANDLE_NUM_THREADS", "1"), ("MIMALLOC_PURGE_DELAY", "-1")];
+
+/// Starts this program again with the settings, unless the user has chosen others.
+fn restart_with_settings() -> std::io::Result<()> {
+    let missing = || SETTINGS.iter().filter(|(name, _)| std::env::var_os(name).is_none());
+    if missing().next().is_none() {
+        return Ok(());
+    }
+    let program = std::env::current_exe()?;
+    let arguments = std::env::args_os().skip(1);
+    Err(Command::new(program).args(arguments).envs(missing().copied()).exec())
+}
+
 fn main() -> anyhow::Result<()> {
+    if let Err(error) = restart_with_settings() {
+        eprintln!("training will be slower than it could be: {error}");
+    }
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::WARN)
         .with_writer(std::io::stderr)
         .init();
     match Args::parse().command {
-        Command::Build(args) => build::run(&args),
-        Command::Importance(args) => importance::run(&args).map(drop),
-        Command::Prune(args) => prune::run(&args),
-        Command::Generate(args) => generate::run(&args),
-        Command::Train(args) => train::run(&args),
-        Command::Pack(args) => pack::run(&args),
-        Command::Evaluate(args) => evaluate::run(&args).map(drop),
-        Command::Bench(args) => bench::run(&args),
+        Step::Build(args) => build::run(&args),
+        Step::Importance(args) => importance::run(&args).map(drop),
+        Step::Prune(args) => prune::run(&args),
+        Step::Generate(args) => generate::run(&args),
+        Step::Train(args) => train::run(&args),
+        Step::Pack(args) => pack::run(&args),
+        Step::Evaluate(args) => evaluate::run(&args).map(drop),
+        Step::Bench(args) => bench::run(&args),
     }
 }

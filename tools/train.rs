@@ -69,7 +69,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 1.0)]
     pub(crate) max_norm: f32,
     /// Tokens in one batch.
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 1536)]
     pub(crate) batch_tokens: usize,
     /// Batches in one step.
     #[arg(long, default_value_t = 2)]

@@ -5,6 +5,8 @@
 
 use half::{bf16, f16};
 
+use super::isa::{Isa, per_isa};
+
 /// Storage format of a weight matrix.
 #[expect(non_camel_case_types, reason = "the names the files use")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -252,36 +254,65 @@ fn encode_q8_0(x: &[f32; 32], bytes: &mut Vec<u8>) {
     bytes.extend(x.iter().map(|v| (v * inverse).round().clamp(-127.0, 127.0) as i8 as u8));
 }
 
-/// Least-squares fit of `x ~ d * (q - 8)`: tries scales around the one that maps the extreme value
-/// to -8 and keeps the best, each refined once to the optimum for its codes.
+/// Least-squares fit of `x ~ d * (q - 8)`.
 fn encode_q4_0(x: &[f32; 32], bytes: &mut Vec<u8>) {
-    let extreme = x.iter().copied().fold(0f32, |m, v| if v.abs() > m.abs() { v } else { m });
-    let mut best = (f32::INFINITY, 0f32);
-    for step in -6..=6 {
-        let start = extreme / (-8.0 + 0.2 * step as f32);
-        if start == 0.0 {
-            break;
+    let (mut d, mut codes) = (0.0, [8u8; 32]);
+    fit_q4_0(Isa::best(), x, &mut d);
+    let d = f16::from_f32(d);
+    round_q4_0(Isa::best(), x, d.to_f32(), &mut codes);
+    bytes.extend(d.to_le_bytes());
+    bytes.extend((0..16).map(|i| codes[i] | codes[i + 16] << 4));
+}
+
+/// Adding it rounds a small number to an integer, held in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// `x / d`, rounded and held to -8 ..= 7.
+#[inline(always)]
+fn q4_0(x: f32, inverse: f32) -> f32 {
+    let q = (x * inverse + ROUND) - ROUND;
+    let q = if q < -8.0 { -8.0 } else { q };
+    if q > 7.0 { 7.0 } else { q }
+}
+
+per_isa! {
+    /// Tries scales around the one that maps the extreme value to -8. For given codes the best scale is
+    /// `xq / qq`, and it leaves an error of `xx - xq^2 / qq`.
+    fn fit_q4_0(x: &[f32; 32], best: &mut f32) {
+        let extreme = x.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
+        if extreme == 0.0 || !extreme.is_finite() {
+            return;
         }
-        let (mut xq, mut qq) = (0.0, 0.0);
-        for v in x {
-            let q = (v / start).round().clamp(-8.0, 7.0);
-            xq += v * q;
-            qq += q * q;
-        }
-        let d = if qq > 0.0 { f16::from_f32(xq / qq).to_f32() } else { 0.0 };
-        if d == 0.0 {
-            continue;
-        }
-        let error =
-            x.iter().map(|v| (v - d * (v / d).round().clamp(-8.0, 7.0)).powi(2)).sum::<f32>();
-        if error < best.0 {
-            best = (error, d);
+        let mut gain = 0.0;
+        for step in -4..=4 {
+            let inverse = (-8.0 + 0.3 * step as f32) / extreme;
+            let (mut xq, mut qq) = ([0f32; 16], [0f32; 16]);
+            for half in x.as_chunks::<16>().0 {
+                for ((v, xq), qq) in half.iter().zip(&mut xq).zip(&mut qq) {
+                    let q = q4_0(*v, inverse);
+                    *xq += v * q;
+                    *qq += q * q;
+                }
+            }
+            let (xq, qq) = (xq.iter().sum::<f32>(), qq.iter().sum::<f32>());
+            if qq > 0.0 && xq * xq / qq > gain {
+                gain = xq * xq / qq;
+                *best = xq / qq;
+            }
         }
     }
-    let d = best.1;
-    let code = |v: f32| if d == 0.0 { 8 } else { ((v / d).round().clamp(-8.0, 7.0) + 8.0) as u8 };
-    bytes.extend(f16::from_f32(d).to_le_bytes());
-    bytes.extend((0..16).map(|i| code(x[i]) | code(x[i + 16]) << 4));
+}
+
+per_isa! {
+    fn round_q4_0(x: &[f32; 32], d: f32, codes: &mut [u8; 32]) {
+        if d == 0.0 {
+            return;
+        }
+        let inverse = 1.0 / d;
+        for (code, v) in codes.iter_mut().zip(x) {
+            *code = (q4_0(*v, inverse) + 8.0) as i32 as u8;
+        }
+    }
 }
 
 /// Fit of `x ~ d * q + m` from the block's range.

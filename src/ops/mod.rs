@@ -22,6 +22,7 @@ mod matmul;
 #[cfg(target_arch = "x86_64")]
 mod matmul_amx;
 mod packed;
+mod reduce;
 mod rope;
 mod shared_mut;
 #[cfg(test)]
@@ -36,5 +37,6 @@ pub use elementwise::{add_assign, add_bias, rms_norm, rms_norm_heads, silu_mul};
 pub use mat_ref::MatRef;
 pub use matmul::matmul;
 pub use packed::{OpsError, PackedMatrix};
+pub use reduce::{arg_max, scaled_exp, sum_exp};
 pub use rope::RopeTable;
 pub use threads::ThreadPool;

@@ -1,11 +1,12 @@
 //! Log-probabilities of the raw logits, for clients that ask for them.
 
+use crate::ops::sum_exp;
+
 /// Logarithm of the sum of exponentials. Shape `[vocab_size]`.
 #[must_use]
 pub fn log_sum_exp(logits: &[f32]) -> f32 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
-    max + sum.ln() as f32
+    max + sum_exp(logits, max).ln()
 }
 
 /// The `count` most likely tokens with their log-softmax, most likely first, lower ids first among
@@ -14,13 +15,20 @@ pub fn log_sum_exp(logits: &[f32]) -> f32 {
 pub fn top_logprobs(logits: &[f32], normaliser: f32, count: usize) -> Vec<(u32, f32)> {
     // The worst kept so far stays at the end: one comparison per token rejects nearly all.
     let mut top: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
-    for (id, &logit) in logits.iter().enumerate() {
-        if top.len() == count && top.last().is_none_or(|&(_, worst)| logit <= worst) {
+    for (chunk, logits) in logits.chunks(64).enumerate() {
+        let worst = top.last().filter(|_| top.len() == count).map_or(f32::NEG_INFINITY, |t| t.1);
+        // A whole chunk at a time: the loop has no branches and takes a few registers.
+        if top.len() == count && !logits.iter().fold(false, |any, logit| any | (*logit > worst)) {
             continue;
         }
-        let place = top.partition_point(|&(_, kept)| kept >= logit);
-        top.insert(place, (id as u32, logit));
-        top.truncate(count);
+        for (index, &logit) in logits.iter().enumerate() {
+            if top.len() == count && top.last().is_none_or(|&(_, worst)| logit <= worst) {
+                continue;
+            }
+            let place = top.partition_point(|&(_, kept)| kept >= logit);
+            top.insert(place, ((chunk * 64 + index) as u32, logit));
+            top.truncate(count);
+        }
     }
     top.iter().map(|&(id, logit)| (id, logit - normaliser)).collect()
 }

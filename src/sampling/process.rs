@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::{Distribution, SamplingParams};
+use crate::ops::{arg_max, scaled_exp};
 
 /// Logits no token can be drawn from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -58,24 +59,24 @@ impl History {
 /// # Errors
 /// [`LogitsError`] if a logit is not a number, or none is above negative infinity.
 pub fn argmax(logits: &[f32]) -> Result<u32, LogitsError> {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit.is_nan() || logit == f32::INFINITY {
-            return Err(LogitsError::NotFinite { id: id as u32 });
-        }
-        if logit > best.1 {
-            best = (id, logit);
-        }
+    match arg_max(logits) {
+        Ok(Some((id, logit))) if logit > f32::NEG_INFINITY => Ok(id as u32),
+        Ok(_) => Err(LogitsError::NothingLeft),
+        Err(id) => Err(LogitsError::NotFinite { id: id as u32 }),
     }
-    if best.1 == f32::NEG_INFINITY { Err(LogitsError::NothingLeft) } else { Ok(best.0 as u32) }
 }
 
 /// Turns logits into distributions; holds the buffers that takes.
 #[derive(Debug, Default)]
 pub struct Processor {
     adjusted: Vec<f32>,
+    weights: Vec<f32>,
     candidates: Vec<(u32, f32)>,
 }
+
+/// Weights below this share of the largest are rounding noise of f32 logits, and left out: all of a
+/// large vocabulary together would weigh less than one unit in the last place.
+const NOISE: f32 = 1.0 / (1u64 << 44) as f32;
 
 impl Processor {
     /// A processor with empty buffers.
@@ -124,17 +125,21 @@ impl Processor {
     /// Weights exp((logit − max) / temperature) of the rows that top-k, top-p and min-p keep, in
     /// order of row.
     fn truncated(&mut self, logits: &[f32], max: f32, params: &SamplingParams) -> Vec<(u32, f32)> {
-        // f64: a temperature near 0 must not overflow to NaN.
-        let scale = 1.0 / f64::from(params.temperature);
-        let weight = |logit: f32| (f64::from(logit - max) * scale).exp() as f32;
+        // A temperature near 0 must not make infinity times 0.
+        let scale = (1.0 / params.temperature).min(f32::MAX);
+        self.weights.resize(logits.len(), 0.0);
+        scaled_exp(logits, max, scale, &mut self.weights);
         let candidates = &mut self.candidates;
         candidates.clear();
-        candidates.extend(logits.iter().enumerate().map(|(row, &logit)| (row as u32, logit)));
+        let weighed = self.weights.iter().enumerate().filter(|(_, weight)| **weight >= NOISE);
+        candidates.extend(weighed.map(|(row, &weight)| (row as u32, weight)));
         if let Some(k) = params.top_k.map(|k| k as usize).filter(|&k| k < candidates.len()) {
+            let likelier = |a: &(u32, f32), b: &(u32, f32)| {
+                logits[b.0 as usize].total_cmp(&logits[a.0 as usize]).then(a.0.cmp(&b.0))
+            };
             candidates.select_nth_unstable_by(k - 1, likelier);
             candidates.truncate(k);
         }
-        candidates.iter_mut().for_each(|entry| entry.1 = weight(entry.1));
         if params.top_p < 1.0 {
             keep_top_p(candidates, f64::from(params.top_p));
         }
