@@ -237,7 +237,8 @@ impl Manifest {
     }
 
     pub(crate) fn model(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        self.inputs.push(json!({"path": checkpoint.path(), "sha256": checkpoint.fingerprint()?}));
+        let name = checkpoint.path().file_name().map(|name| name.to_string_lossy());
+        self.inputs.push(json!({"model": name, "sha256": checkpoint.fingerprint()?}));
         Ok(())
     }
 

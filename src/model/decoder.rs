@@ -1,5 +1,6 @@
 //! The decoder that serves: target and draft differ only in configuration and weights.
 
+use std::array::from_ref;
 use std::sync::Arc;
 
 use super::{ModelConfig, Rows, rope::rope_table};
@@ -371,7 +372,7 @@ impl Decoder {
         rms_norm(&self.pool, inner, &self.norm, self.config.rms_norm_eps as f32, delta);
         activations.set(&self.pool, delta, wanted.len(), width);
         logits.resize(wanted.len() * self.head_rows(), 0.0);
-        matmul(&self.pool, &self.head, activations, logits, self.head_rows(), 0);
+        matmul(&self.pool, &[&self.head], activations, logits, self.head_rows());
         logits
     }
 
@@ -431,7 +432,7 @@ impl Decoder {
                 inner,
             );
             activations.set(pool, inner, count, q);
-            project(pool, std::slice::from_ref(&layer.output), activations, delta, width);
+            project(pool, from_ref(&layer.output), activations, delta, width);
             add_assign(hidden, delta);
 
             rms_norm(pool, hidden, &layer.post_norm, eps, delta);
@@ -442,7 +443,7 @@ impl Decoder {
             inner.resize(count * n, 0.0);
             silu_mul(pool, wide, n, inner);
             activations.set(pool, inner, count, n);
-            project(pool, std::slice::from_ref(&layer.down), activations, delta, width);
+            project(pool, from_ref(&layer.down), activations, delta, width);
             add_assign(hidden, delta);
             observe(index + 1, hidden);
         }
@@ -450,16 +451,16 @@ impl Decoder {
 }
 
 /// Writes the outputs of several projections side by side into rows of `stride` values.
-fn project(
+fn project<const N: usize>(
     pool: &ThreadPool,
-    projections: &[Projection],
+    projections: &[Projection; N],
     x: &Activations,
     out: &mut [f32],
     stride: usize,
 ) {
+    matmul(pool, &projections.each_ref().map(|p| &p.weight), x, out, stride);
     let mut offset = 0;
     for projection in projections {
-        matmul(pool, &projection.weight, x, out, stride, offset);
         if let Some(bias) = &projection.bias {
             add_bias(out, bias, stride, offset);
         }

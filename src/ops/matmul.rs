@@ -5,6 +5,8 @@
 //! is the same for every number of rows, thread count and instruction set, so a row's bits depend on
 //! that row alone.
 
+use std::ops::Range;
+
 use super::ThreadPool;
 use super::activations::{Activations, BLOCK};
 use super::isa::{Isa, per_isa};
@@ -14,69 +16,91 @@ use super::shared_mut::SharedMut;
 /// Rows that share one unpacking of the weights.
 const ROWS: usize = 8;
 
-/// Writes `out[r * out_stride + out_offset + n] = sum over k of x[r, k] w[n, k]` for every row of `x`
-/// and every output `n`; the rest of `out` stays.
+/// Multiplies rows with one or several matrices, whose outputs stand side by side: for every row of `x`,
+/// `out[r * out_stride + n] = sum over k of x[r, k] w[n, k]`, where n counts the outputs of all of `ws`.
+/// One job of the pool, whatever the number of matrices. The rest of `out` stays.
 ///
 /// # Panics
 /// If the widths differ or `out` is too short.
 pub fn matmul(
     pool: &ThreadPool,
-    w: &PackedMatrix,
+    ws: &[&PackedMatrix],
     x: &Activations,
     out: &mut [f32],
     out_stride: usize,
-    out_offset: usize,
 ) {
-    matmul_on(Isa::best(), pool, w, x, out, out_stride, out_offset);
+    matmul_on(Isa::best(), pool, ws, x, out, out_stride);
 }
 
 fn matmul_on(
     isa: Isa,
     pool: &ThreadPool,
-    w: &PackedMatrix,
+    ws: &[&PackedMatrix],
     x: &Activations,
     out: &mut [f32],
     out_stride: usize,
-    out_offset: usize,
 ) {
-    assert_eq!(w.in_features, x.cols, "width of weights and activations");
-    assert!(out_offset + w.out_features <= out_stride, "outputs do not fit a row of {out_stride}");
+    let outputs: usize = ws.iter().map(|w| w.out_features).sum();
+    assert!(ws.iter().all(|w| w.in_features == x.cols), "width of weights and activations");
+    assert!(outputs <= out_stride, "{outputs} outputs do not fit a row of {out_stride}");
     assert!(out.len() >= x.rows * out_stride, "output for {} rows of {out_stride}", x.rows);
-    let panels = w.out_features.div_ceil(PANEL);
-    let tasks = panels.div_ceil(2).min(pool.threads() * 6);
+    let panels = |w: &PackedMatrix| w.out_features.div_ceil(PANEL);
+    let total: usize = ws.iter().map(|w| panels(w)).sum();
+    let tasks = total.div_ceil(2).min(pool.threads() * 6);
     let out = SharedMut::new(out);
     pool.run(tasks, &|task| {
-        let panels = panels * task / tasks..panels * (task + 1) / tasks;
-        let store = |panel: usize, first: usize, sums: &[[f32; PANEL]]| {
-            let width = (w.out_features - panel * PANEL).min(PANEL);
-            for (r, sums) in sums.iter().enumerate() {
-                let at = (first + r) * out_stride + out_offset + panel * PANEL;
-                // SAFETY: no other task has this panel, and no other row of it is alive.
-                unsafe { out.slice(at, width) }.copy_from_slice(&sums[..width]);
-            }
-        };
-        #[cfg(target_arch = "x86_64")]
-        if let (Isa::AmxInt8, Panels::Int(w)) = (isa, &w.panels)
-            && x.rows >= TILE_ROWS
-            && !w.half_blocks
-        {
-            // SAFETY: `Isa::AmxInt8` was detected; the panels are `w`'s, without half blocks, and `x` is
-            // as wide as `w`, asserted above, and padded to whole tiles.
-            unsafe { super::matmul_amx::panels(w, panels, x, store) };
-            return;
-        }
-        for panel in panels {
-            for first in (0..x.rows).step_by(ROWS) {
-                let rows = (x.rows - first).min(ROWS);
-                let mut sums = [[0f32; PANEL]; ROWS];
-                match &w.panels {
-                    Panels::Int(w) => int_rows(isa, w, panel, x, first, &mut sums[..rows]),
-                    Panels::Float(w) => float_rows(isa, w, panel, x, first, &mut sums[..rows]),
+        let wanted = total * task / tasks..total * (task + 1) / tasks;
+        let (mut before, mut out_offset) = (0, 0);
+        for w in ws {
+            let count = panels(w);
+            let local = |at: usize| at.clamp(before, before + count) - before;
+            let store = |panel: usize, first: usize, sums: &[[f32; PANEL]]| {
+                let width = (w.out_features - panel * PANEL).min(PANEL);
+                for (r, sums) in sums.iter().enumerate() {
+                    let at = (first + r) * out_stride + out_offset + panel * PANEL;
+                    // SAFETY: no other task has this panel, and no other row of it is alive.
+                    unsafe { out.slice(at, width) }.copy_from_slice(&sums[..width]);
                 }
-                store(panel, first, &sums[..rows]);
-            }
+            };
+            panels_of(isa, w, local(wanted.start)..local(wanted.end), x, store);
+            before += count;
+            out_offset += w.out_features;
         }
     });
+}
+
+/// Computes some panels for all rows and hands them to `store`: panel, first row, sums.
+fn panels_of(
+    isa: Isa,
+    w: &PackedMatrix,
+    panels: Range<usize>,
+    x: &Activations,
+    store: impl Fn(usize, usize, &[[f32; PANEL]]),
+) {
+    if panels.is_empty() {
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let (Isa::AmxInt8, Panels::Int(w)) = (isa, &w.panels)
+        && x.rows >= TILE_ROWS
+        && !w.half_blocks
+    {
+        // SAFETY: `Isa::AmxInt8` was detected; the panels are `w`'s, without half blocks, and `x` is as
+        // wide as `w`, asserted by the caller, and padded to whole tiles.
+        unsafe { super::matmul_amx::panels(w, panels, x, store) };
+        return;
+    }
+    for panel in panels {
+        for first in (0..x.rows).step_by(ROWS) {
+            let rows = (x.rows - first).min(ROWS);
+            let mut sums = [[0f32; PANEL]; ROWS];
+            match &w.panels {
+                Panels::Int(w) => int_rows(isa, w, panel, x, first, &mut sums[..rows]),
+                Panels::Float(w) => float_rows(isa, w, panel, x, first, &mut sums[..rows]),
+            }
+            store(panel, first, &sums[..rows]);
+        }
+    }
 }
 
 /// Rows from which tiles pay.
@@ -173,6 +197,9 @@ pub(super) mod vnni {
 
     use super::{Activations, BLOCK, IntPanels, PANEL, Scales};
 
+    /// Lines fetched ahead of the one in use.
+    const AHEAD: usize = 32;
+
     /// # Safety
     /// Needs AVX-512 F, BW, VL and VNNI; `panel` must be one of `w`'s and `first .. first + R` rows of
     /// `x`, quantised and as wide as `w`.
@@ -191,6 +218,11 @@ pub(super) mod vnni {
         for b in 0..blocks {
             let block = panel * blocks + b;
             let mut groups = [_mm512_setzero_si512(); 8];
+            // The processor's own prefetch ends at every page.
+            for g in 0..w.lines() {
+                let ahead = w.codes.as_ptr().wrapping_add(block * w.lines() + AHEAD + g);
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+            }
             // SAFETY: a block has 8 or 4 lines of 64 bytes.
             unsafe {
                 if EIGHT {
@@ -451,10 +483,14 @@ mod tests {
         let pool = ThreadPool::new(threads);
         let mut a = Activations::new();
         a.set(&pool, x, rows, w.in_features());
-        let (stride, offset) = (w.out_features() + 5, 3);
+        // Beside another matrix, in rows with room to spare.
+        let before = PackedMatrix::from_f32(3, w.in_features(), &vec![1.0; 3 * w.in_features()]);
+        let before = before.expect("fits");
+        let stride = w.out_features() + 5;
         let mut out = vec![f32::NAN; rows * stride];
-        matmul_on(isa, &pool, w, &a, &mut out, stride, offset);
-        out.chunks(stride).flat_map(|r| r[offset..offset + w.out_features()].to_vec()).collect()
+        matmul_on(isa, &pool, &[&before, w], &a, &mut out, stride);
+        assert!(out.chunks(stride).all(|row| row[stride - 2..].iter().all(|v| v.is_nan())));
+        out.chunks(stride).flat_map(|row| row[3..stride - 2].to_vec()).collect()
     }
 
     #[test]

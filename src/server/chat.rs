@@ -26,7 +26,7 @@ pub(super) async fn chat_completions(
     }
     let room = serving.engine.limits().max_model_len;
     let names = ["max_completion_tokens", "max_tokens"];
-    let mut generation = Generation::take(&mut body, serving, &names, room)?;
+    let mut generation = Generation::take(&mut body, &names, room)?;
     let wanted = body.or("logprobs", false)?;
     let top = body.take::<usize>("top_logprobs")?;
     if top.is_some() && !wanted {

@@ -23,7 +23,7 @@ pub(super) async fn completions(
     let serving = state.serving()?;
     let mut body = Body::parse(bytes)?;
     let prompts = prompts(serving, body.require("prompt")?)?;
-    let mut generation = Generation::take(&mut body, serving, &["max_tokens"], DEFAULT_MAX_TOKENS)?;
+    let mut generation = Generation::take(&mut body, &["max_tokens"], DEFAULT_MAX_TOKENS)?;
     generation.request.top_logprobs = body.take("logprobs")?;
     body.only("best_of", &[json!(1)])?;
     body.only("echo", &[json!(false)])?;

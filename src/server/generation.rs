@@ -42,17 +42,12 @@ impl Generation {
     /// Takes the common fields out of a body. `max_tokens` names the limit, in order of preference.
     pub(super) fn take(
         body: &mut Body,
-        serving: &Serving,
         max_tokens: &[&str],
         default_max_tokens: usize,
     ) -> Result<Self, ApiError> {
-        if let Some(model) = body.take::<String>("model")?
-            && model != serving.name
-        {
-            let message =
-                format!("the model `{model}` does not exist; this server has `{}`", serving.name);
-            return Err(ApiError::not_found("model", message));
-        }
+        // There is one model here; clients that insist on another name get it all the same, and the
+        // answer says what it came from.
+        body.take::<String>("model")?;
         let mut limit = None;
         for name in max_tokens {
             limit = limit.or(body.take::<usize>(name)?);

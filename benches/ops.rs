@@ -1,0 +1,134 @@
+//! The kernels one by one, on SmolLM2-135M's shapes. Run on an idle machine:
+//! `cargo bench --bench ops`. GB/s count the weights or the cache that is read; an item is a
+//! floating-point operation.
+
+use std::sync::LazyLock;
+
+use divan::counter::{BytesCount, ItemsCount};
+use divan::{Bencher, black_box};
+use pleach::ops::{
+    Activations, AttentionShape, DType, LayerCache, PackedMatrix, ThreadPool, matmul,
+    paged_attention, rms_norm, silu_mul,
+};
+
+static POOL: LazyLock<ThreadPool> = LazyLock::new(|| {
+    ThreadPool::new(std::thread::available_parallelism().map_or(1, usize::from))
+});
+
+fn main() {
+    divan::main();
+}
+
+fn values(len: usize) -> Vec<f32> {
+    let mut random = fastrand::Rng::with_seed(len as u64);
+    (0..len).map(|_| random.f32() - 0.5).collect()
+}
+
+/// Enough matrices that they cannot stay in the cache, as in a whole model.
+fn matrices(dtype: DType, out: usize, inner: usize) -> Vec<PackedMatrix> {
+    let bytes = dtype.quantize(&values(out * inner)).expect("whole blocks");
+    let one = PackedMatrix::pack(dtype, out, inner, &bytes).expect("sizes fit");
+    let count = (200_000_000 / one.bytes()).clamp(1, 64);
+    vec![one; count]
+}
+
+fn product(bencher: Bencher, dtype: DType, (out, inner): (usize, usize), rows: usize) {
+    let matrices = matrices(dtype, out, inner);
+    let mut x = Activations::new();
+    x.set(&POOL, &values(rows * inner), rows, inner);
+    let mut y = vec![0.0; rows * out];
+    let mut next = 0;
+    bencher
+        .counter(BytesCount::new(matrices[0].bytes()))
+        .counter(ItemsCount::new(2 * rows * out * inner))
+        .bench_local(|| {
+            next = (next + 1) % matrices.len();
+            matmul(&POOL, &[&matrices[next]], &x, black_box(&mut y), out);
+        });
+}
+
+const ROWS: [usize; 8] = [1, 2, 4, 5, 8, 16, 32, 512];
+
+#[divan::bench(args = ROWS)]
+fn matmul_q4_1_1536_by_576(bencher: Bencher, rows: usize) {
+    product(bencher, DType::Q4_1, (1536, 576), rows);
+}
+
+#[divan::bench(args = ROWS)]
+fn matmul_q4_0_576_by_1536(bencher: Bencher, rows: usize) {
+    product(bencher, DType::Q4_0, (576, 1536), rows);
+}
+
+#[divan::bench(args = [1, 4, 8, 32])]
+fn matmul_q8_0_head(bencher: Bencher, rows: usize) {
+    product(bencher, DType::Q8_0, (49152, 576), rows);
+}
+
+/// Rows of one sequence after a context.
+#[divan::bench(args = [(1, 64), (1, 1024), (8, 1024), (512, 512)])]
+fn attention(bencher: Bencher, (rows, context): (usize, usize)) {
+    let shape = AttentionShape { heads: 9, kv_heads: 3, head_dim: 64, window: None };
+    let length = context + rows;
+    let blocks: Vec<u32> = (0..length.div_ceil(16) as u32).collect();
+    let mut cache = LayerCache::new(blocks.len(), &shape);
+    let stride = 15 * 64;
+    let x = values(length * stride);
+    let slots: Vec<u32> = (0..length as u32).collect();
+    cache.write(&shape, &x, stride, 9 * 64, 12 * 64, &slots);
+    let positions: Vec<u32> = (context as u32..length as u32).collect();
+    let mut out = vec![0.0; rows * 9 * 64];
+    let seen: usize = positions.iter().map(|p| *p as usize + 1).sum();
+    bencher
+        .counter(BytesCount::new(length * 2 * 3 * 64 * 4))
+        .counter(ItemsCount::new(seen * 4 * 9 * 64))
+        .bench_local(|| {
+            paged_attention(
+                &POOL,
+                &shape,
+                &x[..rows * stride],
+                stride,
+                &cache,
+                &[0, rows as u32],
+                &positions,
+                &[&blocks],
+                black_box(&mut out),
+            );
+        });
+}
+
+#[divan::bench(args = [1, 8, 512])]
+fn norm_and_quantise(bencher: Bencher, rows: usize) {
+    let (x, w) = (values(rows * 576), values(576));
+    let (mut y, mut quantised) = (vec![0.0; x.len()], Activations::new());
+    bencher.counter(BytesCount::new(x.len() * 4)).bench_local(|| {
+        rms_norm(&POOL, &x, &w, 1e-5, &mut y);
+        quantised.set(&POOL, &y, rows, 576);
+        black_box(&quantised);
+    });
+}
+
+#[divan::bench(args = [1, 8, 512])]
+fn silu(bencher: Bencher, rows: usize) {
+    let x = values(rows * 2 * 1536);
+    let mut y = vec![0.0; rows * 1536];
+    bencher
+        .counter(BytesCount::new(x.len() * 4))
+        .bench_local(|| silu_mul(&POOL, &x, 1536, black_box(&mut y)));
+}
+
+/// One thread, as training runs it.
+#[cfg(target_arch = "x86_64")]
+#[divan::bench(args = [(1536, 576, 3072), (1536, 1536, 576), (3072, 1536, 576)])]
+fn gemm_bf16(bencher: Bencher, (m, k, n): (usize, usize, usize)) {
+    use pleach::ops::{MatRef, gemm_bf16};
+    if !gemm_bf16::available() {
+        eprintln!("SKIPPED: no AMX bf16 on this machine");
+        return;
+    }
+    let (a, b) = (values(m * k), values(k * n));
+    let mut c = vec![0.0; m * n];
+    bencher.counter(ItemsCount::new(2 * m * n * k)).bench_local(|| {
+        let (a, b) = (MatRef::new(&a, m, k, k), MatRef::new(&b, k, n, n));
+        gemm_bf16::gemm(a, b, black_box(&mut c), false);
+    });
+}

