@@ -121,12 +121,13 @@ impl Counts {
 
     fn report(&self) -> Report {
         let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
-        let places = self.accepted_per_position.iter().zip(&self.drafted_per_position);
+        let accepted = self.accepted_per_position.iter().copied().chain(std::iter::repeat(0));
+        let places = accepted.zip(&self.drafted_per_position);
         Report {
             mean_acceptance_length: 1.0 + ratio(self.accepted, self.drafts),
             alpha: ratio(self.accepted, self.accepted + self.recovered),
             draft_acceptance_rate: ratio(self.accepted, self.drafted),
-            accepted_per_position: places.map(|(a, d)| ratio(*a, *d)).collect(),
+            accepted_per_position: places.map(|(a, d)| ratio(a, *d)).collect(),
             answers: self.answers,
             generated_tokens: self.generated,
             drafts: self.drafts,
