@@ -35,7 +35,7 @@ fn matrices(dtype: DType, out: usize, inner: usize) -> Vec<PackedMatrix> {
 fn product(bencher: Bencher, dtype: DType, (out, inner): (usize, usize), rows: usize) {
     let matrices = matrices(dtype, out, inner);
     let mut x = Activations::new();
-    x.set(&POOL, &values(rows * inner), rows, inner);
+    x.set(&POOL, &values(rows * inner), rows, inner, inner == 576);
     let mut y = vec![0.0; rows * out];
     let mut next = 0;
     bencher
@@ -102,7 +102,7 @@ fn norm_and_quantise(bencher: Bencher, rows: usize) {
     let (mut y, mut quantised) = (vec![0.0; x.len()], Activations::new());
     bencher.counter(BytesCount::new(x.len() * 4)).bench_local(|| {
         rms_norm(&POOL, &x, &w, 1e-5, &mut y);
-        quantised.set(&POOL, &y, rows, 576);
+        quantised.set(&POOL, &y, rows, 576, true);
         black_box(&quantised);
     });
 }

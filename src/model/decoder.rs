@@ -370,7 +370,7 @@ impl Decoder {
         }
         delta.resize(inner.len(), 0.0);
         rms_norm(&self.pool, inner, &self.norm, self.config.rms_norm_eps as f32, delta);
-        activations.set(&self.pool, delta, wanted.len(), width);
+        activations.set(&self.pool, delta, wanted.len(), width, true);
         logits.resize(wanted.len() * self.head_rows(), 0.0);
         matmul(&self.pool, &[&self.head], activations, logits, self.head_rows());
         logits
@@ -408,7 +408,7 @@ impl Decoder {
             let stride = q + 2 * kv;
 
             rms_norm(pool, hidden, &layer.input_norm, eps, delta);
-            activations.set(pool, delta, count, width);
+            activations.set(pool, delta, count, width, true);
             wide.resize(count * stride, 0.0);
             project(pool, &layer.qkv, activations, wide, stride);
             if let Some([q_norm, k_norm]) = &layer.qk_norm {
@@ -431,18 +431,18 @@ impl Decoder {
                 &tables,
                 inner,
             );
-            activations.set(pool, inner, count, q);
+            activations.set(pool, inner, count, q, false);
             project(pool, from_ref(&layer.output), activations, delta, width);
             add_assign(hidden, delta);
 
             rms_norm(pool, hidden, &layer.post_norm, eps, delta);
-            activations.set(pool, delta, count, width);
+            activations.set(pool, delta, count, width, true);
             let n = self.config.intermediate_size;
             wide.resize(count * 2 * n, 0.0);
             project(pool, &layer.gate_up, activations, wide, 2 * n);
             inner.resize(count * n, 0.0);
             silu_mul(pool, wide, n, inner);
-            activations.set(pool, inner, count, n);
+            activations.set(pool, inner, count, n, false);
             project(pool, from_ref(&layer.down), activations, delta, width);
             add_assign(hidden, delta);
             observe(index + 1, hidden);

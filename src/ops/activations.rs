@@ -11,20 +11,26 @@ pub(crate) const BLOCK: usize = 32;
 const TILE: usize = 16;
 
 /// Work space for `[rows, cols]` activations. Each row is quantised on its own, symmetrically to int8
-/// with one scale per 32 values, so that a row's bits never depend on its neighbours.
+/// with one scale per 32 values, so that a row's bits never depend on its neighbours. Where the values
+/// are `precise`, a second int8 plane holds what the first one rounds off: behind a norm a few channels
+/// are so much larger than the rest that 8 bits lose what the model says (README of the benches).
 #[derive(Debug, Default)]
 pub struct Activations {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     /// `[rows, cols]`
     pub(crate) values: Vec<f32>,
-    /// `[rows, cols]`; empty where `cols` is no multiple of 32.
+    /// `[rows, cols]`; unused where `cols` is no multiple of 32.
     pub(crate) codes: Vec<i8>,
-    /// `[rows, cols / 32]`: value of one code step.
+    /// What is left of each value, in steps of 1/256 of a code; unused without `precise`.
+    pub(crate) low: Vec<i8>,
+    /// Whether a value is `256 * code + low` steps instead of `code` steps.
+    pub(crate) precise: bool,
+    /// `[rows, cols / 32]`: value of one step.
     pub(crate) scales: Vec<f32>,
-    /// `[rows, cols / 32]`: sum of the codes of each half block.
+    /// `[rows, cols / 32]`: sum of the steps of each half block.
     pub(crate) sums: Vec<[i32; 2]>,
-    /// `[rows, cols / 32]`: scale times the block's sum of codes.
+    /// `[rows, cols / 32]`: scale times the block's sum of steps.
     pub(crate) scaled_sums: Vec<f32>,
 }
 
@@ -35,13 +41,20 @@ impl Activations {
         Self::default()
     }
 
-    /// Takes `x`, `[rows, cols]`. Buffers grow and never shrink. NaN and infinity come out as NaN.
+    /// A value in steps of its scale.
+    pub(crate) fn steps(&self, at: usize) -> i32 {
+        let code = i32::from(self.codes[at]);
+        if self.precise { 256 * code + i32::from(self.low[at]) } else { code }
+    }
+
+    /// Takes `x`, `[rows, cols]`, in one int8 plane or, if `precise`, in two. Buffers grow and never
+    /// shrink. NaN and infinity come out as NaN.
     ///
     /// # Panics
     /// If `x.len() != rows * cols`.
-    pub fn set(&mut self, pool: &ThreadPool, x: &[f32], rows: usize, cols: usize) {
+    pub fn set(&mut self, pool: &ThreadPool, x: &[f32], rows: usize, cols: usize, precise: bool) {
         assert_eq!(x.len(), rows * cols, "activations of {rows} x {cols}");
-        (self.rows, self.cols) = (rows, cols);
+        (self.rows, self.cols, self.precise) = (rows, cols, precise);
         self.values.clear();
         self.values.extend_from_slice(x);
         if !cols.is_multiple_of(BLOCK) {
@@ -51,40 +64,49 @@ impl Activations {
         // Whole tiles can be read; what lies behind the last row is never used.
         let padded = rows.next_multiple_of(TILE);
         self.codes.resize(padded * cols, 0);
+        self.low.resize(padded * cols, 0);
         self.scales.resize(padded * blocks, 0.0);
         self.sums.resize(padded * blocks, [0; 2]);
         self.scaled_sums.resize(padded * blocks, 0.0);
         let codes = SharedMut::new(&mut self.codes);
+        let low = SharedMut::new(&mut self.low);
         let scales = SharedMut::new(&mut self.scales);
         let sums = SharedMut::new(&mut self.sums);
         let scaled_sums = SharedMut::new(&mut self.scaled_sums);
         let isa = Isa::best();
         pool.run(rows, &|row| {
             // SAFETY: each task touches the parts of its own row alone.
-            let (codes, scales, sums, scaled_sums) = unsafe {
+            let (codes, low, scales, sums, scaled_sums) = unsafe {
                 (
                     codes.slice(row * cols, cols),
+                    low.slice(row * cols, cols),
                     scales.slice(row * blocks, blocks),
                     sums.slice(row * blocks, blocks),
                     scaled_sums.slice(row * blocks, blocks),
                 )
             };
             let x = &x[row * cols..][..cols];
-            quantize_row(isa, x, codes, scales, sums, scaled_sums);
+            if precise {
+                quantize_row::<2>(isa, x, codes, low, scales, sums, scaled_sums);
+            } else {
+                quantize_row::<1>(isa, x, codes, low, scales, sums, scaled_sums);
+            }
         });
     }
 }
 
 per_isa! {
-    fn quantize_row(
+    fn quantize_row<const PLANES: usize>(
         x: &[f32],
         codes: &mut [i8],
+        low: &mut [i8],
         scales: &mut [f32],
         sums: &mut [[i32; 2]],
         scaled_sums: &mut [f32],
     ) {
-        let (x, codes) = (x.as_chunks::<BLOCK>().0, codes.as_chunks_mut::<BLOCK>().0);
-        for (i, (x, codes)) in x.iter().zip(codes).enumerate() {
+        let (codes, low) = (codes.as_chunks_mut::<BLOCK>().0, low.as_chunks_mut::<BLOCK>().0);
+        let x = x.as_chunks::<BLOCK>().0;
+        for (i, ((x, codes), low)) in x.iter().zip(codes).zip(low).enumerate() {
             // As integers, absolute values order as floats do, and NaN and infinity come out on top.
             let top = x.iter().fold(0u32, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
             let top = f32::from_bits(top);
@@ -94,12 +116,20 @@ per_isa! {
             // Adding 1.5 * 2^23 rounds to an integer held in the low bits.
             const ROUND: f32 = 12_582_912.0;
             let mut sum = [0i32; BLOCK];
-            for ((code, sum), v) in codes.iter_mut().zip(&mut sum).zip(x) {
-                let rounded = v.mul_add(inverse, ROUND).to_bits().wrapping_sub(ROUND.to_bits());
-                *code = rounded as i8;
-                *sum = i32::from(rounded as i8);
+            for (((code, low), sum), v) in codes.iter_mut().zip(low).zip(&mut sum).zip(x) {
+                let rounded = v.mul_add(inverse, ROUND);
+                *code = rounded.to_bits().wrapping_sub(ROUND.to_bits()) as i8;
+                *sum = i32::from(*code);
+                if PLANES == 2 {
+                    let rest = v.mul_add(inverse, ROUND - rounded) * 256.0;
+                    let rest = if rest > 127.0 { 127.0 } else { rest };
+                    let rest = if rest < -127.0 { -127.0 } else { rest };
+                    *low = (rest + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i8;
+                    *sum = *sum * 256 + i32::from(*low);
+                }
             }
             let halves = [sum[..16].iter().sum::<i32>(), sum[16..].iter().sum()];
+            let scale = if PLANES == 2 { scale / 256.0 } else { scale };
             scales[i] = scale;
             sums[i] = halves;
             scaled_sums[i] = scale * (halves[0] + halves[1]) as f32;
@@ -119,23 +149,33 @@ mod tests {
         x[100] = f32::NAN;
         x[130] = f32::INFINITY;
         x[192..224].fill(0.0);
-        let mut a = Activations::new();
-        a.set(&ThreadPool::new(2), &x, 3, 96);
-        for (b, block) in x.as_chunks::<32>().0.iter().enumerate() {
-            if block.iter().any(|v| !v.is_finite()) {
-                assert!(a.scales[b].is_nan() && a.scaled_sums[b].is_nan());
-                continue;
+        for precise in [false, true] {
+            let mut a = Activations::new();
+            a.set(&ThreadPool::new(2), &x, 3, 96, precise);
+            for (b, block) in x.as_chunks::<32>().0.iter().enumerate() {
+                if block.iter().any(|v| !v.is_finite()) {
+                    assert!(a.scales[b].is_nan() && a.scaled_sums[b].is_nan());
+                    continue;
+                }
+                let steps = |i: usize| a.steps(b * 32 + i);
+                for (i, v) in block.iter().enumerate() {
+                    let error = (v - a.scales[b] * steps(i) as f32).abs();
+                    // The second plane is held to 127, half a step short.
+                    assert!(error <= a.scales[b] * if precise { 1.1 } else { 0.5001 });
+                }
+                assert_eq!(a.sums[b][0] + a.sums[b][1], (0..32).map(steps).sum::<i32>());
             }
-            for (v, code) in block.iter().zip(&a.codes[b * 32..]) {
-                assert!((v - a.scales[b] * f32::from(*code)).abs() <= a.scales[b] * 0.5001);
+            for isa in Isa::supported() {
+                let (mut c, mut l, mut s) = ([0i8; 96], [0i8; 96], [0f32; 3]);
+                let (mut t, mut u) = ([[0; 2]; 3], [0.0; 3]);
+                if precise {
+                    quantize_row::<2>(isa, &x[..96], &mut c, &mut l, &mut s, &mut t, &mut u);
+                } else {
+                    quantize_row::<1>(isa, &x[..96], &mut c, &mut l, &mut s, &mut t, &mut u);
+                }
+                let expected = (&a.codes[..96], &a.low[..96], &a.scales[..3]);
+                assert_eq!((&c[..], &l[..], &s[..]), expected, "{isa:?}");
             }
-            let sum: i32 = a.codes[b * 32..][..32].iter().map(|c| i32::from(*c)).sum();
-            assert_eq!(a.sums[b][0] + a.sums[b][1], sum);
-        }
-        for isa in Isa::supported() {
-            let (mut c, mut s) = ([0i8; 96], [0f32; 3]);
-            quantize_row(isa, &x[..96], &mut c, &mut s, &mut [[0; 2]; 3], &mut [0.0; 3]);
-            assert_eq!((&c[..], &s[..]), (&a.codes[..96], &a.scales[..3]), "{isa:?}");
         }
     }
 }

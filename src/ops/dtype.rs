@@ -342,7 +342,7 @@ mod tests {
             (DType::F16, 1e-3),
             (DType::BF16, 1e-2),
             (DType::Q8_0, 0.005),
-            (DType::Q4_0, 0.11),
+            (DType::Q4_0, 0.15),
             (DType::Q4_1, 0.08),
         ] {
             let bytes = dtype.quantize(&x).expect("supported");

@@ -122,15 +122,20 @@ fn int_rows(
                     let sums: &mut [_; $n] = sums.try_into().expect("the length just matched");
                     match isa {
                         #[cfg(target_arch = "x86_64")]
-                        Isa::AmxInt8 | Isa::Avx512Vnni => match (w.eight_bit, w.half_blocks) {
+                        Isa::AmxInt8 | Isa::Avx512Vnni => {
                             // SAFETY: the set was detected; `panel` is one of `w`'s and the
                             // rows are `x`'s, whose width is that of `w`, as `matmul_on` asserts.
-                            (false, _) => unsafe { vnni::panel::<$n, false, false>(w, panel, x, first, sums) },
-                            // SAFETY: as above.
-                            (true, false) => unsafe { vnni::panel::<$n, true, false>(w, panel, x, first, sums) },
-                            // SAFETY: as above.
-                            (true, true) => unsafe { vnni::panel::<$n, true, true>(w, panel, x, first, sums) },
-                        },
+                            unsafe {
+                                match (w.eight_bit, w.half_blocks, x.precise) {
+                                    (false, _, false) => vnni::panel::<$n, false, false, false>(w, panel, x, first, sums),
+                                    (false, _, true) => vnni::panel::<$n, false, false, true>(w, panel, x, first, sums),
+                                    (true, false, false) => vnni::panel::<$n, true, false, false>(w, panel, x, first, sums),
+                                    (true, false, true) => vnni::panel::<$n, true, false, true>(w, panel, x, first, sums),
+                                    (true, true, false) => vnni::panel::<$n, true, true, false>(w, panel, x, first, sums),
+                                    (true, true, true) => vnni::panel::<$n, true, true, true>(w, panel, x, first, sums),
+                                }
+                            }
+                        }
                         #[cfg(target_arch = "x86_64")]
                         Isa::Avx2 => {
                             // SAFETY: as above.
@@ -155,7 +160,6 @@ fn plain(w: &IntPanels, panel: usize, x: &Activations, first: usize, sums: &mut 
         for b in 0..blocks {
             let block = panel * blocks + b;
             let at = row * blocks + b;
-            let x_codes = &x.codes[row * x.cols + b * BLOCK..][..BLOCK];
             let lines = &w.codes[block * w.lines()..][..w.lines()];
             for (lane, sum) in sums.iter_mut().enumerate() {
                 let mut dots = if w.half_blocks {
@@ -163,14 +167,15 @@ fn plain(w: &IntPanels, panel: usize, x: &Activations, first: usize, sums: &mut 
                 } else {
                     [-w.offset * (x.sums[at][0] + x.sums[at][1]), 0]
                 };
-                for (k, x) in x_codes.iter().enumerate() {
+                for k in 0..BLOCK {
                     let (group, byte) = (k / 4, lane * 4 + k % 4);
                     let code = if w.eight_bit {
                         lines[group].0[byte]
                     } else {
                         lines[group % 4].0[byte] >> (4 * (group / 4)) & 15
                     };
-                    dots[k * halves / BLOCK] += i32::from(code) * i32::from(*x);
+                    dots[k * halves / BLOCK] +=
+                        i32::from(code) * x.steps(row * x.cols + b * BLOCK + k);
                 }
                 for (half, dot) in dots[..halves].iter().enumerate() {
                     let scale = lane_of(&w.scales, (block * halves + half) * PANEL + lane);
@@ -204,7 +209,12 @@ pub(super) mod vnni {
     /// Needs AVX-512 F, BW, VL and VNNI; `panel` must be one of `w`'s and `first .. first + R` rows of
     /// `x`, quantised and as wide as `w`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
-    pub(super) unsafe fn panel<const R: usize, const EIGHT: bool, const HALVES: bool>(
+    pub(super) unsafe fn panel<
+        const R: usize,
+        const EIGHT: bool,
+        const HALVES: bool,
+        const PRECISE: bool,
+    >(
         w: &IntPanels,
         panel: usize,
         x: &Activations,
@@ -248,27 +258,41 @@ pub(super) mod vnni {
             for (r, acc) in acc.iter_mut().enumerate() {
                 let at = (first + r) * blocks + b;
                 // SAFETY: block `b` of row `first + r` exists: 32 codes, a scale, two sums.
-                let (codes, x_scale, x_sums) = unsafe {
+                let (codes, low, x_scale, x_sums) = unsafe {
+                    let codes = (first + r) * x.cols + b * BLOCK;
                     (
-                        x.codes.as_ptr().add((first + r) * x.cols + b * BLOCK).cast::<i32>(),
+                        x.codes.as_ptr().add(codes).cast::<i32>(),
+                        x.low.as_ptr().add(codes).cast::<i32>(),
                         _mm512_set1_ps(*x.scales.get_unchecked(at)),
                         *x.sums.get_unchecked(at),
                     )
                 };
                 let start = |sum: i32| _mm512_set1_epi32(-w.offset * sum);
-                let mut dot = if HALVES { start(x_sums[0]) } else { start(x_sums[0] + x_sums[1]) };
+                // Sums of the two planes; the second one carries the offset.
+                let mut dot = _mm512_setzero_si512();
+                let mut rest = if HALVES { start(x_sums[0]) } else { start(x_sums[0] + x_sums[1]) };
+                let steps = |dot: __m512i, rest: __m512i| {
+                    let dot = if PRECISE { _mm512_slli_epi32::<8>(dot) } else { dot };
+                    _mm512_cvtepi32_ps(_mm512_add_epi32(dot, rest))
+                };
                 for (g, group) in groups.iter().enumerate() {
                     if HALVES && g == 4 {
                         let scale = _mm512_mul_ps(scale, x_scale);
-                        *acc = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dot), *acc);
-                        dot = start(x_sums[1]);
+                        *acc = _mm512_fmadd_ps(scale, steps(dot, rest), *acc);
+                        (dot, rest) = (_mm512_setzero_si512(), start(x_sums[1]));
                     }
                     // SAFETY: 8 groups of 4 codes, read without alignment.
-                    let x = unsafe { _mm512_set1_epi32(codes.add(g).read_unaligned()) };
-                    dot = _mm512_dpbusd_epi32(dot, *group, x);
+                    unsafe {
+                        let x = _mm512_set1_epi32(codes.add(g).read_unaligned());
+                        dot = _mm512_dpbusd_epi32(dot, *group, x);
+                        if PRECISE {
+                            let x = _mm512_set1_epi32(low.add(g).read_unaligned());
+                            rest = _mm512_dpbusd_epi32(rest, *group, x);
+                        }
+                    }
                 }
                 let scale = _mm512_mul_ps(if HALVES { scale_high } else { scale }, x_scale);
-                *acc = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dot), *acc);
+                *acc = _mm512_fmadd_ps(scale, steps(dot, rest), *acc);
                 if let Some(min) = min {
                     // SAFETY: as above.
                     let sum = unsafe { _mm512_set1_ps(*x.scaled_sums.get_unchecked(at)) };
@@ -343,31 +367,38 @@ mod avx2 {
                 }
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let at = (first + r) * blocks + b;
-                    let codes = &x.codes[(first + r) * x.cols + b * BLOCK..][..BLOCK];
+                    let from = (first + r) * x.cols + b * BLOCK;
+                    let planes = [&x.codes[from..][..BLOCK], &x.low[from..][..BLOCK]];
                     let x_scale = _mm256_set1_ps(x.scales[at]);
                     for half in 0..halves {
                         let sum = match halves {
                             1 => x.sums[at][0] + x.sums[at][1],
                             _ => x.sums[at][half],
                         };
-                        let mut dot = _mm256_set1_epi32(if signed { 0 } else { -w.offset * sum });
                         let per_half = 8 / halves;
-                        for (g, group) in
-                            groups.iter().enumerate().skip(half * per_half).take(per_half)
-                        {
-                            // SAFETY: 8 groups of 4 codes, read without alignment.
-                            let x = unsafe {
-                                _mm256_set1_epi32(
-                                    codes.as_ptr().cast::<i32>().add(g).read_unaligned(),
-                                )
-                            };
-                            let pairs = if signed {
-                                let magnitude = _mm256_abs_epi8(*group);
-                                _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, *group))
-                            } else {
-                                _mm256_maddubs_epi16(*group, x)
-                            };
-                            dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, ones));
+                        let mut dot = _mm256_setzero_si256();
+                        for codes in &planes[..1 + usize::from(x.precise)] {
+                            dot = _mm256_slli_epi32::<8>(dot);
+                            for (g, group) in
+                                groups.iter().enumerate().skip(half * per_half).take(per_half)
+                            {
+                                // SAFETY: 8 groups of 4 codes, read without alignment.
+                                let x = unsafe {
+                                    _mm256_set1_epi32(
+                                        codes.as_ptr().cast::<i32>().add(g).read_unaligned(),
+                                    )
+                                };
+                                let pairs = if signed {
+                                    let magnitude = _mm256_abs_epi8(*group);
+                                    _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, *group))
+                                } else {
+                                    _mm256_maddubs_epi16(*group, x)
+                                };
+                                dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, ones));
+                            }
+                        }
+                        if !signed {
+                            dot = _mm256_add_epi32(dot, _mm256_set1_epi32(-w.offset * sum));
                         }
                         // SAFETY: 16 scales per half block.
                         let scale =
@@ -480,9 +511,20 @@ mod tests {
     }
 
     fn run(isa: Isa, threads: usize, w: &PackedMatrix, x: &[f32], rows: usize) -> Vec<f32> {
+        run_with(isa, threads, w, x, rows, false)
+    }
+
+    fn run_with(
+        isa: Isa,
+        threads: usize,
+        w: &PackedMatrix,
+        x: &[f32],
+        rows: usize,
+        precise: bool,
+    ) -> Vec<f32> {
         let pool = ThreadPool::new(threads);
         let mut a = Activations::new();
-        a.set(&pool, x, rows, w.in_features());
+        a.set(&pool, x, rows, w.in_features(), precise);
         // Beside another matrix, in rows with room to spare.
         let before = PackedMatrix::from_f32(3, w.in_features(), &vec![1.0; 3 * w.in_features()]);
         let before = before.expect("fits");
@@ -509,30 +551,35 @@ mod tests {
                     assert_eq!(row, dense[n * cols..][..cols], "{dtype:?} row {n}");
                 }
                 let x = random.vec(rows * cols);
-                let plain = run(Isa::Plain, 1, &w, &x, rows);
-                // The exact product with the rounded activations.
-                let mut a = Activations::new();
-                a.set(&ThreadPool::new(1), &x, rows, cols);
-                for r in 0..rows {
-                    for n in 0..out {
-                        let terms = (0..cols).map(|k| {
-                            let at = r * cols + k;
-                            let x = f64::from(a.codes[at]) * f64::from(a.scales[at / 32]);
-                            x * f64::from(dense[n * cols + k])
-                        });
-                        let (sum, size) = terms.fold((0.0, 0.0), |(s, m), t| (s + t, m + t.abs()));
-                        let got = f64::from(plain[r * out + n]);
-                        assert!((got - sum).abs() <= 1e-4 * size + 1e-6, "{dtype:?}: {got} {sum}");
+                for precise in [false, true] {
+                    let plain = run_with(Isa::Plain, 1, &w, &x, rows, precise);
+                    // The exact product with the rounded activations.
+                    let mut a = Activations::new();
+                    a.set(&ThreadPool::new(1), &x, rows, cols, precise);
+                    for r in 0..rows {
+                        for n in 0..out {
+                            let terms = (0..cols).map(|k| {
+                                let at = r * cols + k;
+                                let x = f64::from(a.steps(at)) * f64::from(a.scales[at / 32]);
+                                x * f64::from(dense[n * cols + k])
+                            });
+                            let (sum, size) =
+                                terms.fold((0.0, 0.0), |(s, m), t| (s + t, m + t.abs()));
+                            let got = f64::from(plain[r * out + n]);
+                            assert!((got - sum).abs() <= 1e-4 * size + 1e-6, "{dtype:?}: {got} {sum}");
+                        }
                     }
-                }
-                for isa in Isa::supported() {
-                    for threads in [1, 3] {
-                        assert_eq!(run(isa, threads, &w, &x, rows), plain, "{dtype:?} {isa:?}");
+                    for isa in Isa::supported() {
+                        for threads in [1, 3] {
+                            let got = run_with(isa, threads, &w, &x, rows, precise);
+                            assert_eq!(got, plain, "{dtype:?} {isa:?} {precise}");
+                        }
                     }
+                    // A row alone.
+                    let x = &x[(rows - 1) * cols..];
+                    let last = run_with(Isa::best(), 1, &w, x, 1, precise);
+                    assert_eq!(last, plain[(rows - 1) * out..], "{dtype:?} alone");
                 }
-                // A row alone.
-                let last = run(Isa::best(), 1, &w, &x[(rows - 1) * cols..], 1);
-                assert_eq!(last, plain[(rows - 1) * out..], "{dtype:?} alone");
             }
         }
     }

@@ -44,7 +44,7 @@ pub(super) unsafe fn panels(
 ) {
     thread_local!(static UNPACKED: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) });
     let blocks = x.cols / BLOCK;
-    let mut dots = Dots([[[0; PANEL]; ROWS]; CHUNK]);
+    let mut dots = [const { Dots([[[0; PANEL]; ROWS]; CHUNK]) }; 2];
     // SAFETY: AMX is there.
     unsafe { TILES.load() };
     UNPACKED.with_borrow_mut(|unpacked| {
@@ -103,20 +103,22 @@ unsafe fn tile(
     lines: &[Line],
     x: &Activations,
     rows: Range<usize>,
-    dots: &mut Dots,
+    dots: &mut [Dots; 2],
     sums: &mut [[f32; PANEL]; ROWS],
 ) {
     let (blocks, first) = (x.cols / BLOCK, rows.start);
     for chunk in (0..blocks).step_by(CHUNK) {
         let count = (blocks - chunk).min(CHUNK);
-        for pair in (0..count).step_by(2) {
-            let second = (pair + 1).min(count - 1);
-            let at = |block: usize| {
-                let x = x.codes[first * x.cols + (chunk + block) * BLOCK..].as_ptr();
-                (x, lines[(chunk + block) * 8..].as_ptr())
-            };
-            let ((x0, w0), (x1, w1)) = (at(pair), at(second));
-            let (d0, d1) = (dots.0[pair].as_mut_ptr(), dots.0[second].as_mut_ptr());
+        // Two tiles at a time: two blocks, or the two planes of one.
+        for pair in (0..count).step_by(if x.precise { 1 } else { 2 }) {
+            let second = if x.precise { pair } else { (pair + 1).min(count - 1) };
+            let plane = if x.precise { &x.low } else { &x.codes };
+            let codes = |block: usize| first * x.cols + (chunk + block) * BLOCK;
+            let (x0, x1) = (x.codes[codes(pair)..].as_ptr(), plane[codes(second)..].as_ptr());
+            let w0 = lines[(chunk + pair) * 8..].as_ptr();
+            let w1 = lines[(chunk + second) * 8..].as_ptr();
+            let d0 = dots[0].0[pair].as_mut_ptr();
+            let d1 = dots[usize::from(x.precise)].0[second].as_mut_ptr();
             // SAFETY: 16 rows of 32 codes lie `x.cols` apart at `x0` and `x1`, padding included, 8 lines
             // at `w0` and `w1`, and `d0` and `d1` take 16 rows of 64 bytes; tiles are clobbered.
             unsafe {
@@ -165,7 +167,7 @@ unsafe fn scale(
     x: &Activations,
     first: usize,
     side: usize,
-    dots: &Dots,
+    dots: &[Dots; 2],
     sums: &mut [[f32; PANEL]; ROWS],
 ) {
     let blocks = x.cols / BLOCK;
@@ -183,7 +185,11 @@ unsafe fn scale(
             for (r, acc) in acc.iter_mut().enumerate() {
                 let at = (first + side + r) * blocks + b;
                 let x_sums = x.sums.get_unchecked(at);
-                let mut dot = _mm512_load_si512(dots.0[i][side + r].as_ptr().cast());
+                let mut dot = _mm512_load_si512(dots[0].0[i][side + r].as_ptr().cast());
+                if x.precise {
+                    let rest = _mm512_load_si512(dots[1].0[i][side + r].as_ptr().cast());
+                    dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(dot), rest);
+                }
                 if w.offset != 0 {
                     let start = _mm512_set1_epi32(-w.offset * (x_sums[0] + x_sums[1]));
                     dot = _mm512_add_epi32(dot, start);
