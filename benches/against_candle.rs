@@ -47,7 +47,7 @@ fn main() -> anyhow::Result<()> {
         slow.push(seconds(|| {
             let mut token = 1;
             for _ in 0..TOKENS {
-                let step = || -> candle_core::Result<Vec<f32>> {
+                let mut step = || -> candle_core::Result<Vec<f32>> {
                     theirs.forward(&input(&[token])?, position)?.flatten_all()?.to_vec1()
                 };
                 token = argmax(&step().expect("candle computes")).expect("finite logits");
@@ -67,7 +67,10 @@ fn main() -> anyhow::Result<()> {
     let speed = |times: &mut Vec<f64>| TOKENS as f64 / median(times);
     let (fast, slow) = (speed(&mut fast), speed(&mut slow));
     println!("{threads} threads, {CONTEXT} tokens of context, median of {ROUNDS}");
-    println!("decode   pleach {fast:>7.1} tokens/s   candle {slow:>7.1} tokens/s   {:.2}x", fast / slow);
+    println!(
+        "decode   pleach {fast:>7.1} tokens/s   candle {slow:>7.1} tokens/s   {:.2}x",
+        fast / slow
+    );
     for (rows, (ours, theirs)) in VERIFIED.iter().zip(&mut verify) {
         let (ours, theirs) = (median(ours) * fast, median(theirs) * slow);
         println!("{rows} rows   pleach {ours:>7.2} steps      candle {theirs:>7.2} steps");

@@ -11,9 +11,8 @@ use pleach::ops::{
     paged_attention, rms_norm, silu_mul,
 };
 
-static POOL: LazyLock<ThreadPool> = LazyLock::new(|| {
-    ThreadPool::new(std::thread::available_parallelism().map_or(1, usize::from))
-});
+static POOL: LazyLock<ThreadPool> =
+    LazyLock::new(|| ThreadPool::new(std::thread::available_parallelism().map_or(1, usize::from)));
 
 fn main() {
     divan::main();

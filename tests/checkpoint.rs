@@ -1,5 +1,7 @@
 //! Model files: what is written is read back, what is damaged is refused, and the hub's protocol.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -170,8 +172,7 @@ async fn hub(request: Request) -> Response {
     let path = request.uri().path().to_owned();
     if path == "/api/models/pleach/tiny/revision/main" {
         let files = ["README.md", "config.json", "model.safetensors", "pytorch_model.bin"];
-        let siblings: Vec<_> =
-            files.iter().map(|f| serde_json::json!({"rfilename": f})).collect();
+        let siblings: Vec<_> = files.iter().map(|f| serde_json::json!({"rfilename": f})).collect();
         let body = serde_json::json!({"id": "pleach/tiny", "sha": COMMIT, "siblings": siblings});
         return axum::Json(body).into_response();
     }

@@ -1,5 +1,7 @@
 //! The server as users meet it: the program, the official OpenAI clients, and Prometheus's own check.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -89,7 +91,8 @@ fn the_python_client() {
     let python = venv.join("bin/python");
     let installed = (python.exists()
         || attempt(Command::new("python3").args(["-m", "venv"]).arg(&venv)).is_some())
-        && attempt(Command::new(&python).args(["-m", "pip", "install", "-q", "openai==3.57.0"])).is_some();
+        && attempt(Command::new(&python).args(["-m", "pip", "install", "-q", "openai==3.57.0"]))
+            .is_some();
     if !installed {
         eprintln!("SKIPPED: the openai package for Python cannot be installed here");
         return;
@@ -98,7 +101,11 @@ fn the_python_client() {
     let server = Server::start(&[]);
     let base = format!("http://{}/v1", server.address);
     let draft = pleach::config::default_draft().is_some();
-    passes(Command::new(&python).arg(script("chat.py")).args([&*base, if draft { "yes" } else { "no" }]));
+    passes(
+        Command::new(&python)
+            .arg(script("chat.py"))
+            .args([&*base, if draft { "yes" } else { "no" }]),
+    );
 
     let page = server.get("/metrics");
     let value = |name: &str| -> u64 {
@@ -133,7 +140,8 @@ fn the_python_client() {
 fn the_node_client() {
     let folder = scratch("node");
     let mut npm = Command::new("npm");
-    npm.args(["install", "--silent", "--no-audit", "--no-fund", "openai@7.57.0"]).current_dir(&folder);
+    npm.args(["install", "--silent", "--no-audit", "--no-fund", "openai@7.57.0"])
+        .current_dir(&folder);
     if attempt(&mut npm).is_none() {
         eprintln!("SKIPPED: the openai package for Node cannot be installed here");
         return;

@@ -1,5 +1,7 @@
 //! Logits against `transformers`, from files written by `tests/python/make_goldens.py`.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

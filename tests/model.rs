@@ -1,5 +1,7 @@
 //! The decoder on the default model: int8 against f32 arithmetic, and batch invariance to the bit.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::sync::{Arc, OnceLock};
 
 use pleach::checkpoint::{Checkpoint, source};

@@ -1,5 +1,7 @@
 //! The HTTP API on the default model, in process.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::HashMap;
 use std::sync::OnceLock;
 

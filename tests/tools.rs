@@ -1,5 +1,7 @@
 //! The commands of `pleach-tools`, one after the other, on the default model.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -53,25 +55,33 @@ fn from_a_model_to_a_draft() {
     let config = json(&folder.join("pruned/config.json"));
     assert_eq!((&config["num_hidden_layers"], &config["model_type"]), (&2.into(), &"llama".into()));
     run(folder, "prune --flop-share 0.5 --importance importance.json --out half");
-    assert!(json(&folder.join("half/prune.json"))["results"]["flop_share"].as_f64().unwrap() <= 0.5);
+    assert!(
+        json(&folder.join("half/prune.json"))["results"]["flop_share"].as_f64().unwrap() <= 0.5
+    );
 
-    let generate = "generate --prompts prompts.jsonl --out answers.jsonl --max-tokens 12 --top-logprobs 4";
+    let generate =
+        "generate --prompts prompts.jsonl --out answers.jsonl --max-tokens 12 --top-logprobs 4";
     // Two prompts first, then the rest.
     run(folder, &format!("{generate} --limit 2"));
     run(folder, generate);
     let text = std::fs::read_to_string(folder.join("answers.jsonl")).unwrap();
-    let answers: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let answers: Vec<Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let mut ids: Vec<&str> = answers.iter().map(|a| a["id"].as_str().unwrap()).collect();
     ids.sort_unstable();
     assert_eq!(ids, ["a", "a", "b", "c"], "every turn is answered once");
-    let tokens: usize = answers.iter().map(|a| a["response_tokens"].as_array().unwrap().len()).sum();
+    let tokens: usize =
+        answers.iter().map(|a| a["response_tokens"].as_array().unwrap().len()).sum();
     let sidecar = std::fs::metadata(folder.join("answers.jsonl.topk")).unwrap().len();
     assert_eq!(sidecar as usize, 12 + tokens * 4 * 8);
 
     for (out, more) in [("full", ""), ("lora", " --lora-rank 4")] {
-        run(folder, &format!(
-            "train --model pruned --data answers.jsonl --out {out} --steps 3 --draft-vocab 64 --batch-tokens 128{more}"
-        ));
+        run(
+            folder,
+            &format!(
+                "train --model pruned --data answers.jsonl --out {out} --steps 3 --draft-vocab 64 --batch-tokens 128{more}"
+            ),
+        );
         let losses = std::fs::read_to_string(folder.join(out).join("losses.csv")).unwrap();
         assert_eq!(losses.lines().count(), 4, "{losses}");
         assert!(folder.join(out).join("loss.svg").exists());
@@ -82,7 +92,10 @@ fn from_a_model_to_a_draft() {
     let bytes = std::fs::metadata(folder.join("draft.gguf")).unwrap().len();
     assert!(bytes < 4_100_000, "two blocks in 4 bits take {bytes} bytes");
 
-    run(folder, "evaluate --draft draft.gguf --prompts prompts.jsonl --max-tokens 12 --num-speculative-tokens 3 --temperature 0 --json out.json");
+    run(
+        folder,
+        "evaluate --draft draft.gguf --prompts prompts.jsonl --max-tokens 12 --num-speculative-tokens 3 --temperature 0 --json out.json",
+    );
     let out = json(&folder.join("out.json"));
     for field in ["mean_acceptance_length", "alpha", "draft_acceptance_rate", "draft_step_cost"] {
         assert!(out[field].as_f64().unwrap().is_finite(), "{field}");
@@ -90,8 +103,15 @@ fn from_a_model_to_a_draft() {
     }
     assert_eq!(out["accepted_per_position"].as_array().unwrap().len(), 3);
     let sum = |names: &[&str]| names.iter().map(|n| out[*n].as_u64().unwrap()).sum::<u64>();
-    assert_eq!(sum(&["accepted_tokens", "recovered_tokens", "bonus_tokens"]), sum(&["generated_tokens"]));
-    assert_eq!(sum(&["generated_tokens"]) as usize, tokens, "greedy answers are those of `generate`");
+    assert_eq!(
+        sum(&["accepted_tokens", "recovered_tokens", "bonus_tokens"]),
+        sum(&["generated_tokens"])
+    );
+    assert_eq!(
+        sum(&["generated_tokens"]) as usize,
+        tokens,
+        "greedy answers are those of `generate`"
+    );
 
     run(folder, "bench --draft draft.gguf --repeats 1 --json bench.json");
     let bench = json(&folder.join("bench.json"));
@@ -109,7 +129,8 @@ fn from_a_model_to_a_draft() {
 #[test]
 fn errors_say_what_to_do() {
     let temporary = tempfile::tempdir().unwrap();
-    std::fs::write(temporary.path().join("bad.jsonl"), "{\"turns\": [\"x\"]}\n{\"turns\": 1}\n").unwrap();
+    std::fs::write(temporary.path().join("bad.jsonl"), "{\"turns\": [\"x\"]}\n{\"turns\": 1}\n")
+        .unwrap();
     for (line, expected) in [
         ("prune --out x", "--list, --blocks or --flop-share"),
         ("prune --out x --blocks 5", "--importance"),

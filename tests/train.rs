@@ -1,6 +1,8 @@
 //! Training: the differentiable decoder is the serving decoder, its gradients are slopes, and a run
 //! learns, stops and goes on.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::sync::Arc;
 
 use pleach::checkpoint::{Checkpoint, source};
@@ -9,7 +11,7 @@ use pleach::model::{Decoder, ModelConfig, Precision, Rows, Workspace};
 use pleach::ops::ThreadPool;
 use pleach::train::{
     Adapt, Batch, Budget, Dataset, Example, Network, Options, Parameters, TopKWriter, Trainer,
-    block_weights,
+    Weight, block_weights,
 };
 
 fn checkpoint() -> Checkpoint {
@@ -63,7 +65,7 @@ fn network_agrees_with_the_serving_decoder() {
 }
 
 /// A small model with every feature: grouped heads, query/key norms, biases, a window.
-fn small() -> (ModelConfig, Vec<(String, Vec<usize>, Vec<f32>)>, Vec<f32>) {
+fn small() -> (ModelConfig, Vec<Weight>, Vec<f32>) {
     let mut config = checkpoint().config;
     config.hidden_size = 64;
     config.intermediate_size = 96;

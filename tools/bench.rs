@@ -76,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .collect();
     println!("decode   {decode_tokens_per_s:>8.1} tokens/s");
     println!("prefill  {prefill_tokens_per_s:>8.1} tokens/s ({PROMPT} tokens)");
-    for (rows, cost) in &verify_cost {
+    for (rows, cost) in ROWS.iter().filter_map(|rows| Some((rows, costs.verify_cost(*rows)?))) {
         println!("verify   {rows:>8} rows cost {cost:.2} times one");
     }
     if let Some(cost) = costs.draft_step_cost() {

@@ -192,7 +192,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     let folder = args.out.join("model");
     save_model(&folder, &checkpoint, &trainer, &vocab)?;
-    let last = history.points.last().map(|row| serde_json::to_value(row)).transpose()?;
+    let last = history.points.last().map(serde_json::to_value).transpose()?;
     manifest.write(
         &note,
         serde_json::json!({"last": last, "draft_vocab": vocab.len(), "answer_tokens": num_tokens}),

@@ -105,7 +105,7 @@ fn panels_of(
 
 /// Rows from which tiles pay.
 #[cfg(target_arch = "x86_64")]
-const TILE_ROWS: usize = 5;
+const TILE_ROWS: usize = 9;
 
 fn int_rows(
     isa: Isa,
@@ -566,7 +566,10 @@ mod tests {
                             let (sum, size) =
                                 terms.fold((0.0, 0.0), |(s, m), t| (s + t, m + t.abs()));
                             let got = f64::from(plain[r * out + n]);
-                            assert!((got - sum).abs() <= 1e-4 * size + 1e-6, "{dtype:?}: {got} {sum}");
+                            assert!(
+                                (got - sum).abs() <= 1e-4 * size + 1e-6,
+                                "{dtype:?}: {got} {sum}"
+                            );
                         }
                     }
                     for isa in Isa::supported() {

@@ -42,7 +42,7 @@ per_isa! {
         let (chunks, rest) = x.as_chunks::<16>();
         for chunk in chunks {
             for ((top, bad), v) in tops.iter_mut().zip(&mut bad).zip(chunk) {
-                *bad |= !(*v < f32::INFINITY);
+                *bad |= v.is_nan() | (*v == f32::INFINITY);
                 *top = if *v > *top { *v } else { *top };
             }
         }

@@ -1,8 +1,8 @@
 //! Training a pruned model on what the unpruned one wrote.
 //!
-//! [`decoder`] is the model of [`crate::model`] once more, as a graph of candle operations with our
-//! own kernels inside, over packed sequences; [`data`] packs answers and the target's distribution
-//! into it; [`params`] holds what is trained; [`trainer`] runs the steps on several threads.
+//! [`Network`] is the decoder of [`crate::model`] once more, as a graph of candle operations with our
+//! own kernels inside, over packed sequences; [`Dataset`] packs answers and the target's distribution
+//! into it; [`Parameters`] holds what is trained; [`Trainer`] runs the steps on several threads.
 
 mod data;
 mod decoder;
