@@ -64,7 +64,7 @@ fn main() -> anyhow::Result<()> {
             theirs_times.push(seconds(|| drop(theirs.forward(&tokens, CONTEXT))));
         }
     }
-    let speed = |times: &mut Vec<f64>| TOKENS as f64 / median(times);
+    let speed = |times: &mut [f64]| TOKENS as f64 / median(times);
     let (fast, slow) = (speed(&mut fast), speed(&mut slow));
     println!("{threads} threads, {CONTEXT} tokens of context, median of {ROUNDS}");
     println!(
@@ -112,7 +112,7 @@ fn seconds(work: impl FnOnce()) -> f64 {
     started.elapsed().as_secs_f64()
 }
 
-fn median(times: &mut Vec<f64>) -> f64 {
+fn median(times: &mut [f64]) -> f64 {
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
 }
