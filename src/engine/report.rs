@@ -64,9 +64,9 @@ pub(super) fn round(drafted: usize, tokens: &[TokenOut], flops_saved: u64) {
     counter!(names::TARGET_PASSES_SAVED).increment((tokens.len() as u64).saturating_sub(1));
     for (place, token) in tokens.iter().enumerate() {
         let name = match token.source {
-            TokenSource::Target => names::TARGET_TOKENS,
             TokenSource::Recovered => names::RECOVERED_TOKENS,
-            TokenSource::Bonus => names::BONUS_TOKENS,
+            // A sequence that does not speculate has nothing that could be rejected.
+            TokenSource::Bonus | TokenSource::Target => names::BONUS_TOKENS,
             TokenSource::Accepted => {
                 let label = [("position", place.to_string())];
                 counter!(names::ACCEPTED_PER_POSITION, &label).increment(1);
