@@ -7,6 +7,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::checkpoint::source::{self, DEFAULT_MODEL, Source};
 use crate::engine::EngineConfig;
+use crate::ops::available_threads;
 
 /// File name of the draft that belongs to the default model.
 const DEFAULT_DRAFT: &str = "smollm2-135m-instruct.gguf";
@@ -100,7 +101,6 @@ pub struct Config {
 
 impl From<Args> for Config {
     fn from(args: Args) -> Self {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let draft = match args.draft {
             _ if args.no_speculation || args.num_speculative_tokens == 0 => None,
             Some(Source::Path(path)) if path.as_os_str() == "none" => None,
@@ -113,7 +113,7 @@ impl From<Args> for Config {
             model: args.model,
             draft,
             address: (args.host, args.port).into(),
-            threads: args.threads.unwrap_or_else(cores).max(1),
+            threads: args.threads.unwrap_or_else(available_threads).max(1),
             engine: EngineConfig {
                 max_num_seqs: args.max_num_seqs,
                 max_num_batched_tokens: args.max_num_batched_tokens,

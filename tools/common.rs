@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use pleach::checkpoint::source::{self, DEFAULT_MODEL, Source};
 use pleach::checkpoint::{Checkpoint, sha256, write};
 use pleach::model::Decoder;
-use pleach::ops::ThreadPool;
+use pleach::ops::{ThreadPool, available_threads};
 use pleach::text::ChatTemplate;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -49,8 +49,7 @@ impl ModelArgs {
     }
 
     pub(crate) fn num_threads(&self) -> usize {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        self.threads.unwrap_or_else(cores).max(1)
+        self.threads.unwrap_or_else(available_threads).max(1)
     }
 
     pub(crate) fn pool(&self) -> Arc<ThreadPool> {
@@ -148,16 +147,8 @@ impl Chat {
         let Some(tokenizer) = checkpoint.tokenizer.clone() else {
             bail!("{}: the model has no tokenizer", checkpoint.path().display());
         };
-        let config = &checkpoint.config;
-        let token =
-            |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id)).unwrap_or_default();
-        let eos = token(config.eos_token_ids.first().copied());
-        let template = checkpoint
-            .chat_template
-            .as_deref()
-            .map(|source| ChatTemplate::new(source, &token(config.bos_token_id), &eos))
-            .transpose()?;
-        Ok(Self { tokenizer, template, eos: config.eos_token_ids.clone() })
+        let template = ChatTemplate::of(checkpoint)?;
+        Ok(Self { tokenizer, template, eos: checkpoint.config.eos_token_ids.clone() })
     }
 
     /// The prompt of a conversation: user turns with the answers between them. Models without a chat

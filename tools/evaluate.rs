@@ -179,7 +179,7 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
         .map(|prompt| Conversation { prompt, answers: Vec::new(), tokens: Vec::new() })
         .collect();
     let mut running = HashMap::new();
-    let mut counts: BTreeMap<String, Counts> = BTreeMap::new();
+    let (mut all, mut counts) = (Counts::default(), BTreeMap::<String, Counts>::new());
     let mut progress = Progress::new("evaluating", total);
     let mut finished = 0;
     while !waiting.is_empty() || !running.is_empty() {
@@ -215,6 +215,7 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
                     if let FinishReason::Error(reason) = reason {
                         anyhow::bail!("prompt {}: {reason}", conversation.prompt.id);
                     }
+                    all.add(&stats);
                     counts.entry(conversation.prompt.category.clone()).or_default().add(&stats);
                     conversation.answers.push(loaded.chat.decode(&conversation.tokens)?);
                     conversation.tokens.clear();
@@ -232,10 +233,6 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
     }
     progress.finish();
 
-    let mut all = Counts::default();
-    for counts in counts.values() {
-        all.merge(counts);
-    }
     let evaluation = Evaluation {
         all: all.report(),
         num_speculative_tokens: args.num_speculative_tokens,
@@ -250,25 +247,6 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
         manifest.write(&beside(path, ".manifest.json"), serde_json::json!({}))?;
     }
     Ok(evaluation)
-}
-
-impl Counts {
-    fn merge(&mut self, other: &Self) {
-        let answers = self.answers + other.answers;
-        self.add(&SequenceStats {
-            generated_tokens: other.generated as usize,
-            drafts: other.drafts,
-            draft_tokens: other.drafted,
-            accepted_tokens: other.accepted,
-            recovered_tokens: other.recovered,
-            bonus_tokens: other.bonus,
-            target_passes: other.target_passes,
-            accepted_per_position: other.accepted_per_position.clone(),
-            drafted_per_position: other.drafted_per_position.clone(),
-            ..SequenceStats::default()
-        });
-        self.answers = answers;
-    }
 }
 
 fn print(evaluation: &Evaluation) {

@@ -9,7 +9,7 @@ use pleach::checkpoint::write::{
     LazyTensor, atomically, folder_files, json_file, safetensors_file,
 };
 use pleach::checkpoint::{Checkpoint, sha256};
-use pleach::ops::DType;
+use pleach::ops::{DType, available_threads};
 use pleach::train::{
     Adapt, Budget, Dataset, Network, Options, Parameters, Point, Trainer, block_weights,
 };
@@ -154,8 +154,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Rounding::Q8_0 => Some(DType::Q8_0),
     });
     let (network, head_row) = network(&mut checkpoint, &vocab)?;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = args.threads.unwrap_or(threads).max(1);
+    let threads = args.threads.unwrap_or_else(available_threads).max(1);
     let options = Options {
         budget: match (args.minutes, args.steps) {
             (Some(minutes), _) => Budget::Seconds(minutes * 60.0),

@@ -120,40 +120,21 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError`] naming the file, the field and what is wrong.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let name = path.file_stem().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        if path.is_dir() {
-            let folder = safetensors::Folder::open(path)?;
-            let (config, draft_vocab) = hf_config::read(path)?;
-            let (tokenizer, chat_template) = tokenizer::from_folder(path)?;
-            let name = path.file_name().map_or(name, |n| n.to_string_lossy().into_owned());
-            let store = Store::Folder(folder);
-            Ok(Self {
-                config,
-                draft_vocab,
-                tokenizer,
-                chat_template,
-                name,
-                path: path.into(),
-                store,
-            })
+        let folder = path.is_dir();
+        let name = if folder { path.file_name() } else { path.file_stem() };
+        let name = name.map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let (store, (config, draft_vocab), (tokenizer, chat_template)) = if folder {
+            let store = Store::Folder(safetensors::Folder::open(path)?);
+            (store, hf_config::read(path)?, tokenizer::from_folder(path)?)
         } else {
             let gguf = Gguf::open(path)?;
-            let config = gguf_model::config(&gguf)?;
-            let draft_vocab = gguf_model::draft_vocab(&gguf)?;
-            let tokenizer = tokenizer::from_gguf(&gguf)?;
-            let chat_template =
-                gguf.get("tokenizer.chat_template").and_then(Value::as_str).map(str::to_owned);
-            let store = Store::Gguf(Box::new(gguf));
-            Ok(Self {
-                config,
-                draft_vocab,
-                tokenizer,
-                chat_template,
-                name,
-                path: path.into(),
-                store,
-            })
-        }
+            let model = (gguf_model::config(&gguf)?, gguf_model::draft_vocab(&gguf)?);
+            let template = gguf.get("tokenizer.chat_template").and_then(Value::as_str);
+            let text = (tokenizer::from_gguf(&gguf)?, template.map(str::to_owned));
+            (Store::Gguf(Box::new(gguf)), model, text)
+        };
+        let path = path.into();
+        Ok(Self { config, draft_vocab, tokenizer, chat_template, name, path, store })
     }
 
     /// The file or folder.

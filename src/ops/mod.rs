@@ -39,4 +39,4 @@ pub use matmul::matmul;
 pub use packed::{OpsError, PackedMatrix};
 pub use reduce::{arg_max, scaled_exp, sum_exp};
 pub use rope::RopeTable;
-pub use threads::ThreadPool;
+pub use threads::{ThreadPool, available_threads};

@@ -40,6 +40,12 @@ unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer carries no thread affinity.
 unsafe impl Send for Shared {}
 
+/// Cores this process may use.
+#[must_use]
+pub fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// A fixed set of threads that run the tasks of one job at a time.
 pub struct ThreadPool {
     shared: Arc<Shared>,

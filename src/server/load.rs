@@ -41,6 +41,7 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
     let mut checkpoint = Checkpoint::open(&path)?;
     let pool = Arc::new(ThreadPool::new(config.threads));
     let target = Decoder::load(&mut checkpoint, &pool)?;
+    let template = ChatTemplate::of(&checkpoint)?;
     let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
     let draft = config.draft.as_ref().and_then(|source| {
         let draft = resolve(source, &config.cache_dir).map_err(LoadError::from).and_then(|path| {
@@ -48,16 +49,7 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
         });
         draft.inspect_err(|error| tracing::error!(%error, "serving without the draft")).ok()
     });
-    let token = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id)).unwrap_or_default();
     let model = target.config();
-    let template = checkpoint
-        .chat_template
-        .as_deref()
-        .map(|source| {
-            let eos = token(model.eos_token_ids.first().copied());
-            ChatTemplate::new(source, &token(model.bos_token_id), &eos)
-        })
-        .transpose()?;
     tracing::info!(
         model = %checkpoint.name,
         blocks = model.num_hidden_layers,

@@ -4,6 +4,8 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde_json::Value;
 
+use crate::checkpoint::Checkpoint;
+
 /// Why a conversation has no prompt.
 #[derive(Debug, thiserror::Error)]
 #[error("chat template: {0}")]
@@ -37,6 +39,20 @@ impl ChatTemplate {
             .add_template_owned("chat", source.to_owned())
             .map_err(|e| TemplateError(e.to_string()))?;
         Ok(Self { environment, bos_token: bos_token.into(), eos_token: eos_token.into() })
+    }
+
+    /// The template of a model, with its special tokens; `None` where it has none.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn of(checkpoint: &Checkpoint) -> Result<Option<Self>, TemplateError> {
+        let Some(source) = &checkpoint.chat_template else { return Ok(None) };
+        let text = |id: Option<u32>| {
+            id.and_then(|id| checkpoint.tokenizer.as_ref()?.id_to_token(id)).unwrap_or_default()
+        };
+        let config = &checkpoint.config;
+        let (bos, eos) = (config.bos_token_id, config.eos_token_ids.first().copied());
+        Self::new(source, &text(bos), &text(eos)).map(Some)
     }
 
     /// The prompt of a conversation, ending where the assistant is to speak.

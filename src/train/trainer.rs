@@ -13,6 +13,7 @@ use super::ops::Tally;
 use super::params::Gradients;
 use super::{Dataset, Network, Parameters, TrainError};
 use crate::checkpoint::write;
+use crate::ops::available_threads;
 use crate::ops::training::AdamW;
 
 /// How long to train.
@@ -59,7 +60,7 @@ impl Default for Options {
             max_norm: 1.0,
             rows: 2048,
             accumulation: 2,
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            threads: available_threads(),
             validation: 0.02,
             seed: 0,
         }
