@@ -126,3 +126,21 @@ fn conversations_have_the_same_tokens() {
     let encoding = checkpoint.tokenizer.unwrap().encode(text, false).unwrap();
     assert_eq!(&encoding.get_ids()[..tokens.len()], tokens);
 }
+
+/// A GGUF file's SentencePiece tokenizer gives the tokens that the `sentencepiece` package gives, from
+/// files written by `tests/python/make_sentencepiece.py`.
+#[test]
+fn sentencepiece_tokens_agree() {
+    let folder = goldens().join("sentencepiece");
+    let tokenizer = Checkpoint::open(&folder.join("model.gguf")).unwrap().tokenizer.unwrap();
+    let texts = std::fs::read(folder.join("texts.json")).unwrap();
+    let texts: Vec<serde_json::Value> = serde_json::from_slice(&texts).unwrap();
+    assert!(texts.len() > 5);
+    for entry in texts {
+        let text = entry["text"].as_str().unwrap();
+        let encoding = tokenizer.encode(text, true).unwrap();
+        let expected: Vec<u32> = serde_json::from_value(entry["ids"].clone()).unwrap();
+        assert_eq!(encoding.get_ids(), expected, "{text:?}");
+        assert_eq!(tokenizer.decode(&expected, true).unwrap(), text);
+    }
+}

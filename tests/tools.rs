@@ -27,6 +27,24 @@ fn json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
+/// Starts a command and kills it as soon as a file has so many lines.
+fn kill_when(folder: &Path, line: &str, file: &str, lines: usize) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pleach-tools"))
+        .args(line.split(' '))
+        .current_dir(folder)
+        .spawn()
+        .unwrap();
+    let written = || {
+        std::fs::read_to_string(folder.join(file)).is_ok_and(|text| text.lines().count() >= lines)
+    };
+    while !written() {
+        assert_eq!(child.try_wait().unwrap(), None, "{line} ended too early");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 /// Every step runs, leaves what it promises, and is not done twice.
 #[test]
 fn from_a_model_to_a_draft() {
@@ -92,11 +110,16 @@ fn from_a_model_to_a_draft() {
     let bytes = std::fs::metadata(folder.join("draft.gguf")).unwrap().len();
     assert!(bytes < 4_100_000, "two blocks in 4 bits take {bytes} bytes");
 
-    run(
-        folder,
-        "evaluate --draft draft.gguf --prompts prompts.jsonl --max-tokens 12 --num-speculative-tokens 3 --temperature 0 --json out.json",
-    );
+    let evaluate = "evaluate --draft draft.gguf --prompts prompts.jsonl --max-tokens 12 --num-speculative-tokens 3 --temperature 0 --json";
+    run(folder, &format!("{evaluate} out.json"));
     let out = json(&folder.join("out.json"));
+    // An evaluation that was ended goes on after the conversations it has noted.
+    kill_when(folder, &format!("{evaluate} again.json --batch 1"), "again.json.partial.jsonl", 2);
+    run(folder, &format!("{evaluate} again.json --batch 1"));
+    let mut again = json(&folder.join("again.json"));
+    again["draft_step_cost"] = out["draft_step_cost"].clone();
+    assert_eq!(again, out);
+    assert!(!folder.join("again.json.partial.jsonl").exists());
     for field in ["mean_acceptance_length", "alpha", "draft_acceptance_rate", "draft_step_cost"] {
         assert!(out[field].as_f64().unwrap().is_finite(), "{field}");
         assert!(field == "draft_step_cost" || out["categories"]["two"][field].is_number());

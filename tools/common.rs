@@ -1,7 +1,7 @@
 //! What the commands share: models, prompts, conversations, progress, and the note of what was done.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, IsTerminal};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -242,9 +242,12 @@ impl Manifest {
     /// Whether the output at `path` is finished and was made from the same inputs and options.
     pub(crate) fn is_done(&self, path: &Path) -> bool {
         let note = std::fs::read(path).ok().and_then(|b| serde_json::from_slice::<Value>(&b).ok());
-        note.is_some_and(|note| {
-            note["inputs"] == Value::from(self.inputs.clone()) && note["options"] == self.options
-        })
+        note.is_some_and(|note| self.describes(&note))
+    }
+
+    /// Whether a note tells of the same inputs and options.
+    fn describes(&self, note: &Value) -> bool {
+        note["inputs"] == Value::from(self.inputs.clone()) && note["options"] == self.options
     }
 
     /// Writes the note; `results` are its own fields.
@@ -258,6 +261,51 @@ impl Manifest {
             "results": results,
         });
         Ok(write::json_file(path, &note)?)
+    }
+}
+
+/// What a command has done so far, a line of JSON each, so that it can go on where it was ended. The first
+/// line says what was asked; a journal of anything else is begun anew.
+pub(crate) struct Journal {
+    path: PathBuf,
+    file: File,
+}
+
+impl Journal {
+    /// Opens the journal at `path` and returns the entries that are there already. A line that was cut
+    /// off in the writing is forgotten.
+    pub(crate) fn open<T: serde::de::DeserializeOwned>(
+        path: PathBuf,
+        manifest: &Manifest,
+    ) -> Result<(Self, Vec<T>)> {
+        let text = std::fs::read(&path).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let mut lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let head = lines.next().and_then(|line| serde_json::from_str::<Value>(line).ok());
+        let known = head.is_some_and(|head| manifest.describes(&head));
+        let kept: Vec<&str> =
+            lines.take_while(|line| known && serde_json::from_str::<T>(line).is_ok()).collect();
+        let entries =
+            kept.iter().map(|line| serde_json::from_str(line)).collect::<Result<_, _>>()?;
+        let head = json!({"inputs": manifest.inputs, "options": manifest.options});
+        write::atomically(&path, |writer| {
+            writeln!(writer, "{head}")?;
+            kept.iter().try_for_each(|line| writer.write_all(line.as_bytes()))
+        })?;
+        let file = File::options().append(true).open(&path);
+        let file = file.with_context(|| path.display().to_string())?;
+        Ok((Self { path, file }, entries))
+    }
+
+    /// Adds an entry.
+    pub(crate) fn push(&mut self, entry: &impl Serialize) -> Result<()> {
+        let line = serde_json::to_string(entry)? + "\n";
+        self.file.write_all(line.as_bytes()).with_context(|| self.path.display().to_string())
+    }
+
+    /// The work is done: nothing is left to go on with.
+    pub(crate) fn remove(self) {
+        let _ = std::fs::remove_file(self.path);
     }
 }
 

@@ -1,6 +1,6 @@
 //! `evaluate`: how well a draft drafts.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
@@ -8,10 +8,11 @@ use pleach::checkpoint::source::Source;
 use pleach::checkpoint::write::json_file;
 use pleach::engine::{Engine, EngineConfig, Event, FinishReason, Request, SequenceStats};
 use pleach::sampling::SamplingParams;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::common::{
-    Manifest, ModelArgs, Progress, Prompt, VALIDATION_PROMPTS, beside, read_prompts, spread,
+    Journal, Manifest, ModelArgs, Progress, Prompt, VALIDATION_PROMPTS, beside, read_prompts,
+    spread,
 };
 
 /// Measures the acceptance of a draft for its target on prompts.
@@ -20,6 +21,9 @@ use crate::common::{
 /// rate is accepted over drafted; the mean acceptance length is the tokens that one pass of the target
 /// yields, 1 + accepted / drafts. Every turn of every prompt is answered, always with
 /// --num-speculative-tokens draft tokens a round.
+///
+/// With --json, finished conversations are noted in OUT.partial.jsonl, and an evaluation that is started
+/// again with the same options goes on after them.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -54,7 +58,7 @@ pub(crate) struct Args {
 }
 
 /// Sums over answers.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Counts {
     answers: u64,
     generated: u64,
@@ -100,19 +104,36 @@ pub(crate) struct Evaluation {
     pub(crate) categories: BTreeMap<String, Report>,
 }
 
+impl From<&SequenceStats> for Counts {
+    fn from(stats: &SequenceStats) -> Self {
+        Self {
+            answers: 1,
+            generated: stats.generated_tokens as u64,
+            drafts: stats.drafts,
+            drafted: stats.draft_tokens,
+            accepted: stats.accepted_tokens,
+            recovered: stats.recovered_tokens,
+            bonus: stats.bonus_tokens,
+            target_passes: stats.target_passes,
+            accepted_per_position: stats.accepted_per_position.clone(),
+            drafted_per_position: stats.drafted_per_position.clone(),
+        }
+    }
+}
+
 impl Counts {
-    fn add(&mut self, s: &SequenceStats) {
-        self.answers += 1;
-        self.generated += s.generated_tokens as u64;
-        self.drafts += s.drafts;
-        self.drafted += s.draft_tokens;
-        self.accepted += s.accepted_tokens;
-        self.recovered += s.recovered_tokens;
-        self.bonus += s.bonus_tokens;
-        self.target_passes += s.target_passes;
+    fn add(&mut self, other: &Self) {
+        self.answers += other.answers;
+        self.generated += other.generated;
+        self.drafts += other.drafts;
+        self.drafted += other.drafted;
+        self.accepted += other.accepted;
+        self.recovered += other.recovered;
+        self.bonus += other.bonus;
+        self.target_passes += other.target_passes;
         for (sums, more) in [
-            (&mut self.accepted_per_position, &s.accepted_per_position),
-            (&mut self.drafted_per_position, &s.drafted_per_position),
+            (&mut self.accepted_per_position, &other.accepted_per_position),
+            (&mut self.drafted_per_position, &other.drafted_per_position),
         ] {
             sums.resize(sums.len().max(more.len()), 0);
             sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
@@ -145,6 +166,15 @@ struct Conversation {
     prompt: Prompt,
     answers: Vec<String>,
     tokens: Vec<u32>,
+    counts: Counts,
+}
+
+/// A finished conversation, as the journal keeps it.
+#[derive(Serialize, Deserialize)]
+struct Done {
+    id: String,
+    category: String,
+    counts: Counts,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Evaluation> {
@@ -173,15 +203,33 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
     let mut engine = Engine::new(loaded.target, Some(draft), loaded.pool, engine_config)?;
     let costs = engine.measure_costs(256.min(engine.limits().max_model_len - 2), &[1], 15);
 
+    let (mut journal, done) = match &args.json {
+        Some(out) => {
+            let (journal, done) = Journal::open(beside(out, ".partial.jsonl"), &manifest)?;
+            (Some(journal), done)
+        }
+        None => (None, Vec::<Done>::new()),
+    };
     let total = prompts.len() as u64;
+    let known: HashSet<&str> = done.iter().map(|done| done.id.as_str()).collect();
     let mut waiting: VecDeque<Conversation> = prompts
         .into_iter()
-        .map(|prompt| Conversation { prompt, answers: Vec::new(), tokens: Vec::new() })
+        .filter(|prompt| !known.contains(prompt.id.as_str()))
+        .map(|prompt| Conversation {
+            prompt,
+            answers: Vec::new(),
+            tokens: Vec::new(),
+            counts: Counts::default(),
+        })
         .collect();
     let mut running = HashMap::new();
     let (mut all, mut counts) = (Counts::default(), BTreeMap::<String, Counts>::new());
+    for done in &done {
+        all.add(&done.counts);
+        counts.entry(done.category.clone()).or_default().add(&done.counts);
+    }
     let mut progress = Progress::new("evaluating", total);
-    let mut finished = 0;
+    let mut finished = done.len() as u64;
     while !waiting.is_empty() || !running.is_empty() {
         while running.len() < args.batch {
             let Some(next) = waiting.pop_front() else { break };
@@ -215,20 +263,26 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
                     if let FinishReason::Error(reason) = reason {
                         anyhow::bail!("prompt {}: {reason}", conversation.prompt.id);
                     }
-                    all.add(&stats);
-                    counts.entry(conversation.prompt.category.clone()).or_default().add(&stats);
+                    conversation.counts.add(&Counts::from(&stats));
                     conversation.answers.push(loaded.chat.decode(&conversation.tokens)?);
                     conversation.tokens.clear();
                     if conversation.answers.len() < conversation.prompt.turns.len() {
                         waiting.push_front(conversation);
                     } else {
+                        let Conversation {
+                            prompt: Prompt { id, category, .. }, counts: own, ..
+                        } = conversation;
+                        all.add(&own);
+                        counts.entry(category.clone()).or_default().add(&own);
+                        if let Some(journal) = &mut journal {
+                            journal.push(&Done { id, category, counts: own })?;
+                        }
                         finished += 1;
                     }
                 }
             }
         }
-        let stats = engine.stats();
-        let length = 1.0 + stats.accepted_tokens as f64 / stats.drafts.max(1) as f64;
+        let length = 1.0 + all.accepted as f64 / all.drafts.max(1) as f64;
         progress.set(finished, format!("mean acceptance length {length:.3}"));
     }
     progress.finish();
@@ -246,6 +300,7 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
         json_file(path, &evaluation)?;
         manifest.write(&beside(path, ".manifest.json"), serde_json::json!({}))?;
     }
+    journal.into_iter().for_each(Journal::remove);
     Ok(evaluation)
 }
 

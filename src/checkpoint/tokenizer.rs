@@ -1,14 +1,26 @@
 //! The tokenizer: read from a folder, or built from GGUF metadata.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::Value as Json;
-use tokenizers::models::bpe::BPE;
+use tokenizers::decoders::byte_fallback::ByteFallback;
+use tokenizers::decoders::fuse::Fuse;
+use tokenizers::decoders::sequence::Sequence as Decoders;
+use tokenizers::decoders::strip::Strip;
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::prepend::Prepend;
+use tokenizers::normalizers::replace::Replace;
+use tokenizers::normalizers::utils::Sequence as Normalizers;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::processors::template::{SpecialToken, TemplateProcessing};
+use tokenizers::{
+    AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
+    Tokenizer,
+};
 
 use super::gguf::{Gguf, Value};
 use super::{CheckpointError, hf_config};
@@ -52,40 +64,17 @@ pub(super) fn from_folder(
 pub(super) fn from_gguf(gguf: &Gguf) -> Result<Option<Tokenizer>, CheckpointError> {
     let key = "tokenizer.ggml.model";
     let Some(model) = gguf.get(key).and_then(Value::as_str) else { return Ok(None) };
-    if model != "gpt2" {
-        return Err(CheckpointError::field(
-            gguf.path(),
-            key,
-            format!("`{model}` is not supported; gpt2 (byte-level BPE) is"),
-        ));
-    }
-    let strings = |key: &str| -> Result<Vec<&str>, CheckpointError> {
-        gguf.get(key)
-            .and_then(Value::as_array)
-            .and_then(|values| values.iter().map(Value::as_str).collect())
-            .ok_or_else(|| CheckpointError::field(gguf.path(), key, "is no array of strings"))
+    let tokens = strings(gguf, TOKENS)?;
+    let mut tokenizer = match model {
+        "gpt2" => byte_level(gguf, &tokens)?,
+        "llama" => sentence_piece(gguf, &tokens)?,
+        _ => {
+            let reason = format!(
+                "`{model}` is not supported; gpt2 (byte-level BPE) and llama (SentencePiece) are"
+            );
+            return Err(CheckpointError::field(gguf.path(), key, reason));
+        }
     };
-    let tokens = strings("tokenizer.ggml.tokens")?;
-    let merges = strings("tokenizer.ggml.merges")?
-        .into_iter()
-        .map(|merge| merge.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())))
-        .collect::<Option<Vec<_>>>()
-        .ok_or_else(|| {
-            CheckpointError::field(
-                gguf.path(),
-                "tokenizer.ggml.merges",
-                "has an entry that is no pair",
-            )
-        })?;
-    let vocab: Vec<_> =
-        (0u32..).zip(&tokens).map(|(id, token)| ((*token).to_owned(), id)).collect();
-    let bpe = BPE::builder()
-        .vocab_and_merges(vocab.into_iter().collect::<tokenizers::models::bpe::Vocab>(), merges)
-        .build()
-        .map_err(|e| CheckpointError::field(gguf.path(), "tokenizer.ggml.merges", e.to_string()))?;
-    let mut tokenizer = Tokenizer::new(bpe);
-    tokenizer.with_pre_tokenizer(Some(pre_tokenizer(gguf)?));
-    tokenizer.with_decoder(Some(ByteLevel::new(false, true, true)));
     // Types 3 (control) and 4 (user-defined) are matched in the text before anything is split.
     let kinds = gguf.get("tokenizer.ggml.token_type").and_then(Value::as_array).unwrap_or_default();
     let added: Vec<AddedToken> = tokens
@@ -99,8 +88,128 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Option<Tokenizer>, CheckpointErro
         .collect();
     tokenizer
         .add_tokens(added)
-        .map_err(|e| CheckpointError::field(gguf.path(), "tokenizer.ggml.tokens", e.to_string()))?;
+        .map_err(|e| CheckpointError::field(gguf.path(), TOKENS, e.to_string()))?;
+    tokenizer.with_post_processor(first_token(gguf, model, &tokens)?);
     Ok(Some(tokenizer))
+}
+
+const TOKENS: &str = "tokenizer.ggml.tokens";
+/// How SentencePiece writes a space.
+const SPACE: &str = "\u{2581}";
+const SCORES: &str = "tokenizer.ggml.scores";
+
+fn strings<'a>(gguf: &'a Gguf, key: &str) -> Result<Vec<&'a str>, CheckpointError> {
+    gguf.get(key)
+        .and_then(Value::as_array)
+        .and_then(|values| values.iter().map(Value::as_str).collect())
+        .ok_or_else(|| CheckpointError::field(gguf.path(), key, "is no array of strings"))
+}
+
+fn flag(gguf: &Gguf, key: &str) -> Option<bool> {
+    gguf.get(key).and_then(Value::as_u64).map(|flag| flag != 0)
+}
+
+/// What puts the first token of every text in its place, where the model wants one.
+fn first_token(
+    gguf: &Gguf,
+    model: &str,
+    tokens: &[&str],
+) -> Result<Option<TemplateProcessing>, CheckpointError> {
+    let flag = flag(gguf, "tokenizer.ggml.add_bos_token");
+    let key = "tokenizer.ggml.bos_token_id";
+    let id = gguf.get(key).and_then(Value::as_u64);
+    let Some(id) = id.filter(|_| flag.unwrap_or(model == "llama")) else { return Ok(None) };
+    let error = |reason: String| CheckpointError::field(gguf.path(), key, reason);
+    let token = usize::try_from(id).ok().and_then(|id| tokens.get(id));
+    let token = token.ok_or_else(|| error(format!("{id} is no token")))?;
+    let special = SpecialToken::new(
+        "bos".into(),
+        vec![u32::try_from(id).map_err(|e| error(e.to_string()))?],
+        vec![(*token).to_owned()],
+    );
+    let special = special.map_err(|e| error(e.to_string()))?;
+    TemplateProcessing::builder()
+        .try_single("bos $A")
+        .and_then(|builder| builder.try_pair("bos $A $B:1"))
+        .map_err(error)?
+        .special_tokens(vec![special])
+        .build()
+        .map(Some)
+        .map_err(|e| error(e.to_string()))
+}
+
+/// SentencePiece's BPE: two neighbours that form a token are joined, the token with the highest score
+/// first; what is no token falls back to bytes.
+fn sentence_piece(gguf: &Gguf, tokens: &[&str]) -> Result<Tokenizer, CheckpointError> {
+    let error = |key: &str, reason: String| CheckpointError::field(gguf.path(), key, reason);
+    let scores: Vec<f64> = gguf
+        .get(SCORES)
+        .and_then(Value::as_array)
+        .and_then(|values| values.iter().map(Value::as_f64).collect())
+        .filter(|scores: &Vec<f64>| scores.len() == tokens.len())
+        .ok_or_else(|| error(SCORES, "is no array of numbers, one a token".into()))?;
+    let ids: HashMap<&str, u32> = tokens.iter().copied().zip(0..).collect();
+    // Every way to put a token together; among equal scores, the first token's parts come first.
+    let mut merges = Vec::new();
+    for (whole, score) in tokens.iter().zip(&scores) {
+        for (at, _) in whole.char_indices().skip(1) {
+            let (left, right) = whole.split_at(at);
+            if let (Some(l), Some(r)) = (ids.get(left), ids.get(right)) {
+                merges.push((score, *l, *r, left, right));
+            }
+        }
+    }
+    merges.sort_by(|a, b| b.0.total_cmp(a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
+    let merges = merges.into_iter().map(|m| (m.3.to_owned(), m.4.to_owned())).collect();
+    let vocab: Vocab = tokens.iter().map(|token| (*token).to_owned()).zip(0..).collect();
+    let unknown = gguf.get("tokenizer.ggml.unknown_token_id").and_then(Value::as_u64).unwrap_or(0);
+    let unknown = usize::try_from(unknown).ok().and_then(|id| tokens.get(id));
+    let bpe = BPE::builder()
+        .vocab_and_merges(vocab, merges)
+        .unk_token(unknown.unwrap_or(&"<unk>").to_string())
+        .fuse_unk(true)
+        .byte_fallback(true)
+        .build()
+        .map_err(|e| error(TOKENS, e.to_string()))?;
+    let mut tokenizer = Tokenizer::new(bpe);
+    let prefix = flag(gguf, "tokenizer.ggml.add_space_prefix").unwrap_or(true);
+    let replace = |from: &str, to| Replace::new(from, to).map_err(|e| error(TOKENS, e.to_string()));
+    let mut normalizers: Vec<NormalizerWrapper> = vec![replace(" ", SPACE)?.into()];
+    let mut decoders: Vec<DecoderWrapper> =
+        vec![replace(SPACE, " ")?.into(), ByteFallback::new().into(), Fuse::new().into()];
+    if prefix {
+        normalizers.push(Prepend::new(SPACE.into()).into());
+        decoders.push(Strip::new(' ', 1, 0).into());
+    }
+    tokenizer
+        .with_normalizer(Some(Normalizers::new(normalizers)))
+        .map_err(|e| error(TOKENS, e.to_string()))?;
+    tokenizer.with_decoder(Some(Decoders::new(decoders)));
+    Ok(tokenizer)
+}
+
+/// Byte-level BPE with the merges of the metadata.
+fn byte_level(gguf: &Gguf, tokens: &[&str]) -> Result<Tokenizer, CheckpointError> {
+    let merges = strings(gguf, "tokenizer.ggml.merges")?
+        .into_iter()
+        .map(|merge| merge.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())))
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(|| {
+            CheckpointError::field(
+                gguf.path(),
+                "tokenizer.ggml.merges",
+                "has an entry that is no pair",
+            )
+        })?;
+    let vocab: Vocab = tokens.iter().map(|token| (*token).to_owned()).zip(0..).collect();
+    let bpe = BPE::builder()
+        .vocab_and_merges(vocab, merges)
+        .build()
+        .map_err(|e| CheckpointError::field(gguf.path(), "tokenizer.ggml.merges", e.to_string()))?;
+    let mut tokenizer = Tokenizer::new(bpe);
+    tokenizer.with_pre_tokenizer(Some(pre_tokenizer(gguf)?));
+    tokenizer.with_decoder(Some(ByteLevel::new(false, true, true)));
+    Ok(tokenizer)
 }
 
 fn pre_tokenizer(gguf: &Gguf) -> Result<PreTokenizerWrapper, CheckpointError> {

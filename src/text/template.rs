@@ -33,6 +33,10 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
+        environment.add_function("strftime_now", |format: String| -> Result<String, Error> {
+            jiff::fmt::strtime::format(&format, &jiff::Zoned::now())
+                .map_err(|e| Error::new(ErrorKind::InvalidOperation, e.to_string()))
+        });
         // A hostile template must end.
         environment.set_recursion_limit(64);
         environment
@@ -90,5 +94,13 @@ mod tests {
         let bad = [serde_json::json!({"role": "x", "content": ""})];
         assert!(template.render(&bad).unwrap_err().to_string().contains("no x"));
         assert!(ChatTemplate::new("{% if %}", "", "").is_err());
+    }
+
+    #[test]
+    fn templates_know_the_date() {
+        let render = |source| ChatTemplate::new(source, "", "").unwrap().render(&[]);
+        let year: i16 = render("{{ strftime_now('%Y') }}").unwrap().parse().unwrap();
+        assert!((2026..3000).contains(&year));
+        assert!(render("{{ strftime_now('%!') }}").is_err());
     }
 }
