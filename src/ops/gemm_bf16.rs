@@ -1,22 +1,46 @@
-//! Matrix product for training: f32 in, bf16 multiply, f32 accumulate, through AMX tiles.
+//! Matrix product for training: f32 in, bf16 multiply, f32 accumulate, through AMX tiles or the dot
+//! products of AVX-512 BF16 (Zen 4 and later, Cooper Lake).
 //!
-//! Owns the packing of both operands into tiles and the tile kernel. Serving never comes here; its
+//! Owns the packing of both operands into tiles and the kernels. Serving never comes here; its
 //! arithmetic is `ops::matmul`. One call runs on one thread; training runs a call per worker.
 //!
 //! A tile holds 16 rows of 64 bytes. The left operand is packed as `[16 m][32 k]`, the right one in
-//! pairs of k as `[16 k/2][16 n][2]`, so that one `tdpbf16ps` adds a 16 x 32 by 32 x 16 product to a
-//! 16 x 16 tile of sums. The kernel keeps 2 x 2 tiles of sums in registers.
+//! pairs of k as `[16 k/2][16 n][2]`. One `tdpbf16ps` adds a 16 x 32 by 32 x 16 product to a 16 x 16
+//! tile of sums, and its kernel keeps 2 x 2 such tiles in registers. One `vdpbf16ps` adds a pair of k
+//! of one row to 16 sums, and its kernel keeps 8 rows of 32 sums.
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
+use std::sync::OnceLock;
 
 use super::MatRef;
 use super::amx::{self, TileConfig};
 
-/// Whether this machine and kernel let the process use AMX bf16 tiles.
+/// What multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernel {
+    Amx,
+    Avx512,
+}
+
+impl Kernel {
+    /// All that this machine has, best first.
+    fn supported() -> Vec<Self> {
+        let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16");
+        let all = [(Self::Amx, amx::bf16()), (Self::Avx512, avx512)];
+        all.into_iter().filter(|(_, has)| *has).map(|(kernel, _)| kernel).collect()
+    }
+
+    fn best() -> Option<Self> {
+        static BEST: OnceLock<Option<Kernel>> = OnceLock::new();
+        *BEST.get_or_init(|| Self::supported().first().copied())
+    }
+}
+
+/// Whether this machine multiplies bf16, and lets the process do it.
 #[must_use]
 pub fn available() -> bool {
-    amx::bf16()
+    Kernel::best().is_some()
 }
 
 /// `c = a b`, or `c += a b` with `accumulate`; `c` is `[a.rows, b.cols]`, row-major and dense.
@@ -26,7 +50,10 @@ pub fn available() -> bool {
 /// # Panics
 /// If the shapes do not fit, or where [`available`] is false.
 pub fn gemm(a: MatRef, b: MatRef, c: &mut [f32], accumulate: bool) {
-    assert!(available(), "AMX bf16 is not available");
+    multiply_with(Kernel::best().expect("bf16 is not available"), a, b, c, accumulate);
+}
+
+fn multiply_with(kernel: Kernel, a: MatRef, b: MatRef, c: &mut [f32], accumulate: bool) {
     assert_eq!(a.cols, b.rows, "inner dimensions differ");
     assert_eq!(c.len(), a.rows * b.cols, "output length");
     let (m, n, k) = (a.rows, b.cols, a.cols);
@@ -47,11 +74,16 @@ pub fn gemm(a: MatRef, b: MatRef, c: &mut [f32], accumulate: bool) {
             let depth = (k - first).min(DEPTH);
             let (a_data, b_data) =
                 (&a.data[first * a.col_stride..], &b.data[first * b.row_stride..]);
-            // SAFETY: `available` has checked AVX-512 F and BF16 and the tile permission.
+            // SAFETY: a `Kernel` exists only where AVX-512 F and BF16, and for AMX the permission to use
+            // tiles, were found; `pack` fills a panel for every row and column of `c`.
             unsafe {
                 pack(a_data, (m, a.row_stride), (depth, a.col_stride), a.col_stride != 1, left);
                 pack(b_data, (n, b.col_stride), (depth, b.row_stride), b.row_stride == 1, right);
-                multiply(left, right, depth.div_ceil(32), n, c, accumulate || first > 0);
+                let (k_tiles, accumulate) = (depth.div_ceil(32), accumulate || first > 0);
+                match kernel {
+                    Kernel::Amx => multiply_amx(left, right, k_tiles, n, c, accumulate),
+                    Kernel::Avx512 => multiply_avx512(left, right, k_tiles, n, c, accumulate),
+                }
             }
         }
     });
@@ -186,7 +218,7 @@ static FULL_TILES: TileConfig = TileConfig::new([(16, 64); 8]);
 /// # Safety
 /// Needs AMX bf16 with its permission granted, and panels for every row and column of `c`.
 #[target_feature(enable = "avx512f")]
-unsafe fn multiply(
+unsafe fn multiply_amx(
     left: &[Tile],
     right: &[Tile],
     k_tiles: usize,
@@ -261,6 +293,70 @@ unsafe fn multiply(
     unsafe { amx::release() };
 }
 
+/// Rows of sums in registers.
+const ROWS: usize = 8;
+
+/// Multiplies packed operands of `k_tiles` tiles a panel into `c`, `n` columns wide.
+///
+/// # Safety
+/// Needs AVX-512 F and BF16, and panels for every row and column of `c`.
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn multiply_avx512(
+    left: &[Tile],
+    right: &[Tile],
+    k_tiles: usize,
+    n: usize,
+    c: &mut [f32],
+    accumulate: bool,
+) {
+    let heights = left.chunks(HEIGHT / 16 * k_tiles).zip(c.chunks_mut(HEIGHT * n));
+    for (left, c) in heights {
+        for (panel, right) in right.chunks_exact(2 * k_tiles).enumerate() {
+            let column = panel * 32;
+            let width = (n - column).min(32);
+            let masks = [width.min(16), width.saturating_sub(16)].map(|w| ((1u32 << w) - 1) as u16);
+            for (block, c) in c.chunks_mut(ROWS * n).enumerate() {
+                let tiles = &left[block / 2 * k_tiles..][..k_tiles];
+                let sums = block_sums(tiles, block % 2 * ROWS, right.split_at(k_tiles));
+                for (c, sums) in c.chunks_exact_mut(n).zip(&sums) {
+                    for ((half, mask), sum) in masks.into_iter().enumerate().zip(sums) {
+                        let at = c.as_mut_ptr().wrapping_add(column + half * 16);
+                        // SAFETY: the mask has as many lanes as the row has columns from `at` on.
+                        unsafe {
+                            let before =
+                                _mm512_maskz_loadu_ps(if accumulate { mask } else { 0 }, at);
+                            _mm512_mask_storeu_ps(at, mask, _mm512_add_ps(before, *sum));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sums of 8 rows, from `first` on in their tiles, by two panels of 16 columns.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn block_sums(left: &[Tile], first: usize, right: (&[Tile], &[Tile])) -> [[__m512; 2]; ROWS] {
+    // SAFETY: both types are 512 plain bits.
+    let bf16 = |bits: __m512i| unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) };
+    let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+    for ((left, right0), right1) in left.iter().zip(right.0).zip(right.1) {
+        // SAFETY: a tile is 16 rows of 16 pairs, and any bits are an i32.
+        let rows = unsafe { &*left.0.as_ptr().cast::<[[i32; 16]; 16]>() };
+        let rows: &[[i32; 16]] = &rows[first..first + ROWS];
+        for pair in 0..16 {
+            let (b0, b1) = (bf16(right0.0[pair]), bf16(right1.0[pair]));
+            for (row, sums) in rows.iter().zip(&mut sums) {
+                let a = bf16(_mm512_set1_epi32(row[pair]));
+                sums[0] = _mm512_dpbf16_ps(sums[0], a, b0);
+                sums[1] = _mm512_dpbf16_ps(sums[1], a, b1);
+            }
+        }
+    }
+    sums
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -292,14 +388,20 @@ mod tests {
     #[test]
     fn agrees_with_the_reference() {
         if !available() {
-            eprintln!("SKIPPED: no AMX bf16 on this machine");
+            eprintln!("SKIPPED: no bf16 on this machine");
             return;
         }
         let mut seed = std::time::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_nanos() as u64);
         println!("seed {seed}");
-        for (m, n, k) in
-            [(1, 1, 1), (16, 16, 32), (33, 17, 31), (5, 70, 64), (64, 96, 576), (47, 100, 65)]
-        {
+        for (m, n, k) in [
+            (1, 1, 1),
+            (16, 16, 32),
+            (33, 17, 31),
+            (5, 70, 64),
+            (64, 96, 576),
+            (47, 100, 65),
+            (270, 40, 1100),
+        ] {
             for layout in 0..4 {
                 let (x, y) = (random(m * k, &mut seed), random(k * n, &mut seed));
                 let a = if layout & 1 == 0 {
@@ -313,20 +415,17 @@ mod tests {
                     MatRef::new(&y, n, k, k).t()
                 };
                 let expected = reference(a, b);
-                let mut c = vec![f32::NAN; m * n];
-                gemm(a, b, &mut c, false);
-                for (got, want) in c.iter().zip(&expected) {
-                    assert!(
-                        (f64::from(*got) - want).abs() < 1e-4,
-                        "{m}x{n}x{k} layout {layout}: {got} {want}"
-                    );
-                }
-                gemm(a, b, &mut c, true);
-                for (got, want) in c.iter().zip(&expected) {
-                    assert!(
-                        (f64::from(*got) - 2.0 * want).abs() < 2e-4,
-                        "{m}x{n}x{k} layout {layout}, sum"
-                    );
+                for kernel in Kernel::supported() {
+                    let what = format!("{kernel:?} {m}x{n}x{k} layout {layout}");
+                    let mut c = vec![f32::NAN; m * n];
+                    multiply_with(kernel, a, b, &mut c, false);
+                    for (got, want) in c.iter().zip(&expected) {
+                        assert!((f64::from(*got) - want).abs() < 1e-4, "{what}: {got} {want}");
+                    }
+                    multiply_with(kernel, a, b, &mut c, true);
+                    for (got, want) in c.iter().zip(&expected) {
+                        assert!((f64::from(*got) - 2.0 * want).abs() < 2e-4, "{what}, sum");
+                    }
                 }
             }
         }
@@ -334,14 +433,14 @@ mod tests {
 
     #[test]
     fn nan_is_not_hidden() {
-        if !available() {
-            return;
-        }
         let mut x = vec![1.0; 40 * 40];
         x[41] = f32::NAN;
         let y = vec![1.0; 40 * 40];
-        let mut c = vec![0.0; 40 * 40];
-        gemm(MatRef::new(&x, 40, 40, 40), MatRef::new(&y, 40, 40, 40), &mut c, false);
-        assert!(c[40..80].iter().all(|v| v.is_nan()) && c[..40].iter().all(|v| *v == 40.0));
+        let (a, b) = (MatRef::new(&x, 40, 40, 40), MatRef::new(&y, 40, 40, 40));
+        for kernel in Kernel::supported() {
+            let mut c = vec![0.0; 40 * 40];
+            multiply_with(kernel, a, b, &mut c, false);
+            assert!(c[40..80].iter().all(|v| v.is_nan()) && c[..40].iter().all(|v| *v == 40.0));
+        }
     }
 }

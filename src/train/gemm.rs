@@ -1,4 +1,4 @@
-//! Matrix products of training: AMX tiles where the machine has them, candle's product elsewhere.
+//! Matrix products of training: our bf16 kernels where the machine has them, candle's product elsewhere.
 
 use candle_core::{Device, Result, Tensor};
 
