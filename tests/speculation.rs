@@ -61,33 +61,40 @@ fn the_controller_changes_speed_alone() {
     assert_eq!(ids(&run(&mut engine, &requests)), expected);
 }
 
+/// A seed decides the tokens, whatever else runs and whatever is drafted.
 #[test]
-fn seeded_sampling_repeats_itself() {
+fn seeded_output_is_identical_with_and_without() {
     let request = |seed| Request {
         params: SamplingParams { seed: Some(seed), ..Default::default() },
         ..Request::greedy(prompt("Write a haiku about rain."), 16)
     };
-    let mut engine = engine(&config(), Some(27));
-    let together = ids(&run(&mut engine, &[request(1), request(2), request(1)]));
-    let alone = ids(&run(&mut engine, &[request(1)]));
-    assert_eq!((&together[0], &together[2]), (&alone[0], &alone[0]));
-    assert_ne!(together[0], together[1]);
+    let requests = [request(1), request(2), request(1)];
+    let expected = ids(&run(&mut engine(&config(), None), &requests));
+    assert_eq!(expected[0], expected[2]);
+    assert_ne!(expected[0], expected[1]);
+    for blocks in DRAFTS {
+        let adaptive = EngineConfig { adaptive: true, ..config() };
+        let mut engine = engine(&adaptive, Some(blocks));
+        assert_eq!(ids(&run(&mut engine, &requests)), expected, "{blocks}");
+        assert!(engine.stats().accepted_tokens > 0);
+        assert_eq!(engine.stats().recovered_tokens == 0, blocks == 30);
+        assert_eq!(ids(&run(&mut engine, &requests[..1])), expected[..1], "{blocks}");
+    }
 }
 
-/// Two-sample chi-square of the second and third token over many seeds.
+/// Two-sample chi-square of the second and third token over many samples.
 #[test]
 fn sampled_output_has_the_same_distribution() {
-    const SEEDS: u64 = 320;
+    const SAMPLES: usize = 320;
     let params = SamplingParams { top_k: Some(6), temperature: 1.3, ..Default::default() };
-    let count = |draft: Option<usize>, first_seed: u64| {
-        let mut engine = engine(&config(), draft);
-        let requests: Vec<Request> = (first_seed..first_seed + SEEDS)
-            .map(|seed| Request {
-                params: SamplingParams { seed: Some(seed), ..params.clone() },
-                ignore_eos: true,
-                ..Request::greedy(prompt("Hi")[1..4].to_vec(), 3)
-            })
-            .collect();
+    let count = |draft: Option<usize>, seed: u64| {
+        let mut engine = engine(&EngineConfig { seed: Some(seed), ..config() }, draft);
+        let request = Request {
+            params: params.clone(),
+            ignore_eos: true,
+            ..Request::greedy(prompt("Hi")[1..4].to_vec(), 3)
+        };
+        let requests = vec![request; SAMPLES];
         let mut counts: [HashMap<u32, f64>; 2] = Default::default();
         for output in run(&mut engine, &requests) {
             for (counts, token) in counts.iter_mut().zip(&output.tokens[1..]) {
@@ -97,7 +104,7 @@ fn sampled_output_has_the_same_distribution() {
         counts
     };
     let plain = count(None, 0);
-    let speculative = count(Some(27), 1_000_000);
+    let speculative = count(Some(27), 1);
     for (a, b) in plain.iter().zip(&speculative) {
         let mut others = [0.0; 2];
         let mut terms = Vec::new();

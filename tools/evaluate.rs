@@ -197,6 +197,7 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
         max_num_seqs: args.batch,
         num_speculative_tokens: args.num_speculative_tokens,
         adaptive: false,
+        seed: Some(args.seed),
         max_model_len: Some(config.max_position_embeddings.min(8192)),
         ..EngineConfig::default()
     };
@@ -238,7 +239,6 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
             let request = Request {
                 params: SamplingParams {
                     temperature: args.temperature,
-                    seed: Some(args.seed),
                     ..SamplingParams::default()
                 },
                 ..Request::greedy(tokens, args.max_tokens)

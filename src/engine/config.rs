@@ -18,9 +18,10 @@ pub struct EngineConfig {
     /// Draft tokens per round at most; 0 turns speculation off.
     pub num_speculative_tokens: usize,
     /// Whether drafts are shortened where longer ones do not pay. `false` drafts
-    /// `num_speculative_tokens` every time, which measuring a draft model needs, and makes seeded
-    /// sampling repeatable from run to run.
+    /// `num_speculative_tokens` every time, which measuring a draft model needs.
     pub adaptive: bool,
+    /// Key of the draws of requests that have no seed of their own; `None` for a random one.
+    pub seed: Option<u64>,
 }
 
 impl Default for EngineConfig {
@@ -32,6 +33,7 @@ impl Default for EngineConfig {
             num_blocks: None,
             num_speculative_tokens: 4,
             adaptive: true,
+            seed: None,
         }
     }
 }

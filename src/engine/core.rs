@@ -1,7 +1,6 @@
 //! The step: schedule → propose → verify → commit.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -33,7 +32,7 @@ pub struct Engine {
     pub(super) target_cost: StepCost,
     pub(super) draft_cost: StepCost,
     next_id: u64,
-    seeds: RandomState,
+    seeds: fastrand::Rng,
 }
 
 impl Engine {
@@ -85,13 +84,13 @@ impl Engine {
             sequences: HashMap::new(),
             processor: Processor::new(),
             rows: Rows::default(),
+            seeds: config.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
             config,
             limits,
             stats: EngineStats::default(),
             target_cost: StepCost::default(),
             draft_cost: StepCost::default(),
             next_id: 0,
-            seeds: RandomState::new(),
         })
     }
 
@@ -134,7 +133,7 @@ impl Engine {
             request,
             self.limits.max_model_len,
             self.limits.num_speculative_tokens,
-            self.seeds.hash_one(id),
+            self.seeds.u64(..),
         );
         self.sequences.insert(id, sequence);
         Ok(id)

@@ -60,7 +60,8 @@ impl Sequence {
         let prompt_tokens = request.prompt.len();
         Self {
             history,
-            draws: Draws::new(params.seed.unwrap_or(seed)),
+            // A seed is a promise of the same output, so it pays the price of coupling.
+            draws: params.seed.map_or(Draws::new(seed), Draws::coupled),
             speculate: request
                 .num_speculative_tokens
                 .map_or(max_speculative, |n| n.min(max_speculative)),

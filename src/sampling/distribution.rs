@@ -60,6 +60,28 @@ impl Distribution {
         likely.expect("invariant: some token has probability").0
     }
 
+    /// The winner of an exponential race: the token with the least −ln(1 − uniform(id)) / prob(id),
+    /// which is a draw from the distribution if the numbers are independent and uniform in [0, 1).
+    /// (The Gumbel-max trick in other words.)
+    #[must_use]
+    pub fn race(&self, uniform: impl Fn(u32) -> f64) -> u32 {
+        let (mut winner, mut best) = (self.entries[0].0, f64::INFINITY);
+        if self.entries.len() == 1 {
+            return winner;
+        }
+        for &(id, prob) in &self.entries {
+            let (prob, uniform) = (f64::from(prob), uniform(id));
+            // −ln(1 − u) ≥ u: most lose without a logarithm.
+            if uniform < best * prob {
+                let time = -(-uniform).ln_1p() / prob;
+                if time < best {
+                    (winner, best) = (id, time);
+                }
+            }
+        }
+        winner
+    }
+
     /// norm(max(0, self − other)): what is left of the target's distribution after a draft token
     /// from `other` was rejected. `None` if nothing is left, which exact arithmetic rules out.
     #[must_use]

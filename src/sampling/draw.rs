@@ -1,6 +1,8 @@
 //! Counter-based random numbers: a draw is a hash of (seed, position, purpose), so it depends on no
 //! other draw, no other sequence and no order of evaluation.
 
+use super::Distribution;
+
 /// What a draw decides. Draws for different purposes at one position are independent, which
 /// rejection sampling needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,23 +19,69 @@ pub enum Purpose {
 #[derive(Debug, Clone, Copy)]
 pub struct Draws {
     seed: u64,
+    coupled: bool,
 }
 
 impl Draws {
-    /// Draws keyed by `seed`.
+    /// Draws keyed by `seed`. With speculation, which token comes out depends on what was drafted;
+    /// only its distribution does not.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { seed }
+        Self { seed, coupled: false }
+    }
+
+    /// Draws keyed by `seed` under which draft and target draw with the same random numbers, and a
+    /// draft token stands if it is the very token that the target draws. The output is then the
+    /// same for a seed whatever was drafted, or nothing; a few more draft tokens are rejected
+    /// (drafter-invariant speculative decoding, Daliri et al., arXiv 2408.07978).
+    #[must_use]
+    pub fn coupled(seed: u64) -> Self {
+        Self { seed, coupled: true }
+    }
+
+    /// Whether draft and target draw with the same random numbers.
+    #[must_use]
+    pub fn is_coupled(&self) -> bool {
+        self.coupled
+    }
+
+    /// The draft token at `position`.
+    #[must_use]
+    pub fn draft(&self, draft_probs: &Distribution, position: usize) -> u32 {
+        self.draw(draft_probs, position, Purpose::Draft)
+    }
+
+    /// The token at `position` from the target's distribution, or from what is left of it.
+    #[must_use]
+    pub fn sample(&self, probs: &Distribution, position: usize) -> u32 {
+        self.draw(probs, position, Purpose::Sample)
+    }
+
+    fn draw(&self, probs: &Distribution, position: usize, purpose: Purpose) -> u32 {
+        if self.coupled {
+            let key = self.key(position, Purpose::Sample);
+            probs.race(|id| unit(mix(key ^ u64::from(id))))
+        } else {
+            probs.draw(self.uniform(position, purpose))
+        }
     }
 
     /// A number uniform in [0, 1) for the token at `position` of the sequence (the prompt's first
     /// token is at 0).
     #[must_use]
     pub fn uniform(&self, position: usize, purpose: Purpose) -> f64 {
-        let counter = (position as u64) * 4 + purpose as u64;
-        let bits = mix(mix(self.seed) ^ mix(counter.wrapping_add(0x632b_e59b_d9b4_e019)));
-        (bits >> 11) as f64 / (1u64 << 53) as f64
+        unit(self.key(position, purpose))
     }
+
+    fn key(&self, position: usize, purpose: Purpose) -> u64 {
+        let counter = (position as u64) * 4 + purpose as u64;
+        mix(mix(self.seed) ^ mix(counter.wrapping_add(0x632b_e59b_d9b4_e019)))
+    }
+}
+
+/// The upper 53 bits as a number in [0, 1).
+fn unit(bits: u64) -> f64 {
+    (bits >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// The finaliser of SplitMix64 after one step of its counter.
@@ -64,6 +112,34 @@ mod tests {
         for mean in [over_positions / n as f64, over_seeds / n as f64] {
             assert!((mean - 0.5).abs() < tolerance, "{mean}");
         }
+    }
+
+    /// Coupled draws follow the distribution, and agree between distributions more often than
+    /// independent ones would: at least (1 - TV) / (1 + TV) of the time.
+    #[test]
+    fn coupled_draws_follow_their_distribution_and_agree() {
+        let dist = |weights: [f32; 4]| {
+            let weights = [2, 5, 6, 40].into_iter().zip(weights).collect();
+            Distribution::from_weights(weights).unwrap()
+        };
+        let (p, q) = (dist([0.5, 0.3, 0.15, 0.05]), dist([0.4, 0.3, 0.2, 0.1]));
+        let n = 20_000;
+        let (mut counts, mut agree) = ([0u32; 41], 0);
+        for seed in 0..n {
+            let draws = Draws::coupled(seed);
+            let id = draws.sample(&p, 7);
+            counts[id as usize] += 1;
+            agree += u32::from(id == draws.draft(&q, 7));
+        }
+        for &(id, prob) in p.entries() {
+            let share = f64::from(counts[id as usize]) / n as f64;
+            assert!(
+                (share - f64::from(prob)).abs() < 5.0 * 0.5 / (n as f64).sqrt(),
+                "{id} {share}"
+            );
+        }
+        let variation = 0.1;
+        assert!(f64::from(agree) / n as f64 > (1.0 - variation) / (1.0 + variation), "{agree}");
     }
 
     #[test]

@@ -22,7 +22,8 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Keep tokens at least this fraction as likely as the most likely one; 0 keeps all.
     pub min_p: f32,
-    /// Key of every draw; `None` takes one at random.
+    /// Key of every draw: the same seed gives the same tokens, whatever else runs and however much
+    /// is drafted (see [`Draws::coupled`](super::Draws::coupled)). `None` takes one at random.
     pub seed: Option<u64>,
     /// Divides positive and multiplies negative logits of every token in the prompt or the
     /// generated text (as `transformers` does); 1 is off.

@@ -9,9 +9,7 @@ use std::time::Instant;
 
 use crate::kv_cache::BlockTable;
 use crate::model::{Forward, ModelConfig, Rows};
-use crate::sampling::{
-    Distribution, Draws, History, Processor, Purpose, SamplingParams, log_sum_exp,
-};
+use crate::sampling::{Distribution, Draws, History, Processor, SamplingParams, log_sum_exp};
 
 /// A chain of draft tokens ends where the draft model's most likely token is less likely than this:
 /// the target would probably reject it.
@@ -229,7 +227,7 @@ impl DraftModelProposer {
                 continue;
             }
             let position = task.tokens.len() + task.proposal.tokens.len();
-            let id = draft_probs.draw(task.draws.uniform(position, Purpose::Draft));
+            let id = task.draws.draft(&draft_probs, position);
             if task.params.uses_history() {
                 task.history.push(id);
             }

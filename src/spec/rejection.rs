@@ -1,5 +1,6 @@
-//! Which draft tokens stand: standard rejection sampling (Leviathan et al., arXiv 2211.17192). The
-//! tokens it yields are distributed exactly as if each had been drawn from the target.
+//! Which draft tokens stand: standard rejection sampling (Leviathan et al., arXiv 2211.17192), or,
+//! with coupled draws, comparison with the target's own draw. The tokens it yields are distributed
+//! exactly as if each had been drawn from the target.
 
 use super::DraftToken;
 use crate::sampling::{Distribution, Draws, Purpose};
@@ -7,7 +8,8 @@ use crate::sampling::{Distribution, Draws, Purpose};
 /// The token that ends a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinalToken {
-    /// Drawn from norm(max(0, target_probs − draft_probs)) in place of a rejected draft token.
+    /// Drawn from norm(max(0, target_probs − draft_probs)) in place of a rejected draft token; with
+    /// coupled draws, the target's own draw, which the draft token was not.
     Recovered(u32),
     /// Drawn from the target's distribution after the last draft token, all of them accepted.
     Bonus(u32),
@@ -37,6 +39,13 @@ pub fn rejection_sample<E>(
     for (accepted, token) in draft.iter().enumerate() {
         let target = target_probs(accepted)?;
         let position = position + accepted;
+        if draws.is_coupled() {
+            let id = draws.sample(&target, position);
+            if id == token.id {
+                continue;
+            }
+            return Ok(Verdict { accepted, last: FinalToken::Recovered(id) });
+        }
         let target_prob = f64::from(target.prob(token.id));
         let draft_prob = f64::from(token.draft_probs.prob(token.id));
         // Accept with probability min(1, target_prob / draft_prob).
@@ -44,12 +53,11 @@ pub fn rejection_sample<E>(
             continue;
         }
         let left = target.residual(&token.draft_probs).unwrap_or(target);
-        let id = left.draw(draws.uniform(position, Purpose::Sample));
+        let id = draws.sample(&left, position);
         return Ok(Verdict { accepted, last: FinalToken::Recovered(id) });
     }
     let accepted = draft.len();
-    let uniform = draws.uniform(position + accepted, Purpose::Sample);
-    let id = target_probs(accepted)?.draw(uniform);
+    let id = draws.sample(&target_probs(accepted)?, position + accepted);
     Ok(Verdict { accepted, last: FinalToken::Bonus(id) })
 }
 

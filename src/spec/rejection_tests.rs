@@ -9,9 +9,13 @@ fn token(id: u32) -> DraftToken {
 
 fn greedy(draft: &[u32], target: &[u32]) -> Verdict {
     let draft: Vec<DraftToken> = draft.iter().map(|&id| token(id)).collect();
-    let verdict: Result<_, Infallible> =
-        rejection_sample(&draft, &Draws::new(1), 10, |i| Ok(Distribution::one_hot(target[i])));
-    verdict.unwrap()
+    let [verdict, coupled] = [Draws::new(1), Draws::coupled(1)].map(|draws| {
+        let verdict: Result<_, Infallible> =
+            rejection_sample(&draft, &draws, 10, |i| Ok(Distribution::one_hot(target[i])));
+        verdict.unwrap()
+    });
+    assert_eq!(verdict, coupled);
+    verdict
 }
 
 #[test]
@@ -46,15 +50,14 @@ struct Pair {
 
 /// One round of two draft tokens from token 0 on; the first two tokens of the outcome, continued
 /// from the target alone where the round yields only one.
-fn two_tokens(pair: &Pair, params: &SamplingParams, seed: u64) -> [u32; 2] {
-    let draws = Draws::new(seed);
+fn two_tokens(pair: &Pair, params: &SamplingParams, draws: Draws) -> [u32; 2] {
     let mut processor = Processor::new();
     let mut history = History::new(&[0]);
     let (mut draft, mut last) = (Vec::new(), 0);
     for position in 1..3 {
         let logits = (pair.draft)(last);
         let draft_probs = processor.distribution(&logits, pair.ids, params, &history).unwrap();
-        let id = draft_probs.draw(draws.uniform(position, Purpose::Draft));
+        let id = draws.draft(&draft_probs, position);
         draft.push(DraftToken { id, draft_probs });
         history.push(id);
         last = id;
@@ -75,17 +78,22 @@ fn two_tokens(pair: &Pair, params: &SamplingParams, seed: u64) -> [u32; 2] {
         let mut history = History::new(&[0]);
         history.push(tokens[0]);
         let next = processor.distribution(&(pair.target)(tokens[0]), None, params, &history);
-        tokens.push(next.unwrap().draw(draws.uniform(2, Purpose::Sample)));
+        tokens.push(draws.sample(&next.unwrap(), 2));
     }
     [tokens[0], tokens[1]]
 }
 
 /// Chi-square of the joint distribution of two tokens against the target's own.
 fn check(pair: &Pair, params: &SamplingParams) {
+    check_draws(pair, params, Draws::new);
+    check_draws(pair, params, Draws::coupled);
+}
+
+fn check_draws(pair: &Pair, params: &SamplingParams, draws: fn(u64) -> Draws) {
     let trials = 40_000;
     let mut counts = [[0u32; 6]; 6];
     for seed in 0..trials {
-        let [first, second] = two_tokens(pair, params, seed);
+        let [first, second] = two_tokens(pair, params, draws(seed));
         counts[first as usize][second as usize] += 1;
     }
     let mut processor = Processor::new();
@@ -161,4 +169,22 @@ fn output_is_the_targets_for_a_trimmed_draft() {
     }
     let pair = Pair { target, draft, ids: Some(&[1, 2, 5]) };
     all_params().iter().for_each(|params| check(&pair, params));
+}
+
+/// With coupled draws a seed decides the tokens, whatever the draft.
+#[test]
+fn coupled_output_does_not_depend_on_the_draft() {
+    let drafts: [fn(u32) -> Vec<f32>; 3] = [
+        |previous| target(previous).to_vec(),
+        |previous| target(previous).iter().map(|logit| -2.0 * logit).collect(),
+        |_| vec![0.0; 6],
+    ];
+    for params in all_params() {
+        for seed in 0..500 {
+            let outputs = drafts.map(|draft| {
+                two_tokens(&Pair { target, draft, ids: None }, &params, Draws::coupled(seed))
+            });
+            assert!(outputs.iter().all(|output| *output == outputs[0]), "{outputs:?}");
+        }
+    }
 }
