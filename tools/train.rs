@@ -56,7 +56,7 @@ pub(crate) struct Args {
     /// Rows of the draft's head: the tokens that carry most of the target's probability.
     #[arg(long, default_value_t = 8192, value_name = "TOKENS")]
     pub(crate) draft_vocab: usize,
-    /// Highest step size of AdamW. Default: 1e-3, 5e-4 with --lora-rank.
+    /// Highest step size of AdamW. Default: 2e-3, 5e-4 with --lora-rank.
     #[arg(long)]
     pub(crate) learning_rate: Option<f32>,
     /// Share of the run in which the step size rises; it falls as a cosine afterwards.
@@ -162,7 +162,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             (None, None) => bail!("say how long to train: --minutes or --steps"),
         },
         learning_rate: args.learning_rate.unwrap_or(match adapt {
-            Adapt::Full => 1e-3,
+            Adapt::Full => 2e-3,
             Adapt::Lora { .. } => 5e-4,
         }),
         warmup: args.warmup,

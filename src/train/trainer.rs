@@ -54,7 +54,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             budget: Budget::Steps(1000),
-            learning_rate: 1e-3,
+            learning_rate: 2e-3,
             warmup: 0.03,
             weight_decay: 0.01,
             max_norm: 1.0,
