@@ -13,8 +13,11 @@ use super::isa::{Isa, per_isa};
 use super::packed::{FloatPanels, IntPanels, PANEL, PackedMatrix, Panels, Scales};
 use super::shared_mut::SharedMut;
 
-/// Rows that share one unpacking of the weights.
-const ROWS: usize = 8;
+/// Rows and panels computed side by side: their sums, in two planes, fill the vector registers.
+const ROWS: usize = 4;
+const SIDE: usize = 2;
+/// Rows that stay in the cache nearest to the core while all panels of a task pass by.
+const CHUNK: usize = 64;
 
 /// Multiplies rows with one or several matrices, whose outputs stand side by side: for every row of `x`,
 /// `out[r * out_stride + n] = sum over k of x[r, k] w[n, k]`, where n counts the outputs of all of `ws`.
@@ -90,15 +93,25 @@ fn panels_of(
         unsafe { super::matmul_amx::panels(w, panels, x, store) };
         return;
     }
-    for panel in panels {
-        for first in (0..x.rows).step_by(ROWS) {
-            let rows = (x.rows - first).min(ROWS);
-            let mut sums = [[0f32; PANEL]; ROWS];
-            match &w.panels {
-                Panels::Int(w) => int_rows(isa, w, panel, x, first, &mut sums[..rows]),
-                Panels::Float(w) => float_rows(isa, w, panel, x, first, &mut sums[..rows]),
+    for start in (0..x.rows).step_by(CHUNK) {
+        let end = x.rows.min(start + CHUNK);
+        for panel in panels.clone().step_by(SIDE) {
+            let side = (panels.end - panel).min(SIDE);
+            for first in (start..end).step_by(ROWS) {
+                let rows = (end - first).min(ROWS);
+                let mut sums = [[[0f32; PANEL]; ROWS]; SIDE];
+                match &w.panels {
+                    Panels::Int(w) => int_rows(isa, w, panel, side, x, first, rows, &mut sums),
+                    Panels::Float(w) => {
+                        for (i, sums) in sums[..side].iter_mut().enumerate() {
+                            float_rows(isa, w, panel + i, x, first, &mut sums[..rows]);
+                        }
+                    }
+                }
+                for (i, sums) in sums[..side].iter().enumerate() {
+                    store(panel + i, first, &sums[..rows]);
+                }
             }
-            store(panel, first, &sums[..rows]);
         }
     }
 }
@@ -107,48 +120,53 @@ fn panels_of(
 #[cfg(target_arch = "x86_64")]
 const TILE_ROWS: usize = 9;
 
+/// `side` panels from `panel` on for `rows` rows from `first` on.
+#[expect(clippy::too_many_arguments, reason = "the operands of one kernel")]
 fn int_rows(
     isa: Isa,
     w: &IntPanels,
     panel: usize,
+    side: usize,
     x: &Activations,
     first: usize,
-    sums: &mut [[f32; PANEL]],
+    rows: usize,
+    sums: &mut [[[f32; PANEL]; ROWS]; SIDE],
 ) {
     macro_rules! rows {
         ($($n:literal)*) => {
-            match sums.len() {
-                $($n => {
-                    let sums: &mut [_; $n] = sums.try_into().expect("the length just matched");
-                    match isa {
-                        #[cfg(target_arch = "x86_64")]
-                        Isa::AmxInt8 | Isa::Avx512Vnni => {
-                            // SAFETY: the set was detected; `panel` is one of `w`'s and the
-                            // rows are `x`'s, whose width is that of `w`, as `matmul_on` asserts.
-                            unsafe {
-                                match (w.eight_bit, w.half_blocks, x.precise) {
-                                    (false, _, false) => vnni::panel::<$n, false, false, false>(w, panel, x, first, sums),
-                                    (false, _, true) => vnni::panel::<$n, false, false, true>(w, panel, x, first, sums),
-                                    (true, false, false) => vnni::panel::<$n, true, false, false>(w, panel, x, first, sums),
-                                    (true, false, true) => vnni::panel::<$n, true, false, true>(w, panel, x, first, sums),
-                                    (true, true, false) => vnni::panel::<$n, true, true, false>(w, panel, x, first, sums),
-                                    (true, true, true) => vnni::panel::<$n, true, true, true>(w, panel, x, first, sums),
-                                }
+            match rows {
+                $($n => match isa {
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::AmxInt8 | Isa::Avx512Vnni => {
+                        // SAFETY: the set was detected; the panels are `w`'s and the rows are `x`'s,
+                        // whose width is that of `w`, as `matmul_on` asserts.
+                        unsafe {
+                            match side {
+                                1 => vnni::panels::<$n, 1>(w, panel, x, first, sums),
+                                _ => vnni::panels::<$n, 2>(w, panel, x, first, sums),
                             }
                         }
-                        #[cfg(target_arch = "x86_64")]
-                        Isa::Avx2 => {
-                            // SAFETY: as above.
-                            unsafe { avx2::panel::<$n>(w, panel, x, first, sums) }
-                        }
-                        _ => plain(w, panel, x, first, sums),
                     }
-                })*
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx2 => {
+                        for (i, sums) in sums[..side].iter_mut().enumerate() {
+                            let sums: &mut [_; $n] =
+                                (&mut sums[..$n]).try_into().expect("the length just matched");
+                            // SAFETY: as above.
+                            unsafe { avx2::panel::<$n>(w, panel + i, x, first, sums) }
+                        }
+                    }
+                    _ => {
+                        for (i, sums) in sums[..side].iter_mut().enumerate() {
+                            plain(w, panel + i, x, first, &mut sums[..$n]);
+                        }
+                    }
+                },)*
                 n => unreachable!("{n} rows"),
             }
         };
     }
-    rows!(1 2 3 4 5 6 7 8);
+    rows!(1 2 3 4);
 }
 
 /// The reference: what every path computes, one step at a time.
@@ -200,17 +218,44 @@ fn lane_of(scales: &Scales, index: usize) -> f32 {
 pub(super) mod vnni {
     use std::arch::x86_64::*;
 
-    use super::{Activations, BLOCK, IntPanels, PANEL, Scales};
+    use super::{Activations, BLOCK, IntPanels, PANEL, ROWS, SIDE, Scales};
 
     /// Lines fetched ahead of the one in use.
     const AHEAD: usize = 32;
 
+    /// `R` rows from `first` on and `P` panels from `panel` on.
+    ///
     /// # Safety
-    /// Needs AVX-512 F, BW, VL and VNNI; `panel` must be one of `w`'s and `first .. first + R` rows of
-    /// `x`, quantised and as wide as `w`.
+    /// Needs AVX-512 F, BW, VL and VNNI; the panels must be `w`'s and the rows `x`'s, quantised and as
+    /// wide as `w`.
+    pub(super) unsafe fn panels<const R: usize, const P: usize>(
+        w: &IntPanels,
+        panel: usize,
+        x: &Activations,
+        first: usize,
+        sums: &mut [[[f32; PANEL]; ROWS]; SIDE],
+    ) {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            match (w.eight_bit, w.half_blocks, x.precise) {
+                (false, _, false) => kernel::<R, P, false, false, false>(w, panel, x, first, sums),
+                (false, _, true) => kernel::<R, P, false, false, true>(w, panel, x, first, sums),
+                (true, false, false) => {
+                    kernel::<R, P, true, false, false>(w, panel, x, first, sums)
+                }
+                (true, false, true) => kernel::<R, P, true, false, true>(w, panel, x, first, sums),
+                (true, true, false) => kernel::<R, P, true, true, false>(w, panel, x, first, sums),
+                (true, true, true) => kernel::<R, P, true, true, true>(w, panel, x, first, sums),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`panels`], and the constants must be those of `w` and `x`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
-    pub(super) unsafe fn panel<
+    unsafe fn kernel<
         const R: usize,
+        const P: usize,
         const EIGHT: bool,
         const HALVES: bool,
         const PRECISE: bool,
@@ -219,90 +264,109 @@ pub(super) mod vnni {
         panel: usize,
         x: &Activations,
         first: usize,
-        sums: &mut [[f32; PANEL]; R],
+        out: &mut [[[f32; PANEL]; ROWS]; SIDE],
     ) {
         let blocks = x.cols / BLOCK;
         let halves = 1 + usize::from(HALVES);
+        let lines = if EIGHT { 8 } else { 4 };
         let low = _mm512_set1_epi8(15);
-        let mut acc = [_mm512_setzero_ps(); R];
+        // SAFETY, for all pointers: a panel has `blocks` blocks of `lines` lines, 16 scales (twice 16 with
+        // half blocks) and 16 minima each; a row has `blocks` blocks of 32 codes, a scale and two sums.
+        let codes: [*const i8; R] =
+            std::array::from_fn(|r| x.codes.as_ptr().wrapping_add((first + r) * x.cols));
+        let rests: [*const i8; R] =
+            std::array::from_fn(|r| x.low.as_ptr().wrapping_add((first + r) * x.cols));
+        let mut acc = [[_mm512_setzero_ps(); P]; R];
         for b in 0..blocks {
-            let block = panel * blocks + b;
-            let mut groups = [_mm512_setzero_si512(); 8];
-            // The processor's own prefetch ends at every page.
-            for g in 0..w.lines() {
-                let ahead = w.codes.as_ptr().wrapping_add(block * w.lines() + AHEAD + g);
-                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-            }
-            // SAFETY: a block has 8 or 4 lines of 64 bytes.
-            unsafe {
-                if EIGHT {
-                    let lines = w.codes.as_ptr().add(block * 8).cast::<__m512i>();
-                    for (g, group) in groups.iter_mut().enumerate() {
-                        *group = _mm512_load_si512(lines.add(g));
-                    }
-                } else {
-                    let lines = w.codes.as_ptr().add(block * 4).cast::<__m512i>();
-                    for g in 0..4 {
-                        let line = _mm512_load_si512(lines.add(g));
-                        groups[g] = _mm512_and_si512(line, low);
-                        groups[g + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(line), low);
+            let block: [usize; P] = std::array::from_fn(|p| (panel + p) * blocks + b);
+            let line: [*const __m512i; P] =
+                std::array::from_fn(|p| w.codes.as_ptr().wrapping_add(block[p] * lines).cast());
+            if first == 0 {
+                // The processor's own prefetch ends at every page.
+                for line in line {
+                    for g in 0..lines {
+                        _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(AHEAD + g).cast());
                     }
                 }
             }
-            // SAFETY: 16 scales (twice 16 with half blocks) and as many minima per block.
-            let (scale, scale_high, min) = unsafe {
-                let at = block * halves * PANEL;
-                let high = if HALVES { lanes(&w.scales, at + PANEL) } else { _mm512_setzero_ps() };
-                (lanes(&w.scales, at), high, w.mins.as_ref().map(|m| lanes(m, block * PANEL)))
-            };
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let at = (first + r) * blocks + b;
-                // SAFETY: block `b` of row `first + r` exists: 32 codes, a scale, two sums.
-                let (codes, low, x_scale, x_sums) = unsafe {
-                    let codes = (first + r) * x.cols + b * BLOCK;
-                    (
-                        x.codes.as_ptr().add(codes).cast::<i32>(),
-                        x.low.as_ptr().add(codes).cast::<i32>(),
-                        _mm512_set1_ps(*x.scales.get_unchecked(at)),
-                        *x.sums.get_unchecked(at),
-                    )
-                };
-                let start = |sum: i32| _mm512_set1_epi32(-w.offset * sum);
+            for half in 0..halves {
                 // Sums of the two planes; the second one carries the offset.
-                let mut dot = _mm512_setzero_si512();
-                let mut rest = if HALVES { start(x_sums[0]) } else { start(x_sums[0] + x_sums[1]) };
-                let steps = |dot: __m512i, rest: __m512i| {
-                    let dot = if PRECISE { _mm512_slli_epi32::<8>(dot) } else { dot };
-                    _mm512_cvtepi32_ps(_mm512_add_epi32(dot, rest))
-                };
-                for (g, group) in groups.iter().enumerate() {
-                    if HALVES && g == 4 {
-                        let scale = _mm512_mul_ps(scale, x_scale);
-                        *acc = _mm512_fmadd_ps(scale, steps(dot, rest), *acc);
-                        (dot, rest) = (_mm512_setzero_si512(), start(x_sums[1]));
+                let mut dots = [[_mm512_setzero_si512(); P]; R];
+                let mut rest = [[_mm512_setzero_si512(); P]; R];
+                if w.offset != 0 {
+                    for (r, rest) in rest.iter_mut().enumerate() {
+                        // SAFETY: see above.
+                        let sums = unsafe { *x.sums.get_unchecked((first + r) * blocks + b) };
+                        let sum = if HALVES { sums[half] } else { sums[0] + sums[1] };
+                        *rest = [_mm512_set1_epi32(-w.offset * sum); P];
                     }
-                    // SAFETY: 8 groups of 4 codes, read without alignment.
+                }
+                for g in half * 8 / halves..(half + 1) * 8 / halves {
+                    // SAFETY: see above.
                     unsafe {
-                        let x = _mm512_set1_epi32(codes.add(g).read_unaligned());
-                        dot = _mm512_dpbusd_epi32(dot, *group, x);
-                        if PRECISE {
-                            let x = _mm512_set1_epi32(low.add(g).read_unaligned());
-                            rest = _mm512_dpbusd_epi32(rest, *group, x);
+                        let weights: [__m512i; P] = std::array::from_fn(|p| {
+                            if EIGHT {
+                                _mm512_load_si512(line[p].add(g))
+                            } else {
+                                let line = _mm512_load_si512(line[p].add(g % 4));
+                                let line = if g < 4 { line } else { _mm512_srli_epi16::<4>(line) };
+                                _mm512_and_si512(line, low)
+                            }
+                        });
+                        let at = b * (BLOCK / 4) + g;
+                        for r in 0..R {
+                            let x = codes[r].cast::<i32>().add(at).read_unaligned();
+                            let x = _mm512_set1_epi32(x);
+                            for p in 0..P {
+                                dots[r][p] = _mm512_dpbusd_epi32(dots[r][p], weights[p], x);
+                            }
+                            if PRECISE {
+                                let x = rests[r].cast::<i32>().add(at).read_unaligned();
+                                let x = _mm512_set1_epi32(x);
+                                for p in 0..P {
+                                    rest[r][p] = _mm512_dpbusd_epi32(rest[r][p], weights[p], x);
+                                }
+                            }
                         }
                     }
                 }
-                let scale = _mm512_mul_ps(if HALVES { scale_high } else { scale }, x_scale);
-                *acc = _mm512_fmadd_ps(scale, steps(dot, rest), *acc);
-                if let Some(min) = min {
-                    // SAFETY: as above.
-                    let sum = unsafe { _mm512_set1_ps(*x.scaled_sums.get_unchecked(at)) };
-                    *acc = _mm512_fmadd_ps(min, sum, *acc);
+                // SAFETY: see above.
+                unsafe {
+                    let scale: [__m512; P] = std::array::from_fn(|p| {
+                        lanes(&w.scales, (block[p] * halves + half) * PANEL)
+                    });
+                    for r in 0..R {
+                        let x_scale = *x.scales.get_unchecked((first + r) * blocks + b);
+                        let x_scale = _mm512_set1_ps(x_scale);
+                        for p in 0..P {
+                            let dot = dots[r][p];
+                            let dot = if PRECISE { _mm512_slli_epi32::<8>(dot) } else { dot };
+                            let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot, rest[r][p]));
+                            let scale = _mm512_mul_ps(scale[p], x_scale);
+                            acc[r][p] = _mm512_fmadd_ps(scale, dot, acc[r][p]);
+                        }
+                    }
+                }
+            }
+            if let Some(mins) = &w.mins {
+                // SAFETY: see above.
+                unsafe {
+                    let min: [__m512; P] = std::array::from_fn(|p| lanes(mins, block[p] * PANEL));
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        let sum = *x.scaled_sums.get_unchecked((first + r) * blocks + b);
+                        let sum = _mm512_set1_ps(sum);
+                        for p in 0..P {
+                            acc[p] = _mm512_fmadd_ps(min[p], sum, acc[p]);
+                        }
+                    }
                 }
             }
         }
-        for (sums, acc) in sums.iter_mut().zip(acc) {
-            // SAFETY: 16 floats.
-            unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), acc) };
+        for p in 0..P {
+            for r in 0..R {
+                // SAFETY: 16 floats.
+                unsafe { _mm512_storeu_ps(out[p][r].as_mut_ptr(), acc[r][p]) };
+            }
         }
     }
 
