@@ -1,0 +1,230 @@
+// What every kernel file shares: number formats, launches, shared memory, reductions in a fixed order.
+//
+// A kernel source compiles twice: with nvcc for GPUs, and as plain C++ over `emulator/` for the tests.
+// Whatever differs between the two stands in this file and in `mma.cuh`.
+#pragma once
+
+#include <cstdint>
+
+#include "pleach_kernels.h"
+
+#if defined(__CUDACC__)
+
+#include <cuda_runtime.h>
+
+#define LAUNCH(kernel, grid, block, stream, ...) \
+    (kernel<<<grid, block, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__), launch_status())
+#define SHARED(T, name, count) __shared__ T name[count]
+
+template <class T>
+using Shared = T *;
+
+using Dim = dim3;
+
+inline int launch_status() {
+    return cudaGetLastError() == cudaSuccess ? PLEACH_OK : PLEACH_LAUNCH_FAILED;
+}
+
+#else
+
+#include "emulator/emulator.h"
+
+#define LAUNCH(kernel, grid, block, stream, ...) \
+    (::emulator::launch(grid, block, [=] { kernel(__VA_ARGS__); }), (void)(stream), PLEACH_OK)
+#define SHARED(T, name, count) \
+    ::emulator::Shared<T> name = ::emulator::shared_array<T>([] { static char key; return &key; }(), count)
+
+template <class T>
+using Shared = ::emulator::Shared<T>;
+
+using Dim = ::emulator::Dim;
+
+#endif
+
+namespace pleach {
+
+constexpr int WARP = 32;
+constexpr unsigned ALL_LANES = 0xffffffffu;
+/// Blocks of a grid in y and z.
+constexpr int64_t MAX_GRID_YZ = 65535;
+constexpr int64_t MAX_GRID_X = 0x7fffffff;
+
+__device__ __forceinline__ int lane_id() { return int(threadIdx.x) % WARP; }
+__device__ __forceinline__ int warp_id() { return int(threadIdx.x) / WARP; }
+
+template <class T>
+__host__ __device__ constexpr T div_up(T a, T b) {
+    return (a + b - 1) / b;
+}
+
+// ---- number formats ---------------------------------------------------------------------------------
+
+/// bfloat16 and half precision, as bits.
+struct Bf16 {
+    uint16_t bits;
+};
+struct F16 {
+    uint16_t bits;
+};
+
+/// 16 bytes, moved by one instruction.
+struct alignas(16) Vec16 {
+    uint32_t word[4];
+};
+struct alignas(8) Vec8 {
+    uint32_t word[2];
+};
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(Bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
+__device__ __forceinline__ float to_float(F16 x) {
+#if defined(__CUDACC__)
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+    return y;
+#else
+    _Float16 y;
+    std::memcpy(&y, &x, 2);
+    return float(y);
+#endif
+}
+
+/// Rounds to nearest, ties to even; NaN stays NaN.
+template <class T>
+__device__ T from_float(float x);
+
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+    return x;
+}
+template <>
+__device__ __forceinline__ Bf16 from_float<Bf16>(float x) {
+    const uint32_t bits = __float_as_uint(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return {uint16_t(bits >> 16 | 0x40)};
+    return {uint16_t((bits + 0x7fffu + (bits >> 16 & 1)) >> 16)};
+}
+template <>
+__device__ __forceinline__ F16 from_float<F16>(float x) {
+    F16 y;
+#if defined(__CUDACC__)
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+#else
+    const _Float16 half = _Float16(x);
+    std::memcpy(&y, &half, 2);
+#endif
+    return y;
+}
+
+/// Two values in a register, the first in the low half.
+template <class T>
+__device__ __forceinline__ uint32_t pack2(float low, float high) {
+    return from_float<T>(low).bits | uint32_t(from_float<T>(high).bits) << 16;
+}
+template <class T>
+__device__ __forceinline__ float low_of(uint32_t pair) {
+    return to_float(T{uint16_t(pair)});
+}
+template <class T>
+__device__ __forceinline__ float high_of(uint32_t pair) {
+    return to_float(T{uint16_t(pair >> 16)});
+}
+
+// ---- arithmetic with the same bits everywhere -------------------------------------------------------
+
+__device__ __forceinline__ float fused_multiply_add(float a, float b, float c) {
+#if defined(__CUDACC__)
+    return __fmaf_rn(a, b, c);
+#else
+    return std::fma(a, b, c);
+#endif
+}
+__device__ __forceinline__ float multiply(float a, float b) {
+#if defined(__CUDACC__)
+    return __fmul_rn(a, b);  // never contracted
+#else
+    return a * b;
+#endif
+}
+__device__ __forceinline__ float add(float a, float b) {
+#if defined(__CUDACC__)
+    return __fadd_rn(a, b);
+#else
+    return a + b;
+#endif
+}
+
+/// e^x to within 2 units in the last place: the function of the CPU kernels, so that weights of equal
+/// logits have equal bits on both. NaN stays NaN, other values saturate.
+__device__ __forceinline__ float exp_exact(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    const float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    const float shifted = fused_multiply_add(x, 1.44269504f, ROUND);
+    const float n = add(shifted, -ROUND);
+    float r = fused_multiply_add(n, -0.6933594f, x);
+    r = fused_multiply_add(n, 2.1219444e-4f, r);
+    float p = 1.9875691e-4f;
+    p = fused_multiply_add(p, r, 1.3981999e-3f);
+    p = fused_multiply_add(p, r, 8.333452e-3f);
+    p = fused_multiply_add(p, r, 4.1665796e-2f);
+    p = fused_multiply_add(p, r, 1.6666665e-1f);
+    p = fused_multiply_add(p, r, 0.5f);
+    p = add(fused_multiply_add(p, multiply(r, r), r), 1.0f);
+    const uint32_t power = (__float_as_uint(shifted) - __float_as_uint(ROUND) + 127u) << 23;
+    return multiply(p, __uint_as_float(power));
+}
+
+// ---- reductions -------------------------------------------------------------------------------------
+
+struct Sum {
+    template <class T>
+    __device__ T operator()(T a, T b) const {
+        return a + b;
+    }
+};
+/// The larger; a NaN may be passed over.
+struct Max {
+    template <class T>
+    __device__ T operator()(T a, T b) const {
+        return b > a ? b : a;
+    }
+};
+struct Min {
+    template <class T>
+    __device__ T operator()(T a, T b) const {
+        return b < a ? b : a;
+    }
+};
+
+/// Combines the lanes of a warp; every lane gets the result. `op` must commute to the bit.
+template <class T, class Op>
+__device__ __forceinline__ T warp_reduce(T value, Op op) {
+    for (int bits = WARP / 2; bits > 0; bits /= 2)
+        value = op(value, __shfl_xor_sync(ALL_LANES, value, bits));
+    return value;
+}
+
+/// Combines the threads of a block of `WARPS` warps, always in the same order; every thread gets the
+/// result. Holds a barrier before and after its use of `scratch`, which has `WARPS` elements.
+template <int WARPS, class T, class Op>
+__device__ __forceinline__ T block_reduce(T value, Op op, Shared<T> scratch) {
+    value = warp_reduce(value, op);
+    __syncthreads();
+    if (lane_id() == 0) scratch[warp_id()] = value;
+    __syncthreads();
+    T result = scratch[0];
+    for (int w = 1; w < WARPS; w++) result = op(result, T(scratch[w]));
+    return result;
+}
+
+/// Adds to an element of shared memory that several threads add to.
+template <class T>
+__device__ __forceinline__ void shared_add(Shared<T> array, size_t at, T by) {
+#if defined(__CUDACC__)
+    atomicAdd(&array[at], by);
+#else
+    array.add(at, by);
+#endif
+}
+
+}  // namespace pleach

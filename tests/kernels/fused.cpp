@@ -1,0 +1,182 @@
+#include "gguf.h"
+
+static const int DTYPES[] = {PLEACH_BF16, PLEACH_F16};
+
+TEST(add_rms_norm) {
+    for (int dtype : DTYPES)
+        for (int64_t width : {1, 31, 64, 255, 257, 576, 2048})
+            for (int with_delta = 0; with_delta < 2; with_delta++) {
+                const int64_t rows = random_int(1, 4);
+                const auto residual = random_values(size_t(rows * width), 3.0f);
+                const auto delta = random_halves(size_t(rows * width), dtype);
+                const auto weight = random_halves(size_t(width), dtype, 2.0f);
+                Buffer<float> r(residual);
+                Buffer<uint16_t> d(delta), w(weight), out = Buffer<uint16_t>::poisoned(size_t(rows * width));
+                CHECK_OK(pleach_add_rms_norm(r, with_delta ? d.get() : nullptr, w, out, rows,
+                                             width, 1e-5f, dtype, nullptr));
+                const auto sums = r.host();
+                const auto got = out.host();
+                for (int64_t row = 0; row < rows; row++) {
+                    double squares = 0;
+                    for (int64_t i = 0; i < width; i++) {
+                        const size_t at = size_t(row * width + i);
+                        const float x = with_delta ? residual[at] + decode(delta[at], dtype) : residual[at];
+                        CHECK(sums[at] == x, "residual %g, want %g", sums[at], x);
+                        squares += double(x) * x;
+                    }
+                    const double scale = 1.0 / std::sqrt(squares / double(width) + 1e-5);
+                    for (int64_t i = 0; i < width; i++) {
+                        const size_t at = size_t(row * width + i);
+                        const double want = sums[at] * scale * decode(weight[size_t(i)], dtype);
+                        check_close(decode(got[at], dtype), want, 1.01 * rounding(dtype) * std::fabs(want) + 1e-6,
+                                    format("width %lld row %lld", (long long)width, (long long)row));
+                    }
+                }
+                // A row alone gives the same bits.
+                const size_t last = size_t((rows - 1) * width);
+                Buffer<float> r1(std::vector<float>(residual.begin() + long(last), residual.end()));
+                Buffer<uint16_t> d1(std::vector<uint16_t>(delta.begin() + long(last), delta.end()));
+                Buffer<uint16_t> out1 = Buffer<uint16_t>::poisoned(size_t(width));
+                CHECK_OK(pleach_add_rms_norm(r1, with_delta ? d1.get() : nullptr, w, out1, 1, width,
+                                             1e-5f, dtype, nullptr));
+                CHECK(out1.host() == std::vector<uint16_t>(got.begin() + long(last), got.end()), "row alone");
+            }
+}
+
+TEST(add_rms_norm_keeps_nan) {
+    auto residual = random_values(2 * 300);
+    residual[17] = NAN;
+    Buffer<float> r(residual);
+    Buffer<uint16_t> w(random_halves(300, PLEACH_BF16)), out(std::vector<uint16_t>(600, 0));
+    CHECK_OK(pleach_add_rms_norm(r, nullptr, w, out, 2, 300, 1e-5f, PLEACH_BF16, nullptr));
+    const auto got = out.host();
+    for (size_t i = 0; i < 600; i++) CHECK(std::isnan(from_bf16(got[i])) == (i < 300), "value %zu", i);
+}
+
+TEST(silu_mul) {
+    for (int dtype : DTYPES)
+        for (int64_t width : {1, 77, 256, 1000}) {
+            const int64_t rows = random_int(1, 5);
+            auto x = random_halves(size_t(rows * 2 * width), dtype, 12.0f);
+            x[0] = encode(NAN, dtype);
+            Buffer<uint16_t> in(x), out = Buffer<uint16_t>::poisoned(size_t(rows * width));
+            CHECK_OK(pleach_silu_mul(in, out, rows, width, dtype, nullptr));
+            const auto got = out.host();
+            CHECK(std::isnan(decode(got[0], dtype)), "NaN is lost");
+            for (int64_t i = 1; i < rows * width; i++) {
+                const int64_t row = i / width, col = i % width;
+                const double gate = decode(x[size_t(row * 2 * width + col)], dtype);
+                const double up = decode(x[size_t(row * 2 * width + width + col)], dtype);
+                const double want = gate / (1 + std::exp(-gate)) * up;
+                check_close(decode(got[size_t(i)], dtype), want, 1.01 * rounding(dtype) * std::fabs(want) + 1e-6,
+                            format("row %lld column %lld", (long long)row, (long long)col));
+            }
+        }
+}
+
+TEST(qkv_rope_write) {
+    for (int round = 0; round < 12; round++) {
+        const int dtype = DTYPES[round % 2];
+        PleachAttentionShape shape{};
+        shape.kv_heads = int(random_int(1, 3));
+        shape.heads = shape.kv_heads * int(random_int(1, 4));
+        shape.head_dim = round % 3 == 0 ? 128 : round % 3 == 1 ? 64 : 40;
+        shape.block_size = round % 4 < 2 ? 16 : 32;
+        const bool with_bias = round / 2 % 2, with_norm = round / 4 % 2;
+        const int64_t dim = shape.head_dim, rows = random_int(1, 9), blocks = 5, max_positions = 50;
+        const int64_t total = shape.heads + 2 * shape.kv_heads;
+        const auto x = random_halves(size_t(rows * total * dim), dtype);
+        const auto bias = random_halves(size_t(total * dim), dtype);
+        const auto q_norm = random_halves(size_t(dim), dtype, 2.0f), k_norm = random_halves(size_t(dim), dtype, 2.0f);
+        std::vector<float> rotations;
+        for (int64_t p = 0; p < max_positions; p++)
+            for (int64_t i = 0; i < dim / 2; i++) {
+                const double angle = double(p) * std::pow(100.0, -double(i) / double(dim / 2));
+                rotations.push_back(float(std::cos(angle)));
+                rotations.push_back(float(std::sin(angle)));
+            }
+        std::vector<uint32_t> positions, slots, free;
+        for (uint32_t s = 0; s < uint32_t(blocks * shape.block_size); s++) free.push_back(s);
+        for (int64_t r = 0; r < rows; r++) {
+            positions.push_back(uint32_t(random_int(0, max_positions - 1)));
+            const size_t pick = size_t(random_int(0, int64_t(free.size()) - 1));
+            slots.push_back(r == 1 ? PLEACH_NO_SLOT : free[pick]);
+            free.erase(free.begin() + long(pick));
+        }
+        const size_t cache = size_t(blocks * shape.kv_heads * shape.block_size * dim);
+        Buffer<uint16_t> b_x(x), b_bias(bias), b_q_norm(q_norm), b_k_norm(k_norm);
+        Buffer<float> b_rotations(rotations);
+        Buffer<uint32_t> b_positions(positions), b_slots(slots);
+        auto q = Buffer<uint16_t>::poisoned(size_t(rows * shape.heads * dim));
+        auto keys = Buffer<uint16_t>::poisoned(cache), values = Buffer<uint16_t>::poisoned(cache);
+        PleachQkv io{b_x, with_bias ? b_bias.get() : nullptr, with_norm ? b_q_norm.get() : nullptr,
+                     with_norm ? b_k_norm.get() : nullptr, b_rotations, b_positions, b_slots, q, keys, values};
+        CHECK_OK(pleach_qkv_rope_write(&io, &shape, rows, 1e-6f, dtype, nullptr));
+        const auto got_q = q.host(), got_k = keys.host(), got_v = values.host();
+        std::vector<bool> written(cache, false);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t h = 0; h < total; h++) {
+                const bool is_q = h < shape.heads, is_k = !is_q && h < shape.heads + shape.kv_heads;
+                std::vector<double> v(static_cast<size_t>(dim));
+                double squares = 0;
+                for (int64_t i = 0; i < dim; i++) {
+                    v[size_t(i)] = decode(x[size_t((r * total + h) * dim + i)], dtype);
+                    if (with_bias) v[size_t(i)] += decode(bias[size_t(h * dim + i)], dtype);
+                    squares += v[size_t(i)] * v[size_t(i)];
+                }
+                if (with_norm && (is_q || is_k))
+                    for (int64_t i = 0; i < dim; i++)
+                        v[size_t(i)] *= decode((is_q ? q_norm : k_norm)[size_t(i)], dtype) /
+                                        std::sqrt(squares / double(dim) + 1e-6);
+                std::vector<double> want = v;
+                if (is_q || is_k)
+                    for (int64_t i = 0; i < dim / 2; i++) {
+                        const float *turn = &rotations[size_t((positions[size_t(r)] * dim / 2 + i) * 2)];
+                        const double a = v[size_t(i)], b = v[size_t(i + dim / 2)];
+                        want[size_t(i)] = a * turn[0] - b * turn[1];
+                        want[size_t(i + dim / 2)] = b * turn[0] + a * turn[1];
+                    }
+                const uint32_t slot = slots[size_t(r)];
+                if (!is_q && slot == PLEACH_NO_SLOT) continue;
+                const int64_t kv_head = is_k ? h - shape.heads : h - shape.heads - shape.kv_heads;
+                for (int64_t i = 0; i < dim; i++) {
+                    const size_t at =
+                        is_q ? size_t((r * shape.heads + h) * dim + i)
+                             : size_t(((slot / shape.block_size * shape.kv_heads + kv_head) * shape.block_size +
+                                       slot % shape.block_size) * dim + i);
+                    const double got = decode((is_q ? got_q : is_k ? got_k : got_v)[at], dtype);
+                    check_close(got, want[size_t(i)], 1.01 * rounding(dtype) * std::fabs(want[size_t(i)]) + 2e-6,
+                                format("row %lld head %lld value %lld", (long long)r, (long long)h, (long long)i));
+                    if (!is_q) written[at] = true;
+                }
+            }
+        for (size_t i = 0; i < cache; i++)
+            CHECK(written[i] || (got_k[i] == 0xffff && got_v[i] == 0xffff), "wrote past its slots, at %zu", i);
+    }
+}
+
+TEST(embed) {
+    for (int format_id = PLEACH_W_BF16; format_id <= PLEACH_W_Q6_K; format_id++) {
+        const int64_t width = 256 * random_int(1, 3), vocab = random_int(3, 40), rows = random_int(1, 6);
+        const Weights w = random_weights(format_id, vocab, width);
+        std::vector<uint32_t> tokens;
+        for (int64_t r = 0; r < rows; r++) tokens.push_back(uint32_t(random_int(0, vocab - 1)));
+        tokens.push_back(uint32_t(vocab));
+        Buffer<uint8_t> table(w.bytes);
+        Buffer<uint32_t> b_tokens(tokens);
+        auto out = Buffer<float>::poisoned(tokens.size() * size_t(width));
+        CHECK_OK(pleach_embed(table, b_tokens, out, rows + 1, width, vocab, format_id, nullptr));
+        const auto got = out.host();
+        for (size_t i = 0; i < got.size(); i++) {
+            const size_t row = i / size_t(width);
+            if (row == size_t(rows)) {
+                CHECK(std::isnan(got[i]), "a token outside the vocabulary");
+            } else {
+                const double want = w.values[tokens[row] * size_t(width) + i % size_t(width)];
+                check_close(got[i], want, 1e-6 * std::fabs(want) + 1e-7, format("%s at %zu", format_name(format_id), i));
+            }
+        }
+    }
+    CHECK(pleach_embed(nullptr, nullptr, nullptr, 1, 100, 5, PLEACH_W_Q4_0, nullptr) == PLEACH_BAD_ARGUMENT, "width");
+    CHECK(pleach_embed(nullptr, nullptr, nullptr, 1, 256, 5, 99, nullptr) == PLEACH_BAD_ARGUMENT, "format");
+}
