@@ -1,17 +1,17 @@
 //! Bugs put into the kernels on purpose: each must make a test fail.
 
 /// One bug: `from`, which stands once in `file`, becomes `to`.
-pub struct Mutation {
-    pub what: &'static str,
+pub(crate) struct Mutation {
+    pub(crate) what: &'static str,
     /// The file that gets the bug, and the kernel file that is compiled with it.
-    pub file: &'static str,
-    pub compile: &'static str,
-    pub from: &'static str,
-    pub to: &'static str,
+    pub(crate) file: &'static str,
+    pub(crate) compile: &'static str,
+    pub(crate) from: &'static str,
+    pub(crate) to: &'static str,
     /// Part of the names of the tests that must notice.
-    pub tests: &'static str,
+    pub(crate) tests: &'static str,
     /// Compiles in seconds: part of every run.
-    pub quick: bool,
+    pub(crate) quick: bool,
 }
 
 const fn bug(
@@ -41,7 +41,7 @@ const fn slow(mutation: Mutation) -> Mutation {
     Mutation { quick: false, ..mutation }
 }
 
-pub const MUTATIONS: &[Mutation] = &[
+pub(crate) const MUTATIONS: &[Mutation] = &[
     header_bug(
         "missing barrier before the partial sums are read",
         "common.cuh",
