@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
 use crate::checkpoint::source::{self, DEFAULT_MODEL, Source};
 use crate::engine::EngineConfig;
 use crate::ops::available_threads;
+use crate::server::ConnectionLimits;
 
 /// File name of the draft that belongs to the default model.
 const DEFAULT_DRAFT: &str = "smollm2-135m-instruct.gguf";
@@ -52,6 +54,16 @@ pub struct Args {
     /// Requests that wait, at most; further ones are answered 429.
     #[arg(long, env = "PLEACH_MAX_QUEUE", default_value_t = 256)]
     pub max_queue: usize,
+    /// Connections at a time; further ones wait to be accepted.
+    #[arg(long, env = "PLEACH_MAX_CONNECTIONS", default_value_t = 4096)]
+    pub max_connections: usize,
+    /// Seconds a client may take to send a request's head or its body, idle between requests, or leave
+    /// its answer unread, before its connection is closed.
+    #[arg(long, env = "PLEACH_CLIENT_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
+    pub client_timeout: u64,
+    /// Seconds that running requests may go on after SIGTERM or SIGINT; a second signal ends them at once.
+    #[arg(long, env = "PLEACH_DRAIN_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
+    pub drain_timeout: u64,
     /// Blocks of 16 positions in the K/V cache. Default: sized for the running sequences.
     #[arg(long, env = "PLEACH_KV_BLOCKS")]
     pub kv_blocks: Option<usize>,
@@ -93,6 +105,8 @@ pub struct Config {
     pub engine: EngineConfig,
     /// Requests that may wait.
     pub max_queue: usize,
+    /// Bounds on connections.
+    pub connections: ConnectionLimits,
     /// Where fetched models are kept.
     pub cache_dir: PathBuf,
     /// The model's name in the API.
@@ -123,6 +137,11 @@ impl From<Args> for Config {
                 ..defaults
             },
             max_queue: args.max_queue,
+            connections: ConnectionLimits {
+                connections: args.max_connections.max(1),
+                patience: Duration::from_secs(args.client_timeout.max(1)),
+                drain: Duration::from_secs(args.drain_timeout),
+            },
             cache_dir: args.cache_dir.unwrap_or_else(source::default_cache_dir),
             served_model_name: args.served_model_name,
         }

@@ -1,5 +1,6 @@
 //! The server: arguments → configuration → engine → HTTP. No logic beyond.
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -10,7 +11,22 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The log may not be set up yet.
+            if tracing::dispatcher::has_been_set() {
+                tracing::error!("{error:#}");
+            } else {
+                eprintln!("error: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start() -> anyhow::Result<()> {
     let args = Args::parse();
     let filter = EnvFilter::try_new(&args.log_level)
         .with_context(|| format!("--log-level {} is no filter", args.log_level))?;
@@ -29,31 +45,30 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
+    // Every connection is a file descriptor, and the usual soft limit is 1,024.
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::warn!(%error, "the limit on open files stays as it is");
+    }
     let listener = TcpListener::bind(config.address)
         .await
         .with_context(|| format!("cannot listen on {}", config.address))?;
     let address = listener.local_addr()?;
     let metrics = pleach::metrics::install()?;
-    let state = AppState::new(config.max_queue + config.engine.max_num_seqs, metrics);
-    let loading = state.clone();
-    // The listener answers /health with 503 meanwhile.
-    std::thread::spawn(move || match load(&config) {
-        Ok((serving, engine)) => {
-            announce(&config, &serving.name, &address);
-            loading.serve(serving);
-            // Ends by itself only on a bug; requests in flight get their error before we go.
-            let _ = engine.join();
-            tracing::error!("the engine has stopped");
-            std::thread::sleep(Duration::from_millis(500));
-            std::process::exit(1);
+    let state = AppState::new(config.max_queue + config.engine.max_num_seqs, metrics)
+        .with_limits(config.connections.clone());
+    // The listener answers /health with 503 while the model loads.
+    let mut server = std::pin::pin!(run(listener, state.clone(), shutdown()?));
+    let loading = tokio::task::spawn_blocking(move || load(&config).map(|it| (config, it.0)));
+    tokio::select! {
+        ended = &mut server => return Ok(ended?),
+        loaded = loading => {
+            let (config, serving) = loaded??;
+            let name = serving.name.clone();
+            state.serve(serving);
+            announce(&config, &name, &address);
         }
-        Err(error) => {
-            tracing::error!("{error}");
-            std::process::exit(1);
-        }
-    });
-    run(listener, state, shutdown()?).await?;
-    Ok(())
+    }
+    Ok(server.await?)
 }
 
 fn announce(config: &Config, name: &str, address: &std::net::SocketAddr) {
@@ -71,21 +86,15 @@ fn announce(config: &Config, name: &str, address: &std::net::SocketAddr) {
 fn shutdown() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut next = async move || {
+        tokio::select! {
+            _ = terminate.recv() => SignalKind::terminate(),
+            _ = interrupt.recv() => SignalKind::interrupt(),
+        }
+    };
     Ok(async move {
-        let mut next = async || {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        };
         next().await;
         tracing::info!("shutting down: finishing running requests");
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            std::process::exit(130);
-        });
+        tokio::spawn(async move { std::process::exit(128 + next().await.as_raw_value()) });
     })
 }

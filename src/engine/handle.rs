@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as commands;
 use std::thread::JoinHandle;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::{Engine, EngineLimits, Event, FinishReason, Request, RequestError, RequestId};
 
@@ -27,13 +26,22 @@ struct Submission {
     events: mpsc::Sender<Event>,
 }
 
+enum Command {
+    Submit(Submission),
+    Stop,
+}
+
+/// Why the engine's thread ends.
+const CRASHED: &str = "the engine has stopped";
+const STOPPED: &str = "the server is shutting down";
+
 /// Submits requests to an engine on another thread. The engine ends when the last handle is
 /// dropped and the last sequence has ended.
 #[derive(Clone)]
 pub struct EngineHandle {
-    submissions: commands::Sender<Submission>,
+    commands: commands::Sender<Command>,
     limits: Arc<EngineLimits>,
-    alive: Arc<AtomicBool>,
+    alive: watch::Receiver<bool>,
 }
 
 impl EngineHandle {
@@ -44,15 +52,12 @@ impl EngineHandle {
     #[must_use]
     pub fn start(engine: Engine) -> (Self, JoinHandle<()>) {
         let (sender, receiver) = commands::channel();
-        let handle = Self {
-            submissions: sender,
-            limits: Arc::new(engine.limits().clone()),
-            alive: Arc::new(AtomicBool::new(true)),
-        };
-        let alive = Arc::clone(&handle.alive);
+        let (alive, watched) = watch::channel(true);
+        let limits = Arc::new(engine.limits().clone());
+        let handle = Self { commands: sender, limits, alive: watched };
         let thread = std::thread::Builder::new()
             .name("engine".into())
-            .spawn(move || run(engine, &receiver, &alive))
+            .spawn(move || run(engine, receiver, &alive))
             .expect("the operating system has a thread for the engine");
         (handle, thread)
     }
@@ -71,7 +76,7 @@ impl EngineHandle {
         if !self.is_alive() {
             return Err(SubmitError::Stopped);
         }
-        let sent = self.submissions.send(Submission { request, events });
+        let sent = self.commands.send(Command::Submit(Submission { request, events }));
         sent.map_err(|_| SubmitError::Stopped)?;
         Ok(receiver)
     }
@@ -79,7 +84,17 @@ impl EngineHandle {
     /// Whether requests can be served.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.alive.load(Ordering::Acquire)
+        *self.alive.borrow()
+    }
+
+    /// Resolves when the engine's thread no longer serves, whether it was asked to stop or crashed.
+    pub async fn stopped(&self) {
+        let _ = self.alive.clone().wait_for(|alive| !alive).await;
+    }
+
+    /// Ends every sequence with an error, and the thread, within one step.
+    pub fn stop(&self) {
+        let _ = self.commands.send(Command::Stop);
     }
 
     /// What the engine can serve.
@@ -91,35 +106,41 @@ impl EngineHandle {
 
 type Readers = HashMap<RequestId, mpsc::Sender<Event>>;
 
-fn run(mut engine: Engine, submissions: &commands::Receiver<Submission>, alive: &AtomicBool) {
+fn run(mut engine: Engine, commands: commands::Receiver<Command>, alive: &watch::Sender<bool>) {
     let mut readers = Readers::new();
-    let work = AssertUnwindSafe(|| while turn(&mut engine, submissions, &mut readers) {});
+    let work = AssertUnwindSafe(|| while turn(&mut engine, &commands, &mut readers) {});
     let crashed = catch_unwind(work).is_err();
-    alive.store(false, Ordering::Release);
+    alive.send_replace(false);
+    let reason = if crashed { CRASHED } else { STOPPED };
     if crashed {
         tracing::error!(sequences = readers.len(), "the engine stopped on a bug");
-        let reason = || FinishReason::Error("the engine has stopped".into());
-        let late = submissions.try_iter().map(|submission| submission.events);
-        for events in readers.into_values().chain(late) {
-            let _ =
-                events.try_send(Event::Finished { reason: reason(), stats: Default::default() });
-        }
+    }
+    let late = commands.try_iter().filter_map(|command| match command {
+        Command::Submit(submission) => Some(submission.events),
+        Command::Stop => None,
+    });
+    for events in readers.into_values().chain(late) {
+        refuse(&events, reason);
     }
 }
 
-/// Takes on what was submitted, drops what nobody reads, runs a step. Returns `false` when there is
-/// nothing left to do and nobody left to submit.
+/// Takes on what was submitted, drops what nobody reads, runs a step. Returns `false` when the engine
+/// was told to stop, or when there is nothing left to do and nobody left to submit.
 fn turn(
     engine: &mut Engine,
-    submissions: &commands::Receiver<Submission>,
+    commands: &commands::Receiver<Command>,
     readers: &mut Readers,
 ) -> bool {
-    if !engine.has_work() {
-        let Ok(submission) = submissions.recv() else { return false };
-        take_on(engine, submission, readers);
+    let mut next = if engine.has_work() { commands.try_recv().ok() } else { commands.recv().ok() };
+    if next.is_none() && !engine.has_work() {
+        return false;
     }
-    for submission in submissions.try_iter() {
-        take_on(engine, submission, readers);
+    while let Some(command) = next {
+        match command {
+            Command::Submit(submission) => take_on(engine, submission, readers),
+            Command::Stop => return false,
+        }
+        next = commands.try_recv().ok();
     }
     readers.retain(|&id, events| {
         let wanted = !events.is_closed();
@@ -147,12 +168,14 @@ fn take_on(engine: &mut Engine, submission: Submission, readers: &mut Readers) {
             readers.insert(id, submission.events);
         }
         // Validated against the same limits before it was sent.
-        Err(error) => {
-            let reason = FinishReason::Error(error.to_string());
-            let finished = Event::Finished { reason, stats: Default::default() };
-            let _ = submission.events.try_send(finished);
-        }
+        Err(error) => refuse(&submission.events, &error.to_string()),
     }
+}
+
+/// Ends a request with an error; its reader may be gone.
+fn refuse(events: &mpsc::Sender<Event>, reason: &str) {
+    let reason = FinishReason::Error(reason.into());
+    let _ = events.try_send(Event::Finished { reason, stats: Default::default() });
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ fn a_dropped_receiver_cancels() {
     let mut readers = Readers::new();
     let submit = || {
         let (events, receiver) = mpsc::channel(201);
-        sender.send(Submission { request: long(), events }).unwrap();
+        sender.send(Command::Submit(Submission { request: long(), events })).unwrap();
         receiver
     };
     let (kept, dropped) = (submit(), submit());
@@ -92,4 +92,36 @@ fn a_crash_reaches_every_reader() {
         assert!(!handle.is_alive());
         assert_eq!(handle.submit(long()).await.unwrap_err(), SubmitError::Stopped);
     });
+}
+
+#[test]
+fn a_stop_ends_every_sequence_with_an_error() {
+    let (handle, thread) = EngineHandle::start(engine(Fault::None));
+    block_on(async {
+        let mut readers = Vec::new();
+        for _ in 0..50 {
+            readers.push(handle.submit(long()).await.unwrap());
+        }
+        handle.stop();
+        handle.stopped().await;
+        assert!(!handle.is_alive());
+        let mut cut = 0;
+        for mut events in readers {
+            let mut last = None;
+            while let Some(event) = events.recv().await {
+                last = Some(event);
+            }
+            match last {
+                Some(Event::Finished { reason: FinishReason::Error(reason), .. }) => {
+                    assert_eq!(reason, "the server is shutting down");
+                    cut += 1;
+                }
+                Some(Event::Finished { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(cut > 0);
+        assert_eq!(handle.submit(long()).await.unwrap_err(), SubmitError::Stopped);
+    });
+    thread.join().unwrap();
 }

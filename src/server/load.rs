@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::Serving;
-use crate::checkpoint::source::{SourceError, resolve};
+use crate::checkpoint::source::{Source, SourceError, resolve};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::Config;
 use crate::engine::{Engine, EngineError, EngineHandle};
+use crate::metrics::DRAFT_FAILURES;
 use crate::model::{Decoder, ModelError};
 use crate::ops::ThreadPool;
 use crate::text::{ChatTemplate, TemplateError};
@@ -29,6 +30,10 @@ pub enum LoadError {
     Template(#[from] TemplateError),
     #[error("{}: the model has no tokenizer", .0.display())]
     NoTokenizer(PathBuf),
+    #[error(
+        "the draft has {positions} positions, fewer than the {wanted} served; lower max_model_len"
+    )]
+    ShortDraft { positions: usize, wanted: usize },
 }
 
 /// Fetches and loads the model and its draft, and starts the engine. A draft that cannot be used is
@@ -44,10 +49,11 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
     let template = ChatTemplate::of(&checkpoint)?;
     let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
     let draft = config.draft.as_ref().and_then(|source| {
-        let draft = resolve(source, &config.cache_dir).map_err(LoadError::from).and_then(|path| {
-            Ok(Decoder::load_draft(&mut Checkpoint::open(&path)?, &target, &pool)?)
-        });
-        draft.inspect_err(|error| tracing::error!(%error, "serving without the draft")).ok()
+        let failed = |error: &LoadError| {
+            tracing::error!(%error, "serving without the draft");
+            metrics::counter!(DRAFT_FAILURES).increment(1);
+        };
+        load_draft(config, source, &target, &pool).inspect_err(failed).ok()
     });
     let model = target.config();
     tracing::info!(
@@ -63,6 +69,18 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
     let engine = Engine::new(target, draft, pool, config.engine.clone())?;
     let (engine, thread) = EngineHandle::start(engine);
     let name = config.served_model_name.clone().unwrap_or(checkpoint.name);
-    let tokenizer = Arc::new(tokenizer);
-    Ok((Serving { name, engine, tokenizer, template, eos_token_ids }, thread))
+    Ok((Serving::new(name, engine, tokenizer, template, eos_token_ids), thread))
+}
+
+fn load_draft(
+    config: &Config,
+    source: &Source,
+    target: &Decoder,
+    pool: &Arc<ThreadPool>,
+) -> Result<Decoder, LoadError> {
+    let path = resolve(source, &config.cache_dir)?;
+    let draft = Decoder::load_draft(&mut Checkpoint::open(&path)?, target, pool)?;
+    let wanted = config.engine.max_model_len.unwrap_or(target.config().max_position_embeddings);
+    let positions = draft.config().max_position_embeddings;
+    if positions < wanted { Err(LoadError::ShortDraft { positions, wanted }) } else { Ok(draft) }
 }

@@ -5,35 +5,29 @@ mod chat;
 mod completions;
 mod error;
 mod generation;
+mod guard;
+mod listen;
 mod load;
 mod logprobs;
 mod respond;
 mod state;
 
-use std::future::Future;
-use std::time::Duration;
-
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tower_http::catch_panic::CatchPanicLayer;
 
 use body::Body;
 pub use error::ApiError;
+pub use listen::{ConnectionLimits, EngineStopped, run};
 pub use load::{LoadError, load};
 pub use state::{AppState, Serving};
 
 use crate::engine::SequenceStats;
-use crate::metrics::HTTP_REQUESTS;
-
-/// Largest request body.
-const MAX_BODY_BYTES: usize = 8 << 20;
-
-/// How long running requests may go on after a shutdown was asked for.
-const DRAIN: Duration = Duration::from_secs(30);
 
 /// All routes.
 pub fn router(state: AppState) -> Router {
@@ -50,45 +44,11 @@ pub fn router(state: AppState) -> Router {
         .method_not_allowed_fallback(|| async {
             ApiError::status(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .layer(axum::middleware::from_fn(count))
+        .layer(DefaultBodyLimit::disable())
+        .layer(from_fn_with_state(state.clone(), guard::read_body))
+        .layer(CatchPanicLayer::custom(guard::panicked))
+        .layer(from_fn(guard::count))
         .with_state(state)
-}
-
-/// Counts requests by route, never by raw path, which a client could make up without end.
-async fn count(
-    route: Option<MatchedPath>,
-    request: Request,
-    next: axum::middleware::Next,
-) -> Response {
-    let response = next.run(request).await;
-    let endpoint = route.map_or_else(|| "other".to_owned(), |route| route.as_str().to_owned());
-    let code = response.status().as_u16().to_string();
-    metrics::counter!(HTTP_REQUESTS, "endpoint" => endpoint, "code" => code).increment(1);
-    response
-}
-
-/// Serves until `shutdown` resolves, then lets running requests end, for a while.
-///
-/// # Errors
-/// What the listener says.
-pub async fn run(
-    listener: TcpListener,
-    state: AppState,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    let (asked, mut drain) = tokio::sync::watch::channel(false);
-    let server = axum::serve(listener, router(state)).with_graceful_shutdown(async move {
-        shutdown.await;
-        let _ = asked.send(true);
-    });
-    tokio::select! {
-        result = server.into_future() => result,
-        () = async {
-            let _ = drain.wait_for(|asked| *asked).await;
-            tokio::time::sleep(DRAIN).await;
-        } => Ok(()),
-    }
 }
 
 async fn health(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {

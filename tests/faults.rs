@@ -1,0 +1,13 @@
+//! Faults and bad intent, against the real program: real sockets, real signals.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+#[path = "faults/bounds.rs"]
+mod bounds;
+#[path = "faults/draft.rs"]
+mod draft;
+#[path = "faults/engine.rs"]
+mod engine;
+#[path = "faults/shutdown.rs"]
+mod shutdown;
+mod support;

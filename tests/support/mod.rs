@@ -1,0 +1,174 @@
+//! The real program, started for a test.
+
+#![allow(
+    clippy::unwrap_used,
+    unreachable_pub,
+    dead_code,
+    reason = "test support, shared by several test binaries that each use a part of it"
+)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// A running server; killed when dropped.
+pub struct Server {
+    pub process: Child,
+    pub address: String,
+    log: Arc<Mutex<String>>,
+}
+
+/// An answer, taken apart.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl Server {
+    /// Starts the program on a free port with the default model and waits until it is ready.
+    pub fn start(arguments: &[&str]) -> Self {
+        Self::start_with(arguments, &[])
+    }
+
+    /// The same with environment variables.
+    pub fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_pleach"))
+            .args(["--port", "0", "--threads", "2"])
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let mut log = String::new();
+        let address = lines.by_ref().map(Result::unwrap).find_map(|line| {
+            log += &line;
+            log.push('\n');
+            let (_, rest) = line.split_once(" is ready at ")?;
+            let (_, rest) = rest.split_once("://")?;
+            Some(rest.split(". ").next()?.to_owned())
+        });
+        let Some(address) = address else { panic!("the server did not start:\n{log}") };
+        let log = Arc::new(Mutex::new(log));
+        let sink = Arc::clone(&log);
+        // Keeps the pipe open, and empty.
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let mut log = sink.lock().unwrap();
+                *log += &line;
+                log.push('\n');
+            }
+        });
+        Self { process, address, log }
+    }
+
+    /// What the server has said so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream
+    }
+
+    /// Sends a request on a connection of its own, without waiting for the answer.
+    pub fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
+        let mut stream = self.connect();
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\
+             {headers}\r\n{body}"
+        )
+        .unwrap();
+        stream
+    }
+
+    pub fn request(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
+        Answer::read(&mut self.send(method, path, headers, body))
+    }
+
+    pub fn post(&self, path: &str, body: &serde_json::Value) -> Answer {
+        self.request("POST", path, "content-type: application/json\r\n", &body.to_string())
+    }
+
+    pub fn get(&self, path: &str) -> String {
+        let answer = self.request("GET", path, "", "");
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        answer.body
+    }
+
+    /// A metric's value; 0 where it has none yet.
+    pub fn metric(&self, name: &str) -> f64 {
+        let page = self.get("/metrics");
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// Sends a signal, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let command = format!("kill -{name} {}", self.process.id());
+        assert!(Command::new("sh").args(["-c", &command]).status().unwrap().success());
+    }
+
+    /// Waits for the program to end.
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < limit, "still running:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Answer {
+    /// Reads until the server closes the connection.
+    pub fn read(stream: &mut TcpStream) -> Self {
+        let mut text = Vec::new();
+        // A reset after the answer is as good as an end.
+        if let Err(error) = stream.read_to_end(&mut text) {
+            assert!(!text.is_empty(), "no answer: {error}");
+        }
+        let text = String::from_utf8_lossy(&text);
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status = status.unwrap_or_else(|| panic!("no HTTP answer: {text}"));
+        Self { status, head: head.to_owned(), body: body.to_owned() }
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (key, value) = line.split_once(": ")?;
+            key.eq_ignore_ascii_case(name).then_some(value)
+        })
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Waits until something holds.
+pub fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
