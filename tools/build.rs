@@ -107,7 +107,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         model: out.join("pruned"),
         data: answers,
         out: out.join("train"),
-        loss: Some(train::Loss::Kl),
+        loss: Some(train::Loss::KL),
         lora_rank: None,
         lora_alpha: 32.0,
         minutes: Some(minutes),

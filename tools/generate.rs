@@ -2,11 +2,12 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::OpenOptions;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use pleach::checkpoint::write::atomically;
 use pleach::engine::{
     Engine, EngineConfig, Event, FinishReason, MAX_TOP_LOGPROBS, Request, RequestId,
 };
@@ -52,7 +53,8 @@ pub(crate) struct Args {
     /// Answers written at the same time.
     #[arg(long, default_value_t = 32)]
     pub(crate) batch: usize,
-    /// End after so many minutes; unfinished answers are kept as they are.
+    /// End after so many minutes, those before an interruption included; unfinished answers are kept as
+    /// they are.
     #[arg(long)]
     pub(crate) minutes: Option<f64>,
     /// Seed of sampling.
@@ -111,6 +113,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut engine = Engine::new(loaded.target, None, loaded.pool, config)?;
     let mut running: HashMap<RequestId, Running> = HashMap::new();
     let mut again: Vec<Running> = Vec::new();
+    let mut clock = Clock::open(beside(&args.out, ".seconds"))?;
     let started = Instant::now();
     let (mut tokens, mut skipped) = (0, 0);
     let mut progress = match args.minutes {
@@ -118,7 +121,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => Progress::new("answering", total as u64),
     };
     loop {
-        let late = args.minutes.is_some_and(|m| started.elapsed().as_secs_f64() > m * 60.0);
+        let late = args.minutes.is_some_and(|m| clock.seconds() > m * 60.0);
         while !late && running.len() < args.batch {
             let next = again.pop().or_else(|| {
                 let (index, prompt) = waiting.pop_front()?;
@@ -186,9 +189,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             }
         }
         let seconds = started.elapsed().as_secs_f64();
-        let done = args.minutes.map_or(writer.written as u64, |_| seconds as u64);
+        let done = args.minutes.map_or(writer.written as u64, |_| clock.seconds() as u64);
         let speed = tokens as f64 / seconds;
         progress.set(done, format!("{} answers, {tokens} tokens, {speed:.0}/s", writer.written));
+        clock.save_now_and_then()?;
     }
     for answer in running.values().filter(|answer| answer.tokens.len() >= SHORTEST_CUT) {
         let text = loaded.chat.decode(&answer.tokens)?;
@@ -205,7 +209,48 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     manifest.write(
         &note,
         serde_json::json!({"answers": writer.written, "tokens": tokens, "skipped": skipped}),
-    )
+    )?;
+    clock.forget();
+    Ok(())
+}
+
+/// Time spent, kept in a file from one start to the next.
+struct Clock {
+    path: PathBuf,
+    /// Seconds of the starts before.
+    before: f64,
+    started: Instant,
+    saved: Instant,
+}
+
+impl Clock {
+    const EVERY: Duration = Duration::from_secs(5);
+
+    fn open(path: PathBuf) -> Result<Self> {
+        let before = match std::fs::read_to_string(&path) {
+            Ok(text) => text.trim().parse().with_context(|| path.display().to_string())?,
+            Err(error) if error.kind() == ErrorKind::NotFound => 0.0,
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        };
+        Ok(Self { path, before, started: Instant::now(), saved: Instant::now() })
+    }
+
+    fn seconds(&self) -> f64 {
+        self.before + self.started.elapsed().as_secs_f64()
+    }
+
+    fn save_now_and_then(&mut self) -> Result<()> {
+        if self.saved.elapsed() > Self::EVERY {
+            self.saved = Instant::now();
+            let seconds = self.seconds();
+            atomically(&self.path, |writer| writeln!(writer, "{seconds:.1}"))?;
+        }
+        Ok(())
+    }
+
+    fn forget(self) {
+        let _ = std::fs::remove_file(self.path);
+    }
 }
 
 /// The two output files, kept in step.
@@ -276,5 +321,26 @@ impl Writer {
         self.answers.flush()?;
         self.answers.get_ref().sync_all()?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_spent_outlives_the_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("seconds");
+        let mut clock = Clock::open(path.clone()).unwrap();
+        assert!(clock.seconds() < 5.0);
+        (clock.before, clock.saved) = (60.0, Instant::now() - 2 * Clock::EVERY);
+        clock.save_now_and_then().unwrap();
+        let again = Clock::open(path.clone()).unwrap();
+        assert!((60.0..65.0).contains(&again.seconds()));
+        again.forget();
+        assert!(!path.exists());
+        std::fs::write(&path, "soon").unwrap();
+        assert!(Clock::open(path).is_err());
     }
 }

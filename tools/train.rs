@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -9,6 +10,7 @@ use pleach::checkpoint::write::{
     LazyTensor, atomically, folder_files, json_file, safetensors_file,
 };
 use pleach::checkpoint::{Checkpoint, sha256};
+use pleach::ops::training::Divergence;
 use pleach::ops::{DType, available_threads};
 use pleach::train::{
     Adapt, Budget, Dataset, Network, Options, Parameters, Point, Trainer, block_weights,
@@ -22,7 +24,8 @@ use crate::plot;
 ///
 /// With --loss kl (the default where the answers have a .topk file) it learns the unpruned model's
 /// distribution at every token of the answers, forward KL over its likeliest tokens; with --loss ce the
-/// answers' tokens alone. All block weights are trained, or with --lora-rank a low-rank addition to each
+/// answers' tokens alone. reverse-kl and tv (total variation, the chance that a drawn token is rejected)
+/// learn from the distribution too, and mixtures are weighted sums: --loss kl=0.5,tv=0.5. All block weights are trained, or with --lora-rank a low-rank addition to each
 /// matrix. Embedding and head stay as they are; the head is trimmed to the tokens that occur.
 ///
 /// Writes DIR/model, a Hugging Face folder, DIR/losses.csv and DIR/loss.svg. A run that is started again
@@ -38,8 +41,8 @@ pub(crate) struct Args {
     /// Folder to write.
     #[arg(long, env = "PLEACH_OUT", value_name = "DIR")]
     pub(crate) out: PathBuf,
-    /// What to learn.
-    #[arg(long, value_enum)]
+    /// What to learn: kl, reverse-kl, tv, a mixture like kl=0.5,tv=0.5, or ce.
+    #[arg(long, value_name = "LOSS")]
     pub(crate) loss: Option<Loss>,
     /// Train low-rank additions of this rank instead of all weights (LoRA).
     #[arg(long, value_name = "R")]
@@ -90,12 +93,64 @@ pub(crate) struct Args {
 }
 
 /// What is learnt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Loss {
-    /// The target's distribution (forward KL).
-    Kl,
+    /// The target's distribution.
+    Distribution(Divergence),
     /// The answers' tokens (cross-entropy).
     Ce,
+}
+
+impl Loss {
+    pub(crate) const KL: Self = Self::Distribution(Divergence::FORWARD_KL);
+}
+
+impl FromStr for Loss {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "ce" {
+            return Ok(Self::Ce);
+        }
+        let mut all = Divergence { forward_kl: 0.0, reverse_kl: 0.0, total_variation: 0.0 };
+        for part in text.split(',') {
+            let (name, weight) = part.split_once('=').unwrap_or((part, "1"));
+            let place = match name.trim() {
+                "kl" => &mut all.forward_kl,
+                "reverse-kl" => &mut all.reverse_kl,
+                "tv" => &mut all.total_variation,
+                other => {
+                    return Err(format!("`{other}` is none of kl, reverse-kl, tv and, alone, ce"));
+                }
+            };
+            *place =
+                weight.trim().parse().ok().filter(|w: &f32| w.is_finite() && *w > 0.0).ok_or(
+                    format!("`{part}`: a weight is a number above 0, as in kl=0.5,tv=0.5"),
+                )?;
+        }
+        Ok(Self::Distribution(all))
+    }
+}
+
+impl std::fmt::Display for Loss {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self::Distribution(d) = self else { return f.write_str("ce") };
+        let all = [("kl", d.forward_kl), ("reverse-kl", d.reverse_kl), ("tv", d.total_variation)];
+        let parts: Vec<_> = all.iter().filter(|(_, weight)| *weight > 0.0).collect();
+        match parts[..] {
+            [(name, 1.0)] => f.write_str(name),
+            _ => {
+                let parts: Vec<_> = parts.iter().map(|(name, w)| format!("{name}={w}")).collect();
+                f.write_str(&parts.join(","))
+            }
+        }
+    }
+}
+
+impl Serialize for Loss {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// Formats that training can round to.
@@ -126,12 +181,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
 
     let top_path = beside(&args.data, ".topk");
-    let loss = args.loss.unwrap_or(if top_path.exists() { Loss::Kl } else { Loss::Ce });
-    let top = (loss == Loss::Kl).then_some(top_path.as_path());
+    let loss = args.loss.unwrap_or(if top_path.exists() { Loss::KL } else { Loss::Ce });
+    // The answers' tokens are a distribution too: all on one token.
+    let (top, divergence) = match loss {
+        Loss::Distribution(divergence) => (Some(top_path.as_path()), divergence),
+        Loss::Ce => (None, Divergence::FORWARD_KL),
+    };
     if let Some(top) = top {
         ensure!(
             top.exists(),
-            "--loss kl needs {}, made by `generate --top-logprobs`",
+            "--loss {loss} needs {}, made by `generate --top-logprobs`",
             top.display()
         );
     }
@@ -161,6 +220,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             (None, Some(steps)) => Budget::Steps(steps),
             (None, None) => bail!("say how long to train: --minutes or --steps"),
         },
+        divergence,
         learning_rate: args.learning_rate.unwrap_or(match adapt {
             Adapt::Full => 2e-3,
             Adapt::Lora { .. } => 5e-4,
@@ -376,4 +436,20 @@ fn save_model(
         &serde_json::json!({"draft_vocab": vocab, "sha256": sha256}),
     )?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_are_named_and_mixed() {
+        for text in ["ce", "kl", "reverse-kl", "tv", "kl=0.5,tv=0.25"] {
+            let loss: Loss = text.parse().unwrap();
+            assert_eq!(loss.to_string(), text);
+        }
+        for wrong in ["", "kl=0", "kl=x", "js", "kl,ce", "tv=NaN"] {
+            assert!(wrong.parse::<Loss>().is_err(), "{wrong}");
+        }
+    }
 }

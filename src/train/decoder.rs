@@ -8,6 +8,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::ops::{Attention, DistillLoss, Linear, RmsNorm, SiluMul, Tally, Targets};
 use crate::model::{ModelConfig, rope_table};
+use crate::ops::training::Divergence;
 use crate::ops::{RopeTable, ThreadPool};
 
 /// Several sequences side by side, and what is to be learnt from them.
@@ -56,11 +57,13 @@ impl Network {
         &self,
         weights: &Weights,
         batch: &Batch,
+        divergence: Divergence,
         training: bool,
     ) -> Result<(Tensor, Tally)> {
         let hidden = self.hidden_states(weights, batch)?;
         let tally = Arc::new(Mutex::new(Tally::default()));
         let loss = hidden.apply_op1(DistillLoss {
+            divergence,
             targets: Arc::new(batch.targets.clone()),
             head: self.head.clone(),
             tally: Arc::clone(&tally),
@@ -71,12 +74,12 @@ impl Network {
         Ok((loss, tally))
     }
 
-    /// Sum of the losses of a batch, as a scalar to differentiate.
+    /// Sum of the forward KL of a batch, as a scalar to differentiate.
     ///
     /// # Errors
     /// What candle says, for instance about a missing weight.
     pub fn loss_sum(&self, weights: &Weights, batch: &Batch) -> Result<Tensor> {
-        Ok(self.loss(weights, batch, true)?.0)
+        Ok(self.loss(weights, batch, Divergence::FORWARD_KL, true)?.0)
     }
 
     /// Logits of all rows, `[rows, head_rows]`.

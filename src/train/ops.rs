@@ -9,7 +9,7 @@ use candle_core::{
 
 use super::gemm::product;
 use crate::ops::training::{
-    causal_softmax, distill_row, rms_norm_backward, silu_mul_backward, softmax_backward,
+    Divergence, causal_softmax, distill_row, rms_norm_backward, silu_mul_backward, softmax_backward,
 };
 use crate::ops::{MatRef, RopeTable, ThreadPool, rms_norm, silu_mul};
 
@@ -326,11 +326,12 @@ pub(super) struct Tally {
     pub(super) agree: u64,
 }
 
-/// Sum over rows of the cross-entropy between target weights and `softmax(hidden head^T)`.
+/// Sum over rows of the divergence of `softmax(hidden head^T)` from the target's probabilities.
 ///
 /// The logits of a chunk of rows live only inside the forward pass, which computes the gradient along
 /// with the loss; the head is frozen.
 pub(super) struct DistillLoss {
+    pub(super) divergence: Divergence,
     pub(super) targets: Arc<Targets>,
     /// `[columns, hidden]`
     pub(super) head: Tensor,
@@ -370,7 +371,7 @@ impl CustomOp1 for DistillLoss {
                 product(input, head.t(), &mut logits, false)?;
                 for (i, logits) in logits.chunks_exact_mut(columns).enumerate() {
                     let wanted = targets.of(first + i);
-                    let (loss, best) = distill_row(logits, wanted, 1.0);
+                    let (loss, best) = distill_row(logits, wanted, self.divergence);
                     let top = wanted.iter().max_by(|a, b| a.1.total_cmp(&b.1));
                     tally.loss += f64::from(loss);
                     tally.agree += u64::from(top.is_some_and(|top| top.0 == best));

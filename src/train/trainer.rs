@@ -14,7 +14,7 @@ use super::params::Gradients;
 use super::{Dataset, Network, Parameters, TrainError};
 use crate::checkpoint::write;
 use crate::ops::available_threads;
-use crate::ops::training::AdamW;
+use crate::ops::training::{AdamW, Divergence};
 
 /// How long to train.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,6 +30,8 @@ pub enum Budget {
 pub struct Options {
     /// When to end.
     pub budget: Budget,
+    /// What is made small.
+    pub divergence: Divergence,
     /// Highest step size.
     pub learning_rate: f32,
     /// Share of the budget in which the step size rises from 0; it falls as a cosine afterwards.
@@ -54,6 +56,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             budget: Budget::Steps(1000),
+            divergence: Divergence::FORWARD_KL,
             learning_rate: 2e-3,
             warmup: 0.03,
             weight_decay: 0.01,
@@ -259,7 +262,8 @@ impl Trainer {
             let (mut sum, mut gradients) = (Tally::default(), Gradients::new());
             for pack in packs.iter().skip(first).step_by(threads) {
                 let batch = self.data.batch(pack, &self.head_row);
-                let (loss, tally) = self.network.loss(leaves, &batch, true)?;
+                let (loss, tally) =
+                    self.network.loss(leaves, &batch, self.options.divergence, true)?;
                 sum.add(&tally);
                 collect(&loss.backward()?, leaves, &mut gradients)?;
             }
@@ -297,7 +301,8 @@ impl Trainer {
             let mut sum = Tally::default();
             for pack in packs.iter().skip(first).step_by(threads) {
                 let batch = self.data.batch(pack, &self.head_row);
-                sum.add(&self.network.loss(&leaves, &batch, false)?.1);
+                let divergence = self.options.divergence;
+                sum.add(&self.network.loss(&leaves, &batch, divergence, false)?.1);
             }
             Ok(sum)
         })?;
