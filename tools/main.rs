@@ -6,6 +6,7 @@ mod common;
 mod evaluate;
 mod generate;
 mod importance;
+mod merge;
 mod pack;
 mod plot;
 mod prune;
@@ -40,6 +41,7 @@ enum Step {
     Prune(prune::Args),
     Generate(generate::Args),
     Train(train::Args),
+    Merge(merge::Args),
     Pack(pack::Args),
     Evaluate(evaluate::Args),
     Bench(bench::Args),
@@ -75,6 +77,7 @@ fn main() -> anyhow::Result<()> {
         Step::Prune(args) => prune::run(&args),
         Step::Generate(args) => generate::run(&args),
         Step::Train(args) => train::run(&args),
+        Step::Merge(args) => merge::run(&args),
         Step::Pack(args) => pack::run(&args),
         Step::Evaluate(args) => evaluate::run(&args).map(drop),
         Step::Bench(args) => bench::run(&args),

@@ -6,10 +6,8 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use pleach::checkpoint::write::{
-    LazyTensor, atomically, folder_files, json_file, safetensors_file,
-};
-use pleach::checkpoint::{Checkpoint, sha256};
+use pleach::checkpoint::Checkpoint;
+use pleach::checkpoint::write::{LazyTensor, atomically};
 use pleach::ops::training::Divergence;
 use pleach::ops::{DType, available_threads};
 use pleach::train::{
@@ -17,7 +15,7 @@ use pleach::train::{
 };
 use serde::Serialize;
 
-use crate::common::{Manifest, Progress, beside};
+use crate::common::{Manifest, Progress, beside, save_folder};
 use crate::plot;
 
 /// Trains a pruned model on the answers of the unpruned one (self-data distillation).
@@ -28,7 +26,8 @@ use crate::plot;
 /// learn from the distribution too, and mixtures are weighted sums: --loss kl=0.5,tv=0.5. All block weights are trained, or with --lora-rank a low-rank addition to each
 /// matrix. Embedding and head stay as they are; the head is trimmed to the tokens that occur.
 ///
-/// Writes DIR/model, a Hugging Face folder, DIR/losses.csv and DIR/loss.svg. A run that is started again
+/// Writes DIR/model, a Hugging Face folder, DIR/losses.csv and DIR/loss.svg, and with --lora-rank
+/// DIR/adapter, the additions alone in PEFT's format. A run that is started again
 /// goes on at its last checkpoint.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Args {
@@ -250,7 +249,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     fit(&mut trainer, &mut history, &state)?;
 
     let folder = args.out.join("model");
-    save_model(&folder, &checkpoint, &trainer, &vocab)?;
+    save_model(&folder, &mut checkpoint, &trainer, &vocab)?;
+    if let Some(adapter) = trainer.parameters().adapter() {
+        adapter.write(&args.out.join("adapter"), &args.model.display().to_string())?;
+    }
     let last = history.points.last().map(serde_json::to_value).transpose()?;
     manifest.write(
         &note,
@@ -403,19 +405,17 @@ impl History {
     }
 }
 
-/// Writes the trained model as a Hugging Face folder; `pleach.json` names the tokens of its head.
+/// Writes the trained model as a Hugging Face folder.
 fn save_model(
     folder: &Path,
-    checkpoint: &Checkpoint,
+    checkpoint: &mut Checkpoint,
     trainer: &Trainer,
     vocab: &[u32],
 ) -> Result<()> {
-    folder_files(folder, &checkpoint.config, DType::F32, checkpoint)?;
-    let path = checkpoint.path().to_owned();
     let mut weights = trainer.parameters().weights()?;
     for name in ["model.embed_tokens.weight", "lm_head.weight"] {
         if checkpoint.has(name) {
-            let tensor = Checkpoint::open(&path)?.tensor(name)?;
+            let tensor = checkpoint.tensor(name)?;
             weights.push((name.into(), tensor.shape.clone(), tensor.to_f32()));
         }
     }
@@ -428,14 +428,7 @@ fn save_model(
             values: Box::new(move || Ok(values.clone())),
         })
         .collect();
-    let file = folder.join("model.safetensors");
-    safetensors_file(&file, &tensors)?;
-    let sha256 = sha256(&[&file]).with_context(|| file.display().to_string())?;
-    json_file(
-        &folder.join("pleach.json"),
-        &serde_json::json!({"draft_vocab": vocab, "sha256": sha256}),
-    )?;
-    Ok(())
+    save_folder(folder, checkpoint, &tensors, Some(vocab))
 }
 
 #[cfg(test)]

@@ -4,16 +4,20 @@
 //! own kernels inside, over packed sequences; [`Dataset`] packs answers and the target's distribution
 //! into it; [`Parameters`] holds what is trained; [`Trainer`] runs the steps on several threads.
 
+mod adapter;
 mod data;
 mod decoder;
 mod gemm;
 mod ops;
 mod params;
+mod slerp;
 mod trainer;
 
+pub use adapter::Adapter;
 pub use data::{Dataset, Example, TopK, TopKWriter};
 pub use decoder::{Batch, Network, Weights};
 pub use params::{Adapt, Parameters, Weight, block_weights};
+pub use slerp::slerp;
 pub use trainer::{Budget, Options, Point, Trainer};
 
 use std::path::PathBuf;

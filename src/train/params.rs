@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Result as CandleResult, Tensor, Var};
 use rayon::prelude::*;
 
+use super::adapter::Adapter;
 use super::decoder::Weights;
 use super::gemm::product;
 use crate::checkpoint::{Checkpoint, CheckpointError};
@@ -130,6 +131,21 @@ impl Parameters {
             Ok((name.clone(), base.dims().to_vec(), values))
         });
         weights.collect()
+    }
+
+    /// The low-rank additions as they are now, `None` where all weights are trained.
+    #[must_use]
+    pub fn adapter(&self) -> Option<Adapter> {
+        let Adapt::Lora { rank, alpha } = self.adapt else { return None };
+        let mut adapter = Adapter::new(rank, alpha);
+        for (name, base) in &self.base {
+            if let &[out, inner] = base.dims() {
+                let [a, b] = ["lora_a", "lora_b"]
+                    .map(|factor| self.find(&format!("{name}.{factor}")).value.clone());
+                adapter.insert(name, [out, inner], a, b);
+            }
+        }
+        Some(adapter)
     }
 
     /// The weights as leaves of a graph; only those that move collect gradients.
