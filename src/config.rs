@@ -64,6 +64,31 @@ pub struct Args {
     /// Seconds that running requests may go on after SIGTERM or SIGINT; a second signal ends them at once.
     #[arg(long, env = "PLEACH_DRAIN_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
     pub drain_timeout: u64,
+    /// A key that requests must carry as `Authorization: Bearer KEY` or `x-api-key`. Flags are seen by
+    /// everyone on the machine: prefer the environment.
+    #[arg(long, env = "PLEACH_API_KEY", value_name = "KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+    /// A TOML file of keys: `[[key]]` tables with `name`, `key` and, where wanted,
+    /// `max_concurrent_requests` and `tokens_per_minute`.
+    #[arg(long, env = "PLEACH_API_KEYS", value_name = "FILE")]
+    pub api_keys: Option<PathBuf>,
+    /// An origin whose pages may ask from a browser, such as https://example.org, or `*` for all. May be
+    /// given several times.
+    #[arg(long, env = "PLEACH_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    pub cors_origin: Vec<String>,
+    /// Certificate chain for HTTPS, PEM; needs --tls-key.
+    #[arg(long, env = "PLEACH_TLS_CERTIFICATE", value_name = "FILE")]
+    pub tls_certificate: Option<PathBuf>,
+    /// Private key of the certificate, PEM.
+    #[arg(long, env = "PLEACH_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// A TOML file of settings: the names of these flags, without dashes in front. Flags come first, then
+    /// the environment, then the file.
+    #[arg(long, env = "PLEACH_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the settings and where each comes from, as such a file, and exit.
+    #[arg(long)]
+    pub print_config: bool,
     /// Blocks of 16 positions in the K/V cache. Default: sized for the running sequences.
     #[arg(long, env = "PLEACH_KV_BLOCKS")]
     pub kv_blocks: Option<usize>,
@@ -76,6 +101,9 @@ pub struct Args {
     /// Form of the log.
     #[arg(long, env = "PLEACH_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+    /// Log what clients ask, prompts and all. Never done otherwise.
+    #[arg(long, env = "PLEACH_LOG_PROMPTS")]
+    pub log_prompts: bool,
     /// What is logged: error, warn, info, debug, trace, or a filter such as `pleach=debug`.
     #[arg(long, env = "PLEACH_LOG_LEVEL", default_value = "info")]
     pub log_level: String,
@@ -107,10 +135,29 @@ pub struct Config {
     pub max_queue: usize,
     /// Bounds on connections.
     pub connections: ConnectionLimits,
+    /// Who is let in.
+    pub access: Access,
     /// Where fetched models are kept.
     pub cache_dir: PathBuf,
     /// The model's name in the API.
     pub served_model_name: Option<String>,
+}
+
+/// Who is let in, and how.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// A key without limits.
+    pub api_key: Option<String>,
+    /// A file of keys.
+    pub api_keys: Option<PathBuf>,
+    /// Certificate chain, PEM.
+    pub tls_certificate: Option<PathBuf>,
+    /// Its private key, PEM.
+    pub tls_key: Option<PathBuf>,
+    /// Origins whose pages may ask; `*` for all.
+    pub cors_origins: Vec<String>,
+    /// Whether request bodies are logged.
+    pub log_prompts: bool,
 }
 
 impl From<Args> for Config {
@@ -137,6 +184,14 @@ impl From<Args> for Config {
                 ..defaults
             },
             max_queue: args.max_queue,
+            access: Access {
+                api_key: args.api_key,
+                api_keys: args.api_keys,
+                tls_certificate: args.tls_certificate,
+                tls_key: args.tls_key,
+                cors_origins: args.cors_origin,
+                log_prompts: args.log_prompts,
+            },
             connections: ConnectionLimits {
                 connections: args.max_connections.max(1),
                 patience: Duration::from_secs(args.client_timeout.max(1)),

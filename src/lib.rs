@@ -9,6 +9,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod config_file;
 pub mod engine;
 pub mod kv_cache;
 pub mod metrics;

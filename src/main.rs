@@ -4,8 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Parser;
-use pleach::config::{Args, Config, LogFormat};
+use pleach::config::{Config, LogFormat};
+use pleach::config_file::{self, ConfigError};
 use pleach::server::{AppState, load, run};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,7 +27,15 @@ fn main() -> ExitCode {
 }
 
 fn start() -> anyhow::Result<()> {
-    let args = Args::parse();
+    let (args, shown) = match config_file::parse(std::env::args_os().collect()) {
+        // Help and version count as errors there; this prints them and ends in their own ways.
+        Err(ConfigError::Arguments(error)) => error.exit(),
+        parsed => parsed?,
+    };
+    if args.print_config {
+        print!("{shown}");
+        return Ok(());
+    }
     let filter = EnvFilter::try_new(&args.log_level)
         .with_context(|| format!("--log-level {} is no filter", args.log_level))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -54,8 +62,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", config.address))?;
     let address = listener.local_addr()?;
     let metrics = pleach::metrics::install()?;
-    let state = AppState::new(config.max_queue + config.engine.max_num_seqs, metrics)
-        .with_limits(config.connections.clone());
+    let state =
+        AppState::new(config.max_queue + config.engine.max_num_seqs, metrics).configure(&config)?;
     // The listener answers /health with 503 while the model loads.
     let mut server = std::pin::pin!(run(listener, state.clone(), shutdown()?));
     let loading = tokio::task::spawn_blocking(move || load(&config).map(|it| (config, it.0)));
@@ -75,8 +83,9 @@ fn announce(config: &Config, name: &str, address: &std::net::SocketAddr) {
     if config.draft.is_none() && config.engine.num_speculative_tokens > 0 {
         eprintln!("no draft: serving without speculation. Build one with `pleach-tools build`.");
     }
+    let scheme = if config.access.tls_certificate.is_some() { "https" } else { "http" };
     eprintln!(
-        "{name} is ready at http://{address}. Try:\n\n  curl http://{address}/v1/chat/completions \
+        "{name} is ready at {scheme}://{address}. Try:\n\n  curl {scheme}://{address}/v1/chat/completions \
          -H 'content-type: application/json' \\\n    -d '{{\"messages\": [{{\"role\": \"user\", \
          \"content\": \"Why is the sky blue?\"}}], \"max_tokens\": 100}}'\n"
     );

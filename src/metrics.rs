@@ -5,6 +5,8 @@ use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandl
 
 /// HTTP requests answered; labels `endpoint` (the route) and `code`.
 pub const HTTP_REQUESTS: &str = "pleach_http_requests_total";
+/// Prompt and generated tokens by API key; label `key`: its name.
+pub const KEY_TOKENS: &str = "pleach_key_tokens_total";
 /// Generated tokens sent.
 pub const GENERATED_TOKENS: &str = "pleach_generated_tokens_total";
 /// Prompt tokens of the requests taken on.
@@ -67,6 +69,7 @@ fn describe() {
     for (name, help) in [
         (GENERATED_TOKENS, "Generated tokens sent: accepted, recovered and bonus tokens."),
         (HTTP_REQUESTS, "HTTP requests answered, by route and status."),
+        (KEY_TOKENS, "Prompt and generated tokens by the name of the API key."),
         (PROMPT_TOKENS, "Prompt tokens of the requests taken on."),
         (DRAFTS, "Rounds with at least one draft token."),
         (DRAFT_TOKENS, "Draft tokens verified by the target."),

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "faults/access.rs"]
+mod access;
 #[path = "faults/bounds.rs"]
 mod bounds;
 #[path = "faults/draft.rs"]

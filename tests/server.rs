@@ -235,3 +235,31 @@ async fn health_models_and_metrics() {
         send("POST", "/v1/completions", &json!({"prompt": "x", "n": 65}).to_string()).await;
     assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_become_tokens_and_back() {
+    let text = "The capital of France is  Paris, Größe 42.";
+    let tokens = post("/tokenize", json!({"prompt": text, "return_token_strs": true})).await;
+    let ids = tokens["tokens"].as_array().unwrap();
+    assert_eq!(tokens["count"], ids.len());
+    assert_eq!((&tokens["max_model_len"], &tokens["token_strs"][0]), (&json!(512), &json!("The")));
+    assert_eq!(post("/detokenize", json!({"tokens": ids})).await["prompt"], text);
+    // A conversation has the tokens that a chat's prompt has.
+    let messages = json!([{"role": "user", "content": "Why is the sky blue?"}]);
+    let conversation = post("/tokenize", json!({"messages": messages})).await;
+    let answer = post("/v1/chat/completions", chat("Why is the sky blue?")).await;
+    assert_eq!(conversation["count"], answer["usage"]["prompt_tokens"]);
+    for (path, body, param) in [
+        ("/tokenize", json!({}), "prompt"),
+        ("/tokenize", json!({"prompt": "x", "messages": []}), "prompt"),
+        ("/tokenize", json!({"prompt": "x", "colour": 1}), "colour"),
+        ("/detokenize", json!({"tokens": [-1]}), "tokens"),
+        ("/detokenize", json!({"tokens": [1_000_000]}), "tokens"),
+        ("/detokenize", json!({}), "tokens"),
+    ] {
+        let (status, text) = send("POST", path, &body.to_string()).await;
+        let error: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((status, &error["error"]["param"]), (StatusCode::BAD_REQUEST, &json!(param)));
+    }
+    assert_eq!(send("GET", "/ready", "").await.0, StatusCode::OK);
+}

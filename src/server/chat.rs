@@ -46,7 +46,7 @@ pub(super) async fn chat_completions(
 }
 
 /// A message with plain text content, as templates expect it.
-fn message(mut message: Value) -> Result<Value, ApiError> {
+pub(super) fn message(mut message: Value) -> Result<Value, ApiError> {
     let invalid = |text: &str| ApiError::invalid("messages", text);
     let fields =
         message.as_object_mut().ok_or_else(|| invalid("each message must be an object"))?;

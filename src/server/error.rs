@@ -14,6 +14,8 @@ pub struct ApiError {
     message: String,
     param: Option<String>,
     code: Option<&'static str>,
+    /// Seconds after which to try again.
+    retry_after: u64,
 }
 
 impl ApiError {
@@ -21,13 +23,13 @@ impl ApiError {
     #[must_use]
     pub fn invalid(param: &str, message: impl Into<String>) -> Self {
         let param = Some(param.to_owned());
-        Self { status: StatusCode::BAD_REQUEST, message: message.into(), param, code: None }
+        Self { param, ..Self::status(StatusCode::BAD_REQUEST, message) }
     }
 
     /// Any other status.
     #[must_use]
     pub fn status(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code: None }
+        Self { status, message: message.into(), param: None, code: None, retry_after: 1 }
     }
 
     /// What `param` names does not exist.
@@ -45,11 +47,21 @@ impl ApiError {
     /// No room for another request.
     #[must_use]
     pub fn busy() -> Self {
-        let message = "the server's queue is full; try again shortly";
-        Self {
-            code: Some("rate_limit_exceeded"),
-            ..Self::status(StatusCode::TOO_MANY_REQUESTS, message)
-        }
+        Self::rate_limited("the server's queue is full; try again shortly", 1)
+    }
+
+    /// Too much at a time, or in a time; there may be room after `retry_after` seconds.
+    #[must_use]
+    pub fn rate_limited(message: &str, retry_after: u64) -> Self {
+        let status = Self::status(StatusCode::TOO_MANY_REQUESTS, message);
+        Self { code: Some("rate_limit_exceeded"), retry_after, ..status }
+    }
+
+    /// No key, or an unknown one.
+    #[must_use]
+    pub fn unauthorised() -> Self {
+        let message = "a valid API key is needed: `Authorization: Bearer KEY`";
+        Self { code: Some("invalid_api_key"), ..Self::status(StatusCode::UNAUTHORIZED, message) }
     }
 
     /// The model is not (or no longer) there.
@@ -92,7 +104,11 @@ impl IntoResponse for ApiError {
         let mut response = (self.status, Json(self.body())).into_response();
         let again = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
         if again.contains(&self.status) {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            response.headers_mut().insert(header::RETRY_AFTER, self.retry_after.into());
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
         response
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::keys::Metered;
 use super::state::Serving;
 use super::{ApiError, Body};
 use crate::engine::{Event, FinishReason, Request, SequenceStats, TokenOut};
@@ -140,7 +141,8 @@ impl Generation {
         let permit = Arc::new(permit);
         for (choice, request) in requests.into_iter().enumerate() {
             let ends = Ends::of(&request, serving);
-            let events = serving.engine.submit(request).await?;
+            let length = request.prompt.len();
+            let events = Metered::new(length, serving.engine.submit(request).await?);
             let (sender, permit) = (sender.clone(), Arc::clone(&permit));
             let text = Detokenizer::new(Arc::clone(&serving.tokenizer));
             let stop = StopStrings::new(self.stop.clone());
@@ -169,7 +171,7 @@ impl Ends {
 /// Turns one sequence's events into pieces, until it ends, stops or nobody listens.
 async fn read(
     choice: usize,
-    mut events: mpsc::Receiver<Event>,
+    mut events: Metered,
     pieces: mpsc::Sender<Piece>,
     mut detokenizer: Detokenizer,
     mut stop: StopStrings,

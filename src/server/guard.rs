@@ -1,14 +1,16 @@
 //! What every request passes on its way to its handler.
 
 use std::any::Any;
+use std::time::Instant;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::timeout;
+use tracing::Instrument;
 
 use super::{ApiError, AppState};
 use crate::metrics::HTTP_REQUESTS;
@@ -16,13 +18,56 @@ use crate::metrics::HTTP_REQUESTS;
 /// Largest request body.
 const MAX_BODY_BYTES: usize = 8 << 20;
 
-/// Counts requests by route, never by raw path, which a client could make up without end.
-pub(super) async fn count(route: Option<MatchedPath>, request: Request, next: Next) -> Response {
-    let response = next.run(request).await;
+/// Counts and logs requests: by route, never by raw path, which a client could make up without end.
+/// A caller's trace goes on under a span of our own, and the answer says so.
+pub(super) async fn observe(route: Option<MatchedPath>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
     let endpoint = route.map_or_else(|| "other".to_owned(), |route| route.as_str().to_owned());
-    let code = response.status().as_u16().to_string();
+    let trace = text(&request, "traceparent").and_then(child_of);
+    let (method, id) =
+        (request.method().clone(), text(&request, "x-request-id").map(str::to_owned));
+    let span =
+        tracing::info_span!("request", %method, endpoint, id, traceparent = trace.as_deref());
+    let mut response = next.run(request).instrument(span.clone()).await;
+    let status = response.status().as_u16();
+    let seconds = started.elapsed().as_secs_f64();
+    // Probes and scrapes would fill the log.
+    if method == Method::POST {
+        span.in_scope(|| tracing::info!(status, seconds, "answered"));
+    } else {
+        span.in_scope(|| tracing::debug!(status, seconds, "answered"));
+    }
+    let code = status.to_string();
     metrics::counter!(HTTP_REQUESTS, "endpoint" => endpoint, "code" => code).increment(1);
+    if let Some(value) = trace.and_then(|trace| HeaderValue::from_str(&trace).ok()) {
+        response.headers_mut().insert("traceparent", value);
+    }
     response
+}
+
+fn text<'a>(request: &'a Request, header: &str) -> Option<&'a str> {
+    request.headers().get(header)?.to_str().ok()
+}
+
+/// A span of our own in a caller's trace (W3C Trace Context, version 00).
+fn child_of(traceparent: &str) -> Option<String> {
+    let parts: Vec<&str> = traceparent.split('-').collect();
+    let hex = |part: &str, length: usize| {
+        part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    match parts[..] {
+        ["00", trace, parent, flags]
+            if hex(trace, 32)
+                && hex(parent, 16)
+                && hex(flags, 2)
+                && trace.bytes().any(|b| b != b'0')
+                && parent.bytes().any(|b| b != b'0') =>
+        {
+            let span = fastrand::u64(1..);
+            Some(format!("00-{trace}-{span:016x}-{flags}"))
+        }
+        _ => None,
+    }
 }
 
 /// A bug met by one request is that request's alone.
@@ -54,10 +99,35 @@ pub(super) async fn read_body(
             return ApiError::status(StatusCode::REQUEST_TIMEOUT, message).into_response();
         }
     };
+    if state.logs_prompts() && !bytes.is_empty() {
+        tracing::info!(body = %String::from_utf8_lossy(&bytes), "asked");
+    }
     next.run(Request::from_parts(parts, Body::from(bytes))).await
 }
 
 fn too_large() -> ApiError {
     let message = format!("a body may have at most {MAX_BODY_BYTES} bytes");
     ApiError::status(StatusCode::PAYLOAD_TOO_LARGE, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::child_of;
+
+    #[test]
+    fn a_trace_goes_on_under_a_new_span() {
+        let given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let own = child_of(given).unwrap();
+        assert!(own.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-") && own.ends_with("-01"));
+        assert_eq!((own.len(), own == given), (given.len(), false));
+        for wrong in [
+            "",
+            "00",
+            "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+        ] {
+            assert_eq!(child_of(wrong), None);
+        }
+    }
 }

@@ -78,6 +78,7 @@ pub async fn run(
         } => Err(EngineStopped),
     };
     drop(listener);
+    state.drain();
     let drain = if result.is_ok() { limits.drain } else { Duration::ZERO };
     let mut ended = std::pin::pin!(connections.shutdown());
     if timeout(drain, &mut ended).await.is_err() {

@@ -6,11 +6,14 @@ mod completions;
 mod error;
 mod generation;
 mod guard;
+mod keys;
 mod listen;
 mod load;
 mod logprobs;
 mod respond;
 mod state;
+mod tls;
+mod tokenize;
 
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
@@ -19,36 +22,59 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 
 use body::Body;
 pub use error::ApiError;
+pub use keys::KeysError;
 pub use listen::{ConnectionLimits, EngineStopped, run};
 pub use load::{LoadError, load};
-pub use state::{AppState, Serving};
+pub use state::{AppState, Serving, SetupError};
+pub use tls::TlsError;
 
 use crate::engine::SequenceStats;
 
 /// All routes.
 pub fn router(state: AppState) -> Router {
-    Router::new()
-        .route("/", get(|| async { "pleach: see /v1/models, /health, /metrics\n" }))
-        .route("/health", get(health))
-        .route("/metrics", get(metrics_page))
-        .route("/version", get(|| async { Json(json!({"version": env!("CARGO_PKG_VERSION")})) }))
+    // Those that cost something: they need a key, where there are keys.
+    let api = Router::new()
         .route("/v1/models", get(models))
         .route("/v1/models/{name}", get(model))
         .route("/v1/chat/completions", post(chat::chat_completions))
         .route("/v1/completions", post(completions::completions))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route_layer(from_fn_with_state(state.clone(), guard::read_body))
+        .route_layer(from_fn_with_state(state.clone(), keys::authorise));
+    Router::new()
+        .route("/", get(|| async { "pleach: see /v1/models, /health, /metrics\n" }))
+        .route("/health", get(health))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics_page))
+        .route("/version", get(|| async { Json(json!({"version": env!("CARGO_PKG_VERSION")})) }))
+        .merge(api)
         .fallback(|| async { ApiError::status(StatusCode::NOT_FOUND, "there is no such path") })
         .method_not_allowed_fallback(|| async {
             ApiError::status(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
         .layer(DefaultBodyLimit::disable())
-        .layer(from_fn_with_state(state.clone(), guard::read_body))
         .layer(CatchPanicLayer::custom(guard::panicked))
-        .layer(from_fn(guard::count))
+        .layer(from_fn(guard::observe))
+        .layer(PropagateRequestIdLayer::x_request_id())
+        .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
+        .layer(option_layer(state.cors().cloned()))
         .with_state(state)
+}
+
+/// Whether new requests are wanted here: like [`health`], but red as soon as a shutdown is asked for.
+async fn ready(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+    state.serving()?;
+    if state.is_draining() {
+        return Err(ApiError::unavailable("the server is shutting down"));
+    }
+    Ok(Json(json!({"status": "ready"})))
 }
 
 async fn health(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {

@@ -1,14 +1,19 @@
 //! What the handlers share: the model once it is loaded, and the room for requests.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::http::{HeaderName, HeaderValue, Method};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokenizers::Tokenizer;
 use tokio::sync::{Semaphore, SetOnce};
 use tokio_rustls::TlsAcceptor;
+use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
-use super::{ApiError, ConnectionLimits};
+use super::keys::Keys;
+use super::{ApiError, ConnectionLimits, KeysError, TlsError, tls};
+use crate::config::{Access, Config};
 use crate::engine::EngineHandle;
 use crate::text::ChatTemplate;
 
@@ -69,8 +74,32 @@ pub struct AppState {
     pub(super) permits: Arc<Semaphore>,
     pub(super) metrics: PrometheusHandle,
     pub(super) started: u64,
-    limits: Arc<ConnectionLimits>,
+    http: Arc<Http>,
+    draining: Arc<AtomicBool>,
+}
+
+/// How requests are let in.
+#[derive(Default)]
+struct Http {
+    limits: ConnectionLimits,
+    keys: Option<Keys>,
     tls: Option<TlsAcceptor>,
+    cors: Option<CorsLayer>,
+    log_prompts: bool,
+}
+
+/// Why a server cannot be set up as asked.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each names its own fault")]
+pub enum SetupError {
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("--tls-certificate and --tls-key need each other")]
+    HalfTls,
+    #[error("--cors-origin {0} is no origin")]
+    Origin(String),
 }
 
 impl AppState {
@@ -79,14 +108,29 @@ impl AppState {
     pub fn new(max_requests: usize, metrics: PrometheusHandle) -> Self {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
         let permits = Arc::new(Semaphore::new(max_requests.min(Semaphore::MAX_PERMITS)));
-        let (serving, limits) = (Arc::default(), Arc::default());
-        Self { serving, permits, metrics, started, limits, tls: None }
+        let (serving, http, draining) = (Arc::default(), Arc::default(), Arc::default());
+        Self { serving, permits, metrics, started, http, draining }
     }
 
-    /// The same with other bounds on connections.
-    #[must_use]
-    pub fn with_limits(self, limits: ConnectionLimits) -> Self {
-        Self { limits: Arc::new(limits), ..self }
+    /// The same with the limits, keys, certificate and origins of a configuration.
+    ///
+    /// # Errors
+    /// [`SetupError`] naming the file or flag.
+    pub fn configure(self, config: &Config) -> Result<Self, SetupError> {
+        let Access { api_key, api_keys, tls_certificate, tls_key, cors_origins, log_prompts } =
+            &config.access;
+        let keys = (api_key.is_some() || api_keys.is_some())
+            .then(|| Keys::open(api_keys.as_deref(), api_key.as_deref()))
+            .transpose()?;
+        let tls = match (tls_certificate, tls_key) {
+            (Some(certificate), Some(key)) => Some(tls::acceptor(certificate, key)?),
+            (None, None) => None,
+            _ => return Err(SetupError::HalfTls),
+        };
+        let cors = (!cors_origins.is_empty()).then(|| cors(cors_origins)).transpose()?;
+        let limits = config.connections.clone();
+        let http = Http { limits, keys, tls, cors, log_prompts: *log_prompts };
+        Ok(Self { http: Arc::new(http), ..self })
     }
 
     /// Installs the loaded model; the first one stays.
@@ -123,10 +167,45 @@ impl AppState {
     }
 
     pub(super) fn limits(&self) -> &ConnectionLimits {
-        &self.limits
+        &self.http.limits
     }
 
     pub(super) fn tls(&self) -> Option<&TlsAcceptor> {
-        self.tls.as_ref()
+        self.http.tls.as_ref()
     }
+
+    pub(super) fn keys(&self) -> Option<&Keys> {
+        self.http.keys.as_ref()
+    }
+
+    pub(super) fn cors(&self) -> Option<&CorsLayer> {
+        self.http.cors.as_ref()
+    }
+
+    pub(super) fn logs_prompts(&self) -> bool {
+        self.http.log_prompts
+    }
+
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+/// Lets pages of these origins ask; `*` stands for any.
+fn cors(origins: &[String]) -> Result<CorsLayer, SetupError> {
+    let layer = CorsLayer::new()
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([HeaderName::from_static("x-request-id")]);
+    if origins.iter().any(|origin| origin == "*") {
+        return Ok(layer.allow_origin(Any));
+    }
+    let parse = |origin: &String| {
+        HeaderValue::from_str(origin).map_err(|_| SetupError::Origin(origin.clone()))
+    };
+    Ok(layer.allow_origin(origins.iter().map(parse).collect::<Result<Vec<_>, _>>()?))
 }

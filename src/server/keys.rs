@@ -1,0 +1,245 @@
+//! Who may ask, and how much.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http_body_util::BodyExt;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tokio::sync::{Semaphore, mpsc};
+
+use super::{ApiError, AppState};
+use crate::engine::Event;
+use crate::metrics::KEY_TOKENS;
+
+tokio::task_local! {
+    /// The key of the request being handled; not set where no key is needed.
+    static CALLER: Arc<Key>;
+}
+
+/// Why a file of keys cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysError {
+    /// The system could not read it.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The contents are not what is expected.
+    #[error("{}: {reason}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    key: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    name: String,
+    key: String,
+    max_concurrent_requests: Option<usize>,
+    tokens_per_minute: Option<u32>,
+}
+
+/// All keys. Only their digests are kept.
+pub(super) struct Keys(Vec<Arc<Key>>);
+
+pub(super) struct Key {
+    name: String,
+    digest: [u8; 32],
+    slots: Option<Arc<Semaphore>>,
+    allowance: Option<Mutex<Allowance>>,
+}
+
+/// Tokens that may be used; a minute's worth at most, refilled all the time.
+struct Allowance {
+    per_minute: f64,
+    left: f64,
+    at: Instant,
+}
+
+impl Keys {
+    /// The keys of a TOML file of `[[key]]` tables, and one without limits.
+    pub(super) fn open(file: Option<&Path>, single: Option<&str>) -> Result<Self, KeysError> {
+        let mut keys = Vec::new();
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| KeysError::Io { path: path.into(), source })?;
+            let invalid = |reason: String| KeysError::Invalid { path: path.into(), reason };
+            let file: File = toml::from_str(&text).map_err(|e| invalid(e.message().to_owned()))?;
+            for entry in file.key {
+                if entry.key.is_empty() || entry.name.is_empty() {
+                    return Err(invalid("`name` and `key` must not be empty".into()));
+                }
+                let key = Key::new(entry);
+                let twice = |other: &Arc<Key>| other.name == key.name || other.digest == key.digest;
+                if keys.iter().any(twice) {
+                    return Err(invalid(format!("`{}` or its key is there twice", key.name)));
+                }
+                keys.push(Arc::new(key));
+            }
+        }
+        if let Some(key) = single {
+            let (name, key) = ("default".into(), key.into());
+            let entry = Entry { name, key, max_concurrent_requests: None, tokens_per_minute: None };
+            keys.push(Arc::new(Key::new(entry)));
+        }
+        Ok(Self(keys))
+    }
+
+    /// The key that a request carries. Takes as long for any wrong key.
+    fn find(&self, headers: &HeaderMap) -> Option<&Arc<Key>> {
+        let bearer = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+        let bearer = bearer.and_then(|value| value.strip_prefix("Bearer "));
+        let given = bearer.or_else(|| headers.get("x-api-key")?.to_str().ok())?;
+        let digest: [u8; 32] = Sha256::digest(given.trim()).into();
+        self.0.iter().fold(
+            None,
+            |found, key| {
+                if key.digest.ct_eq(&digest).into() { Some(key) } else { found }
+            },
+        )
+    }
+}
+
+impl Key {
+    fn new(entry: Entry) -> Self {
+        let allowance = |tokens: u32| Allowance {
+            per_minute: tokens.into(),
+            left: tokens.into(),
+            at: Instant::now(),
+        };
+        Self {
+            name: entry.name,
+            digest: Sha256::digest(&entry.key).into(),
+            slots: entry.max_concurrent_requests.map(|n| Arc::new(Semaphore::new(n))),
+            allowance: entry.tokens_per_minute.map(|tokens| Mutex::new(allowance(tokens))),
+        }
+    }
+
+    fn charge(&self, tokens: usize) {
+        metrics::counter!(KEY_TOKENS, "key" => self.name.clone()).increment(tokens as u64);
+        if let Some(allowance) = &self.allowance {
+            let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
+            allowance.refill(Instant::now());
+            allowance.left -= tokens as f64;
+        }
+    }
+
+    /// Whether any allowance is left; else the seconds until it is.
+    fn admit(&self) -> Result<(), u64> {
+        let Some(allowance) = &self.allowance else { return Ok(()) };
+        let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
+        allowance.refill(Instant::now());
+        if allowance.left > 0.0 { Ok(()) } else { Err(allowance.seconds_until_positive()) }
+    }
+}
+
+impl Allowance {
+    fn refill(&mut self, now: Instant) {
+        let seconds = now.saturating_duration_since(self.at).as_secs_f64();
+        self.left = (self.left + seconds * self.per_minute / 60.0).min(self.per_minute);
+        self.at = now;
+    }
+
+    fn seconds_until_positive(&self) -> u64 {
+        let seconds = -self.left * 60.0 / self.per_minute.max(1.0);
+        (seconds.ceil() as u64).clamp(1, 3600)
+    }
+}
+
+/// Lets a request with a known key pass, within the key's limits.
+pub(super) async fn authorise(
+    State(state): State<AppState>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Some(keys) = state.keys() else { return next.run(request).await };
+    let Some(key) = keys.find(request.headers()).cloned() else {
+        return ApiError::unauthorised().into_response();
+    };
+    let permit = match &key.slots {
+        None => None,
+        Some(slots) => match Arc::clone(slots).try_acquire_owned() {
+            Ok(permit) => Some(permit),
+            Err(_) => {
+                let message = "this key's requests at a time are used up";
+                return ApiError::rate_limited(message, 1).into_response();
+            }
+        },
+    };
+    if let Err(seconds) = key.admit() {
+        let message = "this key's tokens per minute are used up";
+        return ApiError::rate_limited(message, seconds).into_response();
+    }
+    let response = CALLER.scope(key, next.run(request)).await;
+    // A stream holds its place to its end.
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _ = &permit;
+            frame
+        }))
+    })
+}
+
+/// A sequence's events, charged to the key that asked for it.
+pub(super) struct Metered {
+    events: mpsc::Receiver<Event>,
+    key: Option<Arc<Key>>,
+}
+
+impl Metered {
+    pub(super) fn new(prompt_tokens: usize, events: mpsc::Receiver<Event>) -> Self {
+        let key = CALLER.try_with(Arc::clone).ok();
+        if let Some(key) = &key {
+            key.charge(prompt_tokens);
+        }
+        Self { events, key }
+    }
+
+    pub(super) async fn recv(&mut self) -> Option<Event> {
+        let event = self.events.recv().await;
+        if let (Some(key), Some(Event::Tokens(tokens))) = (&self.key, &event) {
+            key.charge(tokens.len());
+        }
+        event
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn an_allowance_refills_with_time_up_to_a_minutes_worth() {
+        let start = Instant::now();
+        let mut allowance = Allowance { per_minute: 60.0, left: 60.0, at: start };
+        allowance.left -= 100.0;
+        assert_eq!(allowance.seconds_until_positive(), 40);
+        allowance.refill(start + Duration::from_secs(41));
+        assert!((allowance.left - 1.0).abs() < 1e-6);
+        allowance.refill(start + Duration::from_secs(4000));
+        assert!((allowance.left - 60.0).abs() < 1e-6);
+    }
+}
