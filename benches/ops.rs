@@ -7,8 +7,8 @@ use std::sync::LazyLock;
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use pleach::ops::{
-    Activations, AttentionShape, DType, LayerCache, PackedMatrix, ThreadPool, matmul,
-    paged_attention, rms_norm, silu_mul,
+    Activations, AttentionShape, CacheFormat, DType, LayerCache, PackedMatrix, ThreadPool, matmul,
+    paged_attention, rms_norm_quantized, silu_mul_quantized,
 };
 
 static POOL: LazyLock<ThreadPool> =
@@ -69,16 +69,16 @@ fn attention(bencher: Bencher, (rows, context): (usize, usize)) {
     let shape = AttentionShape { heads: 9, kv_heads: 3, head_dim: 64, window: None };
     let length = context + rows;
     let blocks: Vec<u32> = (0..length.div_ceil(16) as u32).collect();
-    let mut cache = LayerCache::new(blocks.len(), &shape);
+    let mut cache = LayerCache::new(blocks.len(), &shape, CacheFormat::F16);
     let stride = 15 * 64;
-    let x = values(length * stride);
+    let mut x = values(length * stride);
     let slots: Vec<u32> = (0..length as u32).collect();
-    cache.write(&shape, &x, stride, 9 * 64, 12 * 64, &slots);
+    cache.write(&POOL, &shape, None, &mut x, stride, &slots);
     let positions: Vec<u32> = (context as u32..length as u32).collect();
-    let mut out = vec![0.0; rows * 9 * 64];
+    let mut out = Activations::new();
     let seen: usize = positions.iter().map(|p| *p as usize + 1).sum();
     bencher
-        .counter(BytesCount::new(length * 2 * 3 * 64 * 4))
+        .counter(BytesCount::new(length * 2 * 3 * 64 * 2))
         .counter(ItemsCount::new(seen * 4 * 9 * 64))
         .bench_local(|| {
             paged_attention(
@@ -89,7 +89,7 @@ fn attention(bencher: Bencher, (rows, context): (usize, usize)) {
                 &cache,
                 &[0, rows as u32],
                 &positions,
-                &[&blocks],
+                |_| &blocks,
                 black_box(&mut out),
             );
         });
@@ -98,21 +98,19 @@ fn attention(bencher: Bencher, (rows, context): (usize, usize)) {
 #[divan::bench(args = [1, 8, 512])]
 fn norm_and_quantise(bencher: Bencher, rows: usize) {
     let (x, w) = (values(rows * 576), values(576));
-    let (mut y, mut quantised) = (vec![0.0; x.len()], Activations::new());
+    let mut quantised = Activations::new();
     bencher.counter(BytesCount::new(x.len() * 4)).bench_local(|| {
-        rms_norm(&POOL, &x, &w, 1e-5, &mut y);
-        quantised.set(&POOL, &y, rows, 576, true);
-        black_box(&quantised);
+        rms_norm_quantized(&POOL, &x, rows, |row| row, &w, 1e-5, black_box(&mut quantised));
     });
 }
 
 #[divan::bench(args = [1, 8, 512])]
-fn silu(bencher: Bencher, rows: usize) {
+fn silu_and_quantise(bencher: Bencher, rows: usize) {
     let x = values(rows * 2 * 1536);
-    let mut y = vec![0.0; rows * 1536];
+    let mut y = Activations::new();
     bencher
         .counter(BytesCount::new(x.len() * 4))
-        .bench_local(|| silu_mul(&POOL, &x, 1536, black_box(&mut y)));
+        .bench_local(|| silu_mul_quantized(&POOL, &x, 1536, black_box(&mut y)));
 }
 
 /// One thread, as training runs it.

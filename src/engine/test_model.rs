@@ -107,11 +107,10 @@ impl Forward for TestModel {
             let held = (rows.tokens[row], rows.positions[row]);
             self.cache[rows.slots[row] as usize] = Some(held);
         }
-        let tables = rows.block_tables();
         let mut logits = Vec::new();
         for &row in &rows.logit_rows {
             let sequence = rows.cu_seqlens_q.partition_point(|&start| start <= row) - 1;
-            let mut hash = self.context(tables[sequence], rows.positions[row as usize]);
+            let mut hash = self.context(rows.block_table(sequence), rows.positions[row as usize]);
             if mix(hash) % 256 < self.noise {
                 hash ^= 1 << 60;
             }

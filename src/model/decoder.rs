@@ -1,13 +1,13 @@
 //! The decoder that serves: target and draft differ only in configuration and weights.
 
-use std::array::from_ref;
 use std::sync::Arc;
 
 use super::{ModelConfig, Rows, rope::rope_table};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::ops::{
-    Activations, AttentionShape, LayerCache, OpsError, PackedMatrix, RopeTable, ThreadPool,
-    add_assign, add_bias, matmul, paged_attention, rms_norm, rms_norm_heads, silu_mul,
+    Activations, AttentionShape, CacheFormat, LayerCache, OpsError, PackedMatrix, RopeTable,
+    ThreadPool, add_bias, embed, matmul, matmul_add, paged_attention, rms_norm_heads,
+    rms_norm_quantized, silu_mul_quantized,
 };
 
 /// Why a checkpoint does not make a decoder.
@@ -54,9 +54,9 @@ pub enum ModelError {
 /// How the weights are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
-    /// As in the file: quantised weights multiply int8 activations.
+    /// As in the file: quantised weights multiply int8 activations. Keys and values are kept as f16.
     AsStored,
-    /// Decoded to f32: slow and large, for reference.
+    /// Decoded to f32, keys and values too: slow and large, for reference.
     F32,
 }
 
@@ -88,6 +88,7 @@ pub struct Decoder {
     head: Arc<PackedMatrix>,
     draft_vocab: Option<Arc<[u32]>>,
     rope: RopeTable,
+    cache_format: CacheFormat,
     pool: Arc<ThreadPool>,
 }
 
@@ -102,12 +103,8 @@ pub struct Workspace {
     activations: Activations,
     /// `[rows, hidden]`: the residual stream.
     hidden: Vec<f32>,
-    /// `[rows, hidden]`: normed input, or a block's addition.
-    delta: Vec<f32>,
     /// `[rows, q + k + v]` or `[rows, gate | up]`.
     wide: Vec<f32>,
-    /// `[rows, heads * head_dim]` or `[rows, intermediate]`.
-    inner: Vec<f32>,
     /// `[logit_rows, head_rows]`
     logits: Vec<f32>,
     rope: Option<RopeTable>,
@@ -306,7 +303,11 @@ impl Decoder {
         let norm = loader.vector("model.norm.weight", config.hidden_size)?;
         let rope = rope_table(&config);
         let pool = Arc::clone(pool);
-        Ok(Self { config, embedding, layers, norm, head, draft_vocab, rope, pool })
+        let cache_format = match loader.precision {
+            Precision::AsStored => CacheFormat::F16,
+            Precision::F32 => CacheFormat::F32,
+        };
+        Ok(Self { config, embedding, layers, norm, head, draft_vocab, rope, cache_format, pool })
     }
 
     /// The architecture.
@@ -343,8 +344,8 @@ impl Decoder {
     /// A cache of `num_blocks` blocks for this decoder.
     #[must_use]
     pub fn new_kv_cache(&self, num_blocks: usize) -> KvCache {
-        let layers =
-            self.layers.iter().map(|l| LayerCache::new(num_blocks, &l.attention)).collect();
+        let layer = |l: &Layer| LayerCache::new(num_blocks, &l.attention, self.cache_format);
+        let layers = self.layers.iter().map(layer).collect();
         KvCache { layers }
     }
 
@@ -360,19 +361,14 @@ impl Decoder {
         workspace: &'w mut Workspace,
     ) -> &'w [f32] {
         self.forward_observed(rows, cache, workspace, &mut |_, _| {});
-        let width = self.config.hidden_size;
         let wanted = &rows.logit_rows;
+        let Workspace { activations, hidden, logits, .. } = workspace;
         // Only the wanted rows are normed and multiplied.
-        let Workspace { activations, hidden, delta, inner, logits, .. } = workspace;
-        inner.clear();
-        for row in wanted {
-            inner.extend_from_slice(&hidden[*row as usize * width..][..width]);
-        }
-        delta.resize(inner.len(), 0.0);
-        rms_norm(&self.pool, inner, &self.norm, self.config.rms_norm_eps as f32, delta);
-        activations.set(&self.pool, delta, wanted.len(), width, true);
+        let (pool, eps) = (&*self.pool, self.config.rms_norm_eps as f32);
+        let row = |index: usize| wanted[index] as usize;
+        rms_norm_quantized(pool, hidden, wanted.len(), row, &self.norm, eps, activations);
         logits.resize(wanted.len() * self.head_rows(), 0.0);
-        matmul(&self.pool, &[&self.head], activations, logits, self.head_rows());
+        matmul(pool, &[&self.head], activations, logits, self.head_rows());
         logits
     }
 
@@ -390,36 +386,29 @@ impl Decoder {
     ) {
         let count = rows.len();
         let width = self.config.hidden_size;
-        let tables = rows.block_tables();
-        let Workspace { activations, hidden, delta, wide, inner, rope, .. } = workspace;
+        let Workspace { activations, hidden, wide, rope, .. } = workspace;
         let rope = rope.get_or_insert_with(|| self.rope.clone());
         rope.set_positions(&rows.positions);
         hidden.resize(count * width, 0.0);
-        delta.resize(count * width, 0.0);
-        for (row, token) in hidden.chunks_exact_mut(width).zip(&rows.tokens) {
-            self.embedding.row(*token as usize, row);
-        }
-        observe(0, hidden);
         let pool = &*self.pool;
+        embed(pool, &self.embedding, &rows.tokens, hidden);
+        observe(0, hidden);
         let eps = self.config.rms_norm_eps as f32;
         for (index, layer) in self.layers.iter().enumerate() {
             let shape = &layer.attention;
             let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
             let stride = q + 2 * kv;
+            let every = |row| row;
 
-            rms_norm(pool, hidden, &layer.input_norm, eps, delta);
-            activations.set(pool, delta, count, width, true);
+            rms_norm_quantized(pool, hidden, count, every, &layer.input_norm, eps, activations);
             wide.resize(count * stride, 0.0);
             project(pool, &layer.qkv, activations, wide, stride);
             if let Some([q_norm, k_norm]) = &layer.qk_norm {
                 rms_norm_heads(pool, wide, q_norm, eps, shape.heads, stride, 0);
                 rms_norm_heads(pool, wide, k_norm, eps, shape.kv_heads, stride, q);
             }
-            // Query and key heads lie side by side.
-            rope.apply(pool, wide, shape.heads + shape.kv_heads, stride, 0);
             let cache = &mut cache.layers[index];
-            cache.write(shape, wide, stride, q, q + kv, &rows.slots);
-            inner.resize(count * q, 0.0);
+            cache.write(pool, shape, Some(rope), wide, stride, &rows.slots);
             paged_attention(
                 pool,
                 shape,
@@ -428,23 +417,17 @@ impl Decoder {
                 cache,
                 &rows.cu_seqlens_q,
                 &rows.positions,
-                &tables,
-                inner,
+                |sequence| rows.block_table(sequence),
+                activations,
             );
-            activations.set(pool, inner, count, q, false);
-            project(pool, from_ref(&layer.output), activations, delta, width);
-            add_assign(hidden, delta);
+            add_projection(pool, &layer.output, activations, hidden);
 
-            rms_norm(pool, hidden, &layer.post_norm, eps, delta);
-            activations.set(pool, delta, count, width, true);
+            rms_norm_quantized(pool, hidden, count, every, &layer.post_norm, eps, activations);
             let n = self.config.intermediate_size;
             wide.resize(count * 2 * n, 0.0);
             project(pool, &layer.gate_up, activations, wide, 2 * n);
-            inner.resize(count * n, 0.0);
-            silu_mul(pool, wide, n, inner);
-            activations.set(pool, inner, count, n, false);
-            project(pool, from_ref(&layer.down), activations, delta, width);
-            add_assign(hidden, delta);
+            silu_mul_quantized(pool, wide, n, activations);
+            add_projection(pool, &layer.down, activations, hidden);
             observe(index + 1, hidden);
         }
     }
@@ -465,5 +448,14 @@ fn project<const N: usize>(
             add_bias(out, bias, stride, offset);
         }
         offset += projection.weight.out_features();
+    }
+}
+
+/// Adds the output of a projection to rows of its own width.
+fn add_projection(pool: &ThreadPool, projection: &Projection, x: &Activations, out: &mut [f32]) {
+    let width = projection.weight.out_features();
+    matmul_add(pool, &projection.weight, x, out, width);
+    if let Some(bias) = &projection.bias {
+        add_bias(out, bias, width, 0);
     }
 }

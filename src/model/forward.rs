@@ -83,14 +83,14 @@ impl Rows {
         blocks + self.logit_rows.len() as u64 * config.head_flops(head_rows)
     }
 
-    /// The block table of each sequence.
+    /// The block table of the sequence at `index`.
+    ///
+    /// # Panics
+    /// If there is no such sequence.
     #[must_use]
-    pub fn block_tables(&self) -> Vec<&[u32]> {
-        let mut start = 0;
-        self.block_ends
-            .iter()
-            .map(|&end| &self.blocks[std::mem::replace(&mut start, end)..end])
-            .collect()
+    pub fn block_table(&self, index: usize) -> &[u32] {
+        let start = if index == 0 { 0 } else { self.block_ends[index - 1] };
+        &self.blocks[start..self.block_ends[index]]
     }
 }
 

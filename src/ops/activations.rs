@@ -54,44 +54,80 @@ impl Activations {
     /// If `x.len() != rows * cols`.
     pub fn set(&mut self, pool: &ThreadPool, x: &[f32], rows: usize, cols: usize, precise: bool) {
         assert_eq!(x.len(), rows * cols, "activations of {rows} x {cols}");
+        self.fill(pool, rows, cols, 1, precise, &|row, _, out| {
+            out.copy_from_slice(&x[row * cols..][..cols]);
+        });
+    }
+
+    /// As [`set`](Self::set), with the values that `make` writes: row, which of `parts` parts of equal
+    /// width, values. They are made and quantised by one task for each part.
+    ///
+    /// # Panics
+    /// If `parts` does not divide `cols`.
+    pub(crate) fn fill(
+        &mut self,
+        pool: &ThreadPool,
+        rows: usize,
+        cols: usize,
+        parts: usize,
+        precise: bool,
+        make: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
+    ) {
+        assert!(cols.is_multiple_of(parts), "{parts} parts of {cols} values");
         (self.rows, self.cols, self.precise) = (rows, cols, precise);
-        self.values.clear();
-        self.values.extend_from_slice(x);
-        if !cols.is_multiple_of(BLOCK) {
-            return;
+        self.values.resize(rows * cols, 0.0);
+        let quantized = cols.is_multiple_of(BLOCK);
+        if quantized {
+            // Whole tiles can be read; what lies behind the last row is never used.
+            let (padded, blocks) = (rows.next_multiple_of(TILE), cols / BLOCK);
+            self.codes.resize(padded * cols, 0);
+            self.low.resize(padded * cols, 0);
+            self.scales.resize(padded * blocks, 0.0);
+            self.sums.resize(padded * blocks, [0; 2]);
+            self.scaled_sums.resize(padded * blocks, 0.0);
         }
-        let blocks = cols / BLOCK;
-        // Whole tiles can be read; what lies behind the last row is never used.
-        let padded = rows.next_multiple_of(TILE);
-        self.codes.resize(padded * cols, 0);
-        self.low.resize(padded * cols, 0);
-        self.scales.resize(padded * blocks, 0.0);
-        self.sums.resize(padded * blocks, [0; 2]);
-        self.scaled_sums.resize(padded * blocks, 0.0);
+        let values = SharedMut::new(&mut self.values);
         let codes = SharedMut::new(&mut self.codes);
         let low = SharedMut::new(&mut self.low);
         let scales = SharedMut::new(&mut self.scales);
         let sums = SharedMut::new(&mut self.sums);
         let scaled_sums = SharedMut::new(&mut self.scaled_sums);
         let isa = Isa::best();
-        pool.run(rows, &|row| {
-            // SAFETY: each task touches the parts of its own row alone.
+        let quantize = |at: usize, x: &[f32]| {
+            let (block, blocks) = (at / BLOCK, x.len() / BLOCK);
+            // SAFETY: each task has blocks of its own, those of the values `x` it has made.
             let (codes, low, scales, sums, scaled_sums) = unsafe {
                 (
-                    codes.slice(row * cols, cols),
-                    low.slice(row * cols, cols),
-                    scales.slice(row * blocks, blocks),
-                    sums.slice(row * blocks, blocks),
-                    scaled_sums.slice(row * blocks, blocks),
+                    codes.slice(at, x.len()),
+                    low.slice(at, x.len()),
+                    scales.slice(block, blocks),
+                    sums.slice(block, blocks),
+                    scaled_sums.slice(block, blocks),
                 )
             };
-            let x = &x[row * cols..][..cols];
             if precise {
                 quantize_row::<2>(isa, x, codes, low, scales, sums, scaled_sums);
             } else {
                 quantize_row::<1>(isa, x, codes, low, scales, sums, scaled_sums);
             }
+        };
+        let width = cols / parts;
+        let at_once = quantized && width.is_multiple_of(BLOCK);
+        pool.run(rows * parts, &|task| {
+            // SAFETY: each task has its own part.
+            let values = unsafe { values.slice(task * width, width) };
+            make(task / parts, task % parts, values);
+            if at_once {
+                quantize(task * width, values);
+            }
         });
+        if quantized && !at_once {
+            // Parts end within blocks.
+            pool.run(rows, &|row| {
+                // SAFETY: each task has its own row.
+                quantize(row * cols, unsafe { values.slice(row * cols, cols) });
+            });
+        }
     }
 }
 

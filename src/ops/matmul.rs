@@ -32,7 +32,21 @@ pub fn matmul(
     out: &mut [f32],
     out_stride: usize,
 ) {
-    matmul_on(Isa::best(), pool, ws, x, out, out_stride);
+    matmul_on(Isa::best(), pool, ws, x, out, out_stride, false);
+}
+
+/// As [`matmul`] with one matrix, adding to `out`: a residual.
+///
+/// # Panics
+/// As [`matmul`].
+pub fn matmul_add(
+    pool: &ThreadPool,
+    w: &PackedMatrix,
+    x: &Activations,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    matmul_on(Isa::best(), pool, &[w], x, out, out_stride, true);
 }
 
 fn matmul_on(
@@ -42,6 +56,7 @@ fn matmul_on(
     x: &Activations,
     out: &mut [f32],
     out_stride: usize,
+    add: bool,
 ) {
     let outputs: usize = ws.iter().map(|w| w.out_features).sum();
     assert!(ws.iter().all(|w| w.in_features == x.cols), "width of weights and activations");
@@ -62,7 +77,12 @@ fn matmul_on(
                 for (r, sums) in sums.iter().enumerate() {
                     let at = (first + r) * out_stride + out_offset + panel * PANEL;
                     // SAFETY: no other task has this panel, and no other row of it is alive.
-                    unsafe { out.slice(at, width) }.copy_from_slice(&sums[..width]);
+                    let out = unsafe { out.slice(at, width) };
+                    if add {
+                        out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                    } else {
+                        out.copy_from_slice(&sums[..width]);
+                    }
                 }
             };
             panels_of(isa, w, local(wanted.start)..local(wanted.end), x, store);
@@ -594,7 +614,11 @@ mod tests {
         let before = before.expect("fits");
         let stride = w.out_features() + 5;
         let mut out = vec![f32::NAN; rows * stride];
-        matmul_on(isa, &pool, &[&before, w], &a, &mut out, stride);
+        matmul_on(isa, &pool, &[&before, w], &a, &mut out, stride, false);
+        let mut twice = out.clone();
+        matmul_on(isa, &pool, &[&before, w], &a, &mut twice, stride, true);
+        let doubled = |(twice, once): (&f32, &f32)| *twice == 2.0 * once || once.is_nan();
+        assert!(twice.iter().zip(&out).all(doubled), "adding to the output");
         assert!(out.chunks(stride).all(|row| row[stride - 2..].iter().all(|v| v.is_nan())));
         out.chunks(stride).flat_map(|row| row[3..stride - 2].to_vec()).collect()
     }

@@ -31,12 +31,15 @@ mod threads;
 pub mod training;
 
 pub use activations::Activations;
-pub use attention::{AttentionShape, LayerCache, paged_attention};
+pub use attention::{AttentionShape, CacheFormat, LayerCache, paged_attention};
 pub use dtype::{DType, Group};
-pub use elementwise::{add_assign, add_bias, rms_norm, rms_norm_heads, silu_mul};
+pub use elementwise::{
+    add_assign, add_bias, rms_norm, rms_norm_heads, rms_norm_quantized, silu_mul,
+    silu_mul_quantized,
+};
 pub use mat_ref::MatRef;
-pub use matmul::matmul;
-pub use packed::{OpsError, PackedMatrix};
+pub use matmul::{matmul, matmul_add};
+pub use packed::{OpsError, PackedMatrix, embed};
 pub use reduce::{arg_max, scaled_exp, sum_exp};
 pub use rope::RopeTable;
 pub use threads::{ThreadPool, available_threads};

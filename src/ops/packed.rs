@@ -9,8 +9,9 @@ use std::borrow::Cow;
 
 use half::{bf16, f16};
 
-use super::DType;
 use super::activations::BLOCK;
+use super::shared_mut::SharedMut;
+use super::{DType, ThreadPool};
 
 /// Outputs per panel.
 pub(crate) const PANEL: usize = 16;
@@ -204,18 +205,30 @@ impl PackedMatrix {
         assert_eq!(out.len(), self.in_features, "row length");
         let (panel, lane) = (index / PANEL, index % PANEL);
         let base = panel * self.in_features;
-        for (k, out) in out.iter_mut().enumerate() {
-            *out = match &self.panels {
-                Panels::Float(FloatPanels::F32(p)) => p[base + k][lane],
-                Panels::Float(FloatPanels::F16(p)) => p[base + k][lane].to_f32(),
-                Panels::Float(FloatPanels::BF16(p)) => p[base + k][lane].to_f32(),
-                Panels::Int(p) => {
-                    let block = panel * (self.in_features / BLOCK) + k / BLOCK;
-                    let at = p.scale_index(block, k % BLOCK) + lane;
-                    let centred = (i32::from(p.code(block, k % BLOCK, lane)) - p.offset) as f32;
-                    p.scales.get(at).mul_add(centred, p.mins.as_ref().map_or(0.0, |m| m.get(at)))
+        let floats = base..base + self.in_features;
+        match &self.panels {
+            Panels::Float(FloatPanels::F32(p)) => {
+                out.iter_mut().zip(&p[floats]).for_each(|(out, w)| *out = w[lane]);
+            }
+            Panels::Float(FloatPanels::F16(p)) => {
+                out.iter_mut().zip(&p[floats]).for_each(|(out, w)| *out = w[lane].to_f32());
+            }
+            Panels::Float(FloatPanels::BF16(p)) => {
+                out.iter_mut().zip(&p[floats]).for_each(|(out, w)| *out = w[lane].to_f32());
+            }
+            Panels::Int(p) => {
+                // 16 inputs have one scale and one minimum.
+                for (half, out) in out.chunks_exact_mut(BLOCK / 2).enumerate() {
+                    let (block, k) = (base / BLOCK + half / 2, half % 2 * BLOCK / 2);
+                    let scale = p.scales.get(p.scale_index(block, k) + lane);
+                    let min = p.mins.as_ref();
+                    let min = min.map_or(0.0, |m| m.get(p.scale_index(block, k) + lane));
+                    for (i, out) in out.iter_mut().enumerate() {
+                        let centred = (i32::from(p.code(block, k + i, lane)) - p.offset) as f32;
+                        *out = scale.mul_add(centred, min);
+                    }
                 }
-            };
+            }
         }
     }
 
@@ -275,6 +288,20 @@ impl PackedMatrix {
             };
         Self { out_features, in_features: self.in_features, panels, dtype: self.dtype }
     }
+}
+
+/// The rows of `tokens`, side by side: `out` is `[tokens.len(), in_features]`.
+///
+/// # Panics
+/// If there is no such row, or `out` has another size.
+pub fn embed(pool: &ThreadPool, table: &PackedMatrix, tokens: &[u32], out: &mut [f32]) {
+    let width = table.in_features;
+    assert_eq!(out.len(), tokens.len() * width, "{} rows of {width}", tokens.len());
+    let out = SharedMut::new(out);
+    pool.run(tokens.len(), &|row| {
+        // SAFETY: each task has its own row.
+        table.row(tokens[row] as usize, unsafe { out.slice(row * width, width) });
+    });
 }
 
 fn float_panels<T: Default + Copy>(

@@ -1,6 +1,7 @@
 //! Rotary position embedding, half-split layout: value i of a head turns with value i + dim / 2.
 
 use super::ThreadPool;
+use super::isa::{Isa, per_isa};
 use super::shared_mut::SharedMut;
 
 /// Inverse frequencies of one model and the cosines and sines of the rows at hand.
@@ -10,8 +11,8 @@ pub struct RopeTable {
     inverse_frequencies: Vec<f32>,
     /// Multiplier of cosine and sine (YaRN).
     attention_factor: f32,
-    /// `[rows, head_dim / 2]` of (cosine, sine).
-    rotations: Vec<(f32, f32)>,
+    /// `[rows, 2, head_dim / 2]`: cosines, sines.
+    rotations: Vec<f32>,
 }
 
 impl RopeTable {
@@ -23,15 +24,23 @@ impl RopeTable {
 
     /// Computes the rotations of rows at `positions`, kept until the next call.
     pub fn set_positions(&mut self, positions: &[u32]) {
-        self.rotations.clear();
-        for &position in positions {
-            self.rotations.extend(self.inverse_frequencies.iter().map(|frequency| {
+        let half = self.inverse_frequencies.len();
+        self.rotations.resize(positions.len() * 2 * half, 0.0);
+        for (rotation, &position) in self.rotations.chunks_exact_mut(2 * half).zip(positions) {
+            let (cos, sin) = rotation.split_at_mut(half);
+            for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&self.inverse_frequencies) {
                 // The product is rounded to f32 as the models were trained; sine and cosine are not.
                 let angle = f64::from(position as f32 * frequency);
-                let turn = |v: f64| v as f32 * self.attention_factor;
-                (turn(angle.cos()), turn(angle.sin()))
-            }));
+                *cos = angle.cos() as f32 * self.attention_factor;
+                *sin = angle.sin() as f32 * self.attention_factor;
+            }
         }
+    }
+
+    /// Rotates all heads of row `row`, in place, by the angles times `direction`, 1 or -1.
+    pub(super) fn turn_row(&self, row: usize, heads: &mut [f32], direction: f32) {
+        let width = 2 * self.inverse_frequencies.len();
+        turn(Isa::best(), &self.rotations[row * width..][..width], direction, heads);
     }
 
     /// Rotates, in place, `heads` heads starting at `offset` in each row of `stride` values.
@@ -75,22 +84,28 @@ impl RopeTable {
         direction: f32,
     ) {
         let half = self.inverse_frequencies.len();
-        let rows = self.rotations.len() / half;
+        let rows = self.rotations.len() / (2 * half);
         assert_eq!(x.len(), rows * stride, "{rows} rows of {stride}");
         assert!(offset + heads * 2 * half <= stride, "heads do not fit the row");
         let x = SharedMut::new(x);
         pool.run(rows, &|row| {
             // SAFETY: each task has its own row.
             let heads = unsafe { x.slice(row * stride + offset, heads * 2 * half) };
-            let rotations = &self.rotations[row * half..][..half];
-            for head in heads.chunks_exact_mut(2 * half) {
-                let (low, high) = head.split_at_mut(half);
-                for ((a, b), (cos, sin)) in low.iter_mut().zip(high).zip(rotations) {
-                    let sin = direction * sin;
-                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-                }
-            }
+            self.turn_row(row, heads, direction);
         });
+    }
+}
+
+per_isa! {
+    fn turn(rotation: &[f32], direction: f32, heads: &mut [f32]) {
+        let (cos, sin) = rotation.split_at(rotation.len() / 2);
+        for head in heads.chunks_exact_mut(rotation.len()) {
+            let (low, high) = head.split_at_mut(cos.len());
+            for (((a, b), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+                let sin = direction * sin;
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            }
+        }
     }
 }
 

@@ -27,4 +27,17 @@ impl<'a, T> SharedMut<'a, T> {
         // SAFETY: within the slice, which outlives `self`; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
     }
+
+    /// Sets one element.
+    ///
+    /// # Safety
+    /// No part that holds it may be alive, and no other task may set or read it.
+    pub(crate) unsafe fn set(&self, index: usize, value: T)
+    where
+        T: Copy,
+    {
+        assert!(index < self.len, "element {index} of {}", self.len);
+        // SAFETY: within the slice; ours alone by the caller's promise.
+        unsafe { self.data.add(index).write(value) };
+    }
 }

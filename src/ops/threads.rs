@@ -180,8 +180,9 @@ fn work(shared: &Shared, index: usize) {
         }
         let idle_since = Instant::now();
         while !Shared::has_task(shared.state.load(Ordering::Relaxed)) {
+            // A pause takes up to 140 cycles, and a job may take no more than a few thousand.
+            std::hint::spin_loop();
             if idle_since.elapsed() < SPIN {
-                (0..32).for_each(|_| std::hint::spin_loop());
                 continue;
             }
             shared.parked[index].store(true, Ordering::SeqCst);
