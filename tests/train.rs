@@ -132,6 +132,7 @@ fn counting(folder: &std::path::Path) -> Dataset {
             response_tokens: response,
             finish_reason: "length".into(),
             temperature: 0.0,
+            origin: None,
         };
         lines += &format!("{}\n", serde_json::to_string(&example).unwrap());
     }

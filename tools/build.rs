@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::source::Source;
+use pleach::model::ModelConfig;
 use serde::Serialize;
 
 use crate::common::{Manifest, ModelArgs};
@@ -25,6 +27,9 @@ pub(crate) struct Args {
     /// Time for everything.
     #[arg(long, default_value_t = 45.0)]
     pub(crate) minutes: f64,
+    /// Go on from the draft of an earlier build, OUT/train/model, instead of cutting the model.
+    #[arg(long, value_name = "DIR", conflicts_with = "keep_blocks")]
+    pub(crate) from: Option<PathBuf>,
     /// Blocks of the model that stay in the draft. Default: as many as fit a quarter of its FLOPs.
     #[arg(long)]
     pub(crate) keep_blocks: Option<usize>,
@@ -59,32 +64,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let checkpoint = args.model.open()?;
     manifest.model(&checkpoint)?;
     let config = &checkpoint.config;
-    let total = config.num_hidden_layers;
-    let keep = args.keep_blocks.unwrap_or_else(|| {
-        let budget = FLOP_SHARE * config.flops_per_token(512, config.vocab_size) as f64;
-        let blocks = budget - config.head_flops(args.draft_vocab) as f64;
-        (blocks / config.block_flops(512) as f64).max(1.0) as usize
-    });
-    ensure!((1..total).contains(&keep), "--keep-blocks must be 1 to {}", total - 1);
-
-    println!("1/6 measuring blocks");
-    let measured = out.join("importance.json");
-    importance::run(&importance::Args {
-        model: args.model.clone(),
-        out: measured.clone(),
-        text: None,
-        tokens: 8192,
-    })?;
-    println!("2/6 cutting {} of {total} blocks", total - keep);
-    prune::run(&prune::Args {
-        model: args.model.clone(),
-        out: out.join("pruned"),
-        list: None,
-        blocks: Some(total - keep),
-        flop_share: None,
-        importance: Some(measured),
-        dtype: None,
-    })?;
+    let (start, keep) = match &args.from {
+        Some(folder) => {
+            let start = Checkpoint::open(folder)?;
+            manifest.model(&start)?;
+            let same = |of: &ModelConfig| (of.hidden_size, of.vocab_size, of.num_attention_heads);
+            ensure!(
+                same(&start.config) == same(config),
+                "--from {}: was not cut out of {}",
+                folder.display(),
+                args.model.model
+            );
+            println!("1/6, 2/6 going on from {}", folder.display());
+            (folder.clone(), start.config.num_hidden_layers)
+        }
+        None => cut(args, config)?,
+    };
     let minutes = args.minutes * ANSWERS;
     println!("3/6 the model writes answers for {minutes:.1} minutes");
     let answers = out.join("answers.jsonl");
@@ -104,7 +99,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let minutes = args.minutes * TRAINING;
     println!("4/6 training for {minutes:.1} minutes");
     train::run(&train::Args {
-        model: out.join("pruned"),
+        model: start,
         data: answers,
         out: out.join("train"),
         loss: Some(train::Loss::KL),
@@ -156,4 +151,35 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         draft.display()
     );
     Ok(())
+}
+
+/// Measures the blocks and cuts. Returns the folder of what is left and its number of blocks.
+fn cut(args: &Args, config: &ModelConfig) -> Result<(PathBuf, usize)> {
+    let total = config.num_hidden_layers;
+    let keep = args.keep_blocks.unwrap_or_else(|| {
+        let budget = FLOP_SHARE * config.flops_per_token(512, config.vocab_size) as f64;
+        let blocks = budget - config.head_flops(args.draft_vocab) as f64;
+        (blocks / config.block_flops(512) as f64).max(1.0) as usize
+    });
+    ensure!((1..total).contains(&keep), "--keep-blocks must be 1 to {}", total - 1);
+    println!("1/6 measuring blocks");
+    let measured = args.out.join("importance.json");
+    importance::run(&importance::Args {
+        model: args.model.clone(),
+        out: measured.clone(),
+        text: None,
+        tokens: 8192,
+    })?;
+    println!("2/6 cutting {} of {total} blocks", total - keep);
+    let pruned = args.out.join("pruned");
+    prune::run(&prune::Args {
+        model: args.model.clone(),
+        out: pruned.clone(),
+        list: None,
+        blocks: Some(total - keep),
+        flop_share: None,
+        importance: Some(measured),
+        dtype: None,
+    })?;
+    Ok((pruned, keep))
 }

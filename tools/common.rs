@@ -88,6 +88,9 @@ pub(crate) struct Prompt {
     pub(crate) category: String,
     /// User messages, in order.
     pub(crate) turns: Vec<String>,
+    /// A known good answer to the one message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) reference: Option<String>,
 }
 
 /// The prompts the tools carry, for making training data.
@@ -115,6 +118,12 @@ pub(crate) fn read_prompts(path: Option<&Path>, instead: &str) -> Result<Vec<Pro
         }
         let mut prompt: Prompt = serde_json::from_str(&line).with_context(place)?;
         ensure!(!prompt.turns.is_empty(), "{}: `turns` is empty", place());
+        ensure!(
+            prompt.reference.is_none() || prompt.turns.len() == 1,
+            "{}: a `reference` goes with one turn, not {}",
+            place(),
+            prompt.turns.len()
+        );
         if prompt.id.is_empty() {
             prompt.id = (number + 1).to_string();
         }
@@ -170,6 +179,13 @@ impl Chat {
     pub(crate) fn encode_text(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         let encoding = self.tokenizer.encode(text, special);
         Ok(encoding.map_err(|e| anyhow::anyhow!("tokenizer: {e}"))?.get_ids().to_vec())
+    }
+
+    /// An answer that is text already, its end-of-sequence token included.
+    pub(crate) fn encode_answer(&self, text: &str) -> Result<Vec<u32>> {
+        let mut tokens = self.encode_text(text, false)?;
+        tokens.extend(self.eos.first());
+        Ok(tokens)
     }
 
     pub(crate) fn decode(&self, tokens: &[u32]) -> Result<String> {

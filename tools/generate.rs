@@ -1,6 +1,6 @@
 //! `generate`: the model answers prompts.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -13,16 +13,21 @@ use pleach::engine::{
 };
 use pleach::kv_cache::blocks_for;
 use pleach::sampling::SamplingParams;
-use pleach::train::{Example, TopKWriter};
+use pleach::train::{Example, Origin, TopKWriter};
 use serde::Serialize;
 
-use crate::common::{Manifest, ModelArgs, PROMPTS, Progress, Prompt, beside, read_prompts, spread};
+use crate::common::{
+    Chat, Manifest, ModelArgs, PROMPTS, Progress, Prompt, beside, read_prompts, spread,
+};
+use crate::select;
 
 /// Lets the model answer prompts, many at a time, and writes the answers: the training data of
 /// self-data distillation.
 ///
 /// Prompts are lines of JSON with "turns", a list of user messages, and perhaps "id" and "category".
-/// Every turn is answered. With --top-logprobs the model's most likely tokens at every place of the
+/// Every turn is answered. A prompt with a "reference" answer is answered with the reference in view,
+/// and the answer is kept where it checks out against it: the number after #### (GSM8K), the choice
+/// letter, or for free text the length; else the reference takes its place. With --top-logprobs the model's most likely tokens at every place of the
 /// answers go to a second file, OUT.topk. Started again, it goes on with the prompts that have no
 /// answer yet.
 #[derive(Debug, Clone, clap::Args, Serialize)]
@@ -73,6 +78,28 @@ struct Running {
     prompt_tokens: Vec<u32>,
     tokens: Vec<u32>,
     top: Vec<Vec<(u32, f32)>>,
+    /// Whose text it is, where the prompt has a reference.
+    origin: Option<Origin>,
+}
+
+impl Running {
+    /// Keeps an answer that checks out against the reference, or puts the reference in its place.
+    /// Returns the text and why it ends.
+    fn select(
+        &mut self,
+        chat: &Chat,
+        text: String,
+        reason: &'static str,
+    ) -> Result<(String, &'static str)> {
+        let Some(reference) = &self.prompt.reference else { return Ok((text, reason)) };
+        if select::checks_out(&text, reference, reason == "stop") {
+            self.origin = Some(Origin::Model);
+            return Ok((text, reason));
+        }
+        self.origin = Some(Origin::Reference);
+        self.tokens = chat.encode_answer(reference)?;
+        Ok((reference.clone(), "stop"))
+    }
 }
 
 /// Answers that end sooner than this when the time is up are not worth keeping.
@@ -83,6 +110,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(!args.temperature.is_empty(), "--temperature is empty");
     let mut manifest = Manifest::new("generate", args)?;
     let prompts = spread(read_prompts(args.prompts.as_deref(), PROMPTS)?, args.limit);
+    ensure!(
+        args.top_logprobs == 0 || prompts.iter().all(|prompt| prompt.reference.is_none()),
+        "--top-logprobs: the distribution of answers that are written with a reference in view is not \
+         that of the prompt; leave it out and train with --loss ce"
+    );
     let loaded = args.model.load(None)?;
     manifest.model(&loaded.checkpoint)?;
     if let Some(path) = &args.prompts {
@@ -134,12 +166,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                     prompt_tokens: Vec::new(),
                     tokens: Vec::new(),
                     top: Vec::new(),
+                    origin: None,
                 })
             });
             let Some(mut next) = next else { break };
             let turns = &next.prompt.turns[..=next.answers.len()];
             next.prompt_tokens = loaded.chat.encode(turns, &next.answers)?;
-            if next.prompt_tokens.len() > args.max_prompt_tokens {
+            let seen = match &next.prompt.reference {
+                None => next.prompt_tokens.clone(),
+                Some(reference) => {
+                    let turn = select::with_reference(&next.prompt.turns[0], reference);
+                    loaded.chat.encode(&[turn], &[])?
+                }
+            };
+            if seen.len() > args.max_prompt_tokens {
                 skipped += 1;
                 continue;
             }
@@ -150,7 +190,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                     ..SamplingParams::default()
                 },
                 top_logprobs: (args.top_logprobs > 0).then_some(args.top_logprobs),
-                ..Request::greedy(next.prompt_tokens.clone(), args.max_tokens)
+                ..Request::greedy(seen, args.max_tokens)
             };
             running.insert(engine.submit(request)?, next);
         }
@@ -178,6 +218,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                         }
                     };
                     let text = loaded.chat.decode(&answer.tokens)?;
+                    let (text, reason) = answer.select(&loaded.chat, text, reason)?;
                     writer.write(&answer, &text, reason)?;
                     if answer.answers.len() + 1 < answer.prompt.turns.len() {
                         answer.answers.push(text);
@@ -194,7 +235,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         progress.set(done, format!("{} answers, {tokens} tokens, {speed:.0}/s", writer.written));
         clock.save_now_and_then()?;
     }
-    for answer in running.values().filter(|answer| answer.tokens.len() >= SHORTEST_CUT) {
+    // An answer that was cut off cannot be checked.
+    let worth = |answer: &&Running| {
+        answer.tokens.len() >= SHORTEST_CUT && answer.prompt.reference.is_none()
+    };
+    for answer in running.values().filter(worth) {
         let text = loaded.chat.decode(&answer.tokens)?;
         writer.write(answer, &text, "length")?;
     }
@@ -206,9 +251,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         writer.written,
         tokens as f64 / seconds
     );
+    for (category, [kept, all]) in &writer.selected {
+        let percent = 100.0 * *kept as f64 / *all as f64;
+        println!("{category}: {kept} of {all} answers checked out ({percent:.1} %)");
+    }
     manifest.write(
         &note,
-        serde_json::json!({"answers": writer.written, "tokens": tokens, "skipped": skipped}),
+        serde_json::json!({
+            "answers": writer.written,
+            "tokens": tokens,
+            "skipped": skipped,
+            "selected": writer.selected,
+        }),
     )?;
     clock.forget();
     Ok(())
@@ -260,6 +314,8 @@ struct Writer {
     written: usize,
     /// Prompts that were answered before, in all their turns or not.
     done: HashSet<String>,
+    /// Answers that checked out against their reference, and all that have one, by category.
+    selected: BTreeMap<String, [usize; 2]>,
 }
 
 impl Writer {
@@ -274,6 +330,7 @@ impl Writer {
             .open(path)
             .with_context(context)?;
         let (mut done, mut length, mut records, mut written) = (HashSet::new(), 0, 0, 0);
+        let mut selected = BTreeMap::new();
         let mut reader = BufReader::new(&file);
         let mut line = String::new();
         while reader.read_line(&mut line).with_context(context)? > 0 && line.ends_with('\n') {
@@ -281,6 +338,7 @@ impl Writer {
             length += line.len() as u64;
             records += answer.response_tokens.len();
             written += 1;
+            count(&mut selected, &answer);
             done.insert(answer.id);
             line.clear();
         }
@@ -288,7 +346,7 @@ impl Writer {
         let top =
             (k > 0).then(|| TopKWriter::open(&beside(path, ".topk"), k, records)).transpose()?;
         let answers = OpenOptions::new().append(true).open(path).with_context(context)?;
-        Ok(Self { answers: std::io::BufWriter::new(answers), top, written, done })
+        Ok(Self { answers: std::io::BufWriter::new(answers), top, written, done, selected })
     }
 
     /// Distributions first: an answer without them would be worth nothing, the reverse is cut off.
@@ -309,7 +367,9 @@ impl Writer {
             response_tokens: answer.tokens.clone(),
             finish_reason: reason.to_owned(),
             temperature: answer.temperature,
+            origin: answer.origin,
         };
+        count(&mut self.selected, &example);
         serde_json::to_writer(&mut self.answers, &example)?;
         self.answers.write_all(b"\n")?;
         self.answers.flush()?;
@@ -321,6 +381,14 @@ impl Writer {
         self.answers.flush()?;
         self.answers.get_ref().sync_all()?;
         Ok(())
+    }
+}
+
+fn count(selected: &mut BTreeMap<String, [usize; 2]>, answer: &Example) {
+    if let Some(origin) = answer.origin {
+        let [kept, all] = selected.entry(answer.category.clone()).or_default();
+        *kept += usize::from(origin == Origin::Model);
+        *all += 1;
     }
 }
 

@@ -10,6 +10,7 @@ mod merge;
 mod pack;
 mod plot;
 mod prune;
+mod select;
 mod train;
 
 use std::os::unix::process::CommandExt;

@@ -29,6 +29,19 @@ pub struct Example {
     pub finish_reason: String,
     /// Temperature the answer was drawn at.
     pub temperature: f32,
+    /// Whose text it is, where the prompt had a reference answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+}
+
+/// Outcome of conditional selection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// The model's own words, which checked out against the reference.
+    Model,
+    /// The reference itself.
+    Reference,
 }
 
 const MAGIC: &[u8; 8] = b"PLTOPK01";

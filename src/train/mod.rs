@@ -14,7 +14,7 @@ mod slerp;
 mod trainer;
 
 pub use adapter::Adapter;
-pub use data::{Dataset, Example, TopK, TopKWriter};
+pub use data::{Dataset, Example, Origin, TopK, TopKWriter};
 pub use decoder::{Batch, Network, Weights};
 pub use params::{Adapt, Parameters, Weight, block_weights};
 pub use slerp::slerp;
