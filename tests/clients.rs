@@ -53,8 +53,15 @@ fn the_python_client() {
     let python = venv.join("bin/python");
     let installed = (python.exists()
         || attempt(Command::new("python3").args(["-m", "venv"]).arg(&venv)).is_some())
-        && attempt(Command::new(&python).args(["-m", "pip", "install", "-q", "openai==3.57.0"]))
-            .is_some();
+        && attempt(Command::new(&python).args([
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "openai==3.57.0",
+            "anthropic==2.13.0",
+        ]))
+        .is_some();
     if !installed {
         eprintln!("SKIPPED: the openai package for Python cannot be installed here");
         return;
@@ -68,6 +75,7 @@ fn the_python_client() {
             .arg(script("chat.py"))
             .args([&*base, if draft { "yes" } else { "no" }]),
     );
+    passes(Command::new(&python).arg(script("messages.py")).arg(&server.address));
 
     let page = server.get("/metrics");
     let value = |name: &str| -> u64 {

@@ -84,6 +84,25 @@ impl ApiError {
     }
 }
 
+impl ApiError {
+    /// The error in the shape Anthropic's clients expect.
+    pub(super) fn into_anthropic_response(self) -> Response {
+        let kind = match self.status {
+            StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+            status if status.is_client_error() => "invalid_request_error",
+            _ => "api_error",
+        };
+        let error = json!({"type": kind, "message": self.message});
+        let mut response = self.into_response();
+        let body = Json(json!({"type": "error", "error": error})).into_response();
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+        *response.body_mut() = body.into_body();
+        response
+    }
+}
+
 impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         Self::invalid(error.field, error.to_string())

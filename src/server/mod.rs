@@ -1,5 +1,6 @@
 //! HTTP: the OpenAI API, health and metrics over one engine.
 
+mod adapt;
 mod body;
 mod chat;
 mod completions;
@@ -10,7 +11,9 @@ mod keys;
 mod listen;
 mod load;
 mod logprobs;
+mod messages;
 mod respond;
+mod responses;
 mod state;
 mod tls;
 mod tokenize;
@@ -44,6 +47,8 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/models/{name}", get(model))
         .route("/v1/chat/completions", post(chat::chat_completions))
         .route("/v1/completions", post(completions::completions))
+        .route("/v1/responses", post(responses::responses))
+        .route("/v1/messages", post(messages::messages))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route_layer(from_fn_with_state(state.clone(), guard::read_body))

@@ -1,0 +1,91 @@
+//! Other vendors' shapes are put on top of a chat completion: its answer and its chunks, read back.
+
+use axum::body::{Body as HttpBody, BodyDataStream, Bytes, to_bytes};
+use axum::extract::State;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use std::convert::Infallible;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{ApiError, AppState, chat};
+
+/// The chat completion that a request stands for.
+async fn chat(state: &AppState, request: &Value) -> Result<HttpBody, ApiError> {
+    let bytes = Bytes::from(request.to_string());
+    Ok(chat::chat_completions(State(state.clone()), Ok(bytes)).await?.into_body())
+}
+
+/// A whole answer.
+pub(super) async fn whole(state: &AppState, request: &Value) -> Result<Value, ApiError> {
+    let bytes = to_bytes(chat(state, request).await?, usize::MAX).await;
+    let answer = bytes.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    answer.ok_or_else(|| ApiError::internal("the answer cannot be read back"))
+}
+
+/// A streamed answer; dropping it cancels the request.
+pub(super) async fn streamed(state: &AppState, request: &mut Value) -> Result<Chunks, ApiError> {
+    request["stream"] = json!(true);
+    request["stream_options"] = json!({"include_usage": true});
+    let body = chat(state, request).await?.into_data_stream();
+    Ok(Chunks { body, text: Vec::new() })
+}
+
+/// Chunks of a chat completion.
+pub(super) struct Chunks {
+    body: BodyDataStream,
+    text: Vec<u8>,
+}
+
+impl Chunks {
+    /// The next chunk, which may be an error; `None` after the last.
+    pub(super) async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some(end) = self.text.windows(2).position(|pair| pair == b"\n\n") {
+                let event: Vec<u8> = self.text.drain(..end + 2).collect();
+                match event.strip_prefix(b"data: ").map(serde_json::from_slice) {
+                    Some(Ok(chunk)) => return Some(chunk),
+                    Some(Err(_)) => return None, // [DONE]
+                    None => continue,            // a comment that keeps the connection alive
+                }
+            }
+            self.text.extend_from_slice(&self.body.next().await?.ok()?);
+        }
+    }
+}
+
+/// Named events, sent as they come.
+pub(super) struct Events(mpsc::Sender<Result<Event, Infallible>>);
+
+impl Events {
+    /// An event named by its `type`; `false` where nobody listens any more.
+    pub(super) async fn send(&self, data: &Value) -> bool {
+        let name = data["type"].as_str().unwrap_or_default();
+        self.0.send(Ok(Event::default().event(name).data(data.to_string()))).await.is_ok()
+    }
+}
+
+/// A channel of events and the response that carries them.
+pub(super) fn events() -> (Events, Response) {
+    let (sender, receiver) = mpsc::channel(64);
+    let stream = Sse::new(ReceiverStream::new(receiver)).keep_alive(KeepAlive::default());
+    (Events(sender), stream.into_response())
+}
+
+/// The text of a string or of a list of parts of the given types.
+pub(super) fn text(field: &str, content: &Value, types: &[&str]) -> Result<String, ApiError> {
+    let part = |part: &Value| match (part["type"].as_str(), part["text"].as_str()) {
+        (Some(kind), Some(text)) if types.contains(&kind) => Ok(text.to_owned()),
+        _ => Err(ApiError::invalid(
+            field,
+            format!("`{field}`: parts must be of type `{}`: this is a text model", types[0]),
+        )),
+    };
+    match content {
+        Value::String(text) => Ok(text.clone()),
+        Value::Array(parts) => parts.iter().map(part).collect(),
+        _ => Err(ApiError::invalid(field, format!("`{field}` must be a text or a list of parts"))),
+    }
+}

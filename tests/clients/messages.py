@@ -1,0 +1,78 @@
+"""/v1/messages through the official anthropic package, /v1/responses through openai's: ADDRESS."""
+
+import sys
+
+import anthropic
+import openai
+
+address = sys.argv[1]
+claude = anthropic.Anthropic(base_url=f"http://{address}", api_key="none", max_retries=0)
+client = openai.OpenAI(base_url=f"http://{address}/v1", api_key="none", max_retries=0)
+
+system = "You are a helpful assistant."
+question = "Why is the sky blue?"
+chat = client.chat.completions.create(
+    model="any",
+    messages=[{"role": "system", "content": system}, {"role": "user", "content": question}],
+    temperature=0,
+    max_tokens=30,
+)
+text = chat.choices[0].message.content
+
+# Anthropic: whole and streamed, the same text as the chat's.
+arguments = dict(
+    model="any",
+    max_tokens=30,
+    extra_body={"temperature": 0},
+    system=system,
+    messages=[{"role": "user", "content": [{"type": "text", "text": question}]}],
+)
+message = claude.messages.create(**arguments)
+assert message.content[0].text == text, message
+assert message.stop_reason == "max_tokens" and message.role == "assistant"
+assert message.usage.input_tokens == chat.usage.prompt_tokens
+assert message.usage.output_tokens == 30
+with claude.messages.stream(**arguments) as stream:
+    pieces = list(stream.text_stream)
+    final = stream.get_final_message()
+assert len(pieces) > 3 and "".join(pieces) == text
+assert final.content[0].text == text and final.stop_reason == "max_tokens"
+assert final.usage.output_tokens == 30
+for wrong, field in [
+    ({"temperature": -1}, "temperature"),
+    ({"stop_sequences": ["x"]}, "stop_sequences"),
+]:
+    try:
+        claude.messages.create(**{**arguments, "extra_body": wrong})
+        raise AssertionError(f"{wrong} was taken")
+    except anthropic.BadRequestError as error:
+        assert error.body["type"] == "error", error.body
+        assert error.body["error"]["type"] == "invalid_request_error"
+        assert field in error.body["error"]["message"], error.body
+
+# OpenAI's responses.
+arguments = dict(model="any", temperature=0, max_output_tokens=30, instructions=system)
+response = client.responses.create(input=question, **arguments)
+assert response.output_text == text, response
+assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+assert response.usage.output_tokens == 30 and response.usage.input_tokens == chat.usage.prompt_tokens
+events = list(client.responses.create(input=question, stream=True, **arguments))
+assert [event.sequence_number for event in events] == list(range(len(events)))
+assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == text
+assert events[0].type == "response.created" and events[-1].type == "response.incomplete"
+turns = [
+    {"role": "user", "content": "Say hello."},
+    {"role": "assistant", "content": [{"type": "output_text", "text": "Hello!", "annotations": []}]},
+    {"role": "user", "content": [{"type": "input_text", "text": "What is 2 + 2?"}]},
+]
+with client.responses.stream(model="any", input=turns, temperature=0) as stream:
+    deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+    final = stream.get_final_response()
+assert final.status == "completed" and final.output_text == "".join(deltas)
+for wrong, field in [({"store": True}, "store"), ({"tools": [{"type": "web_search"}]}, "tools")]:
+    try:
+        client.responses.create(input=question, **arguments, **wrong)
+        raise AssertionError(f"{wrong} was taken")
+    except openai.BadRequestError as error:
+        assert error.param == field, error
+print("messages and responses: ok")
