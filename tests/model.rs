@@ -127,3 +127,30 @@ fn logits_do_not_depend_on_the_batch() {
         start = end;
     }
 }
+
+/// A forward pass allocates nothing once its buffers have seen as many rows and positions.
+#[test]
+fn a_steady_step_allocates_nothing() {
+    let tokens = &tokens()[..150];
+    // With one thread, all kernels run on the thread that is counted.
+    let decoder = decoder(1, Precision::AsStored);
+    let mut pool = BlockPool::new(BLOCKS);
+    let mut table = BlockTable::default();
+    assert!(table.reserve(tokens.len(), &mut pool));
+    let (mut cache, mut workspace) = (decoder.new_kv_cache(BLOCKS), Workspace::new());
+    let mut rows = Rows::default();
+    let mut step = |range: std::ops::Range<usize>| {
+        let count = range.len();
+        rows.clear();
+        rows.push(&table, range.start, tokens[range].iter().copied(), count);
+        let counted = allocation_counter::measure(|| {
+            decoder.forward(&rows, &mut cache, &mut workspace);
+        });
+        counted.count_total
+    };
+    assert!(step(0..140) > 0, "the first pass makes the buffers");
+    for start in 100..140 {
+        assert_eq!(step(start..start + 1), 0, "one row at {start}");
+        assert_eq!(step(start..start + 5), 0, "five rows at {start}");
+    }
+}

@@ -13,8 +13,9 @@ use super::isa::{Isa, per_isa};
 use super::packed::{FloatPanels, IntPanels, PANEL, PackedMatrix, Panels, Scales};
 use super::shared_mut::SharedMut;
 
-/// Rows and panels computed side by side: their sums, in two planes, fill the vector registers.
-const ROWS: usize = 4;
+/// Most rows and panels computed side by side. Sums of 4 rows and 2 panels, in two planes, fill the vector
+/// registers, and so do those of 8 rows and one panel, which read the weights in one pass.
+const ROWS: usize = 8;
 const SIDE: usize = 2;
 /// Rows that stay in the cache nearest to the core while all panels of a task pass by.
 const CHUNK: usize = 64;
@@ -113,12 +114,13 @@ fn panels_of(
         unsafe { super::matmul_amx::panels(w, panels, x, store) };
         return;
     }
+    let (most_rows, most_panels) = if (5..=8).contains(&x.rows) { (8, 1) } else { (4, SIDE) };
     for start in (0..x.rows).step_by(CHUNK) {
         let end = x.rows.min(start + CHUNK);
-        for panel in panels.clone().step_by(SIDE) {
-            let side = (panels.end - panel).min(SIDE);
-            for first in (start..end).step_by(ROWS) {
-                let rows = (end - first).min(ROWS);
+        for panel in panels.clone().step_by(most_panels) {
+            let side = (panels.end - panel).min(most_panels);
+            for first in (start..end).step_by(most_rows) {
+                let rows = (end - first).min(most_rows);
                 let mut sums = [[[0f32; PANEL]; ROWS]; SIDE];
                 match &w.panels {
                     Panels::Int(w) => int_rows(isa, w, panel, side, x, first, rows, &mut sums),
@@ -153,7 +155,7 @@ fn int_rows(
     sums: &mut [[[f32; PANEL]; ROWS]; SIDE],
 ) {
     macro_rules! rows {
-        ($($n:literal)*) => {
+        ($($n:literal x $side:literal)*) => {
             match rows {
                 $($n => match isa {
                     #[cfg(target_arch = "x86_64")]
@@ -161,9 +163,10 @@ fn int_rows(
                         // SAFETY: the set was detected; the panels are `w`'s and the rows are `x`'s,
                         // whose width is that of `w`, as `matmul_on` asserts.
                         unsafe {
-                            match side {
-                                1 => vnni::panels::<$n, 1>(w, panel, x, first, sums),
-                                _ => vnni::panels::<$n, 2>(w, panel, x, first, sums),
+                            if side == 1 {
+                                vnni::panels::<$n, 1>(w, panel, x, first, sums);
+                            } else {
+                                vnni::panels::<$n, $side>(w, panel, x, first, sums);
                             }
                         }
                     }
@@ -186,7 +189,7 @@ fn int_rows(
             }
         };
     }
-    rows!(1 2 3 4);
+    rows!(1 x 2 2 x 2 3 x 2 4 x 2 5 x 1 6 x 1 7 x 1 8 x 1);
 }
 
 /// The reference: what every path computes, one step at a time.
@@ -627,7 +630,15 @@ mod tests {
     fn quantized_weights_agree_with_f64_and_between_paths() {
         let mut random = Random::new();
         for dtype in QUANTIZED {
-            for (out, cols, rows) in [(1, 256, 1), (16, 512, 3), (37, 768, 9), (50, 256, 21)] {
+            let shapes = [
+                (1, 256, 1),
+                (16, 512, 3),
+                (37, 768, 9),
+                (50, 256, 21),
+                (20, 256, 6),
+                (33, 256, 8),
+            ];
+            for (out, cols, rows) in shapes {
                 let cols = if dtype.block_size() == 32 { cols + 32 } else { cols };
                 let bytes = random_matrix(dtype, out, cols, &mut random);
                 let mut dense = vec![f32::NAN; out * cols];
