@@ -221,7 +221,11 @@ __device__ __forceinline__ T block_reduce(T value, Op op, Shared<T> scratch) {
 template <class T>
 __device__ __forceinline__ void shared_add(Shared<T> array, size_t at, T by) {
 #if defined(__CUDACC__)
-    atomicAdd(&array[at], by);
+    if constexpr (sizeof(T) == 8) {
+        atomicAdd(reinterpret_cast<unsigned long long *>(&array[at]), static_cast<unsigned long long>(by));
+    } else {
+        atomicAdd(&array[at], by);
+    }
 #else
     array.add(at, by);
 #endif

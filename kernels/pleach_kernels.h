@@ -83,6 +83,34 @@ enum PleachFormat {
 int pleach_embed(const void *table, const uint32_t *tokens, float *out, int64_t rows, int64_t width,
                  int64_t vocab_size, int format, void *stream);
 
+// ---- attention (attention.cu) ---------------------------------------------------------------------------
+
+/// What `pleach_paged_attention` reads and writes. A sequence's rows are the positions that follow its
+/// context; their keys and values are in the cache already.
+typedef struct {
+    const void *q;                 ///< [rows, heads * head_dim]
+    const void *keys;              ///< [blocks, kv_heads, block_size, head_dim]
+    const void *values;            ///< as keys; finite wherever a row of the sequence stands
+    const uint32_t *cu_seqlens_q;  ///< [sequences + 1]: first row of each sequence, and the number of rows
+    const uint32_t *context_lens;  ///< [sequences]: positions before the sequence's first row
+    const uint32_t *block_tables;  ///< [sequences, max_blocks]
+    int64_t max_blocks;
+    /// [rows], or null. Bit j: the row sees row j of its sequence (itself included), all of the context
+    /// besides; for drafts that are trees, of up to 64 rows a sequence. Null: every row sees those before it.
+    const uint64_t *tree_masks;
+    float *workspace;  ///< `pleach_attention_workspace` bytes
+    void *out;         ///< [rows, heads * head_dim]
+} PleachAttention;
+
+/// Bytes of work space for `rows` rows of sequences of at most `max_length` positions, rows included. Rows are
+/// independent: a caller with little memory may launch a few at a time.
+int64_t pleach_attention_workspace(const PleachAttentionShape *shape, int64_t rows, int64_t max_length);
+
+/// Softmax attention of every row over what it sees of its sequence; a row that sees nothing gives zeros.
+/// `max_length` bounds the length of every sequence, its rows included. No window together with tree masks.
+int pleach_paged_attention(const PleachAttention *io, const PleachAttentionShape *shape, int64_t rows,
+                           int64_t sequences, int64_t max_length, int dtype, void *stream);
+
 // ---- matrix product (matmul.cu) -------------------------------------------------------------------------
 
 /// Bytes of a packed matrix of [outputs, inputs], or -1 for a shape the format does not take: inputs must be
@@ -96,6 +124,69 @@ int pleach_pack(const void *weights, void *packed, int64_t outputs, int64_t inpu
 /// out [rows, outputs], rows `out_stride` apart, of `dtype` or f32. Float weights must have the type of x.
 int pleach_matmul(const void *packed, const void *x, void *out, int64_t rows, int64_t outputs, int64_t inputs,
                   int64_t x_stride, int64_t out_stride, int format, int dtype, int out_dtype, void *stream);
+
+// ---- verification (verify.cu) ---------------------------------------------------------------------------
+
+/// How one sequence draws, as `sampling::SamplingParams`; applied in the order given there.
+typedef struct {
+    float temperature;  ///< 0: the most likely token, the lowest id among equals
+    float top_p;        ///< 1: all
+    float min_p;        ///< 0: all
+    float repetition_penalty;
+    float presence_penalty;
+    float frequency_penalty;
+    uint64_t top_k;     ///< 0: all
+    uint64_t seed;
+    uint64_t position;  ///< of the token that the sequence's first row decides
+} PleachSampling;
+
+/// What a draw decides: part of the key of its random number.
+enum PleachPurpose {
+    PLEACH_PURPOSE_DRAFT = 0,
+    PLEACH_PURPOSE_ACCEPT = 1,
+    PLEACH_PURPOSE_SAMPLE = 2,
+};
+
+enum PleachRowStatus {
+    PLEACH_ROW_OK = 0,
+    PLEACH_ROW_NOT_FINITE = 1,    ///< a logit is NaN or positive infinity; `token` is the first such id
+    PLEACH_ROW_NOTHING_LEFT = 2,  ///< no token has any probability
+};
+
+typedef struct {
+    uint32_t status;
+    uint32_t accepted;  ///< 1: the row's draft token stands
+    uint32_t token;     ///< the draft token, or the one in its place
+    float log_prob;     ///< of `token`, by the raw logits
+    float log_sum_exp;  ///< of the raw logits
+} PleachRowResult;
+
+typedef struct {
+    uint32_t accepted;  ///< draft tokens that stand
+    uint32_t last;      ///< the recovered token after them, or the bonus token if all stand
+    uint32_t status;    ///< of the row that decides `last`; rows behind it do not matter
+} PleachVerdict;
+
+/// What `pleach_verify` reads and writes. A sequence of n draft tokens has n + 1 rows (or one, without).
+typedef struct {
+    const float *logits;            ///< [rows, vocab_size]
+    const uint32_t *draft_tokens;   ///< [rows]: the token proposed at each row; that of a last row is not read
+    const float *draft_probs;       ///< [rows, vocab_size], or null: draft tokens were certain
+    const uint32_t *cu_rows;        ///< [sequences + 1]: first row of each sequence, and the number of rows
+    const PleachSampling *sampling; ///< [sequences]
+    const uint32_t *token_counts;   ///< [sequences, vocab_size, 2]: in the prompt, generated; null: no penalties
+    const float *bias;              ///< [sequences, vocab_size], or null
+    const uint32_t *grammar_mask;   ///< [rows, vocab_size / 32 rounded up]: bit set where allowed; or null
+    uint32_t *finished;             ///< [sequences]: zero before the first call, and after every call
+    PleachRowResult *rows;          ///< [rows], out
+    PleachVerdict *verdicts;        ///< [sequences], out; untouched for a sequence without rows
+    int64_t sequences;
+    int64_t vocab_size;             ///< at most 2^18
+} PleachVerify;
+
+/// Decides which draft tokens stand, and draws the token after them, for all sequences in one launch. Draws
+/// depend on (seed, position, purpose) alone.
+int pleach_verify(const PleachVerify *io, int64_t rows, void *stream);
 
 #ifdef __cplusplus
 }

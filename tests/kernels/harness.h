@@ -119,7 +119,7 @@ class Buffer {
     /// Every byte 0xff: NaN in all float formats.
     static Buffer poisoned(size_t size) {
         std::vector<T> values(size);
-        std::memset(static_cast<void *>(values.data()), 0xff, size * sizeof(T));
+        if (size) std::memset(static_cast<void *>(values.data()), 0xff, size * sizeof(T));
         return Buffer(values);
     }
     Buffer(const Buffer &) = delete;

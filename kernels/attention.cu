@@ -1,0 +1,319 @@
+// Causal attention of a ragged batch over the paged cache.
+//
+// A sequence's rows and the query heads that share a K/V head form tiles of 16 (row, head) pairs: the left
+// operand of `mma`, so that keys and values are read once for all of them. The context is cut into splits of
+// 256 positions, counted from position 0; each of a block's four warps takes 64 positions of one split. Warps
+// are added in order within a split, and splits in order by a second kernel, so a row's bits depend on its own
+// context alone. A row of one split is written at once.
+//
+// Values of a position that one row of a tile sees and another does not are multiplied by 0 for the latter, so
+// they must be finite; the cache beyond the sequence is never read.
+
+#include "mma.cuh"
+
+namespace pleach {
+namespace {
+
+constexpr int SPAN = 64, WARPS = 4, SPLIT = SPAN * WARPS;
+constexpr int COLUMN_TILES = SPAN / MMA_N;
+constexpr float LOG2_E = 1.44269504f;
+
+/// What a row sees: positions `begin .. end`, and of those from `draft` on only where `mask` has a bit.
+struct Sight {
+    int64_t begin, end, draft;
+    uint64_t mask;
+
+    __device__ bool sees(int64_t position) const {
+        if (position < begin || position >= end) return false;
+        return position < draft || (position - draft < 64 && (mask >> (position - draft) & 1));
+    }
+};
+
+struct Task {
+    PleachAttention io;
+    PleachAttentionShape shape;
+    int64_t rows, sequences, splits;
+    float scale;  // of scores, for powers of two
+};
+
+__device__ __forceinline__ Sight sight_of(const Task &t, int64_t sequence, int64_t row) {
+    const int64_t start = t.io.context_lens[sequence], first = t.io.cu_seqlens_q[sequence];
+    const int64_t position = start + row - first;
+    if (t.io.tree_masks)
+        return {0, start + t.io.cu_seqlens_q[sequence + 1] - first, start, t.io.tree_masks[row]};
+    const int64_t begin = t.shape.window > 0 ? position + 1 - t.shape.window : 0;
+    return {begin < 0 ? 0 : begin, position + 1, position + 1, 0};
+}
+
+/// A lane's 8 neighbours of a vector of `dim` values.
+template <class T>
+__device__ __forceinline__ Vec16 load8(const T *from, bool valid) {
+    return valid ? *reinterpret_cast<const Vec16 *>(from) : Vec16{};
+}
+
+/// The sequence of a tile and the tile's first pair in it; `sequence` is `t.sequences` past the last tile.
+struct Place {
+    int64_t sequence, first_pair;
+};
+__device__ __forceinline__ Place place_of(const Task &t, int64_t tile, int group) {
+    for (int64_t s = 0; s < t.sequences; s++) {
+        const int64_t pairs = int64_t(t.io.cu_seqlens_q[s + 1] - t.io.cu_seqlens_q[s]) * group;
+        const int64_t tiles = div_up<int64_t>(pairs, MMA_M);
+        if (tile < tiles) return {s, tile * MMA_M};
+        tile -= tiles;
+    }
+    return {t.sequences, 0};
+}
+
+/// Partial results: [rows, heads, splits] of `dim` sums, a maximum and a weight.
+__device__ __forceinline__ float *partial_of(const Task &t, int64_t row, int64_t head, int64_t split) {
+    return t.io.workspace + ((row * t.shape.heads + head) * t.splits + split) * (t.shape.head_dim + 2);
+}
+
+/// Grid (tiles, K/V heads, splits).
+template <class T, int DIM>
+__global__ void __launch_bounds__(WARPS *WARP) attention_kernel(Task t) {
+    constexpr int VALUE_TILES = DIM / MMA_N;
+    SHARED(float, tops, WARPS * MMA_M);
+    SHARED(float, weights, WARPS * MMA_M);
+    SHARED(float, outputs, MMA_M * DIM);
+    const int group = t.shape.heads / t.shape.kv_heads, kv_head = int(blockIdx.y);
+    const Place place = place_of(t, blockIdx.x, group);
+    if (place.sequence == t.sequences) return;
+    const int64_t first_row = t.io.cu_seqlens_q[place.sequence], end_row = t.io.cu_seqlens_q[place.sequence + 1];
+    const int64_t pairs = (end_row - first_row) * group;
+    const int64_t length = t.io.context_lens[place.sequence] + end_row - first_row;
+    if (int64_t(blockIdx.z) * SPLIT >= length) return;
+    const int64_t base = int64_t(blockIdx.z) * SPLIT + warp_id() * SPAN;
+
+    // A lane's two pairs: eight apart.
+    Sight sight[2];
+    const T *query[2];
+    bool inside[2];
+    for (int h = 0; h < 2; h++) {
+        const int64_t pair = place.first_pair + lane_row() + h * 8;
+        inside[h] = pair < pairs;
+        const int64_t row = first_row + (inside[h] ? pair / group : 0);
+        sight[h] = inside[h] ? sight_of(t, place.sequence, row) : Sight{0, 0, 0, 0};
+        query[h] = static_cast<const T *>(t.io.q) +
+                   (row * t.shape.heads + kv_head * group + (inside[h] ? pair % group : 0)) * DIM;
+    }
+
+    const uint32_t *table = t.io.block_tables + place.sequence * t.io.max_blocks;
+    const auto address = [&](const void *cache, int64_t position) {
+        const int64_t block = table[position / t.shape.block_size], offset = position % t.shape.block_size;
+        return static_cast<const T *>(cache) + ((block * t.shape.kv_heads + kv_head) * t.shape.block_size + offset) * DIM;
+    };
+
+    // Scores of 16 pairs and 64 positions. Inputs are permuted within 32: a lane takes 8 neighbours.
+    float scores[COLUMN_TILES][4] = {};
+    uint32_t a[DIM / 32][2][4];
+#pragma unroll
+    for (int k = 0; k < DIM / 32; k++) {
+        const Vec16 upper = load8(query[0] + k * 32 + lane_pair() * 8, inside[0]);
+        const Vec16 lower = load8(query[1] + k * 32 + lane_pair() * 8, inside[1]);
+        for (int step = 0; step < 2; step++) {
+            a[k][step][0] = upper.word[2 * step];
+            a[k][step][1] = lower.word[2 * step];
+            a[k][step][2] = upper.word[2 * step + 1];
+            a[k][step][3] = lower.word[2 * step + 1];
+        }
+    }
+#pragma unroll
+    for (int c = 0; c < COLUMN_TILES; c++) {
+        const int64_t position = base + c * MMA_N + lane_row();
+        const bool valid = position < length;
+        const T *key = valid ? address(t.io.keys, position) : nullptr;
+#pragma unroll
+        for (int k = 0; k < DIM / 32; k++) {
+            const Vec16 b = load8(key + k * 32 + lane_pair() * 8, valid);
+            mma<T>(scores[c], a[k][0], b.word[0], b.word[1]);
+            mma<T>(scores[c], a[k][1], b.word[2], b.word[3]);
+        }
+    }
+
+    // Weights relative to the warp's own maximum; what a row does not see weighs nothing.
+    float top[2] = {-INFINITY, -INFINITY}, weight[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int c = 0; c < COLUMN_TILES; c++)
+        for (int e = 0; e < 4; e++) {
+            const bool seen = sight[e / 2].sees(base + c * MMA_N + lane_pair() * 2 + e % 2);
+            scores[c][e] = seen ? scores[c][e] * t.scale : -INFINITY;
+            // A NaN may be passed over here; its own weight is NaN, and so is the sum.
+            top[e / 2] = scores[c][e] > top[e / 2] ? scores[c][e] : top[e / 2];
+        }
+    for (int h = 0; h < 2; h++)
+        for (int bits = 1; bits < 4; bits *= 2) {
+            const float other = __shfl_xor_sync(ALL_LANES, top[h], bits);
+            top[h] = other > top[h] ? other : top[h];
+        }
+    uint32_t p[COLUMN_TILES][2];
+#pragma unroll
+    for (int c = 0; c < COLUMN_TILES; c++)
+        for (int h = 0; h < 2; h++) {
+            const float first = scores[c][2 * h], second = scores[c][2 * h + 1];
+            p[c][h] = pack2<T>(first == -INFINITY ? 0.0f : exp2f(first - top[h]),
+                               second == -INFINITY ? 0.0f : exp2f(second - top[h]));
+            // What is summed is what multiplies the values.
+            weight[h] += low_of<T>(p[c][h]) + high_of<T>(p[c][h]);
+        }
+    for (int h = 0; h < 2; h++)
+        for (int bits = 1; bits < 4; bits *= 2) weight[h] += __shfl_xor_sync(ALL_LANES, weight[h], bits);
+
+    // Weighted values. Column n of tile j is dimension j / 8 * 64 + n * 8 + j % 8, so that a lane reads 16
+    // bytes of a position.
+    float sums[VALUE_TILES][4] = {};
+#pragma unroll
+    for (int k = 0; k < SPAN / MMA_K; k++) {
+        const uint32_t left[4] = {p[2 * k][0], p[2 * k][1], p[2 * k + 1][0], p[2 * k + 1][1]};
+#pragma unroll
+        for (int part = 0; part < DIM / 64; part++) {
+            Vec16 v[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int64_t position = base + k * MMA_K + lane_pair() * 2 + i % 2 + i / 2 * 8;
+                const bool valid = position < length;
+                v[i] = load8(valid ? address(t.io.values, position) + part * 64 + lane_row() * 8 : nullptr, valid);
+            }
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                const int shift = j % 2 * 16;
+                const auto pair = [&](int i) {
+                    return (v[i].word[j / 2] >> shift & 0xffffu) | (v[i + 1].word[j / 2] >> shift & 0xffffu) << 16;
+                };
+                mma<T>(sums[part * 8 + j], left, pair(0), pair(2));
+            }
+        }
+    }
+
+    // One warp after the other adds its share, relative to the maximum of all.
+    if (lane_pair() == 0)
+        for (int h = 0; h < 2; h++) {
+            tops[warp_id() * MMA_M + lane_row() + h * 8] = top[h];
+            weights[warp_id() * MMA_M + lane_row() + h * 8] = weight[h];
+        }
+    __syncthreads();
+    float all_top[2] = {-INFINITY, -INFINITY}, share[2] = {}, all_weight[2] = {0.0f, 0.0f};
+    for (int h = 0; h < 2; h++) {
+        const int m = lane_row() + h * 8;
+        for (int w = 0; w < WARPS; w++) {
+            const float other = tops[w * MMA_M + m];
+            all_top[h] = other > all_top[h] ? other : all_top[h];
+        }
+        for (int w = 0; w < WARPS; w++) {
+            const float other = tops[w * MMA_M + m];
+            const float part = other == -INFINITY ? 0.0f : exp2f(other - all_top[h]);
+            all_weight[h] = fused_multiply_add(part, weights[w * MMA_M + m], all_weight[h]);
+            if (w == warp_id()) share[h] = part;
+        }
+    }
+    for (int w = 0; w < WARPS; w++) {
+        if (w == warp_id())
+#pragma unroll
+            for (int j = 0; j < VALUE_TILES; j++)
+                for (int e = 0; e < 4; e++) {
+                    const int m = lane_row() + e / 2 * 8;
+                    const int d = j / 8 * 64 + (lane_pair() * 2 + e % 2) * 8 + j % 8;
+                    const float sum = multiply(share[e / 2], sums[j][e]);
+                    outputs[m * DIM + d] = w == 0 ? sum : add(outputs[m * DIM + d], sum);
+                }
+        __syncthreads();
+    }
+    if (warp_id() == 0 && lane_pair() == 0)
+        for (int h = 0; h < 2; h++) {
+            tops[lane_row() + h * 8] = all_top[h];
+            weights[lane_row() + h * 8] = all_weight[h];
+        }
+    __syncthreads();
+    for (int i = int(threadIdx.x); i < MMA_M * DIM; i += WARPS * WARP) {
+        const int m = i / DIM, d = i % DIM;
+        const int64_t pair = place.first_pair + m;
+        if (pair >= pairs) break;
+        const int64_t row = first_row + pair / group, head = kv_head * group + pair % group;
+        const float sum = outputs[i], total = weights[m];
+        const int64_t end = sight_of(t, place.sequence, row).end;
+        if (end <= int64_t(blockIdx.z) * SPLIT) continue;  // only later rows of the tile reach this far
+        if (end <= SPLIT) {
+            const float mean = total == 0.0f ? 0.0f : sum / total;
+            static_cast<T *>(t.io.out)[(row * t.shape.heads + head) * DIM + d] = from_float<T>(mean);
+        } else {
+            float *partial = partial_of(t, row, head, blockIdx.z);
+            partial[d] = sum;
+            if (d == 0) {
+                partial[DIM] = tops[m];
+                partial[DIM + 1] = total;
+            }
+        }
+    }
+}
+
+/// Grid (rows, heads): adds the splits of a row in order.
+template <class T, int DIM>
+__global__ void __launch_bounds__(DIM) combine_kernel(Task t) {
+    const int64_t row = blockIdx.x, head = blockIdx.y;
+    int64_t sequence = 0;
+    while (sequence < t.sequences && t.io.cu_seqlens_q[sequence + 1] <= row) sequence++;
+    if (sequence == t.sequences) return;
+    const int64_t end = sight_of(t, sequence, row).end, splits = div_up<int64_t>(end, SPLIT);
+    if (splits <= 1) return;
+    float top = -INFINITY, weight = 0.0f, sum = 0.0f;
+    for (int64_t s = 0; s < splits; s++) {
+        const float other = partial_of(t, row, head, s)[DIM];
+        top = other > top ? other : top;
+    }
+    for (int64_t s = 0; s < splits; s++) {
+        const float *partial = partial_of(t, row, head, s);
+        const float share = partial[DIM] == -INFINITY && partial[DIM + 1] == 0.0f ? 0.0f : exp2f(partial[DIM] - top);
+        weight = fused_multiply_add(share, partial[DIM + 1], weight);
+        sum = fused_multiply_add(share, partial[threadIdx.x], sum);
+    }
+    const float mean = weight == 0.0f ? 0.0f : sum / weight;
+    static_cast<T *>(t.io.out)[(row * t.shape.heads + head) * DIM + threadIdx.x] = from_float<T>(mean);
+}
+
+template <class T, int DIM>
+int attend(const Task &t, int64_t max_length, void *stream) {
+    const int group = t.shape.heads / t.shape.kv_heads;
+    // Each sequence leaves at most one tile unfilled.
+    const int64_t tiles = t.rows * group / MMA_M + t.sequences;
+    const Dim grid{unsigned(tiles), unsigned(t.shape.kv_heads), unsigned(t.splits)};
+    const int status = LAUNCH((attention_kernel<T, DIM>), grid, Dim{WARPS * WARP}, stream, t);
+    if (status != PLEACH_OK || max_length <= SPLIT) return status;
+    return LAUNCH((combine_kernel<T, DIM>), (Dim{unsigned(t.rows), unsigned(t.shape.heads)}), Dim{DIM}, stream, t);
+}
+
+template <class T>
+int attend(const Task &t, int64_t max_length, void *stream) {
+    return t.shape.head_dim == 64    ? attend<T, 64>(t, max_length, stream)
+           : t.shape.head_dim == 128 ? attend<T, 128>(t, max_length, stream)
+                                     : PLEACH_BAD_ARGUMENT;
+}
+
+int64_t splits_of(int64_t max_length) { return div_up<int64_t>(max_length, SPLIT); }
+
+}  // namespace
+}  // namespace pleach
+
+using namespace pleach;
+
+extern "C" int64_t pleach_attention_workspace(const PleachAttentionShape *shape, int64_t rows, int64_t max_length) {
+    if (max_length <= SPLIT) return 0;
+    return rows * shape->heads * splits_of(max_length) * (shape->head_dim + 2) * int64_t(sizeof(float));
+}
+
+extern "C" int pleach_paged_attention(const PleachAttention *io, const PleachAttentionShape *shape, int64_t rows,
+                                      int64_t sequences, int64_t max_length, int dtype, void *stream) {
+    const PleachAttentionShape &s = *shape;
+    const bool whole_heads = s.heads > 0 && s.kv_heads > 0 && s.heads % s.kv_heads == 0 && s.heads <= MAX_GRID_YZ;
+    if (!whole_heads || (s.block_size != 16 && s.block_size != 32) || rows < 0 || sequences < 0 ||
+        rows > MAX_GRID_X / s.heads || sequences > MAX_GRID_X / 2 || max_length < 0 ||
+        splits_of(max_length) > MAX_GRID_YZ || (s.window > 0 && io->tree_masks) || s.window < 0)
+        return PLEACH_BAD_ARGUMENT;
+    if (rows == 0 || sequences == 0) return PLEACH_OK;
+    if (max_length == 0) return PLEACH_BAD_ARGUMENT;
+    const float scale = LOG2_E / sqrtf(float(s.head_dim));
+    const Task t{*io, s, rows, sequences, splits_of(max_length), scale};
+    if (dtype == PLEACH_BF16) return attend<Bf16>(t, max_length, stream);
+    if (dtype == PLEACH_F16) return attend<F16>(t, max_length, stream);
+    return PLEACH_BAD_ARGUMENT;
+}

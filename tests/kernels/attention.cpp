@@ -1,0 +1,206 @@
+#include <algorithm>
+
+#include "harness.h"
+
+/// A ragged batch over a cache in which everything that is not a sequence's own is NaN.
+struct Batch {
+    PleachAttentionShape shape;
+    int dtype;
+    std::vector<uint32_t> cu_seqlens, context_lens, tables;
+    int64_t max_blocks = 0;
+    std::vector<uint64_t> masks;  // empty: no tree
+    std::vector<uint16_t> q, keys, values;
+
+    int64_t rows() const { return cu_seqlens.back(); }
+    int64_t length(size_t s) const { return context_lens[s] + cu_seqlens[s + 1] - cu_seqlens[s]; }
+    size_t at(size_t s, int64_t position, int64_t kv_head) const {
+        const int64_t block = tables[s * size_t(max_blocks) + size_t(position / shape.block_size)];
+        return size_t(((block * shape.kv_heads + kv_head) * shape.block_size + position % shape.block_size) * shape.head_dim);
+    }
+};
+
+static Batch random_batch(PleachAttentionShape shape, int dtype, const std::vector<std::pair<int64_t, int64_t>> &sequences) {
+    Batch b{shape, dtype, {0}, {}, {}, 0, {}, {}, {}, {}};
+    int64_t blocks = 1;
+    for (auto [context, rows] : sequences) {
+        b.context_lens.push_back(uint32_t(context));
+        b.cu_seqlens.push_back(b.cu_seqlens.back() + uint32_t(rows));
+        b.max_blocks = std::max(b.max_blocks, (context + rows + shape.block_size - 1) / shape.block_size);
+        blocks += (context + rows + shape.block_size - 1) / shape.block_size;
+    }
+    std::vector<uint32_t> order(static_cast<size_t>(blocks));
+    for (size_t i = 0; i < order.size(); i++) order[i] = uint32_t(i);
+    for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[size_t(random_int(0, int64_t(i) - 1))]);
+    // A table entry past its sequence leads out of the cache.
+    b.tables.assign(sequences.size() * size_t(b.max_blocks), 0x7fffffff);
+    const size_t cache = size_t(blocks * shape.kv_heads * shape.block_size * shape.head_dim);
+    b.keys.assign(cache, 0xffff);
+    b.values.assign(cache, 0xffff);
+    size_t next = 0;
+    for (size_t s = 0; s < sequences.size(); s++) {
+        for (int64_t p = 0; p < b.length(s); p++) {
+            if (p % shape.block_size == 0) b.tables[s * size_t(b.max_blocks) + size_t(p / shape.block_size)] = order[next++];
+            for (int64_t h = 0; h < shape.kv_heads; h++)
+                for (int64_t i = 0; i < shape.head_dim; i++) {
+                    b.keys[b.at(s, p, h) + size_t(i)] = encode(2 * random_value(), dtype);
+                    b.values[b.at(s, p, h) + size_t(i)] = encode(random_value(), dtype);
+                }
+        }
+    }
+    b.q = random_halves(size_t(b.rows() * shape.heads * shape.head_dim), dtype);
+    return b;
+}
+
+static std::vector<uint16_t> attend(const Batch &b, int64_t extra_length = 0) {
+    int64_t longest = 0;
+    for (size_t s = 0; s < b.context_lens.size(); s++) longest = std::max(longest, b.length(s));
+    longest += extra_length;
+    Buffer<uint16_t> q(b.q), keys(b.keys), values(b.values), out = Buffer<uint16_t>::poisoned(b.q.size());
+    Buffer<uint32_t> cu(b.cu_seqlens), lens(b.context_lens), tables(b.tables);
+    Buffer<uint64_t> masks(b.masks);
+    auto workspace = Buffer<float>::poisoned(size_t(pleach_attention_workspace(&b.shape, b.rows(), longest)) / sizeof(float));
+    const PleachAttention io{q, keys, values, cu, lens, tables, b.max_blocks, b.masks.empty() ? nullptr : masks.get(), workspace, out};
+    CHECK_OK(pleach_paged_attention(&io, &b.shape, b.rows(), int64_t(b.context_lens.size()), longest, b.dtype, nullptr));
+    return out.host();
+}
+
+static bool sees(const Batch &b, size_t s, int64_t row, int64_t position) {
+    const int64_t i = row - b.cu_seqlens[s], context = b.context_lens[s];
+    if (position < context) return b.shape.window == 0 || position > context + i - b.shape.window;
+    if (!b.masks.empty()) return b.masks[size_t(row)] >> (position - context) & 1;
+    return position <= context + i && (b.shape.window == 0 || position > context + i - b.shape.window);
+}
+
+static void check(const Batch &b, const std::vector<uint16_t> &got) {
+    const int64_t dim = b.shape.head_dim, group = b.shape.heads / b.shape.kv_heads;
+    for (size_t s = 0; s < b.context_lens.size(); s++)
+        for (int64_t row = b.cu_seqlens[s]; row < b.cu_seqlens[s + 1]; row++)
+            for (int64_t head = 0; head < b.shape.heads; head++) {
+                const size_t from = size_t((row * b.shape.heads + head) * dim);
+                std::vector<double> scores, sums(static_cast<size_t>(dim)), sizes(static_cast<size_t>(dim));
+                std::vector<int64_t> seen;
+                double top = -INFINITY, weight = 0;
+                for (int64_t p = 0; p < b.length(s); p++) {
+                    if (!sees(b, s, row, p)) continue;
+                    const size_t at = b.at(s, p, head / group);
+                    double score = 0;
+                    for (int64_t i = 0; i < dim; i++)
+                        score += double(decode(b.q[from + size_t(i)], b.dtype)) * decode(b.keys[at + size_t(i)], b.dtype);
+                    scores.push_back(score / std::sqrt(double(dim)));
+                    seen.push_back(p);
+                    top = std::max(top, scores.back());
+                }
+                for (size_t n = 0; n < seen.size(); n++) {
+                    const double w = std::exp(scores[n] - top);
+                    weight += w;
+                    const size_t at = b.at(s, seen[n], head / group);
+                    for (int64_t i = 0; i < dim; i++) {
+                        const double v = decode(b.values[at + size_t(i)], b.dtype);
+                        sums[size_t(i)] += w * v;
+                        sizes[size_t(i)] += w * std::fabs(v);
+                    }
+                }
+                for (int64_t i = 0; i < dim; i++) {
+                    const double want = seen.empty() ? 0 : sums[size_t(i)] / weight;
+                    const double size = seen.empty() ? 0 : sizes[size_t(i)] / weight;
+                    // Weights and result are rounded to `dtype`.
+                    check_close(decode(got[from + size_t(i)], b.dtype), want, rounding(b.dtype) * (std::fabs(want) + size) + 1e-5,
+                                format("sequence %zu of context %u, row %lld, head %lld, value %lld", s, b.context_lens[s],
+                                       (long long)row, (long long)head, (long long)i));
+                }
+            }
+}
+
+static PleachAttentionShape random_shape(int round) {
+    PleachAttentionShape shape{};
+    shape.kv_heads = int(random_int(1, 2));
+    shape.heads = shape.kv_heads * int(round % 4 == 0 ? 7 : random_int(1, 4));
+    shape.head_dim = round % 2 ? 64 : 128;
+    shape.block_size = round / 2 % 2 ? 16 : 32;
+    return shape;
+}
+
+TEST(attention_of_ragged_batches) {
+    for (int round = 0; round < 8; round++) {
+        const int dtype = round % 3 ? PLEACH_BF16 : PLEACH_F16;
+        // Empty sequences, no context, prompt chunks, verification rows, splits that just begin and end.
+        std::vector<std::pair<int64_t, int64_t>> sequences = {{random_int(0, 80), random_int(1, 9)}, {random_int(0, 30), 0}, {0, 1}};
+        if (round % 2 == 0) sequences.push_back({random_int(240, 270), random_int(1, 8)});
+        if (round == 1) sequences.push_back({0, 70});
+        if (round == 3) sequences.push_back({255, 2});
+        if (round == 5) sequences.push_back({random_int(500, 800), 3});
+        const Batch b = random_batch(random_shape(round), dtype, sequences);
+        check(b, attend(b));
+    }
+}
+
+TEST(attention_over_4096_positions) {
+    PleachAttentionShape shape{4, 1, 64, 16, 0};
+    const Batch b = random_batch(shape, PLEACH_BF16, {{4093, 3}, {7, 1}});
+    check(b, attend(b));
+}
+
+TEST(attention_in_a_window) {
+    for (int window : {1, 5, 64, 300}) {
+        PleachAttentionShape shape{2, 1, 64, 32, window};
+        const Batch b = random_batch(shape, PLEACH_BF16, {{random_int(300, 600), 4}, {0, 5}, {random_int(0, 200), 2}});
+        check(b, attend(b));
+    }
+}
+
+TEST(attention_of_a_tree) {
+    for (int round = 0; round < 4; round++) {
+        Batch b = random_batch(random_shape(round), PLEACH_BF16, {{random_int(0, 300), random_int(2, 20)}, {0, 64}, {250, 12}});
+        for (size_t s = 0; s < b.context_lens.size(); s++)
+            for (uint32_t row = b.cu_seqlens[s]; row < b.cu_seqlens[s + 1]; row++) {
+                // Each row's parent is any row before it.
+                const uint32_t i = row - b.cu_seqlens[s];
+                const uint64_t parent = i ? b.masks[size_t(b.cu_seqlens[s] + random_int(0, i - 1))] : 0;
+                b.masks.push_back(parent | uint64_t(1) << i);
+            }
+        check(b, attend(b));
+    }
+}
+
+/// A row with its own context alone, and the same row in a batch: the same bits.
+TEST(attention_rows_do_not_depend_on_each_other) {
+    for (int round = 0; round < 4; round++) {
+        const Batch b = random_batch(random_shape(round), PLEACH_BF16, {{random_int(0, 40), 3}, {random_int(250, 262), 9}, {600, 1}});
+        const auto together = attend(b, 1000);
+        const size_t width = size_t(b.shape.heads * b.shape.head_dim);
+        for (size_t s = 0; s < b.context_lens.size(); s++)
+            for (uint32_t i = 0; i < b.cu_seqlens[s + 1] - b.cu_seqlens[s]; i += 2) {
+                Batch alone = b;
+                const size_t row = b.cu_seqlens[s] + i;
+                alone.cu_seqlens = {0, 1};
+                alone.context_lens = {b.context_lens[s] + i};
+                alone.tables.assign(b.tables.begin() + long(s) * b.max_blocks, b.tables.begin() + long(s + 1) * b.max_blocks);
+                alone.q.assign(b.q.begin() + long(row * width), b.q.begin() + long((row + 1) * width));
+                const auto got = attend(alone);
+                CHECK(std::equal(got.begin(), got.end(), together.begin() + long(row * width)), "sequence %zu row %u", s, i);
+            }
+    }
+}
+
+TEST(attention_keeps_nan) {
+    PleachAttentionShape shape{2, 1, 64, 16, 0};
+    for (int64_t context : {20, 300}) {
+        Batch b = random_batch(shape, PLEACH_F16, {{context, 1}, {context, 1}});
+        b.keys[b.at(1, 3, 0) + 5] = to_f16(NAN);
+        const auto got = attend(b);
+        for (size_t i = 0; i < got.size(); i++) CHECK(std::isnan(from_f16(got[i])) == (i >= 128), "value %zu", i);
+    }
+}
+
+TEST(attention_names_what_it_does_not_take) {
+    const PleachAttention io{};
+    const auto status = [&](PleachAttentionShape shape, int64_t rows, int64_t length) {
+        return pleach_paged_attention(&io, &shape, rows, 1, length, PLEACH_BF16, nullptr);
+    };
+    CHECK(status({4, 2, 64, 16, 0}, 0, 0) == PLEACH_OK, "no rows");
+    CHECK(status({4, 3, 64, 16, 0}, 1, 5) == PLEACH_BAD_ARGUMENT, "heads");
+    CHECK(status({4, 2, 80, 16, 0}, 1, 5) == PLEACH_BAD_ARGUMENT, "head_dim");
+    CHECK(status({4, 2, 64, 8, 0}, 1, 5) == PLEACH_BAD_ARGUMENT, "block_size");
+    CHECK(status({4, 2, 64, 16, -1}, 1, 5) == PLEACH_BAD_ARGUMENT, "window");
+    CHECK(status({4, 2, 64, 16, 0}, 1, 0) == PLEACH_BAD_ARGUMENT, "length");
+}

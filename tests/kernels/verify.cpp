@@ -1,0 +1,322 @@
+#include <algorithm>
+#include <numeric>
+
+#include "harness.h"
+
+// ---- the reference: sorted lists in f64 ------------------------------------------------------------------
+
+static void reference_philox(const uint32_t (&counter)[4], const uint32_t (&key)[2], uint32_t (&out)[4]) {
+    uint32_t c[4] = {counter[0], counter[1], counter[2], counter[3]};
+    for (uint32_t round = 0; round < 10; round++) {
+        const uint64_t a = uint64_t(0xd2511f53u) * c[0], b = uint64_t(0xcd9e8d57u) * c[2];
+        const uint32_t next[4] = {uint32_t(b >> 32) ^ c[1] ^ (key[0] + round * 0x9e3779b9u), uint32_t(b),
+                                  uint32_t(a >> 32) ^ c[3] ^ (key[1] + round * 0xbb67ae85u), uint32_t(a)};
+        std::copy(next, next + 4, c);
+    }
+    std::copy(c, c + 4, out);
+}
+
+/// Uniform in [0, 1).
+static double uniform(uint64_t seed, uint64_t position, uint32_t purpose) {
+    uint32_t out[4];
+    reference_philox({uint32_t(position), uint32_t(position >> 32), purpose, 0}, {uint32_t(seed), uint32_t(seed >> 32)}, out);
+    return double((uint64_t(out[1]) << 32 | out[0]) >> 11) / 9007199254740992.0;
+}
+
+/// The published vectors of Philox4x32-10.
+TEST(verify_philox_vectors) {
+    uint32_t out[4];
+    reference_philox({0, 0, 0, 0}, {0, 0}, out);
+    CHECK(out[0] == 0x6627e8d5u && out[1] == 0xe169c58du && out[2] == 0xbc57ac4cu && out[3] == 0x9b00dbd8u, "zeros");
+    reference_philox({~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}, out);
+    CHECK(out[0] == 0x408f276du && out[1] == 0x41c83b0eu && out[2] == 0xa20bc7c6u && out[3] == 0x6d5451fdu, "ones");
+    reference_philox({0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u}, {0xa4093822u, 0x299f31d0u}, out);
+    CHECK(out[0] == 0xd16cfe09u && out[1] == 0x94fdccebu && out[2] == 0x5001e420u && out[3] == 0x24126ea1u, "pi");
+}
+
+struct Case {
+    int64_t vocab;
+    std::vector<uint32_t> cu_rows, draft_tokens, counts, mask;
+    std::vector<float> logits, draft_probs, bias;
+    std::vector<PleachSampling> sampling;
+    int64_t rows() const { return cu_rows.back(); }
+};
+
+struct Results {
+    std::vector<PleachRowResult> rows;
+    std::vector<PleachVerdict> verdicts;
+};
+
+template <class T>
+static T *or_null(const Buffer<T> &buffer) {
+    return buffer.size() ? buffer.get() : nullptr;
+}
+
+static Results verify(const Case &c) {
+    const size_t sequences = c.sampling.size();
+    Buffer<float> logits(c.logits), draft_probs(c.draft_probs), bias(c.bias);
+    Buffer<uint32_t> draft_tokens(c.draft_tokens), cu(c.cu_rows), counts(c.counts), mask(c.mask);
+    Buffer<uint32_t> finished(std::vector<uint32_t>(sequences, 0));
+    Buffer<PleachSampling> sampling(c.sampling);
+    auto rows = Buffer<PleachRowResult>::poisoned(size_t(c.rows()));
+    auto verdicts = Buffer<PleachVerdict>::poisoned(sequences);
+    const PleachVerify io{logits, draft_tokens, or_null(draft_probs), cu, sampling, or_null(counts), or_null(bias), or_null(mask),
+                          finished, rows, verdicts, int64_t(sequences), c.vocab};
+    CHECK_OK(pleach_verify(&io, c.rows(), nullptr));
+    for (uint32_t f : finished.host()) CHECK(f == 0, "the counter is not back at zero");
+    return {rows.host(), verdicts.host()};
+}
+
+/// What the row decides, and how far its closest comparison was from going the other way.
+struct Expected {
+    uint32_t status = PLEACH_ROW_OK, accepted = 0, token = 0;
+    double log_prob = 0, margin = 1;
+};
+
+static Expected expect(const Case &c, size_t s, int64_t row) {
+    Expected e;
+    const PleachSampling &p = c.sampling[s];
+    const int64_t n = c.vocab, first = c.cu_rows[s];
+    const float *raw = &c.logits[size_t(row * n)];
+    std::vector<float> logits(raw, raw + n);
+    for (int64_t id = 0; id < n; id++) {
+        float &x = logits[size_t(id)];
+        if (!c.counts.empty()) {
+            const uint32_t prompt = c.counts[(s * size_t(n) + size_t(id)) * 2];
+            uint32_t generated = c.counts[(s * size_t(n) + size_t(id)) * 2 + 1];
+            for (int64_t r = first; r < row; r++) generated += c.draft_tokens[size_t(r)] == id;
+            if (prompt || generated) x = x > 0 ? x / p.repetition_penalty : x * p.repetition_penalty;
+            if (generated) x -= p.presence_penalty + p.frequency_penalty * float(generated);
+        }
+        if (!c.bias.empty()) x += c.bias[s * size_t(n) + size_t(id)];
+        if (std::isnan(raw[id]) || raw[id] == INFINITY || std::isnan(x) || x == INFINITY) {
+            e.status = PLEACH_ROW_NOT_FINITE;
+            e.token = uint32_t(id);
+            return e;
+        }
+        if (!c.mask.empty() && !(c.mask[size_t(row * ((n + 31) / 32) + id / 32)] >> (id % 32) & 1)) x = -INFINITY;
+    }
+    std::vector<int64_t> order(static_cast<size_t>(n));
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return logits[size_t(a)] > logits[size_t(b)]; });
+    const float top = logits[size_t(order[0])];
+    if (top == -INFINITY) {
+        e.status = PLEACH_ROW_NOTHING_LEFT;
+        return e;
+    }
+    std::vector<double> probs(static_cast<size_t>(n), 0.0);
+    if (p.temperature == 0) {
+        probs[size_t(order[0])] = 1;
+    } else {
+        const auto weight = [&](int64_t id) { return std::exp((double(logits[size_t(id)]) - top) / p.temperature); };
+        while (weight(order.back()) < std::ldexp(1.0, -44)) order.pop_back();
+        if (p.top_k > 0 && order.size() > p.top_k) order.resize(p.top_k);
+        double all = 0, cumulative = 0;
+        for (int64_t id : order) all += weight(id);
+        if (p.top_p < 1)
+            for (size_t i = 0; i < order.size(); i++) {
+                cumulative += weight(order[i]);
+                e.margin = std::min(e.margin, std::fabs(cumulative / all - p.top_p));
+                if (cumulative >= p.top_p * all) order.resize(i + 1);
+            }
+        all = 0;
+        for (int64_t id : order) {
+            if (p.min_p > 0) e.margin = std::min(e.margin, std::fabs(weight(id) - p.min_p));
+            if (weight(id) >= p.min_p) all += probs[size_t(id)] = weight(id);
+        }
+        for (double &prob : probs) prob /= all;
+    }
+    const bool has_draft = row + 1 < c.cu_rows[s + 1];
+    const uint64_t position = p.position + uint64_t(row - first);
+    const auto draft_prob = [&](int64_t id) {
+        return c.draft_probs.empty() ? double(id == c.draft_tokens[size_t(row)]) : double(c.draft_probs[size_t(row * n + id)]);
+    };
+    if (has_draft) {
+        const uint32_t draft = c.draft_tokens[size_t(row)];
+        const double left = uniform(p.seed, position, PLEACH_PURPOSE_ACCEPT) * draft_prob(draft);
+        e.margin = std::min(e.margin, std::fabs(left - probs[draft]));
+        e.accepted = left < probs[draft];
+        e.token = draft;
+    }
+    if (!e.accepted) {
+        double sum = 0;
+        if (has_draft)
+            for (int64_t id = 0; id < n; id++) sum += std::max(0.0, probs[size_t(id)] - draft_prob(id));
+        const bool residual = sum > 1e-9;
+        const double target = uniform(p.seed, position, PLEACH_PURPOSE_SAMPLE) * (residual ? sum : 1.0);
+        double cumulative = 0;
+        bool found = false;
+        for (int64_t id = 0; id < n; id++) {
+            const double by = residual ? std::max(0.0, probs[size_t(id)] - draft_prob(id)) : probs[size_t(id)];
+            cumulative += by;
+            if (by > 0 && p.temperature != 0) e.margin = std::min(e.margin, std::fabs(cumulative - target));
+            if (!found && cumulative > target) {
+                e.token = uint32_t(id);
+                found = true;
+            }
+        }
+    }
+    double sum = 0;
+    for (int64_t id = 0; id < n; id++) sum += std::exp(double(raw[id]));
+    e.log_prob = raw[e.token] - std::log(sum);
+    return e;
+}
+
+static Case random_case(int64_t vocab, const std::vector<int64_t> &drafts, int round) {
+    Case c{vocab, {0}, {}, {}, {}, {}, {}, {}, {}};
+    for (int64_t draft : drafts) {  // -1: a sequence without rows
+        c.cu_rows.push_back(c.cu_rows.back() + uint32_t(draft + 1));
+        PleachSampling p{};
+        p.temperature = round % 4 == 3 ? 0.0f : 0.3f + 1.2f * std::fabs(random_value());
+        p.top_k = round % 3 == 1 ? uint64_t(random_int(1, vocab + 3)) : 0;
+        p.top_p = round % 2 == 1 ? 0.05f + 0.9f * std::fabs(random_value()) : 1.0f;
+        p.min_p = round % 5 == 4 ? 0.3f * std::fabs(random_value()) : 0.0f;
+        p.repetition_penalty = 1.3f;
+        p.presence_penalty = 0.4f;
+        p.frequency_penalty = 0.2f;
+        p.seed = random_bits();
+        p.position = uint64_t(random_int(0, 5000)) + (round == 2 ? uint64_t(1) << 33 : 0);
+        c.sampling.push_back(p);
+    }
+    const size_t cells = size_t(c.rows() * vocab);
+    c.logits = random_values(cells, 4.0f);
+    // Equal logits, whose order is that of their ids.
+    if (round % 2) for (float &x : c.logits) x = std::round(x);
+    for (int64_t r = 0; r < c.rows(); r++) c.draft_tokens.push_back(uint32_t(random_int(0, vocab - 1)));
+    if (round % 3) {
+        c.draft_probs.resize(cells);
+        for (int64_t r = 0; r < c.rows(); r++) {
+            double sum = 0;
+            float *probs = &c.draft_probs[size_t(r * vocab)];
+            for (int64_t id = 0; id < vocab; id++) sum += probs[id] = std::exp(c.logits[size_t(r * vocab + id)] + 2 * random_value());
+            for (int64_t id = 0; id < vocab; id++) probs[id] = float(probs[id] / sum);
+            // As a draft would: likely tokens.
+            double target = random_bits() % 1000 / 1000.0;
+            for (int64_t id = 0; id < vocab; id++)
+                if ((target -= probs[id]) < 0) { c.draft_tokens[size_t(r)] = uint32_t(id); break; }
+        }
+    }
+    if (round % 4 == 2) {
+        c.counts.resize(drafts.size() * size_t(vocab) * 2);
+        for (uint32_t &count : c.counts) count = random_bits() % 4 ? 0 : uint32_t(random_int(1, 3));
+    }
+    if (round % 4 == 1) c.bias = random_values(drafts.size() * size_t(vocab));
+    if (round % 3 == 2) {
+        c.mask.resize(size_t(c.rows() * ((vocab + 31) / 32)));
+        for (uint32_t &word : c.mask) word = uint32_t(random_bits());
+        for (int64_t r = 0; r < c.rows(); r++) c.mask[size_t(r * ((vocab + 31) / 32))] |= 1;
+    }
+    return c;
+}
+
+TEST(verify_agrees_with_sorted_lists) {
+    int compared = 0, close = 0;
+    for (int round = 0; round < 24; round++) {
+        const int64_t vocabs[] = {1, 33, 500, 513, 3000};
+        const Case c = random_case(vocabs[round % 5], {random_int(0, 4), -1, 0, random_int(1, 3)}, round);
+        const Results got = verify(c);
+        for (size_t s = 0; s < c.sampling.size(); s++) {
+            uint32_t accepted = 0;
+            bool ended = c.cu_rows[s] == c.cu_rows[s + 1];
+            for (int64_t row = c.cu_rows[s]; row < c.cu_rows[s + 1]; row++) {
+                const PleachRowResult &result = got.rows[size_t(row)];
+                const Expected want = expect(c, s, row);
+                compared++;
+                if (want.margin < 1e-5) {
+                    close++;
+                } else {
+                    const auto where = format("round %d, vocabulary %lld, sequence %zu, row %lld: token %u, want %u, accepted %u, want %u",
+                                              round, (long long)c.vocab, s, (long long)row, result.token, want.token, result.accepted, want.accepted);
+                    CHECK(result.status == want.status && result.token == want.token && result.accepted == want.accepted, "%s", where.c_str());
+                    check_close(result.log_prob, want.log_prob, 1e-4, where);
+                }
+                if (ended) continue;
+                ended = !result.accepted;
+                accepted += result.accepted;
+                if (!ended) continue;
+                const PleachVerdict &v = got.verdicts[s];
+                CHECK(v.status == PLEACH_ROW_OK && v.accepted == accepted && v.last == result.token, "verdict of sequence %zu", s);
+            }
+            if (c.cu_rows[s] == c.cu_rows[s + 1]) CHECK(got.verdicts[s].status == 0xffffffffu, "a sequence without rows");
+        }
+    }
+    CHECK(close * 5 < compared, "%d of %d too close to call", close, compared);
+}
+
+TEST(verify_rows_do_not_depend_on_each_other) {
+    const Case c = random_case(700, {3, 0, 2, 5}, 7);
+    const Results together = verify(c);
+    for (size_t s = 0; s < c.sampling.size(); s++) {
+        Case alone{c.vocab, {0, c.cu_rows[s + 1] - c.cu_rows[s]}, {}, {}, {}, {}, {}, {}, {c.sampling[s]}};
+        const long first = c.cu_rows[s], end = c.cu_rows[s + 1];
+        alone.draft_tokens.assign(c.draft_tokens.begin() + first, c.draft_tokens.begin() + end);
+        alone.logits.assign(c.logits.begin() + first * c.vocab, c.logits.begin() + end * c.vocab);
+        alone.draft_probs.assign(c.draft_probs.begin() + first * c.vocab, c.draft_probs.begin() + end * c.vocab);
+        const Results got = verify(alone);
+        CHECK(std::memcmp(got.rows.data(), together.rows.data() + first, got.rows.size() * sizeof(PleachRowResult)) == 0, "rows of %zu", s);
+        CHECK(std::memcmp(&got.verdicts[0], &together.verdicts[s], sizeof(PleachVerdict)) == 0, "verdict of %zu", s);
+    }
+}
+
+/// An error counts where a sequence gets to its row, and for that sequence alone.
+TEST(verify_reports_bad_logits) {
+    Case c = random_case(40, {2, 2, 2, 0}, 0);
+    c.draft_probs.clear();
+    for (PleachSampling &p : c.sampling) p.temperature = 0;
+    for (int64_t r = 0; r < c.rows(); r++) {
+        c.draft_tokens[size_t(r)] = 7;
+        c.logits[size_t(r * 40 + 7)] = 50;  // every draft token stands
+    }
+    c.logits[size_t(1 * 40 + 31)] = NAN;                                       // sequence 0, row 1
+    c.draft_tokens[3] = 8;                                                     // sequence 1 rejects at once
+    c.logits[size_t(4 * 40 + 2)] = INFINITY;                                   // sequence 1, row 1
+    for (int64_t id = 0; id < 40; id++) c.logits[size_t(9 * 40 + id)] = -INFINITY;  // sequence 3
+    const Results got = verify(c);
+    const auto is = [&](size_t s, uint32_t accepted, uint32_t last, uint32_t status) {
+        const PleachVerdict &v = got.verdicts[s];
+        CHECK(v.accepted == accepted && v.status == status && (v.last == last || status == PLEACH_ROW_NOTHING_LEFT),
+              "sequence %zu: accepted %u, last %u, status %u", s, v.accepted, v.last, v.status);
+    };
+    is(0, 1, 31, PLEACH_ROW_NOT_FINITE);
+    is(1, 0, 7, PLEACH_ROW_OK);
+    is(2, 2, 7, PLEACH_ROW_OK);
+    is(3, 0, 0, PLEACH_ROW_NOTHING_LEFT);
+}
+
+/// Draft tokens drawn from the draft, verified: distributed as the target.
+TEST(verify_keeps_the_targets_distribution) {
+    const int64_t sequences = 200, n = 5;
+    const auto logits = random_values(size_t(n), 2.0f), draft_logits = random_values(size_t(n), 2.0f);
+    std::vector<double> target(static_cast<size_t>(n)), draft(static_cast<size_t>(n));
+    const auto softmax = [&](const std::vector<float> &x, std::vector<double> &probs) {
+        double sum = 0;
+        for (size_t i = 0; i < x.size(); i++) sum += probs[i] = std::exp(double(x[i]));
+        for (double &p : probs) p /= sum;
+    };
+    softmax(logits, target);
+    softmax(draft_logits, draft);
+    Case c{n, {0}, {}, {}, {}, {}, {}, {}, {}};
+    for (int64_t s = 0; s < sequences; s++) {
+        c.cu_rows.push_back(c.cu_rows.back() + 2);
+        PleachSampling p{1, 1, 0, 1, 0, 0, 0, random_bits(), 3};
+        c.sampling.push_back(p);
+        double left = double(random_bits() >> 11) / 9007199254740992.0;
+        uint32_t token = 0;
+        while (token + 1 < n && (left -= draft[token]) >= 0) token++;
+        for (uint32_t row = 0; row < 2; row++) {
+            c.draft_tokens.push_back(token);
+            c.logits.insert(c.logits.end(), logits.begin(), logits.end());
+            for (double p_draft : draft) c.draft_probs.push_back(float(p_draft));
+        }
+    }
+    const Results got = verify(c);
+    std::vector<double> counts(static_cast<size_t>(n));
+    for (int64_t s = 0; s < sequences; s++) {
+        const PleachVerdict &v = got.verdicts[size_t(s)];
+        counts[v.accepted ? c.draft_tokens[size_t(2 * s)] : v.last] += 1;
+    }
+    for (size_t i = 0; i < target.size(); i++) {
+        const double mean = double(sequences) * target[i], deviation = std::sqrt(mean * (1 - target[i]));
+        check_close(counts[i], mean, 5.5 * deviation + 1, format("token %zu", i));
+    }
+}
