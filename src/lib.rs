@@ -11,6 +11,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod config_file;
 pub mod engine;
+pub mod grammar;
 pub mod kv_cache;
 pub mod metrics;
 pub mod model;

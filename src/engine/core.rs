@@ -6,14 +6,14 @@ use std::time::Instant;
 
 use super::report;
 use super::scheduler::{Schedule, Scheduled, Scheduler};
-use super::sequence::{Round, Sequence};
+use super::sequence::{Round, RoundError, Sequence};
 use super::{
     EngineConfig, EngineError, EngineLimits, EngineStats, Event, FinishReason, Request,
     RequestError, RequestId,
 };
 use crate::model::{Decoder, Forward, Rows, Runner};
 use crate::ops::ThreadPool;
-use crate::sampling::{LogitsError, Processor};
+use crate::sampling::Processor;
 use crate::spec::{DraftModelProposer, Proposal, ProposeTask, StepCost};
 
 /// Many sequences, one target and perhaps one draft model. Single-threaded: see
@@ -217,6 +217,7 @@ impl Engine {
                 params: &sequence.params,
                 history: &mut sequence.history,
                 draws: sequence.draws,
+                grammar: sequence.grammar.as_mut(),
                 state: &mut sequence.proposer,
                 proposal: Proposal::default(),
             };
@@ -227,6 +228,11 @@ impl Engine {
         proposer.propose(&mut tasks);
         for (place, task) in places.into_iter().zip(tasks) {
             proposals[place] = task.proposal;
+        }
+        for (item, proposal) in items.iter().zip(&mut proposals) {
+            if let Some(sequence) = self.sequences.get_mut(&item.id) {
+                sequence.cut_draft(&mut proposal.tokens);
+            }
         }
         let (passes, failures) = proposer.take_report();
         report::draft_passes(&passes, failures);
@@ -295,7 +301,7 @@ impl Engine {
         &mut self,
         item: &Scheduled,
         proposal: &Proposal,
-        outcome: Option<Result<Round, LogitsError>>,
+        outcome: Option<Result<Round, RoundError>>,
         events: &mut Vec<(RequestId, Event)>,
     ) {
         let sequence = self.sequences.get_mut(&item.id);

@@ -1,6 +1,7 @@
 //! What goes into the engine and what comes out of it.
 
 use super::SequenceStats;
+use crate::grammar::Grammar;
 use crate::sampling::{ParamError, SamplingParams};
 
 /// Most alternatives a request may ask log-probabilities for.
@@ -26,6 +27,8 @@ pub struct Request {
     /// Draft tokens per round: `None` for the engine's value, 0 for no speculation, otherwise a
     /// bound on the engine's value.
     pub num_speculative_tokens: Option<usize>,
+    /// What the generated text must follow.
+    pub grammar: Option<Grammar>,
     /// `None` for no log-probabilities, otherwise how many alternatives to report beside the
     /// token's own.
     pub top_logprobs: Option<usize>,
@@ -42,6 +45,7 @@ impl Request {
             stop_token_ids: Vec::new(),
             ignore_eos: false,
             num_speculative_tokens: None,
+            grammar: None,
             top_logprobs: None,
         }
     }
@@ -136,6 +140,8 @@ pub enum FinishReason {
     Eos,
     /// One of the request's stop tokens, which is the last token sent.
     StopToken(u32),
+    /// The request's grammar admits nothing more.
+    Grammar,
     /// `max_tokens` or the context limit.
     Length,
     /// The sequence cannot go on.

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::stats::add_at;
 use super::{FinishReason, Request, SequenceStats, TokenOut, TokenSource};
+use crate::grammar::{GrammarError, GrammarState};
 use crate::sampling::{
     Draws, History, LogitsError, Processor, SamplingParams, log_sum_exp, top_logprobs,
 };
@@ -27,6 +28,16 @@ pub(super) struct Sequence {
     stop_token_ids: Vec<u32>,
     ignore_eos: bool,
     top_logprobs: Option<usize>,
+    pub(super) grammar: Option<GrammarState>,
+}
+
+/// Why a sequence cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum RoundError {
+    #[error(transparent)]
+    Logits(#[from] LogitsError),
+    #[error("the grammar cannot be followed any further: {0}")]
+    Grammar(#[from] GrammarError),
 }
 
 /// Seconds a sequence's reader waited.
@@ -76,6 +87,7 @@ impl Sequence {
             stop_token_ids: request.stop_token_ids,
             ignore_eos: request.ignore_eos,
             top_logprobs: request.top_logprobs,
+            grammar: request.grammar.map(|grammar| grammar.start()),
         }
     }
 
@@ -92,10 +104,11 @@ impl Sequence {
         logits: &[f32],
         eos_token_ids: &[u32],
         processor: &mut Processor,
-    ) -> Result<Round, LogitsError> {
+    ) -> Result<Round, RoundError> {
         let vocab_size = logits.len() / (draft.len() + 1);
         let row = |index: usize| &logits[index * vocab_size..(index + 1) * vocab_size];
-        let (params, history) = (&self.params, &mut self.history);
+        let (params, history, grammar) = (&self.params, &mut self.history, &mut self.grammar);
+        let mut masked = Vec::new();
         let mut pushed = 0;
         let verdict = rejection_sample(draft, &self.draws, self.tokens.len(), |index| {
             // Row `index` follows `index` draft tokens, and penalties count them.
@@ -103,7 +116,11 @@ impl Sequence {
                 history.push(draft[pushed].id);
                 pushed += 1;
             }
-            processor.distribution(row(index), None, params, history)
+            let logits = match grammar {
+                Some(grammar) => grammar.masked(index, row(index), None, &mut masked)?,
+                None => row(index),
+            };
+            Ok::<_, RoundError>(processor.distribution(logits, None, params, history)?)
         });
         draft[..pushed].iter().for_each(|token| history.pop(token.id));
         let verdict = verdict?;
@@ -124,7 +141,25 @@ impl Sequence {
                 break;
             }
         }
+        if round.finish.is_none()
+            && let Some(grammar) = &mut self.grammar
+        {
+            grammar.commit(verdict.accepted, last)?;
+            round.finish = grammar.is_complete().then_some(FinishReason::Grammar);
+        }
         Ok(round)
+    }
+
+    /// Follows the draft tokens in the grammar and cuts them at the first it refuses. Tokens that
+    /// were drawn under its mask are followed already; only copied ones can be refused, and a copied
+    /// token that has no probability is lost without a trace.
+    pub(super) fn cut_draft(&mut self, draft: &mut Vec<DraftToken>) {
+        let Some(grammar) = &mut self.grammar else { return };
+        while let Some(token) = draft.get(grammar.drafted()) {
+            if !grammar.draft(token.id) {
+                draft.truncate(grammar.drafted());
+            }
+        }
     }
 
     /// Notes that `count` tokens are about to be sent.

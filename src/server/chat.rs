@@ -33,7 +33,6 @@ pub(super) async fn chat_completions(
         return Err(ApiError::invalid("top_logprobs", "`top_logprobs` needs `logprobs: true`"));
     }
     generation.request.top_logprobs = wanted.then(|| top.unwrap_or(0));
-    body.only("response_format", &[json!({"type": "text"})])?;
     body.only("modalities", &[json!(["text"])])?;
     body.only("store", &[json!(false)])?;
     body.only("tools", &[json!([])])?;

@@ -6,8 +6,9 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::keys::Metered;
 use super::state::Serving;
-use super::{ApiError, Body};
+use super::{ApiError, Body, structured};
 use crate::engine::{Event, FinishReason, Request, SequenceStats, TokenOut};
+use crate::grammar::GrammarSource;
 use crate::sampling::SamplingParams;
 use crate::text::{Detokenizer, StopStrings};
 
@@ -18,6 +19,8 @@ const MAX_CHOICES: usize = 128;
 pub(super) struct Generation {
     pub(super) request: Request,
     pub(super) stop: Vec<String>,
+    /// The form of the output, and the field that asks for it.
+    pub(super) grammar: Option<(&'static str, GrammarSource)>,
     pub(super) choices: usize,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
@@ -110,22 +113,27 @@ impl Generation {
             stop_token_ids: body.or("stop_token_ids", Vec::new())?,
             ignore_eos: body.or("ignore_eos", false)?,
             num_speculative_tokens: body.take("num_speculative_tokens")?,
+            grammar: None,
             top_logprobs: None,
         };
         // These identify the caller and change nothing.
         let _: Option<String> = body.take("user")?;
         let _: Option<serde_json::Map<_, _>> = body.take("metadata")?;
-        Ok(Self { request, stop, choices, stream, include_usage })
+        let grammar = structured::take(body)?;
+        Ok(Self { request, stop, grammar, choices, stream, include_usage })
     }
 
     /// Submits every choice of every prompt; pieces arrive in order within a choice. Choice
     /// `p * choices + i` is choice i of prompt p. Dropping the receiver cancels them all.
     pub(super) async fn start(
-        self,
+        mut self,
         serving: &Arc<Serving>,
         prompts: Vec<Vec<u32>>,
         permit: OwnedSemaphorePermit,
     ) -> Result<mpsc::Receiver<Piece>, ApiError> {
+        if let Some((field, source)) = self.grammar.take() {
+            self.request.grammar = Some(serving.compile(field, source).await?);
+        }
         let limits = serving.engine.limits();
         let mut requests = Vec::new();
         for prompt in prompts {
@@ -205,7 +213,9 @@ async fn read(
                     piece.text += &stop.finish();
                 }
                 let reason = match reason {
-                    FinishReason::Eos | FinishReason::StopToken(_) => Ok("stop"),
+                    FinishReason::Eos | FinishReason::StopToken(_) | FinishReason::Grammar => {
+                        Ok("stop")
+                    }
                     FinishReason::Length if stopped => Ok("stop"),
                     FinishReason::Length => Ok("length"),
                     FinishReason::Error(reason) => Err(ApiError::internal(reason)),

@@ -15,6 +15,7 @@ mod messages;
 mod respond;
 mod responses;
 mod state;
+mod structured;
 mod tls;
 mod tokenize;
 

@@ -15,6 +15,7 @@ use super::keys::Keys;
 use super::{ApiError, ConnectionLimits, KeysError, TlsError, tls};
 use crate::config::{Access, Config};
 use crate::engine::EngineHandle;
+use crate::grammar::{Grammar, GrammarCompiler, GrammarSource};
 use crate::text::ChatTemplate;
 
 /// A loaded model, ready to answer.
@@ -29,6 +30,8 @@ pub struct Serving {
     pub template: Option<ChatTemplate>,
     /// Tokens that end an answer.
     pub eos_token_ids: Vec<u32>,
+    /// Compiles grammars for its tokens, unless those have no known bytes.
+    pub grammars: Option<Arc<GrammarCompiler>>,
     /// Bytes that one token stands for, at most.
     longest_token: usize,
 }
@@ -47,8 +50,28 @@ impl Serving {
         eos_token_ids: Vec<u32>,
     ) -> Self {
         let longest_token = tokenizer.get_vocab(true).keys().map(String::len).max();
+        let vocab_size = engine.limits().vocab_size;
+        let grammars = GrammarCompiler::new(&tokenizer, vocab_size, &eos_token_ids)
+            .inspect_err(|error| tracing::warn!(%error, "serving without grammars"))
+            .ok()
+            .map(Arc::new);
         let (tokenizer, longest_token) = (Arc::new(tokenizer), longest_token.unwrap_or(1).max(1));
-        Self { name, engine, tokenizer, template, eos_token_ids, longest_token }
+        Self { name, engine, tokenizer, template, eos_token_ids, grammars, longest_token }
+    }
+
+    /// Compiles what `field` asks for, off the async threads.
+    pub(super) async fn compile(
+        &self,
+        field: &str,
+        source: GrammarSource,
+    ) -> Result<Grammar, ApiError> {
+        let compiler = self.grammars.clone().ok_or_else(|| {
+            ApiError::invalid(field, format!("`{field}` is not supported with this model"))
+        })?;
+        tokio::task::spawn_blocking(move || compiler.compile(&source))
+            .await
+            .map_err(|e| ApiError::internal(e.to_string()))?
+            .map_err(|e| ApiError::invalid(field, format!("`{field}`: {e}")))
     }
 
     /// Tokens of a text. `special` adds what the tokenizer puts around a text; a chat template has

@@ -7,6 +7,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
+use crate::grammar::GrammarState;
 use crate::kv_cache::BlockTable;
 use crate::model::{Forward, ModelConfig, Rows};
 use crate::sampling::{Distribution, Draws, History, Processor, SamplingParams, log_sum_exp};
@@ -50,6 +51,8 @@ pub struct ProposeTask<'a> {
     pub history: &'a mut History,
     /// The sequence's random numbers.
     pub draws: Draws,
+    /// What the sequence must follow; draft tokens are drawn under its mask and followed in it.
+    pub grammar: Option<&'a mut GrammarState>,
     /// The proposer's memory of the sequence.
     pub state: &'a mut ProposerState,
     /// The outcome.
@@ -207,8 +210,22 @@ impl DraftModelProposer {
         let seconds = started.elapsed().as_secs_f64();
         let decode = num_rows <= 2 * drafting.len();
         self.passes.push(DraftPass { rows: num_rows, decode, seconds, flops });
+        let mut masked = Vec::new();
         for (&index, logits) in drafting.iter().zip(logits.chunks_exact(head_rows)) {
             let task = &mut tasks[index];
+            let drafted = task.proposal.tokens.len();
+            let logits = match &mut task.grammar {
+                None => logits,
+                // Where the draft model knows no token that may come, the chain ends.
+                Some(grammar) => match grammar.masked(drafted, logits, ids.as_deref(), &mut masked)
+                {
+                    Ok(masked) if masked.iter().any(|l| *l != f32::NEG_INFINITY) => masked,
+                    _ => {
+                        task.num_tokens = drafted;
+                        continue;
+                    }
+                },
+            };
             let drawn =
                 self.processor.distribution(logits, ids.as_deref(), task.params, task.history);
             let draft_probs = match drawn {
@@ -228,6 +245,10 @@ impl DraftModelProposer {
             }
             let position = task.tokens.len() + task.proposal.tokens.len();
             let id = task.draws.draft(&draft_probs, position);
+            if task.grammar.as_mut().is_some_and(|grammar| !grammar.draft(id)) {
+                task.num_tokens = drafted; // the grammar is complete
+                continue;
+            }
             if task.params.uses_history() {
                 task.history.push(id);
             }

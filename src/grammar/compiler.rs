@@ -1,0 +1,162 @@
+//! From a grammar's text to something that follows tokens.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use llguidance::api::{GrammarInit, TopLevelGrammar};
+use llguidance::toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
+use llguidance::{Matcher, ParserFactory, token_bytes_from_tokenizer_json};
+use serde_json::{Value, json};
+use tokenizers::Tokenizer;
+
+use super::GrammarState;
+
+/// Longest text of a grammar, in bytes.
+const MAX_SOURCE_BYTES: usize = 256 << 10;
+/// Lexer states of one sequence at most, 1 to 2 kB each.
+const MAX_LEXER_STATES: usize = 30_000;
+/// Compiled grammars that are kept for the next request.
+const MAX_CACHED: usize = 64;
+/// White space between the tokens of JSON: some, but not without end.
+const WHITESPACE: &str = r"[ \n\t]{1,16}";
+
+/// Why a grammar cannot be used, or a sequence cannot follow it any further.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct GrammarError(pub(super) String);
+
+/// What an output must be.
+#[derive(Debug, Clone, PartialEq)]
+pub enum GrammarSource {
+    /// A text that the expression matches as a whole (syntax of the `regex` crate, without
+    /// look-around and back-references).
+    Regex(String),
+    /// A grammar in the Lark syntax of `llguidance`.
+    Lark(String),
+    /// JSON that a schema admits.
+    JsonSchema(Value),
+    /// One of these texts.
+    Choice(Vec<String>),
+}
+
+impl GrammarSource {
+    /// Any JSON object.
+    #[must_use]
+    pub fn json_object() -> Self {
+        Self::JsonSchema(json!({"type": "object"}))
+    }
+
+    fn grammar(&self) -> TopLevelGrammar {
+        match self {
+            Self::Regex(regex) => TopLevelGrammar::from_regex(regex),
+            Self::Lark(lark) => TopLevelGrammar::from_lark(lark.clone()),
+            Self::JsonSchema(schema) => TopLevelGrammar::from_json_schema(with_whitespace(schema)),
+            Self::Choice(choices) => {
+                let quoted: Vec<String> = choices.iter().map(|c| json!(c).to_string()).collect();
+                TopLevelGrammar::from_lark(format!("start: {}", quoted.join(" | ")))
+            }
+        }
+    }
+}
+
+/// A schema with bounded white space, unless it has its own rule.
+pub(crate) fn with_whitespace(schema: &Value) -> Value {
+    let mut schema = schema.clone();
+    if let Some(fields) = schema.as_object_mut() {
+        fields.entry("x-guidance").or_insert(json!({"whitespace_pattern": WHITESPACE}));
+    }
+    schema
+}
+
+/// A compiled grammar, before its first token.
+#[derive(Clone)]
+pub struct Grammar(Arc<Matcher>);
+
+impl std::fmt::Debug for Grammar {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Grammar")
+    }
+}
+
+impl Grammar {
+    /// A sequence at its beginning. Shares nothing with other sequences.
+    #[must_use]
+    pub fn start(&self) -> GrammarState {
+        GrammarState::new(self.0.deep_clone())
+    }
+}
+
+/// Compiles grammars for one tokenizer.
+pub struct GrammarCompiler {
+    factory: ParserFactory,
+    compiled: Mutex<HashMap<String, Grammar>>,
+}
+
+impl GrammarCompiler {
+    /// A compiler for the tokens of a model with `vocab_size` ids; any of `eos_token_ids` may follow
+    /// where the grammar may end.
+    ///
+    /// # Errors
+    /// [`GrammarError`] if the bytes of the tokens cannot be told.
+    pub fn new(
+        tokenizer: &Tokenizer,
+        vocab_size: usize,
+        eos_token_ids: &[u32],
+    ) -> Result<Self, GrammarError> {
+        let error = |e: &dyn std::fmt::Display| GrammarError(e.to_string());
+        let eos: Vec<u32> =
+            eos_token_ids.iter().copied().filter(|&id| (id as usize) < vocab_size).collect();
+        let first = *eos.first().ok_or_else(|| error(&"the model has no end-of-sequence token"))?;
+        let json = serde_json::to_value(tokenizer).map_err(|e| error(&e))?;
+        // The library asserts what it expects of a tokenizer.
+        let bytes = catch_unwind(|| token_bytes_from_tokenizer_json(&json))
+            .map_err(|_| error(&"the bytes of the tokens cannot be told"))?;
+        let mut bytes = bytes.map_err(|e| error(&e))?;
+        bytes.resize(vocab_size, Vec::new());
+        let info = TokRxInfo::new(vocab_size as u32, first);
+        let trie = TokTrie::from(&info, &bytes).with_eos_tokens(&eos);
+        let mut factory = ParserFactory::new_simple(&(Arc::new(ApproximateTokEnv::new(trie)) as _))
+            .map_err(|e| error(&e))?;
+        factory.quiet();
+        let limits = factory.limits_mut();
+        limits.max_lexer_states = MAX_LEXER_STATES;
+        limits.verbose_errors = false;
+        Ok(Self { factory, compiled: Mutex::default() })
+    }
+
+    /// Compiles a grammar, or finds it compiled. May take many milliseconds: not for an async task.
+    ///
+    /// # Errors
+    /// [`GrammarError`] if it is wrong, too long or too costly.
+    pub fn compile(&self, source: &GrammarSource) -> Result<Grammar, GrammarError> {
+        let grammar = source.grammar();
+        let key = serde_json::to_string(&grammar).map_err(|e| GrammarError(e.to_string()))?;
+        if key.len() > MAX_SOURCE_BYTES {
+            return Err(GrammarError(format!("is longer than {MAX_SOURCE_BYTES} bytes")));
+        }
+        let compiled = || self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = compiled().get(&key) {
+            return Ok(known.clone());
+        }
+        let init = GrammarInit::Serialized(grammar);
+        let parser =
+            catch_unwind(AssertUnwindSafe(|| self.factory.create_parser_from_init_default(init)))
+                .map_err(|_| GrammarError("cannot be compiled".into()))?;
+        let mut matcher = Matcher::new(parser);
+        if let Some(error) = matcher.get_error() {
+            return Err(GrammarError(error));
+        }
+        let first = matcher.compute_mask().map_err(|e| GrammarError(e.to_string()))?;
+        if first.is_zero() {
+            return Err(GrammarError("admits no text at all".into()));
+        }
+        let grammar = Grammar(Arc::new(matcher));
+        let mut compiled = compiled();
+        if compiled.len() >= MAX_CACHED {
+            compiled.clear();
+        }
+        compiled.insert(key, grammar.clone());
+        Ok(grammar)
+    }
+}

@@ -1,0 +1,11 @@
+//! Grammars that an output must follow: JSON schemas, regular expressions and context-free grammars,
+//! compiled and matched by `llguidance`. Knows tokens and masks; nothing of models or HTTP.
+
+mod compiler;
+mod state;
+
+pub use compiler::{Grammar, GrammarCompiler, GrammarError, GrammarSource};
+pub use state::GrammarState;
+
+#[cfg(test)]
+mod tests;
