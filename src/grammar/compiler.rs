@@ -130,6 +130,9 @@ impl GrammarCompiler {
     /// # Errors
     /// [`GrammarError`] if it is wrong, too long or too costly.
     pub fn compile(&self, source: &GrammarSource) -> Result<Grammar, GrammarError> {
+        if matches!(source, GrammarSource::Choice(choices) if choices.is_empty()) {
+            return Err(GrammarError("must not be empty".into()));
+        }
         let grammar = source.grammar();
         let key = serde_json::to_string(&grammar).map_err(|e| GrammarError(e.to_string()))?;
         if key.len() > MAX_SOURCE_BYTES {
