@@ -27,9 +27,9 @@ use crate::select;
 /// Prompts are lines of JSON with "turns", a list of user messages, and perhaps "id" and "category".
 /// Every turn is answered. A prompt with a "reference" answer is answered with the reference in view,
 /// and the answer is kept where it checks out against it: the number after #### (GSM8K), the choice
-/// letter, or for free text the length; else the reference takes its place. With --top-logprobs the model's most likely tokens at every place of the
-/// answers go to a second file, OUT.topk. Started again, it goes on with the prompts that have no
-/// answer yet.
+/// letter, or for free text the length; else the reference takes its place. With --top-logprobs the
+/// model's most likely tokens at every place of the answers go to a second file, OUT.topk. Started
+/// again, it goes on with the prompts that have no answer yet.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Args {
     #[command(flatten)]
