@@ -30,9 +30,11 @@ __global__ void __launch_bounds__(NORM_WARPS *WARP)
         out[i] = from_float<T>(multiply(multiply(residual[i], scale), to_float(weight[i])));
 }
 
+constexpr unsigned SILU_THREADS = 256;
+
 /// Grid (columns, rows).
 template <class T>
-__global__ void silu_mul_kernel(const T *gate_up, T *out, int64_t rows, int64_t width) {
+__global__ void __launch_bounds__(SILU_THREADS) silu_mul_kernel(const T *gate_up, T *out, int64_t rows, int64_t width) {
     const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= width) return;
     for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
@@ -153,9 +155,8 @@ int add_rms_norm(float *residual, const void *delta, const void *weight, void *o
 
 template <class T>
 int silu_mul(const void *gate_up, void *out, int64_t rows, int64_t width, void *stream) {
-    constexpr unsigned threads = 256;
-    const Dim grid{unsigned(div_up<int64_t>(width, threads)), unsigned(rows < 4096 ? rows : 4096)};
-    return LAUNCH((silu_mul_kernel<T>), grid, Dim{threads}, stream, static_cast<const T *>(gate_up),
+    const Dim grid{unsigned(div_up<int64_t>(width, SILU_THREADS)), unsigned(rows < 4096 ? rows : 4096)};
+    return LAUNCH((silu_mul_kernel<T>), grid, Dim{SILU_THREADS}, stream, static_cast<const T *>(gate_up),
                   static_cast<T *>(out), rows, width);
 }
 

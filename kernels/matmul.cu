@@ -238,8 +238,9 @@ struct Product {
 /// Grid (32 outputs, 8 * COLUMNS rows).
 template <int FORMAT, class T, int COLUMNS>
 __global__ void __launch_bounds__(WARPS *WARP, COLUMNS == 1 ? 2 : 1) matmul_kernel(Product p) {
-    // Chunks a warp has under way, about as many bytes in every format.
-    constexpr int AHEAD = 16 / code_bits<FORMAT>, VECTORS = lane_vectors<FORMAT>;
+    // Chunks a warp has under way, about as many bytes in every format; many rows need the registers.
+    constexpr int AHEAD = COLUMNS > 2 && code_bits<FORMAT> == 4 ? 2 : 16 / code_bits<FORMAT>;
+    constexpr int VECTORS = lane_vectors<FORMAT>;
     SHARED(float, sums, WARPS * TILES * 4 * WARP);
     const Layout l = layout_of<FORMAT>(p.outputs, p.inputs);
     const auto *codes = reinterpret_cast<const Vec16 *>(p.packed);
