@@ -36,10 +36,11 @@ pub struct Args {
     /// Threads that compute. Default: the cores this process may use.
     #[arg(long, env = "PLEACH_THREADS")]
     pub threads: Option<usize>,
-    /// Draft tokens per round, at most.
-    #[arg(long, env = "PLEACH_NUM_SPECULATIVE_TOKENS", value_name = "K", default_value_t = 4)]
+    /// Draft tokens per round, at most: from the draft model, from earlier text that repeats itself, or
+    /// from the client's prediction. Fewer are used where more would not pay.
+    #[arg(long, env = "PLEACH_NUM_SPECULATIVE_TOKENS", value_name = "K", default_value_t = 8)]
     pub num_speculative_tokens: usize,
-    /// Serve without drafting.
+    /// Serve without speculation of any kind.
     #[arg(long, env = "PLEACH_NO_SPECULATION")]
     pub no_speculation: bool,
     /// Longest context served, prompt and answer together. Default: what model and cache allow.
@@ -162,8 +163,10 @@ pub struct Access {
 
 impl From<Args> for Config {
     fn from(args: Args) -> Self {
+        let num_speculative_tokens =
+            if args.no_speculation { 0 } else { args.num_speculative_tokens };
         let draft = match args.draft {
-            _ if args.no_speculation || args.num_speculative_tokens == 0 => None,
+            _ if num_speculative_tokens == 0 => None,
             Some(Source::Path(path)) if path.as_os_str() == "none" => None,
             Some(draft) => Some(draft),
             None if args.model == Source::Pypi => default_draft().map(Source::Path),
@@ -180,7 +183,7 @@ impl From<Args> for Config {
                 max_num_batched_tokens: args.max_num_batched_tokens,
                 max_model_len: args.max_model_len,
                 num_blocks: args.kv_blocks,
-                num_speculative_tokens: args.num_speculative_tokens,
+                num_speculative_tokens,
                 ..defaults
             },
             max_queue: args.max_queue,

@@ -3,6 +3,8 @@
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 
+use crate::spec::Proposer;
+
 /// HTTP requests answered; labels `endpoint` (the route) and `code`.
 pub const HTTP_REQUESTS: &str = "pleach_http_requests_total";
 /// Prompt and generated tokens by API key; label `key`: its name.
@@ -19,6 +21,10 @@ pub const DRAFT_TOKENS: &str = "pleach_spec_decode_draft_tokens_total";
 pub const ACCEPTED_TOKENS: &str = "pleach_spec_decode_accepted_tokens_total";
 /// Accepted draft tokens by place in their round; label `position`, from 0.
 pub const ACCEPTED_PER_POSITION: &str = "pleach_spec_decode_accepted_tokens_per_position_total";
+/// Draft tokens verified; label `proposer`: `draft_model`, `ngram` or `prediction`.
+pub const PROPOSER_DRAFT_TOKENS: &str = "pleach_spec_decode_proposer_draft_tokens_total";
+/// Draft tokens accepted and sent; label `proposer`.
+pub const PROPOSER_ACCEPTED_TOKENS: &str = "pleach_spec_decode_proposer_accepted_tokens_total";
 /// Tokens drawn after a rejection.
 pub const RECOVERED_TOKENS: &str = "pleach_spec_decode_recovered_tokens_total";
 /// Tokens drawn when nothing was rejected: after full acceptance, in rounds without draft tokens, and in
@@ -75,6 +81,8 @@ fn describe() {
         (DRAFT_TOKENS, "Draft tokens verified by the target."),
         (ACCEPTED_TOKENS, "Draft tokens accepted and sent."),
         (ACCEPTED_PER_POSITION, "Accepted draft tokens by position in their round, from 0."),
+        (PROPOSER_DRAFT_TOKENS, "Draft tokens verified by the target, by who proposed them."),
+        (PROPOSER_ACCEPTED_TOKENS, "Draft tokens accepted and sent, by who proposed them."),
         (RECOVERED_TOKENS, "Tokens drawn after a rejection."),
         (BONUS_TOKENS, "Tokens drawn when no draft token of the round was rejected."),
         (DRAFT_FAILURES, "Times the draft model failed and was left out."),
@@ -101,6 +109,10 @@ fn describe() {
         PREEMPTIONS,
     ] {
         counter!(name).increment(0);
+    }
+    for proposer in Proposer::ALL {
+        counter!(PROPOSER_DRAFT_TOKENS, "proposer" => proposer.name()).increment(0);
+        counter!(PROPOSER_ACCEPTED_TOKENS, "proposer" => proposer.name()).increment(0);
     }
     for model in ["target", "draft"] {
         counter!(FORWARD_PASSES, "model" => model).increment(0);

@@ -8,12 +8,50 @@ use std::collections::HashMap;
 use engine_support::{engine, ids, prompt, questions, run};
 use pleach::engine::{EngineConfig, Request};
 use pleach::sampling::SamplingParams;
+use pleach::spec::Proposer;
 
 /// A perfect draft, and one that is often wrong.
 const DRAFTS: [usize; 2] = [30, 27];
 
 fn config() -> EngineConfig {
-    EngineConfig { num_blocks: Some(128), adaptive: false, ..Default::default() }
+    EngineConfig { num_blocks: Some(128), ngram: false, adaptive: false, ..Default::default() }
+}
+
+/// Requests whose answers repeat their questions, and one that says what it expects, wrongly in places.
+fn repetitive(max_tokens: usize) -> Vec<Request> {
+    let texts = [
+        "Repeat this exactly: The quick brown fox jumps over the lazy dog. The dog sleeps.",
+        "Write the word 'echo' ten times, separated by commas.",
+        "Add a comment to each line:\nfor i in range(10):\n    print(i)\nfor j in range(10):\n    print(j)",
+    ];
+    let mut requests: Vec<Request> =
+        texts.iter().map(|text| Request::greedy(prompt(text), max_tokens)).collect();
+    requests[2].prediction =
+        prompt("for i in range(10):\n    print(i) # count\nfor j in range(9):\n    print(j)");
+    requests
+}
+
+/// The draft model, n-grams and predictions together, at any draft length, alone and in a batch.
+#[test]
+fn greedy_output_is_identical_with_every_proposer() {
+    let requests: Vec<Request> = questions(24).into_iter().take(3).chain(repetitive(48)).collect();
+    let expected = ids(&run(&mut engine(&config(), None), &requests));
+    for (draft, length, adaptive) in [(None, 12, false), (Some(27), 3, false), (Some(27), 8, true)]
+    {
+        let config =
+            EngineConfig { ngram: true, num_speculative_tokens: length, adaptive, ..config() };
+        let mut engine = engine(&config, draft);
+        engine.profile();
+        assert_eq!(ids(&run(&mut engine, &requests)), expected, "{draft:?} {length}");
+        for (request, expected) in requests.iter().zip(&expected).skip(3) {
+            let alone = run(&mut engine, std::slice::from_ref(request)).remove(0);
+            assert_eq!(&alone.ids(), expected);
+        }
+        let accepted =
+            |proposer: Proposer| engine.stats().proposers[proposer as usize].accepted_tokens;
+        assert!(accepted(Proposer::Ngram) > 0 && accepted(Proposer::Prediction) > 0);
+        assert!(adaptive || (accepted(Proposer::DraftModel) > 0) == draft.is_some());
+    }
 }
 
 #[test]
@@ -58,6 +96,7 @@ fn the_controller_changes_speed_alone() {
     let expected = ids(&run(&mut engine(&config(), None), &requests));
     let adaptive = EngineConfig { adaptive: true, ..config() };
     let mut engine = engine(&adaptive, Some(27));
+    engine.profile();
     assert_eq!(ids(&run(&mut engine, &requests)), expected);
 }
 

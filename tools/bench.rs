@@ -42,7 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ..EngineConfig::default()
     };
     let vocab = loaded.target.config().vocab_size as u32;
-    let mut engine = Engine::new(loaded.target, loaded.decoder, loaded.pool, config)?;
+    let mut engine = Engine::new(loaded.target, loaded.decoder, config)?;
     let costs = engine.measure_costs(CONTEXT, &ROWS, args.repeats);
     let prompt =
         |length: usize| -> Vec<u32> { (0..length as u32).map(|i| i * 31 % vocab).collect() };

@@ -65,7 +65,7 @@ impl ModelArgs {
         let mut draft = self.open_draft(draft)?;
         let decoder =
             draft.as_mut().map(|draft| Decoder::load_draft(draft, &target, &pool)).transpose()?;
-        Ok(Loaded { chat: Chat::new(&checkpoint)?, checkpoint, target, draft, decoder, pool })
+        Ok(Loaded { chat: Chat::new(&checkpoint)?, checkpoint, target, draft, decoder })
     }
 }
 
@@ -76,7 +76,6 @@ pub(crate) struct Loaded {
     pub(crate) draft: Option<Checkpoint>,
     pub(crate) decoder: Option<Decoder>,
     pub(crate) chat: Chat,
-    pub(crate) pool: Arc<ThreadPool>,
 }
 
 /// One line of a prompt file.

@@ -196,12 +196,13 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
     let engine_config = EngineConfig {
         max_num_seqs: args.batch,
         num_speculative_tokens: args.num_speculative_tokens,
+        ngram: false,
         adaptive: false,
         seed: Some(args.seed),
         max_model_len: Some(config.max_position_embeddings.min(8192)),
         ..EngineConfig::default()
     };
-    let mut engine = Engine::new(loaded.target, Some(draft), loaded.pool, engine_config)?;
+    let mut engine = Engine::new(loaded.target, Some(draft), engine_config)?;
     let costs = engine.measure_costs(256.min(engine.limits().max_model_len - 2), &[1], 15);
 
     let (mut journal, done) = match &args.json {

@@ -142,7 +142,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         num_speculative_tokens: 0,
         ..EngineConfig::default()
     };
-    let mut engine = Engine::new(loaded.target, None, loaded.pool, config)?;
+    let mut engine = Engine::new(loaded.target, None, config)?;
     let mut running: HashMap<RequestId, Running> = HashMap::new();
     let mut again: Vec<Running> = Vec::new();
     let mut clock = Clock::open(beside(&args.out, ".seconds"))?;

@@ -17,7 +17,9 @@ pub struct EngineConfig {
     pub num_blocks: Option<usize>,
     /// Draft tokens per round at most; 0 turns speculation off.
     pub num_speculative_tokens: usize,
-    /// Whether drafts are shortened where longer ones do not pay. `false` drafts
+    /// Whether sequences draft from their own text too, where it repeats itself (prompt lookup).
+    pub ngram: bool,
+    /// Whether drafts are shortened, or left out, where longer ones do not pay. `false` drafts
     /// `num_speculative_tokens` every time, which measuring a draft model needs.
     pub adaptive: bool,
     /// Key of the draws of requests that have no seed of their own; `None` for a random one.
@@ -31,7 +33,8 @@ impl Default for EngineConfig {
             max_num_batched_tokens: 512,
             max_model_len: None,
             num_blocks: None,
-            num_speculative_tokens: 4,
+            num_speculative_tokens: 8,
+            ngram: true,
             adaptive: true,
             seed: None,
         }
@@ -103,7 +106,10 @@ impl EngineConfig {
             max_model_len: max_model_len.min(num_blocks * BLOCK_SIZE),
             vocab_size: target.vocab_size,
             max_num_seqs: self.max_num_seqs,
-            num_speculative_tokens: draft.map_or(0, |_| self.num_speculative_tokens),
+            num_speculative_tokens: match draft {
+                None if !self.ngram => 0,
+                _ => self.num_speculative_tokens,
+            },
         };
         Ok((limits, num_blocks))
     }

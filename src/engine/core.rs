@@ -1,7 +1,6 @@
 //! The step: schedule → propose → verify → commit.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::report;
@@ -12,15 +11,16 @@ use super::{
     RequestError, RequestId,
 };
 use crate::model::{Decoder, Forward, Rows, Runner};
-use crate::ops::ThreadPool;
 use crate::sampling::Processor;
-use crate::spec::{DraftModelProposer, Proposal, ProposeTask, StepCost};
+use crate::spec::{
+    Acceptance, Cascade, DraftModel, Prices, Proposal, ProposeTask, Proposer, StepCost,
+};
 
 /// Many sequences, one target and perhaps one draft model. Single-threaded: see
 /// [`super::EngineHandle`] for use from many tasks.
 pub struct Engine {
     pub(super) target: Box<dyn Forward>,
-    pub(super) proposer: Option<DraftModelProposer>,
+    pub(super) cascade: Cascade,
     pub(super) scheduler: Scheduler,
     sequences: HashMap<RequestId, Sequence>,
     processor: Processor,
@@ -31,6 +31,9 @@ pub struct Engine {
     stats: EngineStats,
     pub(super) target_cost: StepCost,
     pub(super) draft_cost: StepCost,
+    acceptance: Acceptance,
+    /// Seconds of the draft passes of this step.
+    draft_seconds: f64,
     next_id: u64,
     seeds: fastrand::Rng,
 }
@@ -43,7 +46,6 @@ impl Engine {
     pub fn new(
         target: Decoder,
         draft: Option<Decoder>,
-        _pool: Arc<ThreadPool>,
         config: EngineConfig,
     ) -> Result<Self, EngineError> {
         let (_, num_blocks) =
@@ -69,13 +71,12 @@ impl Engine {
         {
             return Err(EngineError::BadDraftVocabulary);
         }
-        let proposer = draft.filter(|_| limits.num_speculative_tokens > 0).map(|draft| {
-            DraftModelProposer::new(draft, config.max_num_batched_tokens, config.adaptive)
-        });
+        let draft = draft.filter(|_| limits.num_speculative_tokens > 0);
+        let draft = draft.map(|draft| DraftModel::new(draft, config.max_num_batched_tokens));
         Ok(Self {
             eos_token_ids: target.config().eos_token_ids.clone(),
             target,
-            proposer,
+            cascade: Cascade::new(draft),
             scheduler: Scheduler::new(
                 num_blocks,
                 config.max_num_seqs,
@@ -90,6 +91,8 @@ impl Engine {
             stats: EngineStats::default(),
             target_cost: StepCost::default(),
             draft_cost: StepCost::default(),
+            acceptance: Acceptance::default(),
+            draft_seconds: 0.0,
             next_id: 0,
         })
     }
@@ -131,8 +134,10 @@ impl Engine {
         report::prompt(request.prompt.len());
         let sequence = Sequence::new(
             request,
-            self.limits.max_model_len,
-            self.limits.num_speculative_tokens,
+            &self.limits,
+            &self.eos_token_ids,
+            self.config.ngram,
+            &self.acceptance,
             self.seeds.u64(..),
         );
         self.sequences.insert(id, sequence);
@@ -163,23 +168,14 @@ impl Engine {
     }
 
     fn schedule(&mut self) -> Schedule {
-        let speculates = self.proposer.as_ref().is_some_and(|proposer| !proposer.is_broken());
-        let batch = self.scheduler.num_running();
-        let schedule = self.scheduler.schedule(|id| {
-            let Some(sequence) = self.sequences.get(&id).filter(|_| speculates) else { return 0 };
-            let bound = sequence.draft_bound();
-            if self.config.adaptive {
-                sequence.length.choose(bound, batch, &self.target_cost, &self.draft_cost)
-            } else {
-                bound
-            }
-        });
+        let schedule =
+            self.scheduler.schedule(|id| self.sequences.get(&id).map_or(0, Sequence::draft_bound));
         for id in &schedule.preempted {
             self.stats.preemptions += 1;
             report::preemption();
             if let Some(sequence) = self.sequences.get_mut(id) {
                 sequence.stats.preemptions += 1;
-                sequence.proposer.computed = 0;
+                sequence.speculation.forget_cache();
             }
         }
         for item in &schedule.items {
@@ -193,58 +189,67 @@ impl Engine {
         schedule
     }
 
-    /// One proposal per item, empty where none was asked for. Sequences that are still reading
-    /// their prompt let the draft model read along, one chunk behind the target.
+    /// One proposal per item, empty where none was asked for or worth it.
     fn propose(&mut self, items: &[Scheduled]) -> Vec<Proposal> {
         let mut proposals: Vec<Proposal> = items.iter().map(|_| Proposal::default()).collect();
-        let Some(proposer) = self.proposer.as_mut() else { return proposals };
-        let places: HashMap<RequestId, usize> =
-            items.iter().enumerate().map(|(place, item)| (item.id, place)).collect();
+        let places: HashMap<RequestId, usize> = items
+            .iter()
+            .enumerate()
+            .filter(|(_, item)| item.lookahead > 0)
+            .map(|(place, item)| (item.id, place))
+            .collect();
+        if places.is_empty() {
+            return proposals;
+        }
+        let rows = items.iter().map(|item| item.count).sum();
+        let rate = self.tokens_per_second(items, rows);
+        let prices = match rate.filter(|_| self.config.adaptive) {
+            Some(rate) => Prices::new(&self.target_cost, &self.draft_cost, rate),
+            None => Prices::free(),
+        };
         let mut tasks = Vec::new();
         for (id, sequence) in &mut self.sequences {
             let Some(&place) = places.get(id) else { continue };
-            let item = items[place];
-            let reads = item.count > 1 && sequence.speculate > 0 && !sequence.proposer.failed;
-            if item.lookahead == 0 && !reads {
-                continue;
-            }
-            let drafts = item.lookahead > 0;
+            let tokens_left = sequence.tokens_left();
             let task = ProposeTask {
-                catch_up: if drafts { sequence.tokens.len() } else { item.start },
-                tokens: &sequence.tokens,
-                num_tokens: item.lookahead,
+                tokens: &mut sequence.tokens,
+                num_tokens: items[place].lookahead,
+                tokens_left,
+                ends: &sequence.ends,
                 table: self.scheduler.table(*id),
                 params: &sequence.params,
                 history: &mut sequence.history,
                 draws: sequence.draws,
                 grammar: sequence.grammar.as_mut(),
-                state: &mut sequence.proposer,
+                state: &mut sequence.speculation,
                 proposal: Proposal::default(),
             };
             tasks.push((place, task));
         }
         tasks.sort_unstable_by_key(|&(place, _)| place);
         let (places, mut tasks): (Vec<usize>, Vec<ProposeTask<'_>>) = tasks.into_iter().unzip();
-        proposer.propose(&mut tasks);
+        self.cascade.propose(&mut tasks, rows, &prices);
         for (place, task) in places.into_iter().zip(tasks) {
             proposals[place] = task.proposal;
         }
-        for (item, proposal) in items.iter().zip(&mut proposals) {
-            if let Some(sequence) = self.sequences.get_mut(&item.id) {
-                sequence.cut_draft(&mut proposal.tokens);
-            }
-        }
-        let (passes, failures) = proposer.take_report();
+        let Some(draft) = self.cascade.draft_mut() else { return proposals };
+        let (passes, failures) = draft.take_report();
         report::draft_passes(&passes, failures);
         self.stats.draft_failures += failures;
         for pass in passes {
             self.stats.draft.record(pass.rows, pass.decode, pass.seconds);
             self.stats.draft_flops += pass.flops;
-            if pass.decode {
-                self.draft_cost.observe(pass.rows, pass.seconds);
-            }
+            self.draft_cost.observe(pass.rows, pass.seconds);
+            self.draft_seconds += pass.seconds;
         }
         proposals
+    }
+
+    /// Tokens that the step would yield per second at the sequences' usual gain from speculation.
+    fn tokens_per_second(&self, items: &[Scheduled], rows: usize) -> Option<f64> {
+        let completing = items.iter().filter(|item| item.completes);
+        let tokens: f64 = completing.map(|item| self.sequences[&item.id].speculation.gain()).sum();
+        Some(tokens / self.target_cost.seconds(rows)?)
     }
 
     /// Runs the target over all items and their draft tokens, and commits what stands.
@@ -266,8 +271,12 @@ impl Engine {
         self.stats.target.record(self.rows.len(), decode, seconds);
         self.stats.target_flops += flops;
         report::target_pass(flops);
+        let seconds_drafting = std::mem::take(&mut self.draft_seconds);
+        let mut cost = 1.0;
         if decode {
             self.target_cost.observe(self.rows.len(), seconds);
+            let without = self.target_cost.seconds(items.len());
+            cost = without.map_or(1.0, |without| (seconds + seconds_drafting) / without);
         }
 
         // [logit_rows, vocab_size], cut into one piece per sequence that draws a token.
@@ -282,26 +291,23 @@ impl Engine {
             rest = others;
             let sequence = self.sequences.get_mut(&item.id);
             let sequence = sequence.expect("invariant: scheduled sequences exist");
-            outcomes.push(Some(sequence.verify(
-                &proposal.tokens,
-                own,
-                &self.eos_token_ids,
-                &mut self.processor,
-            )));
+            outcomes.push(Some(sequence.verify(&proposal.tokens, own, &mut self.processor)));
         }
         let mut events = Vec::new();
         for ((item, proposal), outcome) in items.iter().zip(proposals).zip(outcomes) {
-            self.commit(item, proposal, outcome, &mut events);
+            self.commit(item, proposal, outcome, cost, &mut events);
         }
         events
     }
 
-    /// Brings scheduler, proposer and statistics up to date with one sequence's share of a pass.
+    /// Brings scheduler, speculation and statistics up to date with one sequence's share of a pass,
+    /// which took `cost` times as long as without speculation.
     fn commit(
         &mut self,
         item: &Scheduled,
         proposal: &Proposal,
         outcome: Option<Result<Round, RoundError>>,
+        cost: f64,
         events: &mut Vec<(RequestId, Event)>,
     ) {
         let sequence = self.sequences.get_mut(&item.id);
@@ -325,28 +331,32 @@ impl Engine {
         // both caches.
         let known = item.start + item.count;
         let valid = known + round.accepted;
-        sequence.proposer.computed = sequence.proposer.computed.min(valid);
-        sequence.length.observe(proposal.tokens.len(), round.accepted);
+        if sequence.speculate > 0 {
+            let (tokens, new) = (&sequence.tokens, round.tokens.len());
+            let speculation = &mut sequence.speculation;
+            speculation.observe(tokens, new, proposal, round.accepted, cost, &mut self.acceptance);
+        }
         let latency = sequence.tokens_sent(round.tokens.len());
         report::latency(latency, round.tokens.len());
         if round.finish.is_none() {
             self.scheduler.commit(item.id, valid, sequence.tokens.len());
         }
-        let saved = match &self.proposer {
+        let saved = match self.cascade.draft() {
             None => 0,
-            Some(proposer) => {
-                let at = |place| {
+            Some(draft) => {
+                let at = |(place, _)| {
                     let context = known + place;
                     let full =
                         self.target.config().flops_per_token(context, self.target.head_rows());
-                    let pruned = proposer.config().flops_per_token(context, proposer.head_rows());
+                    let pruned = draft.config().flops_per_token(context, draft.head_rows());
                     full.saturating_sub(pruned)
                 };
-                (0..proposal.tokens.len()).map(at).sum()
+                let drafted = proposal.tokens.iter().enumerate();
+                drafted.filter(|(_, token)| token.proposer == Proposer::DraftModel).map(at).sum()
             }
         };
-        self.stats.record_round(proposal.tokens.len(), &round.tokens, saved);
-        report::round(proposal.tokens.len(), &round.tokens, saved);
+        self.stats.record_round(&proposal.tokens, &round.tokens, saved);
+        report::round(&proposal.tokens, &round.tokens, saved);
         events.push((item.id, Event::Tokens(round.tokens)));
         if let Some(reason) = round.finish {
             self.finish(item.id, reason, events);

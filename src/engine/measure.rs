@@ -1,5 +1,5 @@
-//! Step costs of an idle engine, for benchmarks and for a draft-length controller that knows them
-//! before the first request.
+//! Step costs of an idle engine, for benchmarks and for speculation that knows them before the first
+//! request.
 
 use std::time::Instant;
 
@@ -34,9 +34,27 @@ impl MeasuredCosts {
     }
 }
 
+/// Rows of the draft passes that are timed.
+const DRAFT_ROWS: [usize; 3] = [1, 4, 16];
+/// Rows of the target passes that an engine times before it serves, and the context behind which.
+const PROFILE_ROWS: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
+const PROFILE_CONTEXT: usize = 64;
+
 impl Engine {
+    /// Learns the step costs that speculation reckons with, in some thirty passes. Does nothing where
+    /// it would make no difference.
+    pub fn profile(&mut self) {
+        let context = PROFILE_CONTEXT.min(self.limits.max_model_len / 2);
+        let room = self.limits.max_model_len - context;
+        let most = room.min(self.config.max_num_batched_tokens);
+        let rows: Vec<usize> = PROFILE_ROWS.into_iter().filter(|&rows| rows <= most).collect();
+        if self.config.adaptive && self.limits.num_speculative_tokens > 0 && !rows.is_empty() {
+            self.measure_costs(context, &rows, 3);
+        }
+    }
+
     /// Times passes of `row_counts` rows after `context` positions, `repeats` of each, and tells
-    /// the draft-length controller. Statistics and metrics do not count them.
+    /// speculation. Statistics and metrics do not count them.
     ///
     /// # Panics
     /// If the engine has work, or `context` and the rows exceed
@@ -66,16 +84,19 @@ impl Engine {
         }
         for (mut samples, &rows) in samples.into_iter().zip(row_counts) {
             let seconds = median(&mut samples);
-            self.target_cost.observe(rows, seconds);
+            self.target_cost.measured(rows, seconds);
             costs.target.push((rows, seconds));
         }
-        if let Some(draft) = self.proposer.as_mut().map(|proposer| proposer.model_mut()) {
+        if let Some(draft) = self.cascade.draft_mut() {
+            let draft = draft.model_mut();
             prefill(draft, &table, context, chunk);
-            let mut samples: Vec<f64> =
-                (0..repeats.max(1)).map(|_| time(draft, &table, context, 1)).collect();
-            let seconds = median(&mut samples);
-            self.draft_cost.observe(1, seconds);
-            costs.draft = Some(seconds);
+            for rows in DRAFT_ROWS.into_iter().filter(|&rows| rows <= longest - context) {
+                let mut samples: Vec<f64> =
+                    (0..repeats.max(1)).map(|_| time(draft, &table, context, rows)).collect();
+                let seconds = median(&mut samples);
+                self.draft_cost.measured(rows, seconds);
+                costs.draft = costs.draft.or(Some(seconds));
+            }
         }
         table.truncate(0, self.scheduler.pool_mut());
         costs

@@ -22,4 +22,4 @@ pub use request::{
     TokenOut, TokenSource,
 };
 pub use scheduler::{Schedule, Scheduled, Scheduler};
-pub use stats::{EngineStats, PassCost, PassCosts, SequenceStats};
+pub use stats::{EngineStats, PassCost, PassCosts, ProposerCounts, SequenceStats};

@@ -6,7 +6,7 @@ use super::scheduler::Scheduler;
 use super::sequence::Latency;
 use super::{TokenOut, TokenSource};
 use crate::metrics as names;
-use crate::spec::DraftPass;
+use crate::spec::{DraftPass, DraftToken};
 
 const TARGET: (&str, &str) = ("model", "target");
 const DRAFT: (&str, &str) = ("model", "draft");
@@ -54,11 +54,15 @@ pub(super) fn latency(latency: Latency, tokens: usize) {
     }
 }
 
-pub(super) fn round(drafted: usize, tokens: &[TokenOut], flops_saved: u64) {
-    if drafted > 0 {
+pub(super) fn round(drafted: &[DraftToken], tokens: &[TokenOut], flops_saved: u64) {
+    if !drafted.is_empty() {
         counter!(names::DRAFTS).increment(1);
-        counter!(names::DRAFT_TOKENS).increment(drafted as u64);
+        counter!(names::DRAFT_TOKENS).increment(drafted.len() as u64);
         counter!(names::FLOPS_SAVED).increment(flops_saved);
+    }
+    for token in drafted {
+        let label = [("proposer", token.proposer.name())];
+        counter!(names::PROPOSER_DRAFT_TOKENS, &label).increment(1);
     }
     counter!(names::GENERATED_TOKENS).increment(tokens.len() as u64);
     counter!(names::TARGET_PASSES_SAVED).increment((tokens.len() as u64).saturating_sub(1));
@@ -70,6 +74,8 @@ pub(super) fn round(drafted: usize, tokens: &[TokenOut], flops_saved: u64) {
             TokenSource::Accepted => {
                 let label = [("position", place.to_string())];
                 counter!(names::ACCEPTED_PER_POSITION, &label).increment(1);
+                let label = [("proposer", drafted[place].proposer.name())];
+                counter!(names::PROPOSER_ACCEPTED_TOKENS, &label).increment(1);
                 names::ACCEPTED_TOKENS
             }
         };

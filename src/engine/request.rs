@@ -29,6 +29,8 @@ pub struct Request {
     pub num_speculative_tokens: Option<usize>,
     /// What the generated text must follow.
     pub grammar: Option<Grammar>,
+    /// What the client expects as the output: drafted from while the output follows it.
+    pub prediction: Vec<u32>,
     /// `None` for no log-probabilities, otherwise how many alternatives to report beside the
     /// token's own.
     pub top_logprobs: Option<usize>,
@@ -46,6 +48,7 @@ impl Request {
             ignore_eos: false,
             num_speculative_tokens: None,
             grammar: None,
+            prediction: Vec::new(),
             top_logprobs: None,
         }
     }
@@ -69,6 +72,11 @@ impl Request {
         })?;
         let known = self.prompt.iter().all(|&id| (id as usize) < limits.vocab_size);
         check(known, "prompt", &|| "contains a token outside the vocabulary".into())?;
+        check(self.prediction.len() <= limits.max_model_len, "prediction", &|| {
+            format!("has more tokens than the context limit {}", limits.max_model_len)
+        })?;
+        let known = self.prediction.iter().all(|&id| (id as usize) < limits.vocab_size);
+        check(known, "prediction", &|| "contains a token outside the vocabulary".into())?;
         check(self.max_tokens > 0, "max_tokens", &|| "must be at least 1".into())?;
         check(self.top_logprobs.is_none_or(|n| n <= MAX_TOP_LOGPROBS), "top_logprobs", &|| {
             format!("must be at most {MAX_TOP_LOGPROBS}")
@@ -102,7 +110,7 @@ pub struct EngineLimits {
     pub vocab_size: usize,
     /// Sequences that run at a time; others wait.
     pub max_num_seqs: usize,
-    /// Draft tokens per round at most; 0 without a draft model.
+    /// Draft tokens per round at most; 0 without speculation.
     pub num_speculative_tokens: usize,
 }
 
@@ -182,6 +190,10 @@ mod tests {
         assert_eq!(refused(Request::greedy(vec![1], 0)), Err("max_tokens"));
         let logprobs = Request { top_logprobs: Some(21), ..Request::greedy(vec![1], 1) };
         assert_eq!(refused(logprobs), Err("top_logprobs"));
+        for prediction in [vec![1; 9], vec![100]] {
+            let request = Request { prediction, ..Request::greedy(vec![1], 1) };
+            assert_eq!(refused(request), Err("prediction"));
+        }
         let mut hot = Request::greedy(vec![1], 1);
         hot.params.temperature = -1.0;
         assert_eq!(refused(hot), Err("temperature"));

@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use super::stats::add_at;
-use super::{FinishReason, Request, SequenceStats, TokenOut, TokenSource};
+use super::{EngineLimits, FinishReason, Request, SequenceStats, TokenOut, TokenSource};
 use crate::grammar::{GrammarError, GrammarState};
 use crate::sampling::{
     Draws, History, LogitsError, Processor, SamplingParams, log_sum_exp, top_logprobs,
 };
-use crate::spec::{DraftLength, DraftToken, FinalToken, ProposerState, rejection_sample};
+use crate::spec::{Acceptance, DraftToken, FinalToken, Speculation, rejection_sample};
 
 pub(super) struct Sequence {
     /// Prompt and generated tokens.
@@ -18,15 +18,15 @@ pub(super) struct Sequence {
     pub(super) draws: Draws,
     /// Draft tokens per round at most; 0 if the sequence does not speculate.
     pub(super) speculate: usize,
-    pub(super) proposer: ProposerState,
-    pub(super) length: DraftLength,
+    pub(super) speculation: Speculation,
     pub(super) stats: SequenceStats,
     pub(super) submitted: Instant,
     last_tokens: Option<Instant>,
     /// Number of tokens at which the sequence ends.
     end: usize,
-    stop_token_ids: Vec<u32>,
-    ignore_eos: bool,
+    /// Tokens that end it: the model's own, unless they are ignored, then the request's.
+    pub(super) ends: Vec<u32>,
+    own_ends: usize,
     top_logprobs: Option<usize>,
     pub(super) grammar: Option<GrammarState>,
 }
@@ -61,11 +61,17 @@ impl Sequence {
     /// A sequence for a valid request; `seed` is used where the request has none.
     pub(super) fn new(
         request: Request,
-        max_model_len: usize,
-        max_speculative: usize,
+        limits: &EngineLimits,
+        eos_token_ids: &[u32],
+        ngram: bool,
+        acceptance: &Acceptance,
         seed: u64,
     ) -> Self {
+        let max_speculative = limits.num_speculative_tokens;
         let params = request.params;
+        let mut ends = if request.ignore_eos { Vec::new() } else { eos_token_ids.to_vec() };
+        let own_ends = ends.len();
+        ends.extend(&request.stop_token_ids);
         let history =
             if params.uses_history() { History::new(&request.prompt) } else { History::default() };
         let prompt_tokens = request.prompt.len();
@@ -76,24 +82,28 @@ impl Sequence {
             speculate: request
                 .num_speculative_tokens
                 .map_or(max_speculative, |n| n.min(max_speculative)),
-            proposer: ProposerState::default(),
-            length: DraftLength::default(),
+            speculation: Speculation::new(prompt_tokens, ngram, request.prediction, acceptance),
             stats: SequenceStats { prompt_tokens, ..Default::default() },
             submitted: Instant::now(),
             last_tokens: None,
-            end: prompt_tokens.saturating_add(request.max_tokens).min(max_model_len),
+            end: prompt_tokens.saturating_add(request.max_tokens).min(limits.max_model_len),
             tokens: request.prompt,
             params,
-            stop_token_ids: request.stop_token_ids,
-            ignore_eos: request.ignore_eos,
+            ends,
+            own_ends,
             top_logprobs: request.top_logprobs,
             grammar: request.grammar.map(|grammar| grammar.start()),
         }
     }
 
+    /// Tokens the sequence can still get.
+    pub(super) fn tokens_left(&self) -> usize {
+        self.end - self.tokens.len()
+    }
+
     /// Draft tokens a round may use at most: the last token is never a draft's.
     pub(super) fn draft_bound(&self) -> usize {
-        if self.proposer.failed { 0 } else { self.speculate.min(self.end - self.tokens.len() - 1) }
+        self.speculate.min(self.tokens_left() - 1)
     }
 
     /// Verifies a round and appends its tokens up to the first that ends the sequence. `logits` has
@@ -102,7 +112,6 @@ impl Sequence {
         &mut self,
         draft: &[DraftToken],
         logits: &[f32],
-        eos_token_ids: &[u32],
         processor: &mut Processor,
     ) -> Result<Round, RoundError> {
         let vocab_size = logits.len() / (draft.len() + 1);
@@ -125,7 +134,7 @@ impl Sequence {
         draft[..pushed].iter().for_each(|token| history.pop(token.id));
         let verdict = verdict?;
 
-        self.observe_drafts(draft.len());
+        self.observe_drafts(draft);
         let (last, source) = match verdict.last {
             FinalToken::Recovered(id) => (id, TokenSource::Recovered),
             FinalToken::Bonus(id) if self.speculate > 0 => (id, TokenSource::Bonus),
@@ -135,8 +144,8 @@ impl Sequence {
         let mut round = Round { tokens: Vec::new(), accepted: verdict.accepted, finish: None };
         for (index, (id, source)) in accepted.chain([(last, source)]).enumerate() {
             round.tokens.push(self.token_out(id, source, row(index)));
-            self.append(id, source, index);
-            round.finish = self.finish_at(id, eos_token_ids);
+            self.append(id, source, index, draft);
+            round.finish = self.finish_at(id);
             if round.finish.is_some() {
                 break;
             }
@@ -148,18 +157,6 @@ impl Sequence {
             round.finish = grammar.is_complete().then_some(FinishReason::Grammar);
         }
         Ok(round)
-    }
-
-    /// Follows the draft tokens in the grammar and cuts them at the first it refuses. Tokens that
-    /// were drawn under its mask are followed already; only copied ones can be refused, and a copied
-    /// token that has no probability is lost without a trace.
-    pub(super) fn cut_draft(&mut self, draft: &mut Vec<DraftToken>) {
-        let Some(grammar) = &mut self.grammar else { return };
-        while let Some(token) = draft.get(grammar.drafted()) {
-            if !grammar.draft(token.id) {
-                draft.truncate(grammar.drafted());
-            }
-        }
     }
 
     /// Notes that `count` tokens are about to be sent.
@@ -174,15 +171,18 @@ impl Sequence {
         }
     }
 
-    fn observe_drafts(&mut self, drafted: usize) {
-        if drafted > 0 {
-            self.stats.drafts += 1;
-            self.stats.draft_tokens += drafted as u64;
-            (0..drafted).for_each(|place| add_at(&mut self.stats.drafted_per_position, place, 1));
+    fn observe_drafts(&mut self, draft: &[DraftToken]) {
+        let stats = &mut self.stats;
+        stats.drafts += u64::from(!draft.is_empty());
+        stats.draft_tokens += draft.len() as u64;
+        for (place, token) in draft.iter().enumerate() {
+            add_at(&mut stats.drafted_per_position, place, 1);
+            stats.proposers[token.proposer as usize].draft_tokens += 1;
         }
     }
 
-    fn append(&mut self, id: u32, source: TokenSource, place: usize) {
+    /// Appends the token at `place` of the round.
+    fn append(&mut self, id: u32, source: TokenSource, place: usize, draft: &[DraftToken]) {
         self.tokens.push(id);
         if self.params.uses_history() {
             self.history.push(id);
@@ -196,19 +196,16 @@ impl Sequence {
             TokenSource::Accepted => {
                 stats.accepted_tokens += 1;
                 add_at(&mut stats.accepted_per_position, place, 1);
+                stats.proposers[draft[place].proposer as usize].accepted_tokens += 1;
             }
         }
     }
 
-    fn finish_at(&self, id: u32, eos_token_ids: &[u32]) -> Option<FinishReason> {
-        if !self.ignore_eos && eos_token_ids.contains(&id) {
-            Some(FinishReason::Eos)
-        } else if self.stop_token_ids.contains(&id) {
-            Some(FinishReason::StopToken(id))
-        } else if self.tokens.len() >= self.end {
-            Some(FinishReason::Length)
-        } else {
-            None
+    fn finish_at(&self, id: u32) -> Option<FinishReason> {
+        match self.ends.iter().position(|&end| end == id) {
+            Some(place) if place < self.own_ends => Some(FinishReason::Eos),
+            Some(_) => Some(FinishReason::StopToken(id)),
+            None => (self.tokens_left() == 0).then_some(FinishReason::Length),
         }
     }
 

@@ -3,6 +3,16 @@
 use std::collections::BTreeMap;
 
 use super::{TokenOut, TokenSource};
+use crate::spec::{DraftToken, Proposer};
+
+/// Draft tokens of one proposer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ProposerCounts {
+    /// Draft tokens verified.
+    pub draft_tokens: u64,
+    /// Draft tokens accepted and sent.
+    pub accepted_tokens: u64,
+}
 
 /// What one sequence took.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -21,6 +31,8 @@ pub struct SequenceStats {
     pub accepted_per_position: Vec<u64>,
     /// Verified draft tokens by place in their round.
     pub drafted_per_position: Vec<u64>,
+    /// Draft tokens by proposer, in the order of [`Proposer::ALL`].
+    pub proposers: [ProposerCounts; 3],
     /// Tokens drawn after a rejection.
     pub recovered_tokens: u64,
     /// Tokens drawn after full acceptance, rounds without draft tokens included.
@@ -37,6 +49,14 @@ pub struct SequenceStats {
     pub first_token_seconds: f64,
     /// Seconds from submission to the end.
     pub total_seconds: f64,
+}
+
+impl SequenceStats {
+    /// Draft tokens of one proposer.
+    #[must_use]
+    pub fn proposer(&self, proposer: Proposer) -> ProposerCounts {
+        self.proposers[proposer as usize]
+    }
 }
 
 /// Passes of one model with a certain number of rows.
@@ -113,6 +133,8 @@ pub struct EngineStats {
     pub accepted_per_position: Vec<u64>,
     /// Verified draft tokens by place in their round.
     pub drafted_per_position: Vec<u64>,
+    /// Draft tokens by proposer, in the order of [`Proposer::ALL`].
+    pub proposers: [ProposerCounts; 3],
     /// Forward passes of the target.
     pub target: PassCosts,
     /// Forward passes of the draft model.
@@ -132,12 +154,18 @@ pub struct EngineStats {
 }
 
 impl EngineStats {
-    /// Counts a round of `drafted` draft tokens that sent `tokens`.
-    pub(crate) fn record_round(&mut self, drafted: usize, tokens: &[TokenOut], flops_saved: u64) {
-        if drafted > 0 {
-            self.drafts += 1;
-            self.draft_tokens += drafted as u64;
-            (0..drafted).for_each(|place| add_at(&mut self.drafted_per_position, place, 1));
+    /// Counts a round of the draft tokens `drafted` that sent `tokens`.
+    pub(crate) fn record_round(
+        &mut self,
+        drafted: &[DraftToken],
+        tokens: &[TokenOut],
+        flops_saved: u64,
+    ) {
+        self.drafts += u64::from(!drafted.is_empty());
+        self.draft_tokens += drafted.len() as u64;
+        for (place, token) in drafted.iter().enumerate() {
+            add_at(&mut self.drafted_per_position, place, 1);
+            self.proposers[token.proposer as usize].draft_tokens += 1;
         }
         self.flops_saved += flops_saved;
         self.generated_tokens += tokens.len() as u64;
@@ -150,6 +178,7 @@ impl EngineStats {
                 TokenSource::Accepted => {
                     self.accepted_tokens += 1;
                     add_at(&mut self.accepted_per_position, place, 1);
+                    self.proposers[drafted[place].proposer as usize].accepted_tokens += 1;
                 }
             }
         }

@@ -37,6 +37,12 @@ impl BlockTable {
         self.blocks[position / BLOCK_SIZE] * BLOCK_SIZE as u32 + offset
     }
 
+    /// A view without some of the blocks, in which later positions move forward. It owns nothing.
+    #[must_use]
+    pub fn without(&self, blocks: std::ops::Range<usize>) -> Self {
+        Self { blocks: [&self.blocks[..blocks.start], &self.blocks[blocks.end..]].concat() }
+    }
+
     /// Makes room for `len` positions. Takes all the blocks that are missing or, when the pool has
     /// too few, none; returns whether the room is there.
     pub fn reserve(&mut self, len: usize, pool: &mut BlockPool) -> bool {
@@ -70,6 +76,7 @@ mod tests {
         assert_eq!((table.slot(0), table.slot(16), table.slot(31)), (0, 16, 31));
         assert!(table.reserve(20, &mut pool), "already there");
         assert_eq!(pool.num_used(), 2);
+        assert_eq!(table.without(0..1).blocks(), [1]);
         table.truncate(16, &mut pool);
         assert_eq!((table.blocks().len(), pool.num_used()), (1, 1));
         table.truncate(40, &mut pool);

@@ -107,14 +107,12 @@ impl Generation {
                 options.get("include_usage").and_then(serde_json::Value::as_bool).unwrap_or(false);
         }
         let request = Request {
-            prompt: Vec::new(),
             params,
             max_tokens: limit.unwrap_or(default_max_tokens),
             stop_token_ids: body.or("stop_token_ids", Vec::new())?,
             ignore_eos: body.or("ignore_eos", false)?,
             num_speculative_tokens: body.take("num_speculative_tokens")?,
-            grammar: None,
-            top_logprobs: None,
+            ..Request::greedy(Vec::new(), 0)
         };
         // These identify the caller and change nothing.
         let _: Option<String> = body.take("user")?;

@@ -66,7 +66,7 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
         "model loaded"
     );
     let eos_token_ids = model.eos_token_ids.clone();
-    let engine = Engine::new(target, draft, pool, config.engine.clone())?;
+    let engine = Engine::new(target, draft, config.engine.clone())?;
     let (engine, thread) = EngineHandle::start(engine);
     let name = config.served_model_name.clone().unwrap_or(checkpoint.name);
     Ok((Serving::new(name, engine, tokenizer, template, eos_token_ids), thread))

@@ -1,14 +1,19 @@
 //! Speculation: proposing draft tokens and deciding which of them stand.
 
-mod controller;
+mod acceptance;
+mod cascade;
 mod cost;
+mod draft_model;
+mod ngram;
+mod prediction;
 mod proposer;
 mod rejection;
 
-pub use controller::DraftLength;
-pub use cost::StepCost;
-pub use proposer::{
-    DraftModelProposer, DraftPass, DraftToken, MIN_DRAFT_CONFIDENCE, Proposal, ProposeTask,
-    ProposerState,
-};
+pub use acceptance::Acceptance;
+pub use cascade::{Cascade, ProposeTask};
+pub use cost::{Prices, StepCost};
+pub use draft_model::{DraftModel, DraftPass};
+pub use ngram::{Match, NgramIndex};
+pub use prediction::Prediction;
+pub use proposer::{DraftToken, Proposal, Proposer, Speculation};
 pub use rejection::{FinalToken, Verdict, rejection_sample};

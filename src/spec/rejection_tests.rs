@@ -2,9 +2,10 @@ use std::convert::Infallible;
 
 use super::*;
 use crate::sampling::{History, Processor, SamplingParams};
+use crate::spec::Proposer;
 
 fn token(id: u32) -> DraftToken {
-    DraftToken { id, draft_probs: Distribution::one_hot(id) }
+    DraftToken::copied(id, Proposer::Ngram)
 }
 
 fn greedy(draft: &[u32], target: &[u32]) -> Verdict {
@@ -46,6 +47,8 @@ struct Pair {
     target: fn(u32) -> [f32; 6],
     draft: fn(u32) -> Vec<f32>,
     ids: Option<&'static [u32]>,
+    /// What is proposed with certainty in place of what the draft draws.
+    copied: Option<[u32; 2]>,
 }
 
 /// One round of two draft tokens from token 0 on; the first two tokens of the outcome, continued
@@ -58,7 +61,12 @@ fn two_tokens(pair: &Pair, params: &SamplingParams, draws: Draws) -> [u32; 2] {
         let logits = (pair.draft)(last);
         let draft_probs = processor.distribution(&logits, pair.ids, params, &history).unwrap();
         let id = draws.draft(&draft_probs, position);
-        draft.push(DraftToken { id, draft_probs });
+        let (proposer, confidence) = (Proposer::DraftModel, 0.5);
+        draft.push(match pair.copied {
+            Some(tokens) => DraftToken::copied(tokens[position - 1], Proposer::Ngram),
+            None => DraftToken { id, draft_probs, proposer, confidence },
+        });
+        let id = draft[position - 1].id;
         history.push(id);
         last = id;
     }
@@ -150,7 +158,9 @@ fn output_is_the_targets_for_a_close_draft() {
     fn draft(previous: u32) -> Vec<f32> {
         target(previous).iter().enumerate().map(|(id, l)| l + 0.3 * (id % 2) as f32).collect()
     }
-    all_params().iter().for_each(|params| check(&Pair { target, draft, ids: None }, params));
+    all_params()
+        .iter()
+        .for_each(|params| check(&Pair { target, draft, ids: None, copied: None }, params));
 }
 
 #[test]
@@ -158,7 +168,9 @@ fn output_is_the_targets_for_a_bad_draft() {
     fn draft(previous: u32) -> Vec<f32> {
         target(previous).iter().map(|logit| -2.0 * logit).collect()
     }
-    all_params().iter().for_each(|params| check(&Pair { target, draft, ids: None }, params));
+    all_params()
+        .iter()
+        .for_each(|params| check(&Pair { target, draft, ids: None, copied: None }, params));
 }
 
 #[test]
@@ -167,8 +179,19 @@ fn output_is_the_targets_for_a_trimmed_draft() {
         let full = target(previous + 1);
         vec![full[1], full[2], full[5]]
     }
-    let pair = Pair { target, draft, ids: Some(&[1, 2, 5]) };
+    let pair = Pair { target, draft, ids: Some(&[1, 2, 5]), copied: None };
     all_params().iter().for_each(|params| check(&pair, params));
+}
+
+#[test]
+fn output_is_the_targets_for_copied_tokens() {
+    fn draft(previous: u32) -> Vec<f32> {
+        target(previous).to_vec()
+    }
+    for copied in [[1, 2], [4, 4], [0, 5]] {
+        let pair = Pair { target, draft, ids: None, copied: Some(copied) };
+        all_params().iter().for_each(|params| check(&pair, params));
+    }
 }
 
 /// With coupled draws a seed decides the tokens, whatever the draft.
@@ -182,7 +205,11 @@ fn coupled_output_does_not_depend_on_the_draft() {
     for params in all_params() {
         for seed in 0..500 {
             let outputs = drafts.map(|draft| {
-                two_tokens(&Pair { target, draft, ids: None }, &params, Draws::coupled(seed))
+                two_tokens(
+                    &Pair { target, draft, ids: None, copied: None },
+                    &params,
+                    Draws::coupled(seed),
+                )
             });
             assert!(outputs.iter().all(|output| *output == outputs[0]), "{outputs:?}");
         }

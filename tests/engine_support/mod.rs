@@ -37,7 +37,7 @@ pub fn engine(config: &EngineConfig, draft_blocks: Option<usize>) -> Engine {
         checkpoint.config.num_hidden_layers = blocks;
         Decoder::load_draft(&mut checkpoint, &target, &pool).unwrap()
     });
-    Engine::new(target, draft, pool, config.clone()).unwrap()
+    Engine::new(target, draft, config.clone()).unwrap()
 }
 
 /// A chat prompt of the default model.

@@ -1,0 +1,310 @@
+//! Drafting for all sequences of a step: at each position the client's prediction, an n-gram match or
+//! the draft model, whichever promises most, for as long as a draft token is worth what it costs.
+
+use super::draft_model::DraftModel;
+use super::{DraftToken, Match, Prices, Proposal, Proposer, Speculation};
+use crate::grammar::GrammarState;
+use crate::kv_cache::BlockTable;
+use crate::sampling::{Draws, History, Processor, SamplingParams, log_sum_exp};
+
+/// A chance of acceptance under which drafting is tried even where it has failed so far.
+const HOPE: f64 = 0.8;
+/// Rounds that catching up on a text is shared by, at most.
+const HORIZON: usize = 64;
+
+/// One sequence's part of a proposal.
+#[derive(Debug)]
+pub struct ProposeTask<'a> {
+    /// All known tokens. Draft tokens follow them while they are found; afterwards they are gone.
+    pub tokens: &'a mut Vec<u32>,
+    /// Draft tokens wanted at most.
+    pub num_tokens: usize,
+    /// Tokens that the sequence can still get.
+    pub tokens_left: usize,
+    /// Tokens behind which nothing follows.
+    pub ends: &'a [u32],
+    /// The sequence's blocks, with room for all of it.
+    pub table: &'a BlockTable,
+    /// How tokens are drawn.
+    pub params: &'a SamplingParams,
+    /// Tokens as penalties see them; the same before and after.
+    pub history: &'a mut History,
+    /// The sequence's random numbers.
+    pub draws: Draws,
+    /// What the sequence must follow. The draft model's tokens are drawn under its mask, copies end
+    /// at the first token it refuses, and all are followed in it.
+    pub grammar: Option<&'a mut GrammarState>,
+    /// What speculation remembers of the sequence.
+    pub state: &'a mut Speculation,
+    /// The outcome.
+    pub proposal: Proposal,
+}
+
+/// A task at work.
+struct Chain<'t, 'a> {
+    task: &'t mut ProposeTask<'a>,
+    /// Chance that all draft tokens so far are accepted.
+    chance: f64,
+    closed: bool,
+}
+
+/// Proposes draft tokens for all sequences, with a draft model or without.
+pub struct Cascade {
+    draft: Option<DraftModel>,
+    processor: Processor,
+}
+
+impl Cascade {
+    /// A cascade over a draft model, where there is one.
+    #[must_use]
+    pub fn new(draft: Option<DraftModel>) -> Self {
+        Self { draft, processor: Processor::new() }
+    }
+
+    /// The draft model.
+    #[must_use]
+    pub fn draft(&self) -> Option<&DraftModel> {
+        self.draft.as_ref()
+    }
+
+    /// The draft model, to measure it or take its report.
+    pub fn draft_mut(&mut self) -> Option<&mut DraftModel> {
+        self.draft.as_mut()
+    }
+
+    /// Fills in the proposals for a target pass that has `rows` rows without them. Failures of the
+    /// draft model leave them short or empty and never reach the caller otherwise.
+    pub fn propose(&mut self, tasks: &mut [ProposeTask<'_>], mut rows: usize, prices: &Prices<'_>) {
+        let mut chains: Vec<Chain<'_, '_>> =
+            tasks.iter_mut().map(|task| Chain { task, chance: 1.0, closed: false }).collect();
+        for chain in &mut chains {
+            let task = &mut *chain.task;
+            if let Some(index) = &mut task.state.index {
+                index.extend(task.tokens);
+                task.state.found = task.state.found.or_else(|| index.find(task.tokens));
+            }
+        }
+        loop {
+            let draft = self.draft.as_ref().is_some_and(|draft| !draft.is_broken());
+            let mut open = chains.iter().filter(|chain| !chain.closed).count();
+            let mut drafting = Vec::new();
+            for (index, chain) in chains.iter_mut().enumerate().filter(|(_, c)| !c.closed) {
+                if chain.copy(&mut rows, prices, draft.then_some(open)) {
+                    drafting.push(index);
+                } else {
+                    chain.closed = true;
+                    open -= 1;
+                }
+            }
+            if drafting.is_empty() {
+                break;
+            }
+            self.pass(&mut chains, &drafting, &mut rows, prices);
+        }
+        for Chain { task, .. } in chains {
+            let drafted = &task.proposal.tokens;
+            task.tokens.truncate(task.tokens.len() - drafted.len());
+            if task.params.uses_history() {
+                drafted.iter().for_each(|token| task.history.pop(token.id));
+            }
+        }
+    }
+
+    /// One pass of the draft model: at most one more token for each of the `drafting` chains.
+    fn pass(
+        &mut self,
+        chains: &mut [Chain<'_, '_>],
+        drafting: &[usize],
+        rows: &mut usize,
+        prices: &Prices<'_>,
+    ) {
+        let Self { draft: Some(draft), processor } = self else { return };
+        draft.clear();
+        let mut complete = Vec::new();
+        for &index in drafting {
+            let task = &mut *chains[index].task;
+            match draft.add(&mut task.state.draft, task.table, task.tokens) {
+                None => continue,
+                Some(false) => {}
+                Some(true) => complete.push(index),
+            }
+            task.proposal.passes += 1;
+        }
+        let ids = draft.model().draft_vocab().cloned();
+        let head_rows = draft.head_rows();
+        let (mut failures, mut masked) = (0, Vec::new());
+        let Some(logits) = draft.run() else { return };
+        for (index, logits) in complete.into_iter().zip(logits.chunks_exact(head_rows)) {
+            let chain = &mut chains[index];
+            let task = &mut *chain.task;
+            let place = task.proposal.tokens.len();
+            let logits = match &mut task.grammar {
+                None => logits,
+                // Where the draft model knows no token that may come, the chain ends.
+                Some(grammar) => match grammar.masked(place, logits, ids.as_deref(), &mut masked) {
+                    Ok(masked) if masked.iter().any(|l| *l != f32::NEG_INFINITY) => masked,
+                    _ => {
+                        chain.closed = true;
+                        continue;
+                    }
+                },
+            };
+            let drawn = processor.distribution(logits, ids.as_deref(), task.params, task.history);
+            let Ok(draft_probs) = drawn.inspect_err(|error| {
+                tracing::warn!(%error, "the draft model failed; its sequence goes on without");
+            }) else {
+                (task.state.draft.failed, chain.closed) = (true, true);
+                failures += 1;
+                continue;
+            };
+            // Decided before the token is drawn, so that what is drawn stays unbiased.
+            let confidence = confidence(logits);
+            let chance = chain.chance * task.state.acceptance.confident(confidence);
+            let id = task.draws.draft(&draft_probs, task.tokens.len());
+            if chance < prices.rows(*rows, 1) {
+                chain.closed = true;
+                if task.params.temperature == 0.0 || task.draws.is_coupled() {
+                    task.proposal.left_out = Some((id, confidence));
+                }
+                continue;
+            }
+            chain.chance = chance;
+            *rows += 1;
+            let proposer = Proposer::DraftModel;
+            chain.push(DraftToken { id, draft_probs, proposer, confidence });
+        }
+        draft.failures += failures;
+    }
+}
+
+impl Chain<'_, '_> {
+    /// Copies what is worth copying. Returns whether the draft model should go on, which `sharing`
+    /// chains ask at a time; `None` without one.
+    fn copy(&mut self, rows: &mut usize, prices: &Prices<'_>, sharing: Option<usize>) -> bool {
+        loop {
+            let room = self.task.num_tokens - self.task.proposal.tokens.len();
+            if room == 0 || self.closed {
+                return false;
+            }
+            let drafting =
+                sharing.map_or(0.0, |sharing| self.draft_value(room, *rows, prices, sharing));
+            let copies = [self.predicted(), self.matching()].into_iter().flatten();
+            let best = copies
+                .map(|(proposer, at, available)| {
+                    let acceptance = &self.task.state.acceptance;
+                    let chance = |place: usize| acceptance.copied(proposer, at.length + place);
+                    let price = |length| prices.rows(*rows, length);
+                    let (length, value) = best(room.min(available), self.chance, chance, price);
+                    (proposer, at, length, value)
+                })
+                .reduce(|a, b| if b.3 > a.3 { b } else { a });
+            match best {
+                Some((proposer, at, length, value)) if value > drafting.max(0.0) => {
+                    *rows += self.take(proposer, at, length);
+                }
+                _ => return drafting > 0.0,
+            }
+        }
+    }
+
+    /// The client's prediction, where the output follows it: the match and the tokens left.
+    fn predicted(&self) -> Option<(Proposer, Match, usize)> {
+        let prediction = self.task.state.prediction.as_ref()?;
+        let at = prediction.position().filter(|_| self.task.proposal.tokens.is_empty())?;
+        Some((Proposer::Prediction, at, prediction.text().len() - at.next))
+    }
+
+    /// The n-gram match of the known and draft tokens. It may run into the tokens it adds.
+    fn matching(&self) -> Option<(Proposer, Match, usize)> {
+        let state = &self.task.state;
+        let at = match self.task.proposal.tokens.len() {
+            0 => state.found?,
+            _ => state.index.as_ref()?.find(self.task.tokens)?,
+        };
+        Some((Proposer::Ngram, at, usize::MAX))
+    }
+
+    /// Adds `length` copied tokens, fewer where one of them ends the sequence or the grammar refuses it;
+    /// returns how many.
+    fn take(&mut self, proposer: Proposer, at: Match, length: usize) -> usize {
+        let before = self.task.proposal.tokens.len();
+        for place in 0..length {
+            let state = &self.task.state;
+            let text = match (proposer, &state.prediction) {
+                (Proposer::Prediction, Some(prediction)) => prediction.text(),
+                _ => &self.task.tokens[..],
+            };
+            let id = text[at.next + place];
+            self.chance *= state.acceptance.copied(proposer, at.length + place);
+            self.push(DraftToken::copied(id, proposer));
+            if self.closed {
+                break;
+            }
+        }
+        self.task.proposal.tokens.len() - before
+    }
+
+    /// Adds a token, unless the grammar refuses it.
+    fn push(&mut self, token: DraftToken) {
+        let task = &mut *self.task;
+        if task.grammar.as_mut().is_some_and(|grammar| !grammar.draft(token.id)) {
+            self.closed = true;
+            return;
+        }
+        self.closed = task.ends.contains(&token.id);
+        task.tokens.push(token.id);
+        if task.params.uses_history() {
+            task.history.push(token.id);
+        }
+        task.proposal.tokens.push(token);
+    }
+
+    /// Tokens that the draft model promises beyond what it costs, with up to `room` of its own.
+    fn draft_value(&self, room: usize, rows: usize, prices: &Prices<'_>, sharing: usize) -> f64 {
+        let task = &*self.task;
+        let state = &*task.state;
+        if state.draft.failed {
+            return 0.0;
+        }
+        // Catching up is paid once and used by the rounds to come.
+        let rounds = task.tokens_left.clamp(1, HORIZON) as f64;
+        let missing = state.draft.missing(task.tokens.len());
+        let once = (prices.draft_pass(missing) - prices.draft_pass(1)).max(0.0) / rounds;
+        let pass = prices.draft_pass(sharing) / sharing as f64;
+        let value = |alpha: f64| {
+            let price = |length| prices.rows(rows, length) + length as f64 * pass;
+            best(room, self.chance, |_| alpha, price).1 - once
+        };
+        let promised = value(state.acceptance.draft_model());
+        // Now and then it is tried where it could pay if only it were better.
+        let trial =
+            promised <= 0.0 && task.proposal.tokens.is_empty() && state.idle >= state.patience;
+        if trial { value(HOPE) } else { promised }
+    }
+}
+
+/// The number of tokens, up to `room`, with the most expected accepted tokens beyond their price, and
+/// that surplus. They follow tokens that all stand with chance `before`.
+fn best(
+    room: usize,
+    before: f64,
+    chance: impl Fn(usize) -> f64,
+    price: impl Fn(usize) -> f64,
+) -> (usize, f64) {
+    let (mut best, mut surplus) = (0, 0.0);
+    let (mut tokens, mut all) = (0.0, before);
+    for length in 1..=room {
+        all *= chance(length - 1);
+        tokens += all;
+        if tokens - price(length) > surplus {
+            (best, surplus) = (length, tokens - price(length));
+        }
+    }
+    (best, surplus)
+}
+
+/// Probability of the most likely token at temperature 1.
+fn confidence(logits: &[f32]) -> f32 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    (max - log_sum_exp(logits)).exp()
+}
