@@ -43,6 +43,9 @@ pub struct Args {
     /// Serve without speculation of any kind.
     #[arg(long, env = "PLEACH_NO_SPECULATION")]
     pub no_speculation: bool,
+    /// Draft K tokens with the draft model every time, as `pleach-tools evaluate` does: to measure it.
+    #[arg(long, env = "PLEACH_FIXED_DRAFTS")]
+    pub fixed_drafts: bool,
     /// Longest context served, prompt and answer together. Default: what model and cache allow.
     #[arg(long, env = "PLEACH_MAX_MODEL_LEN")]
     pub max_model_len: Option<usize>,
@@ -184,6 +187,8 @@ impl From<Args> for Config {
                 max_model_len: args.max_model_len,
                 num_blocks: args.kv_blocks,
                 num_speculative_tokens,
+                ngram: !args.fixed_drafts,
+                adaptive: !args.fixed_drafts,
                 ..defaults
             },
             max_queue: args.max_queue,
