@@ -86,8 +86,10 @@ fn damaged_files_never_panic() {
     ] {
         let whole = std::fs::read(&file).unwrap();
         let header = whole.len().min(6000);
+        // Nothing is missing where only the last line's end is.
+        let needed = whole.trim_ascii_end().len().min(header);
         for _ in 0..60 {
-            std::fs::write(&file, &whole[..random.usize(..header)]).unwrap();
+            std::fs::write(&file, &whole[..random.usize(..needed)]).unwrap();
             assert!(load(&model).is_err(), "a cut file was taken for a whole one");
         }
         for _ in 0..400 {
