@@ -27,7 +27,7 @@ struct Submission {
 }
 
 enum Command {
-    Submit(Submission),
+    Submit(Box<Submission>),
     Stop,
 }
 
@@ -76,7 +76,7 @@ impl EngineHandle {
         if !self.is_alive() {
             return Err(SubmitError::Stopped);
         }
-        let sent = self.commands.send(Command::Submit(Submission { request, events }));
+        let sent = self.commands.send(Command::Submit(Box::new(Submission { request, events })));
         sent.map_err(|_| SubmitError::Stopped)?;
         Ok(receiver)
     }
@@ -140,7 +140,7 @@ fn turn(
     }
     while let Some(command) = next {
         match command {
-            Command::Submit(submission) => take_on(engine, submission, readers),
+            Command::Submit(submission) => take_on(engine, *submission, readers),
             Command::Stop => return false,
         }
         next = commands.try_recv().ok();

@@ -59,7 +59,7 @@ fn a_dropped_receiver_cancels() {
     let mut readers = Readers::new();
     let submit = || {
         let (events, receiver) = mpsc::channel(201);
-        sender.send(Command::Submit(Submission { request: long(), events })).unwrap();
+        sender.send(Command::Submit(Box::new(Submission { request: long(), events }))).unwrap();
         receiver
     };
     let (kept, dropped) = (submit(), submit());
