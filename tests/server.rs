@@ -19,7 +19,8 @@ use tower::ServiceExt;
 fn app() -> Router {
     static STATE: OnceLock<AppState> = OnceLock::new();
     let state = STATE.get_or_init(|| {
-        let args = ["pleach", "--threads", "2", "--max-model-len", "512"];
+        // Drafts are counted below, and on a busy machine they might not pay.
+        let args = ["pleach", "--threads", "2", "--max-model-len", "512", "--fixed-drafts"];
         let config = Config::from(Args::parse_from(args));
         let state = AppState::new(64, pleach::metrics::install().unwrap());
         state.serve(load(&config).unwrap().0);
