@@ -124,6 +124,39 @@ fn the_node_client() {
     passes(Command::new("node").arg("chat.mjs").arg(&base).current_dir(&folder));
 }
 
+#[test]
+fn the_playground() {
+    let folder = scratch("playground");
+    let mut npm = Command::new("npm");
+    npm.args(["install", "--silent", "--no-audit", "--no-fund", "playwright-core@1.65.1"])
+        .current_dir(&folder);
+    let browser = ["chromium", "chromium-browser", "google-chrome"]
+        .into_iter()
+        .find(|name| Command::new(name).arg("--version").output().is_ok());
+    let (Some(_), Some(browser)) = (attempt(&mut npm), browser) else {
+        eprintln!("SKIPPED: playwright-core cannot be installed here, or there is no Chromium");
+        return;
+    };
+    let path = attempt(Command::new("sh").args(["-c", &format!("command -v {browser}")])).unwrap();
+    std::fs::copy(script("playground.mjs"), folder.join("playground.mjs")).unwrap();
+    let server = Server::start(&[]);
+    let base = format!("http://{}/", server.address);
+    passes(Command::new("node").args(["playground.mjs", &base, path.trim()]).current_dir(&folder));
+}
+
+/// The configuration, rules and alerts that `deploy/` carries, by Prometheus's own checks.
+#[test]
+fn the_alert_rules() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus");
+    if Command::new("promtool").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: promtool is not installed");
+        return;
+    }
+    for arguments in [["check", "config", "prometheus.yml"], ["test", "rules", "rules_test.yml"]] {
+        passes(Command::new("promtool").args(arguments).current_dir(&folder));
+    }
+}
+
 /// A model that is not there, a port that is taken, a flag that is wrong: an error, and a word on it.
 #[test]
 fn a_server_that_cannot_start_says_why() {

@@ -112,6 +112,36 @@ async fn a_stream_carries_the_same_text_and_ends_with_usage() {
     assert_eq!(last["usage"]["completion_tokens"], whole["usage"]["completion_tokens"]);
 }
 
+/// Whole or streamed, every token says where it came from, and the texts of the tokens make the answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn token_sources_cover_the_text() {
+    let mut body = chat("Count from 1 to 20.");
+    assert!(post("/v1/chat/completions", body.clone()).await["choices"][0].get("pleach").is_none());
+    body["return_token_sources"] = json!(true);
+    let whole = post("/v1/chat/completions", body.clone()).await;
+    let sources = whole["choices"][0]["pleach"]["sources"].as_array().unwrap();
+    let joined: String = sources.iter().map(|s| s["text"].as_str().unwrap()).collect();
+    assert_eq!(joined, content(&whole));
+    let accepted = sources.iter().filter(|s| s["source"] == "accepted").count();
+    assert_eq!(whole["usage"]["pleach"]["accepted_tokens"], accepted);
+    assert!(accepted > 0 && accepted < sources.len(), "{sources:?}");
+    body["stream"] = json!(true);
+    let (_, text) = send("POST", "/v1/chat/completions", &body.to_string()).await;
+    let chunks = text.lines().filter_map(|l| l.strip_prefix("data: ")).filter(|l| *l != "[DONE]");
+    let streamed: Vec<Value> = chunks
+        .map(|chunk| serde_json::from_str::<Value>(chunk).unwrap())
+        .filter_map(|chunk| chunk["choices"][0]["pleach"]["sources"].as_array().cloned())
+        .flatten()
+        .collect();
+    let texts = |sources: &[Value]| sources.iter().map(|s| s["text"].clone()).collect::<Vec<_>>();
+    assert_eq!(texts(&streamed), texts(sources));
+    body["num_speculative_tokens"] = json!(0);
+    body["stream"] = json!(false);
+    let plain = post("/v1/chat/completions", body).await;
+    let sources = plain["choices"][0]["pleach"]["sources"].as_array().unwrap();
+    assert!(sources.iter().all(|s| s["source"] == "target"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn completions_take_strings_lists_and_token_ids() {
     let body = json!({"prompt": "The capital of France is", "max_tokens": 6, "temperature": 0});

@@ -128,6 +128,19 @@ pub enum TokenSource {
     Bonus,
 }
 
+impl TokenSource {
+    /// Its name in answers.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Target => "target",
+            Self::Accepted => "accepted",
+            Self::Recovered => "recovered",
+            Self::Bonus => "bonus",
+        }
+    }
+}
+
 /// One generated token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenOut {

@@ -24,13 +24,17 @@ pub(super) struct Generation {
     pub(super) choices: usize,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
+    pub(super) token_sources: bool,
 }
 
 /// A part of one choice.
+#[derive(Default)]
 pub(super) struct Piece {
     pub(super) choice: usize,
     pub(super) text: String,
     pub(super) tokens: Vec<TokenOut>,
+    /// What each token added to the text; empty where it is held back for the next one.
+    pub(super) texts: Vec<String>,
     /// Set on the last piece.
     pub(super) end: Option<End>,
 }
@@ -118,7 +122,8 @@ impl Generation {
         let _: Option<String> = body.take("user")?;
         let _: Option<serde_json::Map<_, _>> = body.take("metadata")?;
         let grammar = structured::take(body)?;
-        Ok(Self { request, stop, grammar, choices, stream, include_usage })
+        let token_sources = body.or("return_token_sources", false)?;
+        Ok(Self { request, stop, grammar, choices, stream, include_usage, token_sources })
     }
 
     /// Submits every choice of every prompt; pieces arrive in order within a choice. Choice
@@ -185,7 +190,7 @@ async fn read(
 ) {
     let mut stats = SequenceStats::default();
     loop {
-        let mut piece = Piece { choice, text: String::new(), tokens: Vec::new(), end: None };
+        let mut piece = Piece { choice, ..Piece::default() };
         match events.recv().await {
             Some(Event::Tokens(tokens)) => {
                 for token in tokens {
@@ -194,6 +199,7 @@ async fn read(
                         let (text, stopped) = stop.push(&detokenizer.push(token.id));
                         piece.text += &text;
                         piece.tokens.push(token);
+                        piece.texts.push(text);
                         if stopped {
                             let stats = std::mem::take(&mut stats);
                             piece.end = Some(End { reason: Ok("stop"), stats });

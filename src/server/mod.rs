@@ -12,6 +12,7 @@ mod listen;
 mod load;
 mod logprobs;
 mod messages;
+mod playground;
 mod respond;
 mod responses;
 mod state;
@@ -55,7 +56,7 @@ pub fn router(state: AppState) -> Router {
         .route_layer(from_fn_with_state(state.clone(), guard::read_body))
         .route_layer(from_fn_with_state(state.clone(), keys::authorise));
     Router::new()
-        .route("/", get(|| async { "pleach: see /v1/models, /health, /metrics\n" }))
+        .route("/", get(playground::page))
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics_page))

@@ -30,6 +30,7 @@ struct Header {
     created: u64,
     serving: Arc<Serving>,
     logprobs: bool,
+    token_sources: bool,
 }
 
 /// Runs a generation and answers in its format.
@@ -55,6 +56,7 @@ pub(super) async fn respond(
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
         serving: Arc::clone(serving),
         logprobs: generation.request.top_logprobs.is_some(),
+        token_sources: generation.token_sources,
     };
     let prompt_tokens = prompts.iter().map(Vec::len).sum();
     let pieces = generation.start(serving, prompts, permit).await?;
@@ -74,21 +76,23 @@ async fn whole(
     prompt_tokens: usize,
     count: usize,
 ) -> Result<Value, ApiError> {
-    let mut choices: Vec<(String, Vec<TokenOut>, &str)> = vec![Default::default(); count];
+    let mut choices: Vec<(String, Vec<TokenOut>, Vec<String>, &str)> =
+        vec![Default::default(); count];
     let mut stats = vec![SequenceStats::default(); count];
     while let Some(piece) = pieces.recv().await {
         let choice = &mut choices[piece.choice];
         choice.0 += &piece.text;
         choice.1.extend(piece.tokens);
+        choice.2.extend(piece.texts);
         if let Some(end) = piece.end {
-            choice.2 = end.reason?;
+            choice.3 = end.reason?;
             stats[piece.choice] = end.stats;
         }
     }
     let choices = choices
         .iter()
         .enumerate()
-        .map(|(index, (text, tokens, reason))| {
+        .map(|(index, (text, tokens, texts, reason))| {
             let mut choice = json!({"index": index, "finish_reason": reason});
             match header.format {
                 Format::Chat => {
@@ -98,6 +102,7 @@ async fn whole(
                 Format::Text => choice["text"] = json!(text),
             }
             choice["logprobs"] = header.logprobs(tokens, 0);
+            header.add_sources(&mut choice, tokens, texts);
             choice
         })
         .collect();
@@ -160,6 +165,7 @@ async fn stream_pieces(
             Format::Text => choice["text"] = json!(piece.text),
         }
         choice["logprobs"] = header.logprobs(&piece.tokens, offsets[index]);
+        header.add_sources(&mut choice, &piece.tokens, &piece.texts);
         offsets[index] += piece.text.chars().count();
         if !send(header.answer(object, vec![choice])).await {
             return;
@@ -180,6 +186,18 @@ impl Header {
             "system_fingerprint": concat!("pleach-", env!("CARGO_PKG_VERSION")),
             "choices": choices,
         })
+    }
+
+    /// The extension that says where each token of a choice came from, for clients that ask for it.
+    fn add_sources(&self, choice: &mut Value, tokens: &[TokenOut], texts: &[String]) {
+        if self.token_sources {
+            let sources: Vec<_> = tokens
+                .iter()
+                .zip(texts)
+                .map(|(token, text)| json!({"text": text, "source": token.source.name()}))
+                .collect();
+            choice["pleach"] = json!({"sources": sources});
+        }
     }
 
     fn logprobs(&self, tokens: &[TokenOut], offset: usize) -> Value {
