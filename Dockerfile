@@ -12,10 +12,8 @@ ARG RUST_VERSION=1.95.0
 FROM rust:${RUST_VERSION}-slim-bookworm AS build
 WORKDIR /src
 COPY . .
-# The builder's compiler is the pinned one; rust-toolchain.toml would only add components to it.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
-    rm -f rust-toolchain.toml \
-    && cargo build --release --locked --bins --config profile.release.strip=true \
+    cargo build --release --locked --bins --config profile.release.strip=true \
     && install -D -t /out/usr/local/bin target/release/pleach target/release/pleach-tools \
     && install -D -m 644 -t /out/usr/share/pleach/drafts drafts/*.gguf
 

@@ -32,11 +32,14 @@ const texts = await page.locator(".answer .text").allTextContents();
 assert.equal(texts.length, 2);
 assert.equal(texts[0], texts[1], "the same text with and without speculation");
 const tokens = async (answer, kind) => page.locator(`.answer:nth-child(${answer}) .text .${kind}`).count();
-assert.ok(await tokens(1, "draft_model") > 0 && await tokens(1, "recovered") > 0 && await tokens(1, "bonus") > 0);
-assert.equal(await tokens(1, "target"), 0);
+// How much is drafted depends on the load; the colours must agree with the server's own count.
+const foot = await page.textContent(".answer:nth-child(1) .foot");
+const [, written, accepted] = foot.match(/^(\d+) tokens in \d+ passes(?:, (\d+) of \d+ draft tokens accepted)?$/);
+const own = await tokens(1, "recovered") + await tokens(1, "bonus");
+assert.equal(await tokens(1, "draft_model") + await tokens(1, "ngram"), Number(accepted ?? 0));
+assert.equal(own, written - (accepted ?? 0));
 assert.equal(await tokens(2, "target"), await page.locator(".answer:nth-child(2) .text span").count());
 assert.match(await page.textContent(".verdict"), /× the speed with speculation, and the texts are identical/);
-assert.match(await page.textContent(".answer:nth-child(1) .foot"), /\d+ tokens in \d+ passes, \d+ of \d+ draft tokens accepted/);
 await shot("playground-side-by-side");
 
 // The conversation goes on, in the dark, with speculation.
@@ -48,7 +51,7 @@ await page.click("#send");
 await done();
 assert.equal(await page.locator(".user").count(), 2);
 assert.match(await page.textContent("#speed"), /^\d+$/);
-assert.match(await page.textContent("#acceptance"), /^\d+ %$/);
+assert.match(await page.textContent("#acceptance"), /^(\d+ %|–)$/);
 await shot("playground-dark");
 
 // Escape stops an answer and keeps what was written; what is wrong is said in words.
