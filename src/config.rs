@@ -76,7 +76,7 @@ pub struct Args {
     /// `max_concurrent_requests` and `tokens_per_minute`.
     #[arg(long, env = "PLEACH_API_KEYS", value_name = "FILE")]
     pub api_keys: Option<PathBuf>,
-    /// An origin whose pages may ask from a browser, such as https://example.org, or `*` for all. May be
+    /// An origin whose pages may ask from a browser, such as `https://example.org`, or `*` for all. May be
     /// given several times.
     #[arg(long, env = "PLEACH_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<String>,
