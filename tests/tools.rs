@@ -52,7 +52,7 @@ fn from_a_model_to_a_draft() {
     let folder = temporary.path();
     let prompts = [
         r#"{"id": "a", "category": "one", "turns": ["Name three colours.", "And three more."]}"#,
-        r#"{"id": "b", "category": "two", "turns": ["What is 2 + 2?"]}"#,
+        r#"{"id": "b", "category": "two", "turns": ["What is 2 + 2?"], "reference": ["4"]}"#,
         r#"{"id": "c", "category": "two", "turns": ["Write a haiku."]}"#,
     ];
     std::fs::write(folder.join("prompts.jsonl"), prompts.join("\n")).unwrap();

@@ -87,9 +87,14 @@ pub(crate) struct Prompt {
     pub(crate) category: String,
     /// User messages, in order.
     pub(crate) turns: Vec<String>,
-    /// A known good answer to the one message.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// A known good answer to the one message; other kinds of references are left aside.
+    #[serde(default, deserialize_with = "text", skip_serializing_if = "Option::is_none")]
     pub(crate) reference: Option<String>,
+}
+
+/// A string, where the value is one.
+fn text<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+    Ok(Value::deserialize(value)?.as_str().map(str::to_owned))
 }
 
 /// The prompts the tools carry, for making training data.
@@ -117,12 +122,9 @@ pub(crate) fn read_prompts(path: Option<&Path>, instead: &str) -> Result<Vec<Pro
         }
         let mut prompt: Prompt = serde_json::from_str(&line).with_context(place)?;
         ensure!(!prompt.turns.is_empty(), "{}: `turns` is empty", place());
-        ensure!(
-            prompt.reference.is_none() || prompt.turns.len() == 1,
-            "{}: a `reference` goes with one turn, not {}",
-            place(),
-            prompt.turns.len()
-        );
+        if prompt.turns.len() > 1 {
+            prompt.reference = None;
+        }
         if prompt.id.is_empty() {
             prompt.id = (number + 1).to_string();
         }

@@ -28,8 +28,8 @@ use crate::select;
 /// Every turn is answered. A prompt with a "reference" answer is answered with the reference in view,
 /// and the answer is kept where it checks out against it: the number after #### (GSM8K), the choice
 /// letter, or for free text the length; else the reference takes its place. With --top-logprobs the
-/// model's most likely tokens at every place of the answers go to a second file, OUT.topk. Started
-/// again, it goes on with the prompts that have no answer yet.
+/// model's most likely tokens at every place of the answers go to a second file, OUT.topk, and references
+/// are left aside, since they would change that distribution. Started again, it goes on with the prompts that have no answer yet.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -109,12 +109,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.top_logprobs <= MAX_TOP_LOGPROBS, "--top-logprobs is at most {MAX_TOP_LOGPROBS}");
     ensure!(!args.temperature.is_empty(), "--temperature is empty");
     let mut manifest = Manifest::new("generate", args)?;
-    let prompts = spread(read_prompts(args.prompts.as_deref(), PROMPTS)?, args.limit);
-    ensure!(
-        args.top_logprobs == 0 || prompts.iter().all(|prompt| prompt.reference.is_none()),
-        "--top-logprobs: the distribution of answers that are written with a reference in view is not \
-         that of the prompt; leave it out and train with --loss ce"
-    );
+    let mut prompts = spread(read_prompts(args.prompts.as_deref(), PROMPTS)?, args.limit);
+    if args.top_logprobs > 0 {
+        // The distribution of an answer that is written with the reference in view is another one.
+        prompts.iter_mut().for_each(|prompt| prompt.reference = None);
+    }
     let loaded = args.model.load(None)?;
     manifest.model(&loaded.checkpoint)?;
     if let Some(path) = &args.prompts {
