@@ -19,8 +19,6 @@ pub mod gemm_bf16;
 mod isa;
 mod mat_ref;
 mod matmul;
-#[cfg(target_arch = "x86_64")]
-mod matmul_amx;
 mod packed;
 mod reduce;
 mod rope;

@@ -1,4 +1,4 @@
-//! The integer path of [`super::matmul`] for many rows: dot products of 16 rows with 16 outputs in AMX
+//! The integer path for many rows: dot products of 16 rows with 16 outputs in AMX
 //! tiles. The sums of a block are exact integers, and they are scaled and added in the order of the
 //! other paths, so the bits are theirs.
 //!
@@ -11,10 +11,10 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::activations::{Activations, BLOCK};
-use super::amx::{self, TileConfig};
-use super::matmul::vnni::lanes;
-use super::packed::{IntPanels, Line, PANEL};
+use super::super::activations::{Activations, BLOCK};
+use super::super::amx::{self, TileConfig};
+use super::super::packed::{IntPanels, Line, PANEL};
+use super::vnni::lanes;
 
 /// Rows of a tile of activations.
 const ROWS: usize = 16;
