@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::check;
 use crate::checkpoint::source::{self, DEFAULT_MODEL, Source};
 use crate::engine::EngineConfig;
 use crate::ops::available_threads;
@@ -13,6 +14,57 @@ use crate::server::ConnectionLimits;
 
 /// File name of the draft that belongs to the default model.
 const DEFAULT_DRAFT: &str = "smollm2-135m-instruct.gguf";
+
+/// What the program is asked to do: to serve, unless a command is named.
+#[derive(Debug, Clone, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// The server's settings.
+    #[command(flatten)]
+    pub args: Args,
+    /// A command in place of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What the program does besides serving.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Verify that model and draft fit each other and this machine, and what they promise
+    #[command(
+        long_about = "Verifies that a model and its draft fit each other and this machine, without serving: \
+            loads both, and prints the memory they need, what passes of 1, 2, 4 and 8 rows and a draft step \
+            cost here, how many draft tokens are accepted on a few prompts, and the speed-up that this \
+            promises. Ends with an error where the pair cannot be served. Takes the server's settings, and \
+            reads the same environment and file."
+    )]
+    Check(CheckArgs),
+}
+
+/// What `check` is told.
+#[derive(Debug, Clone, clap::Args)]
+pub struct CheckArgs {
+    /// The server's settings.
+    #[command(flatten)]
+    pub server: Args,
+    /// Measure acceptance on these prompts (JSONL with "turns"). Default: built-in ones.
+    #[arg(long, env = "PLEACH_PROMPTS", value_name = "JSONL")]
+    pub prompts: Option<PathBuf>,
+    /// Use at most so many prompts, spread evenly over the file.
+    #[arg(long, default_value_t = 12)]
+    pub limit: usize,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl CheckArgs {
+    /// What acceptance is to be measured on.
+    #[must_use]
+    pub fn options(&self) -> check::Options {
+        check::Options { prompts: self.prompts.clone(), limit: Some(self.limit) }
+    }
+}
 
 /// Serves a language model over the OpenAI API, drafting with its own pruned copy.
 ///

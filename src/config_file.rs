@@ -8,10 +8,11 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 use toml::{Table, Value};
 
-use crate::config::Args;
+use crate::config::Cli;
 
 /// Flags that make no sense in a file.
-const NOT_IN_A_FILE: [&str; 4] = ["config", "print_config", "help", "version"];
+const NOT_IN_A_FILE: [&str; 7] =
+    ["config", "print_config", "help", "version", "prompts", "limit", "json"];
 
 /// Why flags, environment and file make no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -42,9 +43,10 @@ pub enum ConfigError {
 ///
 /// # Errors
 /// [`ConfigError`] naming the flag, the variable, or the file and its key.
-pub fn parse(mut arguments: Vec<OsString>) -> Result<(Args, String), ConfigError> {
-    let command = Args::command();
-    let given = command.clone().try_get_matches_from(&arguments)?;
+pub fn parse(mut arguments: Vec<OsString>) -> Result<(Cli, String), ConfigError> {
+    let program = Cli::command();
+    let matches = program.clone().try_get_matches_from(&arguments)?;
+    let (command, given) = of_command(&program, &matches);
     let mut from_file = Vec::new();
     if let Some(path) = given.get_one::<PathBuf>("config") {
         let invalid = |reason: String| ConfigError::Invalid { path: path.clone(), reason };
@@ -52,7 +54,7 @@ pub fn parse(mut arguments: Vec<OsString>) -> Result<(Args, String), ConfigError
             .map_err(|source| ConfigError::Io { path: path.clone(), source })?;
         let table: Table = text.parse().map_err(|e: toml::de::Error| invalid(e.to_string()))?;
         for (name, value) in &table {
-            let argument = setting(&command, name)
+            let argument = setting(command, name)
                 .ok_or_else(|| invalid(format!("`{name}` is no setting; see `pleach --help`")))?;
             let id = argument.get_id().as_str();
             if matches!(
@@ -67,9 +69,17 @@ pub fn parse(mut arguments: Vec<OsString>) -> Result<(Args, String), ConfigError
             from_file.push(id.to_owned());
         }
     }
-    let matches = command.clone().try_get_matches_from(&arguments)?;
-    let shown = show(&command, &matches, &from_file);
-    Ok((Args::from_arg_matches(&matches)?, shown))
+    let matches = program.clone().try_get_matches_from(&arguments)?;
+    let (command, given) = of_command(&program, &matches);
+    let shown = show(command, given, &from_file);
+    Ok((Cli::from_arg_matches(&matches)?, shown))
+}
+
+/// The named command and its arguments, or the program's own.
+fn of_command<'a>(program: &'a Command, matches: &'a ArgMatches) -> (&'a Command, &'a ArgMatches) {
+    let named = matches.subcommand();
+    let named = named.and_then(|(name, given)| Some((program.find_subcommand(name)?, given)));
+    named.unwrap_or((program, matches))
 }
 
 fn setting<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
@@ -133,6 +143,7 @@ fn show(command: &Command, matches: &ArgMatches, from_file: &[String]) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Args, Command as Subcommand};
 
     fn parsed(file: &str, flags: &[&str]) -> Result<(Args, String), ConfigError> {
         let folder = tempfile::tempdir().unwrap();
@@ -140,6 +151,21 @@ mod tests {
         std::fs::write(&path, file).unwrap();
         let own = ["pleach".into(), "--config".into(), path.into_os_string()];
         parse(own.into_iter().chain(flags.iter().map(OsString::from)).collect())
+            .map(|(cli, shown)| (cli.args, shown))
+    }
+
+    #[test]
+    fn check_takes_the_settings_of_the_server() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pleach.toml");
+        std::fs::write(&path, "max-num-seqs = 3\nthreads = 7\n").unwrap();
+        let given = ["pleach", "check", "--json", "--threads", "2", "--config"];
+        let arguments = given.into_iter().map(OsString::from).chain([path.into_os_string()]);
+        let (cli, shown) = parse(arguments.collect()).unwrap();
+        let Some(Subcommand::Check(check)) = cli.command else { panic!("no command") };
+        assert_eq!((check.server.max_num_seqs, check.server.threads), (3, Some(2)));
+        assert!(check.json && check.limit == 12 && shown.contains("max-num-seqs = 3 # file"));
+        assert!(parse(["pleach", "--port", "1", "check"].map(OsString::from).to_vec()).is_err());
     }
 
     #[test]

@@ -7,15 +7,18 @@
 //! Dependencies point one way: `server → engine → {spec, model, sampling, kv_cache} → ops`.
 //! tokio and axum stay above [`engine::EngineHandle`]; raw pointers stay below [`ops`].
 
+pub mod check;
 pub mod checkpoint;
 pub mod config;
 pub mod config_file;
+pub mod energy;
 pub mod engine;
 pub mod grammar;
 pub mod kv_cache;
 pub mod metrics;
 pub mod model;
 pub mod ops;
+pub mod prompts;
 pub mod sampling;
 pub mod server;
 pub mod spec;

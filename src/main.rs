@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use pleach::config::{Config, LogFormat};
+use pleach::config::{CheckArgs, Command, Config, LogFormat};
 use pleach::config_file::{self, ConfigError};
 use pleach::server::{AppState, load, run};
 use tokio::net::TcpListener;
@@ -27,10 +27,14 @@ fn main() -> ExitCode {
 }
 
 fn start() -> anyhow::Result<()> {
-    let (args, shown) = match config_file::parse(std::env::args_os().collect()) {
+    let (cli, shown) = match config_file::parse(std::env::args_os().collect()) {
         // Help and version count as errors there; this prints them and ends in their own ways.
         Err(ConfigError::Arguments(error)) => error.exit(),
         parsed => parsed?,
+    };
+    let (args, check) = match cli.command {
+        Some(Command::Check(check)) => (check.server.clone(), Some(check)),
+        None => (cli.args, None),
     };
     if args.print_config {
         print!("{shown}");
@@ -44,12 +48,25 @@ fn start() -> anyhow::Result<()> {
         LogFormat::Json => log.json().init(),
     }
     let config = Config::from(args);
+    if let Some(check) = check {
+        return report(&config, &check);
+    }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let result = runtime.block_on(serve(config));
     // Streams that outlived the drain are cut here.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+fn report(config: &Config, args: &CheckArgs) -> anyhow::Result<()> {
+    let report = pleach::check::check(config, &args.options())?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(())
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {

@@ -2,6 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "clients/check.rs"]
+mod check;
+#[path = "clients/documents.rs"]
+mod documents;
 mod support;
 
 use std::io::Write;

@@ -123,6 +123,10 @@ async fn token_sources_cover_the_text() {
     let joined: String = sources.iter().map(|s| s["text"].as_str().unwrap()).collect();
     assert_eq!(joined, content(&whole));
     let accepted = sources.iter().filter(|s| s["source"] == "accepted").count();
+    // Drafts are the draft model's here, and nothing else has a proposer.
+    assert!(
+        sources.iter().all(|s| (s["source"] == "accepted") == (s["proposer"] == "draft_model"))
+    );
     assert_eq!(whole["usage"]["pleach"]["accepted_tokens"], accepted);
     assert!(accepted > 0 && accepted < sources.len(), "{sources:?}");
     body["stream"] = json!(true);

@@ -1,20 +1,21 @@
 //! What the commands share: models, prompts, conversations, progress, and the note of what was done.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use pleach::checkpoint::source::{self, DEFAULT_MODEL, Source};
 use pleach::checkpoint::write::{LazyTensor, folder_files, safetensors_file};
 use pleach::checkpoint::{Checkpoint, sha256, write};
 use pleach::model::Decoder;
 use pleach::ops::{DType, ThreadPool, available_threads};
+pub(crate) use pleach::prompts::{Prompt, VALIDATION_PROMPTS, read_prompts, spread};
 use pleach::text::ChatTemplate;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
@@ -78,73 +79,10 @@ pub(crate) struct Loaded {
     pub(crate) chat: Chat,
 }
 
-/// One line of a prompt file.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Prompt {
-    #[serde(default)]
-    pub(crate) id: String,
-    #[serde(default)]
-    pub(crate) category: String,
-    /// User messages, in order.
-    pub(crate) turns: Vec<String>,
-    /// A known good answer to the one message; other kinds of references are left aside.
-    #[serde(default, deserialize_with = "text", skip_serializing_if = "Option::is_none")]
-    pub(crate) reference: Option<String>,
-}
-
-/// A string, where the value is one.
-fn text<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
-    Ok(Value::deserialize(value)?.as_str().map(str::to_owned))
-}
-
 /// The prompts the tools carry, for making training data.
 pub(crate) const PROMPTS: &str = include_str!("data/prompts.jsonl");
-/// Prompts kept apart from them, for evaluating a finished draft.
-pub(crate) const VALIDATION_PROMPTS: &str = include_str!("data/valid.jsonl");
 /// Text for measuring blocks.
 pub(crate) const CALIBRATION: &str = include_str!("data/calibration.txt");
-
-/// Reads a prompt file, or the text that takes its place. Prompts without a name are numbered.
-pub(crate) fn read_prompts(path: Option<&Path>, instead: &str) -> Result<Vec<Prompt>> {
-    let name = path.map_or("the built-in prompts".into(), |path| path.display().to_string());
-    let lines: Box<dyn Iterator<Item = std::io::Result<String>>> = match path {
-        Some(path) => {
-            Box::new(BufReader::new(File::open(path).with_context(|| name.clone())?).lines())
-        }
-        None => Box::new(instead.lines().map(|line| Ok(line.to_owned()))),
-    };
-    let mut prompts = Vec::new();
-    for (number, line) in lines.enumerate() {
-        let place = || format!("{name}, line {}", number + 1);
-        let line = line.with_context(place)?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let mut prompt: Prompt = serde_json::from_str(&line).with_context(place)?;
-        ensure!(!prompt.turns.is_empty(), "{}: `turns` is empty", place());
-        if prompt.turns.len() > 1 {
-            prompt.reference = None;
-        }
-        if prompt.id.is_empty() {
-            prompt.id = (number + 1).to_string();
-        }
-        prompts.push(prompt);
-    }
-    ensure!(!prompts.is_empty(), "{name}: no prompts");
-    Ok(prompts)
-}
-
-/// At most `limit` of the prompts, spread evenly, so that every category keeps its share.
-pub(crate) fn spread<T>(mut all: Vec<T>, limit: Option<usize>) -> Vec<T> {
-    let total = all.len();
-    let wanted = limit.unwrap_or(total).min(total);
-    let mut index = 0;
-    all.retain(|_| {
-        index += 1;
-        index * wanted / total > (index - 1) * wanted / total
-    });
-    all
-}
 
 /// Conversations to tokens and back.
 pub(crate) struct Chat {

@@ -11,6 +11,7 @@ mod pack;
 mod plot;
 mod prune;
 mod select;
+mod top;
 mod train;
 
 use std::os::unix::process::CommandExt;
@@ -27,7 +28,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// out, lets the uncut model write training data, and trains the cut copy on it.
 ///
 /// `build` does all of it. The other commands are its steps; each goes on where it stood when it is
-/// started again, and writes beside its output what it did.
+/// started again, and writes beside its output what it did. `top` watches a running server.
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -46,6 +47,7 @@ enum Step {
     Pack(pack::Args),
     Evaluate(evaluate::Args),
     Bench(bench::Args),
+    Top(top::Args),
 }
 
 /// What candle and the allocator read from the environment alone. Training runs a batch per thread, so
@@ -82,5 +84,6 @@ fn main() -> anyhow::Result<()> {
         Step::Pack(args) => pack::run(&args),
         Step::Evaluate(args) => evaluate::run(&args).map(drop),
         Step::Bench(args) => bench::run(&args),
+        Step::Top(args) => top::run(&args),
     }
 }

@@ -70,7 +70,10 @@ pub enum EngineError {
 
 impl EngineConfig {
     /// Limits and number of blocks for a target and, perhaps, a draft model.
-    pub(super) fn resolve(
+    ///
+    /// # Errors
+    /// [`EngineError`] if the settings or the models do not fit together.
+    pub fn resolve(
         &self,
         target: &ModelConfig,
         draft: Option<&ModelConfig>,

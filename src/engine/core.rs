@@ -3,17 +3,19 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use super::decode_time::GeneratingStep;
 use super::report;
 use super::scheduler::{Schedule, Scheduled, Scheduler};
 use super::sequence::{Round, RoundError, Sequence};
+use super::stats::RoundFlops;
 use super::{
-    EngineConfig, EngineError, EngineLimits, EngineStats, Event, FinishReason, Request,
+    EngineConfig, EngineError, EngineLimits, EngineStats, Event, FinishReason, NoDraft, Request,
     RequestError, RequestId,
 };
 use crate::model::{Decoder, Forward, Rows, Runner};
 use crate::sampling::Processor;
 use crate::spec::{
-    Acceptance, Cascade, DraftModel, Prices, Proposal, ProposeTask, Proposer, StepCost,
+    Acceptance, Cascade, DraftModel, DraftToken, Prices, Proposal, ProposeTask, Proposer, StepCost,
 };
 
 /// Many sequences, one target and perhaps one draft model. Single-threaded: see
@@ -147,7 +149,9 @@ impl Engine {
     /// Drops a sequence and frees its blocks; no further events follow. Unknown ids are ignored.
     pub fn cancel(&mut self, id: RequestId) {
         self.scheduler.remove(id);
-        self.sequences.remove(&id);
+        if self.sequences.remove(&id).is_some() {
+            report::cancelled();
+        }
         report::load(&self.scheduler);
     }
 
@@ -297,6 +301,19 @@ impl Engine {
         for ((item, proposal), outcome) in items.iter().zip(proposals).zip(outcomes) {
             self.commit(item, proposal, outcome, cost, &mut events);
         }
+        let sequences = items.iter().filter(|item| item.completes).count();
+        let step = GeneratingStep {
+            rows: self.rows.len(),
+            prompt_rows: items.iter().map(|item| item.count).sum::<usize>() - sequences,
+            sequences,
+            tokens: events.iter().map(|(_, event)| event.num_tokens()).sum(),
+            target_seconds: seconds,
+            draft_seconds: seconds_drafting,
+        };
+        if let Some(time) = step.time(&self.target_cost) {
+            self.stats.decode_time.add(time);
+            report::decode_time(time);
+        }
         events
     }
 
@@ -341,26 +358,52 @@ impl Engine {
         if round.finish.is_none() {
             self.scheduler.commit(item.id, valid, sequence.tokens.len());
         }
-        let saved = match self.cascade.draft() {
-            None => 0,
-            Some(draft) => {
-                let at = |(place, _)| {
-                    let context = known + place;
-                    let full =
-                        self.target.config().flops_per_token(context, self.target.head_rows());
-                    let pruned = draft.config().flops_per_token(context, draft.head_rows());
-                    full.saturating_sub(pruned)
-                };
-                let drafted = proposal.tokens.iter().enumerate();
-                drafted.filter(|(_, token)| token.proposer == Proposer::DraftModel).map(at).sum()
-            }
-        };
-        self.stats.record_round(&proposal.tokens, &round.tokens, saved);
-        report::round(&proposal.tokens, &round.tokens, saved);
+        if proposal.tokens.is_empty() {
+            let (speculates, left) = (sequence.speculate > 0, sequence.tokens_left());
+            let reason = self.why_no_draft(item, speculates, left);
+            self.stats.rounds_without_drafts[reason as usize] += 1;
+            report::no_draft(reason);
+        }
+        let sent = round.tokens.iter().filter(|token| token.source.proposer().is_some()).count();
+        let flops = self.round_flops(known, &proposal.tokens, sent);
+        self.stats.record_round(&proposal.tokens, &round.tokens, flops);
+        report::round(&proposal.tokens, &round.tokens, flops);
         events.push((item.id, Event::Tokens(round.tokens)));
         if let Some(reason) = round.finish {
             self.finish(item.id, reason, events);
         }
+    }
+
+    /// Why a round had no draft tokens; its sequence can get `tokens_left` more.
+    fn why_no_draft(&self, item: &Scheduled, speculates: bool, tokens_left: usize) -> NoDraft {
+        match () {
+            () if !speculates => NoDraft::Disabled,
+            () if item.count > 1 => NoDraft::Prefill,
+            () if tokens_left == 0 => NoDraft::LastToken,
+            () if item.lookahead == 0 => NoDraft::NoRoom,
+            () if self.cascade.draft().is_none_or(DraftModel::is_broken) => NoDraft::NoMatch,
+            () => NoDraft::Unprofitable,
+        }
+    }
+
+    /// Operations of the tokens `drafted` after `known` positions, of which the first `sent` were sent.
+    fn round_flops(&self, known: usize, drafted: &[DraftToken], sent: usize) -> RoundFlops {
+        let mut flops = RoundFlops::default();
+        for (place, token) in drafted.iter().enumerate() {
+            let context = known + place;
+            let full = self.target.config().flops_per_token(context, self.target.head_rows());
+            let pruned = self
+                .cascade
+                .draft()
+                .filter(|_| token.proposer == Proposer::DraftModel)
+                .map(|draft| draft.config().flops_per_token(context, draft.head_rows()));
+            flops.saved += pruned.map_or(0, |pruned| full.saturating_sub(pruned));
+            if place >= sent {
+                flops.wasted[0] += full;
+                flops.wasted[1] += pruned.unwrap_or(0);
+            }
+        }
+        flops
     }
 
     fn finish(
@@ -372,6 +415,7 @@ impl Engine {
         self.scheduler.remove(id);
         if let Some(mut sequence) = self.sequences.remove(&id) {
             sequence.stats.total_seconds = sequence.submitted.elapsed().as_secs_f64();
+            report::finished(&reason, &sequence.stats);
             events.push((id, Event::Finished { reason, stats: sequence.stats }));
         }
     }

@@ -41,14 +41,14 @@ const PROFILE_ROWS: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 const PROFILE_CONTEXT: usize = 64;
 
 impl Engine {
-    /// Learns the step costs that speculation reckons with, in some thirty passes. Does nothing where
-    /// it would make no difference.
+    /// Learns the step costs that speculation and its estimated gain reckon with, in some thirty passes.
+    /// Does nothing without speculation.
     pub fn profile(&mut self) {
         let context = PROFILE_CONTEXT.min(self.limits.max_model_len / 2);
         let room = self.limits.max_model_len - context;
         let most = room.min(self.config.max_num_batched_tokens);
         let rows: Vec<usize> = PROFILE_ROWS.into_iter().filter(|&rows| rows <= most).collect();
-        if self.config.adaptive && self.limits.num_speculative_tokens > 0 && !rows.is_empty() {
+        if self.limits.num_speculative_tokens > 0 && !rows.is_empty() {
             self.measure_costs(context, &rows, 3);
         }
     }

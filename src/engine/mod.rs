@@ -3,6 +3,7 @@
 
 mod config;
 mod core;
+mod decode_time;
 mod handle;
 mod measure;
 mod report;
@@ -15,6 +16,7 @@ mod test_model;
 
 pub use config::{EngineConfig, EngineError};
 pub use core::Engine;
+pub use decode_time::DecodeTime;
 pub use handle::{EngineHandle, SubmitError};
 pub use measure::MeasuredCosts;
 pub use request::{
@@ -22,4 +24,4 @@ pub use request::{
     TokenOut, TokenSource,
 };
 pub use scheduler::{Schedule, Scheduled, Scheduler};
-pub use stats::{EngineStats, PassCost, PassCosts, ProposerCounts, SequenceStats};
+pub use stats::{EngineStats, NoDraft, PassCost, PassCosts, ProposerCounts, SequenceStats};

@@ -4,7 +4,8 @@ use metrics::{counter, gauge, histogram};
 
 use super::scheduler::Scheduler;
 use super::sequence::Latency;
-use super::{TokenOut, TokenSource};
+use super::stats::RoundFlops;
+use super::{DecodeTime, FinishReason, NoDraft, SequenceStats, TokenOut, TokenSource};
 use crate::metrics as names;
 use crate::spec::{DraftPass, DraftToken};
 
@@ -17,6 +18,26 @@ pub(super) fn prompt(tokens: usize) {
 
 pub(super) fn queue_time(seconds: f64) {
     histogram!(names::QUEUE_TIME).record(seconds);
+}
+
+pub(super) fn decode_time(time: DecodeTime) {
+    histogram!(names::DECODE_STEP).record(time.seconds);
+    histogram!(names::DECODE_STEP_WITHOUT).record(time.without_speculation);
+}
+
+pub(super) fn no_draft(reason: NoDraft) {
+    counter!(names::ROUNDS_WITHOUT_DRAFTS, "reason" => reason.name()).increment(1);
+}
+
+pub(super) fn finished(reason: &FinishReason, stats: &SequenceStats) {
+    counter!(names::REQUESTS_FINISHED, "reason" => reason.name()).increment(1);
+    histogram!(names::REQUEST_DURATION).record(stats.total_seconds);
+    histogram!(names::REQUEST_PROMPT_TOKENS).record(stats.prompt_tokens as f64);
+    histogram!(names::REQUEST_GENERATED_TOKENS).record(stats.generated_tokens as f64);
+}
+
+pub(super) fn cancelled() {
+    counter!(names::REQUESTS_FINISHED, "reason" => "cancelled").increment(1);
 }
 
 pub(super) fn preemption() {
@@ -54,11 +75,14 @@ pub(super) fn latency(latency: Latency, tokens: usize) {
     }
 }
 
-pub(super) fn round(drafted: &[DraftToken], tokens: &[TokenOut], flops_saved: u64) {
+pub(super) fn round(drafted: &[DraftToken], tokens: &[TokenOut], flops: RoundFlops) {
     if !drafted.is_empty() {
         counter!(names::DRAFTS).increment(1);
         counter!(names::DRAFT_TOKENS).increment(drafted.len() as u64);
-        counter!(names::FLOPS_SAVED).increment(flops_saved);
+        counter!(names::FLOPS_SAVED).increment(flops.saved);
+        for (model, wasted) in [TARGET, DRAFT].into_iter().zip(flops.wasted) {
+            counter!(names::FLOPS_WASTED, &[model]).increment(wasted);
+        }
     }
     for token in drafted {
         let label = [("proposer", token.proposer.name())];
@@ -71,10 +95,10 @@ pub(super) fn round(drafted: &[DraftToken], tokens: &[TokenOut], flops_saved: u6
             TokenSource::Recovered => names::RECOVERED_TOKENS,
             // A sequence that does not speculate has nothing that could be rejected.
             TokenSource::Bonus | TokenSource::Target => names::BONUS_TOKENS,
-            TokenSource::Accepted => {
+            TokenSource::Accepted(proposer) => {
                 let label = [("position", place.to_string())];
                 counter!(names::ACCEPTED_PER_POSITION, &label).increment(1);
-                let label = [("proposer", drafted[place].proposer.name())];
+                let label = [("proposer", proposer.name())];
                 counter!(names::PROPOSER_ACCEPTED_TOKENS, &label).increment(1);
                 names::ACCEPTED_TOKENS
             }

@@ -3,6 +3,7 @@
 use super::SequenceStats;
 use crate::grammar::Grammar;
 use crate::sampling::{ParamError, SamplingParams};
+use crate::spec::Proposer;
 
 /// Most alternatives a request may ask log-probabilities for.
 pub const MAX_TOP_LOGPROBS: usize = 20;
@@ -119,8 +120,8 @@ pub struct EngineLimits {
 pub enum TokenSource {
     /// Drawn from the target's distribution; the sequence does not speculate.
     Target,
-    /// A draft token the target accepted.
-    Accepted,
+    /// A draft token the target accepted, and who proposed it.
+    Accepted(Proposer),
     /// Drawn from norm(max(0, target_probs − draft_probs)) after a draft token was rejected.
     Recovered,
     /// Drawn from the target's distribution after every draft token of the round was accepted;
@@ -134,9 +135,18 @@ impl TokenSource {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Target => "target",
-            Self::Accepted => "accepted",
+            Self::Accepted(_) => "accepted",
             Self::Recovered => "recovered",
             Self::Bonus => "bonus",
+        }
+    }
+
+    /// Who proposed it, where it is a draft token.
+    #[must_use]
+    pub const fn proposer(self) -> Option<Proposer> {
+        match self {
+            Self::Accepted(proposer) => Some(proposer),
+            _ => None,
         }
     }
 }
@@ -169,6 +179,19 @@ pub enum FinishReason {
     Error(String),
 }
 
+impl FinishReason {
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Eos | Self::StopToken(_) => "stop",
+            Self::Grammar => "grammar",
+            Self::Length => "length",
+            Self::Error(_) => "error",
+        }
+    }
+}
+
 /// News of one sequence.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -181,6 +204,17 @@ pub enum Event {
         /// What it took.
         stats: SequenceStats,
     },
+}
+
+impl Event {
+    /// Tokens it carries.
+    #[must_use]
+    pub fn num_tokens(&self) -> usize {
+        match self {
+            Self::Tokens(tokens) => tokens.len(),
+            Self::Finished { .. } => 0,
+        }
+    }
 }
 
 #[cfg(test)]

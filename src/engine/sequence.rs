@@ -140,11 +140,12 @@ impl Sequence {
             FinalToken::Bonus(id) if self.speculate > 0 => (id, TokenSource::Bonus),
             FinalToken::Bonus(id) => (id, TokenSource::Target),
         };
-        let accepted = draft[..verdict.accepted].iter().map(|t| (t.id, TokenSource::Accepted));
+        let accepted = draft[..verdict.accepted].iter();
+        let accepted = accepted.map(|t| (t.id, TokenSource::Accepted(t.proposer)));
         let mut round = Round { tokens: Vec::new(), accepted: verdict.accepted, finish: None };
         for (index, (id, source)) in accepted.chain([(last, source)]).enumerate() {
             round.tokens.push(self.token_out(id, source, row(index)));
-            self.append(id, source, index, draft);
+            self.append(id, source, index);
             round.finish = self.finish_at(id);
             if round.finish.is_some() {
                 break;
@@ -182,7 +183,7 @@ impl Sequence {
     }
 
     /// Appends the token at `place` of the round.
-    fn append(&mut self, id: u32, source: TokenSource, place: usize, draft: &[DraftToken]) {
+    fn append(&mut self, id: u32, source: TokenSource, place: usize) {
         self.tokens.push(id);
         if self.params.uses_history() {
             self.history.push(id);
@@ -193,10 +194,10 @@ impl Sequence {
             TokenSource::Target => {}
             TokenSource::Recovered => stats.recovered_tokens += 1,
             TokenSource::Bonus => stats.bonus_tokens += 1,
-            TokenSource::Accepted => {
+            TokenSource::Accepted(proposer) => {
                 stats.accepted_tokens += 1;
                 add_at(&mut stats.accepted_per_position, place, 1);
-                stats.proposers[draft[place].proposer as usize].accepted_tokens += 1;
+                stats.proposers[proposer as usize].accepted_tokens += 1;
             }
         }
     }

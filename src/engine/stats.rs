@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{TokenOut, TokenSource};
+use super::{DecodeTime, TokenOut, TokenSource};
 use crate::spec::{DraftToken, Proposer};
 
 /// Draft tokens of one proposer.
@@ -57,6 +57,50 @@ impl SequenceStats {
     pub fn proposer(&self, proposer: Proposer) -> ProposerCounts {
         self.proposers[proposer as usize]
     }
+}
+
+/// Why a round had no draft tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoDraft {
+    /// The request or the server asked for no speculation.
+    Disabled,
+    /// The round completed a prompt.
+    Prefill,
+    /// Only one token was left to generate, which is never a draft's.
+    LastToken,
+    /// The batch or the K/V cache was full.
+    NoRoom,
+    /// There is no draft model, and nothing to copy was worth its price.
+    NoMatch,
+    /// No proposer promised more than it would cost.
+    Unprofitable,
+}
+
+impl NoDraft {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 6] = [
+        Self::Disabled,
+        Self::Prefill,
+        Self::LastToken,
+        Self::NoRoom,
+        Self::NoMatch,
+        Self::Unprofitable,
+    ];
+
+    /// Its name in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        ["disabled", "prefill", "last_token", "no_room", "no_match", "unprofitable"][self as usize]
+    }
+}
+
+/// Floating-point operations of one round's draft tokens.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct RoundFlops {
+    /// Saved against drafting the same tokens with the full model.
+    pub(crate) saved: u64,
+    /// Spent on draft tokens that were not sent: by the target and by the draft model.
+    pub(crate) wasted: [u64; 2],
 }
 
 /// Passes of one model with a certain number of rows.
@@ -145,6 +189,12 @@ pub struct EngineStats {
     pub draft_flops: u64,
     /// Operations saved against drafting the same tokens with the full model.
     pub flops_saved: u64,
+    /// Operations spent on draft tokens that were not sent: by the target and by the draft model.
+    pub flops_wasted: [u64; 2],
+    /// Rounds without draft tokens, by reason in the order of [`NoDraft::ALL`].
+    pub rounds_without_drafts: [u64; 6],
+    /// Time of generating tokens, with speculation and, by estimate, without.
+    pub decode_time: DecodeTime,
     /// Tokens that did not need a pass of their own: every token of a round but one.
     pub target_passes_saved: u64,
     /// Sequences preempted.
@@ -159,7 +209,7 @@ impl EngineStats {
         &mut self,
         drafted: &[DraftToken],
         tokens: &[TokenOut],
-        flops_saved: u64,
+        flops: RoundFlops,
     ) {
         self.drafts += u64::from(!drafted.is_empty());
         self.draft_tokens += drafted.len() as u64;
@@ -167,7 +217,8 @@ impl EngineStats {
             add_at(&mut self.drafted_per_position, place, 1);
             self.proposers[token.proposer as usize].draft_tokens += 1;
         }
-        self.flops_saved += flops_saved;
+        self.flops_saved += flops.saved;
+        self.flops_wasted.iter_mut().zip(flops.wasted).for_each(|(sum, more)| *sum += more);
         self.generated_tokens += tokens.len() as u64;
         self.target_passes_saved += (tokens.len() as u64).saturating_sub(1);
         for (place, token) in tokens.iter().enumerate() {
@@ -175,10 +226,10 @@ impl EngineStats {
                 TokenSource::Target => self.target_tokens += 1,
                 TokenSource::Recovered => self.recovered_tokens += 1,
                 TokenSource::Bonus => self.bonus_tokens += 1,
-                TokenSource::Accepted => {
+                TokenSource::Accepted(proposer) => {
                     self.accepted_tokens += 1;
                     add_at(&mut self.accepted_per_position, place, 1);
-                    self.proposers[drafted[place].proposer as usize].accepted_tokens += 1;
+                    self.proposers[proposer as usize].accepted_tokens += 1;
                 }
             }
         }

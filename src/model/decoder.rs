@@ -331,14 +331,34 @@ impl Decoder {
     /// Memory of the matrices this decoder holds alone or shares.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        let layers: usize = self
-            .layers
+        let head = if Arc::ptr_eq(&self.embedding, &self.head) { 0 } else { self.head.bytes() };
+        self.layer_bytes() + self.embedding.bytes() + head
+    }
+
+    /// The same without the embedding and head that are `target`'s own.
+    #[must_use]
+    pub fn memory_bytes_beside(&self, target: &Self) -> usize {
+        let theirs = |table: &Arc<PackedMatrix>| {
+            Arc::ptr_eq(table, &target.embedding) || Arc::ptr_eq(table, &target.head)
+        };
+        let head = (!Arc::ptr_eq(&self.embedding, &self.head)).then_some(&self.head);
+        let tables = [&self.embedding].into_iter().chain(head).filter(|table| !theirs(table));
+        self.layer_bytes() + tables.map(|table| table.bytes()).sum::<usize>()
+    }
+
+    fn layer_bytes(&self) -> usize {
+        self.layers
             .iter()
             .flat_map(|l| l.qkv.iter().chain([&l.output]).chain(&l.gate_up).chain([&l.down]))
             .map(|p| p.weight.bytes())
-            .sum();
-        let head = if Arc::ptr_eq(&self.embedding, &self.head) { 0 } else { self.head.bytes() };
-        layers + self.embedding.bytes() + head
+            .sum()
+    }
+
+    /// Bytes of a cache of `num_blocks` blocks.
+    #[must_use]
+    pub fn kv_cache_bytes(&self, num_blocks: usize) -> usize {
+        let bytes = |l: &Layer| LayerCache::bytes(num_blocks, &l.attention, self.cache_format);
+        self.layers.iter().map(bytes).sum()
     }
 
     /// A cache of `num_blocks` blocks for this decoder.

@@ -121,6 +121,18 @@ impl Generation {
         // These identify the caller and change nothing.
         let _: Option<String> = body.take("user")?;
         let _: Option<serde_json::Map<_, _>> = body.take("metadata")?;
+        // Routers send these on every request, at the values that ask for nothing.
+        for (name, harmless) in [
+            ("continue_final_message", false),
+            ("no_stop_trim", false),
+            ("return_hidden_states", false),
+            ("include_reasoning", true),
+            ("separate_reasoning", true),
+            ("skip_special_tokens", true),
+            ("stream_reasoning", true),
+        ] {
+            body.only(name, &[harmless.into()])?;
+        }
         let grammar = structured::take(body)?;
         let token_sources = body.or("return_token_sources", false)?;
         Ok(Self { request, stop, grammar, choices, stream, include_usage, token_sources })

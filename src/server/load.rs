@@ -4,12 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use tokenizers::Tokenizer;
+
 use super::Serving;
 use crate::checkpoint::source::{Source, SourceError, resolve};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::Config;
 use crate::engine::{Engine, EngineError, EngineHandle};
-use crate::metrics::DRAFT_FAILURES;
+use crate::metrics::{DRAFT_FAILURES, INFO};
 use crate::model::{Decoder, ModelError};
 use crate::ops::ThreadPool;
 use crate::text::{ChatTemplate, TemplateError};
@@ -36,28 +38,53 @@ pub enum LoadError {
     ShortDraft { positions: usize, wanted: usize },
 }
 
+/// The models of a configuration, in memory.
+pub struct Models {
+    /// The target's name.
+    pub name: String,
+    /// The target.
+    pub target: Decoder,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its chat template, where it has one.
+    pub template: Option<ChatTemplate>,
+    /// The draft and its name, or why it cannot be used; `None` where none is configured.
+    pub draft: Option<Result<(String, Decoder), LoadError>>,
+}
+
+impl Models {
+    /// Fetches and loads the model and its draft.
+    ///
+    /// # Errors
+    /// [`LoadError`] where the model itself cannot be served.
+    pub fn load(config: &Config) -> Result<Self, LoadError> {
+        let path = resolve(&config.model, &config.cache_dir)?;
+        let mut checkpoint = Checkpoint::open(&path)?;
+        let pool = Arc::new(ThreadPool::new(config.threads));
+        let target = Decoder::load(&mut checkpoint, &pool)?;
+        let template = ChatTemplate::of(&checkpoint)?;
+        let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
+        let draft = config.draft.as_ref().map(|source| load_draft(config, source, &target, &pool));
+        let name = config.served_model_name.clone().unwrap_or(checkpoint.name);
+        Ok(Self { name, target, tokenizer, template, draft })
+    }
+}
+
 /// Fetches and loads the model and its draft, and starts the engine. A draft that cannot be used is
 /// reported and left out: the model serves without it.
 ///
 /// # Errors
 /// [`LoadError`] where the model itself cannot be served.
 pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
-    let path = resolve(&config.model, &config.cache_dir)?;
-    let mut checkpoint = Checkpoint::open(&path)?;
-    let pool = Arc::new(ThreadPool::new(config.threads));
-    let target = Decoder::load(&mut checkpoint, &pool)?;
-    let template = ChatTemplate::of(&checkpoint)?;
-    let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
-    let draft = config.draft.as_ref().and_then(|source| {
-        let failed = |error: &LoadError| {
-            tracing::error!(%error, "serving without the draft");
-            metrics::counter!(DRAFT_FAILURES).increment(1);
-        };
-        load_draft(config, source, &target, &pool).inspect_err(failed).ok()
-    });
+    let Models { name, target, tokenizer, template, draft } = Models::load(config)?;
+    let failed = |error: &LoadError| {
+        tracing::error!(%error, "serving without the draft");
+        metrics::counter!(DRAFT_FAILURES).increment(1);
+    };
+    let (draft_name, draft) = draft.and_then(|draft| draft.inspect_err(failed).ok()).unzip();
     let model = target.config();
     tracing::info!(
-        model = %checkpoint.name,
+        model = %name,
         blocks = model.num_hidden_layers,
         draft_blocks = draft.as_ref().map(|d| d.config().num_hidden_layers),
         draft_head_rows = draft.as_ref().map(Decoder::head_rows),
@@ -65,10 +92,15 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
         threads = config.threads,
         "model loaded"
     );
+    let labels = [
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("model", name.clone()),
+        ("draft", draft_name.unwrap_or_else(|| "none".into())),
+    ];
+    metrics::gauge!(INFO, &labels).set(1.0);
     let eos_token_ids = model.eos_token_ids.clone();
     let engine = Engine::new(target, draft, config.engine.clone())?;
     let (engine, thread) = EngineHandle::start(engine);
-    let name = config.served_model_name.clone().unwrap_or(checkpoint.name);
     Ok((Serving::new(name, engine, tokenizer, template, eos_token_ids), thread))
 }
 
@@ -77,10 +109,14 @@ fn load_draft(
     source: &Source,
     target: &Decoder,
     pool: &Arc<ThreadPool>,
-) -> Result<Decoder, LoadError> {
+) -> Result<(String, Decoder), LoadError> {
     let path = resolve(source, &config.cache_dir)?;
-    let draft = Decoder::load_draft(&mut Checkpoint::open(&path)?, target, pool)?;
+    let mut checkpoint = Checkpoint::open(&path)?;
+    let draft = Decoder::load_draft(&mut checkpoint, target, pool)?;
     let wanted = config.engine.max_model_len.unwrap_or(target.config().max_position_embeddings);
     let positions = draft.config().max_position_embeddings;
-    if positions < wanted { Err(LoadError::ShortDraft { positions, wanted }) } else { Ok(draft) }
+    if positions < wanted {
+        return Err(LoadError::ShortDraft { positions, wanted });
+    }
+    Ok((checkpoint.name, draft))
 }

@@ -35,7 +35,7 @@ use body::Body;
 pub use error::ApiError;
 pub use keys::KeysError;
 pub use listen::{ConnectionLimits, EngineStopped, run};
-pub use load::{LoadError, load};
+pub use load::{LoadError, Models, load};
 pub use state::{AppState, Serving, SetupError};
 pub use tls::TlsError;
 
@@ -90,6 +90,7 @@ async fn health(State(state): State<AppState>) -> Result<Json<Value>, ApiError> 
 }
 
 async fn metrics_page(State(state): State<AppState>) -> Response {
+    crate::energy::observe();
     state.metrics.run_upkeep();
     let headers = [("content-type", "text/plain; version=0.0.4; charset=utf-8")];
     (headers, state.metrics.render()).into_response()

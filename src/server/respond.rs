@@ -194,7 +194,13 @@ impl Header {
             let sources: Vec<_> = tokens
                 .iter()
                 .zip(texts)
-                .map(|(token, text)| json!({"text": text, "source": token.source.name()}))
+                .map(|(token, text)| {
+                    let mut source = json!({"text": text, "source": token.source.name()});
+                    if let Some(proposer) = token.source.proposer() {
+                        source["proposer"] = json!(proposer.name());
+                    }
+                    source
+                })
                 .collect();
             choice["pleach"] = json!({"sources": sources});
         }

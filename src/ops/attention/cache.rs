@@ -97,6 +97,16 @@ impl LayerCache {
         Self { keys: Cells::new(format, len), values: Cells::new(format, len) }
     }
 
+    /// Bytes that `num_blocks` blocks take.
+    #[must_use]
+    pub fn bytes(num_blocks: usize, shape: &AttentionShape, format: CacheFormat) -> usize {
+        let cell = match format {
+            CacheFormat::F16 => size_of::<f16>(),
+            CacheFormat::F32 => size_of::<f32>(),
+        };
+        2 * num_blocks * shape.kv_heads * shape.head_dim * BLOCK_SIZE * cell
+    }
+
     /// Writes the keys and values of rows into their slots, which differ, after turning query and key
     /// heads, in place, where there is a rotation. Rows of `x` hold `stride` values: query, key and value
     /// heads.

@@ -1,0 +1,106 @@
+//! What generating tokens takes, and what it would take without speculation.
+
+use crate::spec::StepCost;
+
+/// A step that generated tokens.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GeneratingStep {
+    /// Rows of the target pass: prompt tokens, last tokens and draft tokens.
+    pub(super) rows: usize,
+    /// Rows of prompts, but for the last token of each that is complete.
+    pub(super) prompt_rows: usize,
+    /// Sequences that generated something.
+    pub(super) sequences: usize,
+    /// Tokens they generated.
+    pub(super) tokens: usize,
+    /// Seconds of the target pass.
+    pub(super) target_seconds: f64,
+    /// Seconds of the draft passes before it.
+    pub(super) draft_seconds: f64,
+}
+
+/// Seconds that tokens took to generate, prompts left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct DecodeTime {
+    /// As it was: in target and draft passes.
+    pub seconds: f64,
+    /// For the same tokens without speculation, by the costs of steps without draft tokens.
+    pub without_speculation: f64,
+}
+
+impl DecodeTime {
+    pub(super) fn add(&mut self, more: Self) {
+        self.seconds += more.seconds;
+        self.without_speculation += more.without_speculation;
+    }
+
+    /// Tokens per second over those without speculation; 1 before the first.
+    #[must_use]
+    pub fn speedup(&self) -> f64 {
+        if self.seconds > 0.0 { self.without_speculation / self.seconds } else { 1.0 }
+    }
+}
+
+impl GeneratingStep {
+    /// What the step took and would have taken, by what target passes cost; `None` where nothing was
+    /// generated or no costs are known.
+    pub(super) fn time(self, target: &StepCost) -> Option<DecodeTime> {
+        let plain = target.seconds(self.sequences)?;
+        if self.tokens == 0 {
+            return None;
+        }
+        // In a pass that reads prompts too, every row has its share.
+        let row = self.target_seconds / self.rows as f64;
+        let own = self.rows - self.prompt_rows;
+        let without_drafts = if self.prompt_rows == 0 && own > self.sequences {
+            plain
+        } else {
+            row * self.sequences as f64
+        };
+        // The tokens beyond the first of each sequence would have taken further passes.
+        let further = (self.tokens as f64 / self.sequences as f64 - 1.0).max(0.0) * plain;
+        Some(DecodeTime {
+            seconds: row * own as f64 + self.draft_seconds,
+            without_speculation: without_drafts + further,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(rows: usize, prompt_rows: usize, sequences: usize, tokens: usize) -> DecodeTime {
+        let mut costs = StepCost::default();
+        costs.measured(1, 1.0);
+        costs.measured(2, 1.2);
+        costs.measured(16, 4.0);
+        let (target_seconds, draft_seconds) = (2.0, if rows > sequences { 0.5 } else { 0.0 });
+        let step =
+            GeneratingStep { rows, prompt_rows, sequences, tokens, target_seconds, draft_seconds };
+        step.time(&costs).unwrap()
+    }
+
+    #[test]
+    fn the_same_tokens_without_speculation() {
+        let near = |time: DecodeTime, seconds: f64, without: f64| {
+            assert!((time.seconds - seconds).abs() < 1e-9, "{time:?}");
+            assert!((time.without_speculation - without).abs() < 1e-9, "{time:?}");
+        };
+        near(step(1, 0, 1, 1), 2.0, 2.0); // no drafts: as it was, whatever a pass usually takes
+        near(step(5, 0, 1, 3), 2.5, 3.0); // three passes of one row instead
+        near(step(8, 0, 2, 5), 2.5, 2.5 * 1.2); // five tokens at two a pass
+        // A fifth of the pass belongs to the sequence, half of that to its draft token.
+        near(step(10, 8, 1, 2), 2.0 * 0.2 + 0.5, 2.0 * 0.1 + 1.0);
+        let none = GeneratingStep {
+            rows: 4,
+            prompt_rows: 4,
+            sequences: 0,
+            tokens: 0,
+            target_seconds: 1.0,
+            draft_seconds: 0.0,
+        };
+        assert_eq!(none.time(&StepCost::default()), None);
+        assert_eq!(DecodeTime::default().speedup(), 1.0);
+    }
+}

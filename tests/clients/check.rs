@@ -1,0 +1,98 @@
+//! `pleach check` and `pleach-tools top`, on the default model.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+use super::support::Server;
+
+fn check(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pleach"))
+        .args(["check", "--threads", "2"])
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_pair_is_measured_before_it_serves() {
+    let output = check(&["--json", "--limit", "2", "--max-model-len", "512", "--kv-blocks", "40"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let positive = |path: &str| {
+        let value = report.pointer(path).and_then(Value::as_f64);
+        assert!(value.is_some_and(|value| value > 0.0), "{path} in {report}");
+        value.unwrap()
+    };
+    assert!(positive("/memory/target_weights") > 5e7);
+    // 30 blocks of 3 heads of 64 values, keys and values, two bytes each; the draft's beside them.
+    let target = 40.0 * 16.0 * 30.0 * 3.0 * 64.0 * 2.0 * 2.0;
+    let draft = pleach::config::default_draft().is_some();
+    let layers = report.pointer("/layers/1").and_then(Value::as_f64).unwrap();
+    let expected = if draft { target * (1.0 + layers / 30.0) } else { target };
+    assert_eq!(positive("/memory/kv_cache"), expected);
+    assert_eq!(positive("/memory/kv_cache_full"), expected / 40.0 * 32.0 * 16.0);
+    for rows in [1, 2, 4, 8] {
+        positive(&format!("/target_seconds/{rows}"));
+    }
+    assert_eq!(report["prediction"].is_object(), draft);
+    if draft {
+        assert!(positive("/acceptance/alpha") < 1.0);
+        assert!(positive("/draft_seconds") < positive("/target_seconds/1"));
+        let best = positive("/prediction/num_speculative_tokens");
+        let path = format!("/prediction/by_num_speculative_tokens/{best}");
+        assert_eq!(positive(&path), positive("/prediction/speedup"));
+    }
+    let output = check(&["--draft", "none", "--max-model-len", "256"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("draft     none") && text.contains("speed-up  none"), "{text}");
+}
+
+#[test]
+fn a_pair_that_does_not_fit_is_refused() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama-tied");
+    let prompts = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("no-turns.jsonl");
+    std::fs::write(&prompts, "{\"turns\": []}\n").unwrap();
+    for (arguments, expected) in [
+        (vec!["--draft", golden.to_str().unwrap()], "does not fit the target: hidden_size"),
+        (vec!["--draft", "nowhere.gguf"], "nowhere.gguf"),
+        (vec!["--draft", "none", "--kv-blocks", "900000000"], "lower --kv-blocks"),
+        (vec!["--max-model-len", "9999999"], "max_model_len"),
+        (vec!["--prompts", prompts.to_str().unwrap()], "no-turns.jsonl, line 1: `turns` is empty"),
+    ] {
+        let output = check(&arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains(expected), "{arguments:?}: {text}");
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn top_shows_what_the_server_does() {
+    let server = Server::start(&["--fixed-drafts", "--max-model-len", "512"]);
+    let top = |url: &str| {
+        Command::new(env!("CARGO_BIN_EXE_pleach-tools"))
+            .args(["top", "--once", "--interval", "2", "--url", url])
+            .output()
+            .unwrap()
+    };
+    let url = format!("http://{}", server.address);
+    let body =
+        json!({"prompt": "1, 2, 3, 4,", "max_tokens": 400, "temperature": 0, "stream": true});
+    let busy = server.send(
+        "POST",
+        "/v1/completions",
+        "content-type: application/json\r\n",
+        &body.to_string(),
+    );
+    let output = top(&url);
+    drop(busy);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("tokens per target pass") && text.contains("1 running"), "{text}");
+    assert!(!text.contains("0.0 per second") && !text.contains("– times"), "{text}");
+    // What is no pleach is told apart from one that is idle.
+    let output = top(&format!("{url}/v1/nothing"));
+    assert!(!output.status.success());
+}
