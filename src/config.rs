@@ -148,6 +148,10 @@ pub struct Args {
     /// Blocks of 16 positions in the K/V cache. Default: sized for the running sequences.
     #[arg(long, env = "PLEACH_KV_BLOCKS")]
     pub kv_blocks: Option<usize>,
+    /// Compute every prompt whole. Otherwise blocks of 16 tokens that a prompt shares with an earlier text
+    /// from its start are taken from the K/V cache; the output is the same.
+    #[arg(long, env = "PLEACH_NO_PREFIX_CACHING")]
+    pub no_prefix_caching: bool,
     /// Where fetched models are kept.
     #[arg(long, env = "PLEACH_CACHE_DIR")]
     pub cache_dir: Option<PathBuf>,
@@ -238,6 +242,7 @@ impl From<Args> for Config {
                 max_num_batched_tokens: args.max_num_batched_tokens,
                 max_model_len: args.max_model_len,
                 num_blocks: args.kv_blocks,
+                prefix_caching: !args.no_prefix_caching,
                 num_speculative_tokens,
                 ngram: !args.fixed_drafts,
                 adaptive: !args.fixed_drafts,

@@ -21,6 +21,10 @@ pub const KEY_TOKENS: &str = "pleach_key_tokens_total";
 pub const GENERATED_TOKENS: &str = "pleach_generated_tokens_total";
 /// Prompt tokens of the requests taken on.
 pub const PROMPT_TOKENS: &str = "pleach_prompt_tokens_total";
+/// Prompt tokens looked up in the prefix cache.
+pub const PREFIX_CACHE_QUERIES: &str = "pleach_prefix_cache_queries_total";
+/// Prompt tokens found in the prefix cache.
+pub const PREFIX_CACHE_HITS: &str = "pleach_prefix_cache_hits_total";
 /// Rounds with at least one draft token.
 pub const DRAFTS: &str = "pleach_spec_decode_drafts_total";
 /// Draft tokens verified.
@@ -134,6 +138,8 @@ fn describe() {
         (HTTP_REQUESTS, "HTTP requests answered, by route and status."),
         (KEY_TOKENS, "Prompt and generated tokens by the name of the API key."),
         (PROMPT_TOKENS, "Prompt tokens of the requests taken on."),
+        (PREFIX_CACHE_QUERIES, "Prompt tokens looked up in the prefix cache."),
+        (PREFIX_CACHE_HITS, "Prompt tokens found in the prefix cache, which need not be computed."),
         (DRAFTS, "Rounds with at least one draft token."),
         (DRAFT_TOKENS, "Draft tokens verified by the target."),
         (ACCEPTED_TOKENS, "Draft tokens accepted and sent."),
@@ -162,6 +168,8 @@ fn describe() {
     for name in [
         GENERATED_TOKENS,
         PROMPT_TOKENS,
+        PREFIX_CACHE_QUERIES,
+        PREFIX_CACHE_HITS,
         DRAFTS,
         DRAFT_TOKENS,
         ACCEPTED_TOKENS,

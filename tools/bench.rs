@@ -174,6 +174,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         max_model_len: Some(positions.min(2048)),
         max_num_seqs: STREAMS,
         num_speculative_tokens: args.num_speculative_tokens,
+        prefix_caching: false, // every repeat does the same work
         ..EngineConfig::default()
     };
     let vocab = loaded.target.config().vocab_size as u32;

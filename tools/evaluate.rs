@@ -200,6 +200,7 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
         adaptive: false,
         seed: Some(args.seed),
         max_model_len: Some(config.max_position_embeddings.min(8192)),
+        prefix_caching: false, // every repeat does the same work
         ..EngineConfig::default()
     };
     let mut engine = Engine::new(loaded.target, Some(draft), engine_config)?;

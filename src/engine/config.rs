@@ -7,7 +7,7 @@ use crate::model::ModelConfig;
 /// Size and behaviour of an engine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
-    /// Sequences that run at a time; others wait in order of arrival.
+    /// Sequences that run at a time; others wait by priority, then in order of arrival.
     pub max_num_seqs: usize,
     /// Rows of one forward pass at most: prompt chunks, last tokens and draft tokens together.
     pub max_num_batched_tokens: usize,
@@ -15,6 +15,9 @@ pub struct EngineConfig {
     pub max_model_len: Option<usize>,
     /// Blocks of the K/V cache; `None` for four sequences of full length.
     pub num_blocks: Option<usize>,
+    /// Whether sequences share the full blocks of what they have in common, and find those of sequences
+    /// that have ended, until the room is needed. The output is the same with and without.
+    pub prefix_caching: bool,
     /// Draft tokens per round at most; 0 turns speculation off.
     pub num_speculative_tokens: usize,
     /// Whether sequences draft from their own text too, where it repeats itself (prompt lookup).
@@ -33,6 +36,7 @@ impl Default for EngineConfig {
             max_num_batched_tokens: 512,
             max_model_len: None,
             num_blocks: None,
+            prefix_caching: true,
             num_speculative_tokens: 8,
             ngram: true,
             adaptive: true,

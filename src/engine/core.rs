@@ -83,6 +83,7 @@ impl Engine {
                 num_blocks,
                 config.max_num_seqs,
                 config.max_num_batched_tokens,
+                config.prefix_caching,
             ),
             sequences: HashMap::new(),
             processor: Processor::new(),
@@ -131,7 +132,7 @@ impl Engine {
         request.validate(&self.limits)?;
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.scheduler.add(id, request.prompt.len());
+        self.scheduler.add(id, &request.prompt, request.priority);
         self.stats.prompt_tokens += request.prompt.len() as u64;
         report::prompt(request.prompt.len());
         let sequence = Sequence::new(
@@ -174,6 +175,9 @@ impl Engine {
     fn schedule(&mut self) -> Schedule {
         let schedule =
             self.scheduler.schedule(|id| self.sequences.get(&id).map_or(0, Sequence::draft_bound));
+        if let Some(draft) = self.cascade.draft_mut() {
+            draft.forget(&schedule.fresh);
+        }
         for id in &schedule.preempted {
             self.stats.preemptions += 1;
             report::preemption();
@@ -188,6 +192,12 @@ impl Engine {
             {
                 sequence.stats.queue_seconds = sequence.submitted.elapsed().as_secs_f64();
                 report::queue_time(sequence.stats.queue_seconds);
+                if self.config.prefix_caching {
+                    sequence.stats.cached_tokens = item.start;
+                    self.stats.prefix_cache_queries += sequence.stats.prompt_tokens as u64;
+                    self.stats.prefix_cache_hits += item.start as u64;
+                    report::prefix_cache(sequence.stats.prompt_tokens, item.start);
+                }
             }
         }
         schedule
@@ -334,12 +344,13 @@ impl Engine {
         let round = match outcome {
             None => {
                 let computed = item.start + item.count;
-                self.scheduler.commit(item.id, computed, sequence.tokens.len());
+                self.scheduler.commit(item.id, computed, &sequence.tokens);
                 return;
             }
             Some(Ok(round)) => round,
             Some(Err(error)) => {
                 tracing::warn!(%error, request = item.id.0, "a sequence cannot go on");
+                self.scheduler.discard(item.id);
                 self.finish(item.id, FinishReason::Error(error.to_string()), events);
                 return;
             }
@@ -355,9 +366,8 @@ impl Engine {
         }
         let latency = sequence.tokens_sent(round.tokens.len());
         report::latency(latency, round.tokens.len());
-        if round.finish.is_none() {
-            self.scheduler.commit(item.id, valid, sequence.tokens.len());
-        }
+        // A round that ended the sequence may have cut tokens off.
+        self.scheduler.commit(item.id, valid.min(sequence.tokens.len() - 1), &sequence.tokens);
         if proposal.tokens.is_empty() {
             let (speculates, left) = (sequence.speculate > 0, sequence.tokens_left());
             let reason = self.why_no_draft(item, speculates, left);

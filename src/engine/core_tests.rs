@@ -155,7 +155,7 @@ fn a_long_prompt_is_read_in_part() {
     let prompt: Vec<u32> = (0..200).map(|i| 2 + i * 7 % 40).collect();
     let request = Request { ignore_eos: true, ..Request::greedy(prompt, 50) };
     let expected = reference(std::slice::from_ref(&request));
-    let config = EngineConfig { num_blocks: Some(27), ..config() };
+    let config = EngineConfig { num_blocks: Some(27), prefix_caching: false, ..config() };
     let mut engine = engine(&config, Some(TestModel::draft(27, 0)));
     let alone = run(&mut engine, std::slice::from_ref(&request));
     assert_eq!(ids(&alone), expected);
@@ -165,6 +165,53 @@ fn a_long_prompt_is_read_in_part() {
     assert_eq!(ids(&run(&mut engine, &[request.clone(), request])), [&expected[..]; 2].concat());
     let stats = engine.stats();
     assert!(stats.preemptions > 0 && stats.draft_tokens > 0 && stats.draft_failures == 0);
+}
+
+/// Blocks of ended sequences serve later ones, target and draft alike: nothing but speed changes, and
+/// the draft model is as good as if it had read all itself.
+#[test]
+fn ended_sequences_leave_their_blocks() {
+    let mut engine = engine(&config(), Some(TestModel::draft(64, 0)));
+    let ask = |prompt: &[u32]| Request {
+        ignore_eos: true,
+        num_speculative_tokens: Some(4),
+        ..Request::greedy(prompt.to_vec(), 41)
+    };
+    let mut prompt: Vec<u32> = (0..70).map(|i| 2 + i * 7 % 40).collect();
+    for (turn, cached) in [0, 96, 144].into_iter().enumerate() {
+        let expected = reference(&[ask(&prompt)]);
+        let output = run(&mut engine, &[ask(&prompt)]).remove(0);
+        assert_eq!(ids(std::slice::from_ref(&output)), expected, "turn {turn}");
+        assert_eq!(output.stats.cached_tokens, cached, "turn {turn}");
+        assert_eq!((output.stats.drafts, output.stats.recovered_tokens), (8, 0), "turn {turn}");
+        prompt.extend(output.ids());
+        prompt.extend([3, 4, 5]);
+    }
+    let rows = engine.stats().draft.rows;
+    // The first turn's prompt, what each turn drafts, and little between them.
+    assert!(rows < 70 + 3 * 41 + 2 * 32, "{rows}");
+    assert_eq!(engine.stats().prefix_cache_hits, 96 + 144);
+    assert_eq!(engine.stats().prefix_cache_queries, 70 + 114 + 158);
+    assert_eq!(engine.stats().draft_failures, 0);
+}
+
+/// Choices of one request run together: one of them computes the prompt.
+#[test]
+fn siblings_share_their_prompt() {
+    let prompt: Vec<u32> = (0..100).map(|i| 2 + i * 7 % 40).collect();
+    let request = |seed| {
+        let mut request = Request { ignore_eos: true, ..Request::greedy(prompt.clone(), 30) };
+        request.params.temperature = 1.0;
+        request.params.seed = Some(seed);
+        request
+    };
+    let requests: Vec<Request> = (0..4).map(request).collect();
+    let mut engine = engine(&config(), Some(TestModel::draft(64, 60)));
+    let outputs = run(&mut engine, &requests);
+    assert_eq!(ids(&outputs), reference(&requests));
+    let cached: Vec<usize> = outputs.iter().map(|output| output.stats.cached_tokens).collect();
+    assert_eq!(cached, [0, 96, 96, 96]);
+    assert_eq!(engine.stats().draft_failures, 0);
 }
 
 #[test]
@@ -423,6 +470,7 @@ proptest! {
         ngram: bool,
         drafts: bool,
         predicted: bool,
+        prefix_caching: bool,
     ) {
         let requests = requests();
         let config = EngineConfig {
@@ -432,6 +480,7 @@ proptest! {
             num_speculative_tokens: length,
             adaptive,
             ngram,
+            prefix_caching,
             ..config()
         };
         let expected = reference(&requests);
@@ -444,5 +493,46 @@ proptest! {
         let draft = drafts.then(|| TestModel::draft(num_blocks, noise));
         let mut engine = engine(&config, draft);
         prop_assert_eq!(ids(&run(&mut engine, &requests)), expected);
+    }
+
+    /// Conversations that begin alike and go on with what was answered, in a cache that cannot hold them
+    /// all: every turn's output is as if it were computed alone, and no model reads a wrong slot.
+    #[test]
+    fn shared_beginnings_change_nothing(
+        seed: u64,
+        budget in 5usize..300,
+        num_blocks in 14usize..48,
+        noise in prop_oneof![Just(0u64), 0u64..257],
+        max_num_seqs in 1usize..7,
+    ) {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let config = EngineConfig {
+            max_num_batched_tokens: budget,
+            num_blocks: Some(num_blocks),
+            max_num_seqs,
+            ..config()
+        };
+        let mut engine = engine(&config, Some(TestModel::draft(num_blocks, noise)));
+        let mut text = |len: usize| (0..len).map(|_| random.u32(2..48)).collect::<Vec<u32>>();
+        let beginnings = [text(130), text(40)];
+        let mut prompts: Vec<Vec<u32>> = Vec::new();
+        for round in 0..4 {
+            prompts.retain(|prompt| prompt.len() < 190);
+            while prompts.len() < 5 {
+                let own = text(1 + 17 * prompts.len());
+                prompts.push([&beginnings[(prompts.len() + round) % 2][..], &own].concat());
+            }
+            let requests: Vec<Request> = prompts
+                .iter()
+                .map(|p| Request { ignore_eos: true, ..Request::greedy(p.clone(), 5 + p.len() % 20) })
+                .collect();
+            let outputs = run(&mut engine, &requests);
+            prop_assert_eq!(ids(&outputs), reference(&requests));
+            for (prompt, output) in prompts.iter_mut().zip(outputs) {
+                prompt.extend(output.ids());
+            }
+        }
+        prop_assert_eq!(engine.stats().draft_failures, 0);
+        prop_assert!(noise > 0 || engine.stats().recovered_tokens == 0);
     }
 }

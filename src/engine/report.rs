@@ -40,6 +40,11 @@ pub(super) fn cancelled() {
     counter!(names::REQUESTS_FINISHED, "reason" => "cancelled").increment(1);
 }
 
+pub(super) fn prefix_cache(queried: usize, hit: usize) {
+    counter!(names::PREFIX_CACHE_QUERIES).increment(queried as u64);
+    counter!(names::PREFIX_CACHE_HITS).increment(hit as u64);
+}
+
 pub(super) fn preemption() {
     counter!(names::PREEMPTIONS).increment(1);
 }

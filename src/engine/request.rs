@@ -21,6 +21,8 @@ pub struct Request {
     pub params: SamplingParams,
     /// Tokens to generate at most; the context limit may end the sequence earlier.
     pub max_tokens: usize,
+    /// Of the requests that wait, those with a lower number run earlier; equals in order of arrival.
+    pub priority: i64,
     /// Tokens that end the sequence besides the model's own.
     pub stop_token_ids: Vec<u32>,
     /// Whether the model's end-of-sequence tokens are ordinary tokens.
@@ -45,6 +47,7 @@ impl Request {
             prompt,
             params: SamplingParams::greedy(),
             max_tokens,
+            priority: 0,
             stop_token_ids: Vec::new(),
             ignore_eos: false,
             num_speculative_tokens: None,

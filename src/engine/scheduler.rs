@@ -1,17 +1,17 @@
-//! Decides which tokens of which sequences the next pass computes, and which blocks they get. Knows
-//! lengths only: no tensors, no text.
+//! Decides which tokens of which sequences the next pass computes, and which blocks they get. Looks at
+//! token ids only to name full blocks: no tensors, no text.
 //!
 //! There is no prefill phase. A sequence has `len` known tokens, of which the first `computed` are
 //! in the cache; every step lets it catch up. Invariants between steps:
 //! - `computed < len` for every sequence: the last token is always still to be computed.
-//! - A sequence's table has room for at least `computed` positions; a waiting one owns no block.
-//! - Running sequences are in order of arrival, and all waiting ones arrived after them, apart from
-//!   preempted ones, which wait in front.
+//! - A sequence's table has room for at least `computed` positions; a waiting one holds no block.
+//! - Running sequences are in order of admission; preempted ones are let in again before any other.
+//! - A published block is full, computed, and never written again.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::RequestId;
-use crate::kv_cache::{BlockPool, BlockTable};
+use crate::kv_cache::{BLOCK_SIZE, BlockHashes, BlockPool, BlockTable};
 
 /// One sequence's share of a pass: tokens `start..start + count`, then up to `lookahead` draft
 /// tokens for which blocks are reserved.
@@ -36,6 +36,8 @@ pub struct Schedule {
     pub items: Vec<Scheduled>,
     /// Sequences that lost their blocks to older ones and wait again.
     pub preempted: Vec<RequestId>,
+    /// Blocks that were handed out: what they held is gone.
+    pub fresh: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -44,6 +46,27 @@ struct Entry {
     len: usize,
     computed: usize,
     table: BlockTable,
+    /// Names of full blocks; none without prefix caching.
+    hashes: BlockHashes,
+    /// Leading blocks that were published, or found so.
+    published: usize,
+}
+
+impl Entry {
+    /// Makes the full blocks of the first `computed` positions known.
+    fn publish(&mut self, computed: usize, pool: &mut BlockPool) {
+        let hashes = self.hashes.as_slice();
+        let full = (computed / BLOCK_SIZE).min(hashes.len());
+        for index in self.published..full {
+            pool.publish(self.table.blocks()[index], hashes[index]);
+        }
+        self.published = self.published.max(full);
+    }
+
+    fn release(&mut self, pool: &mut BlockPool) {
+        self.table.truncate(0, pool);
+        (self.computed, self.published) = (0, 0);
+    }
 }
 
 /// Owns the block pool, every block table and the progress counters.
@@ -51,37 +74,62 @@ struct Entry {
 pub struct Scheduler {
     pool: BlockPool,
     running: Vec<Entry>,
-    waiting: VecDeque<Entry>,
+    preempted: VecDeque<Entry>,
+    /// By priority, then by arrival.
+    waiting: BTreeMap<(i64, RequestId), Entry>,
     max_num_seqs: usize,
     max_num_batched_tokens: usize,
+    prefix_caching: bool,
 }
 
 impl Scheduler {
-    /// A scheduler over `num_blocks` free blocks.
+    /// A scheduler over `num_blocks` free blocks. With `prefix_caching`, sequences share the full blocks
+    /// of what they have in common, and find those of sequences that have ended.
     #[must_use]
-    pub fn new(num_blocks: usize, max_num_seqs: usize, max_num_batched_tokens: usize) -> Self {
+    pub fn new(
+        num_blocks: usize,
+        max_num_seqs: usize,
+        max_num_batched_tokens: usize,
+        prefix_caching: bool,
+    ) -> Self {
         Self {
             pool: BlockPool::new(num_blocks),
             running: Vec::new(),
-            waiting: VecDeque::new(),
+            preempted: VecDeque::new(),
+            waiting: BTreeMap::new(),
             max_num_seqs,
             max_num_batched_tokens,
+            prefix_caching,
         }
     }
 
-    /// Queues a sequence of `len` known tokens. The whole sequence, up to its last computed
-    /// position, must fit in the pool.
-    pub fn add(&mut self, id: RequestId, len: usize) {
-        self.waiting.push_back(Entry { id, len, computed: 0, table: BlockTable::new() });
+    /// Queues a sequence of known tokens behind those of the same or a lower `priority` number. Ids rise
+    /// with arrival. The whole sequence, up to its last computed position, must fit in the pool.
+    pub fn add(&mut self, id: RequestId, tokens: &[u32], priority: i64) {
+        let mut hashes = BlockHashes::default();
+        if self.prefix_caching {
+            hashes.extend(tokens);
+        }
+        let (table, len) = (BlockTable::new(), tokens.len());
+        let entry = Entry { id, len, computed: 0, table, hashes, published: 0 };
+        self.waiting.insert((priority, id), entry);
     }
 
-    /// Drops a sequence and frees its blocks.
+    /// Drops a sequence. Its blocks are free, and found by sequences that begin alike.
     pub fn remove(&mut self, id: RequestId) {
         if let Some(index) = self.running.iter().position(|entry| entry.id == id) {
-            let mut entry = self.running.remove(index);
-            entry.table.truncate(0, &mut self.pool);
+            self.running.remove(index).release(&mut self.pool);
         }
-        self.waiting.retain(|entry| entry.id != id);
+        self.preempted.retain(|entry| entry.id != id);
+        self.waiting.retain(|&(_, waiting), _| waiting != id);
+    }
+
+    /// Drops a running sequence whose blocks are not to be trusted: nobody will find them.
+    pub fn discard(&mut self, id: RequestId) {
+        if let Some(entry) = self.running.iter().find(|entry| entry.id == id) {
+            entry.table.blocks().iter().for_each(|&block| self.pool.withdraw(block));
+        }
+        self.remove(id);
     }
 
     /// Running sequences.
@@ -93,7 +141,7 @@ impl Scheduler {
     /// Waiting sequences.
     #[must_use]
     pub fn num_waiting(&self) -> usize {
-        self.waiting.len()
+        self.preempted.len() + self.waiting.len()
     }
 
     /// The block pool.
@@ -148,20 +196,45 @@ impl Scheduler {
             }
             index += 1;
         }
+        // Every layer writes all keys and values of a pass before it reads any, so what this pass
+        // computes can be shared in it.
+        for item in &schedule.items {
+            let entry = self.running.iter_mut().find(|entry| entry.id == item.id);
+            let entry = entry.expect("invariant: scheduled sequences run");
+            entry.publish(item.start + item.count, &mut self.pool);
+        }
         // Nobody is admitted while somebody has just been turned out.
         while budget > 0 && schedule.preempted.is_empty() && self.running.len() < self.max_num_seqs
         {
-            let Some(mut entry) = self.waiting.pop_front() else { break };
-            let count = entry.len.min(budget);
-            if !entry.table.reserve(count, &mut self.pool) {
-                self.waiting.push_front(entry);
-                break;
-            }
-            budget -= count;
-            schedule.items.push(share(&entry, count, 0));
-            self.running.push(entry);
+            let Some(item) = self.admit(budget) else { break };
+            budget -= item.count;
+            schedule.items.push(item);
         }
+        schedule.fresh = self.pool.take_fresh();
         schedule
+    }
+
+    /// Lets the next waiting sequence run, with up to `budget` of its tokens, if there are blocks for it.
+    fn admit(&mut self, budget: usize) -> Option<Scheduled> {
+        let entry = match self.preempted.front_mut() {
+            Some(entry) => entry,
+            None => self.waiting.first_entry()?.into_mut(),
+        };
+        // The last token is computed in any case: what follows it is to be drawn.
+        let found = entry.hashes.as_slice();
+        let found = &found[..found.len().min((entry.len - 1) / BLOCK_SIZE)];
+        let reused = entry.table.reuse(found, &mut self.pool);
+        let count = (entry.len - reused).min(budget);
+        if !entry.table.reserve(reused + count, &mut self.pool) {
+            entry.release(&mut self.pool);
+            return None;
+        }
+        (entry.computed, entry.published) = (reused, reused / BLOCK_SIZE);
+        entry.publish(reused + count, &mut self.pool);
+        let item = share(entry, count, 0);
+        let next = self.preempted.pop_front().or_else(|| Some(self.waiting.pop_first()?.1));
+        self.running.extend(next);
+        Some(item)
     }
 
     /// Reserves blocks for `count` tokens and, room permitting, `lookahead` draft tokens of running
@@ -184,11 +257,10 @@ impl Scheduler {
         }
         while !self.running[index].table.reserve(end, &mut self.pool) {
             let mut newest = self.running.pop().expect("invariant: sequence `index` runs");
-            newest.table.truncate(0, &mut self.pool);
-            newest.computed = 0;
+            newest.release(&mut self.pool);
             schedule.items.retain(|item| item.id != newest.id);
             schedule.preempted.push(newest.id);
-            self.waiting.push_front(newest);
+            self.preempted.push_front(newest);
             if self.running.len() == index {
                 return None;
             }
@@ -199,17 +271,21 @@ impl Scheduler {
     }
 
     /// Records the outcome of a share: the first `computed` positions are valid in the cache, and
-    /// the sequence now has `len` known tokens. Blocks beyond that return to the pool.
+    /// `tokens` are all known ones. Blocks beyond the valid positions return to the pool.
     ///
     /// # Panics
     /// If the sequence is not running or nothing is left to compute.
-    pub fn commit(&mut self, id: RequestId, computed: usize, len: usize) {
-        assert!(computed < len, "the last token is computed in a later step");
+    pub fn commit(&mut self, id: RequestId, computed: usize, tokens: &[u32]) {
+        assert!(computed < tokens.len(), "the last token is computed in a later step");
         let entry = self.running.iter_mut().find(|entry| entry.id == id);
         let entry = entry.expect("invariant: scheduled sequences run");
         entry.computed = computed;
-        entry.len = len;
+        entry.len = tokens.len();
         entry.table.truncate(computed, &mut self.pool);
+        if self.prefix_caching {
+            entry.hashes.extend(&tokens[..computed]);
+            entry.publish(computed, &mut self.pool);
+        }
     }
 }
 

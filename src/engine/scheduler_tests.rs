@@ -9,6 +9,21 @@ fn id(number: u64) -> RequestId {
     RequestId(number)
 }
 
+/// The first `len` tokens of a text of its own.
+fn text(number: u64, len: usize) -> Vec<u32> {
+    (0..len as u32).map(|place| 1000 * number as u32 + place).collect()
+}
+
+impl Scheduler {
+    fn add_text(&mut self, number: u64, len: usize) {
+        self.add(id(number), &text(number, len), 0);
+    }
+
+    fn commit_text(&mut self, number: u64, computed: usize, len: usize) {
+        self.commit(id(number), computed, &text(number, len));
+    }
+}
+
 /// (id, start, count, lookahead) of each share.
 fn shares(schedule: &Schedule) -> Vec<(u64, usize, usize, usize)> {
     schedule.items.iter().map(|s| (s.id.0, s.start, s.count, s.lookahead)).collect()
@@ -16,46 +31,124 @@ fn shares(schedule: &Schedule) -> Vec<(u64, usize, usize, usize)> {
 
 #[test]
 fn prompts_are_chunked_beside_decoding() {
-    let mut scheduler = Scheduler::new(64, 8, 10);
-    scheduler.add(id(1), 4);
-    scheduler.add(id(2), 20);
+    let mut scheduler = Scheduler::new(64, 8, 10, true);
+    scheduler.add_text(1, 4);
+    scheduler.add_text(2, 20);
     let first = scheduler.schedule(|_| 3);
     assert_eq!(shares(&first), [(1, 0, 4, 0), (2, 0, 6, 0)]);
     assert_eq!(first.items.iter().map(|s| s.completes).collect::<Vec<_>>(), [true, false]);
-    scheduler.commit(id(1), 4, 5);
-    scheduler.commit(id(2), 6, 20);
+    scheduler.commit_text(1, 4, 5);
+    scheduler.commit_text(2, 6, 20);
     let second = scheduler.schedule(|_| 3);
     assert_eq!(shares(&second), [(1, 4, 1, 3), (2, 6, 6, 0)]);
 }
 
 #[test]
 fn lookahead_leaves_a_row_for_each_decoding_sequence() {
-    let mut scheduler = Scheduler::new(64, 8, 6);
+    let mut scheduler = Scheduler::new(64, 8, 6, true);
     for n in 0..3 {
-        scheduler.add(id(n), 2);
+        scheduler.add_text(n, 2);
     }
     assert_eq!(scheduler.schedule(|_| 0).items.len(), 3);
     for n in 0..3 {
-        scheduler.commit(id(n), 2, 3);
+        scheduler.commit_text(n, 2, 3);
     }
     assert_eq!(shares(&scheduler.schedule(|_| 9)), [(0, 2, 1, 3), (1, 2, 1, 0), (2, 2, 1, 0)]);
 }
 
 #[test]
 fn the_newest_sequence_is_preempted_and_comes_back_first() {
-    let mut scheduler = Scheduler::new(2, 8, 64);
-    scheduler.add(id(1), BLOCK_SIZE);
-    scheduler.add(id(2), BLOCK_SIZE);
-    scheduler.add(id(3), 1);
+    let mut scheduler = Scheduler::new(2, 8, 64, true);
+    scheduler.add_text(1, BLOCK_SIZE);
+    scheduler.add_text(2, BLOCK_SIZE);
+    scheduler.add_text(3, 1);
     assert_eq!(shares(&scheduler.schedule(|_| 0)), [(1, 0, 16, 0), (2, 0, 16, 0)]);
-    scheduler.commit(id(1), 16, 17);
-    scheduler.commit(id(2), 16, 17);
+    scheduler.commit_text(1, 16, 17);
+    scheduler.commit_text(2, 16, 17);
     let schedule = scheduler.schedule(|_| 4);
     assert_eq!(schedule.preempted, [id(2)]);
     assert_eq!(shares(&schedule), [(1, 16, 1, 0)], "drafting preempts nobody");
     scheduler.remove(id(1));
+    // Its blocks are still there: one of them as it was, the other with what came after it.
     let schedule = scheduler.schedule(|_| 0);
-    assert_eq!(shares(&schedule)[0], (2, 0, 17, 0));
+    assert_eq!(shares(&schedule)[0], (2, 16, 1, 0));
+}
+
+#[test]
+fn full_blocks_are_found_again_but_for_the_last_token() {
+    let mut scheduler = Scheduler::new(8, 8, 64, true);
+    scheduler.add_text(1, 40);
+    assert_eq!(shares(&scheduler.schedule(|_| 0)), [(1, 0, 40, 0)]);
+    // Generated tokens count as well.
+    scheduler.commit_text(1, 40, 41);
+    scheduler.commit_text(1, 48, 49);
+    scheduler.remove(id(1));
+    assert_eq!(scheduler.pool().num_used(), 0);
+    for (number, len, found) in [(2, 40, 32), (3, 49, 48), (4, 48, 32), (5, 16, 0)] {
+        scheduler.add(id(number), &text(1, len), 0);
+        assert_eq!(shares(&scheduler.schedule(|_| 0)), [(number, found, len - found, 0)], "{len}");
+        scheduler.remove(id(number));
+    }
+    let mut other = text(1, 49);
+    other[20] = 7;
+    scheduler.add(id(6), &other, 0);
+    assert_eq!(shares(&scheduler.schedule(|_| 0)), [(6, 16, 33, 0)]);
+    // What cannot be trusted is not found.
+    scheduler.discard(id(6));
+    scheduler.add(id(7), &other, 0);
+    assert_eq!(shares(&scheduler.schedule(|_| 0)), [(7, 0, 49, 0)]);
+    let mut plain = Scheduler::new(8, 8, 64, false);
+    for number in [1, 2] {
+        plain.add(id(number), &text(1, 40), 0);
+        assert_eq!(shares(&plain.schedule(|_| 0)), [(number, 0, 40, 0)]);
+        plain.remove(id(number));
+    }
+}
+
+#[test]
+fn sequences_of_one_step_share_what_it_computes() {
+    let mut scheduler = Scheduler::new(8, 8, 100, true);
+    for number in 1..4 {
+        scheduler.add(id(number), &text(1, 40), 0);
+    }
+    let first = scheduler.schedule(|_| 0);
+    assert_eq!(shares(&first), [(1, 0, 40, 0), (2, 32, 8, 0), (3, 32, 8, 0)]);
+    assert_eq!((scheduler.pool().num_used(), first.fresh.len()), (5, 5));
+    for number in 1..4 {
+        scheduler.commit(id(number), 40, &text(1, 41));
+        scheduler.remove(id(number));
+    }
+    assert_eq!(scheduler.pool().num_used(), 0);
+}
+
+#[test]
+fn a_lower_priority_number_runs_earlier_and_turns_nobody_out() {
+    let mut scheduler = Scheduler::new(2, 2, 64, true);
+    for (number, priority) in [(1, 5), (2, 5), (3, 0), (4, 5), (5, -1)] {
+        scheduler.add(id(number), &text(number, 16), priority);
+    }
+    let running = |s: &Scheduler| s.running.iter().map(|entry| entry.id.0).collect::<Vec<_>>();
+    scheduler.schedule(|_| 0);
+    assert_eq!(running(&scheduler), [5, 3]);
+    scheduler.add_text(6, 16);
+    scheduler.commit_text(5, 16, 17);
+    scheduler.commit_text(3, 16, 17);
+    // Preempted for want of blocks, it comes back before all that wait, whatever their priority.
+    assert_eq!(scheduler.schedule(|_| 0).preempted, [id(3)]);
+    scheduler.add(id(7), &text(7, 1), -9);
+    scheduler.remove(id(5));
+    scheduler.schedule(|_| 0);
+    assert_eq!(running(&scheduler), [3]);
+    scheduler.remove(id(3));
+    let mut order = Vec::new();
+    while scheduler.num_waiting() > 0 {
+        scheduler.schedule(|_| 0);
+        for number in running(&scheduler) {
+            order.push(number);
+            scheduler.remove(id(number));
+        }
+    }
+    assert_eq!(order, [7, 6, 1, 2, 4]);
 }
 
 #[derive(Debug, Clone)]
@@ -67,6 +160,7 @@ struct Case {
     sequences: Vec<(usize, usize, usize, Option<usize>)>,
     /// Accepted draft tokens per step, as a share of the lookahead.
     acceptance: Vec<usize>,
+    prefix_caching: bool,
 }
 
 fn case() -> impl Strategy<Value = Case> {
@@ -78,22 +172,33 @@ fn case() -> impl Strategy<Value = Case> {
         1usize..40,
         prop::collection::vec(sequence, 1..8),
         prop::collection::vec(0usize..6, 1..20),
+        any::<bool>(),
     )
-        .prop_map(|(num_blocks, max_num_seqs, budget, sequences, acceptance)| Case {
-            num_blocks,
-            max_num_seqs,
-            budget,
-            sequences,
-            acceptance,
-        })
+        .prop_map(
+            |(num_blocks, max_num_seqs, budget, sequences, acceptance, prefix_caching)| Case {
+                num_blocks,
+                max_num_seqs,
+                budget,
+                sequences,
+                acceptance,
+                prefix_caching,
+            },
+        )
 }
 
 proptest! {
-    /// Whatever arrives, is accepted or cancelled: no block is shared or lost, the budget holds,
-    /// every step with work makes progress, and every sequence ends.
+    /// Whatever arrives, is accepted or cancelled: no block is lost, none that may be written is shared, the
+    /// budget holds, every step with work makes progress, and every sequence ends. Half of the sequences
+    /// have the same text.
     #[test]
     fn invariants_hold_until_everything_is_done(case in case()) {
-        let mut scheduler = Scheduler::new(case.num_blocks, case.max_num_seqs, case.budget);
+        let mut scheduler = Scheduler::new(
+            case.num_blocks,
+            case.max_num_seqs,
+            case.budget,
+            case.prefix_caching,
+        );
+        let text = |id: RequestId, len| text(if id.0.is_multiple_of(2) { 0 } else { id.0 }, len);
         // Known tokens and final length of unfinished sequences.
         let mut live: BTreeMap<RequestId, (usize, usize)> = BTreeMap::new();
         let mut finished = 0;
@@ -103,7 +208,7 @@ proptest! {
             for (n, &(prompt, generate, arrival, cancel)) in case.sequences.iter().enumerate() {
                 let id = id(n as u64);
                 if arrival == step {
-                    scheduler.add(id, prompt);
+                    scheduler.add(id, &text(id, prompt), 0);
                     live.insert(id, (prompt, prompt + generate));
                 }
                 if cancel == Some(step) && live.remove(&id).is_some() {
@@ -127,10 +232,25 @@ proptest! {
             for item in &schedule.items {
                 let table = scheduler.table(item.id);
                 prop_assert!(table.capacity() >= item.start + item.count + item.lookahead);
+                let written = &table.blocks()[item.start / BLOCK_SIZE..];
+                let others = scheduler.running.iter().filter(|entry| entry.id != item.id);
+                // Others may hold what this pass fills with known tokens, never what it may roll back.
+                let full = (item.start + item.count) / BLOCK_SIZE - item.start / BLOCK_SIZE;
+                for entry in others {
+                    for block in &written[full..] {
+                        prop_assert!(!entry.table.blocks().contains(block), "block {} shared", block);
+                    }
+                    for block in &written[..full] {
+                        let item = schedule.items.iter().find(|item| item.id == entry.id);
+                        let reads = entry.table.blocks().iter().position(|b| b == block);
+                        let writes = item.map_or(usize::MAX, |item| item.start / BLOCK_SIZE);
+                        prop_assert!(reads.is_none_or(|at| at < writes), "{} written twice", block);
+                    }
+                }
                 let (len, end) = live[&item.id];
                 prop_assert_eq!(item.completes, item.start + item.count == len);
                 if !item.completes {
-                    scheduler.commit(item.id, item.start + item.count, len);
+                    scheduler.commit(item.id, item.start + item.count, &text(item.id, len));
                     continue;
                 }
                 let accepted = case.acceptance[step % case.acceptance.len()].min(item.lookahead);
@@ -141,7 +261,7 @@ proptest! {
                     live.remove(&item.id);
                     finished += 1;
                 } else {
-                    scheduler.commit(item.id, len + accepted, new_len);
+                    scheduler.commit(item.id, len + accepted, &text(item.id, new_len));
                     live.insert(item.id, (new_len, end));
                 }
             }
@@ -153,16 +273,18 @@ proptest! {
     }
 }
 
-/// Every used block belongs to exactly one running sequence, and waiting ones own none.
+/// Every used block is held by a running sequence, waiting ones hold none, and nothing is lost.
 fn check_blocks(scheduler: &Scheduler, num_blocks: usize) -> Result<(), TestCaseError> {
-    let mut owned = HashSet::new();
+    let mut held = HashSet::new();
     for entry in &scheduler.running {
-        for &block in entry.table.blocks() {
-            prop_assert!(owned.insert(block), "block {} is shared", block);
-        }
+        let own: HashSet<u32> = entry.table.blocks().iter().copied().collect();
+        prop_assert_eq!(own.len(), entry.table.blocks().len());
+        prop_assert!(scheduler.prefix_caching || held.is_disjoint(&own), "a block is shared");
+        held.extend(own);
     }
-    prop_assert!(scheduler.waiting.iter().all(|entry| entry.table.blocks().is_empty()));
-    prop_assert_eq!(owned.len(), scheduler.pool().num_used());
-    prop_assert_eq!(owned.len() + scheduler.pool().num_free(), num_blocks);
+    let mut waiting = scheduler.preempted.iter().chain(scheduler.waiting.values());
+    prop_assert!(waiting.all(|entry| entry.table.blocks().is_empty() && entry.computed == 0));
+    prop_assert_eq!(held.len(), scheduler.pool().num_used());
+    prop_assert_eq!(held.len() + scheduler.pool().num_free(), num_blocks);
     Ok(())
 }

@@ -19,6 +19,8 @@ pub struct ProposerCounts {
 pub struct SequenceStats {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Tokens of the prompt that were in the cache already.
+    pub cached_tokens: usize,
     /// Tokens sent.
     pub generated_tokens: usize,
     /// Rounds with at least one draft token.
@@ -159,6 +161,10 @@ pub struct EngineStats {
     pub steps: u64,
     /// Prompt tokens of the requests taken on.
     pub prompt_tokens: u64,
+    /// Prompt tokens of the requests that ran, where prefixes are cached.
+    pub prefix_cache_queries: u64,
+    /// Those that were in the cache already.
+    pub prefix_cache_hits: u64,
     /// Tokens sent.
     pub generated_tokens: u64,
     /// Tokens of sequences that do not speculate.

@@ -1,9 +1,11 @@
 //! Paged K/V cache bookkeeping: which block holds which positions of which sequence. CPU-only
 //! logic; the numbers themselves live in [`crate::model`]'s cache, which is indexed by slot.
 
+mod hash;
 mod pool;
 mod table;
 
+pub use hash::{BlockHash, BlockHashes};
 pub use pool::BlockPool;
 pub use table::BlockTable;
 

@@ -1,6 +1,6 @@
 //! Maps the positions of one sequence to slots of the cache.
 
-use super::{BLOCK_SIZE, BlockPool, blocks_for};
+use super::{BLOCK_SIZE, BlockHash, BlockPool, blocks_for};
 
 /// The blocks of one sequence: position `p` lives in `blocks[p / BLOCK_SIZE]`.
 #[derive(Debug, Default)]
@@ -52,6 +52,13 @@ impl BlockTable {
         }
         self.blocks.extend((0..missing).map_while(|_| pool.alloc()));
         true
+    }
+
+    /// Holds, in an empty table, the blocks that are published under the first of `hashes`, up to the first
+    /// that is not. Returns how many positions that gives.
+    pub fn reuse(&mut self, hashes: &[BlockHash], pool: &mut BlockPool) -> usize {
+        self.blocks.extend(hashes.iter().map_while(|hash| pool.share(hash)));
+        self.capacity()
     }
 
     /// Forgets the positions from `len` on and returns the blocks that held nothing else. Rollback

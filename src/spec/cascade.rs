@@ -84,6 +84,15 @@ impl Cascade {
                 task.state.found = task.state.found.or_else(|| index.find(task.tokens));
             }
         }
+        if let Some(draft) = &mut self.draft {
+            // All that was read is known before anybody goes on from it.
+            for Chain { task, .. } in &mut chains {
+                draft.note(&mut task.state.draft, task.table, task.tokens.len());
+            }
+            for Chain { task, .. } in &mut chains {
+                task.state.draft = draft.view(task.state.draft, task.table, task.tokens.len());
+            }
+        }
         loop {
             let draft = self.draft.as_ref().is_some_and(|draft| !draft.is_broken());
             let mut open = chains.iter().filter(|chain| !chain.closed).count();
@@ -123,7 +132,8 @@ impl Cascade {
         let mut complete = Vec::new();
         for &index in drafting {
             let task = &mut *chains[index].task;
-            match draft.add(&mut task.state.draft, task.table, task.tokens) {
+            let known = task.tokens.len() - task.proposal.tokens.len();
+            match draft.add(&mut task.state.draft, task.table, task.tokens, known) {
                 None => continue,
                 Some(false) => {}
                 Some(true) => complete.push(index),

@@ -3,6 +3,7 @@
 mod acceptance;
 mod cascade;
 mod cost;
+mod draft_cache;
 mod draft_model;
 mod ngram;
 mod prediction;

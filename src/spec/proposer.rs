@@ -1,6 +1,6 @@
 //! Who proposes draft tokens, what they propose, and what speculation remembers of a sequence.
 
-use super::draft_model::DraftCache;
+use super::draft_cache::DraftCache;
 use super::{Acceptance, Match, NgramIndex, Prediction};
 use crate::sampling::Distribution;
 
