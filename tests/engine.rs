@@ -44,6 +44,46 @@ fn output_does_not_depend_on_batch_chunks_or_preemption() {
     }
 }
 
+/// A conversation whose history is in the cache, and one that computes it: the same bits, greedy and
+/// seeded, with a draft model and without, alone and beside others.
+#[test]
+fn output_does_not_depend_on_what_is_cached() {
+    let mut requests: Vec<Request> = questions(14)
+        .into_iter()
+        .map(|request| Request { top_logprobs: Some(1), ignore_eos: true, ..request })
+        .collect();
+    for (seed, request) in (0..).zip(&mut requests[4..]) {
+        request.params = SamplingParams { seed: Some(seed), ..Default::default() };
+    }
+    let uncached = EngineConfig { prefix_caching: false, ..config() };
+    let speculative = EngineConfig { num_speculative_tokens: 4, adaptive: false, ..config() };
+    let mut plain = engine(&uncached, None);
+    let mut others = [engine(&config(), None), engine(&speculative, Some(27))];
+    for turn in 0..3 {
+        let expected = run(&mut plain, &requests);
+        let hits = others.each_ref().map(|other| other.stats().prefix_cache_hits);
+        for other in &mut others {
+            for (output, expected) in run(other, &requests).iter().zip(&expected) {
+                assert_eq!(output.ids(), expected.ids(), "turn {turn}");
+                let logprobs = |output: &engine_support::Output| -> Vec<u32> {
+                    output.tokens.iter().map(|t| t.logprob.unwrap().to_bits()).collect()
+                };
+                assert_eq!(logprobs(output), logprobs(expected), "turn {turn}");
+            }
+        }
+        for (other, before) in others.iter().zip(hits) {
+            let found = other.stats().prefix_cache_hits - before;
+            assert!(turn == 0 || found >= 16 * requests.len() as u64, "turn {turn}: {found}");
+            assert_eq!(other.stats().draft_failures, 0);
+        }
+        for (request, output) in requests.iter_mut().zip(expected) {
+            request.prompt.extend(output.ids());
+            request.prompt.extend(prompt("Go on."));
+        }
+    }
+    assert_eq!(plain.stats().prefix_cache_queries, 0);
+}
+
 #[test]
 fn it_answers() {
     let mut engine = engine(&config(), None);

@@ -1,6 +1,7 @@
 //! The step: schedule → propose → verify → commit.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use super::decode_time::GeneratingStep;
@@ -36,6 +37,8 @@ pub struct Engine {
     acceptance: Acceptance,
     /// Seconds of the draft passes of this step.
     draft_seconds: f64,
+    /// Cleared when drafting met a bug.
+    speculates: bool,
     next_id: u64,
     seeds: fastrand::Rng,
 }
@@ -96,6 +99,7 @@ impl Engine {
             draft_cost: StepCost::default(),
             acceptance: Acceptance::default(),
             draft_seconds: 0.0,
+            speculates: true,
             next_id: 0,
         })
     }
@@ -173,8 +177,10 @@ impl Engine {
     }
 
     fn schedule(&mut self) -> Schedule {
-        let schedule =
-            self.scheduler.schedule(|id| self.sequences.get(&id).map_or(0, Sequence::draft_bound));
+        let schedule = self.scheduler.schedule(|id| match self.sequences.get(&id) {
+            Some(sequence) if self.speculates => sequence.draft_bound(),
+            _ => 0,
+        });
         if let Some(draft) = self.cascade.draft_mut() {
             draft.forget(&schedule.fresh);
         }
@@ -242,7 +248,17 @@ impl Engine {
         }
         tasks.sort_unstable_by_key(|&(place, _)| place);
         let (places, mut tasks): (Vec<usize>, Vec<ProposeTask<'_>>) = tasks.into_iter().unzip();
-        self.cascade.propose(&mut tasks, rows, &prices);
+        let cascade = &mut self.cascade;
+        let propose = || cascade.propose(&mut tasks, rows, &prices);
+        if catch_unwind(AssertUnwindSafe(propose)).is_err() {
+            tracing::error!("drafting met a bug; going on without speculation");
+            report::draft_passes(&[], 1);
+            self.stats.draft_failures += 1;
+            self.speculates = false;
+            for (place, task) in places.iter().zip(&mut tasks) {
+                task.give_up(items[*place].start + items[*place].count);
+            }
+        }
         for (place, task) in places.into_iter().zip(tasks) {
             proposals[place] = task.proposal;
         }
@@ -305,11 +321,20 @@ impl Engine {
             rest = others;
             let sequence = self.sequences.get_mut(&item.id);
             let sequence = sequence.expect("invariant: scheduled sequences exist");
-            outcomes.push(Some(sequence.verify(&proposal.tokens, own, &mut self.processor)));
+            let processor = &mut self.processor;
+            let verify = || sequence.verify(&proposal.tokens, own, processor);
+            // A bug met by one sequence is that sequence's alone.
+            outcomes.push(Some(catch_unwind(AssertUnwindSafe(verify)).unwrap_or_else(|_| {
+                self.processor = Processor::new();
+                Err(RoundError::Bug)
+            })));
         }
         let mut events = Vec::new();
         for ((item, proposal), outcome) in items.iter().zip(proposals).zip(outcomes) {
-            self.commit(item, proposal, outcome, cost, &mut events);
+            let commit = || self.commit(item, proposal, outcome, cost, &mut events);
+            if catch_unwind(AssertUnwindSafe(commit)).is_err() {
+                self.fail(item.id, &RoundError::Bug, &mut events);
+            }
         }
         let sequences = items.iter().filter(|item| item.completes).count();
         let step = GeneratingStep {
@@ -349,9 +374,7 @@ impl Engine {
             }
             Some(Ok(round)) => round,
             Some(Err(error)) => {
-                tracing::warn!(%error, request = item.id.0, "a sequence cannot go on");
-                self.scheduler.discard(item.id);
-                self.finish(item.id, FinishReason::Error(error.to_string()), events);
+                self.fail(item.id, &error, events);
                 return;
             }
         };
@@ -414,6 +437,13 @@ impl Engine {
             }
         }
         flops
+    }
+
+    /// Ends a sequence that cannot go on, and leaves nothing of it in the cache.
+    fn fail(&mut self, id: RequestId, error: &RoundError, events: &mut Vec<(RequestId, Event)>) {
+        tracing::error!(%error, request = id.0, "a sequence cannot go on");
+        self.scheduler.discard(id);
+        self.finish(id, FinishReason::Error(error.to_string()), events);
     }
 
     fn finish(

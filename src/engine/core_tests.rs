@@ -411,11 +411,83 @@ fn a_failing_target_ends_its_sequence_alone() {
     assert!(!matches!(outputs[1].reason, FinishReason::Error(_)));
 }
 
+/// A bug in the verification of one sequence ends that one with an error, and no other notices.
+#[test]
+fn a_bug_in_one_sequence_is_its_own() {
+    let mut requests: Vec<Request> =
+        requests().into_iter().map(|r| Request { ignore_eos: true, ..r }).collect();
+    requests[3].num_speculative_tokens = Some(0);
+    let expected = reference(&requests);
+    let mut engine = engine(&config(), Some(TestModel::draft(64, 60)));
+    let ids: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
+    let mut tokens: HashMap<RequestId, Vec<u32>> = HashMap::new();
+    let mut ends = HashMap::new();
+    while engine.has_work() {
+        if let Some(sequence) = engine.sequences.get_mut(&ids[3])
+            && sequence.stats.generated_tokens > 10
+        {
+            // No request that was checked has these.
+            sequence.params.temperature = 1.0;
+            sequence.params.top_k = Some(0);
+        }
+        for (id, event) in engine.step() {
+            match event {
+                Event::Tokens(new) => {
+                    tokens.entry(id).or_default().extend(new.iter().map(|token| token.id));
+                }
+                Event::Finished { reason, .. } => assert_eq!(ends.insert(id, reason), None),
+            }
+        }
+    }
+    assert_eq!(engine.cache_blocks().0, 0, "blocks leaked");
+    for (index, id) in ids.iter().enumerate() {
+        let (all, reason) = &expected[index];
+        if index == 3 {
+            let bug = "the engine met a bug in this request".to_owned();
+            assert_eq!(ends[id], FinishReason::Error(bug));
+            assert!(tokens[id].len() > 10 && all.starts_with(&tokens[id]));
+        } else {
+            assert_eq!((&tokens[id], &ends[id]), (all, reason), "{index}");
+        }
+    }
+}
+
+/// A draft model whose head is larger than it says: drafting panics outside of the model.
+struct Lying(TestModel, std::sync::Arc<[u32]>);
+
+impl Forward for Lying {
+    fn config(&self) -> &crate::model::ModelConfig {
+        self.0.config()
+    }
+
+    fn head_rows(&self) -> usize {
+        self.0.head_rows()
+    }
+
+    fn draft_vocab(&self) -> Option<&std::sync::Arc<[u32]>> {
+        Some(&self.1)
+    }
+
+    fn forward(&mut self, rows: &Rows) -> &[f32] {
+        self.0.forward(rows)
+    }
+}
+
+#[test]
+fn a_bug_in_drafting_costs_nothing_but_speed() {
+    let requests = requests();
+    let draft = Lying(TestModel::draft(64, 0), [2, 3, 4, 5].into());
+    let target = Box::new(TestModel::new(64));
+    let mut engine = Engine::with_models(target, Some(Box::new(draft)), config()).unwrap();
+    assert_eq!(ids(&run(&mut engine, &requests)), reference(&requests));
+    assert_eq!(engine.stats().draft_failures, 1);
+}
+
 #[test]
 fn cancelling_frees_the_blocks() {
     let mut engine = engine(&config(), Some(TestModel::draft(64, 0)));
     let ids: Vec<_> =
-        (0..3).map(|_| engine.submit(Request::greedy(vec![3; 40], 90)).unwrap()).collect();
+        (3..6).map(|n| engine.submit(Request::greedy(vec![n; 40], 90)).unwrap()).collect();
     engine.step();
     assert!(engine.cache_blocks().0 >= 9);
     ids.into_iter().for_each(|id| engine.cancel(id));
@@ -533,6 +605,5 @@ proptest! {
             }
         }
         prop_assert_eq!(engine.stats().draft_failures, 0);
-        prop_assert!(noise > 0 || engine.stats().recovered_tokens == 0);
     }
 }

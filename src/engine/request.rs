@@ -196,6 +196,7 @@ impl FinishReason {
 }
 
 /// News of one sequence.
+#[expect(clippy::large_enum_variant, reason = "the large one comes once for each sequence")]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The tokens of one step, in order; never empty.

@@ -55,10 +55,10 @@ struct Entry {
 impl Entry {
     /// Makes the full blocks of the first `computed` positions known.
     fn publish(&mut self, computed: usize, pool: &mut BlockPool) {
-        let hashes = self.hashes.as_slice();
-        let full = (computed / BLOCK_SIZE).min(hashes.len());
-        for index in self.published..full {
-            pool.publish(self.table.blocks()[index], hashes[index]);
+        let full = (computed / BLOCK_SIZE).min(self.hashes.as_slice().len());
+        let blocks = self.table.blocks().iter().zip(self.hashes.as_slice());
+        for (&block, &hash) in blocks.take(full).skip(self.published) {
+            pool.publish(block, hash);
         }
         self.published = self.published.max(full);
     }

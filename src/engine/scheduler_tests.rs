@@ -69,9 +69,21 @@ fn the_newest_sequence_is_preempted_and_comes_back_first() {
     assert_eq!(schedule.preempted, [id(2)]);
     assert_eq!(shares(&schedule), [(1, 16, 1, 0)], "drafting preempts nobody");
     scheduler.remove(id(1));
-    // Its blocks are still there: one of them as it was, the other with what came after it.
     let schedule = scheduler.schedule(|_| 0);
-    assert_eq!(shares(&schedule)[0], (2, 16, 1, 0));
+    assert_eq!(shares(&schedule)[0], (2, 0, 17, 0), "its block was taken");
+}
+
+#[test]
+fn a_preempted_sequence_finds_the_blocks_that_were_not_needed() {
+    let mut scheduler = Scheduler::new(4, 8, 64, true);
+    scheduler.add_text(1, 16);
+    scheduler.add_text(2, 40);
+    scheduler.schedule(|_| 0);
+    scheduler.commit_text(1, 16, 17);
+    scheduler.commit_text(2, 40, 41);
+    assert_eq!(scheduler.schedule(|_| 0).preempted, [id(2)]);
+    scheduler.remove(id(1));
+    assert_eq!(shares(&scheduler.schedule(|_| 0)), [(2, 32, 9, 0)]);
 }
 
 #[test]

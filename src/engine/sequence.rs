@@ -38,6 +38,8 @@ pub(super) enum RoundError {
     Logits(#[from] LogitsError),
     #[error("the grammar cannot be followed any further: {0}")]
     Grammar(#[from] GrammarError),
+    #[error("the engine met a bug in this request")]
+    Bug,
 }
 
 /// Seconds a sequence's reader waited.

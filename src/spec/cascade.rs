@@ -40,6 +40,17 @@ pub struct ProposeTask<'a> {
     pub proposal: Proposal,
 }
 
+impl ProposeTask<'_> {
+    /// Takes back whatever was drafted behind the first `known` tokens.
+    pub fn give_up(&mut self, known: usize) {
+        if self.params.uses_history() {
+            self.tokens[known..].iter().for_each(|&id| self.history.pop(id));
+        }
+        self.tokens.truncate(known);
+        self.proposal = Proposal::default();
+    }
+}
+
 /// A task at work.
 struct Chain<'t, 'a> {
     task: &'t mut ProposeTask<'a>,
