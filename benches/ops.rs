@@ -1,20 +1,28 @@
 //! The kernels one by one, on SmolLM2-135M's shapes. Run on an idle machine:
-//! `cargo bench --bench ops`. GB/s count the weights or the cache that is read; an item is a
-//! floating-point operation.
+//! `cargo bench --bench ops`. GB/s count the weights or the cache that is read. An item is a
+//! floating-point operation; two of them take one int8 product, or two where the inputs are 576 wide and
+//! come in two planes. Both are to be held against the ceilings printed first.
 
 use std::sync::LazyLock;
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use pleach::ops::{
-    Activations, AttentionShape, CacheFormat, DType, LayerCache, PackedMatrix, ThreadPool, matmul,
-    paged_attention, rms_norm_quantized, silu_mul_quantized,
+    Activations, AttentionShape, CacheFormat, Ceilings, DType, LayerCache, PackedMatrix,
+    ThreadPool, matmul, paged_attention, rms_norm_quantized, silu_mul_quantized,
 };
 
 static POOL: LazyLock<ThreadPool> =
     LazyLock::new(|| ThreadPool::new(std::thread::available_parallelism().map_or(1, usize::from)));
 
 fn main() {
+    let Ceilings { read, copy, int8 } = Ceilings::measure(&POOL);
+    println!(
+        "ceilings of this machine: {:.1} GB/s read, {:.1} GB/s copied, {:.0} G int8 products/s\n",
+        read / 1e9,
+        copy / 1e9,
+        int8 / 1e9,
+    );
     divan::main();
 }
 
@@ -64,7 +72,9 @@ fn matmul_q8_0_head(bencher: Bencher, rows: usize) {
 }
 
 /// Rows of one sequence after a context.
-#[divan::bench(args = [(1, 64), (1, 1024), (8, 1024), (512, 512)])]
+#[divan::bench(args = [
+    (1, 64), (1, 512), (1, 1024), (1, 2048), (4, 64), (4, 1024), (8, 64), (8, 1024), (8, 2048), (512, 512),
+])]
 fn attention(bencher: Bencher, (rows, context): (usize, usize)) {
     let shape = AttentionShape { heads: 9, kv_heads: 3, head_dim: 64, window: None };
     let length = context + rows;

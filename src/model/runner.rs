@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Decoder, Forward, KvCache, ModelConfig, Rows, Workspace};
+use crate::kv_cache::BLOCK_SIZE;
 
 /// Owns one decoder, its K/V cache and its work space.
 pub struct Runner {
@@ -16,6 +17,12 @@ impl Runner {
     #[must_use]
     pub fn new(decoder: Decoder, num_blocks: usize) -> Self {
         let cache = decoder.new_kv_cache(num_blocks);
+        tracing::info!(
+            decoder_blocks = decoder.config().num_hidden_layers,
+            positions = num_blocks * BLOCK_SIZE,
+            megabytes = decoder.kv_cache_bytes(num_blocks) / 1_000_000,
+            "room for the K/V cache; memory is taken as it fills"
+        );
         Self { decoder, cache, workspace: Workspace::new() }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::ThreadPool;
 use super::isa::{Isa, per_isa};
+use super::reduce::fold_lanes;
 use super::shared_mut::SharedMut;
 
 /// Width of an activation block: one scale per 32 values, as in the quantised weights.
@@ -73,6 +74,25 @@ impl Activations {
         precise: bool,
         make: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
     ) {
+        self.fill_with(pool, rows, cols, parts, precise, |out| {
+            pool.run(rows * parts, &|task| {
+                let (row, part) = (task / parts, task % parts);
+                // SAFETY: each task has its own part.
+                unsafe { out.make(row, part, |values| make(row, part, values)) };
+            });
+        });
+    }
+
+    /// As [`fill`](Self::fill), where one `job` makes all the parts.
+    pub(crate) fn fill_with(
+        &mut self,
+        pool: &ThreadPool,
+        rows: usize,
+        cols: usize,
+        parts: usize,
+        precise: bool,
+        job: impl FnOnce(&Parts),
+    ) {
         assert!(cols.is_multiple_of(parts), "{parts} parts of {cols} values");
         (self.rows, self.cols, self.precise) = (rows, cols, precise);
         self.values.resize(rows * cols, 0.0);
@@ -86,47 +106,80 @@ impl Activations {
             self.sums.resize(padded * blocks, [0; 2]);
             self.scaled_sums.resize(padded * blocks, 0.0);
         }
-        let values = SharedMut::new(&mut self.values);
-        let codes = SharedMut::new(&mut self.codes);
-        let low = SharedMut::new(&mut self.low);
-        let scales = SharedMut::new(&mut self.scales);
-        let sums = SharedMut::new(&mut self.sums);
-        let scaled_sums = SharedMut::new(&mut self.scaled_sums);
-        let isa = Isa::best();
-        let quantize = |at: usize, x: &[f32]| {
-            let (block, blocks) = (at / BLOCK, x.len() / BLOCK);
-            // SAFETY: each task has blocks of its own, those of the values `x` it has made.
-            let (codes, low, scales, sums, scaled_sums) = unsafe {
-                (
-                    codes.slice(at, x.len()),
-                    low.slice(at, x.len()),
-                    scales.slice(block, blocks),
-                    sums.slice(block, blocks),
-                    scaled_sums.slice(block, blocks),
-                )
-            };
-            if precise {
-                quantize_row::<2>(isa, x, codes, low, scales, sums, scaled_sums);
-            } else {
-                quantize_row::<1>(isa, x, codes, low, scales, sums, scaled_sums);
-            }
+        let parts = Parts {
+            isa: Isa::best(),
+            cols,
+            width: cols / parts,
+            precise,
+            at_once: quantized && (cols / parts).is_multiple_of(BLOCK),
+            values: SharedMut::new(&mut self.values),
+            codes: SharedMut::new(&mut self.codes),
+            low: SharedMut::new(&mut self.low),
+            scales: SharedMut::new(&mut self.scales),
+            sums: SharedMut::new(&mut self.sums),
+            scaled_sums: SharedMut::new(&mut self.scaled_sums),
         };
-        let width = cols / parts;
-        let at_once = quantized && width.is_multiple_of(BLOCK);
-        pool.run(rows * parts, &|task| {
-            // SAFETY: each task has its own part.
-            let values = unsafe { values.slice(task * width, width) };
-            make(task / parts, task % parts, values);
-            if at_once {
-                quantize(task * width, values);
-            }
-        });
-        if quantized && !at_once {
+        job(&parts);
+        if quantized && !parts.at_once {
             // Parts end within blocks.
             pool.run(rows, &|row| {
-                // SAFETY: each task has its own row.
-                quantize(row * cols, unsafe { values.slice(row * cols, cols) });
+                // SAFETY: each task has its own row, and the job that made it has ended.
+                unsafe { parts.quantize(row * cols, parts.values.slice(row * cols, cols)) };
             });
+        }
+    }
+}
+
+/// The parts of rows, which the tasks of a job make.
+pub(crate) struct Parts<'a> {
+    isa: Isa,
+    cols: usize,
+    width: usize,
+    precise: bool,
+    /// Whether a part is whole blocks.
+    at_once: bool,
+    values: SharedMut<'a, f32>,
+    codes: SharedMut<'a, i8>,
+    low: SharedMut<'a, i8>,
+    scales: SharedMut<'a, f32>,
+    sums: SharedMut<'a, [i32; 2]>,
+    scaled_sums: SharedMut<'a, f32>,
+}
+
+impl Parts<'_> {
+    /// Quantises the part of a row that `make` writes.
+    ///
+    /// # Safety
+    /// No other task may make this part.
+    pub(crate) unsafe fn make(&self, row: usize, part: usize, make: impl FnOnce(&mut [f32])) {
+        let at = row * self.cols + part * self.width;
+        // SAFETY: the part is this task's own.
+        let values = unsafe { self.values.slice(at, self.width) };
+        make(values);
+        if self.at_once {
+            // SAFETY: as above.
+            unsafe { self.quantize(at, values) };
+        }
+    }
+
+    /// # Safety
+    /// The blocks from `at` on, those of `x`, must be this task's own.
+    unsafe fn quantize(&self, at: usize, x: &[f32]) {
+        let (block, blocks) = (at / BLOCK, x.len() / BLOCK);
+        // SAFETY: by the caller's promise.
+        let (codes, low, scales, sums, scaled_sums) = unsafe {
+            (
+                self.codes.slice(at, x.len()),
+                self.low.slice(at, x.len()),
+                self.scales.slice(block, blocks),
+                self.sums.slice(block, blocks),
+                self.scaled_sums.slice(block, blocks),
+            )
+        };
+        if self.precise {
+            quantize_row::<2>(self.isa, x, codes, low, scales, sums, scaled_sums);
+        } else {
+            quantize_row::<1>(self.isa, x, codes, low, scales, sums, scaled_sums);
         }
     }
 }
@@ -164,7 +217,7 @@ per_isa! {
                     *sum = *sum * 256 + i32::from(*low);
                 }
             }
-            let halves = [sum[..16].iter().sum::<i32>(), sum[16..].iter().sum()];
+            let halves = [0, 1].map(|half| fold_lanes(sum.as_chunks().0[half], |a, b| a + b));
             let scale = if PLANES == 2 { scale / 256.0 } else { scale };
             scales[i] = scale;
             sums[i] = halves;

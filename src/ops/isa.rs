@@ -9,6 +9,8 @@ pub(crate) enum Isa {
     AmxInt8,
     /// AVX-512 with VNNI (Ice Lake, Zen 4 and later).
     Avx512Vnni,
+    /// The next, and VNNI on its registers (Alder Lake, Zen 5 and later).
+    AvxVnni,
     /// AVX2 with FMA (Haswell, Zen and later).
     Avx2,
     /// Plain Rust.
@@ -41,6 +43,9 @@ impl Isa {
                 && is_x86_feature_detected!("fma")
                 && is_x86_feature_detected!("f16c")
             {
+                if is_x86_feature_detected!("avxvnni") {
+                    sets.push(Self::AvxVnni);
+                }
                 sets.push(Self::Avx2);
             }
         }
@@ -78,7 +83,7 @@ macro_rules! per_isa {
                 $crate::ops::isa::Isa::AmxInt8 | $crate::ops::isa::Isa::Avx512Vnni => unsafe { avx512 $(::<$($c),+>)? ($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
-                $crate::ops::isa::Isa::Avx2 => unsafe { avx2 $(::<$($c),+>)? ($($arg),*) },
+                $crate::ops::isa::Isa::AvxVnni | $crate::ops::isa::Isa::Avx2 => unsafe { avx2 $(::<$($c),+>)? ($($arg),*) },
                 _ => body $(::<$($c),+>)? ($($arg),*),
             }
         }

@@ -12,6 +12,7 @@ mod activations;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
+mod ceilings;
 mod dtype;
 mod elementwise;
 #[cfg(target_arch = "x86_64")]
@@ -30,6 +31,7 @@ pub mod training;
 
 pub use activations::Activations;
 pub use attention::{AttentionShape, CacheFormat, LayerCache, paged_attention};
+pub use ceilings::Ceilings;
 pub use dtype::{DType, Group};
 pub use elementwise::{
     add_assign, add_bias, rms_norm, rms_norm_heads, rms_norm_quantized, silu_mul,

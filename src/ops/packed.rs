@@ -271,9 +271,8 @@ impl PackedMatrix {
                         let (base, lane) = source(n);
                         for b in 0..blocks {
                             let (from, to) = (base / BLOCK + b, n / PANEL * blocks + b);
-                            for k in 0..BLOCK {
-                                selected.set_code(to, k, n % PANEL, p.code(from, k, lane));
-                            }
+                            let codes = std::array::from_fn(|k| p.code(from, k, lane));
+                            selected.set_codes(to, n % PANEL, &codes);
                             for k in (0..BLOCK).step_by(BLOCK / 2) {
                                 let (at, into) = (p.scale_index(from, k), p.scale_index(to, k));
                                 selected.scales.set(into + n % PANEL, p.scales.get(at + lane));
@@ -350,10 +349,8 @@ impl IntPanels {
         for n in 0..out_features {
             let mut block = n / PANEL * blocks;
             dtype.decode(row(n), |group| {
-                for (k, code) in group.codes.iter().enumerate() {
-                    packed.set_code(block, k, n % PANEL, *code);
-                }
-                for half in 0..2 {
+                packed.set_codes(block, n % PANEL, &group.codes);
+                for half in 0..1 + usize::from(packed.half_blocks) {
                     let at = packed.scale_index(block, half * BLOCK / 2) + n % PANEL;
                     packed.scales.set(at, group.scale[half]);
                     if let Some(mins) = &mut packed.mins {
@@ -404,8 +401,15 @@ impl IntPanels {
         self.codes[line].0[byte] >> shift & mask
     }
 
-    fn set_code(&mut self, block: usize, k: usize, lane: usize, code: u8) {
-        let (line, byte, shift) = self.place(block, k, lane);
-        self.codes[line].0[byte] |= code << shift;
+    /// Sets the codes of one output in a block of zeros.
+    fn set_codes(&mut self, block: usize, lane: usize, codes: &[u8; BLOCK]) {
+        let (count, at) = (self.lines(), lane * 4);
+        let lines = &mut self.codes[block * count..][..count];
+        for (group, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
+            let bytes = &mut lines[group % count].0[at..at + 4];
+            // With four bits a code, groups 4 to 7 are the high halves.
+            let shift = 4 * (group / count);
+            bytes.iter_mut().zip(codes).for_each(|(byte, code)| *byte |= code << shift);
+        }
     }
 }

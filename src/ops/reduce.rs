@@ -35,6 +35,19 @@ pub fn scaled_exp(x: &[f32], shift: f32, scale: f32, out: &mut [f32]) {
     exps(Isa::best(), x, shift, scale, out);
 }
 
+/// Combines 16 lanes, halves at a time: a fixed order that waits four times.
+#[inline(always)]
+pub(crate) fn fold_lanes<T: Copy>(mut lanes: [T; 16], combine: impl Fn(T, T) -> T) -> T {
+    let mut width = 8;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] = combine(lanes[lane], lanes[lane + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
 per_isa! {
     fn max(x: &[f32], top: &mut f32, finite: &mut bool) {
         let mut tops = [f32::NEG_INFINITY; 16];

@@ -1,5 +1,6 @@
 //! Keys and values of one layer, in blocks.
 
+use bytemuck::zeroed_vec;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
@@ -25,10 +26,11 @@ pub(super) enum Cells {
 }
 
 impl Cells {
+    /// Zeros, which take no memory before they are written to.
     fn new(format: CacheFormat, len: usize) -> Self {
         match format {
-            CacheFormat::F16 => Self::F16(vec![f16::ZERO; len]),
-            CacheFormat::F32 => Self::F32(vec![0.0; len]),
+            CacheFormat::F16 => Self::F16(zeroed_vec(len)),
+            CacheFormat::F32 => Self::F32(zeroed_vec(len)),
         }
     }
 

@@ -2,20 +2,26 @@
 
 use half::f16;
 
+use super::cache::Cells;
 use super::*;
+use crate::kv_cache::BLOCK_SIZE;
 use crate::ops::testing::Random;
 
 /// Sequences of different lengths over shuffled blocks, some rows each, against f64.
 #[test]
 fn agrees_with_f64_on_ragged_batches() {
     let mut random = Random::new();
-    for (heads, kv_heads, dim, window) in
-        [(9, 3, 64, None), (4, 4, 16, Some(5)), (6, 2, 80, None), (2, 1, 32, Some(40))]
-    {
+    for (heads, kv_heads, dim, window) in [
+        (9, 3, 64, None),
+        (4, 4, 16, Some(5)),
+        (7, 1, 48, None),
+        (6, 2, 80, None),
+        (2, 1, 32, Some(140)),
+    ] {
         let shape = AttentionShape { heads, kv_heads, head_dim: dim, window };
-        let lengths = [1usize, 16, 17, 70];
-        let rows = [1usize, 3, 17, 9];
-        let mut free: Vec<u32> = (0..32).collect();
+        let lengths = [1usize, 16, 17, 70, 300, 129];
+        let rows = [1usize, 3, 17, 9, 40, 2];
+        let mut free: Vec<u32> = (0..64).collect();
         let tables: Vec<Vec<u32>> = lengths
             .iter()
             .map(|l| {
@@ -28,7 +34,7 @@ fn agrees_with_f64_on_ragged_batches() {
         let mut inputs: Vec<Vec<f32>> = lengths.iter().map(|l| random.vec(l * width)).collect();
         let pool = ThreadPool::new(2);
         for format in [CacheFormat::F32, CacheFormat::F16] {
-            let mut cache = LayerCache::new(32, &shape, format);
+            let mut cache = LayerCache::new(64, &shape, format);
             for cells in [&mut cache.keys, &mut cache.values] {
                 match cells {
                     Cells::F16(cells) => cells.fill(f16::NAN),
@@ -83,43 +89,55 @@ fn agrees_with_f64_on_ragged_batches() {
                     }
                 }
             }
-            // One row alone gives the same bits.
-            let row = positions.len() - 4;
-            let mut alone = Activations::new();
-            let (cu, q, positions) = ([0, 1], &q[row * stride..][..stride], &positions[row..=row]);
-            let table = |_| tables[3].as_slice();
-            paged_attention(&pool, &shape, q, stride, &cache, &cu, positions, table, &mut alone);
-            assert_eq!(alone.values, out[row * heads * dim..][..heads * dim]);
-            // The path without wide registers gives the same bits.
-            for (head, expected) in alone.values.chunks(dim).enumerate() {
-                let end = positions[0] as usize + 1;
-                let begin = window.map_or(0, |w| end.saturating_sub(w));
-                let blocks = &tables[3][..end.div_ceil(BLOCK_SIZE)];
-                let index = head / (heads / kv_heads);
-                let kv = KvHead { cache: &cache, blocks, index, of: kv_heads, dim };
-                for isa in Isa::supported() {
-                    let mut scores = vec![[0.0; BLOCK_SIZE]; blocks.len()];
-                    let mut got = vec![f32::NAN; dim];
-                    let q = &q[head * dim..][..dim];
-                    plain::head(isa, q, &kv, begin, end, &mut scores, &mut got);
-                    assert_eq!(got, expected, "{isa:?} {format:?}");
+            // The same bits on every path, whether threads share rows or not.
+            let batch = Batch {
+                shape: &shape,
+                q: &q,
+                q_stride: stride,
+                cache: &cache,
+                cu_seqlens_q: &cu,
+                positions: &positions,
+            };
+            for isa in Isa::supported() {
+                for threads in [1, 30] {
+                    let mut other = Activations::new();
+                    attention_on(isa, &ThreadPool::new(threads), &batch, table, &mut other);
+                    assert_eq!(other.values, out, "{isa:?} {format:?} {threads} threads");
                 }
+            }
+            // And for a row alone.
+            for row in [0, 2, 30, positions.len() - 4] {
+                let sequence = cu.partition_point(|start| *start as usize <= row) - 1;
+                let mut alone = Activations::new();
+                let (cu, q) = ([0, 1], &q[row * stride..][..stride]);
+                let table = |_| tables[sequence].as_slice();
+                let at = &positions[row..=row];
+                paged_attention(&pool, &shape, q, stride, &cache, &cu, at, table, &mut alone);
+                assert_eq!(alone.values, out[row * heads * dim..][..heads * dim], "row {row}");
             }
         }
     }
 }
 
 #[test]
-fn nan_in_a_key_reaches_the_output() {
-    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 16, window: None };
-    let mut cache = LayerCache::new(1, &shape, CacheFormat::F16);
-    let mut x = vec![0.5; 3 * 48];
-    x[48 + 16] = f32::NAN;
-    let pool = ThreadPool::new(1);
-    cache.write(&pool, &shape, None, &mut x, 48, &[0, 1, 2]);
-    let mut out = Activations::new();
-    let table = |_| &[0][..];
-    paged_attention(&pool, &shape, &[1.0; 16], 16, &cache, &[0, 1], &[2], table, &mut out);
-    let out = out.values;
-    assert!(out.iter().all(|v| v.is_nan()));
+fn nan_in_a_row_reaches_it_and_later_rows_alone() {
+    let shape = AttentionShape { heads: 3, kv_heads: 1, head_dim: 16, window: None };
+    for place in [3 * 16, 4 * 16] {
+        let mut cache = LayerCache::new(1, &shape, CacheFormat::F16);
+        let mut x = vec![0.5; 3 * 80];
+        x[80 + place] = f32::NAN;
+        let pool = ThreadPool::new(1);
+        cache.write(&pool, &shape, None, &mut x, 80, &[0, 1, 2]);
+        let (q, table) = (vec![1.0; 3 * 48], |_| &[0][..]);
+        for isa in Isa::supported() {
+            let mut out = Activations::new();
+            let (shape, cache, positions) = (&shape, &cache, &[0, 1, 2]);
+            let cu_seqlens_q = &[0, 3];
+            let batch = Batch { shape, q: &q, q_stride: 48, cache, cu_seqlens_q, positions };
+            attention_on(isa, &pool, &batch, table, &mut out);
+            assert!(out.values[..48].iter().all(|v| *v == 0.5), "{isa:?}");
+            let nan = out.values[48..].iter().filter(|v| v.is_nan()).count();
+            assert_eq!(nan, if place == 48 { 2 * 48 } else { 2 * 3 }, "{isa:?}");
+        }
+    }
 }

@@ -182,12 +182,18 @@ fn int_rows(
                         }
                     }
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 => {
+                    Isa::AvxVnni | Isa::Avx2 => {
                         for (i, sums) in sums[..side].iter_mut().enumerate() {
                             let sums: &mut [_; $n] =
                                 (&mut sums[..$n]).try_into().expect("the length just matched");
                             // SAFETY: as above.
-                            unsafe { avx2::panel::<$n>(w, panel + i, x, first, sums) }
+                            unsafe {
+                                if isa == Isa::AvxVnni {
+                                    avx2::panel_vnni::<$n>(w, panel + i, x, first, sums);
+                                } else {
+                                    avx2::panel::<$n>(w, panel + i, x, first, sums);
+                                }
+                            }
                         }
                     }
                     _ => {

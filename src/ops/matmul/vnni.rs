@@ -66,10 +66,17 @@ unsafe fn kernel<
         let line: [*const __m512i; P] =
             std::array::from_fn(|p| w.codes.as_ptr().wrapping_add(block[p] * lines).cast());
         if first == 0 {
-            // The processor's own prefetch ends at every page.
-            for line in line {
+            // The processor's own prefetch ends at every page. Behind these panels come the next P.
+            let next = if (b * lines + AHEAD) < blocks * lines { 0 } else { (P - 1) * blocks };
+            for p in 0..P {
                 for g in 0..lines {
-                    _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(AHEAD + g).cast());
+                    let line = line[p].wrapping_add(next * lines + AHEAD + g);
+                    _mm_prefetch::<_MM_HINT_T0>(line.cast());
+                }
+                let at = (block[p] + next + AHEAD / lines) * PANEL;
+                fetch(&w.scales, at * halves);
+                if let Some(mins) = &w.mins {
+                    fetch(mins, at);
                 }
             }
         }
@@ -151,6 +158,17 @@ unsafe fn kernel<
             unsafe { _mm512_storeu_ps(out[p][r].as_mut_ptr(), acc[r][p]) };
         }
     }
+}
+
+/// Fetches 16 scales, which need not exist.
+#[inline]
+fn fetch(scales: &Scales, at: usize) {
+    let line = match scales {
+        Scales::F16(v) => v.as_ptr().wrapping_add(at).cast(),
+        Scales::F32(v) => v.as_ptr().wrapping_add(at).cast(),
+    };
+    // SAFETY: every x86-64 has SSE, and a prefetch touches nothing.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(line) };
 }
 
 /// # Safety

@@ -1,0 +1,12 @@
+#!/bin/sh
+# The kernels' tests on processors that this machine need not be: AVX2 without VNNI (Haswell), and no vector
+# path at all (Nehalem). Needs qemu-user 7.2 or later.
+set -eu
+cd "$(dirname "$0")/.."
+binary=$(cargo test --release --lib --no-run --message-format json |
+    sed -n 's/.*"name":"pleach".*"executable":"\([^"]*\)".*/\1/p')
+for processor in Haswell Nehalem; do
+    echo "== $processor"
+    qemu-x86_64 -cpu "$processor" "$binary" ops::activations ops::attention ops::elementwise ops::matmul \
+        ops::reduce ops::rope
+done
