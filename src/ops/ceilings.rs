@@ -21,7 +21,11 @@ pub struct Ceilings {
 /// More than the caches hold.
 const BYTES: usize = 1 << 28;
 const TASKS: usize = 64;
+/// Dot products of each of so many sums.
+#[cfg(target_arch = "x86_64")]
 const ROUNDS: usize = 1 << 20;
+#[cfg(target_arch = "x86_64")]
+const SUMS: usize = 16;
 
 impl Ceilings {
     /// Measures them, in about a second.
@@ -72,9 +76,6 @@ per_isa! {
         *sum = x.iter().fold(0, |sum, v| sum.wrapping_add(*v));
     }
 }
-
-#[cfg(target_arch = "x86_64")]
-const SUMS: usize = 16;
 
 /// Multiplications of a call of [`dots`].
 fn dots_per_call() -> usize {
