@@ -16,7 +16,10 @@ use super::{
 use crate::model::{Decoder, Forward, Rows, Runner};
 use crate::sampling::Processor;
 use crate::spec::{
-    Acceptance, Cascade, DraftModel, DraftToken, Prices, Proposal, ProposeTask, Proposer, StepCost,
+use crate::spec::{
+    Acceptance, Cascade, DraftModel, DraftToken, Load, Prices, Proposal, ProposeTask, Proposer,
+    StepCost,
+};
 };
 
 /// Many sequences, one target and perhaps one draft model. Single-threaded: see
@@ -221,8 +224,8 @@ impl Engine {
         if places.is_empty() {
             return proposals;
         }
-        let rows = items.iter().map(|item| item.count).sum();
-        let rate = self.tokens_per_second(items, rows);
+        let load = load(items);
+        let rate = self.tokens_per_second(items, load);
         let prices = match rate.filter(|_| self.config.adaptive) {
             Some(rate) => Prices::new(&self.target_cost, &self.draft_cost, rate),
             None => Prices::free(),
@@ -249,7 +252,7 @@ impl Engine {
         tasks.sort_unstable_by_key(|&(place, _)| place);
         let (places, mut tasks): (Vec<usize>, Vec<ProposeTask<'_>>) = tasks.into_iter().unzip();
         let cascade = &mut self.cascade;
-        let propose = || cascade.propose(&mut tasks, rows, &prices);
+        let propose = || cascade.propose(&mut tasks, load, &prices);
         if catch_unwind(AssertUnwindSafe(propose)).is_err() {
             tracing::error!("drafting met a bug; going on without speculation");
             report::draft_passes(&[], 1);
@@ -269,17 +272,19 @@ impl Engine {
         for pass in passes {
             self.stats.draft.record(pass.rows, pass.decode, pass.seconds);
             self.stats.draft_flops += pass.flops;
-            self.draft_cost.observe(pass.rows, pass.seconds);
+            let machine =
+                self.draft_cost.observe(Load { rows: pass.rows, positions: 0.0 }, pass.seconds);
+            self.target_cost.scale(machine);
             self.draft_seconds += pass.seconds;
         }
         proposals
     }
 
     /// Tokens that the step would yield per second at the sequences' usual gain from speculation.
-    fn tokens_per_second(&self, items: &[Scheduled], rows: usize) -> Option<f64> {
+    fn tokens_per_second(&self, items: &[Scheduled], load: Load) -> Option<f64> {
         let completing = items.iter().filter(|item| item.completes);
         let tokens: f64 = completing.map(|item| self.sequences[&item.id].speculation.gain()).sum();
-        Some(tokens / self.target_cost.seconds(rows)?)
+        Some(tokens / self.target_cost.seconds(load)?)
     }
 
     /// Runs the target over all items and their draft tokens, and commits what stands.
@@ -304,8 +309,14 @@ impl Engine {
         let seconds_drafting = std::mem::take(&mut self.draft_seconds);
         let mut cost = 1.0;
         if decode {
-            self.target_cost.observe(self.rows.len(), seconds);
-            let without = self.target_cost.seconds(items.len());
+            let without = load(items);
+            let with = items.iter().zip(proposals);
+            let with = with.fold(without, |load, (item, proposal)| {
+                load.further(proposal.tokens.len(), item.start + item.count)
+            });
+            let machine = self.target_cost.observe(with, seconds);
+            self.draft_cost.scale(machine);
+            let without = self.target_cost.seconds(without);
             cost = without.map_or(1.0, |without| (seconds + seconds_drafting) / without);
         }
 
@@ -345,7 +356,11 @@ impl Engine {
             target_seconds: seconds,
             draft_seconds: seconds_drafting,
         };
-        if let Some(time) = step.time(&self.target_cost) {
+        let plain = items.iter().filter(|item| item.completes);
+        let plain = plain.fold(Load::default(), |load, item| {
+            load.sequence(1, item.start + item.count)
+        });
+        if let Some(time) = self.target_cost.seconds(plain).and_then(|plain| step.time(plain)) {
             self.stats.decode_time.add(time);
             report::decode_time(time);
         }
@@ -459,6 +474,12 @@ impl Engine {
             events.push((id, Event::Finished { reason, stats: sequence.stats }));
         }
     }
+}
+
+/// What a pass computes without draft tokens.
+fn load(items: &[Scheduled]) -> Load {
+    let add = |load: Load, item: &Scheduled| load.sequence(item.count, item.start + item.count);
+    items.iter().fold(Load::default(), add)
 }
 
 #[cfg(test)]

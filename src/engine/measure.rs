@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::Engine;
 use crate::kv_cache::BlockTable;
 use crate::model::{Forward, Rows};
+use crate::spec::Load;
 
 /// Seconds of forward passes, each the median of several.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,7 +36,9 @@ impl MeasuredCosts {
 }
 
 /// Rows of the draft passes that are timed.
-const DRAFT_ROWS: [usize; 3] = [1, 4, 16];
+const DRAFT_ROWS: [usize; 4] = [1, 4, 16, 64];
+/// Positions that a pass is timed behind, beyond the context, to learn what attention costs.
+const FAR: usize = 512;
 /// Rows of the target passes that an engine times before it serves, and the context behind which.
 const PROFILE_ROWS: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 const PROFILE_CONTEXT: usize = 64;
@@ -66,10 +69,13 @@ impl Engine {
         repeats: usize,
     ) -> MeasuredCosts {
         assert!(!self.has_work(), "step costs are measured on an idle engine");
-        let longest = context + row_counts.iter().copied().max().unwrap_or(1).max(1);
-        assert!(longest <= self.limits.max_model_len, "{longest} positions exceed the context");
+        let most = row_counts.iter().copied().max().unwrap_or(1).max(1);
+        let limit = self.limits.max_model_len;
+        assert!(context + most <= limit, "{context} + {most} positions exceed the context");
+        let far = (context + FAR).min(limit - 1);
         let mut table = BlockTable::new();
-        let reserved = table.reserve(longest, self.scheduler.pool_mut());
+        let reserved =
+            table.reserve(limit.min(far.max(context + most) + 1), self.scheduler.pool_mut());
         assert!(reserved, "invariant: an idle engine has room for one sequence");
         let chunk = self.config.max_num_batched_tokens;
         let mut costs = MeasuredCosts { target: Vec::new(), draft: None };
@@ -77,24 +83,31 @@ impl Engine {
         prefill(target, &table, context, chunk);
         // Round-robin, so that a busy moment of the machine touches every count alike.
         let mut samples = vec![Vec::new(); row_counts.len()];
+        let mut attention = Vec::new();
         for _ in 0..repeats.max(1) {
+            // What the far positions hold does not matter.
+            let near = time(target, &table, context, 1);
+            attention.push(time(target, &table, far, 1) - near);
             for (samples, &rows) in samples.iter_mut().zip(row_counts) {
                 samples.push(time(target, &table, context, rows));
             }
         }
+        if far > context {
+            self.target_cost.measured_attention(median(&mut attention) / (far - context) as f64);
+        }
         for (mut samples, &rows) in samples.into_iter().zip(row_counts) {
             let seconds = median(&mut samples);
-            self.target_cost.measured(rows, seconds);
+            self.target_cost.measured(Load::default().sequence(rows, context), seconds);
             costs.target.push((rows, seconds));
         }
         if let Some(draft) = self.cascade.draft_mut() {
             let draft = draft.model_mut();
             prefill(draft, &table, context, chunk);
-            for rows in DRAFT_ROWS.into_iter().filter(|&rows| rows <= longest - context) {
+            for rows in DRAFT_ROWS.into_iter().filter(|&rows| context + rows <= limit) {
                 let mut samples: Vec<f64> =
                     (0..repeats.max(1)).map(|_| time(draft, &table, context, rows)).collect();
                 let seconds = median(&mut samples);
-                self.draft_cost.measured(rows, seconds);
+                self.draft_cost.measured(Load { rows, positions: 0.0 }, seconds);
                 costs.draft = costs.draft.or(Some(seconds));
             }
         }

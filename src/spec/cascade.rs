@@ -2,10 +2,11 @@
 //! the draft model, whichever promises most, for as long as a draft token is worth what it costs.
 
 use super::draft_model::DraftModel;
-use super::{DraftToken, Match, Prices, Proposal, Proposer, Speculation};
+use super::{DraftToken, Load, Match, Prices, Proposal, Proposer, Speculation};
 use crate::grammar::GrammarState;
 use crate::kv_cache::BlockTable;
-use crate::sampling::{Draws, History, Processor, SamplingParams, log_sum_exp};
+use crate::ops::{arg_max, sum_exp};
+use crate::sampling::{Draws, History, Processor, SamplingParams};
 
 /// A chance of acceptance under which drafting is tried even where it has failed so far.
 const HOPE: f64 = 0.8;
@@ -83,9 +84,9 @@ impl Cascade {
         self.draft.as_mut()
     }
 
-    /// Fills in the proposals for a target pass that has `rows` rows without them. Failures of the
+    /// Fills in the proposals for a target pass of `load` without them. Failures of the
     /// draft model leave them short or empty and never reach the caller otherwise.
-    pub fn propose(&mut self, tasks: &mut [ProposeTask<'_>], mut rows: usize, prices: &Prices<'_>) {
+    pub fn propose(&mut self, tasks: &mut [ProposeTask<'_>], mut load: Load, prices: &Prices<'_>) {
         let mut chains: Vec<Chain<'_, '_>> =
             tasks.iter_mut().map(|task| Chain { task, chance: 1.0, closed: false }).collect();
         for chain in &mut chains {
@@ -109,7 +110,7 @@ impl Cascade {
             let mut open = chains.iter().filter(|chain| !chain.closed).count();
             let mut drafting = Vec::new();
             for (index, chain) in chains.iter_mut().enumerate().filter(|(_, c)| !c.closed) {
-                if chain.copy(&mut rows, prices, draft.then_some(open)) {
+                if chain.copy(&mut load, prices, draft.then_some(open)) {
                     drafting.push(index);
                 } else {
                     chain.closed = true;
@@ -119,7 +120,7 @@ impl Cascade {
             if drafting.is_empty() {
                 break;
             }
-            self.pass(&mut chains, &drafting, &mut rows, prices);
+            self.pass(&mut chains, &drafting, &mut load, prices);
         }
         for Chain { task, .. } in chains {
             let drafted = &task.proposal.tokens;
@@ -135,7 +136,7 @@ impl Cascade {
         &mut self,
         chains: &mut [Chain<'_, '_>],
         drafting: &[usize],
-        rows: &mut usize,
+        load: &mut Load,
         prices: &Prices<'_>,
     ) {
         let Self { draft: Some(draft), processor } = self else { return };
@@ -182,7 +183,7 @@ impl Cascade {
             let confidence = confidence(logits);
             let chance = chain.chance * task.state.acceptance.confident(confidence);
             let id = task.draws.draft(&draft_probs, task.tokens.len());
-            if chance < prices.rows(*rows, 1) {
+            if chance < prices.rows(*load, 1, task.tokens.len()) {
                 chain.closed = true;
                 if task.params.temperature == 0.0 || task.draws.is_coupled() {
                     task.proposal.left_out = Some((id, confidence));
@@ -190,7 +191,7 @@ impl Cascade {
                 continue;
             }
             chain.chance = chance;
-            *rows += 1;
+            *load = load.further(1, task.tokens.len());
             let proposer = Proposer::DraftModel;
             chain.push(DraftToken { id, draft_probs, proposer, confidence });
         }
@@ -201,27 +202,28 @@ impl Cascade {
 impl Chain<'_, '_> {
     /// Copies what is worth copying. Returns whether the draft model should go on, which `sharing`
     /// chains ask at a time; `None` without one.
-    fn copy(&mut self, rows: &mut usize, prices: &Prices<'_>, sharing: Option<usize>) -> bool {
+    fn copy(&mut self, load: &mut Load, prices: &Prices<'_>, sharing: Option<usize>) -> bool {
         loop {
             let room = self.task.num_tokens - self.task.proposal.tokens.len();
             if room == 0 || self.closed {
                 return false;
             }
             let drafting =
-                sharing.map_or(0.0, |sharing| self.draft_value(room, *rows, prices, sharing));
+                sharing.map_or(0.0, |sharing| self.draft_value(room, *load, prices, sharing));
+            let context = self.task.tokens.len();
             let copies = [self.predicted(), self.matching()].into_iter().flatten();
             let best = copies
                 .map(|(proposer, at, available)| {
                     let acceptance = &self.task.state.acceptance;
                     let chance = |place: usize| acceptance.copied(proposer, at.length + place);
-                    let price = |length| prices.rows(*rows, length);
+                    let price = |length| prices.rows(*load, length, context);
                     let (length, value) = best(room.min(available), self.chance, chance, price);
                     (proposer, at, length, value)
                 })
                 .reduce(|a, b| if b.3 > a.3 { b } else { a });
             match best {
                 Some((proposer, at, length, value)) if value > drafting.max(0.0) => {
-                    *rows += self.take(proposer, at, length);
+                    *load = load.further(self.take(proposer, at, length), context);
                 }
                 _ => return drafting > 0.0,
             }
@@ -280,8 +282,9 @@ impl Chain<'_, '_> {
         task.proposal.tokens.push(token);
     }
 
-    /// Tokens that the draft model promises beyond what it costs, with up to `room` of its own.
-    fn draft_value(&self, room: usize, rows: usize, prices: &Prices<'_>, sharing: usize) -> f64 {
+    /// Tokens that the draft model promises beyond what it costs, with up to `room` of its own, while
+    /// `sharing` chains ask for passes.
+    fn draft_value(&self, room: usize, load: Load, prices: &Prices<'_>, sharing: usize) -> f64 {
         let task = &*self.task;
         let state = &*task.state;
         if state.draft.failed {
@@ -289,11 +292,12 @@ impl Chain<'_, '_> {
         }
         // Catching up is paid once and used by the rounds to come.
         let rounds = task.tokens_left.clamp(1, HORIZON) as f64;
-        let missing = state.draft.missing(task.tokens.len());
+        let context = task.tokens.len();
+        let missing = state.draft.missing(context);
         let once = (prices.draft_pass(missing) - prices.draft_pass(1)).max(0.0) / rounds;
         let pass = prices.draft_pass(sharing) / sharing as f64;
         let value = |alpha: f64| {
-            let price = |length| prices.rows(rows, length) + length as f64 * pass;
+            let price = |length| prices.rows(load, length, context) + length as f64 * pass;
             best(room, self.chance, |_| alpha, price).1 - once
         };
         let promised = value(state.acceptance.draft_model());
@@ -326,6 +330,8 @@ fn best(
 
 /// Probability of the most likely token at temperature 1.
 fn confidence(logits: &[f32]) -> f32 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    (max - log_sum_exp(logits)).exp()
+    match arg_max(logits) {
+        Ok(Some((_, max))) => 1.0 / sum_exp(logits, max),
+        _ => 0.0,
+    }
 }

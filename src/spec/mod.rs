@@ -12,7 +12,7 @@ mod rejection;
 
 pub use acceptance::Acceptance;
 pub use cascade::{Cascade, ProposeTask};
-pub use cost::{Prices, StepCost};
+pub use cost::{Load, Prices, StepCost};
 pub use draft_model::{DraftModel, DraftPass};
 pub use ngram::{Match, NgramIndex};
 pub use prediction::Prediction;

@@ -61,7 +61,7 @@ pub struct Proposal {
 
 /// Rounds without the draft model after which it is tried again; twice as many each time.
 const PATIENCE: u32 = 64;
-/// Weight of a new round in the gain.
+/// Weight of a new round in what is usual.
 const NEW: f64 = 0.1;
 
 /// What speculation remembers of a sequence.
@@ -77,7 +77,8 @@ pub struct Speculation {
     pub(super) idle: u32,
     pub(super) patience: u32,
     prompt_len: usize,
-    gain: f64,
+    /// Tokens of a round and its time over that without speculation, of late.
+    usual: (f64, f64),
 }
 
 impl Speculation {
@@ -94,14 +95,14 @@ impl Speculation {
             idle: 0,
             patience: PATIENCE,
             prompt_len,
-            gain: 1.0,
+            usual: (1.0, 1.0),
         }
     }
 
     /// Tokens per second with speculation over those without, at least 1.
     #[must_use]
     pub fn gain(&self) -> f64 {
-        self.gain.max(1.0)
+        (self.usual.0 / self.usual.1).max(1.0)
     }
 
     /// Forgets what the draft model's cache held of the sequence.
@@ -128,7 +129,8 @@ impl Speculation {
         } else if std::mem::take(&mut self.idle) >= self.patience {
             self.patience *= 2;
         }
-        self.gain += NEW * (new as f64 / cost - self.gain);
+        self.usual.0 += NEW * (new as f64 - self.usual.0);
+        self.usual.1 += NEW * (cost - self.usual.1);
         let own = &mut self.acceptance;
         for (place, token) in proposal.tokens.iter().enumerate().take(accepted + 1) {
             if token.proposer == Proposer::DraftModel {
