@@ -11,9 +11,11 @@ speculation: prompt lookup (OpenVINO), n-grams (llama.cpp), draft model and n-gr
 
 import argparse
 import http.client
+import itertools
 import json
 import math
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -37,9 +39,11 @@ def chat(text):
     )
 
 
-def words(count):
-    """Plain text of about `count` tokens."""
-    return " ".join(WORDS[(i * 7 + i // 13) % len(WORDS)] for i in range(count))
+def words(count, number=0):
+    """Plain text of about `count` tokens. Texts of different numbers differ from their first word on, so
+    that nobody answers one from what a cache kept of another."""
+    text = random.Random(number)
+    return " ".join(text.choice(WORDS) for _ in range(count))
 
 
 class Server:
@@ -225,16 +229,18 @@ def engines(args):
 def basics(running, repeats):
     """Decode, decode at 1,024 tokens, prefill of 512 and 8 streams, in tokens per second."""
 
+    numbers = itertools.count(1)
+
     def decode(engine, context):
-        _, tokens, first, total = engine.answer(words(context), 128, True)
+        _, tokens, first, total = engine.answer(words(context, next(numbers)), 128, True)
         return (tokens - 1) / (total - first)
 
     def prefill(engine):
-        tokens, _, _, total = engine.answer(words(512), 1, True)
+        tokens, _, _, total = engine.answer(words(512, next(numbers)), 1, True)
         return tokens / total
 
     def streams(engine):
-        tokens, seconds = engine.together([words(50 + i) for i in range(8)], 128)
+        tokens, seconds = engine.together([words(50 + i, next(numbers)) for i in range(8)], 128)
         return tokens / seconds
 
     measures = {

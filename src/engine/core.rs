@@ -16,10 +16,8 @@ use super::{
 use crate::model::{Decoder, Forward, Rows, Runner};
 use crate::sampling::Processor;
 use crate::spec::{
-use crate::spec::{
     Acceptance, Cascade, DraftModel, DraftToken, Load, Prices, Proposal, ProposeTask, Proposer,
     StepCost,
-};
 };
 
 /// Many sequences, one target and perhaps one draft model. Single-threaded: see
@@ -225,7 +223,7 @@ impl Engine {
             return proposals;
         }
         let load = load(items);
-        let rate = self.tokens_per_second(items, load);
+        let rate = self.tokens_per_second(items);
         let prices = match rate.filter(|_| self.config.adaptive) {
             Some(rate) => Prices::new(&self.target_cost, &self.draft_cost, rate),
             None => Prices::free(),
@@ -272,19 +270,19 @@ impl Engine {
         for pass in passes {
             self.stats.draft.record(pass.rows, pass.decode, pass.seconds);
             self.stats.draft_flops += pass.flops;
-            let machine =
-                self.draft_cost.observe(Load { rows: pass.rows, positions: 0.0 }, pass.seconds);
+            let machine = self.draft_cost.observe(pass.rows, pass.seconds);
             self.target_cost.scale(machine);
             self.draft_seconds += pass.seconds;
         }
         proposals
     }
 
-    /// Tokens that the step would yield per second at the sequences' usual gain from speculation.
-    fn tokens_per_second(&self, items: &[Scheduled], load: Load) -> Option<f64> {
-        let completing = items.iter().filter(|item| item.completes);
-        let tokens: f64 = completing.map(|item| self.sequences[&item.id].speculation.gain()).sum();
-        Some(tokens / self.target_cost.seconds(load)?)
+    /// Tokens per second at which the sequences of a step generate once all of them do, at their usual
+    /// gain from speculation. A token more saves that time, also where it comes of a pass that reads
+    /// prompts.
+    fn tokens_per_second(&self, items: &[Scheduled]) -> Option<f64> {
+        let tokens: f64 = items.iter().map(|i| self.sequences[&i.id].speculation.gain()).sum();
+        Some(tokens / self.target_cost.seconds(one_row_each(items.iter()))?)
     }
 
     /// Runs the target over all items and their draft tokens, and commits what stands.
@@ -356,10 +354,7 @@ impl Engine {
             target_seconds: seconds,
             draft_seconds: seconds_drafting,
         };
-        let plain = items.iter().filter(|item| item.completes);
-        let plain = plain.fold(Load::default(), |load, item| {
-            load.sequence(1, item.start + item.count)
-        });
+        let plain = one_row_each(items.iter().filter(|item| item.completes));
         if let Some(time) = self.target_cost.seconds(plain).and_then(|plain| step.time(plain)) {
             self.stats.decode_time.add(time);
             report::decode_time(time);
@@ -480,6 +475,11 @@ impl Engine {
 fn load(items: &[Scheduled]) -> Load {
     let add = |load: Load, item: &Scheduled| load.sequence(item.count, item.start + item.count);
     items.iter().fold(Load::default(), add)
+}
+
+/// What a pass computes with one row of each sequence.
+fn one_row_each<'a>(items: impl Iterator<Item = &'a Scheduled>) -> Load {
+    items.fold(Load::default(), |load, item| load.sequence(1, item.start + item.count))
 }
 
 #[cfg(test)]

@@ -107,7 +107,7 @@ impl Engine {
                 let mut samples: Vec<f64> =
                     (0..repeats.max(1)).map(|_| time(draft, &table, context, rows)).collect();
                 let seconds = median(&mut samples);
-                self.draft_cost.measured(Load { rows, positions: 0.0 }, seconds);
+                self.draft_cost.measured(rows, seconds);
                 costs.draft = costs.draft.or(Some(seconds));
             }
         }

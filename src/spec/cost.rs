@@ -22,6 +22,13 @@ pub struct Load {
     pub positions: f64,
 }
 
+impl From<usize> for Load {
+    /// Rows that attend to next to nothing.
+    fn from(rows: usize) -> Self {
+        Self { rows, positions: 0.0 }
+    }
+}
+
 impl Load {
     /// With another sequence, of `rows` rows behind `context` positions.
     #[must_use]
@@ -68,14 +75,16 @@ impl StepCost {
     }
 
     /// Sets the cost of passes with the rows of `load` to a measurement.
-    pub fn measured(&mut self, load: Load, seconds: f64) {
+    pub fn measured(&mut self, load: impl Into<Load>, seconds: f64) {
+        let load = load.into();
         let matrices = self.without_attention(load, seconds);
         self.points.insert(load.rows, (matrices, MEASURED));
     }
 
     /// Takes a pass into account. Returns how many times slower than expected the machine as a whole
     /// seems to be, as far as one pass can tell.
-    pub fn observe(&mut self, load: Load, seconds: f64) -> f64 {
+    pub fn observe(&mut self, load: impl Into<Load>, seconds: f64) -> f64 {
+        let load = load.into();
         let Some(expected) = self.seconds(load) else {
             let matrices = self.without_attention(load, seconds);
             self.points.insert(load.rows, (matrices, 1.0));
@@ -109,7 +118,8 @@ impl StepCost {
 
     /// Seconds of a pass, or `None` before the first.
     #[must_use]
-    pub fn seconds(&self, load: Load) -> Option<f64> {
+    pub fn seconds(&self, load: impl Into<Load>) -> Option<f64> {
+        let load = load.into();
         Some(self.matrices(load.rows)? + self.attention * load.positions)
     }
 
@@ -182,10 +192,6 @@ impl<'a> Prices<'a> {
 mod tests {
     use super::*;
 
-    fn rows(rows: usize) -> Load {
-        Load { rows, positions: 0.0 }
-    }
-
     #[test]
     fn kept_numbers_of_rows() {
         let expected = [(1, 1), (2, 2), (3, 3), (4, 4), (4, 6), (6, 6), (6, 8), (8, 8), (8, 12)];
@@ -196,34 +202,34 @@ mod tests {
     #[test]
     fn lines_between_points() {
         let mut cost = StepCost::default();
-        assert_eq!(cost.seconds(rows(1)), None);
-        cost.measured(rows(2), 1.0);
-        assert_eq!([1, 2, 9].map(|n| cost.seconds(rows(n))), [Some(1.0); 3], "one point: flat");
-        cost.measured(rows(4), 2.0);
-        let at = |cost: &StepCost, n| cost.seconds(rows(n)).unwrap();
+        assert_eq!(cost.seconds(1), None);
+        cost.measured(2, 1.0);
+        assert_eq!([1, 2, 9].map(|n| cost.seconds(n)), [Some(1.0); 3], "one point: flat");
+        cost.measured(4, 2.0);
+        let at = |cost: &StepCost, n| cost.seconds(n).unwrap();
         assert_eq!([1, 2, 3, 4, 8].map(|n| at(&cost, n)), [1.0, 1.0, 1.5, 2.0, 4.0]);
-        cost.measured(rows(8), 1.0);
+        cost.measured(8, 1.0);
         assert_eq!([6, 8, 100].map(|n| at(&cost, n)), [1.5, 1.0, 1.0]);
     }
 
     #[test]
     fn follows_what_is_seen() {
         let mut cost = StepCost::default();
-        cost.measured(rows(1), 1.0);
-        cost.measured(rows(4), 1.5);
-        let at = |cost: &StepCost, n| cost.seconds(rows(n)).unwrap();
+        cost.measured(1, 1.0);
+        cost.measured(4, 1.5);
+        let at = |cost: &StepCost, n| cost.seconds(n).unwrap();
         // A busy machine doubles everything, though only one number of rows is seen.
-        let machine: f64 = (0..200).map(|_| cost.observe(rows(1), 2.0)).product();
+        let machine: f64 = (0..200).map(|_| cost.observe(1, 2.0)).product();
         assert!((at(&cost, 1) - 2.0).abs() < 0.05);
         assert!(at(&cost, 4) > 2.2 && (at(&cost, 4) / machine - 1.5).abs() < 1e-6);
         // Rows of other numbers find their own cost.
         (0..900).for_each(|step| {
-            cost.observe(rows(1 + step % 2 * 4), [2.0, 5.0][step % 2]);
+            cost.observe(1 + step % 2 * 4, [2.0, 5.0][step % 2]);
         });
         assert!((at(&cost, 5) - 5.0).abs() < 0.3, "{}", at(&cost, 5));
         assert!((at(&cost, 1) - 2.0).abs() < 0.2);
         let before = at(&cost, 1);
-        cost.observe(rows(1), 1000.0);
+        cost.observe(1, 1000.0);
         assert!(at(&cost, 1) < 1.1 * before, "an interruption");
     }
 
@@ -232,11 +238,11 @@ mod tests {
     #[test]
     fn the_unknown_leaves_the_known_alone() {
         let mut cost = StepCost::default();
-        cost.measured(rows(1), 1.0);
-        cost.measured(rows(16), 2.0);
-        (0..10).for_each(|_| assert_eq!(cost.observe(rows(96), 30.0).max(1.1), 1.1));
-        assert!((cost.seconds(rows(1)).unwrap() - 1.0).abs() < 0.2);
-        assert!((cost.seconds(rows(96)).unwrap() - 30.0).abs() < 3.0);
+        cost.measured(1, 1.0);
+        cost.measured(16, 2.0);
+        (0..10).for_each(|_| assert_eq!(cost.observe(96, 30.0).max(1.1), 1.1));
+        assert!((cost.seconds(1).unwrap() - 1.0).abs() < 0.2);
+        assert!((cost.seconds(96).unwrap() - 30.0).abs() < 3.0);
     }
 
     #[test]
@@ -263,13 +269,13 @@ mod tests {
     fn prices_are_in_tokens() {
         let (mut target, mut draft) = (StepCost::default(), StepCost::default());
         target.measured_attention(0.01);
-        target.measured(rows(1), 1.0);
-        target.measured(rows(5), 2.0);
-        draft.measured(rows(1), 0.1);
+        target.measured(1, 1.0);
+        target.measured(5, 2.0);
+        draft.measured(1, 0.1);
         let prices = Prices::new(&target, &draft, 3.0);
-        assert_eq!((prices.rows(rows(1), 4, 0), prices.rows(rows(1), 0, 9)), (3.0, 0.0));
-        assert!((prices.rows(rows(1), 4, 100) - 15.0).abs() < 1e-9);
+        assert_eq!((prices.rows(1.into(), 4, 0), prices.rows(1.into(), 0, 9)), (3.0, 0.0));
+        assert!((prices.rows(1.into(), 4, 100) - 15.0).abs() < 1e-9);
         assert!((prices.draft_pass(1) - 0.3).abs() < 1e-12);
-        assert_eq!((Prices::free().rows(rows(1), 4, 7), Prices::free().draft_pass(9)), (0.0, 0.0));
+        assert_eq!((Prices::free().rows(1.into(), 4, 7), Prices::free().draft_pass(9)), (0.0, 0.0));
     }
 }
