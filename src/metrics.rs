@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::engine::NoDraft;
@@ -205,6 +205,9 @@ fn describe() {
         (KV_CACHE_BLOCKS, "Blocks of the K/V cache."),
     ] {
         describe_gauge!(name, help);
+    }
+    for name in [RUNNING_SEQUENCES, WAITING_SEQUENCES, KV_CACHE_USED_BLOCKS] {
+        gauge!(name).set(0.0);
     }
     for (name, help) in [
         (QUEUE_TIME, "Seconds from submission to the first step."),

@@ -9,6 +9,7 @@ that should not be."""
 import argparse
 import concurrent.futures
 import json
+import random
 import shutil
 import signal
 import socket
@@ -77,7 +78,8 @@ def router(replicas, policy):
     port, metrics = free_port(), free_port()
     command = [args.router, "--port", str(port), "--policy", policy, "--worker-urls", *(it.url for it in replicas),
                "--prometheus-port", str(metrics), "--health-check-interval-secs", "1", "--health-failure-threshold", "1",
-               "--health-check-endpoint", "/ready", "--cb-failure-threshold", "1"]
+               "--health-check-endpoint", "/ready", "--cb-failure-threshold", "1",
+               "--cb-timeout-duration-secs", "2", "--cb-success-threshold", "1"]
     return Process(command, port).ready("/health")
 
 
@@ -119,8 +121,11 @@ def streams_while(front, replicas, happens, count=8):
     prompts = [user(f"Write a long story about the number {n}.") for n in range(count)]
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
         texts = [pool.submit(ask, front, p, 300, True, mine) for p, mine in zip(prompts, pieces)]
-        until("all streams have begun", lambda: all(pieces))
-        running = [int(it.metric("pleach_running_sequences")) for it in replicas]
+        running = []
+        def begun():
+            running[:] = [int(it.metric("pleach_running_sequences") or 0) for it in replicas]
+            return all(pieces) and sum(running) == count
+        until("all streams run", begun)
         happens()
         return [text.result() for text in texts], running
 
@@ -154,7 +159,7 @@ try:
 
     texts, running = streams_while(front, pair, lambda: pair[0].end())
     lost = texts.count(None)
-    print(f"a replica killed under 8 streams ({running[0]} on it): {lost} lost")
+    print(f"a replica killed under 8 streams ({running[0]} on it, {running[1]} on the other): {lost} lost")
     assert lost <= running[0], "another replica's stream was lost"
     answered = [ask(front, user(f"Say {n}.")) for n in range(6)]
     print(f"after it: {6 - answered.count(None)} of 6 requests answered")
@@ -163,10 +168,13 @@ try:
     pair[0] = replica(pair[0].port).ready("/ready")
     processes.append(pair[0])
     def taken_in():
-        ask(front, user(f"Hello at {time.monotonic()}."), 8)
-        return pair[0].metric("pleach_prompt_tokens_total") > 0
+        # Prompts that begin alike would stay where the first one went.
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda n: ask(front, user(f"{random.random()} {n}, say hello."), 8), range(8)))
+        return (pair[0].metric("pleach_prompt_tokens_total") or 0) > 0
+    began = time.monotonic()
     until("the new replica gets requests", taken_in)
-    print("a new replica in its place is taken in")
+    print(f"a new replica in its place is taken in, after {time.monotonic() - began:.0f} s")
 
     code = []
     texts, running = streams_while(front, pair, lambda: code.append(pair[0].end(signal.SIGTERM)))

@@ -108,10 +108,7 @@ type Readers = HashMap<RequestId, mpsc::Sender<Event>>;
 
 fn run(mut engine: Engine, commands: commands::Receiver<Command>, alive: &watch::Sender<bool>) {
     let mut readers = Readers::new();
-    let work = AssertUnwindSafe(|| {
-        engine.profile();
-        while turn(&mut engine, &commands, &mut readers) {}
-    });
+    let work = AssertUnwindSafe(|| while turn(&mut engine, &commands, &mut readers) {});
     let crashed = catch_unwind(work).is_err();
     alive.send_replace(false);
     let reason = if crashed { CRASHED } else { STOPPED };

@@ -3,9 +3,7 @@ use super::super::test_model::{Fault, TestModel};
 use super::*;
 
 fn engine(on_one: Fault) -> Engine {
-    // Without speculation nothing runs before the first request.
-    let config =
-        EngineConfig { num_blocks: Some(32), num_speculative_tokens: 0, ..Default::default() };
+    let config = EngineConfig { num_blocks: Some(32), ..Default::default() };
     let mut target = TestModel::new(32);
     target.on_one = on_one;
     Engine::with_models(Box::new(target), None, config).unwrap()

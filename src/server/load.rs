@@ -99,7 +99,9 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
     ];
     metrics::gauge!(INFO, &labels).set(1.0);
     let eos_token_ids = model.eos_token_ids.clone();
-    let engine = Engine::new(target, draft, config.engine.clone())?;
+    let mut engine = Engine::new(target, draft, config.engine.clone())?;
+    // Before anything else computes: what is measured beside it seems slow for good.
+    engine.profile();
     let (engine, thread) = EngineHandle::start(engine);
     Ok((Serving::new(name, engine, tokenizer, template, eos_token_ids), thread))
 }
