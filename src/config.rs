@@ -158,6 +158,10 @@ pub struct Args {
     /// The model's name in the API. Default: the name of its file or folder.
     #[arg(long, env = "PLEACH_SERVED_MODEL_NAME")]
     pub served_model_name: Option<String>,
+    /// An OpenTelemetry collector to send a span of every request to (OTLP over HTTP, protobuf), such as
+    /// http://localhost:4318. Default: none.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
     /// Form of the log.
     #[arg(long, env = "PLEACH_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use pleach::config::{CheckArgs, Command, Config, LogFormat};
 use pleach::config_file::{self, ConfigError};
-use pleach::server::{AppState, load, run};
+use pleach::server::{AppState, export_spans, load, run};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -47,6 +47,13 @@ fn start() -> anyhow::Result<()> {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
+    let traces = match &args.otlp_endpoint {
+        Some(endpoint) if check.is_none() => Some(
+            export_spans(endpoint)
+                .with_context(|| format!("--otlp-endpoint {endpoint} cannot be used"))?,
+        ),
+        _ => None,
+    };
     let config = Config::from(args);
     if let Some(check) = check {
         return report(&config, &check);
@@ -56,6 +63,9 @@ fn start() -> anyhow::Result<()> {
     let result = runtime.block_on(serve(config));
     // Streams that outlived the drain are cut here.
     runtime.shutdown_timeout(Duration::from_secs(1));
+    if let Some(Err(error)) = traces.map(|traces| traces.shutdown()) {
+        tracing::warn!(%error, "the last spans were not sent");
+    }
     result
 }
 

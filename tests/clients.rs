@@ -7,6 +7,8 @@ mod check;
 #[path = "clients/documents.rs"]
 mod documents;
 mod support;
+#[path = "clients/traces.rs"]
+mod traces;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::keys::Metered;
+use super::spans::SequenceSpan;
 use super::state::Serving;
 use super::{ApiError, Body, structured};
 use crate::engine::{Event, FinishReason, Request, SequenceStats, TokenOut};
@@ -169,8 +170,9 @@ impl Generation {
             let (sender, permit) = (sender.clone(), Arc::clone(&permit));
             let text = Detokenizer::new(Arc::clone(&serving.tokenizer));
             let stop = StopStrings::new(self.stop.clone());
+            let span = SequenceSpan::start(choice);
             tokio::spawn(async move {
-                read(choice, events, sender, text, stop, ends).await;
+                read(choice, events, sender, text, stop, ends, span).await;
                 drop(permit);
             });
         }
@@ -199,12 +201,14 @@ async fn read(
     mut detokenizer: Detokenizer,
     mut stop: StopStrings,
     ends: Ends,
+    mut span: Option<SequenceSpan>,
 ) {
     let mut stats = SequenceStats::default();
     loop {
         let mut piece = Piece { choice, ..Piece::default() };
         match events.recv().await {
             Some(Event::Tokens(tokens)) => {
+                span.iter().for_each(|span| span.round(&tokens));
                 for token in tokens {
                     stats.generated_tokens += 1;
                     if !ends.0.contains(&token.id) {
@@ -213,6 +217,7 @@ async fn read(
                         piece.tokens.push(token);
                         piece.texts.push(text);
                         if stopped {
+                            span.into_iter().for_each(SequenceSpan::stopped);
                             let stats = std::mem::take(&mut stats);
                             piece.end = Some(End { reason: Ok("stop"), stats });
                             // Dropping the events cancels the sequence.
@@ -223,6 +228,9 @@ async fn read(
                 }
             }
             Some(Event::Finished { reason, stats }) => {
+                if let Some(span) = span.take() {
+                    span.end(reason.name(), &stats);
+                }
                 let (text, stopped) = stop.push(&detokenizer.finish());
                 piece.text = text;
                 if !stopped {

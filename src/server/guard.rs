@@ -9,10 +9,11 @@ use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use opentelemetry::context::FutureExt;
 use tokio::time::timeout;
 use tracing::Instrument;
 
-use super::{ApiError, AppState};
+use super::{ApiError, AppState, spans};
 use crate::metrics::HTTP_REQUESTS;
 
 /// Largest request body.
@@ -23,16 +24,26 @@ const MAX_BODY_BYTES: usize = 8 << 20;
 pub(super) async fn observe(route: Option<MatchedPath>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let endpoint = route.map_or_else(|| "other".to_owned(), |route| route.as_str().to_owned());
-    let trace = text(&request, "traceparent").and_then(child_of);
-    let (method, id) =
-        (request.method().clone(), text(&request, "x-request-id").map(str::to_owned));
-    let span =
-        tracing::info_span!("request", %method, endpoint, id, traceparent = trace.as_deref());
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let method = request.method().clone();
+    // Probes and scrapes would fill the log, and the traces.
+    let asks = method == Method::POST;
+    let own = if asks { spans::of_request(&method, &endpoint, request.headers()) } else { None };
+    let trace = match &own {
+        Some(context) => Some(spans::traceparent(context)),
+        None => text(&request, "traceparent").and_then(child_of),
+    };
+    let id = text(&request, "x-request-id").map(str::to_owned);
+    let span = tracing::info_span!(
+        "request", %method, endpoint, id = id.as_deref(), traceparent = trace.as_deref()
+    );
+    let run = next.run(request).instrument(span.clone());
+    let mut response = run.with_context(own.clone().unwrap_or_default()).await;
+    if let Some(own) = &own {
+        spans::answered(own, response.status(), id);
+    }
     let status = response.status().as_u16();
     let seconds = started.elapsed().as_secs_f64();
-    // Probes and scrapes would fill the log.
-    if method == Method::POST {
+    if asks {
         span.in_scope(|| tracing::info!(status, seconds, "answered"));
     } else {
         span.in_scope(|| tracing::debug!(status, seconds, "answered"));

@@ -15,6 +15,7 @@ mod messages;
 mod playground;
 mod respond;
 mod responses;
+mod spans;
 mod state;
 mod structured;
 mod tls;
@@ -36,6 +37,7 @@ pub use error::ApiError;
 pub use keys::KeysError;
 pub use listen::{ConnectionLimits, EngineStopped, run};
 pub use load::{LoadError, Models, load};
+pub use spans::export_spans;
 pub use state::{AppState, Serving, SetupError};
 pub use tls::TlsError;
 
