@@ -120,10 +120,12 @@ impl SequenceSpan {
 
     /// Notes a round.
     pub(super) fn round(&self, tokens: &[TokenOut]) {
-        let mut attributes = vec![KeyValue::new("pleach.tokens", tokens.len() as i64)];
-        let drafts = tokens.iter().filter_map(|token| token.source.proposer());
-        attributes.push(KeyValue::new("pleach.accepted_tokens", drafts.clone().count() as i64));
-        if let Some(last) = drafts.last() {
+        let mut drafts = tokens.iter().filter_map(|token| token.source.proposer());
+        let mut attributes = vec![
+            KeyValue::new("pleach.tokens", tokens.len() as i64),
+            KeyValue::new("pleach.accepted_tokens", drafts.clone().count() as i64),
+        ];
+        if let Some(last) = drafts.next_back() {
             attributes.push(KeyValue::new("pleach.proposer", last.name()));
         }
         if let Some(own) = tokens.last().map(|token| token.source)
