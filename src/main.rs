@@ -90,7 +90,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     let metrics = pleach::metrics::install()?;
     let state =
-        AppState::new(config.max_queue + config.engine.max_num_seqs, metrics).configure(&config)?;
+        AppState::new(config.engine.max_num_seqs, config.max_queue, metrics).configure(&config)?;
     // The listener answers /health with 503 while the model loads.
     let mut server = std::pin::pin!(run(listener, state.clone(), shutdown()?));
     let loading = tokio::task::spawn_blocking(move || load(&config).map(|it| (config, it.0)));

@@ -22,7 +22,7 @@ fn app() -> Router {
         // Drafts are counted below, and on a busy machine they might not pay.
         let args = ["pleach", "--threads", "2", "--max-model-len", "512", "--fixed-drafts"];
         let config = Config::from(Args::parse_from(args));
-        let state = AppState::new(64, pleach::metrics::install().unwrap());
+        let state = AppState::new(64, 0, pleach::metrics::install().unwrap());
         state.serve(load(&config).unwrap().0);
         state
     });
@@ -263,6 +263,7 @@ async fn health_models_and_metrics() {
     }
     let loading = AppState::new(
         1,
+        0,
         metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle(),
     );
     let request = Request::get("/health").body(Body::empty()).unwrap();

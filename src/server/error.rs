@@ -44,12 +44,6 @@ impl ApiError {
         Self::status(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
-    /// No room for another request.
-    #[must_use]
-    pub fn busy() -> Self {
-        Self::rate_limited("the server's queue is full; try again shortly", 1)
-    }
-
     /// Too much at a time, or in a time; there may be room after `retry_after` seconds.
     #[must_use]
     pub fn rate_limited(message: &str, retry_after: u64) -> Self {

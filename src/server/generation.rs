@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
 use super::keys::Metered;
+use super::queue::Place;
 use super::spans::SequenceSpan;
 use super::state::Serving;
 use super::{ApiError, Body, structured};
@@ -116,6 +117,7 @@ impl Generation {
             max_tokens: limit.unwrap_or(default_max_tokens),
             stop_token_ids: body.or("stop_token_ids", Vec::new())?,
             ignore_eos: body.or("ignore_eos", false)?,
+            priority: body.or("priority", 0)?,
             num_speculative_tokens: body.take("num_speculative_tokens")?,
             ..Request::greedy(Vec::new(), 0)
         };
@@ -145,7 +147,7 @@ impl Generation {
         mut self,
         serving: &Arc<Serving>,
         prompts: Vec<Vec<u32>>,
-        permit: OwnedSemaphorePermit,
+        place: Place,
     ) -> Result<mpsc::Receiver<Piece>, ApiError> {
         if let Some((field, source)) = self.grammar.take() {
             self.request.grammar = Some(serving.compile(field, source).await?);
@@ -162,18 +164,18 @@ impl Generation {
             }
         }
         let (sender, receiver) = mpsc::channel(64);
-        let permit = Arc::new(permit);
+        let place = Arc::new(place);
         for (choice, request) in requests.into_iter().enumerate() {
             let ends = Ends::of(&request, serving);
             let length = request.prompt.len();
             let events = Metered::new(length, serving.engine.submit(request).await?);
-            let (sender, permit) = (sender.clone(), Arc::clone(&permit));
+            let (sender, place) = (sender.clone(), Arc::clone(&place));
             let text = Detokenizer::new(Arc::clone(&serving.tokenizer));
             let stop = StopStrings::new(self.stop.clone());
             let span = SequenceSpan::start(choice);
             tokio::spawn(async move {
                 read(choice, events, sender, text, stop, ends, span).await;
-                drop(permit);
+                drop(place);
             });
         }
         Ok(receiver)

@@ -13,6 +13,7 @@ mod load;
 mod logprobs;
 mod messages;
 mod playground;
+mod queue;
 mod respond;
 mod responses;
 mod spans;
@@ -122,8 +123,14 @@ fn entry(state: &AppState, name: &str) -> Value {
 fn usage(prompt_tokens: usize, choices: &[SequenceStats]) -> Value {
     let sum = |of: fn(&SequenceStats) -> u64| choices.iter().map(of).sum::<u64>();
     let completion: usize = choices.iter().map(|s| s.generated_tokens).sum();
+    // The choices of a prompt come one after the other, and all but the first find what that one computed.
+    let per_prompt = choices.iter().map(|s| s.prompt_tokens).sum::<usize>() / prompt_tokens.max(1);
+    let first = choices.iter().step_by(per_prompt.max(1));
     json!({
         "prompt_tokens": prompt_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": first.map(|s| s.cached_tokens).sum::<usize>(),
+        },
         "completion_tokens": completion,
         "total_tokens": prompt_tokens + completion,
         "pleach": {

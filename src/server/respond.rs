@@ -42,9 +42,7 @@ pub(super) async fn respond(
     format: Format,
 ) -> Result<Response, ApiError> {
     let count = prompts.len() * generation.choices;
-    let permits = u32::try_from(count).map_err(|_| ApiError::busy())?;
-    let permit =
-        Arc::clone(&state.permits).try_acquire_many_owned(permits).map_err(|_| ApiError::busy())?;
+    let place = state.queue.enter(count)?;
     let (stream, include_usage) = (generation.stream, generation.include_usage);
     let header = Header {
         format,
@@ -59,7 +57,7 @@ pub(super) async fn respond(
         token_sources: generation.token_sources,
     };
     let prompt_tokens = prompts.iter().map(Vec::len).sum();
-    let pieces = generation.start(serving, prompts, permit).await?;
+    let pieces = generation.start(serving, prompts, place).await?;
     if stream {
         let (sender, events) = mpsc::channel(64);
         tokio::spawn(stream_pieces(header, pieces, sender, prompt_tokens, count, include_usage));

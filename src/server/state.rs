@@ -7,11 +7,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::http::{HeaderName, HeaderValue, Method};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokenizers::Tokenizer;
-use tokio::sync::{Semaphore, SetOnce};
+use tokio::sync::SetOnce;
 use tokio_rustls::TlsAcceptor;
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
 use super::keys::Keys;
+use super::queue::Queue;
 use super::{ApiError, ConnectionLimits, KeysError, TlsError, tls};
 use crate::config::{Access, Config};
 use crate::engine::EngineHandle;
@@ -94,7 +95,7 @@ impl Serving {
 #[derive(Clone)]
 pub struct AppState {
     serving: Arc<SetOnce<Arc<Serving>>>,
-    pub(super) permits: Arc<Semaphore>,
+    pub(super) queue: Arc<Queue>,
     pub(super) metrics: PrometheusHandle,
     pub(super) started: u64,
     http: Arc<Http>,
@@ -126,13 +127,13 @@ pub enum SetupError {
 }
 
 impl AppState {
-    /// A state without a model yet, with room for `max_requests` at a time.
+    /// A state without a model yet, with room for `running` sequences and `waiting` more.
     #[must_use]
-    pub fn new(max_requests: usize, metrics: PrometheusHandle) -> Self {
+    pub fn new(running: usize, waiting: usize, metrics: PrometheusHandle) -> Self {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
-        let permits = Arc::new(Semaphore::new(max_requests.min(Semaphore::MAX_PERMITS)));
+        let queue = Arc::new(Queue::new(running, waiting));
         let (serving, http, draining) = (Arc::default(), Arc::default(), Arc::default());
-        Self { serving, permits, metrics, started, http, draining }
+        Self { serving, queue, metrics, started, http, draining }
     }
 
     /// The same with the limits, keys, certificate and origins of a configuration.

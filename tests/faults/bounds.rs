@@ -162,8 +162,54 @@ fn a_full_queue_says_when_to_come_back() {
     });
     let answer = ask(&server);
     assert_eq!(answer.status, 429);
-    assert!(answer.header("retry-after").unwrap().parse::<u32>().unwrap() > 0);
+    let seconds = |answer: &Answer| answer.header("retry-after").unwrap().parse::<u32>().unwrap();
+    assert!(seconds(&answer) > 0);
     assert_eq!(answer.json()["error"]["type"], "rate_limit_error");
+    // Two wait and nobody has left for a second: it takes two at least.
+    std::thread::sleep(Duration::from_millis(1100));
+    assert!(seconds(&ask(&server)) > 2);
     drop(running);
     until("there is room again", SOON, || ask(&server).status == 200);
+}
+
+#[test]
+fn a_lower_priority_number_is_served_first() {
+    let server = Server::start(&["--max-num-seqs", "1"]);
+    let running = server.send("POST", "/v1/completions", "", &endless(json!({})).to_string());
+    until("it runs", SOON, || server.metric("pleach_running_sequences") == 1.0);
+    let mut waiting = [5, 0].map(|priority| {
+        let body = endless(json!({"priority": priority, "max_tokens": 300})).to_string();
+        let before = server.metric("pleach_waiting_sequences");
+        let stream = server.send("POST", "/v1/completions", "", &body);
+        until("it waits", SOON, || server.metric("pleach_waiting_sequences") > before);
+        stream
+    });
+    drop(running);
+    assert_eq!(Answer::read(&mut waiting[1]).status, 200);
+    // The other, which came first, has only begun.
+    waiting[0].set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+    assert!(waiting[0].peek(&mut [0]).is_err(), "served out of turn");
+    waiting[0].set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    assert_eq!(Answer::read(&mut waiting[0]).status, 200);
+}
+
+/// A long beginning that two requests share is computed once.
+#[test]
+fn what_was_computed_is_found_again() {
+    let names = ["pleach_prefix_cache_queries_total", "pleach_prefix_cache_hits_total"];
+    let prompt = "The gardener prunes the old tree, and what is left of it grows. ".repeat(8);
+    for (flags, cached) in [(&[][..], true), (&["--no-prefix-caching"][..], false)] {
+        let server = Server::start(flags);
+        let answers = ["One.", "Two."].map(|end| {
+            let body = json!({"prompt": format!("{prompt}{end}"), "max_tokens": 4});
+            server.post("/v1/completions", &body).json()
+        });
+        let usage = &answers[1]["usage"];
+        let found = usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+        assert_eq!(found > 100, cached, "{usage}");
+        assert!(found % 16 == 0 && found < usage["prompt_tokens"].as_u64().unwrap());
+        let [queries, hits] = names.map(|name| server.metric(name));
+        assert_eq!(hits, found as f64);
+        assert_eq!(queries > 0.0, cached);
+    }
 }

@@ -53,7 +53,7 @@ async fn a_dead_engine_is_noticed() {
     let model = Doomed { config, logits: Vec::new() };
     let engine = Engine::with_models(Box::new(model), None, EngineConfig::default()).unwrap();
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
-    let state = AppState::new(8, metrics);
+    let state = AppState::new(8, 0, metrics);
     let (engine, _thread) = EngineHandle::start(engine);
     state.serve(Serving::new("doomed".into(), engine, tokenizer, None, vec![0]));
 
