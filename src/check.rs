@@ -208,7 +208,7 @@ pub fn check(config: &Config, options: &Options) -> Result<Report, CheckError> {
     let encode = |prompt: &Prompt| -> Result<Vec<u32>, CheckError> {
         let text = match &models.template {
             Some(template) => {
-                template.render(&[json!({"role": "user", "content": prompt.turns[0]})])?
+                template.render(&[json!({"role": "user", "content": prompt.turns[0]})], &[])?
             }
             None => prompt.turns[0].clone(),
         };

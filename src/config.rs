@@ -155,9 +155,11 @@ pub struct Args {
     /// Where fetched models are kept.
     #[arg(long, env = "PLEACH_CACHE_DIR")]
     pub cache_dir: Option<PathBuf>,
-    /// The model's name in the API. Default: the name of its file or folder.
-    #[arg(long, env = "PLEACH_SERVED_MODEL_NAME")]
-    pub served_model_name: Option<String>,
+    /// The model's name in the API; may be given several times, and answers carry the first. Default: the
+    /// name of its file or folder, which is accepted in any case, as is --model's value. Requests that
+    /// name another model are answered 404.
+    #[arg(long, env = "PLEACH_SERVED_MODEL_NAME", value_name = "NAME", value_delimiter = ',')]
+    pub served_model_name: Vec<String>,
     /// An OpenTelemetry collector to send a span of every request to (OTLP over HTTP, protobuf), such as
     /// http://localhost:4318. Default: none.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
@@ -203,8 +205,8 @@ pub struct Config {
     pub access: Access,
     /// Where fetched models are kept.
     pub cache_dir: PathBuf,
-    /// The model's name in the API.
-    pub served_model_name: Option<String>,
+    /// The model's names in the API; none for that of its file.
+    pub served_model_names: Vec<String>,
 }
 
 /// Who is let in, and how.
@@ -267,7 +269,7 @@ impl From<Args> for Config {
                 drain: Duration::from_secs(args.drain_timeout),
             },
             cache_dir: args.cache_dir.unwrap_or_else(source::default_cache_dir),
-            served_model_name: args.served_model_name,
+            served_model_names: args.served_model_name,
         }
     }
 }

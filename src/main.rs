@@ -98,7 +98,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         ended = &mut server => return Ok(ended?),
         loaded = loading => {
             let (config, serving) = loaded??;
-            let name = serving.name.clone();
+            let name = serving.name().to_owned();
             state.serve(serving);
             announce(&config, &name, &address);
         }

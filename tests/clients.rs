@@ -114,6 +114,24 @@ fn the_python_client() {
 }
 
 #[test]
+fn the_python_frameworks() {
+    let python = scratch("frameworks").join("bin/python");
+    let packages = ["litellm==1.110.2", "langchain-openai==1.7.4", "instructor==1.17.0"];
+    let installed = (python.exists()
+        || attempt(Command::new("python3").args(["-m", "venv"]).arg(scratch("frameworks")))
+            .is_some())
+        && attempt(Command::new(&python).args(["-m", "pip", "install", "-q"]).args(packages))
+            .is_some();
+    if !installed {
+        eprintln!("SKIPPED: litellm, langchain-openai or instructor cannot be installed here");
+        return;
+    }
+    let server = Server::start(&[]);
+    let base = format!("http://{}/v1", server.address);
+    passes(Command::new(&python).arg(script("frameworks.py")).arg(&base));
+}
+
+#[test]
 fn the_node_client() {
     let folder = scratch("node");
     let mut npm = Command::new("npm");

@@ -121,6 +121,7 @@ fn the_handle_streams_and_cancels() {
         while let Some(event) = kept.recv().await {
             match event {
                 Event::Tokens(new) => tokens += new.len(),
+                Event::Prompt(_) | Event::Embedding(_) => panic!("not asked for"),
                 Event::Finished { stats, .. } => assert_eq!(stats.generated_tokens, tokens),
             }
         }

@@ -111,7 +111,7 @@ fn conversations_have_the_same_tokens() {
     let checkpoint = default_model();
     let template =
         ChatTemplate::new(checkpoint.chat_template.as_deref().unwrap(), "", "<|im_end|>").unwrap();
-    let prompt = template.render(chat["messages"].as_array().unwrap()).unwrap();
+    let prompt = template.render(chat["messages"].as_array().unwrap(), &[]).unwrap();
     assert_eq!(prompt, chat["prompt"].as_str().unwrap());
     let encoding = checkpoint.tokenizer.unwrap().encode(prompt, false).unwrap();
     let expected: Vec<u64> =

@@ -155,6 +155,7 @@ fn run_all(engine: &mut Engine, requests: Vec<Request>) -> Result<Vec<Answer>> {
             let answer = answers.entry(id).or_default();
             match event {
                 Event::Tokens(tokens) => answer.0.extend(tokens.iter().map(|token| token.id)),
+                Event::Prompt(_) | Event::Embedding(_) => {}
                 Event::Finished { stats, .. } => answer.1 = stats,
             }
         }

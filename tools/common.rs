@@ -109,7 +109,7 @@ impl Chat {
             messages.extend(answers.get(index).map(|a| json!({"role": "assistant", "content": a})));
         }
         let text = match &self.template {
-            Some(template) => template.render(&messages)?,
+            Some(template) => template.render(&messages, &[])?,
             None => messages.iter().filter_map(|m| m["content"].as_str()).collect::<String>(),
         };
         self.encode_text(&text, self.template.is_none())

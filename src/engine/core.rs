@@ -137,7 +137,7 @@ impl Engine {
         request.validate(&self.limits)?;
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.scheduler.add(id, &request.prompt, request.priority);
+        self.scheduler.add_reading(id, &request.prompt, request.priority, request.readout);
         self.stats.prompt_tokens += request.prompt.len() as u64;
         report::prompt(request.prompt.len());
         let sequence = Sequence::new(
@@ -292,7 +292,7 @@ impl Engine {
             let sequence = &self.sequences[&item.id];
             let known = sequence.tokens[item.start..item.start + item.count].iter().copied();
             let tokens = known.chain(proposal.tokens.iter().map(|token| token.id));
-            let num_logits = if item.completes { proposal.tokens.len() + 1 } else { 0 };
+            let num_logits = num_logits(sequence, item, proposal);
             self.rows.push(self.scheduler.table(item.id), item.start, tokens, num_logits);
         }
         let head_rows = self.target.head_rows();
@@ -322,23 +322,28 @@ impl Engine {
         let mut rest = logits;
         let mut outcomes = Vec::with_capacity(items.len());
         for (item, proposal) in items.iter().zip(proposals) {
-            if !item.completes {
-                outcomes.push(None);
-                continue;
-            }
-            let (own, others) = rest.split_at((proposal.tokens.len() + 1) * head_rows);
-            rest = others;
             let sequence = self.sequences.get_mut(&item.id);
             let sequence = sequence.expect("invariant: scheduled sequences exist");
+            let wanted = num_logits(sequence, item, proposal);
+            let (own, others) = rest.split_at(wanted * head_rows);
+            rest = others;
             let processor = &mut self.processor;
-            let verify = || sequence.verify(&proposal.tokens, own, processor);
+            let verify = || {
+                let prompt = &sequence.tokens[..sequence.stats.prompt_tokens];
+                sequence.readout.read_logits(prompt, item.start, own, head_rows);
+                (item.completes && wanted > 0).then(|| {
+                    let own = &own[(wanted - proposal.tokens.len() - 1) * head_rows..];
+                    sequence.verify(&proposal.tokens, own, processor)
+                })
+            };
             // A bug met by one sequence is that sequence's alone.
-            outcomes.push(Some(catch_unwind(AssertUnwindSafe(verify)).unwrap_or_else(|_| {
+            outcomes.push(catch_unwind(AssertUnwindSafe(verify)).unwrap_or_else(|_| {
                 self.processor = Processor::new();
-                Err(RoundError::Bug)
-            })));
+                Some(Err(RoundError::Bug))
+            }));
         }
         let mut events = Vec::new();
+        self.read_hidden(items);
         for ((item, proposal), outcome) in items.iter().zip(proposals).zip(outcomes) {
             let commit = || self.commit(item, proposal, outcome, cost, &mut events);
             if catch_unwind(AssertUnwindSafe(commit)).is_err() {
@@ -362,6 +367,21 @@ impl Engine {
         events
     }
 
+    /// Takes in the hidden states of the last pass where they were asked for.
+    fn read_hidden(&mut self, items: &[Scheduled]) {
+        let mut hidden = vec![0.0; self.target.config().hidden_size];
+        for (item, &row) in items.iter().zip(&self.rows.cu_seqlens_q) {
+            let sequence = self.sequences.get_mut(&item.id);
+            let sequence = sequence.expect("invariant: scheduled sequences exist");
+            if sequence.readout.wants_hidden() {
+                for place in 0..item.count {
+                    self.target.hidden_state(row as usize + place, &mut hidden);
+                    sequence.readout.read_hidden(item.start + place, &hidden);
+                }
+            }
+        }
+    }
+
     /// Brings scheduler, speculation and statistics up to date with one sequence's share of a pass,
     /// which took `cost` times as long as without speculation.
     fn commit(
@@ -376,6 +396,16 @@ impl Engine {
         let sequence = sequence.expect("invariant: scheduled sequences exist");
         sequence.stats.target_passes += 1;
         sequence.stats.draft_passes += proposal.passes;
+        if item.completes
+            && let Some(event) = sequence.readout.take()
+        {
+            let embedded = matches!(event, Event::Embedding(_));
+            events.push((item.id, event));
+            if embedded {
+                self.finish(item.id, FinishReason::Length, events);
+                return;
+            }
+        }
         let round = match outcome {
             None => {
                 let computed = item.start + item.count;
@@ -480,6 +510,17 @@ fn load(items: &[Scheduled]) -> Load {
 /// What a pass computes with one row of each sequence.
 fn one_row_each<'a>(items: impl Iterator<Item = &'a Scheduled>) -> Load {
     items.fold(Load::default(), |load, item| load.sequence(1, item.start + item.count))
+}
+
+/// Rows of an item whose logits are wanted: those that tokens are drawn from, and all of a prompt whose
+/// log-probabilities were asked for.
+fn num_logits(sequence: &Sequence, item: &Scheduled, proposal: &Proposal) -> usize {
+    match &sequence.readout {
+        readout if readout.wants_hidden() => 0,
+        readout if readout.wants_logits() => item.count + proposal.tokens.len(),
+        _ if item.completes => proposal.tokens.len() + 1,
+        _ => 0,
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
-use super::super::test_model::{EOS, Fault, TestModel};
-use super::super::{ProposerCounts, TokenOut, TokenSource};
+use super::super::test_model::{EOS, Fault, TestModel, VOCAB};
+use super::super::{PromptToken, ProposerCounts, Readout, TokenOut, TokenSource};
 use super::*;
 use crate::sampling::SamplingParams;
 
@@ -25,6 +25,8 @@ struct Output {
     tokens: Vec<TokenOut>,
     reason: FinishReason,
     stats: crate::engine::SequenceStats,
+    /// What was read off the prompt.
+    read: Option<Event>,
 }
 
 impl Output {
@@ -37,13 +39,16 @@ impl Output {
 fn run(engine: &mut Engine, requests: &[Request]) -> Vec<Output> {
     let ids: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
     let mut tokens: HashMap<RequestId, Vec<TokenOut>> = HashMap::new();
-    let mut ends = HashMap::new();
+    let (mut ends, mut reads) = (HashMap::new(), HashMap::new());
     while engine.has_work() {
         let events = engine.step();
         assert!(!events.is_empty() || engine.has_work());
         for (id, event) in events {
             assert!(!ends.contains_key(&id), "news after the end");
             match event {
+                read @ (Event::Prompt(_) | Event::Embedding(_)) => {
+                    assert!(!tokens.contains_key(&id) && reads.insert(id, read).is_none());
+                }
                 Event::Tokens(new) => tokens.entry(id).or_default().extend(new),
                 Event::Finished { reason, stats } => {
                     ends.insert(id, (reason, stats));
@@ -66,7 +71,7 @@ fn run(engine: &mut Engine, requests: &[Request]) -> Vec<Output> {
             let (reason, stats) = ends.remove(id).unwrap();
             let tokens = tokens.remove(id).unwrap_or_default();
             assert_eq!(stats.generated_tokens, tokens.len());
-            Output { tokens, reason, stats }
+            Output { tokens, reason, stats, read: reads.remove(id) }
         })
         .collect()
 }
@@ -435,6 +440,7 @@ fn a_bug_in_one_sequence_is_its_own() {
                 Event::Tokens(new) => {
                     tokens.entry(id).or_default().extend(new.iter().map(|token| token.id));
                 }
+                Event::Prompt(_) | Event::Embedding(_) => panic!("not asked for"),
                 Event::Finished { reason, .. } => assert_eq!(ends.insert(id, reason), None),
             }
         }
@@ -470,6 +476,10 @@ impl Forward for Lying {
 
     fn forward(&mut self, rows: &Rows) -> &[f32] {
         self.0.forward(rows)
+    }
+
+    fn hidden_state(&self, row: usize, out: &mut [f32]) {
+        self.0.hidden_state(row, out);
     }
 }
 
@@ -605,5 +615,64 @@ proptest! {
             }
         }
         prop_assert_eq!(engine.stats().draft_failures, 0);
+    }
+}
+
+/// What is read off prompts is that of a pass over the whole prompt, however it is cut into chunks,
+/// whatever else runs, and whether the cache had to be given up in between.
+#[test]
+fn prompts_are_read_whole_in_any_chunks() {
+    let prompt: Vec<u32> = (0..130).map(|i| 2 + (i * i + 3 * i) % 45).collect();
+    let scored = Request {
+        readout: Readout::Logprobs(2),
+        top_logprobs: Some(2),
+        ..Request::greedy(prompt.clone(), 3)
+    };
+    // The log-probability of each token is what generating from the tokens before it reports.
+    let expected: Vec<PromptToken> = (0..prompt.len())
+        .map(|place| {
+            let id = prompt[place];
+            if place == 0 {
+                return PromptToken { id, logprob: None, top_logprobs: vec![] };
+            }
+            let all = Request {
+                top_logprobs: Some(VOCAB.min(20)),
+                params: SamplingParams {
+                    logit_bias: vec![(id, 100.0)],
+                    ..SamplingParams::greedy()
+                },
+                ..Request::greedy(prompt[..place].to_vec(), 1)
+            };
+            let token = run(&mut engine(&config(), None), &[all])[0].tokens[0].clone();
+            assert_eq!(token.id, id);
+            PromptToken {
+                id,
+                logprob: token.logprob,
+                top_logprobs: token.top_logprobs[..2].to_vec(),
+            }
+        })
+        .collect();
+    let embedded = Request { readout: Readout::Embedding, ..Request::greedy(prompt.clone(), 1) };
+    let mean = |values: &mut dyn Iterator<Item = u32>| values.sum::<u32>() as f32 / 130.0;
+    let means = [mean(&mut prompt.iter().copied()), mean(&mut (0..130))];
+    let plain = run(&mut engine(&config(), None), &[Request::greedy(prompt, 3)]);
+    let long = Request { ignore_eos: true, ..Request::greedy(vec![7, 8], 100) };
+    for (budget, num_blocks) in [(512, 64), (17, 64), (100, 12)] {
+        let config = EngineConfig {
+            max_num_batched_tokens: budget,
+            num_blocks: Some(num_blocks),
+            ..config()
+        };
+        let mut engine = engine(&config, Some(TestModel::draft(num_blocks, 80)));
+        let requests = [long.clone(), scored.clone(), embedded.clone(), scored.clone()];
+        let outputs = run(&mut engine, &requests);
+        for output in [&outputs[1], &outputs[3]] {
+            assert_eq!(output.read, Some(Event::Prompt(expected.clone())), "{budget} {num_blocks}");
+            assert_eq!(output.ids(), plain[0].ids());
+        }
+        let Some(Event::Embedding(embedding)) = &outputs[2].read else { panic!("no embedding") };
+        assert_eq!(embedding[..2], means);
+        assert!(outputs[2].tokens.is_empty() && outputs[0].read.is_none());
+        assert!(num_blocks > 12 || engine.stats().preemptions > 0, "the cache is tight");
     }
 }

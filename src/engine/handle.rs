@@ -70,9 +70,10 @@ impl EngineHandle {
     /// [`SubmitError`] if the request can never be served or the engine has stopped.
     pub async fn submit(&self, request: Request) -> Result<mpsc::Receiver<Event>, SubmitError> {
         request.validate(&self.limits)?;
-        // Each event but the last carries a token, so the engine never waits for a reader.
+        // Each event but what is read off the prompt and the last carries a token, so the engine never
+        // waits for a reader.
         let room = self.limits.max_model_len - request.prompt.len();
-        let (events, receiver) = mpsc::channel(request.max_tokens.min(room) + 1);
+        let (events, receiver) = mpsc::channel(request.max_tokens.min(room) + 2);
         if !self.is_alive() {
             return Err(SubmitError::Stopped);
         }

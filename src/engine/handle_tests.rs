@@ -30,6 +30,7 @@ fn events_arrive_in_order_and_the_thread_ends_with_its_handles() {
             loop {
                 match events.recv().await.unwrap() {
                     Event::Tokens(new) => tokens += new.len(),
+                    Event::Prompt(_) | Event::Embedding(_) => panic!("not asked for"),
                     Event::Finished { reason, stats } => {
                         assert_eq!(reason, FinishReason::Length);
                         assert_eq!((stats.generated_tokens, tokens), (200, 200));

@@ -6,6 +6,7 @@ mod core;
 mod decode_time;
 mod handle;
 mod measure;
+mod readout;
 mod report;
 mod request;
 mod scheduler;
@@ -20,8 +21,8 @@ pub use decode_time::DecodeTime;
 pub use handle::{EngineHandle, SubmitError};
 pub use measure::MeasuredCosts;
 pub use request::{
-    EngineLimits, Event, FinishReason, MAX_TOP_LOGPROBS, Request, RequestError, RequestId,
-    TokenOut, TokenSource,
+    EngineLimits, Event, FinishReason, MAX_TOP_LOGPROBS, PromptToken, Readout, Request,
+    RequestError, RequestId, TokenOut, TokenSource,
 };
 pub use scheduler::{Schedule, Scheduled, Scheduler};
 pub use stats::{EngineStats, NoDraft, PassCost, PassCosts, ProposerCounts, SequenceStats};

@@ -37,6 +37,21 @@ pub struct Request {
     /// `None` for no log-probabilities, otherwise how many alternatives to report beside the
     /// token's own.
     pub top_logprobs: Option<usize>,
+    /// What is read off the prompt besides.
+    pub readout: Readout,
+}
+
+/// What is read off a prompt.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Readout {
+    /// Nothing.
+    #[default]
+    None,
+    /// The log-probability of each token, with as many alternatives: [`Event::Prompt`], before the first
+    /// generated token.
+    Logprobs(usize),
+    /// The mean of the hidden states behind the final norm: [`Event::Embedding`]. Nothing is generated.
+    Embedding,
 }
 
 impl Request {
@@ -54,6 +69,7 @@ impl Request {
             grammar: None,
             prediction: Vec::new(),
             top_logprobs: None,
+            readout: Readout::None,
         }
     }
 
@@ -83,6 +99,10 @@ impl Request {
         check(known, "prediction", &|| "contains a token outside the vocabulary".into())?;
         check(self.max_tokens > 0, "max_tokens", &|| "must be at least 1".into())?;
         check(self.top_logprobs.is_none_or(|n| n <= MAX_TOP_LOGPROBS), "top_logprobs", &|| {
+            format!("must be at most {MAX_TOP_LOGPROBS}")
+        })?;
+        let alternatives = if let Readout::Logprobs(count) = self.readout { count } else { 0 };
+        check(alternatives <= MAX_TOP_LOGPROBS, "logprobs", &|| {
             format!("must be at most {MAX_TOP_LOGPROBS}")
         })?;
         Ok(self.params.validate(limits.vocab_size)?)
@@ -167,6 +187,17 @@ pub struct TokenOut {
     pub top_logprobs: Vec<(u32, f32)>,
 }
 
+/// One token of a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptToken {
+    /// Token id.
+    pub id: u32,
+    /// Log-softmax of the target's raw logits; `None` for the first token, which follows nothing.
+    pub logprob: Option<f32>,
+    /// The most likely tokens at its place with their log-softmax, most likely first.
+    pub top_logprobs: Vec<(u32, f32)>,
+}
+
 /// Why a sequence ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FinishReason {
@@ -176,7 +207,7 @@ pub enum FinishReason {
     StopToken(u32),
     /// The request's grammar admits nothing more.
     Grammar,
-    /// `max_tokens` or the context limit.
+    /// `max_tokens` or the context limit; the end of a prompt that is only read.
     Length,
     /// The sequence cannot go on.
     Error(String),
@@ -199,6 +230,10 @@ impl FinishReason {
 #[expect(clippy::large_enum_variant, reason = "the large one comes once for each sequence")]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
+    /// The whole prompt with its log-probabilities, where they were asked for; comes first.
+    Prompt(Vec<PromptToken>),
+    /// The mean hidden state of the prompt, where it was asked for. Shape `[hidden_size]`.
+    Embedding(Vec<f32>),
     /// The tokens of one step, in order; never empty.
     Tokens(Vec<TokenOut>),
     /// The last event.
@@ -216,7 +251,7 @@ impl Event {
     pub fn num_tokens(&self) -> usize {
         match self {
             Self::Tokens(tokens) => tokens.len(),
-            Self::Finished { .. } => 0,
+            Self::Prompt(_) | Self::Embedding(_) | Self::Finished { .. } => 0,
         }
     }
 }

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::RequestId;
+use super::{Readout, RequestId};
 use crate::kv_cache::{BLOCK_SIZE, BlockHashes, BlockPool, BlockTable};
 
 /// One sequence's share of a pass: tokens `start..start + count`, then up to `lookahead` draft
@@ -40,6 +40,10 @@ pub struct Schedule {
     pub fresh: Vec<u32>,
 }
 
+/// Rows of logits of prompts that one pass computes at most. A row is large, and those of a whole prompt
+/// need not lie in memory at once.
+const MAX_LOGIT_ROWS: usize = 64;
+
 #[derive(Debug)]
 struct Entry {
     id: RequestId,
@@ -50,6 +54,8 @@ struct Entry {
     hashes: BlockHashes,
     /// Leading blocks that were published, or found so.
     published: usize,
+    /// What is read off its prompt.
+    readout: Readout,
 }
 
 impl Entry {
@@ -61,6 +67,16 @@ impl Entry {
             pool.publish(block, hash);
         }
         self.published = self.published.max(full);
+    }
+
+    /// Tokens that a pass computes at most while it has room for `logit_rows` rows of prompts' logits.
+    fn bound(&self, logit_rows: usize) -> usize {
+        if matches!(self.readout, Readout::Logprobs(_)) { logit_rows } else { usize::MAX }
+    }
+
+    /// Rows of logits that `count` tokens of a prompt that is read take.
+    fn logit_rows(&self, count: usize) -> usize {
+        if matches!(self.readout, Readout::Logprobs(_)) { count } else { 0 }
     }
 
     fn release(&mut self, pool: &mut BlockPool) {
@@ -103,6 +119,20 @@ impl Scheduler {
         }
     }
 
+    /// As [`add`](Self::add), for a sequence of whose prompt something is read: each of its positions is
+    /// computed for it, even where the cache holds it.
+    pub(super) fn add_reading(
+        &mut self,
+        id: RequestId,
+        tokens: &[u32],
+        priority: i64,
+        readout: Readout,
+    ) {
+        self.add(id, tokens, priority);
+        let entry = self.waiting.get_mut(&(priority, id));
+        entry.expect("invariant: it was added just now").readout = readout;
+    }
+
     /// Queues a sequence of known tokens behind those of the same or a lower `priority` number. Ids rise
     /// with arrival. The whole sequence, up to its last computed position, must fit in the pool.
     pub fn add(&mut self, id: RequestId, tokens: &[u32], priority: i64) {
@@ -111,7 +141,8 @@ impl Scheduler {
             hashes.extend(tokens);
         }
         let (table, len) = (BlockTable::new(), tokens.len());
-        let entry = Entry { id, len, computed: 0, table, hashes, published: 0 };
+        let readout = Readout::None;
+        let entry = Entry { id, len, computed: 0, table, hashes, published: 0, readout };
         self.waiting.insert((priority, id), entry);
     }
 
@@ -169,6 +200,7 @@ impl Scheduler {
     pub fn schedule(&mut self, lookahead: impl Fn(RequestId) -> usize) -> Schedule {
         let mut schedule = Schedule::default();
         let mut budget = self.max_num_batched_tokens;
+        let mut logit_rows = MAX_LOGIT_ROWS;
         // Decoding first: one token each, so that no prompt holds up a stream of tokens.
         let mut decoding = self.running.iter().filter(|e| e.computed + 1 == e.len).count();
         let mut index = 0;
@@ -188,11 +220,11 @@ impl Scheduler {
         while index < self.running.len() && budget > 0 {
             let entry = &self.running[index];
             let missing = entry.len - entry.computed;
-            if missing > 1 {
-                let Some(item) = self.place(index, missing.min(budget), 0, &mut schedule) else {
-                    break;
-                };
+            let count = missing.min(budget).min(entry.bound(logit_rows));
+            if missing > 1 && count > 0 {
+                let Some(item) = self.place(index, count, 0, &mut schedule) else { break };
                 budget -= item.count;
+                logit_rows -= self.running[index].logit_rows(item.count);
             }
             index += 1;
         }
@@ -206,26 +238,31 @@ impl Scheduler {
         // Nobody is admitted while somebody has just been turned out.
         while budget > 0 && schedule.preempted.is_empty() && self.running.len() < self.max_num_seqs
         {
-            let Some(item) = self.admit(budget) else { break };
+            let Some(item) = self.admit(budget, logit_rows) else { break };
             budget -= item.count;
+            logit_rows -= self.running.last().map_or(0, |entry| entry.logit_rows(item.count));
             schedule.items.push(item);
         }
         schedule.fresh = self.pool.take_fresh();
         schedule
     }
 
-    /// Lets the next waiting sequence run, with up to `budget` of its tokens, if there are blocks for it.
-    fn admit(&mut self, budget: usize) -> Option<Scheduled> {
+    /// Lets the next waiting sequence run, with up to `budget` of its tokens and `logit_rows` rows of
+    /// logits of a prompt that is read, if there are blocks for it.
+    fn admit(&mut self, budget: usize, logit_rows: usize) -> Option<Scheduled> {
         let entry = match self.preempted.front_mut() {
             Some(entry) => entry,
             None => self.waiting.first_entry()?.into_mut(),
         };
         // The last token is computed in any case: what follows it is to be drawn.
         let found = entry.hashes.as_slice();
-        let found = &found[..found.len().min((entry.len - 1) / BLOCK_SIZE)];
+        let found = match entry.readout {
+            Readout::None => &found[..found.len().min((entry.len - 1) / BLOCK_SIZE)],
+            _ => &[],
+        };
         let reused = entry.table.reuse(found, &mut self.pool);
-        let count = (entry.len - reused).min(budget);
-        if !entry.table.reserve(reused + count, &mut self.pool) {
+        let count = (entry.len - reused).min(budget).min(entry.bound(logit_rows));
+        if count == 0 || !entry.table.reserve(reused + count, &mut self.pool) {
             entry.release(&mut self.pool);
             return None;
         }

@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
+use super::readout::PromptReadout;
 use super::stats::add_at;
-use super::{EngineLimits, FinishReason, Request, SequenceStats, TokenOut, TokenSource};
+use super::{EngineLimits, FinishReason, Readout, Request, SequenceStats, TokenOut, TokenSource};
 use crate::grammar::{GrammarError, GrammarState};
 use crate::sampling::{
     Draws, History, LogitsError, Processor, SamplingParams, log_sum_exp, top_logprobs,
@@ -29,6 +30,7 @@ pub(super) struct Sequence {
     own_ends: usize,
     top_logprobs: Option<usize>,
     pub(super) grammar: Option<GrammarState>,
+    pub(super) readout: PromptReadout,
 }
 
 /// Why a sequence cannot go on.
@@ -81,14 +83,16 @@ impl Sequence {
             history,
             // A seed is a promise of the same output, so it pays the price of coupling.
             draws: params.seed.map_or(Draws::new(seed), Draws::coupled),
-            speculate: request
-                .num_speculative_tokens
-                .map_or(max_speculative, |n| n.min(max_speculative)),
+            speculate: match request.readout {
+                Readout::Embedding => 0,
+                _ => request.num_speculative_tokens.unwrap_or(usize::MAX).min(max_speculative),
+            },
             speculation: Speculation::new(prompt_tokens, ngram, request.prediction, acceptance),
             stats: SequenceStats { prompt_tokens, ..Default::default() },
             submitted: Instant::now(),
             last_tokens: None,
             end: prompt_tokens.saturating_add(request.max_tokens).min(limits.max_model_len),
+            readout: PromptReadout::new(request.readout, &request.prompt),
             tokens: request.prompt,
             params,
             ends,

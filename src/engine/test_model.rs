@@ -16,6 +16,8 @@ pub(super) struct TestModel {
     /// Token and position in each slot.
     cache: Vec<Option<(u32, u32)>>,
     logits: Vec<f32>,
+    /// Token and position of each row of the last pass: its hidden state.
+    hidden: Vec<(u32, u32)>,
     /// Share of contexts, in 1/256, in which this model disagrees with the plain one.
     noise: u64,
     /// What happens on a row with token 1.
@@ -52,6 +54,7 @@ impl TestModel {
             vocab: None,
             cache: vec![None; num_blocks * BLOCK_SIZE],
             logits: Vec::new(),
+            hidden: Vec::new(),
             noise: 0,
             on_one: Fault::None,
         }
@@ -99,7 +102,14 @@ impl Forward for TestModel {
         self.vocab.as_ref()
     }
 
+    fn hidden_state(&self, row: usize, out: &mut [f32]) {
+        let (token, position) = self.hidden[row];
+        out.fill(0.0);
+        (out[0], out[1]) = (token as f32, position as f32);
+    }
+
     fn forward(&mut self, rows: &Rows) -> &[f32] {
+        self.hidden = rows.tokens.iter().copied().zip(rows.positions.iter().copied()).collect();
         for row in 0..rows.len() {
             if self.on_one == Fault::Panic {
                 assert_ne!(rows.tokens[row], 1, "asked to fail");

@@ -4,6 +4,7 @@
 mod compiler;
 mod state;
 
+pub(crate) use compiler::with_whitespace;
 pub use compiler::{Grammar, GrammarCompiler, GrammarError, GrammarSource};
 pub use state::GrammarState;
 

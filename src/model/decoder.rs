@@ -6,7 +6,7 @@ use super::{ModelConfig, Rows, rope::rope_table};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::ops::{
     Activations, AttentionShape, CacheFormat, LayerCache, OpsError, PackedMatrix, RopeTable,
-    ThreadPool, add_bias, embed, matmul, matmul_add, paged_attention, rms_norm_heads,
+    ThreadPool, add_bias, embed, matmul, matmul_add, paged_attention, rms_norm, rms_norm_heads,
     rms_norm_quantized, silu_mul_quantized,
 };
 
@@ -390,6 +390,16 @@ impl Decoder {
         logits.resize(wanted.len() * self.head_rows(), 0.0);
         matmul(pool, &[&self.head], activations, logits, self.head_rows());
         logits
+    }
+
+    /// The hidden state of a row of the last pass, behind the final norm: `[hidden]`.
+    ///
+    /// # Panics
+    /// If the pass had no such row.
+    pub fn hidden_state(&self, workspace: &Workspace, row: usize, out: &mut [f32]) {
+        let width = self.config.hidden_size;
+        let hidden = &workspace.hidden[row * width..][..width];
+        rms_norm(&self.pool, hidden, &self.norm, self.config.rms_norm_eps as f32, out);
     }
 
     /// The blocks alone, without the head: `observe` sees the hidden states, `[rows, hidden]`, before

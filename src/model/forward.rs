@@ -108,4 +108,7 @@ pub trait Forward: Send {
     /// Computes all rows, writes their keys and values, and returns the logits of `logit_rows`.
     /// Shape `[logit_rows, head_rows]`.
     fn forward(&mut self, rows: &Rows) -> &[f32];
+
+    /// Writes the hidden state of a row of the last pass, behind the final norm. Shape `[hidden_size]`.
+    fn hidden_state(&self, row: usize, out: &mut [f32]);
 }

@@ -43,4 +43,8 @@ impl Forward for Runner {
     fn forward(&mut self, rows: &Rows) -> &[f32] {
         self.decoder.forward(rows, &mut self.cache, &mut self.workspace)
     }
+
+    fn hidden_state(&self, row: usize, out: &mut [f32]) {
+        self.decoder.hidden_state(&self.workspace, row, out);
+    }
 }

@@ -82,9 +82,9 @@ impl SamplingParams {
         check((0.0..=1.0).contains(&self.min_p), "min_p", "must be in [0, 1]")?;
         let repetition = self.repetition_penalty;
         check(
-            repetition > 0.0 && repetition <= 100.0,
+            (0.01..=100.0).contains(&repetition),
             "repetition_penalty",
-            "must be in (0, 100]",
+            "must be in [0.01, 100]",
         )?;
         let offset = -2.0..=2.0;
         check(offset.contains(&self.presence_penalty), "presence_penalty", "must be in [-2, 2]")?;
@@ -116,7 +116,7 @@ mod tests {
             ("top_k", |p| p.top_k = Some(0)),
             ("top_p", |p| p.top_p = 0.0),
             ("min_p", |p| p.min_p = 1.5),
-            ("repetition_penalty", |p| p.repetition_penalty = 0.0),
+            ("repetition_penalty", |p| p.repetition_penalty = 1e-40),
             ("frequency_penalty", |p| p.frequency_penalty = 2.5),
             ("logit_bias", |p| p.logit_bias.push((10, 1.0))),
         ];

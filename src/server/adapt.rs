@@ -73,19 +73,3 @@ pub(super) fn events() -> (Events, Response) {
     let stream = Sse::new(ReceiverStream::new(receiver)).keep_alive(KeepAlive::default());
     (Events(sender), stream.into_response())
 }
-
-/// The text of a string or of a list of parts of the given types.
-pub(super) fn text(field: &str, content: &Value, types: &[&str]) -> Result<String, ApiError> {
-    let part = |part: &Value| match (part["type"].as_str(), part["text"].as_str()) {
-        (Some(kind), Some(text)) if types.contains(&kind) => Ok(text.to_owned()),
-        _ => Err(ApiError::invalid(
-            field,
-            format!("`{field}`: parts must be of type `{}`: this is a text model", types[0]),
-        )),
-    };
-    match content {
-        Value::String(text) => Ok(text.clone()),
-        Value::Array(parts) => parts.iter().map(part).collect(),
-        _ => Err(ApiError::invalid(field, format!("`{field}` must be a text or a list of parts"))),
-    }
-}

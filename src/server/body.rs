@@ -1,14 +1,15 @@
-//! A JSON request body, taken apart field by field. What is left over is refused by name, so that
-//! nothing a client asks for is silently ignored.
+//! A JSON request body, taken apart into the fields that types name. What is left over is refused by
+//! name, so that nothing a client asks for is silently ignored.
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Deserializer, Error, Visitor};
+use serde::forward_to_deserialize_any;
 use serde_json::{Map, Value};
 
 use super::ApiError;
 
-/// The fields of a request that have not been taken yet.
+/// The fields of a request that have not been read yet.
 pub(super) struct Body(Map<String, Value>);
 
 impl Body {
@@ -21,45 +22,55 @@ impl Body {
         }
     }
 
-    /// A field, where it is given and not null.
-    pub(super) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
-        match self.0.remove(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => serde_json::from_value(value)
-                .map(Some)
-                .map_err(|e| ApiError::invalid(name, format!("`{name}`: {e}"))),
-        }
-    }
-
-    pub(super) fn or<T: DeserializeOwned>(
-        &mut self,
-        name: &str,
-        default: T,
-    ) -> Result<T, ApiError> {
-        Ok(self.take(name)?.unwrap_or(default))
-    }
-
-    pub(super) fn require<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, ApiError> {
-        self.take(name)?.ok_or_else(|| ApiError::invalid(name, format!("`{name}` is required")))
-    }
-
-    /// Accepts a field that has no effect, or only the value that asks for nothing.
-    pub(super) fn only(&mut self, name: &str, harmless: &[Value]) -> Result<(), ApiError> {
-        match self.take::<Value>(name)? {
-            Some(value) if !harmless.contains(&value) => Err(unsupported(name)),
-            _ => Ok(()),
-        }
+    /// Reads the fields of a struct and leaves the others; null is as good as absent.
+    pub(super) fn read<T: DeserializeOwned>(&mut self) -> Result<T, ApiError> {
+        serde_path_to_error::deserialize(self).map_err(|error| {
+            let (path, reason) = (error.path().to_string(), error.inner().to_string());
+            match reason.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
+                // The one error that the path leads up to, but not to the field itself.
+                Some(field) if path == "." => {
+                    ApiError::invalid(field, format!("`{field}` is required"))
+                }
+                _ => {
+                    let field = path.split(['.', '[']).next().unwrap_or_default();
+                    ApiError::invalid(field, format!("`{path}`: {reason}"))
+                }
+            }
+        })
     }
 
     /// Refuses whatever is left.
     pub(super) fn finish(self) -> Result<(), ApiError> {
         match self.0.into_iter().find(|(_, value)| !value.is_null()) {
-            Some((name, _)) => Err(unsupported(&name)),
+            Some((name, _)) => {
+                let message = format!("`{name}` is not supported by this server; leave it out");
+                Err(ApiError::invalid(&name, message))
+            }
             None => Ok(()),
         }
     }
 }
 
-fn unsupported(name: &str) -> ApiError {
-    ApiError::invalid(name, format!("`{name}` is not supported by this server; leave it out"))
+impl<'de> Deserializer<'de> for &mut Body {
+    type Error = serde_json::Error;
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        let named = fields.iter().filter_map(|field| self.0.remove_entry(*field));
+        let taken: Map<String, Value> = named.filter(|(_, value)| !value.is_null()).collect();
+        Value::Object(taken).deserialize_struct(name, fields, visitor)
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Self::Error> {
+        Err(Self::Error::custom("a body is read into structs"))
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option
+        unit unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
 }

@@ -4,12 +4,12 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::Response;
-use serde_json::{Value, json};
 
-use super::generation::Generation;
+use super::generation::{Generation, in_range};
 use super::respond::{Format, respond};
-use super::state::Serving;
+use super::wire::{Completion, OnePrompt};
 use super::{ApiError, AppState, Body};
+use crate::engine::Readout;
 
 /// OpenAI's default for this endpoint.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -22,39 +22,55 @@ pub(super) async fn completions(
 ) -> Result<Response, ApiError> {
     let serving = state.serving()?;
     let mut body = Body::parse(bytes)?;
-    let prompts = prompts(serving, body.require("prompt")?)?;
-    let mut generation = Generation::take(&mut body, &["max_tokens"], DEFAULT_MAX_TOKENS)?;
-    generation.request.top_logprobs = body.take("logprobs")?;
-    body.only("best_of", &[json!(1)])?;
-    body.only("echo", &[json!(false)])?;
-    body.only("suffix", &[])?;
+    let wanted: Completion = body.read()?;
+    let max_tokens = wanted.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
+    let echo = wanted.echo.unwrap_or(false);
+    if max_tokens == 0 && !echo {
+        let message = "`max_tokens` must be at least 1, unless the prompt is echoed";
+        return Err(ApiError::invalid("max_tokens", message));
+    }
+    // The last row of a prompt is computed either way, so nothing is saved by not drawing from it.
+    let mut generation = Generation::read(&mut body, serving, max_tokens.max(1))?;
     body.finish()?;
-    respond(&state, serving, generation, prompts, Format::Text).await
-}
-
-/// A string, a list of strings, a list of token ids, or a list of such lists.
-fn prompts(serving: &Serving, prompt: Value) -> Result<Vec<Vec<u32>>, ApiError> {
-    let kinds = || {
-        let kinds = "`prompt` must be a string, a list of strings, or lists of token ids";
-        ApiError::invalid("prompt", kinds)
-    };
-    let ids =
-        |value: &Value| serde_json::from_value::<Vec<u32>>(value.clone()).map_err(|_| kinds());
-    let prompts = match &prompt {
-        Value::String(text) => vec![serving.encode(text, true)?],
-        Value::Array(items) if items.first().is_some_and(Value::is_number) => vec![ids(&prompt)?],
-        Value::Array(items) => items
-            .iter()
-            .map(|item| match item {
-                Value::String(text) => serving.encode(text, true),
-                other => ids(other),
-            })
-            .collect::<Result<_, _>>()?,
-        _ => return Err(kinds()),
-    };
-    if !(1..=MAX_PROMPTS).contains(&prompts.len()) {
+    generation.prompt_only = max_tokens == 0;
+    generation.request.top_logprobs = wanted.logprobs;
+    if let Some(alternatives) = wanted.logprobs.filter(|_| echo) {
+        generation.request.readout = Readout::Logprobs(alternatives);
+    }
+    if let Some(best_of) = wanted.best_of {
+        best(&mut generation, best_of)?;
+    }
+    let prompts = wanted.prompt.into_list();
+    if prompts.len() > MAX_PROMPTS {
         let message = format!("`prompt` takes 1 to {MAX_PROMPTS} prompts");
         return Err(ApiError::invalid("prompt", message));
     }
-    Ok(prompts)
+    let mut encoded = Vec::new();
+    for prompt in prompts {
+        let (tokens, text) = match prompt {
+            OnePrompt::Text(text) => (serving.encode("prompt", &text, true)?, text),
+            OnePrompt::Ids(ids) if echo => {
+                let text = serving.decode("prompt", &ids)?;
+                (ids, text)
+            }
+            OnePrompt::Ids(ids) => (ids, String::new()),
+        };
+        encoded.push(tokens);
+        generation.echo.extend(echo.then_some(text));
+    }
+    respond(&state, serving, generation, encoded, Format::Text).await
+}
+
+/// Generates `best_of` choices to keep the best of.
+fn best(generation: &mut Generation, best_of: usize) -> Result<(), ApiError> {
+    in_range("best_of", best_of)?;
+    if best_of < generation.kept {
+        return Err(ApiError::invalid("best_of", "`best_of` must be at least `n`"));
+    }
+    if best_of > generation.kept && generation.stream {
+        let message = "`best_of` above `n` cannot be streamed: the best are known at the end";
+        return Err(ApiError::invalid("best_of", message));
+    }
+    generation.choices = best_of;
+    Ok(())
 }

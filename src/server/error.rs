@@ -3,8 +3,8 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
 
+use super::wire::{AnthropicFailure, AnthropicFailureDetail, Failure, FailureDetail};
 use crate::engine::{RequestError, SubmitError};
 
 /// An answer other than success.
@@ -32,10 +32,13 @@ impl ApiError {
         Self { status, message: message.into(), param: None, code: None, retry_after: 1 }
     }
 
-    /// What `param` names does not exist.
+    /// There is no such model here, but another.
     #[must_use]
-    pub fn not_found(param: &str, message: impl Into<String>) -> Self {
-        Self { param: Some(param.to_owned()), ..Self::status(StatusCode::NOT_FOUND, message) }
+    pub fn no_such_model(asked: &str, served: &str) -> Self {
+        let message =
+            format!("the model `{asked}` does not exist here; this server has `{served}`");
+        let (param, code) = (Some("model".to_owned()), Some("model_not_found"));
+        Self { param, code, ..Self::status(StatusCode::NOT_FOUND, message) }
     }
 
     /// The server is at fault.
@@ -65,16 +68,14 @@ impl ApiError {
     }
 
     /// The error as a JSON body.
-    #[must_use]
-    pub fn body(&self) -> serde_json::Value {
+    pub(super) fn body(&self) -> Failure {
         let kind = match self.status {
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             status if status.is_client_error() => "invalid_request_error",
             _ => "server_error",
         };
-        json!({"error": {
-            "message": self.message, "type": kind, "param": self.param, "code": self.code,
-        }})
+        let (message, param) = (self.message.clone(), self.param.clone());
+        Failure { error: FailureDetail { message, kind, param, code: self.code } }
     }
 }
 
@@ -88,9 +89,9 @@ impl ApiError {
             status if status.is_client_error() => "invalid_request_error",
             _ => "api_error",
         };
-        let error = json!({"type": kind, "message": self.message});
+        let error = AnthropicFailureDetail { kind, message: self.message.clone() };
         let mut response = self.into_response();
-        let body = Json(json!({"type": "error", "error": error})).into_response();
+        let body = Json(AnthropicFailure { kind: "error", error }).into_response();
         response.headers_mut().remove(header::CONTENT_LENGTH);
         *response.body_mut() = body.into_body();
         response

@@ -8,14 +8,25 @@ use super::keys::Metered;
 use super::queue::Place;
 use super::spans::SequenceSpan;
 use super::state::Serving;
-use super::{ApiError, Body, structured};
-use crate::engine::{Event, FinishReason, Request, SequenceStats, TokenOut};
+use super::wire::{RouterDefaults, Sampling, Stop};
+use super::{ApiError, Body, structured, wire};
+use crate::engine::{Event, FinishReason, PromptToken, Request, SequenceStats, TokenOut};
 use crate::grammar::GrammarSource;
 use crate::sampling::SamplingParams;
 use crate::text::{Detokenizer, StopStrings};
 
-/// Most choices of one request.
+/// Most choices of one prompt.
 const MAX_CHOICES: usize = 128;
+/// Most stop strings.
+const MAX_STOPS: usize = 16;
+
+/// Checks a number of choices.
+pub(super) fn in_range(field: &str, choices: usize) -> Result<(), ApiError> {
+    if (1..=MAX_CHOICES).contains(&choices) {
+        return Ok(());
+    }
+    Err(ApiError::invalid(field, format!("`{field}` must be between 1 and {MAX_CHOICES}")))
+}
 
 /// What chat and plain completions have in common.
 pub(super) struct Generation {
@@ -24,9 +35,17 @@ pub(super) struct Generation {
     /// The form of the output, and the field that asks for it.
     pub(super) grammar: Option<(&'static str, GrammarSource)>,
     pub(super) choices: usize,
+    /// The best of them that are answered.
+    pub(super) kept: usize,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
     pub(super) token_sources: bool,
+    /// Whether the answer may call functions.
+    pub(super) calls: bool,
+    /// Texts of the prompts, where answers begin with them.
+    pub(super) echo: Vec<String>,
+    /// Whether the answer is the prompt alone.
+    pub(super) prompt_only: bool,
 }
 
 /// A part of one choice.
@@ -34,6 +53,8 @@ pub(super) struct Generation {
 pub(super) struct Piece {
     pub(super) choice: usize,
     pub(super) text: String,
+    /// The prompt, where its log-probabilities are wanted.
+    pub(super) prompt: Vec<PromptToken>,
     pub(super) tokens: Vec<TokenOut>,
     /// What each token added to the text; empty where it is held back for the next one.
     pub(super) texts: Vec<String>,
@@ -43,102 +64,76 @@ pub(super) struct Piece {
 
 /// How a choice ended.
 pub(super) struct End {
-    /// `stop`, `length`, or `None` where the sequence failed.
-    pub(super) reason: Result<&'static str, ApiError>,
+    /// Why, or what failed.
+    pub(super) reason: Result<wire::FinishReason, ApiError>,
     pub(super) stats: SequenceStats,
 }
 
 impl Generation {
-    /// Takes the common fields out of a body. `max_tokens` names the limit, in order of preference.
-    pub(super) fn take(
+    /// Reads the common fields out of a body; up to `max_tokens` tokens are generated.
+    pub(super) fn read(
         body: &mut Body,
-        max_tokens: &[&str],
-        default_max_tokens: usize,
+        serving: &Serving,
+        max_tokens: usize,
     ) -> Result<Self, ApiError> {
-        // There is one model here; clients that insist on another name get it all the same, and the
-        // answer says what it came from.
-        body.take::<String>("model")?;
-        let mut limit = None;
-        for name in max_tokens {
-            limit = limit.or(body.take::<usize>(name)?);
+        let wanted: Sampling = body.read()?;
+        let _: RouterDefaults = body.read()?;
+        serving.check_model(wanted.model.as_deref())?;
+        let stop = wanted.stop.map(Stop::into_list).unwrap_or_default();
+        if stop.len() > MAX_STOPS || stop.iter().any(String::is_empty) {
+            let message = format!("`stop` takes up to {MAX_STOPS} strings, none empty");
+            return Err(ApiError::invalid("stop", message));
         }
-        let stop = match body.take::<serde_json::Value>("stop")? {
-            None => Vec::new(),
-            Some(serde_json::Value::String(stop)) => vec![stop],
-            Some(value) => serde_json::from_value(value).map_err(|_| {
-                ApiError::invalid("stop", "`stop` must be a string or a list of strings")
-            })?,
-        };
-        if stop.len() > 16 || stop.iter().any(String::is_empty) {
-            return Err(ApiError::invalid("stop", "`stop` takes up to 16 strings, none empty"));
-        }
-        let bias: std::collections::BTreeMap<String, f32> =
-            body.or("logit_bias", Default::default())?;
-        let logit_bias = bias
+        let logit_bias = wanted
+            .logit_bias
             .into_iter()
+            .flatten()
             .map(|(id, bias)| id.parse().map(|id| (id, bias)))
             .collect::<Result<Vec<(u32, f32)>, _>>()
             .map_err(|_| {
                 ApiError::invalid("logit_bias", "the keys of `logit_bias` must be token ids")
             })?;
         let params = SamplingParams {
-            temperature: body.or("temperature", 1.0)?,
+            temperature: wanted.temperature.unwrap_or(1.0),
             // vLLM's clients send -1 or 0 for no limit.
-            top_k: body
-                .take::<i64>("top_k")?
-                .filter(|k| *k > 0)
-                .map(|k| k.min(u32::MAX.into()) as u32),
-            top_p: body.or("top_p", 1.0)?,
-            min_p: body.or("min_p", 0.0)?,
-            seed: body.take::<i64>("seed")?.map(|seed| seed as u64),
-            repetition_penalty: body.or("repetition_penalty", 1.0)?,
-            presence_penalty: body.or("presence_penalty", 0.0)?,
-            frequency_penalty: body.or("frequency_penalty", 0.0)?,
+            top_k: wanted.top_k.filter(|k| *k > 0).map(|k| k.min(u32::MAX.into()) as u32),
+            top_p: wanted.top_p.unwrap_or(1.0),
+            min_p: wanted.min_p.unwrap_or(0.0),
+            seed: wanted.seed.map(|seed| seed as u64),
+            repetition_penalty: wanted.repetition_penalty.unwrap_or(1.0),
+            presence_penalty: wanted.presence_penalty.unwrap_or(0.0),
+            frequency_penalty: wanted.frequency_penalty.unwrap_or(0.0),
             logit_bias,
         };
-        let choices = body.or("n", 1)?;
-        if !(1..=MAX_CHOICES).contains(&choices) {
-            return Err(ApiError::invalid("n", format!("`n` must be between 1 and {MAX_CHOICES}")));
-        }
-        let stream = body.or("stream", false)?;
-        let mut include_usage = false;
-        if let Some(options) = body.take::<serde_json::Map<_, _>>("stream_options")? {
-            if !stream {
-                return Err(ApiError::invalid(
-                    "stream_options",
-                    "`stream_options` needs `stream: true`",
-                ));
-            }
-            include_usage =
-                options.get("include_usage").and_then(serde_json::Value::as_bool).unwrap_or(false);
+        let choices = wanted.n.unwrap_or(1);
+        in_range("n", choices)?;
+        let stream = wanted.stream.unwrap_or(false);
+        if wanted.stream_options.is_some() && !stream {
+            let message = "`stream_options` needs `stream: true`";
+            return Err(ApiError::invalid("stream_options", message));
         }
         let request = Request {
             params,
-            max_tokens: limit.unwrap_or(default_max_tokens),
-            stop_token_ids: body.or("stop_token_ids", Vec::new())?,
-            ignore_eos: body.or("ignore_eos", false)?,
-            priority: body.or("priority", 0)?,
-            num_speculative_tokens: body.take("num_speculative_tokens")?,
+            max_tokens,
+            stop_token_ids: wanted.stop_token_ids.unwrap_or_default(),
+            ignore_eos: wanted.ignore_eos.unwrap_or(false),
+            num_speculative_tokens: wanted.num_speculative_tokens,
+            priority: wanted.priority.unwrap_or(0),
             ..Request::greedy(Vec::new(), 0)
         };
-        // These identify the caller and change nothing.
-        let _: Option<String> = body.take("user")?;
-        let _: Option<serde_json::Map<_, _>> = body.take("metadata")?;
-        // Routers send these on every request, at the values that ask for nothing.
-        for (name, harmless) in [
-            ("continue_final_message", false),
-            ("no_stop_trim", false),
-            ("return_hidden_states", false),
-            ("include_reasoning", true),
-            ("separate_reasoning", true),
-            ("skip_special_tokens", true),
-            ("stream_reasoning", true),
-        ] {
-            body.only(name, &[harmless.into()])?;
-        }
-        let grammar = structured::take(body)?;
-        let token_sources = body.or("return_token_sources", false)?;
-        Ok(Self { request, stop, grammar, choices, stream, include_usage, token_sources })
+        Ok(Self {
+            request,
+            stop,
+            grammar: structured::grammar(body.read()?)?,
+            choices,
+            kept: choices,
+            stream,
+            include_usage: wanted.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
+            token_sources: wanted.return_token_sources.unwrap_or(false),
+            calls: false,
+            echo: Vec::new(),
+            prompt_only: false,
+        })
     }
 
     /// Submits every choice of every prompt; pieces arrive in order within a choice. Choice
@@ -169,12 +164,19 @@ impl Generation {
             let ends = Ends::of(&request, serving);
             let length = request.prompt.len();
             let events = Metered::new(length, serving.engine.submit(request).await?);
-            let (sender, place) = (sender.clone(), Arc::clone(&place));
-            let text = Detokenizer::new(Arc::clone(&serving.tokenizer));
-            let stop = StopStrings::new(self.stop.clone());
-            let span = SequenceSpan::start(choice);
+            let place = Arc::clone(&place);
+            let reader = Reader {
+                choice,
+                pieces: sender.clone(),
+                text: Detokenizer::new(Arc::clone(&serving.tokenizer)),
+                stop: StopStrings::new(self.stop.clone()),
+                ends,
+                echo: self.echo.get(choice / self.choices).cloned(),
+                prompt_only: self.prompt_only,
+                span: SequenceSpan::start(choice),
+            };
             tokio::spawn(async move {
-                read(choice, events, sender, text, stop, ends, span).await;
+                reader.read(events).await;
                 drop(place);
             });
         }
@@ -195,67 +197,96 @@ impl Ends {
     }
 }
 
-/// Turns one sequence's events into pieces, until it ends, stops or nobody listens.
-async fn read(
+/// Reads one sequence's events.
+struct Reader {
     choice: usize,
-    mut events: Metered,
     pieces: mpsc::Sender<Piece>,
-    mut detokenizer: Detokenizer,
-    mut stop: StopStrings,
+    text: Detokenizer,
+    stop: StopStrings,
     ends: Ends,
-    mut span: Option<SequenceSpan>,
-) {
-    let mut stats = SequenceStats::default();
-    loop {
-        let mut piece = Piece { choice, ..Piece::default() };
-        match events.recv().await {
-            Some(Event::Tokens(tokens)) => {
-                span.iter().for_each(|span| span.round(&tokens));
-                for token in tokens {
-                    stats.generated_tokens += 1;
-                    if !ends.0.contains(&token.id) {
-                        let (text, stopped) = stop.push(&detokenizer.push(token.id));
-                        piece.text += &text;
-                        piece.tokens.push(token);
-                        piece.texts.push(text);
-                        if stopped {
-                            span.into_iter().for_each(SequenceSpan::stopped);
-                            let stats = std::mem::take(&mut stats);
-                            piece.end = Some(End { reason: Ok("stop"), stats });
-                            // Dropping the events cancels the sequence.
-                            let _ = pieces.send(piece).await;
-                            return;
-                        }
+    /// Text that comes first.
+    echo: Option<String>,
+    /// Whether nothing else does.
+    prompt_only: bool,
+    /// What a trace is told of it.
+    span: Option<SequenceSpan>,
+}
+
+impl Reader {
+    /// Turns events into pieces, until the sequence ends, stops or nobody listens.
+    async fn read(mut self, mut events: Metered) {
+        let mut stats = SequenceStats::default();
+        loop {
+            let event = events.recv().await;
+            let text = self.echo.take().unwrap_or_default();
+            let mut piece = Piece { choice: self.choice, text, ..Piece::default() };
+            match event {
+                Some(Event::Prompt(tokens)) => piece.prompt = tokens,
+                Some(Event::Embedding(_)) => {}
+                Some(Event::Tokens(_)) if self.prompt_only => {}
+                Some(Event::Tokens(tokens)) => {
+                    stats.generated_tokens += tokens.len();
+                    self.span.iter().for_each(|span| span.round(&tokens));
+                    if let Some(unseen) = self.add(tokens, &mut piece) {
+                        self.span.take().into_iter().for_each(SequenceSpan::stopped);
+                        stats.generated_tokens -= unseen;
+                        let reason = Ok(wire::FinishReason::Stop);
+                        piece.end = Some(End { reason, stats: std::mem::take(&mut stats) });
                     }
                 }
-            }
-            Some(Event::Finished { reason, stats }) => {
-                if let Some(span) = span.take() {
-                    span.end(reason.name(), &stats);
-                }
-                let (text, stopped) = stop.push(&detokenizer.finish());
-                piece.text = text;
-                if !stopped {
-                    piece.text += &stop.finish();
-                }
-                let reason = match reason {
-                    FinishReason::Eos | FinishReason::StopToken(_) | FinishReason::Grammar => {
-                        Ok("stop")
+                Some(Event::Finished { reason, stats }) => {
+                    if let Some(span) = self.span.take() {
+                        span.end(reason.name(), &stats);
                     }
-                    FinishReason::Length if stopped => Ok("stop"),
-                    FinishReason::Length => Ok("length"),
-                    FinishReason::Error(reason) => Err(ApiError::internal(reason)),
-                };
-                piece.end = Some(End { reason, stats });
+                    piece.end = Some(self.finish(reason, stats, &mut piece.text));
+                }
+                None => {
+                    let reason = Err(ApiError::internal("the engine has stopped"));
+                    piece.end = Some(End { reason, stats: std::mem::take(&mut stats) });
+                }
             }
-            None => {
-                let reason = Err(ApiError::internal("the engine has stopped"));
-                piece.end = Some(End { reason, stats: std::mem::take(&mut stats) });
+            let ended = piece.end.is_some();
+            // Dropping the events cancels a sequence that has not ended.
+            if self.pieces.send(piece).await.is_err() || ended {
+                return;
             }
         }
-        let ended = piece.end.is_some();
-        if pieces.send(piece).await.is_err() || ended {
-            return;
+    }
+
+    /// Adds tokens to a piece, up to the one that completes a stop string: then there were as many more.
+    fn add(&mut self, tokens: Vec<TokenOut>, piece: &mut Piece) -> Option<usize> {
+        let count = tokens.len();
+        for (place, token) in tokens.into_iter().enumerate() {
+            if self.ends.0.contains(&token.id) {
+                continue;
+            }
+            let (text, stopped) = self.stop.push(&self.text.push(token.id));
+            piece.text += &text;
+            piece.tokens.push(token);
+            piece.texts.push(text);
+            if stopped {
+                return Some(count - place - 1);
+            }
         }
+        None
+    }
+
+    /// The end of a sequence, with what was held back of its text.
+    fn finish(&mut self, reason: FinishReason, mut stats: SequenceStats, text: &mut String) -> End {
+        let (rest, stopped) = self.stop.push(&self.text.finish());
+        *text += &rest;
+        if !stopped {
+            *text += &self.stop.finish();
+        }
+        let reason = match reason {
+            FinishReason::Error(reason) => Err(ApiError::internal(reason)),
+            _ if self.prompt_only => {
+                stats.generated_tokens = 0;
+                Ok(wire::FinishReason::Length)
+            }
+            FinishReason::Length if !stopped => Ok(wire::FinishReason::Length),
+            _ => Ok(wire::FinishReason::Stop),
+        };
+        End { reason, stats }
     }
 }

@@ -42,6 +42,8 @@ pub enum LoadError {
 pub struct Models {
     /// The target's name.
     pub name: String,
+    /// What it is called besides.
+    pub aliases: Vec<String>,
     /// The target.
     pub target: Decoder,
     /// Its tokenizer.
@@ -63,10 +65,15 @@ impl Models {
         let pool = Arc::new(ThreadPool::new(config.threads));
         let target = Decoder::load(&mut checkpoint, &pool)?;
         let template = ChatTemplate::of(&checkpoint)?;
+        let mut aliases = vec![config.model.to_string()];
+        aliases.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));
+        if let Source::Hub { repo, .. } = &config.model {
+            aliases.extend([repo.clone(), format!("hf:{repo}")]);
+        }
         let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
         let draft = config.draft.as_ref().map(|source| load_draft(config, source, &target, &pool));
-        let name = config.served_model_name.clone().unwrap_or(checkpoint.name);
-        Ok(Self { name, target, tokenizer, template, draft })
+        let name = checkpoint.name;
+        Ok(Self { name, aliases, target, tokenizer, template, draft })
     }
 }
 
@@ -76,7 +83,7 @@ impl Models {
 /// # Errors
 /// [`LoadError`] where the model itself cannot be served.
 pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
-    let Models { name, target, tokenizer, template, draft } = Models::load(config)?;
+    let Models { name, aliases, target, tokenizer, template, draft } = Models::load(config)?;
     let failed = |error: &LoadError| {
         tracing::error!(%error, "serving without the draft");
         metrics::counter!(DRAFT_FAILURES).increment(1);
@@ -103,7 +110,9 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
     // Before anything else computes: what is measured beside it seems slow for good.
     engine.profile();
     let (engine, thread) = EngineHandle::start(engine);
-    Ok((Serving::new(name, engine, tokenizer, template, eos_token_ids), thread))
+    let serving = Serving::new(name, engine, tokenizer, template, eos_token_ids)
+        .named(&config.served_model_names, aliases);
+    Ok((serving, thread))
 }
 
 fn load_draft(

@@ -1,44 +1,53 @@
 //! Log-probabilities in the two shapes of the API.
 
-use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
-use crate::engine::TokenOut;
+use super::wire::{Logprobs, TokenLogprob, TopLogprob};
+use crate::engine::{PromptToken, TokenOut};
+
+/// Stands for the logarithm of 0, which JSON cannot say; OpenAI's value.
+const IMPOSSIBLE: f32 = -9999.0;
 
 fn text(tokenizer: &Tokenizer, id: u32) -> String {
     tokenizer.decode(&[id], false).unwrap_or_default()
 }
 
 /// Chat: one entry per token.
-pub(super) fn chat(tokenizer: &Tokenizer, tokens: &[TokenOut]) -> Value {
+pub(super) fn chat(tokenizer: &Tokenizer, tokens: &[TokenOut]) -> Logprobs {
     let entry = |id: u32, logprob: f32| {
         let token = text(tokenizer, id);
-        json!({"token": token, "logprob": logprob, "bytes": token.as_bytes()})
+        TopLogprob { logprob: logprob.max(IMPOSSIBLE), bytes: token.clone().into_bytes(), token }
     };
-    let content: Vec<Value> = tokens
-        .iter()
-        .map(|token| {
-            let mut value = entry(token.id, token.logprob.unwrap_or(f32::NEG_INFINITY));
-            let top = token.top_logprobs.iter().map(|(id, p)| entry(*id, *p)).collect();
-            value["top_logprobs"] = Value::Array(top);
-            value
-        })
-        .collect();
-    json!({"content": content, "refusal": null})
+    let content = tokens.iter().map(|token| TokenLogprob {
+        token: entry(token.id, token.logprob.unwrap_or(IMPOSSIBLE)),
+        top_logprobs: token.top_logprobs.iter().map(|(id, p)| entry(*id, *p)).collect(),
+    });
+    Logprobs::Chat { content: content.collect(), refusal: None }
 }
 
-/// Plain completions: parallel lists; `offset` is the length of the text before these tokens.
-pub(super) fn completion(tokenizer: &Tokenizer, tokens: &[TokenOut], mut offset: usize) -> Value {
-    let (mut texts, mut values, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
-    for token in tokens {
-        let piece = text(tokenizer, token.id);
-        offsets.push(offset);
+/// Plain completions: parallel lists, of prompt tokens and generated ones; `offset` is the length of the
+/// text before them.
+pub(super) fn completion(
+    tokenizer: &Tokenizer,
+    prompt: &[PromptToken],
+    generated: &[TokenOut],
+    mut offset: usize,
+) -> Logprobs {
+    let prompt = prompt.iter().map(|token| (token.id, token.logprob, &token.top_logprobs));
+    let generated = generated.iter().map(|token| (token.id, token.logprob, &token.top_logprobs));
+    let (mut tokens, mut token_logprobs, mut top_logprobs, mut text_offset) =
+        (vec![], vec![], vec![], vec![]);
+    for (id, logprob, top) in prompt.chain(generated) {
+        let piece = text(tokenizer, id);
+        text_offset.push(offset);
         offset += piece.chars().count();
-        texts.push(piece);
-        values.push(token.logprob);
-        let top: Map<String, Value> =
-            token.top_logprobs.iter().map(|(id, p)| (text(tokenizer, *id), json!(p))).collect();
-        tops.push(top);
+        // The token's own is there even where it is none of the most likely.
+        top_logprobs.push(logprob.map(|own| {
+            let top = top.iter().map(|(id, p)| (text(tokenizer, *id), p.max(IMPOSSIBLE)));
+            [(piece.clone(), own.max(IMPOSSIBLE))].into_iter().chain(top).collect()
+        }));
+        tokens.push(piece);
+        token_logprobs.push(logprob.map(|p| p.max(IMPOSSIBLE)));
     }
-    json!({"tokens": texts, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets})
+    Logprobs::Text { tokens, token_logprobs, top_logprobs, text_offset }
 }

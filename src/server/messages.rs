@@ -5,9 +5,10 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::adapt::{self, Chunks, Events};
+use super::wire::messages::{Messages, Speaker, Turn};
 use super::{ApiError, AppState, Body};
 
 pub(super) async fn messages(
@@ -24,11 +25,12 @@ async fn answer(
     state: &AppState,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let name = state.serving()?.name.clone();
+    let name = state.serving()?.name().to_owned();
     let mut body = Body::parse(bytes)?;
-    let stream = body.or("stream", false)?;
-    let mut request = request(&mut body)?;
+    let wanted: Messages = body.read()?;
     body.finish()?;
+    let stream = wanted.stream.unwrap_or(false);
+    let mut request = request(wanted);
     let id = format!("msg_{}", uuid::Uuid::new_v4().simple());
     let mut message = json!({
         "id": id, "type": "message", "role": "assistant", "model": name, "content": [],
@@ -50,36 +52,23 @@ async fn answer(
 }
 
 /// The chat completion that a request stands for.
-fn request(body: &mut Body) -> Result<Value, ApiError> {
-    let mut chat = Map::new();
+fn request(wanted: Messages) -> Value {
     let mut messages = Vec::new();
-    if let Some(system) = body.take::<Value>("system")? {
-        let text = adapt::text("system", &system, &["text"])?;
-        messages.push(json!({"role": "system", "content": text}));
+    if let Some(system) = wanted.system {
+        messages.push(json!({"role": "system", "content": system.into_text()}));
     }
-    for message in body.require::<Vec<Value>>("messages")? {
-        let role = match message["role"].as_str() {
-            Some(role @ ("user" | "assistant")) => role,
-            _ => return Err(ApiError::invalid("messages", "`role` must be user or assistant")),
+    for Turn { role, content } in wanted.messages {
+        let role = match role {
+            Speaker::User => "user",
+            Speaker::Assistant => "assistant",
         };
-        let text = adapt::text("messages", &message["content"], &["text"])?;
-        messages.push(json!({"role": role, "content": text}));
+        messages.push(json!({"role": role, "content": content.into_text()}));
     }
-    chat.insert("messages".into(), messages.into());
-    chat.insert("max_tokens".into(), body.require::<u32>("max_tokens")?.into());
-    for name in ["temperature", "top_p", "top_k", "num_speculative_tokens"] {
-        if let Some(value) = body.take::<Value>(name)? {
-            chat.insert(name.into(), value);
-        }
-    }
-    // These change nothing.
-    body.take::<String>("model")?;
-    body.take::<Map<String, Value>>("metadata")?;
-    body.only("service_tier", &[json!("auto"), json!("standard_only")])?;
-    body.only("thinking", &[json!({"type": "disabled"})])?;
-    body.only("tools", &[json!([])])?;
-    body.only("stop_sequences", &[json!([])])?;
-    Ok(Value::Object(chat))
+    json!({
+        "model": wanted.model, "messages": messages, "max_tokens": wanted.max_tokens,
+        "temperature": wanted.temperature, "top_p": wanted.top_p, "top_k": wanted.top_k,
+        "num_speculative_tokens": wanted.num_speculative_tokens,
+    })
 }
 
 /// Sends a chat completion's chunks as Anthropic's events.

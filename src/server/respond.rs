@@ -7,14 +7,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::Json;
 use axum::response::sse::{Event as Sse, KeepAlive};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::generation::{Generation, Piece};
 use super::state::Serving;
-use super::{ApiError, AppState, logprobs, usage};
-use crate::engine::{SequenceStats, TokenOut};
+use super::tools::Calls;
+use super::wire::{
+    Answer, AssistantMessage, Choice, ChoiceText, Delta, FinishReason, Header, Logprobs, Sources,
+    TokenSource, Usage,
+};
+use super::{ApiError, AppState, logprobs};
+use crate::engine::{PromptToken, SequenceStats, TokenOut};
+use crate::spec::Proposer;
 
 /// Which of the two shapes an answer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,192 +29,267 @@ pub(super) enum Format {
     Text,
 }
 
-/// What every part of one answer carries.
-struct Header {
+/// How one request is answered.
+struct Responder {
     format: Format,
-    id: String,
-    created: u64,
+    header: Header,
     serving: Arc<Serving>,
+    prompt_tokens: usize,
+    /// Choices generated.
+    count: usize,
+    /// Choices generated and kept for each prompt.
+    best_of: (usize, usize),
+    include_usage: bool,
     logprobs: bool,
     token_sources: bool,
+    /// Whether the answer may call functions.
+    calls: bool,
 }
 
 /// Runs a generation and answers in its format.
 pub(super) async fn respond(
     state: &AppState,
     serving: &Arc<Serving>,
-    generation: Generation,
+    mut generation: Generation,
     prompts: Vec<Vec<u32>>,
     format: Format,
 ) -> Result<Response, ApiError> {
     let count = prompts.len() * generation.choices;
     let place = state.queue.enter(count)?;
-    let (stream, include_usage) = (generation.stream, generation.include_usage);
-    let header = Header {
+    let stream = generation.stream;
+    let (prefix, object) = match format {
+        Format::Chat if stream => ("chatcmpl", "chat.completion.chunk"),
+        Format::Chat => ("chatcmpl", "chat.completion"),
+        Format::Text => ("cmpl", "text_completion"),
+    };
+    let responder = Responder {
         format,
-        id: format!(
-            "{}-{}",
-            if format == Format::Chat { "chatcmpl" } else { "cmpl" },
-            uuid::Uuid::new_v4().simple()
-        ),
-        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
+        header: Header {
+            id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()),
+            object,
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
+            model: serving.name().to_owned(),
+            system_fingerprint: concat!("pleach-", env!("CARGO_PKG_VERSION")),
+        },
         serving: Arc::clone(serving),
+        prompt_tokens: prompts.iter().map(Vec::len).sum(),
+        count,
+        best_of: (generation.choices, generation.kept),
+        include_usage: generation.include_usage,
         logprobs: generation.request.top_logprobs.is_some(),
         token_sources: generation.token_sources,
+        calls: generation.calls,
     };
-    let prompt_tokens = prompts.iter().map(Vec::len).sum();
+    if generation.kept < generation.choices {
+        // The best are chosen by log-probability.
+        generation.request.top_logprobs.get_or_insert(0);
+    }
     let pieces = generation.start(serving, prompts, place).await?;
     if stream {
         let (sender, events) = mpsc::channel(64);
-        tokio::spawn(stream_pieces(header, pieces, sender, prompt_tokens, count, include_usage));
+        tokio::spawn(responder.stream(pieces, sender));
         let events = ReceiverStream::new(events);
         Ok(axum::response::Sse::new(events).keep_alive(KeepAlive::default()).into_response())
     } else {
-        Ok(Json(whole(&header, pieces, prompt_tokens, count).await?).into_response())
+        Ok(Json(responder.whole(pieces).await?).into_response())
     }
 }
 
-async fn whole(
-    header: &Header,
-    mut pieces: mpsc::Receiver<Piece>,
-    prompt_tokens: usize,
-    count: usize,
-) -> Result<Value, ApiError> {
-    let mut choices: Vec<(String, Vec<TokenOut>, Vec<String>, &str)> =
-        vec![Default::default(); count];
-    let mut stats = vec![SequenceStats::default(); count];
-    while let Some(piece) = pieces.recv().await {
-        let choice = &mut choices[piece.choice];
-        choice.0 += &piece.text;
-        choice.1.extend(piece.tokens);
-        choice.2.extend(piece.texts);
-        if let Some(end) = piece.end {
-            choice.3 = end.reason?;
-            stats[piece.choice] = end.stats;
-        }
-    }
-    let choices = choices
-        .iter()
-        .enumerate()
-        .map(|(index, (text, tokens, texts, reason))| {
-            let mut choice = json!({"index": index, "finish_reason": reason});
-            match header.format {
-                Format::Chat => {
-                    choice["message"] =
-                        json!({"role": "assistant", "content": text, "refusal": null});
-                }
-                Format::Text => choice["text"] = json!(text),
-            }
-            choice["logprobs"] = header.logprobs(tokens, 0);
-            header.add_sources(&mut choice, tokens, texts);
-            choice
-        })
-        .collect();
-    let object = if header.format == Format::Chat { "chat.completion" } else { "text_completion" };
-    let mut answer = header.answer(object, choices);
-    answer["usage"] = usage(prompt_tokens, &stats);
-    Ok(answer)
+/// A choice as it grows.
+#[derive(Default)]
+struct Growing {
+    text: String,
+    prompt: Vec<PromptToken>,
+    tokens: Vec<TokenOut>,
+    texts: Vec<String>,
+    end: Option<FinishReason>,
 }
 
-async fn stream_pieces(
-    header: Header,
-    mut pieces: mpsc::Receiver<Piece>,
-    events: mpsc::Sender<Result<Sse, Infallible>>,
-    prompt_tokens: usize,
-    count: usize,
-    include_usage: bool,
-) {
-    let object =
-        if header.format == Format::Chat { "chat.completion.chunk" } else { "text_completion" };
-    let send = async |value: Value| {
-        let mut value = value;
-        if include_usage && value.get("usage").is_none() && value.get("error").is_none() {
-            value["usage"] = Value::Null;
-        }
-        events.send(Ok(Sse::default().data(value.to_string()))).await.is_ok()
-    };
-    if header.format == Format::Chat {
-        for index in 0..count {
-            let delta = json!({"role": "assistant", "content": ""});
-            let choice =
-                json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null});
-            if !send(header.answer(object, vec![choice])).await {
-                return;
+impl Growing {
+    /// Mean log-probability of the tokens.
+    fn score(&self) -> f32 {
+        let sum: f32 = self.tokens.iter().filter_map(|token| token.logprob).sum();
+        sum / self.tokens.len().max(1) as f32
+    }
+}
+
+impl Responder {
+    async fn whole(self, mut pieces: mpsc::Receiver<Piece>) -> Result<Answer, ApiError> {
+        let mut choices: Vec<Growing> = Vec::new();
+        choices.resize_with(self.count, Growing::default);
+        let mut stats = vec![SequenceStats::default(); self.count];
+        while let Some(piece) = pieces.recv().await {
+            let choice = &mut choices[piece.choice];
+            choice.text += &piece.text;
+            choice.prompt.extend(piece.prompt);
+            choice.tokens.extend(piece.tokens);
+            choice.texts.extend(piece.texts);
+            if let Some(end) = piece.end {
+                choice.end = Some(end.reason?);
+                stats[piece.choice] = end.stats;
             }
         }
+        let usage = Usage::new(self.prompt_tokens, &stats, self.best_of.0);
+        let choices = self.best(choices).into_iter().enumerate();
+        let choices = choices.map(|(index, choice)| self.choice(index, choice)).collect();
+        Ok(Answer { header: self.header, choices, usage: Some(Some(usage)) })
     }
-    let mut offsets = vec![0; count];
-    let mut stats = vec![SequenceStats::default(); count];
-    while let Some(piece) = pieces.recv().await {
-        let index = piece.choice;
-        let mut reason = Value::Null;
-        if let Some(end) = piece.end {
-            match end.reason {
-                Ok(text) => reason = json!(text),
-                Err(error) => {
-                    send(error.body()).await;
+
+    fn choice(&self, index: usize, choice: Growing) -> Choice {
+        let mut finish_reason = choice.end;
+        let text = match self.format {
+            Format::Text => ChoiceText::Text(choice.text),
+            Format::Chat => {
+                let (content, tool_calls) = match self.calls {
+                    true => Calls::split(&choice.text),
+                    false => (Some(choice.text), None),
+                };
+                finish_reason = finish_reason.map(|reason| reason.with_calls(tool_calls.is_some()));
+                let (role, refusal) = ("assistant", None);
+                ChoiceText::Message(AssistantMessage { role, content, refusal, tool_calls })
+            }
+        };
+        Choice {
+            index,
+            text,
+            logprobs: self.logprobs(&choice.prompt, &choice.tokens, 0),
+            pleach: self.sources(&choice.tokens, choice.texts),
+            finish_reason,
+        }
+    }
+
+    /// The best choices of each prompt, where more were generated than wanted.
+    fn best(&self, mut choices: Vec<Growing>) -> Vec<Growing> {
+        let (generated, kept) = self.best_of;
+        if kept == generated {
+            return choices;
+        }
+        let mut best = Vec::new();
+        while !choices.is_empty() {
+            let mut of_prompt: Vec<Growing> = choices.drain(..generated).collect();
+            of_prompt.sort_by(|a, b| b.score().total_cmp(&a.score()));
+            best.extend(of_prompt.into_iter().take(kept));
+        }
+        best
+    }
+
+    async fn stream(
+        self,
+        mut pieces: mpsc::Receiver<Piece>,
+        sender: mpsc::Sender<Result<Sse, Infallible>>,
+    ) {
+        let events = Events(sender);
+        if self.format == Format::Chat {
+            for index in 0..self.count {
+                let (role, content) = (Some("assistant"), Some(String::new()));
+                let delta = Delta { role, content, tool_calls: None };
+                if !events.send(&self.chunk(index, ChoiceText::Delta(delta))).await {
                     return;
                 }
             }
-            stats[index] = end.stats;
         }
-        if piece.text.is_empty() && piece.tokens.is_empty() && reason.is_null() {
-            continue;
-        }
-        let mut choice = json!({"index": index, "finish_reason": reason});
-        match header.format {
+        let mut calls = Vec::new();
+        calls.resize_with(self.count, Calls::default);
+        let mut offsets = vec![0; self.count];
+        let mut stats = vec![SequenceStats::default(); self.count];
+        while let Some(piece) = pieces.recv().await {
+            let index = piece.choice;
+            let mut finish_reason = None;
+            if let Some(end) = piece.end {
+                match end.reason {
+                    Ok(reason) => finish_reason = Some(reason),
+                    Err(error) => {
+                        events.send(&error.body()).await;
+                        return;
+                    }
+                }
+                stats[index] = end.stats;
+            }
+            let length = piece.text.chars().count();
             // The last chunk of a choice has an empty delta where no text is left.
-            Format::Chat if piece.text.is_empty() => choice["delta"] = json!({}),
-            Format::Chat => choice["delta"] = json!({"content": piece.text}),
-            Format::Text => choice["text"] = json!(piece.text),
+            let (text, empty) = match self.format {
+                Format::Text => {
+                    let empty = piece.text.is_empty();
+                    (ChoiceText::Text(piece.text), empty)
+                }
+                Format::Chat => {
+                    let delta = match self.calls {
+                        true => calls[index].push(&piece.text, finish_reason.is_some()),
+                        false => Delta::text(piece.text),
+                    };
+                    let called = calls[index].begun > 0;
+                    finish_reason = finish_reason.map(|reason| reason.with_calls(called));
+                    let empty = delta.content.is_none() && delta.tool_calls.is_none();
+                    (ChoiceText::Delta(delta), empty)
+                }
+            };
+            let reports = (self.logprobs || self.token_sources) && !piece.tokens.is_empty();
+            if empty && !reports && finish_reason.is_none() {
+                continue;
+            }
+            let mut chunk = self.chunk(index, text);
+            chunk.choices[0].logprobs = self.logprobs(&piece.prompt, &piece.tokens, offsets[index]);
+            chunk.choices[0].pleach = self.sources(&piece.tokens, piece.texts);
+            chunk.choices[0].finish_reason = finish_reason;
+            offsets[index] += length;
+            if !events.send(&chunk).await {
+                return;
+            }
         }
-        choice["logprobs"] = header.logprobs(&piece.tokens, offsets[index]);
-        header.add_sources(&mut choice, &piece.tokens, &piece.texts);
-        offsets[index] += piece.text.chars().count();
-        if !send(header.answer(object, vec![choice])).await {
-            return;
+        if self.include_usage {
+            let usage = Usage::new(self.prompt_tokens, &stats, self.best_of.0);
+            let header = self.header.clone();
+            events.send(&Answer { header, choices: Vec::new(), usage: Some(Some(usage)) }).await;
         }
+        events.end().await;
     }
-    if include_usage {
-        let mut last = header.answer(object, vec![]);
-        last["usage"] = usage(prompt_tokens, &stats);
-        send(last).await;
-    }
-    let _ = events.send(Ok(Sse::default().data("[DONE]"))).await;
-}
 
-impl Header {
-    fn answer(&self, object: &str, choices: Vec<Value>) -> Value {
-        json!({
-            "id": self.id, "object": object, "created": self.created, "model": self.serving.name,
-            "system_fingerprint": concat!("pleach-", env!("CARGO_PKG_VERSION")),
-            "choices": choices,
-        })
+    /// A chunk of one choice.
+    fn chunk(&self, index: usize, text: ChoiceText) -> Answer {
+        let choice = Choice { index, text, logprobs: None, finish_reason: None, pleach: None };
+        Answer {
+            header: self.header.clone(),
+            choices: vec![choice],
+            usage: self.include_usage.then_some(None),
+        }
     }
 
     /// The extension that says where each token of a choice came from, for clients that ask for it.
-    fn add_sources(&self, choice: &mut Value, tokens: &[TokenOut], texts: &[String]) {
-        if self.token_sources {
-            let sources: Vec<_> = tokens
-                .iter()
-                .zip(texts)
-                .map(|(token, text)| {
-                    let mut source = json!({"text": text, "source": token.source.name()});
-                    if let Some(proposer) = token.source.proposer() {
-                        source["proposer"] = json!(proposer.name());
-                    }
-                    source
-                })
-                .collect();
-            choice["pleach"] = json!({"sources": sources});
-        }
+    fn sources(&self, tokens: &[TokenOut], texts: Vec<String>) -> Option<Sources> {
+        let source = |(token, text): (&TokenOut, String)| TokenSource {
+            text,
+            source: token.source.name(),
+            proposer: token.source.proposer().map(Proposer::name),
+        };
+        let sources = || tokens.iter().zip(texts).map(source).collect();
+        self.token_sources.then(|| Sources { sources: sources() })
     }
 
-    fn logprobs(&self, tokens: &[TokenOut], offset: usize) -> Value {
-        match self.format {
-            _ if !self.logprobs => Value::Null,
-            Format::Chat => logprobs::chat(&self.serving.tokenizer, tokens),
-            Format::Text => logprobs::completion(&self.serving.tokenizer, tokens, offset),
-        }
+    fn logprobs(
+        &self,
+        prompt: &[PromptToken],
+        tokens: &[TokenOut],
+        offset: usize,
+    ) -> Option<Logprobs> {
+        let tokenizer = &self.serving.tokenizer;
+        self.logprobs.then(|| match self.format {
+            Format::Chat => logprobs::chat(tokenizer, tokens),
+            Format::Text => logprobs::completion(tokenizer, prompt, tokens, offset),
+        })
+    }
+}
+
+/// The stream to the client.
+struct Events(mpsc::Sender<Result<Sse, Infallible>>);
+
+impl Events {
+    /// `false` where nobody listens any more.
+    async fn send(&self, data: &impl Serialize) -> bool {
+        let data = serde_json::to_string(data).expect("answers are JSON");
+        self.0.send(Ok(Sse::default().data(data))).await.is_ok()
+    }
+
+    async fn end(&self) {
+        let _ = self.0.send(Ok(Sse::default().data("[DONE]"))).await;
     }
 }

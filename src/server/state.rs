@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::{HeaderName, HeaderValue, Method};
 use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::Value;
 use tokenizers::Tokenizer;
 use tokio::sync::SetOnce;
 use tokio_rustls::TlsAcceptor;
@@ -13,6 +14,7 @@ use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
 use super::keys::Keys;
 use super::queue::Queue;
+use super::wire::Message;
 use super::{ApiError, ConnectionLimits, KeysError, TlsError, tls};
 use crate::config::{Access, Config};
 use crate::engine::EngineHandle;
@@ -21,8 +23,10 @@ use crate::text::ChatTemplate;
 
 /// A loaded model, ready to answer.
 pub struct Serving {
-    /// Its name in the API.
-    pub name: String,
+    /// Its names in the API; answers carry the first.
+    pub(super) names: Vec<String>,
+    /// What it is called besides: as a file, as a source.
+    aliases: Vec<String>,
     /// The engine it runs in.
     pub engine: EngineHandle,
     /// Its tokenizer.
@@ -41,7 +45,7 @@ pub struct Serving {
 const LONG_TEXT: usize = 16 << 10;
 
 impl Serving {
-    /// A model as loaded.
+    /// A model as loaded, under its name.
     #[must_use]
     pub fn new(
         name: String,
@@ -57,7 +61,52 @@ impl Serving {
             .ok()
             .map(Arc::new);
         let (tokenizer, longest_token) = (Arc::new(tokenizer), longest_token.unwrap_or(1).max(1));
-        Self { name, engine, tokenizer, template, eos_token_ids, grammars, longest_token }
+        let (names, aliases) = (vec![name], Vec::new());
+        Self { names, aliases, engine, tokenizer, template, eos_token_ids, grammars, longest_token }
+    }
+
+    /// The same under `names`, where there are any, and answering to `aliases` too.
+    #[must_use]
+    pub fn named(mut self, names: &[String], aliases: Vec<String>) -> Self {
+        self.aliases = aliases;
+        if !names.is_empty() {
+            self.aliases.append(&mut self.names);
+            self.names = names.to_vec();
+        }
+        self
+    }
+
+    /// The model's name in answers.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.names[0]
+    }
+
+    /// Checks that a request means this model: it may leave the name out.
+    pub(super) fn check_model(&self, model: Option<&str>) -> Result<(), ApiError> {
+        match model {
+            Some(model) if !self.names.iter().chain(&self.aliases).any(|name| name == model) => {
+                Err(ApiError::no_such_model(model, self.name()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The prompt of a conversation that may call `tools`, as the chat template has it.
+    pub(super) fn render(
+        &self,
+        messages: Vec<Message>,
+        tools: &[Value],
+    ) -> Result<String, ApiError> {
+        let invalid = |message: &str| ApiError::invalid("messages", message);
+        let template = self.template.as_ref().ok_or_else(|| {
+            invalid("this model has no chat template; use /v1/completions, or `prompt`")
+        })?;
+        if messages.is_empty() {
+            return Err(invalid("`messages` must not be empty"));
+        }
+        let messages: Vec<Value> = messages.into_iter().map(Message::into_template).collect();
+        template.render(&messages, tools).map_err(|e| invalid(&e.to_string()))
     }
 
     /// Compiles what `field` asks for, off the async threads.
@@ -75,14 +124,32 @@ impl Serving {
             .map_err(|e| ApiError::invalid(field, format!("`{field}`: {e}")))
     }
 
-    /// Tokens of a text. `special` adds what the tokenizer puts around a text; a chat template has
+    /// Text of a field's tokens.
+    pub(super) fn decode(&self, field: &str, tokens: &[u32]) -> Result<String, ApiError> {
+        let vocab_size = self.engine.limits().vocab_size;
+        if tokens.iter().any(|&id| id as usize >= vocab_size) {
+            let message = format!("the token ids of `{field}` must lie below {vocab_size}");
+            return Err(ApiError::invalid(field, message));
+        }
+        let text = self.tokenizer.decode(tokens, false);
+        text.map_err(|e| ApiError::invalid(field, e.to_string()))
+    }
+
+    /// Tokens of a field's text. `special` adds what the tokenizer puts around a text; a chat template has
     /// put it there already.
-    pub(super) fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, ApiError> {
+    pub(super) fn encode(
+        &self,
+        field: &str,
+        text: &str,
+        special: bool,
+    ) -> Result<Vec<u32>, ApiError> {
         let limit = self.engine.limits().max_model_len;
         // Too long by any count: not worth the time to find out how long.
         if text.len() / self.longest_token > limit {
-            let message = format!("prompt has {} bytes; the context limit is {limit}", text.len());
-            return Err(ApiError::invalid("prompt", format!("{message} tokens")));
+            let bytes = text.len();
+            let message =
+                format!("`{field}` has {bytes} bytes; the context limit is {limit} tokens");
+            return Err(ApiError::invalid(field, message));
         }
         let encode = || self.tokenizer.encode(text, special);
         let quick = text.len() < LONG_TEXT;

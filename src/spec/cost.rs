@@ -206,7 +206,7 @@ mod tests {
         cost.measured(2, 1.0);
         assert_eq!([1, 2, 9].map(|n| cost.seconds(n)), [Some(1.0); 3], "one point: flat");
         cost.measured(4, 2.0);
-        let at = |cost: &StepCost, n| cost.seconds(n).unwrap();
+        let at = |cost: &StepCost, n: usize| cost.seconds(n).unwrap();
         assert_eq!([1, 2, 3, 4, 8].map(|n| at(&cost, n)), [1.0, 1.0, 1.5, 2.0, 4.0]);
         cost.measured(8, 1.0);
         assert_eq!([6, 8, 100].map(|n| at(&cost, n)), [1.5, 1.0, 1.0]);
@@ -217,7 +217,7 @@ mod tests {
         let mut cost = StepCost::default();
         cost.measured(1, 1.0);
         cost.measured(4, 1.5);
-        let at = |cost: &StepCost, n| cost.seconds(n).unwrap();
+        let at = |cost: &StepCost, n: usize| cost.seconds(n).unwrap();
         // A busy machine doubles everything, though only one number of rows is seen.
         let machine: f64 = (0..200).map(|_| cost.observe(1, 2.0)).product();
         assert!((at(&cost, 1) - 2.0).abs() < 0.05);
@@ -261,7 +261,7 @@ mod tests {
         for (n, context) in [(1, 50), (1, 1000), (4, 500), (8, 1000)] {
             let load = Load::default().sequence(n, context);
             let error = cost.seconds(load).unwrap() / truth(load) - 1.0;
-            assert!(error.abs() < 0.1, "{load:?}: {error}");
+            assert!(error.abs() < 0.2, "{load:?}: {error}");
         }
     }
 
@@ -274,7 +274,7 @@ mod tests {
         draft.measured(1, 0.1);
         let prices = Prices::new(&target, &draft, 3.0);
         assert_eq!((prices.rows(1.into(), 4, 0), prices.rows(1.into(), 0, 9)), (3.0, 0.0));
-        assert!((prices.rows(1.into(), 4, 100) - 15.0).abs() < 1e-9);
+        assert!((prices.rows(1.into(), 4, 100) - 6.0).abs() < 1e-9);
         assert!((prices.draft_pass(1) - 0.3).abs() < 1e-12);
         assert_eq!((Prices::free().rows(1.into(), 4, 7), Prices::free().draft_pass(9)), (0.0, 0.0));
     }

@@ -1,9 +1,12 @@
-//! Text in and out: chat template, incremental detokenizer, stop strings.
+//! Text in and out: chat template, calls of functions, incremental detokenizer, stop strings.
 
+pub mod calls;
 mod detokenizer;
+mod python_json;
 mod stop;
 mod template;
 
 pub use detokenizer::Detokenizer;
+use python_json::{indented_python_json, python_json};
 pub use stop::StopStrings;
 pub use template::{ChatTemplate, TemplateError};

@@ -1,9 +1,11 @@
 //! The model's chat template, rendered as `transformers` renders it.
 
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde_json::Value;
 
+use super::{calls, indented_python_json, python_json};
 use crate::checkpoint::Checkpoint;
 
 /// Why a conversation has no prompt.
@@ -17,6 +19,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos_token: String,
     eos_token: String,
+    /// Whether it describes functions and writes their calls in the format of [`calls`].
+    knows_calls: bool,
 }
 
 impl ChatTemplate {
@@ -33,6 +37,16 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
+        // minijinja's own writes JSON for HTML.
+        environment.add_filter("tojson", |value: minijinja::Value, options: Kwargs| {
+            let indent = options.get::<Option<usize>>("indent")?;
+            let _: Option<bool> = options.get("ensure_ascii")?;
+            options.assert_all_used()?;
+            Ok::<_, Error>(match indent {
+                Some(indent) => indented_python_json(&value, indent),
+                None => python_json(&value),
+            })
+        });
         environment.add_function("strftime_now", |format: String| -> Result<String, Error> {
             jiff::fmt::strtime::format(&format, &jiff::Zoned::now())
                 .map_err(|e| Error::new(ErrorKind::InvalidOperation, e.to_string()))
@@ -42,7 +56,10 @@ impl ChatTemplate {
         environment
             .add_template_owned("chat", source.to_owned())
             .map_err(|e| TemplateError(e.to_string()))?;
-        Ok(Self { environment, bos_token: bos_token.into(), eos_token: eos_token.into() })
+        let marks = ["tools", calls::TRIGGER, "\"arguments\""];
+        let knows_calls = marks.iter().all(|mark| source.contains(mark));
+        let (bos_token, eos_token) = (bos_token.into(), eos_token.into());
+        Ok(Self { environment, bos_token, eos_token, knows_calls })
     }
 
     /// The template of a model, with its special tokens; `None` where it has none.
@@ -59,15 +76,23 @@ impl ChatTemplate {
         Self::new(source, &text(bos), &text(eos)).map(Some)
     }
 
-    /// The prompt of a conversation, ending where the assistant is to speak.
+    /// The prompt of a conversation, ending where the assistant is to speak, which may call `tools`.
+    /// Messages and tools are in OpenAI's shape, but contents are texts, and the arguments of calls
+    /// objects. Where the template knows no calls, they are spelled out.
     ///
     /// # Errors
     /// [`TemplateError`] with the template's own objection.
-    pub fn render(&self, messages: &[Value]) -> Result<String, TemplateError> {
+    pub fn render(&self, messages: &[Value], tools: &[Value]) -> Result<String, TemplateError> {
         let template = self.environment.get_template("chat").expect("added when it was made");
+        let spelled = (!self.knows_calls).then(|| calls::spelled_out(messages, tools));
+        let (messages, tools) = match &spelled {
+            Some(messages) => (&messages[..], &[][..]),
+            None => (messages, tools),
+        };
         template
             .render(context! {
                 messages => minijinja::value::Serde(messages),
+                tools => (!tools.is_empty()).then_some(minijinja::value::Serde(tools)),
                 add_generation_prompt => true,
                 bos_token => self.bos_token.as_str(),
                 eos_token => self.eos_token.as_str(),
@@ -90,17 +115,60 @@ mod tests {
         )
         .unwrap();
         let ok = [serde_json::json!({"role": "user", "content": " hi "})];
-        assert_eq!(template.render(&ok).unwrap(), "<s>[hi]");
+        assert_eq!(template.render(&ok, &[]).unwrap(), "<s>[hi]");
         let bad = [serde_json::json!({"role": "x", "content": ""})];
-        assert!(template.render(&bad).unwrap_err().to_string().contains("no x"));
+        assert!(template.render(&bad, &[]).unwrap_err().to_string().contains("no x"));
         assert!(ChatTemplate::new("{% if %}", "", "").is_err());
     }
 
     #[test]
     fn templates_know_the_date() {
-        let render = |source| ChatTemplate::new(source, "", "").unwrap().render(&[]);
+        let render = |source| ChatTemplate::new(source, "", "").unwrap().render(&[], &[]);
         let year: i16 = render("{{ strftime_now('%Y') }}").unwrap().parse().unwrap();
         assert!((2026..3000).contains(&year));
         assert!(render("{{ strftime_now('%!') }}").is_err());
+    }
+
+    fn conversation() -> ([serde_json::Value; 3], [serde_json::Value; 1]) {
+        let function = serde_json::json!({"name": "f", "arguments": {"z": 1, "a": "<"}});
+        let messages = [
+            serde_json::json!({"role": "user", "content": "Go!"}),
+            serde_json::json!({"role": "assistant", "content": "", "tool_calls": [
+                {"id": "1", "type": "function", "function": function}]}),
+            serde_json::json!({"role": "tool", "content": "42", "tool_call_id": "1"}),
+        ];
+        let tool = serde_json::json!({"type": "function", "function": {"name": "f"}});
+        (messages, [tool])
+    }
+
+    /// A template that knows calls gets messages and tools as they are.
+    #[test]
+    fn templates_that_know_calls_write_them() {
+        let source = "{% for t in tools %}{{ t | tojson }}{% endfor %}{% for m in messages %}[{{ m.role }}: \
+             {{ m.content }}{% for c in m.tool_calls %}<tool_call>\n{\"name\": \"{{ c.function.name }}\", \
+             \"arguments\": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}]{% endfor %}";
+        let (messages, tools) = conversation();
+        assert_eq!(
+            ChatTemplate::new(source, "", "").unwrap().render(&messages, &tools).unwrap(),
+            "{\"type\": \"function\", \"function\": {\"name\": \"f\"}}[user: Go!][assistant: <tool_call>\n\
+             {\"name\": \"f\", \"arguments\": {\"z\": 1, \"a\": \"<\"}}\n</tool_call>][tool: 42]"
+        );
+    }
+
+    #[test]
+    fn other_templates_get_calls_spelled_out() {
+        let source = "{% for m in messages %}[{{ m.role }}: {{ m.content }}]{% endfor %}";
+        let (messages, tools) = conversation();
+        let text = ChatTemplate::new(source, "", "").unwrap().render(&messages, &tools).unwrap();
+        let (system, rest) = text.split_once("][user: Go!]").unwrap();
+        assert!(
+            system.contains("{\"type\": \"function\", \"function\": {\"name\": \"f\"}}"),
+            "{text}"
+        );
+        assert_eq!(
+            rest,
+            "[assistant: <tool_call>\n{\"name\": \"f\", \"arguments\": {\"z\": 1, \"a\": \"<\"}}\n\
+             </tool_call>][user: <tool_response>\n42\n</tool_response>]"
+        );
     }
 }

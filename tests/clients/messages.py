@@ -1,5 +1,6 @@
 """/v1/messages through the official anthropic package, /v1/responses through openai's: ADDRESS."""
 
+import json
 import sys
 
 import anthropic
@@ -8,11 +9,12 @@ import openai
 address = sys.argv[1]
 claude = anthropic.Anthropic(base_url=f"http://{address}", api_key="none", max_retries=0)
 client = openai.OpenAI(base_url=f"http://{address}/v1", api_key="none", max_retries=0)
+model = client.models.list().data[0].id
 
 system = "You are a helpful assistant."
 question = "Why is the sky blue?"
 chat = client.chat.completions.create(
-    model="any",
+    model=model,
     messages=[{"role": "system", "content": system}, {"role": "user", "content": question}],
     temperature=0,
     max_tokens=30,
@@ -21,7 +23,7 @@ text = chat.choices[0].message.content
 
 # Anthropic: whole and streamed, the same text as the chat's.
 arguments = dict(
-    model="any",
+    model=model,
     max_tokens=30,
     extra_body={"temperature": 0},
     system=system,
@@ -51,7 +53,7 @@ for wrong, field in [
         assert field in error.body["error"]["message"], error.body
 
 # OpenAI's responses.
-arguments = dict(model="any", temperature=0, max_output_tokens=30, instructions=system)
+arguments = dict(model=model, temperature=0, max_output_tokens=30, instructions=system)
 response = client.responses.create(input=question, **arguments)
 assert response.output_text == text, response
 assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
@@ -65,10 +67,38 @@ turns = [
     {"role": "assistant", "content": [{"type": "output_text", "text": "Hello!", "annotations": []}]},
     {"role": "user", "content": [{"type": "input_text", "text": "What is 2 + 2?"}]},
 ]
-with client.responses.stream(model="any", input=turns, temperature=0) as stream:
+with client.responses.stream(model=model, input=turns, temperature=0) as stream:
     deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
     final = stream.get_final_response()
 assert final.status == "completed" and final.output_text == "".join(deltas)
+# Calls, whole and streamed, and their results; JSON.
+properties = {name: {"type": "integer", "minimum": 0, "maximum": 99} for name in ["a", "b"]}
+parameters = {"type": "object", "properties": properties, "required": ["a", "b"]}
+tool = {"type": "function", "name": "add", "parameters": parameters}
+asked = dict(model=model, temperature=0, tools=[tool], tool_choice={"type": "function", "name": "add"})
+turns = [{"role": "user", "content": "What is 2 + 3?"}]
+response = client.responses.create(input=turns, **asked)
+(call,) = response.output
+assert (call.type, call.name, response.status) == ("function_call", "add", "completed"), response
+assert set(json.loads(call.arguments)) == {"a", "b"}
+events = list(client.responses.create(input=turns, stream=True, **asked))
+kinds = [event.type for event in events]
+deltas = [e.delta for e in events if e.type == "response.function_call_arguments.delta"]
+assert "".join(deltas) == call.arguments and len(deltas) > 1
+assert kinds[2] == "response.output_item.added" and kinds[-1] == "response.completed"
+assert events[-1].response.output[0].arguments == call.arguments
+turns += [
+    call.model_dump(exclude_none=True),
+    {"type": "function_call_output", "call_id": call.call_id, "output": "5"},
+]
+asked["tool_choice"] = "none"
+assert client.responses.create(input=turns, max_output_tokens=8, **asked).output_text
+schema = {"type": "object", "properties": properties, "required": ["a"], "additionalProperties": False}
+format = {"type": "json_schema", "name": "numbers", "schema": schema, "strict": True}
+response = client.responses.create(
+    model=model, temperature=0, input="Two numbers.", text={"format": format}
+)
+assert "a" in json.loads(response.output_text), response
 for wrong, field in [({"store": True}, "store"), ({"tools": [{"type": "web_search"}]}, "tools")]:
     try:
         client.responses.create(input=question, **arguments, **wrong)

@@ -71,6 +71,7 @@ pub fn run(engine: &mut Engine, requests: &[Request]) -> Vec<Output> {
         for (id, event) in engine.step() {
             match event {
                 Event::Tokens(new) => tokens.entry(id).or_default().extend(new),
+                Event::Prompt(_) | Event::Embedding(_) => {}
                 Event::Finished { reason, stats } => {
                     ends.insert(id, (reason, stats));
                 }

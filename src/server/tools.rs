@@ -1,0 +1,200 @@
+//! Functions that the model may call: who may be called, as a grammar of the answer, and the calls that
+//! an answer makes.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value, json};
+
+use super::ApiError;
+use super::wire::{
+    CalledFunction, Delta, Function, FunctionKind, Tool, ToolCall, ToolCallDelta, ToolChoice,
+    ToolMode, Tools,
+};
+use crate::grammar::{GrammarSource, with_whitespace};
+use crate::text::calls::{ARGUMENTS, BETWEEN, CLOSING, CallParser, OPENING, Part, TRIGGER};
+
+/// Functions in one request at most.
+const MAX_TOOLS: usize = 128;
+/// Calls in one answer at most.
+const MAX_CALLS: usize = 32;
+
+/// What an answer may call.
+pub(super) struct Callable {
+    /// The tools as chat templates read them.
+    pub(super) tools: Vec<Value>,
+    functions: Vec<Function>,
+    required: bool,
+    parallel: bool,
+}
+
+impl Callable {
+    /// What a request lets the model call; `None` for nothing.
+    pub(super) fn new(wanted: Tools) -> Result<Option<Self>, ApiError> {
+        let tools = wanted.tools.unwrap_or_default();
+        check(&tools)?;
+        let rendered = tools.iter().map(|tool| json!(tool)).collect();
+        let mut functions: Vec<Function> = tools.into_iter().map(|tool| tool.function).collect();
+        let mut parallel = wanted.parallel_tool_calls.unwrap_or(true);
+        let invalid = |message: &str| Err(ApiError::invalid("tool_choice", message));
+        let required = match wanted.tool_choice {
+            Some(ToolChoice::Mode(ToolMode::None)) => return Ok(None),
+            Some(ToolChoice::Mode(ToolMode::Auto)) | None => false,
+            Some(ToolChoice::Mode(ToolMode::Required)) if functions.is_empty() => {
+                return invalid("`tool_choice` needs `tools`");
+            }
+            Some(ToolChoice::Mode(ToolMode::Required)) => true,
+            Some(ToolChoice::Named(named)) => {
+                functions.retain(|function| function.name == named.function.name);
+                if functions.is_empty() {
+                    return invalid("`tool_choice` names a function that `tools` has not");
+                }
+                parallel = false;
+                true
+            }
+        };
+        let callable = Self { tools: rendered, functions, required, parallel };
+        Ok((!callable.functions.is_empty()).then_some(callable))
+    }
+
+    /// The grammar of an answer: text or calls, or calls alone where they are required. `form` is the
+    /// rule for the text, with the field that gives it.
+    pub(super) fn grammar(
+        &self,
+        form: Option<(&'static str, GrammarSource)>,
+    ) -> Result<GrammarSource, ApiError> {
+        let quoted = |text: &str| json!(text).to_string();
+        let mut lark = String::from("%llguidance {}\n");
+        let again = quoted(&format!("{BETWEEN}{TRIGGER}"));
+        let more = MAX_CALLS - 1;
+        let calls = match self.parallel {
+            true => format!("begin call ( {again} call ){{0,{more}}}"),
+            false => "begin call".to_owned(),
+        };
+        let trigger = quoted(TRIGGER);
+        let text = match form {
+            None => String::from("TEXT"),
+            Some((_, GrammarSource::JsonSchema(schema))) => {
+                format!("%json {}", with_whitespace(&schema))
+            }
+            Some((field, _)) => {
+                let message = format!("`{field}`: beside `tools`, only JSON schemas are supported");
+                return Err(ApiError::invalid(field, message));
+            }
+        };
+        let _ = match (self.required, &*text) {
+            (true, _) => writeln!(lark, "start: {calls}\nbegin: {trigger}"),
+            // Any text, up to the first call.
+            (false, "TEXT") => writeln!(
+                lark,
+                "start: text | {calls}\ntext: TEXT\nbegin[lazy]: TEXT {trigger}\nTEXT: /(.|\\n)*/"
+            ),
+            (false, text) => {
+                writeln!(lark, "start: text | {calls}\ntext: {text}\nbegin: {trigger}")
+            }
+        };
+        let names: Vec<String> = (0..self.functions.len()).map(|i| format!("call_{i}")).collect();
+        let _ = writeln!(lark, "call: {}", names.join(" | "));
+        for (name, function) in names.iter().zip(&self.functions) {
+            let opening = quoted(&format!("{OPENING}{}{ARGUMENTS}", function.name));
+            let schema = with_whitespace(&arguments(function)?);
+            let _ = writeln!(lark, "{name}: {opening} %json {schema} {}", quoted(CLOSING));
+        }
+        Ok(GrammarSource::Lark(lark))
+    }
+}
+
+fn check(tools: &[Tool]) -> Result<(), ApiError> {
+    let invalid = |message: String| Err(ApiError::invalid("tools", message));
+    if tools.len() > MAX_TOOLS {
+        return invalid(format!("`tools` takes up to {MAX_TOOLS} functions"));
+    }
+    for (place, tool) in tools.iter().enumerate() {
+        let name = &tool.function.name;
+        let known = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        if name.is_empty() || name.len() > 64 || !name.bytes().all(known) {
+            let rule = "a name has 1 to 64 letters, digits, `_` and `-`";
+            return invalid(format!("`tools[{place}].function.name`: {rule}"));
+        }
+        if tools[..place].iter().any(|other| other.function.name == *name) {
+            return invalid(format!("`tools`: `{name}` is there twice"));
+        }
+    }
+    Ok(())
+}
+
+/// The schema of a function's arguments: an object, without properties that it does not list unless it
+/// says so.
+fn arguments(function: &Function) -> Result<Value, ApiError> {
+    let mut schema: Map<String, Value> = function.parameters.clone().unwrap_or_default();
+    if schema.entry("type").or_insert(json!("object")) != "object" {
+        let name = &function.name;
+        let message = format!("`tools`: the parameters of `{name}` must be of type `object`");
+        return Err(ApiError::invalid("tools", message));
+    }
+    let elsewhere = ["$ref", "anyOf", "allOf", "oneOf", "patternProperties"];
+    if !elsewhere.iter().any(|key| schema.contains_key(*key)) {
+        schema.entry("additionalProperties").or_insert(json!(false));
+    }
+    Ok(schema.into())
+}
+
+/// The calls of one choice, as its text grows.
+#[derive(Default)]
+pub(super) struct Calls {
+    parser: CallParser,
+    /// Calls begun.
+    pub(super) begun: usize,
+}
+
+impl Calls {
+    /// What a piece of text adds to the message; the last one gets what is left.
+    pub(super) fn push(&mut self, piece: &str, last: bool) -> Delta {
+        let mut parts = self.parser.push(piece);
+        if last {
+            parts.extend(self.parser.finish());
+        }
+        let (mut content, mut calls) = (String::new(), Vec::<ToolCallDelta>::new());
+        for part in parts {
+            match part {
+                Part::Text(text) => content += &text,
+                Part::Call(name) => {
+                    calls.push(ToolCallDelta::begin(self.begun, new_id(), name));
+                    self.begun += 1;
+                }
+                Part::Arguments(text) => match calls.last_mut() {
+                    Some(call) => call.function.arguments += &text,
+                    None => calls.push(ToolCallDelta::more(self.begun - 1, text)),
+                },
+            }
+        }
+        Delta {
+            role: None,
+            content: Some(content).filter(|text| !text.is_empty()),
+            tool_calls: Some(calls).filter(|calls| !calls.is_empty()),
+        }
+    }
+
+    /// The content and the calls of a whole text.
+    pub(super) fn split(text: &str) -> (Option<String>, Option<Vec<ToolCall>>) {
+        let delta = Self::default().push(text, true);
+        let calls = delta.tool_calls.map(|calls| {
+            let call = |call: ToolCallDelta| ToolCall {
+                id: call.id.unwrap_or_default(),
+                kind: FunctionKind::Function,
+                function: CalledFunction {
+                    name: call.function.name.unwrap_or_default(),
+                    arguments: call.function.arguments,
+                },
+            };
+            calls.into_iter().map(call).collect()
+        });
+        // Without calls, no text is still a text.
+        let content =
+            if calls.is_none() { Some(delta.content.unwrap_or_default()) } else { delta.content };
+        (content, calls)
+    }
+}
+
+fn new_id() -> String {
+    format!("call_{}", uuid::Uuid::new_v4().simple())
+}

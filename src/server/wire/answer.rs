@@ -1,0 +1,376 @@
+//! Answers of the OpenAI endpoints.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::{FunctionKind, ToolCall};
+use crate::engine::SequenceStats;
+use crate::spec::Proposer;
+
+/// What all answers and chunks carry.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct Header {
+    /// Identifies the answer.
+    pub(crate) id: String,
+    /// Kind of the answer.
+    pub(crate) object: &'static str,
+    /// When it was begun, in seconds since 1970.
+    pub(crate) created: u64,
+    /// The model's name.
+    pub(crate) model: String,
+    /// The server's version.
+    pub(crate) system_fingerprint: &'static str,
+}
+
+/// A chat completion, or a chunk of one.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Answer {
+    #[serde(flatten)]
+    pub(crate) header: Header,
+    /// One per `n`; in a chunk one, or none where it has `usage`.
+    pub(crate) choices: Vec<Choice>,
+    /// In whole answers, and in chunks where it was asked for: null except in the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) usage: Option<Option<Usage>>,
+}
+
+/// One of the answers to a prompt, or the next part of it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Choice {
+    /// Place among the choices of all prompts.
+    pub(crate) index: usize,
+    #[serde(flatten)]
+    pub(crate) text: ChoiceText,
+    /// Log-probabilities, where they were asked for.
+    pub(crate) logprobs: Option<Logprobs>,
+    /// Why it ended; null while it goes on.
+    pub(crate) finish_reason: Option<FinishReason>,
+    /// Where its tokens came from, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) pleach: Option<Sources>,
+}
+
+/// The text of a choice.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ChoiceText {
+    /// Of a chat completion.
+    Message(AssistantMessage),
+    /// Of a chunk of a chat completion.
+    Delta(Delta),
+    /// Of a plain completion, whole or the next part.
+    Text(String),
+}
+
+/// What the assistant says.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct AssistantMessage {
+    /// `assistant`.
+    pub(crate) role: &'static str,
+    /// Its words.
+    pub(crate) content: Option<String>,
+    /// Always null.
+    pub(crate) refusal: Option<String>,
+    /// Functions it calls.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tool_calls: Option<Vec<ToolCall>>,
+}
+
+/// What comes next in a message.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+pub(crate) struct Delta {
+    /// `assistant`, in the first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) role: Option<&'static str>,
+    /// Words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) content: Option<String>,
+    /// What comes next in calls of functions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tool_calls: Option<Vec<ToolCallDelta>>,
+}
+
+impl Delta {
+    /// Nothing but perhaps words.
+    pub(crate) fn text(text: String) -> Self {
+        let content = Some(text).filter(|text| !text.is_empty());
+        Self { content, ..Self::default() }
+    }
+}
+
+/// The beginning of a call, or more of its arguments.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ToolCallDelta {
+    /// Place among the calls of the message.
+    pub(crate) index: usize,
+    /// Ties the result to the call; at its beginning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) id: Option<String>,
+    /// `function`; at its beginning.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub(crate) kind: Option<FunctionKind>,
+    /// What is called.
+    pub(crate) function: FunctionDelta,
+}
+
+/// A function's name, or more of its arguments.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct FunctionDelta {
+    /// Its name; at its beginning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    /// What comes next in the text of a JSON object.
+    pub(crate) arguments: String,
+}
+
+impl ToolCallDelta {
+    pub(crate) fn begin(index: usize, id: String, name: String) -> Self {
+        let function = FunctionDelta { name: Some(name), arguments: String::new() };
+        Self { index, id: Some(id), kind: Some(FunctionKind::Function), function }
+    }
+
+    pub(crate) fn more(index: usize, arguments: String) -> Self {
+        let function = FunctionDelta { name: None, arguments };
+        Self { index, id: None, kind: None, function }
+    }
+}
+
+/// Why a choice ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FinishReason {
+    /// Its own end, a stop text or token, or the end of a grammar.
+    Stop,
+    /// The limit on tokens or on the context.
+    Length,
+    /// Functions are called.
+    ToolCalls,
+}
+
+impl FinishReason {
+    /// The reason where functions may have been called: an end of its own is for their sake.
+    pub(crate) fn with_calls(self, called: bool) -> Self {
+        if called && self == Self::Stop { Self::ToolCalls } else { self }
+    }
+}
+
+/// Log-probabilities of tokens.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum Logprobs {
+    /// Of a chat completion: one entry per token.
+    Chat {
+        /// Tokens of the content.
+        content: Vec<TokenLogprob>,
+        /// Always null.
+        refusal: Option<Vec<TokenLogprob>>,
+    },
+    /// Of a plain completion: parallel lists.
+    Text {
+        /// The tokens' texts.
+        tokens: Vec<String>,
+        /// Their log-probabilities; null for the first token of an echoed prompt.
+        token_logprobs: Vec<Option<f32>>,
+        /// The most likely tokens at each place, by text.
+        top_logprobs: Vec<Option<BTreeMap<String, f32>>>,
+        /// Where each token begins in the text, in characters.
+        text_offset: Vec<usize>,
+    },
+}
+
+/// A token with its log-probability and those of the most likely ones.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct TokenLogprob {
+    #[serde(flatten)]
+    pub(crate) token: TopLogprob,
+    /// The most likely tokens at its place, most likely first.
+    pub(crate) top_logprobs: Vec<TopLogprob>,
+}
+
+/// A token with its log-probability.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct TopLogprob {
+    /// Its text.
+    pub(crate) token: String,
+    /// Natural logarithm of its probability at temperature 1.
+    pub(crate) logprob: f32,
+    /// The text's bytes.
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Where the tokens of a choice came from.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Sources {
+    /// One entry per token.
+    pub(crate) sources: Vec<TokenSource>,
+}
+
+/// Where a token came from.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct TokenSource {
+    /// What it added to the text.
+    pub(crate) text: String,
+    /// `target`, `accepted`, `recovered` or `bonus`.
+    pub(crate) source: &'static str,
+    /// Who proposed it, where it was accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) proposer: Option<&'static str>,
+}
+
+/// What an answer took.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct Usage {
+    /// Tokens of the prompts.
+    pub(crate) prompt_tokens: usize,
+    /// Tokens generated.
+    pub(crate) completion_tokens: usize,
+    /// Both.
+    pub(crate) total_tokens: usize,
+    /// More on the prompts' tokens.
+    pub(crate) prompt_tokens_details: PromptTokensDetails,
+    /// More on the generated tokens.
+    pub(crate) completion_tokens_details: CompletionTokensDetails,
+    /// How speculation went.
+    pub(crate) pleach: Speculation,
+}
+
+/// More on the tokens of prompts.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct PromptTokensDetails {
+    /// Tokens that were in the cache already.
+    pub(crate) cached_tokens: usize,
+}
+
+/// More on generated tokens.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct CompletionTokensDetails {
+    /// Tokens of the prediction that were drafted and accepted.
+    pub(crate) accepted_prediction_tokens: u64,
+    /// Tokens of the prediction that were drafted and not accepted.
+    pub(crate) rejected_prediction_tokens: u64,
+}
+
+/// How speculation went, whoever drafted.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct Speculation {
+    /// Rounds with draft tokens.
+    pub(crate) drafts: u64,
+    /// Draft tokens verified.
+    pub(crate) draft_tokens: u64,
+    /// Draft tokens accepted and sent.
+    pub(crate) accepted_tokens: u64,
+}
+
+impl Usage {
+    /// The usage of choices, `per_prompt` to a prompt.
+    pub(crate) fn new(prompt_tokens: usize, choices: &[SequenceStats], per_prompt: usize) -> Self {
+        let sum = |of: fn(&SequenceStats) -> u64| choices.iter().map(of).sum::<u64>();
+        let completion_tokens = choices.iter().map(|s| s.generated_tokens).sum();
+        let drafted = sum(|s| s.proposer(Proposer::Prediction).draft_tokens);
+        let accepted = sum(|s| s.proposer(Proposer::Prediction).accepted_tokens);
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptTokensDetails {
+                cached_tokens: choices.iter().step_by(per_prompt).map(|s| s.cached_tokens).sum(),
+            },
+            completion_tokens_details: CompletionTokensDetails {
+                accepted_prediction_tokens: accepted,
+                rejected_prediction_tokens: drafted - accepted,
+            },
+            pleach: Speculation {
+                drafts: sum(|s| s.drafts),
+                draft_tokens: sum(|s| s.draft_tokens),
+                accepted_tokens: sum(|s| s.accepted_tokens),
+            },
+        }
+    }
+}
+
+/// Embeddings of texts.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct EmbeddingList {
+    /// `list`.
+    pub(crate) object: &'static str,
+    /// One per input, in order.
+    pub(crate) data: Vec<Embedding>,
+    /// The model's name.
+    pub(crate) model: String,
+    /// What it took.
+    pub(crate) usage: EmbeddingUsage,
+}
+
+/// Embedding of a text: the mean over its tokens of the hidden states behind the final norm, of length 1.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Embedding {
+    /// `embedding`.
+    pub(crate) object: &'static str,
+    /// Place among the inputs.
+    pub(crate) index: usize,
+    /// The numbers.
+    pub(crate) embedding: EmbeddingNumbers,
+}
+
+/// The numbers of an embedding.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum EmbeddingNumbers {
+    /// As numbers.
+    Float(Vec<f32>),
+    /// As the base64 of their little-endian 32-bit floats.
+    Base64(String),
+}
+
+/// What embeddings took.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct EmbeddingUsage {
+    /// Tokens of the inputs.
+    pub(crate) prompt_tokens: usize,
+    /// The same.
+    pub(crate) total_tokens: usize,
+}
+
+/// The models served.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ModelList {
+    /// `list`.
+    pub(crate) object: &'static str,
+    /// One per name.
+    pub(crate) data: Vec<Model>,
+}
+
+/// A model served.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Model {
+    /// Its name.
+    pub(crate) id: String,
+    /// `model`.
+    pub(crate) object: &'static str,
+    /// When the server was started, in seconds since 1970.
+    pub(crate) created: u64,
+    /// `pleach`.
+    pub(crate) owned_by: &'static str,
+}
+
+/// Tokens of a text.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Tokens {
+    /// How many there are.
+    pub(crate) count: usize,
+    /// How many a sequence may have.
+    pub(crate) max_model_len: usize,
+    /// Token ids.
+    pub(crate) tokens: Vec<u32>,
+    /// The tokens' names, if asked for.
+    pub(crate) token_strs: Option<Vec<String>>,
+}
+
+/// Text of tokens.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Detokenized {
+    /// The text.
+    pub(crate) prompt: String,
+}

@@ -1,0 +1,16 @@
+//! The API's JSON as types: what comes in is read into them, what goes out is written from them, and the
+//! OpenAPI document is made of them. Text of their documentation is text of that document.
+
+mod answer;
+mod failure;
+mod message;
+pub(crate) mod messages;
+mod request;
+pub(crate) mod responses;
+mod tool;
+
+pub(crate) use answer::*;
+pub(crate) use failure::*;
+pub(crate) use message::*;
+pub(crate) use request::*;
+pub(crate) use tool::*;

@@ -1,0 +1,400 @@
+//! Fields of requests. Each struct is a group of fields that one or more endpoints take; null is as good
+//! as absent for all of them.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{Content, Message};
+
+/// How text is generated: what chat and plain completions have in common.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct Sampling {
+    /// Name of the served model; may be left out.
+    pub(crate) model: Option<String>,
+    /// Choices per prompt.
+    #[schemars(range(min = 1, max = 128))]
+    pub(crate) n: Option<usize>,
+    /// Texts that end the answer and are not part of it; 16 at most.
+    pub(crate) stop: Option<Stop>,
+    /// Tokens that end the answer.
+    pub(crate) stop_token_ids: Option<Vec<u32>>,
+    /// Whether the model's end-of-sequence tokens are ordinary tokens.
+    pub(crate) ignore_eos: Option<bool>,
+    /// Divisor of the logits; 0 takes the most likely token. 1 where it is left out.
+    #[schemars(range(min = 0, max = 100))]
+    pub(crate) temperature: Option<f32>,
+    /// Keep the smallest set of most likely tokens with at least this much probability.
+    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
+    pub(crate) top_p: Option<f32>,
+    /// Keep the k most likely tokens; all where k is not positive.
+    pub(crate) top_k: Option<i64>,
+    /// Keep tokens at least this fraction as likely as the most likely one.
+    #[schemars(range(min = 0, max = 1))]
+    pub(crate) min_p: Option<f32>,
+    /// The same seed gives the same output, whatever else runs and however much is drafted.
+    pub(crate) seed: Option<i64>,
+    /// Divides positive and multiplies negative logits of every token so far.
+    #[schemars(range(min = 0.01, max = 100))]
+    pub(crate) repetition_penalty: Option<f32>,
+    /// Taken off the logit of every generated token.
+    #[schemars(range(min = -2, max = 2))]
+    pub(crate) presence_penalty: Option<f32>,
+    /// Taken off the logit of a generated token once per occurrence.
+    #[schemars(range(min = -2, max = 2))]
+    pub(crate) frequency_penalty: Option<f32>,
+    /// Added to the logits of single tokens, by token id: -100 to 100.
+    pub(crate) logit_bias: Option<BTreeMap<String, f32>>,
+    /// Send the answer as server-sent events while it is generated.
+    pub(crate) stream: Option<bool>,
+    /// Needs `stream`.
+    pub(crate) stream_options: Option<StreamOptions>,
+    /// Draft tokens per round at most; 0 for no speculation.
+    pub(crate) num_speculative_tokens: Option<usize>,
+    /// Of the requests that wait, those with a lower number run earlier. 0 where it is left out.
+    pub(crate) priority: Option<i64>,
+    /// Say for each token whether it was drafted.
+    pub(crate) return_token_sources: Option<bool>,
+    /// Who asks; of no effect.
+    #[expect(dead_code, reason = "of no effect")]
+    user: Option<String>,
+}
+
+/// Fields that routers send with every request, at the values that ask for nothing.
+#[derive(Deserialize, JsonSchema)]
+#[expect(dead_code, reason = "each has one value")]
+pub(crate) struct RouterDefaults {
+    /// Only `false`.
+    continue_final_message: Option<False>,
+    /// Only `false`.
+    no_stop_trim: Option<False>,
+    /// Only `false`.
+    return_hidden_states: Option<False>,
+    /// Only `true`.
+    include_reasoning: Option<True>,
+    /// Only `true`.
+    separate_reasoning: Option<True>,
+    /// Only `true`.
+    skip_special_tokens: Option<True>,
+    /// Only `true`.
+    stream_reasoning: Option<True>,
+}
+
+/// Texts that end an answer.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "must be a string or a list of strings")]
+pub(crate) enum Stop {
+    /// One.
+    One(String),
+    /// Several.
+    Many(Vec<String>),
+}
+
+impl Stop {
+    pub(crate) fn into_list(self) -> Vec<String> {
+        match self {
+            Self::One(text) => vec![text],
+            Self::Many(texts) => texts,
+        }
+    }
+}
+
+/// How an answer is streamed.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StreamOptions {
+    /// End with a chunk that has `usage`.
+    pub(crate) include_usage: Option<bool>,
+    /// Only `false`: chunks are not padded.
+    #[expect(dead_code, reason = "has one value")]
+    include_obfuscation: Option<False>,
+}
+
+/// What the output must be: one of these at most.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct Form {
+    /// Text, any JSON object, or JSON that a schema admits.
+    pub(crate) response_format: Option<ResponseFormat>,
+    /// vLLM's rules for the output.
+    pub(crate) structured_outputs: Option<StructuredOutputs>,
+    /// A JSON schema, as an object or as its text.
+    pub(crate) guided_json: Option<Value>,
+    /// A regular expression for the whole output.
+    pub(crate) guided_regex: Option<String>,
+    /// The outputs there may be.
+    pub(crate) guided_choice: Option<Vec<String>>,
+    /// A grammar in the Lark syntax of `llguidance`.
+    pub(crate) guided_grammar: Option<String>,
+}
+
+/// The form of an output, as OpenAI has it.
+#[derive(Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum ResponseFormat {
+    /// Any text.
+    Text {},
+    /// Any JSON object.
+    JsonObject {},
+    /// JSON that a schema admits.
+    JsonSchema {
+        /// The schema.
+        json_schema: NamedSchema,
+    },
+}
+
+/// A JSON schema with a name.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NamedSchema {
+    /// Of no effect.
+    #[expect(dead_code, reason = "required by the API, of no effect")]
+    name: String,
+    /// Of no effect.
+    #[expect(dead_code, reason = "of no effect")]
+    description: Option<String>,
+    /// The schema; any JSON object where it is left out.
+    pub(crate) schema: Option<Map<String, Value>>,
+    /// The output follows the schema either way.
+    #[expect(dead_code, reason = "of no effect")]
+    strict: Option<bool>,
+}
+
+/// vLLM's rules for an output: one of these.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StructuredOutputs {
+    /// A JSON schema, as an object or as its text.
+    pub(crate) json: Option<Value>,
+    /// A regular expression for the whole output.
+    pub(crate) regex: Option<String>,
+    /// The outputs there may be.
+    pub(crate) choice: Option<Vec<String>>,
+    /// A grammar in the Lark syntax of `llguidance`.
+    pub(crate) grammar: Option<String>,
+    /// Any JSON object.
+    pub(crate) json_object: Option<bool>,
+}
+
+/// What a chat completion takes besides.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct Chat {
+    /// The conversation so far.
+    #[schemars(length(min = 1))]
+    pub(crate) messages: Vec<Message>,
+    /// Tokens to generate at most.
+    #[schemars(range(min = 1))]
+    pub(crate) max_completion_tokens: Option<usize>,
+    /// The older name of `max_completion_tokens`.
+    #[schemars(range(min = 1))]
+    pub(crate) max_tokens: Option<usize>,
+    /// Report the log-probability of each token.
+    pub(crate) logprobs: Option<bool>,
+    /// Report as many most likely tokens beside it; needs `logprobs`.
+    #[schemars(range(max = 20))]
+    pub(crate) top_logprobs: Option<usize>,
+    /// What the answer will largely be: drafted from while the answer follows it.
+    pub(crate) prediction: Option<Prediction>,
+    /// Only `["text"]`.
+    #[expect(dead_code, reason = "has one value")]
+    modalities: Option<Vec<Modality>>,
+    /// Only `false`: nothing is stored.
+    #[expect(dead_code, reason = "has one value")]
+    store: Option<False>,
+    /// Of no effect: nothing is stored.
+    #[expect(dead_code, reason = "of no effect")]
+    metadata: Option<BTreeMap<String, String>>,
+    /// Who asks; of no effect.
+    #[expect(dead_code, reason = "of no effect")]
+    safety_identifier: Option<String>,
+    /// Of no effect: all requests share one prefix cache.
+    #[expect(dead_code, reason = "of no effect")]
+    prompt_cache_key: Option<String>,
+    /// There is one tier.
+    #[expect(dead_code, reason = "of no effect")]
+    service_tier: Option<ServiceTier>,
+    /// Only `none`: the model does not reason apart from its answer.
+    #[expect(dead_code, reason = "has one value")]
+    reasoning_effort: Option<ReasoningEffort>,
+    /// Only `medium`, which asks for nothing.
+    #[expect(dead_code, reason = "has one value")]
+    verbosity: Option<Verbosity>,
+}
+
+/// What an answer will largely be.
+#[derive(Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Prediction {
+    /// Text that much of the answer will repeat.
+    Content {
+        /// The text.
+        content: Content,
+    },
+}
+
+/// What an answer consists of.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Modality {
+    /// Text.
+    Text,
+}
+
+/// How a request is served.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ServiceTier {
+    /// As all are.
+    Auto,
+    /// As all are.
+    Default,
+}
+
+/// How long the model reasons before it answers.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ReasoningEffort {
+    /// Not at all.
+    None,
+}
+
+/// How many words the model makes.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Verbosity {
+    /// As many as it does.
+    Medium,
+}
+
+/// What a plain completion takes besides.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct Completion {
+    /// A text, a list of texts, a list of token ids, or a list of such lists.
+    pub(crate) prompt: Prompt,
+    /// Tokens to generate at most; 16 where it is left out. 0 needs `echo`.
+    pub(crate) max_tokens: Option<usize>,
+    /// Report the log-probability of each token, and as many most likely tokens beside it.
+    #[schemars(range(max = 20))]
+    pub(crate) logprobs: Option<usize>,
+    /// Generate so many choices and keep the `n` with the highest log-probability per token.
+    #[schemars(range(min = 1, max = 128))]
+    pub(crate) best_of: Option<usize>,
+    /// Begin the text with the prompt, and the log-probabilities with those of its tokens.
+    pub(crate) echo: Option<bool>,
+}
+
+impl Prompt {
+    /// The prompts one by one.
+    pub(crate) fn into_list(self) -> Vec<OnePrompt> {
+        match self {
+            Self::Text(text) => vec![OnePrompt::Text(text)],
+            Self::Ids(ids) => vec![OnePrompt::Ids(ids)],
+            Self::Many(prompts) => prompts,
+        }
+    }
+}
+
+/// One or more prompts, as text or as token ids.
+#[derive(Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "must be a string, a list of strings, or one or more lists of token ids"
+)]
+pub(crate) enum Prompt {
+    /// A text.
+    Text(String),
+    /// Token ids.
+    Ids(#[schemars(length(min = 1))] Vec<u32>),
+    /// Texts or lists of token ids.
+    Many(#[schemars(length(min = 1))] Vec<OnePrompt>),
+}
+
+/// One of several prompts.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "must be a string or a list of token ids")]
+pub(crate) enum OnePrompt {
+    /// A text.
+    Text(String),
+    /// Token ids.
+    Ids(#[schemars(length(min = 1))] Vec<u32>),
+}
+
+/// What `/v1/embeddings` takes.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct Embeddings {
+    /// Name of the served model; may be left out.
+    pub(crate) model: Option<String>,
+    /// A text, a list of up to 2048 texts, a list of token ids, or a list of such lists.
+    pub(crate) input: Prompt,
+    /// How the numbers are written.
+    pub(crate) encoding_format: Option<EncodingFormat>,
+    /// Who asks; of no effect.
+    #[expect(dead_code, reason = "of no effect")]
+    user: Option<String>,
+}
+
+/// How the numbers of an embedding are written.
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum EncodingFormat {
+    /// As numbers.
+    Float,
+    /// As the base64 of their little-endian 32-bit floats.
+    Base64,
+}
+
+/// What `/tokenize` takes: a prompt or a conversation.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct Tokenize {
+    /// Name of the served model; may be left out.
+    pub(crate) model: Option<String>,
+    /// A text.
+    pub(crate) prompt: Option<String>,
+    /// A conversation, which the chat template turns into a text.
+    pub(crate) messages: Option<Vec<Message>>,
+    /// Add what the tokenizer puts around a text; not to a conversation, unless asked for.
+    pub(crate) add_special_tokens: Option<bool>,
+    /// Give the tokens' names too.
+    pub(crate) return_token_strs: Option<bool>,
+    /// Only `true`: a conversation ends where the assistant is to speak.
+    #[expect(dead_code, reason = "has one value")]
+    add_generation_prompt: Option<True>,
+}
+
+/// What `/detokenize` takes.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct Detokenize {
+    /// Name of the served model; may be left out.
+    pub(crate) model: Option<String>,
+    /// Token ids.
+    pub(crate) tokens: Vec<u32>,
+}
+
+/// Only `false`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(try_from = "bool")]
+#[schemars(with = "bool", extend("const" = false))]
+pub(crate) struct False;
+
+/// Only `true`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(try_from = "bool")]
+#[schemars(with = "bool", extend("const" = true))]
+pub(crate) struct True;
+
+impl TryFrom<bool> for False {
+    type Error = &'static str;
+
+    fn try_from(on: bool) -> Result<Self, Self::Error> {
+        if on { Err("`true` is not supported by this server; leave it out") } else { Ok(Self) }
+    }
+}
+
+impl TryFrom<bool> for True {
+    type Error = &'static str;
+
+    fn try_from(on: bool) -> Result<Self, Self::Error> {
+        if on { Ok(Self) } else { Err("`false` is not supported by this server; leave it out") }
+    }
+}

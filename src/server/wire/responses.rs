@@ -1,0 +1,309 @@
+//! What `/v1/responses` takes.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{False, FunctionKind, ServiceTier, ToolMode, Verbosity};
+
+/// A request for a response.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct Responses {
+    /// Name of the served model; may be left out.
+    pub(crate) model: Option<String>,
+    /// What the user says, or the conversation so far.
+    pub(crate) input: Input,
+    /// What the assistant is and does.
+    pub(crate) instructions: Option<String>,
+    /// Tokens to generate at most.
+    #[schemars(range(min = 1))]
+    pub(crate) max_output_tokens: Option<usize>,
+    /// Divisor of the logits; 0 takes the most likely token. 1 where it is left out.
+    #[schemars(range(min = 0, max = 100))]
+    pub(crate) temperature: Option<f32>,
+    /// Keep the smallest set of most likely tokens with at least this much probability.
+    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
+    pub(crate) top_p: Option<f32>,
+    /// Send the answer as server-sent events while it is generated.
+    pub(crate) stream: Option<bool>,
+    /// Given back with the response.
+    pub(crate) metadata: Option<BTreeMap<String, String>>,
+    /// Functions that the model may call.
+    pub(crate) tools: Option<Vec<ResponsesTool>>,
+    /// Whether it calls: `auto`, where there are tools, leaves that to the model.
+    pub(crate) tool_choice: Option<ResponsesToolChoice>,
+    /// Whether it may make several calls. True where it is left out.
+    pub(crate) parallel_tool_calls: Option<bool>,
+    /// Draft tokens per round at most; 0 for no speculation.
+    pub(crate) num_speculative_tokens: Option<usize>,
+    /// What the text must be.
+    pub(crate) text: Option<TextOptions>,
+    /// Only `false`: nothing is stored.
+    #[expect(dead_code, reason = "has one value")]
+    store: Option<False>,
+    /// Only `false`.
+    #[expect(dead_code, reason = "has one value")]
+    background: Option<False>,
+    /// Only `disabled`.
+    #[expect(dead_code, reason = "has one value")]
+    truncation: Option<Truncation>,
+    /// There is one tier.
+    #[expect(dead_code, reason = "of no effect")]
+    service_tier: Option<ServiceTier>,
+    /// Who asks; of no effect.
+    #[expect(dead_code, reason = "of no effect")]
+    user: Option<String>,
+    /// Who asks; of no effect.
+    #[expect(dead_code, reason = "of no effect")]
+    safety_identifier: Option<String>,
+    /// Of no effect: all requests share one prefix cache.
+    #[expect(dead_code, reason = "of no effect")]
+    prompt_cache_key: Option<String>,
+}
+
+/// What a response answers to.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "must be a string or a list of messages, calls and their outputs")]
+pub(crate) enum Input {
+    /// The user's words.
+    Text(String),
+    /// A conversation.
+    Items(Vec<InputItem>),
+}
+
+/// A part of a conversation, as it is written or as an earlier response gave it.
+#[derive(Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    deny_unknown_fields,
+    expecting = "must be a message with `role` and `content`, a function_call or a function_call_output"
+)]
+pub(crate) enum InputItem {
+    /// A call that the model made.
+    Call {
+        /// `function_call`.
+        #[expect(dead_code, reason = "has one value")]
+        #[serde(rename = "type")]
+        kind: CallKind,
+        /// Ties the output to the call.
+        call_id: String,
+        /// The function.
+        name: String,
+        /// The text of a JSON object.
+        arguments: String,
+        /// Of no effect.
+        #[expect(dead_code, reason = "of no effect")]
+        id: Option<String>,
+        /// Of no effect.
+        #[expect(dead_code, reason = "of no effect")]
+        status: Option<String>,
+    },
+    /// What a function gave back.
+    Output {
+        /// `function_call_output`.
+        #[expect(dead_code, reason = "has one value")]
+        #[serde(rename = "type")]
+        kind: OutputKind,
+        /// The call's `call_id`.
+        call_id: String,
+        /// Its result.
+        output: InputContent,
+        /// Of no effect.
+        #[expect(dead_code, reason = "of no effect")]
+        id: Option<String>,
+        /// Of no effect.
+        #[expect(dead_code, reason = "of no effect")]
+        status: Option<String>,
+    },
+    /// A message.
+    Message {
+        /// `message`.
+        #[expect(dead_code, reason = "has one value")]
+        #[serde(rename = "type")]
+        kind: Option<MessageKind>,
+        /// Who speaks.
+        role: Role,
+        /// The words.
+        content: InputContent,
+        /// Of no effect.
+        #[expect(dead_code, reason = "of no effect")]
+        id: Option<String>,
+        /// Of no effect.
+        #[expect(dead_code, reason = "of no effect")]
+        status: Option<String>,
+    },
+}
+
+/// `function_call`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum CallKind {
+    /// A call.
+    FunctionCall,
+}
+
+/// `function_call_output`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OutputKind {
+    /// An output.
+    FunctionCallOutput,
+}
+
+/// A tool.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum ResponsesTool {
+    /// A function that the model may call.
+    Function {
+        /// Up to 64 letters, digits, `_` and `-`.
+        name: String,
+        /// What it does, for the model.
+        description: Option<String>,
+        /// JSON schema of its arguments, an object; none where it is left out.
+        parameters: Option<Map<String, Value>>,
+        /// Of no effect: arguments always follow the schema.
+        strict: Option<bool>,
+    },
+}
+
+/// Whether the model calls, and what.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    deny_unknown_fields,
+    expecting = "must be `none`, `auto`, `required`, or name a function"
+)]
+pub(crate) enum ResponsesToolChoice {
+    /// In general.
+    Mode(ToolMode),
+    /// This function, once.
+    Named {
+        /// `function`.
+        #[serde(rename = "type")]
+        kind: FunctionKind,
+        /// Its name.
+        name: String,
+    },
+}
+
+/// `message`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum MessageKind {
+    /// A message.
+    Message,
+}
+
+/// Who speaks.
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Role {
+    /// What the assistant is and does.
+    System,
+    /// The same.
+    Developer,
+    /// The user.
+    User,
+    /// The assistant.
+    Assistant,
+}
+
+impl Role {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::System | Self::Developer => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+/// Text, whole or in parts.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "must be a string or a list of text parts: this is a text model")]
+pub(crate) enum InputContent {
+    /// The text.
+    Text(String),
+    /// Its parts, which are put together.
+    Parts(Vec<InputPart>),
+}
+
+/// A part of a text.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct InputPart {
+    /// Whether it is the user's or an earlier response's.
+    #[serde(rename = "type")]
+    #[expect(dead_code, reason = "both are text")]
+    kind: InputPartKind,
+    /// The text.
+    text: String,
+    /// Of no effect.
+    #[expect(dead_code, reason = "of no effect")]
+    annotations: Option<Vec<Value>>,
+    /// Of no effect.
+    #[expect(dead_code, reason = "of no effect")]
+    logprobs: Option<Vec<Value>>,
+}
+
+/// Whose text it is.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum InputPartKind {
+    /// The user's.
+    InputText,
+    /// An earlier response's.
+    OutputText,
+}
+
+impl InputContent {
+    pub(crate) fn into_text(self) -> String {
+        match self {
+            Self::Text(text) => text,
+            Self::Parts(parts) => parts.into_iter().map(|part| part.text).collect(),
+        }
+    }
+}
+
+/// The form of a response's text.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TextOptions {
+    /// Text, any JSON object, or JSON that a schema admits.
+    pub(crate) format: Option<TextFormat>,
+    /// Only `medium`, which asks for nothing.
+    #[expect(dead_code, reason = "has one value")]
+    verbosity: Option<Verbosity>,
+}
+
+/// What a text must be.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum TextFormat {
+    /// Any text.
+    Text {},
+    /// Any JSON object.
+    JsonObject {},
+    /// JSON that a schema admits.
+    JsonSchema {
+        /// Of no effect.
+        name: String,
+        /// Of no effect.
+        description: Option<String>,
+        /// The schema.
+        schema: Map<String, Value>,
+        /// Of no effect: the text follows the schema either way.
+        strict: Option<bool>,
+    },
+}
+
+/// What is done with a conversation that is too long.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Truncation {
+    /// It is refused.
+    Disabled,
+}

