@@ -2,6 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "tools/builds.rs"]
+mod builds;
+#[path = "tools/scores.rs"]
+mod scores;
+
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -216,6 +221,12 @@ fn errors_say_what_to_do() {
         ("train --model x --data y --out z --loss js", "`js` is none of kl"),
         ("merge --model x --out y", "a second --model, or an --adapter"),
         ("merge --model x --model y --weights 1 --out z", "--weights: 1 for 2 models"),
+        ("score --data none", "--data none: has no TASK.jsonl"),
+        ("score --data none --tasks arc", "`arc` is none of arc_challenge"),
+        ("score --data none --tasks piqa=bad.jsonl", "bad.jsonl, line 2"),
+        ("build --recipe paper --out z", "--recipe paper needs --data"),
+        ("build --recipe paper --out z --data none", "--prompts with reference answers"),
+        ("report --out none", "no build.json"),
         ("train --model nowhere --data y --out z --steps 1", "nowhere"),
     ] {
         let output = tools(temporary.path(), &line.split(' ').collect::<Vec<_>>());

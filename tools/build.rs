@@ -1,22 +1,30 @@
 //! `build`: from a model to a draft in one command.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::source::Source;
+use pleach::checkpoint::write;
 use pleach::model::ModelConfig;
 use serde::Serialize;
 
 use crate::common::{Manifest, ModelArgs};
-use crate::{evaluate, generate, importance, pack, prune, train};
+use crate::{evaluate, generate, importance, pack, paper, prune, report, train};
 
 /// Builds a draft from a model: measures the blocks, cuts, lets the model write its own training data,
 /// trains, packs and evaluates.
 ///
 /// OUT/draft.gguf is what the server takes as --draft. Every step leaves its result in OUT, and a build
-/// that is started again with the same options goes on where it stood.
+/// that is started again with the same options goes on where it stood. With --answers and --steps in place
+/// of time, it also ends with the same files, however often it was interrupted.
+///
+/// --recipe paper makes no draft, but repeats the experiment of self-data distillation (Thangarasa et al.,
+/// arXiv 2410.09982): a sixth of the blocks is cut, and what is left is fine-tuned (LoRA) on reference
+/// answers, and on the model's own answers that check out against them; all are scored on public tasks,
+/// and OUT/paper.md has the table.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -24,13 +32,29 @@ pub(crate) struct Args {
     /// Folder for the draft and all that leads to it.
     #[arg(long, env = "PLEACH_OUT", value_name = "DIR", default_value = "draft")]
     pub(crate) out: PathBuf,
-    /// Time for everything.
-    #[arg(long, default_value_t = 45.0)]
+    /// What to build.
+    #[arg(long, env = "PLEACH_RECIPE", value_enum, default_value = "draft")]
+    pub(crate) recipe: Recipe,
+    /// Time for everything; with --recipe paper, for all but the scoring.
+    #[arg(long, env = "PLEACH_MINUTES", default_value_t = 45.0)]
     pub(crate) minutes: f64,
+    /// Answer so many prompts, spread evenly over the file, in place of a share of the time.
+    #[arg(long, env = "PLEACH_ANSWERS", value_name = "PROMPTS")]
+    pub(crate) answers: Option<usize>,
+    /// Tokens of an answer to train on, at most.
+    #[arg(long, env = "PLEACH_MAX_TOKENS", default_value_t = 256)]
+    pub(crate) max_tokens: usize,
+    /// Train for so many steps, in place of a share of the time.
+    #[arg(long, env = "PLEACH_STEPS")]
+    pub(crate) steps: Option<u32>,
+    /// Seconds between checkpoints of the training.
+    #[arg(long, env = "PLEACH_CHECKPOINT_SECONDS", default_value_t = 120.0)]
+    pub(crate) checkpoint_seconds: f64,
     /// Go on from the draft of an earlier build, OUT/train/model, instead of cutting the model.
     #[arg(long, value_name = "DIR", conflicts_with = "keep_blocks")]
     pub(crate) from: Option<PathBuf>,
-    /// Blocks of the model that stay in the draft. Default: as many as fit a quarter of its FLOPs.
+    /// Blocks of the model that stay. Default: in a draft, as many as fit a quarter of its FLOPs; with
+    /// --recipe paper, five of six.
     #[arg(long)]
     pub(crate) keep_blocks: Option<usize>,
     /// Rows of the draft's head.
@@ -43,8 +67,20 @@ pub(crate) struct Args {
     #[arg(long, value_name = "JSONL")]
     pub(crate) eval_prompts: Option<PathBuf>,
     /// Seed of everything.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, env = "PLEACH_SEED", default_value_t = 0)]
     pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) paper: paper::Args,
+}
+
+/// What a build is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Recipe {
+    /// A draft for the server.
+    Draft,
+    /// The paper's experiment.
+    Paper,
 }
 
 /// Share of the budget for writing answers.
@@ -57,6 +93,10 @@ const FLOP_SHARE: f64 = 0.25;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.minutes >= 1.0, "--minutes must be at least 1");
+    remove_leftovers(&args.out, 3)?;
+    if args.recipe == Recipe::Paper {
+        return paper::run(args);
+    }
     let started = Instant::now();
     let out = &args.out;
     std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
@@ -78,26 +118,31 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             println!("1/6, 2/6 going on from {}", folder.display());
             (folder.clone(), start.config.num_hidden_layers)
         }
-        None => cut(args, config)?,
+        None => {
+            let budget = FLOP_SHARE * config.flops_per_token(512, config.vocab_size) as f64;
+            let blocks = budget - config.head_flops(args.draft_vocab) as f64;
+            let keep = (blocks / config.block_flops(512) as f64).max(1.0) as usize;
+            cut(args, config, keep)?
+        }
     };
-    let minutes = args.minutes * ANSWERS;
-    println!("3/6 the model writes answers for {minutes:.1} minutes");
+    let minutes = args.answers.is_none().then_some(args.minutes * ANSWERS);
+    println!("3/6 the model writes answers{}", for_minutes(minutes));
     let answers = out.join("answers.jsonl");
     generate::run(&generate::Args {
         model: args.model.clone(),
         prompts: args.prompts.clone(),
         out: answers.clone(),
-        limit: None,
-        max_tokens: 256,
+        limit: args.answers,
+        max_tokens: args.max_tokens,
         max_prompt_tokens: 768,
         temperature: vec![0.0, 0.0, 0.8],
         top_logprobs: 16,
         batch: 32,
-        minutes: Some(minutes),
+        minutes,
         seed: args.seed,
     })?;
-    let minutes = args.minutes * TRAINING;
-    println!("4/6 training for {minutes:.1} minutes");
+    let minutes = args.steps.is_none().then_some(args.minutes * TRAINING);
+    println!("4/6 training{}", for_minutes(minutes));
     train::run(&train::Args {
         model: start,
         data: answers,
@@ -105,8 +150,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         loss: Some(train::Loss::KL),
         lora_rank: None,
         lora_alpha: 32.0,
-        minutes: Some(minutes),
-        steps: None,
+        minutes,
+        steps: args.steps,
         draft_vocab: args.draft_vocab,
         learning_rate: None,
         warmup: 0.03,
@@ -116,6 +161,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         accumulation: 2,
         round_to: train::Rounding::Q4_0,
         validation: 0.02,
+        checkpoint_seconds: args.checkpoint_seconds,
         seed: args.seed,
         threads: args.model.threads,
     })?;
@@ -138,12 +184,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         temperature: 0.0,
         seed: args.seed,
         batch: 8,
+        samples: 8,
         json: Some(out.join("evaluation.json")),
     })?;
     manifest.write(
         &out.join("build.json"),
         serde_json::json!({"keep_blocks": keep, "evaluation": evaluation}),
     )?;
+    report::write(out)?;
     println!(
         "done in {:.1} minutes: pleach --model {} --draft {}",
         started.elapsed().as_secs_f64() / 60.0,
@@ -153,14 +201,31 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Measures the blocks and cuts. Returns the folder of what is left and its number of blocks.
-fn cut(args: &Args, config: &ModelConfig) -> Result<(PathBuf, usize)> {
+/// Removes files that a killed build had begun to write.
+fn remove_leftovers(folder: &Path, depth: usize) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(()) };
+    for entry in entries {
+        let path = entry.with_context(|| folder.display().to_string())?.path();
+        let begun = |name: &OsStr| name.to_string_lossy().starts_with(write::BEGUN);
+        if path.is_dir() && depth > 0 {
+            remove_leftovers(&path, depth - 1)?;
+        } else if path.file_name().is_some_and(begun) {
+            std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// How a step's time is announced, where it has a budget.
+pub(crate) fn for_minutes(minutes: Option<f64>) -> String {
+    minutes.map_or_else(String::new, |minutes| format!(" for {minutes:.1} minutes"))
+}
+
+/// Measures the blocks and cuts all but --keep-blocks, or `keep`. Returns the folder of what is left and
+/// its number of blocks.
+pub(crate) fn cut(args: &Args, config: &ModelConfig, keep: usize) -> Result<(PathBuf, usize)> {
     let total = config.num_hidden_layers;
-    let keep = args.keep_blocks.unwrap_or_else(|| {
-        let budget = FLOP_SHARE * config.flops_per_token(512, config.vocab_size) as f64;
-        let blocks = budget - config.head_flops(args.draft_vocab) as f64;
-        (blocks / config.block_flops(512) as f64).max(1.0) as usize
-    });
+    let keep = args.keep_blocks.unwrap_or(keep);
     ensure!((1..total).contains(&keep), "--keep-blocks must be 1 to {}", total - 1);
     println!("1/6 measuring blocks");
     let measured = args.out.join("importance.json");

@@ -1,12 +1,16 @@
 //! `evaluate`: how well a draft drafts.
 
+mod sample;
+
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::source::Source;
 use pleach::checkpoint::write::json_file;
-use pleach::engine::{Engine, EngineConfig, Event, FinishReason, Request, SequenceStats};
+use pleach::engine::{
+    Engine, EngineConfig, Event, FinishReason, Request, SequenceStats, TokenSource,
+};
 use pleach::sampling::SamplingParams;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +18,7 @@ use crate::common::{
     Journal, Manifest, ModelArgs, Progress, Prompt, VALIDATION_PROMPTS, beside, read_prompts,
     spread,
 };
+use sample::Sample;
 
 /// Measures the acceptance of a draft for its target on prompts.
 ///
@@ -52,6 +57,9 @@ pub(crate) struct Args {
     /// Answers written at the same time.
     #[arg(long, default_value_t = 8)]
     pub(crate) batch: usize,
+    /// Keep the first answer to a prompt of each of so many categories, with where its tokens came from.
+    #[arg(long, env = "PLEACH_SAMPLES", default_value_t = 0, value_name = "N")]
+    pub(crate) samples: usize,
     /// Where the result goes.
     #[arg(long, value_name = "OUT")]
     pub(crate) json: Option<PathBuf>,
@@ -102,6 +110,8 @@ pub(crate) struct Evaluation {
     /// FLOPs of a draft token over those of a target token, at 512 tokens of context.
     pub(crate) draft_flop_share: f64,
     pub(crate) categories: BTreeMap<String, Report>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) samples: Vec<Sample>,
 }
 
 impl From<&SequenceStats> for Counts {
@@ -167,6 +177,11 @@ struct Conversation {
     answers: Vec<String>,
     tokens: Vec<u32>,
     counts: Counts,
+    /// Of each token, whether it was drafted.
+    drafted: Vec<bool>,
+    /// Whether the first answer is kept, and the answer.
+    sampled: bool,
+    sample: Option<Sample>,
 }
 
 /// A finished conversation, as the journal keeps it.
@@ -175,6 +190,8 @@ struct Done {
     id: String,
     category: String,
     counts: Counts,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sample: Option<Sample>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Evaluation> {
@@ -214,15 +231,24 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
         None => (None, Vec::<Done>::new()),
     };
     let total = prompts.len() as u64;
+    let mut samples: Vec<Sample> = done.iter().filter_map(|done| done.sample.clone()).collect();
     let known: HashSet<&str> = done.iter().map(|done| done.id.as_str()).collect();
+    let mut seen = HashSet::new();
     let mut waiting: VecDeque<Conversation> = prompts
         .into_iter()
-        .filter(|prompt| !known.contains(prompt.id.as_str()))
-        .map(|prompt| Conversation {
+        .map(|prompt| {
+            let sampled = seen.len() < args.samples && seen.insert(prompt.category.clone());
+            (prompt, sampled)
+        })
+        .filter(|(prompt, _)| !known.contains(prompt.id.as_str()))
+        .map(|(prompt, sampled)| Conversation {
             prompt,
             answers: Vec::new(),
             tokens: Vec::new(),
             counts: Counts::default(),
+            drafted: Vec::new(),
+            sampled,
+            sample: None,
         })
         .collect();
     let mut running = HashMap::new();
@@ -259,25 +285,40 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
                     let conversation = running.get_mut(&id);
                     let conversation = conversation.expect("invariant: submitted above");
                     conversation.tokens.extend(out.iter().map(|token| token.id));
+                    let drafted =
+                        out.iter().map(|token| matches!(token.source, TokenSource::Accepted(_)));
+                    conversation.drafted.extend(drafted);
                 }
+                Event::Prompt(_) | Event::Embedding(_) => {}
                 Event::Finished { reason, stats } => {
                     let mut conversation = running.remove(&id).expect("invariant: submitted above");
                     if let FinishReason::Error(reason) = reason {
                         anyhow::bail!("prompt {}: {reason}", conversation.prompt.id);
                     }
                     conversation.counts.add(&Counts::from(&stats));
-                    conversation.answers.push(loaded.chat.decode(&conversation.tokens)?);
-                    conversation.tokens.clear();
+                    let text = loaded.chat.decode(&conversation.tokens)?;
+                    let tokens = std::mem::take(&mut conversation.tokens);
+                    let drafted = std::mem::take(&mut conversation.drafted);
+                    if conversation.sampled && conversation.answers.is_empty() {
+                        let prompt = &conversation.prompt;
+                        conversation.sample =
+                            Some(Sample::new(&loaded.chat, prompt, &tokens, &drafted)?);
+                    }
+                    conversation.answers.push(text);
                     if conversation.answers.len() < conversation.prompt.turns.len() {
                         waiting.push_front(conversation);
                     } else {
                         let Conversation {
-                            prompt: Prompt { id, category, .. }, counts: own, ..
+                            prompt: Prompt { id, category, .. },
+                            counts: own,
+                            sample,
+                            ..
                         } = conversation;
+                        samples.extend(sample.clone());
                         all.add(&own);
                         counts.entry(category.clone()).or_default().add(&own);
                         if let Some(journal) = &mut journal {
-                            journal.push(&Done { id, category, counts: own })?;
+                            journal.push(&Done { id, category, counts: own, sample })?;
                         }
                         finished += 1;
                     }
@@ -289,6 +330,7 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
     }
     progress.finish();
 
+    samples.sort_by(|a, b| a.category.cmp(&b.category));
     let evaluation = Evaluation {
         all: all.report(),
         num_speculative_tokens: args.num_speculative_tokens,
@@ -296,6 +338,7 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
         draft_step_cost: costs.draft_step_cost().unwrap_or_default(),
         draft_flop_share,
         categories: counts.iter().map(|(name, counts)| (name.clone(), counts.report())).collect(),
+        samples,
     };
     print(&evaluation);
     if let Some(path) = &args.json {

@@ -1,25 +1,27 @@
 //! `generate`: the model answers prompts.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::fs::OpenOptions;
-use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+mod clock;
+mod writer;
 
-use anyhow::{Context, Result, ensure};
-use pleach::checkpoint::write::atomically;
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
 use pleach::engine::{
     Engine, EngineConfig, Event, FinishReason, MAX_TOP_LOGPROBS, Request, RequestId,
 };
 use pleach::kv_cache::blocks_for;
 use pleach::sampling::SamplingParams;
-use pleach::train::{Example, Origin, TopKWriter};
+use pleach::train::{Example, Origin};
 use serde::Serialize;
 
 use crate::common::{
     Chat, Manifest, ModelArgs, PROMPTS, Progress, Prompt, beside, read_prompts, spread,
 };
 use crate::select;
+use clock::Clock;
+use writer::{Answered, Writer};
 
 /// Lets the model answer prompts, many at a time, and writes the answers: the training data of
 /// self-data distillation.
@@ -29,7 +31,8 @@ use crate::select;
 /// and the answer is kept where it checks out against it: the number after #### (GSM8K), the choice
 /// letter, or for free text the length; else the reference takes its place. With --top-logprobs the
 /// model's most likely tokens at every place of the answers go to a second file, OUT.topk, and references
-/// are left aside, since they would change that distribution. Started again, it goes on with the prompts that have no answer yet.
+/// are left aside, since they would change that distribution. Answers lie in the prompts' order. Started
+/// again, it goes on with the prompts that have no answer yet.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -72,8 +75,9 @@ struct Running {
     /// Place of the prompt in its file.
     index: usize,
     prompt: Prompt,
-    /// Answers to the turns before.
+    /// Answers to the turns before, as text and as they are written.
     answers: Vec<String>,
+    finished: Vec<Answered>,
     temperature: f32,
     prompt_tokens: Vec<u32>,
     tokens: Vec<u32>,
@@ -100,6 +104,23 @@ impl Running {
         self.tokens = chat.encode_answer(reference)?;
         Ok((reference.clone(), "stop"))
     }
+
+    /// The answer to a turn is complete.
+    fn finish(&mut self, text: String, reason: &str) {
+        let example = Example {
+            id: self.prompt.id.clone(),
+            category: self.prompt.category.clone(),
+            turns: self.prompt.turns[..=self.answers.len()].to_vec(),
+            response: text.clone(),
+            prompt_tokens: std::mem::take(&mut self.prompt_tokens),
+            response_tokens: std::mem::take(&mut self.tokens),
+            finish_reason: reason.to_owned(),
+            temperature: self.temperature,
+            origin: self.origin,
+        };
+        self.finished.push(Answered { example, top: std::mem::take(&mut self.top) });
+        self.answers.push(text);
+    }
 }
 
 /// Answers that end sooner than this when the time is up are not worth keeping.
@@ -120,17 +141,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         manifest.file(path)?;
     }
     let note = beside(&args.out, ".manifest.json");
+    let mut clock = Clock::open(beside(&args.out, ".seconds"))?;
     if manifest.is_done(&note) && args.out.exists() {
+        clock.forget();
         eprintln!("{} is done already", args.out.display());
         return Ok(());
     }
-    let mut writer = Writer::open(&args.out, args.top_logprobs)?;
+    let mut writer = Writer::open(&args.out, args.top_logprobs, &prompts)?;
     let total = prompts.len();
-    let mut waiting: VecDeque<(usize, Prompt)> = prompts
-        .into_iter()
-        .enumerate()
-        .filter(|(_, prompt)| !writer.done.contains(&prompt.id))
-        .collect();
+    let mut waiting: VecDeque<(usize, Prompt)> =
+        prompts.into_iter().enumerate().filter(|(index, _)| writer.waits_for(*index)).collect();
 
     let longest = args.max_prompt_tokens + args.max_tokens + 1;
     let max_model_len = longest.min(loaded.target.config().max_position_embeddings);
@@ -144,7 +164,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut engine = Engine::new(loaded.target, None, config)?;
     let mut running: HashMap<RequestId, Running> = HashMap::new();
     let mut again: Vec<Running> = Vec::new();
-    let mut clock = Clock::open(beside(&args.out, ".seconds"))?;
     let started = Instant::now();
     let (mut tokens, mut skipped) = (0, 0);
     let mut progress = match args.minutes {
@@ -161,6 +180,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                     index,
                     prompt,
                     answers: Vec::new(),
+                    finished: Vec::new(),
                     temperature,
                     prompt_tokens: Vec::new(),
                     tokens: Vec::new(),
@@ -180,6 +200,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             };
             if seen.len() > args.max_prompt_tokens {
                 skipped += 1;
+                writer.finish(next.index, next.finished)?;
                 continue;
             }
             let request = Request {
@@ -206,6 +227,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                         answer.top.push(token.top_logprobs);
                     }
                 }
+                Event::Prompt(_) | Event::Embedding(_) => {}
                 Event::Finished { reason, .. } => {
                     let mut answer = running.remove(&id).expect("invariant: submitted above");
                     let reason = match reason {
@@ -215,17 +237,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                         FinishReason::Length => "length",
                         FinishReason::Error(reason) => {
                             eprintln!("prompt {}: {reason}", answer.prompt.id);
+                            writer.finish(answer.index, answer.finished)?;
                             continue;
                         }
                     };
                     let text = loaded.chat.decode(&answer.tokens)?;
                     let (text, reason) = answer.select(&loaded.chat, text, reason)?;
-                    writer.write(&answer, &text, reason)?;
-                    if answer.answers.len() + 1 < answer.prompt.turns.len() {
-                        answer.answers.push(text);
-                        answer.tokens.clear();
-                        answer.top.clear();
+                    answer.finish(text, reason);
+                    if answer.answers.len() < answer.prompt.turns.len() {
                         again.push(answer);
+                    } else {
+                        writer.finish(answer.index, answer.finished)?;
                     }
                 }
             }
@@ -237,14 +259,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         clock.save_now_and_then()?;
     }
     // An answer that was cut off cannot be checked.
-    let worth = |answer: &&Running| {
-        answer.tokens.len() >= SHORTEST_CUT && answer.prompt.reference.is_none()
-    };
-    for answer in running.values().filter(worth) {
-        let text = loaded.chat.decode(&answer.tokens)?;
-        writer.write(answer, &text, "length")?;
+    let worth =
+        |answer: &Running| answer.tokens.len() >= SHORTEST_CUT && answer.prompt.reference.is_none();
+    for mut answer in running.into_values().chain(again) {
+        if worth(&answer) {
+            let text = loaded.chat.decode(&answer.tokens)?;
+            answer.finish(text, "length");
+        }
+        writer.finish(answer.index, answer.finished)?;
     }
-    writer.flush()?;
+    writer.close()?;
     progress.finish();
     let seconds = started.elapsed().as_secs_f64();
     println!(
@@ -260,156 +284,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         &note,
         serde_json::json!({
             "answers": writer.written,
-            "tokens": tokens,
+            "tokens": writer.tokens,
             "skipped": skipped,
             "selected": writer.selected,
         }),
     )?;
     clock.forget();
     Ok(())
-}
-
-/// Time spent, kept in a file from one start to the next.
-struct Clock {
-    path: PathBuf,
-    /// Seconds of the starts before.
-    before: f64,
-    started: Instant,
-    saved: Instant,
-}
-
-impl Clock {
-    const EVERY: Duration = Duration::from_secs(5);
-
-    fn open(path: PathBuf) -> Result<Self> {
-        let before = match std::fs::read_to_string(&path) {
-            Ok(text) => text.trim().parse().with_context(|| path.display().to_string())?,
-            Err(error) if error.kind() == ErrorKind::NotFound => 0.0,
-            Err(error) => return Err(error).with_context(|| path.display().to_string()),
-        };
-        Ok(Self { path, before, started: Instant::now(), saved: Instant::now() })
-    }
-
-    fn seconds(&self) -> f64 {
-        self.before + self.started.elapsed().as_secs_f64()
-    }
-
-    fn save_now_and_then(&mut self) -> Result<()> {
-        if self.saved.elapsed() > Self::EVERY {
-            self.saved = Instant::now();
-            let seconds = self.seconds();
-            atomically(&self.path, |writer| writeln!(writer, "{seconds:.1}"))?;
-        }
-        Ok(())
-    }
-
-    fn forget(self) {
-        let _ = std::fs::remove_file(self.path);
-    }
-}
-
-/// The two output files, kept in step.
-struct Writer {
-    answers: std::io::BufWriter<std::fs::File>,
-    top: Option<TopKWriter>,
-    written: usize,
-    /// Prompts that were answered before, in all their turns or not.
-    done: HashSet<String>,
-    /// Answers that checked out against their reference, and all that have one, by category.
-    selected: BTreeMap<String, [usize; 2]>,
-}
-
-impl Writer {
-    /// Opens the files after the last whole answer.
-    fn open(path: &Path, k: usize) -> Result<Self> {
-        let context = || path.display().to_string();
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .with_context(context)?;
-        let (mut done, mut length, mut records, mut written) = (HashSet::new(), 0, 0, 0);
-        let mut selected = BTreeMap::new();
-        let mut reader = BufReader::new(&file);
-        let mut line = String::new();
-        while reader.read_line(&mut line).with_context(context)? > 0 && line.ends_with('\n') {
-            let answer: Example = serde_json::from_str(&line).with_context(context)?;
-            length += line.len() as u64;
-            records += answer.response_tokens.len();
-            written += 1;
-            count(&mut selected, &answer);
-            done.insert(answer.id);
-            line.clear();
-        }
-        file.set_len(length).with_context(context)?;
-        let top =
-            (k > 0).then(|| TopKWriter::open(&beside(path, ".topk"), k, records)).transpose()?;
-        let answers = OpenOptions::new().append(true).open(path).with_context(context)?;
-        Ok(Self { answers: std::io::BufWriter::new(answers), top, written, done, selected })
-    }
-
-    /// Distributions first: an answer without them would be worth nothing, the reverse is cut off.
-    fn write(&mut self, answer: &Running, text: &str, reason: &str) -> Result<()> {
-        if let Some(top) = &mut self.top {
-            for likely in &answer.top {
-                top.push(likely)?;
-            }
-            top.flush()?;
-        }
-        let turn = answer.answers.len();
-        let example = Example {
-            id: answer.prompt.id.clone(),
-            category: answer.prompt.category.clone(),
-            turns: answer.prompt.turns[..=turn].to_vec(),
-            response: text.to_owned(),
-            prompt_tokens: answer.prompt_tokens.clone(),
-            response_tokens: answer.tokens.clone(),
-            finish_reason: reason.to_owned(),
-            temperature: answer.temperature,
-            origin: answer.origin,
-        };
-        count(&mut self.selected, &example);
-        serde_json::to_writer(&mut self.answers, &example)?;
-        self.answers.write_all(b"\n")?;
-        self.answers.flush()?;
-        self.written += 1;
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        self.answers.flush()?;
-        self.answers.get_ref().sync_all()?;
-        Ok(())
-    }
-}
-
-fn count(selected: &mut BTreeMap<String, [usize; 2]>, answer: &Example) {
-    if let Some(origin) = answer.origin {
-        let [kept, all] = selected.entry(answer.category.clone()).or_default();
-        *kept += usize::from(origin == Origin::Model);
-        *all += 1;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn time_spent_outlives_the_process() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("seconds");
-        let mut clock = Clock::open(path.clone()).unwrap();
-        assert!(clock.seconds() < 5.0);
-        (clock.before, clock.saved) = (60.0, Instant::now() - 2 * Clock::EVERY);
-        clock.save_now_and_then().unwrap();
-        let again = Clock::open(path.clone()).unwrap();
-        assert!((60.0..65.0).contains(&again.seconds()));
-        again.forget();
-        assert!(!path.exists());
-        std::fs::write(&path, "soon").unwrap();
-        assert!(Clock::open(path).is_err());
-    }
 }

@@ -72,8 +72,10 @@ pub(crate) fn run(args: &Args) -> Result<Importance> {
         manifest.file(text)?;
     }
     let note = beside(&args.out, ".manifest.json");
+    let partial = beside(&args.out, ".partial");
     if manifest.is_done(&note) && args.out.exists() {
         let importance = serde_json::from_slice(&std::fs::read(&args.out)?)?;
+        let _ = std::fs::remove_file(&partial);
         eprintln!("{} is done already", args.out.display());
         return Ok(importance);
     }
@@ -87,7 +89,6 @@ pub(crate) fn run(args: &Args) -> Result<Importance> {
         tokens.chunks_exact(PIECE).take(args.tokens.div_ceil(PIECE)).collect();
     ensure!(!pieces.is_empty(), "the text has {} tokens; {PIECE} are needed", tokens.len());
 
-    let partial = beside(&args.out, ".partial");
     let blocks = decoder.config().num_hidden_layers;
     let mut sums =
         Sums { tokens: 0, pairs: (0..blocks).map(|i| vec![(0.0, 0.0); blocks - i]).collect() };

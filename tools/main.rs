@@ -8,8 +8,11 @@ mod generate;
 mod importance;
 mod merge;
 mod pack;
+mod paper;
 mod plot;
 mod prune;
+mod report;
+mod score;
 mod select;
 mod top;
 mod train;
@@ -46,8 +49,10 @@ enum Step {
     Merge(merge::Args),
     Pack(pack::Args),
     Evaluate(evaluate::Args),
+    Score(score::Args),
     Bench(bench::Args),
     Top(top::Args),
+    Report(report::Args),
 }
 
 /// What candle and the allocator read from the environment alone. Training runs a batch per thread, so
@@ -83,7 +88,9 @@ fn main() -> anyhow::Result<()> {
         Step::Merge(args) => merge::run(&args),
         Step::Pack(args) => pack::run(&args),
         Step::Evaluate(args) => evaluate::run(&args).map(drop),
+        Step::Score(args) => score::run(&args).map(drop),
         Step::Bench(args) => bench::run(&args),
+        Step::Report(args) => report::run(&args),
         Step::Top(args) => top::run(&args),
     }
 }

@@ -35,6 +35,11 @@ pub(crate) fn checks_out(answer: &str, reference: &str, finished: bool) -> bool 
     long <= 4 * short.max(16) && 4 * long >= short
 }
 
+/// Whether a reference has a result that an answer can be checked against: a number or a choice.
+pub(crate) fn has_result(reference: &str) -> bool {
+    reference.contains("####") || lone_letter(reference).is_some()
+}
+
 /// The numbers of a text, in order; commas between digits do not end one.
 fn numbers(text: &str) -> impl Iterator<Item = f64> {
     text.split(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | ',' | '-'))).filter_map(|part| {

@@ -1,30 +1,32 @@
 //! `train`: the pruned model learns from the unpruned one's answers.
 
-use std::io::Write;
+mod history;
+mod loss;
+
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use pleach::checkpoint::Checkpoint;
-use pleach::checkpoint::write::{LazyTensor, atomically};
+use pleach::checkpoint::write::LazyTensor;
 use pleach::ops::training::Divergence;
 use pleach::ops::{DType, available_threads};
-use pleach::train::{
-    Adapt, Budget, Dataset, Network, Options, Parameters, Point, Trainer, block_weights,
-};
+use pleach::train::{Adapt, Budget, Dataset, Network, Options, Parameters, Trainer, block_weights};
 use serde::Serialize;
 
 use crate::common::{Manifest, Progress, beside, save_folder};
-use crate::plot;
+use history::History;
+pub(crate) use history::Row;
+pub(crate) use loss::Loss;
 
 /// Trains a pruned model on the answers of the unpruned one (self-data distillation).
 ///
 /// With --loss kl (the default where the answers have a .topk file) it learns the unpruned model's
 /// distribution at every token of the answers, forward KL over its likeliest tokens; with --loss ce the
 /// answers' tokens alone. reverse-kl and tv (total variation, the chance that a drawn token is rejected)
-/// learn from the distribution too, and mixtures are weighted sums: --loss kl=0.5,tv=0.5. All block weights are trained, or with --lora-rank a low-rank addition to each
-/// matrix. Embedding and head stay as they are; the head is trimmed to the tokens that occur.
+/// learn from the distribution too, and mixtures are weighted sums: --loss kl=0.5,tv=0.5. All block
+/// weights are trained, or with --lora-rank a low-rank addition to each matrix. Embedding and head stay
+/// as they are; the head is trimmed to the tokens that occur.
 ///
 /// Writes DIR/model, a Hugging Face folder, DIR/losses.csv and DIR/loss.svg, and with --lora-rank
 /// DIR/adapter, the additions alone in PEFT's format. A run that is started again
@@ -83,73 +85,15 @@ pub(crate) struct Args {
     /// Share of the answers kept apart for the validation loss.
     #[arg(long, default_value_t = 0.02)]
     pub(crate) validation: f64,
+    /// Seconds between checkpoints.
+    #[arg(long, env = "PLEACH_CHECKPOINT_SECONDS", default_value_t = 120.0)]
+    pub(crate) checkpoint_seconds: f64,
     /// Order of the answers, and the start of low-rank additions.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
     /// Threads that compute. Default: the cores this process may use.
     #[arg(long, env = "PLEACH_THREADS")]
     pub(crate) threads: Option<usize>,
-}
-
-/// What is learnt.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Loss {
-    /// The target's distribution.
-    Distribution(Divergence),
-    /// The answers' tokens (cross-entropy).
-    Ce,
-}
-
-impl Loss {
-    pub(crate) const KL: Self = Self::Distribution(Divergence::FORWARD_KL);
-}
-
-impl FromStr for Loss {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "ce" {
-            return Ok(Self::Ce);
-        }
-        let mut all = Divergence { forward_kl: 0.0, reverse_kl: 0.0, total_variation: 0.0 };
-        for part in text.split(',') {
-            let (name, weight) = part.split_once('=').unwrap_or((part, "1"));
-            let place = match name.trim() {
-                "kl" => &mut all.forward_kl,
-                "reverse-kl" => &mut all.reverse_kl,
-                "tv" => &mut all.total_variation,
-                other => {
-                    return Err(format!("`{other}` is none of kl, reverse-kl, tv and, alone, ce"));
-                }
-            };
-            *place =
-                weight.trim().parse().ok().filter(|w: &f32| w.is_finite() && *w > 0.0).ok_or(
-                    format!("`{part}`: a weight is a number above 0, as in kl=0.5,tv=0.5"),
-                )?;
-        }
-        Ok(Self::Distribution(all))
-    }
-}
-
-impl std::fmt::Display for Loss {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self::Distribution(d) = self else { return f.write_str("ce") };
-        let all = [("kl", d.forward_kl), ("reverse-kl", d.reverse_kl), ("tv", d.total_variation)];
-        let parts: Vec<_> = all.iter().filter(|(_, weight)| *weight > 0.0).collect();
-        match parts[..] {
-            [(name, 1.0)] => f.write_str(name),
-            _ => {
-                let parts: Vec<_> = parts.iter().map(|(name, w)| format!("{name}={w}")).collect();
-                f.write_str(&parts.join(","))
-            }
-        }
-    }
-}
-
-impl Serialize for Loss {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
 }
 
 /// Formats that training can round to.
@@ -162,18 +106,20 @@ pub(crate) enum Rounding {
     Q8_0,
 }
 
-/// Seconds between checkpoints.
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(120);
 /// Times the validation loss is computed.
 const VALIDATIONS: f64 = 12.0;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let checkpoints = Duration::try_from_secs_f64(args.checkpoint_seconds)
+        .context("--checkpoint-seconds: a number of seconds is needed")?;
     let mut manifest = Manifest::new("train", args)?;
     let mut checkpoint = Checkpoint::open(&args.model)?;
     manifest.model(&checkpoint)?;
     manifest.file(&args.data)?;
     let note = args.out.join("train.json");
+    let state = args.out.join("state.safetensors");
     if manifest.is_done(&note) {
+        let _ = std::fs::remove_file(&state);
         eprintln!("{} is done already", args.out.display());
         return Ok(());
     }
@@ -235,7 +181,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let trained = parameters.num_trained();
     let mut trainer = Trainer::new(network, parameters, data, head_row, options)?;
-    let state = args.out.join("state.safetensors");
     let mut history = History::open(&args.out)?;
     if state.exists() {
         trainer.resume(&state)?;
@@ -246,7 +191,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     eprintln!(
         "{used} answers to train on, {kept} for validation, {num_tokens} tokens; {trained} numbers are trained"
     );
-    fit(&mut trainer, &mut history, &state)?;
+    fit(&mut trainer, &mut history, &state, checkpoints)?;
 
     let folder = args.out.join("model");
     save_model(&folder, &mut checkpoint, &trainer, &vocab)?;
@@ -283,20 +228,21 @@ fn network(checkpoint: &mut Checkpoint, vocab: &[u32]) -> Result<(Network, Vec<O
     Ok((Network::new(config, embedding, head)?, head_row))
 }
 
-fn fit(trainer: &mut Trainer, history: &mut History, state: &Path) -> Result<()> {
+fn fit(
+    trainer: &mut Trainer,
+    history: &mut History,
+    state: &Path,
+    checkpoints: Duration,
+) -> Result<()> {
     let mut progress = Progress::new("training", 10_000);
     let mut saved = Instant::now();
-    let mut next_validation = trainer.progress();
     while trainer.progress() < 1.0 {
-        let validation = if trainer.progress() >= next_validation {
-            next_validation = trainer.progress() + 1.0 / VALIDATIONS;
-            trainer.validate()?
-        } else {
-            None
-        };
+        // By what is noted, so that an interruption changes nothing.
+        let due = trainer.progress() >= history.validations() as f64 / VALIDATIONS;
+        let validation = if due { trainer.validate()? } else { None };
         let point = trainer.step()?;
         history.push(point, validation);
-        let (_, seen) = history.validation();
+        let (_, seen) = history.last_validation();
         progress.set(
             (trainer.progress() * 10_000.0) as u64,
             format!(
@@ -307,9 +253,10 @@ fn fit(trainer: &mut Trainer, history: &mut History, state: &Path) -> Result<()>
                 point.tokens as f64 / point.seconds,
             ),
         );
-        if saved.elapsed() > CHECKPOINT_EVERY {
-            trainer.save(state)?;
+        if saved.elapsed() >= checkpoints {
+            // The history first: what it has beyond the checkpoint is forgotten.
             history.save()?;
+            trainer.save(state)?;
             saved = Instant::now();
         }
     }
@@ -318,91 +265,11 @@ fn fit(trainer: &mut Trainer, history: &mut History, state: &Path) -> Result<()>
     }
     history.save()?;
     progress.finish();
-    let (row, seen) = history.validation();
+    let (row, seen) = history.last_validation();
     if let Some(row) = row {
         println!("step {}: validation {seen}", row.point.step);
     }
     Ok(())
-}
-
-/// One line of `losses.csv`.
-#[derive(Debug, Clone, Serialize, serde::Deserialize)]
-pub(crate) struct Row {
-    #[serde(flatten)]
-    pub(crate) point: Point,
-    pub(crate) validation_loss: Option<f64>,
-    pub(crate) validation_agreement: Option<f64>,
-}
-
-/// The run so far, for people.
-struct History {
-    folder: PathBuf,
-    points: Vec<Row>,
-}
-
-impl History {
-    fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("history.jsonl");
-        let text = std::fs::read_to_string(&path).unwrap_or_default();
-        let points = text.lines().map(serde_json::from_str).collect::<serde_json::Result<_>>();
-        let points = points.with_context(|| path.display().to_string())?;
-        Ok(Self { folder: folder.into(), points })
-    }
-
-    /// Forgets what came after the checkpoint.
-    fn keep(&mut self, steps: u32) {
-        self.points.retain(|row| row.point.step <= steps);
-    }
-
-    fn push(&mut self, point: Point, validation: Option<(f64, f64)>) {
-        let (validation_loss, validation_agreement) = validation.unzip();
-        self.points.push(Row { point, validation_loss, validation_agreement });
-    }
-
-    /// The last validation.
-    fn validation(&self) -> (Option<&Row>, String) {
-        let row = self.points.iter().rev().find(|row| row.validation_loss.is_some());
-        let text = row.and_then(|row| {
-            let (loss, agreement) = (row.validation_loss?, row.validation_agreement?);
-            Some(format!("{loss:.3} / {:.1} %", agreement * 100.0))
-        });
-        (row, text.unwrap_or_else(|| "none yet".into()))
-    }
-
-    fn save(&self) -> Result<()> {
-        atomically(&self.folder.join("history.jsonl"), |writer| {
-            for row in &self.points {
-                serde_json::to_writer(&mut *writer, row)?;
-                writer.write_all(b"\n")?;
-            }
-            Ok(())
-        })?;
-        atomically(&self.folder.join("losses.csv"), |writer| {
-            writeln!(
-                writer,
-                "step,seconds,tokens,epoch,learning_rate,loss,agreement,gradient_norm,validation_loss,validation_agreement"
-            )?;
-            for Row { point: p, validation_loss, validation_agreement } in &self.points {
-                let optional = |v: &Option<f64>| v.map_or(String::new(), |v| v.to_string());
-                writeln!(
-                    writer,
-                    "{},{:.2},{},{},{},{},{},{},{},{}",
-                    p.step,
-                    p.seconds,
-                    p.tokens,
-                    p.epoch,
-                    p.learning_rate,
-                    p.loss,
-                    p.agreement,
-                    p.gradient_norm,
-                    optional(validation_loss),
-                    optional(validation_agreement),
-                )?;
-            }
-            Ok(())
-        })?;
-        plot::losses(&self.folder.join("loss.svg"), &self.points)
-    }
 }
 
 /// Writes the trained model as a Hugging Face folder.
@@ -429,20 +296,4 @@ fn save_model(
         })
         .collect();
     save_folder(folder, checkpoint, &tensors, Some(vocab))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn losses_are_named_and_mixed() {
-        for text in ["ce", "kl", "reverse-kl", "tv", "kl=0.5,tv=0.25"] {
-            let loss: Loss = text.parse().unwrap();
-            assert_eq!(loss.to_string(), text);
-        }
-        for wrong in ["", "kl=0", "kl=x", "js", "kl,ce", "tv=NaN"] {
-            assert!(wrong.parse::<Loss>().is_err(), "{wrong}");
-        }
-    }
 }

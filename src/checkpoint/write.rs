@@ -13,6 +13,9 @@ use super::{Checkpoint, CheckpointError, RawTensor, gguf_model};
 use crate::model::{Family, ModelConfig, RopeScaling};
 use crate::ops::DType;
 
+/// How the names of files begin that are still being written; a killed process leaves them behind.
+pub const BEGUN: &str = ".writing-";
+
 /// Writes a file through `fill` so that no reader ever sees a part of it.
 ///
 /// # Errors
@@ -32,7 +35,7 @@ pub fn atomically(
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o666)); // less what umask takes
     }
-    let file = builder.prefix(".writing-").tempfile_in(folder).map_err(error)?;
+    let file = builder.prefix(BEGUN).tempfile_in(folder).map_err(error)?;
     let mut writer = BufWriter::with_capacity(1 << 20, file.as_file());
     fill(&mut writer).and_then(|()| writer.flush()).map_err(error)?;
     drop(writer);

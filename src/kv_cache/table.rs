@@ -43,6 +43,13 @@ impl BlockTable {
         Self { blocks: [&self.blocks[..blocks.start], &self.blocks[blocks.end..]].concat() }
     }
 
+    /// A view of these blocks followed by those of another table, for sequences that begin with the same
+    /// whole blocks. It owns nothing.
+    #[must_use]
+    pub fn followed_by(&self, rest: &Self) -> Self {
+        Self { blocks: [&self.blocks[..], &rest.blocks].concat() }
+    }
+
     /// Makes room for `len` positions. Takes all the blocks that are missing or, when the pool has
     /// too few, none; returns whether the room is there.
     pub fn reserve(&mut self, len: usize, pool: &mut BlockPool) -> bool {
@@ -84,6 +91,7 @@ mod tests {
         assert!(table.reserve(20, &mut pool), "already there");
         assert_eq!(pool.num_used(), 2);
         assert_eq!(table.without(0..1).blocks(), [1]);
+        assert_eq!(table.followed_by(&table.without(0..1)).blocks(), [0, 1, 1]);
         table.truncate(16, &mut pool);
         assert_eq!((table.blocks().len(), pool.num_used()), (1, 1));
         table.truncate(40, &mut pool);

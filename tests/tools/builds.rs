@@ -1,0 +1,179 @@
+//! `build`, interrupted and not, on a model of two blocks.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::{json, run};
+
+/// Two blocks of the default model as a model of its own.
+fn two_blocks(folder: &Path) {
+    run(folder, "prune --list 1-28 --out two");
+}
+
+/// What a folder holds, without what tells of time.
+fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    fn visit(root: &Path, folder: &Path, all: &mut BTreeMap<String, Vec<u8>>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                visit(root, &path, all);
+                continue;
+            }
+            let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
+            let bytes = std::fs::read(&path).unwrap();
+            let text = || String::from_utf8_lossy(&bytes).into_owned();
+            let timeless = |text: &str| without_times(serde_json::from_str(text).unwrap());
+            let bytes = match path.file_name().unwrap().to_str().unwrap() {
+                "loss.svg" | "report.html" => Vec::new(),
+                "losses.csv" => {
+                    let columns = |line: &str| {
+                        line.split(',')
+                            .enumerate()
+                            .filter(|(at, _)| *at != 1)
+                            .map(|(_, c)| c.to_owned() + ",")
+                            .collect::<String>()
+                    };
+                    text().lines().map(columns).collect::<String>().into_bytes()
+                }
+                "history.jsonl" => text().lines().map(timeless).collect::<String>().into_bytes(),
+                name if name.ends_with(".json") => timeless(&text()).into_bytes(),
+                _ => bytes,
+            };
+            all.insert(name, bytes);
+        }
+    }
+    let mut all = BTreeMap::new();
+    visit(folder, folder, &mut all);
+    all
+}
+
+fn without_times(mut value: Value) -> String {
+    fn clean(value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                fields.retain(|name, _| name != "seconds" && name != "draft_step_cost");
+                fields.values_mut().for_each(clean);
+            }
+            Value::Array(values) => values.iter_mut().for_each(clean),
+            _ => {}
+        }
+    }
+    clean(&mut value);
+    value.to_string()
+}
+
+/// A build that is killed at random moments ends with the files of an undisturbed one, bit for bit.
+#[test]
+fn a_killed_build_ends_the_same() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    two_blocks(folder);
+    let prompt = |i: usize| {
+        let turns = if i == 2 { r#"["Name a colour.", "And another."]"# } else { r#"["Say it."]"# };
+        format!(r#"{{"id": "p{i}", "category": "c{}", "turns": {turns}}}"#, i % 2)
+    };
+    let prompts: Vec<String> = (0..8).map(prompt).collect();
+    std::fs::write(folder.join("prompts.jsonl"), prompts.join("\n")).unwrap();
+    std::fs::write(folder.join("eval.jsonl"), prompts[1..3].join("\n")).unwrap();
+    let build = "build --model ../two --keep-blocks 1 --prompts ../prompts.jsonl --eval-prompts ../eval.jsonl --answers 8 --max-tokens 24 --steps 8 --draft-vocab 512 --checkpoint-seconds 0 --seed 3 --out draft";
+    for name in ["whole", "killed"] {
+        std::fs::create_dir(folder.join(name)).unwrap();
+    }
+    let started = Instant::now();
+    run(&folder.join("whole"), build);
+    let seconds = started.elapsed().as_secs_f64();
+    let seed = fastrand::u64(..);
+    let mut random = fastrand::Rng::with_seed(seed);
+    for _ in 0..6 {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pleach-tools"))
+            .args(build.split(' '))
+            .current_dir(folder.join("killed"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_secs_f64(random.f64() * 0.5 * seconds));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    run(&folder.join("killed"), build);
+    let [whole, killed] = ["whole", "killed"].map(|name| contents(&folder.join(name)));
+    let names = |all: &BTreeMap<String, Vec<u8>>| all.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&whole), names(&killed), "seed {seed}");
+    for (name, bytes) in &whole {
+        assert!(*bytes == killed[name], "{name} differs, seed {seed}");
+    }
+    assert!(whole["draft/train/model/model.safetensors"].len() > 1_000_000);
+
+    // Going on from an earlier build.
+    let from = build
+        .replace("--keep-blocks 1", "--from draft/train/model")
+        .replace("--out draft", "--out more");
+    run(&folder.join("whole"), &from);
+    let first = std::fs::read(folder.join("whole/draft/draft.gguf")).unwrap();
+    let more = std::fs::read(folder.join("whole/more/draft.gguf")).unwrap();
+    assert!(first != more, "it was trained on");
+    assert_eq!(json(&folder.join("whole/more/build.json"))["results"]["keep_blocks"], 1);
+    let page = std::fs::read_to_string(folder.join("whole/draft/report.html")).unwrap();
+    assert!(page.matches("<svg").count() == 2 && page.contains("class=\"drafted\""));
+    assert!(!page.contains("src=") && !page.contains("href="), "it needs nothing else");
+}
+
+#[test]
+fn the_recipe_of_the_paper() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    two_blocks(folder);
+    let prompt = |i: usize| {
+        let reference = if i.is_multiple_of(2) {
+            format!("{i} + 1 = {0}\\n#### {0}", i + 1)
+        } else {
+            "Well, that is it.".into()
+        };
+        format!(
+            r#"{{"id": "p{i}", "category": "c{}", "turns": ["What is {i} + 1?"], "reference": "{reference}"}}"#,
+            i % 2
+        )
+    };
+    let prompts: Vec<String> = (0..18).map(prompt).collect();
+    std::fs::write(folder.join("prompts.jsonl"), prompts.join("\n")).unwrap();
+    std::fs::create_dir(folder.join("data")).unwrap();
+    // The same question with either choice right: every model scores a half.
+    let task = r#"{"query": "Which animal barks?", "choices": ["a dog", "a glass"], "gold": 0}"#;
+    let tasks = format!("{task}\n{}", task.replace(": 0", ": 1"));
+    std::fs::write(folder.join("data/arc_easy.jsonl"), tasks).unwrap();
+    std::fs::write(folder.join("data/perplexity.jsonl"), r#"{"text": "The sun is a star."}"#)
+        .unwrap();
+    let build = "build --recipe paper --model two --keep-blocks 1 --prompts prompts.jsonl --data data --answers 18 --max-tokens 16 --steps 2 --seeds 2 --out out";
+    let said = run(folder, build);
+    assert!(said.contains("pruned + self-data + SLERP"), "{said}");
+    let table = json(&folder.join("out/paper.json"));
+    let rows = table["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(
+        names,
+        ["original", "pruned", "pruned + SFT", "pruned + self-data", "pruned + self-data + SLERP"]
+    );
+    assert_eq!(rows[2]["averages"].as_array().unwrap().len(), 2, "a score for each seed");
+    for row in rows {
+        assert_eq!((&row["average"][0], &row["average_recovery"][0]), (&0.5.into(), &100.0.into()));
+    }
+    assert!(rows[0]["flops_per_token"].as_u64() > rows[1]["flops_per_token"].as_u64());
+    let lines = |name: &str| {
+        let text = std::fs::read_to_string(folder.join("out").join(name)).unwrap();
+        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()
+    };
+    let (own, references) = (lines("self-data.jsonl"), lines("references.jsonl"));
+    assert_eq!((own.len(), references.len()), (18, 18));
+    for (own, reference) in own.iter().zip(&references) {
+        assert_eq!(own["prompt_tokens"], reference["prompt_tokens"]);
+    }
+    assert!(references.iter().any(|answer| answer["response"] == "Well, that is it."));
+    assert_eq!((lines("checkable.jsonl").len(), lines("open.jsonl").len()), (9, 9));
+    assert!(std::fs::read_to_string(folder.join("out/report.html")).unwrap().contains("Recovery"));
+    assert!(run(folder, build).contains("done already"));
+}

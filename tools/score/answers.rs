@@ -1,0 +1,134 @@
+//! Questions whose answers are written: greedy, many at a time.
+
+use std::collections::HashMap;
+
+use anyhow::Result;
+use pleach::engine::{Engine, EngineConfig, Event, FinishReason, Request};
+use pleach::model::Decoder;
+
+use super::tasks::{Metrics, Question, Task};
+use crate::common::Chat;
+
+/// Answers written at the same time.
+const BATCH: usize = 32;
+/// Where an answer ends besides the model's own end, as in the harness's definition of GSM8K.
+const UNTIL: [&str; 3] = ["Question:", "</s>", "<|im_end|>"];
+
+struct Answer {
+    task: Task,
+    number: usize,
+    reference: String,
+    tokens: Vec<u32>,
+}
+
+/// Lets the model answer the questions and grades each answer as it is finished.
+pub(crate) fn write(
+    decoder: Decoder,
+    chat: &Chat,
+    max_length: usize,
+    max_tokens: usize,
+    questions: Vec<(Task, usize, Question)>,
+    graded: &mut impl FnMut(Task, usize, Metrics) -> Result<()>,
+) -> Result<()> {
+    let config = EngineConfig {
+        max_num_seqs: BATCH,
+        max_model_len: Some(max_length),
+        num_speculative_tokens: 0,
+        ..EngineConfig::default()
+    };
+    let mut engine = Engine::new(decoder, None, config)?;
+    let mut waiting = questions.into_iter();
+    let mut running = HashMap::new();
+    loop {
+        while running.len() < BATCH
+            && let Some((task, number, question)) = waiting.next()
+        {
+            let Question::Number { prompt, reference } = question else { continue };
+            let mut tokens = chat.encode_text(&prompt, true)?;
+            tokens.drain(..tokens.len().saturating_sub(max_length.saturating_sub(max_tokens)));
+            let answer = Answer { task, number, reference, tokens: Vec::new() };
+            running.insert(engine.submit(Request::greedy(tokens, max_tokens))?, answer);
+        }
+        if running.is_empty() {
+            return Ok(());
+        }
+        for (id, event) in engine.step() {
+            // What was cancelled in this step may still be told of.
+            let Some(answer) = running.get_mut(&id) else { continue };
+            let finished = match event {
+                Event::Tokens(out) => {
+                    answer.tokens.extend(out.iter().map(|token| token.id));
+                    false
+                }
+                Event::Finished { reason: FinishReason::Error(reason), .. } => {
+                    anyhow::bail!("{}, record {}: {reason}", answer.task.name, answer.number + 1)
+                }
+                Event::Finished { .. } => true,
+                Event::Prompt(_) | Event::Embedding(_) => false,
+            };
+            let text = chat.decode(&answer.tokens)?;
+            let end = UNTIL.iter().filter_map(|stop| text.find(stop)).min();
+            if finished || end.is_some() {
+                engine.cancel(id);
+                let Answer { task, number, reference, .. } =
+                    running.remove(&id).expect("invariant: found above");
+                let right = same_number(&text[..end.unwrap_or(text.len())], &reference);
+                let metrics = Metrics::from([("exact_match".to_owned(), f64::from(right))]);
+                graded(task, number, metrics)?;
+            }
+        }
+    }
+}
+
+/// Whether the last number of an answer is that of the reference, as text (the `flexible-extract` filter
+/// and `exact_match` of GSM8K).
+fn same_number(answer: &str, reference: &str) -> bool {
+    let plain = |text: &str| {
+        let text = text.replace([',', '$'], "");
+        let text = text.rsplit_once("#### ").map_or(text.as_str(), |(_, result)| result);
+        text.strip_suffix('.').unwrap_or(text).to_lowercase()
+    };
+    last_number(answer).is_some_and(|number| plain(number) == plain(reference))
+}
+
+/// The last match of `(-?[$0-9.,]{2,})|(-?[0-9]+)`.
+fn last_number(text: &str) -> Option<&str> {
+    let bytes = text.as_bytes();
+    let run = |at: usize, part: fn(&u8) -> bool| bytes[at..].iter().take_while(|b| part(b)).count();
+    let (mut at, mut last) = (0, None);
+    while at < bytes.len() {
+        let start = at + usize::from(bytes[at] == b'-');
+        let wide = run(start, |b| b.is_ascii_digit() || matches!(b, b'$' | b'.' | b','));
+        let length = if wide >= 2 { wide } else { run(start, u8::is_ascii_digit) };
+        if length > 0 {
+            last = Some(&text[at..start + length]);
+            at = start + length;
+        } else {
+            at += 1;
+        }
+    }
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_compared_as_the_harness_does() {
+        for (text, number) in [
+            ("He has 3. She has $1,200.", Some("$1,200.")),
+            ("x -5 y", Some("-5")),
+            ("7 or 8-9", Some("-9")),
+            ("none.", None),
+            ("so 12é", Some("12")),
+            ("...", Some("...")),
+        ] {
+            assert_eq!(last_number(text), number, "{text}");
+        }
+        assert!(same_number("It is $1,200.", "3 * 400\n#### 1200"));
+        assert!(same_number("It is 1200", "#### 1,200"));
+        assert!(!same_number("It is 1200.00", "#### 1200"));
+        assert!(!same_number("no idea", "#### 1200"));
+    }
+}
