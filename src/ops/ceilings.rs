@@ -107,5 +107,9 @@ fn vnni() -> i32 {
             *sum = _mm512_dpbusd_epi32(*sum, a, b);
         }
     }
-    sums.into_iter().map(|sum| _mm512_reduce_add_epi32(sum)).fold(0, i32::wrapping_add)
+    let mut total = 0i32;
+    for sum in sums {
+        total = total.wrapping_add(_mm512_reduce_add_epi32(sum));
+    }
+    total
 }
