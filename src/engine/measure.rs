@@ -38,7 +38,7 @@ impl MeasuredCosts {
 /// Rows of the draft passes that are timed.
 const DRAFT_ROWS: [usize; 4] = [1, 4, 16, 64];
 /// Positions that a pass is timed behind, beyond the context, to learn what attention costs.
-const FAR: usize = 512;
+const FAR: usize = 256;
 /// Rows of the target passes that an engine times before it serves, and the context behind which.
 const PROFILE_ROWS: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 const PROFILE_CONTEXT: usize = 64;
@@ -80,12 +80,11 @@ impl Engine {
         let chunk = self.config.max_num_batched_tokens;
         let mut costs = MeasuredCosts { target: Vec::new(), draft: None };
         let target = self.target.as_mut();
-        prefill(target, &table, context, chunk);
+        prefill(target, &table, far, chunk);
         // Round-robin, so that a busy moment of the machine touches every count alike.
         let mut samples = vec![Vec::new(); row_counts.len()];
         let mut attention = Vec::new();
         for _ in 0..repeats.max(1) {
-            // What the far positions hold does not matter.
             let near = time(target, &table, context, 1);
             attention.push(time(target, &table, far, 1) - near);
             for (samples, &rows) in samples.iter_mut().zip(row_counts) {

@@ -67,6 +67,8 @@ fn the_documents_name_flags_that_exist() {
         "merge",
         "pack",
         "evaluate",
+        "report",
+        "score",
         "bench",
         "top",
     ];
