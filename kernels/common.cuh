@@ -21,9 +21,17 @@ using Shared = T *;
 
 using Dim = dim3;
 
-inline int launch_status() {
-    return cudaGetLastError() == cudaSuccess ? PLEACH_OK : PLEACH_LAUNCH_FAILED;
+namespace pleach {
+/// What `pleach_error_text` tells.
+inline thread_local cudaError_t last_error = cudaSuccess;
+
+inline int status_of(cudaError_t error) {
+    if (error != cudaSuccess) last_error = error;
+    return error == cudaSuccess ? PLEACH_OK : PLEACH_LAUNCH_FAILED;
 }
+}  // namespace pleach
+
+inline int launch_status() { return pleach::status_of(cudaGetLastError()); }
 
 #else
 

@@ -7,18 +7,20 @@ namespace {
 
 constexpr int NORM_WARPS = 8;
 
-/// One block a row. [rows, width]
+/// One block a row of `out`.
 template <class T>
 __global__ void __launch_bounds__(NORM_WARPS *WARP)
-    add_rms_norm_kernel(float *residual, const T *delta, const T *weight, T *out, int64_t width, float eps) {
+    add_rms_norm_kernel(float *residual, const T *delta, const T *weight, const uint32_t *wanted, T *out, int64_t width,
+                        float eps) {
     SHARED(float, scratch, NORM_WARPS);
-    residual += blockIdx.x * width;
+    const int64_t row = wanted ? wanted[blockIdx.x] : blockIdx.x;
+    residual += row * width;
     out += blockIdx.x * width;
     float sum = 0.0f;
     for (int64_t i = threadIdx.x; i < width; i += NORM_WARPS * WARP) {
         float x = residual[i];
         if (delta) {
-            x = add(x, to_float(delta[blockIdx.x * width + i]));
+            x = add(x, to_float(delta[row * width + i]));
             residual[i] = x;
         }
         sum = fused_multiply_add(x, x, sum);
@@ -146,10 +148,10 @@ int embed(const void *table, const uint32_t *tokens, float *out, int64_t rows, i
 }
 
 template <class T>
-int add_rms_norm(float *residual, const void *delta, const void *weight, void *out, int64_t rows,
+int add_rms_norm(float *residual, const void *delta, const void *weight, const uint32_t *wanted, void *out, int64_t rows,
                  int64_t width, float eps, void *stream) {
     return LAUNCH((add_rms_norm_kernel<T>), Dim{unsigned(rows)}, Dim{NORM_WARPS * WARP}, stream, residual,
-                  static_cast<const T *>(delta), static_cast<const T *>(weight), static_cast<T *>(out), width,
+                  static_cast<const T *>(delta), static_cast<const T *>(weight), wanted, static_cast<T *>(out), width,
                   eps);
 }
 
@@ -183,11 +185,11 @@ bool bad_rows(int64_t rows, int64_t width) {
 
 using namespace pleach;
 
-extern "C" int pleach_add_rms_norm(float *residual, const void *delta, const void *weight, void *out,
-                                   int64_t rows, int64_t width, float eps, int dtype, void *stream) {
+extern "C" int pleach_add_rms_norm(float *residual, const void *delta, const void *weight, const uint32_t *wanted,
+                                   void *out, int64_t rows, int64_t width, float eps, int dtype, void *stream) {
     if (bad_rows(rows, width)) return PLEACH_BAD_ARGUMENT;
     if (rows == 0) return PLEACH_OK;
-    return FOR_DTYPE(add_rms_norm, dtype, residual, delta, weight, out, rows, width, eps, stream);
+    return FOR_DTYPE(add_rms_norm, dtype, residual, delta, weight, wanted, out, rows, width, eps, stream);
 }
 
 extern "C" int pleach_silu_mul(const void *gate_up, void *out, int64_t rows, int64_t width, int dtype,

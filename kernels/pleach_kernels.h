@@ -15,8 +15,12 @@ extern "C" {
 enum PleachStatus {
     PLEACH_OK = 0,
     PLEACH_BAD_ARGUMENT = 1,
-    PLEACH_LAUNCH_FAILED = 2,
+    PLEACH_LAUNCH_FAILED = 2,  ///< `pleach_error_text` says why
 };
+
+/// Counts changes to what this file declares: a program and its kernels must agree.
+#define PLEACH_KERNELS_VERSION 1
+int pleach_kernels_version(void);
 
 /// Activations, and keys and values.
 enum PleachDType {
@@ -25,12 +29,44 @@ enum PleachDType {
     PLEACH_F32 = 2,
 };
 
+// ---- devices (device.cu) --------------------------------------------------------------------------------
+
+/// Text of this thread's last PLEACH_LAUNCH_FAILED.
+const char *pleach_error_text(void);
+
+/// Devices there are. PLEACH_LAUNCH_FAILED without a driver.
+int pleach_device_count(int32_t *count);
+
+/// Makes a device the calling thread's own: that of the calls below.
+int pleach_use_device(int32_t device);
+
+/// Name, cut to `size` bytes, and bytes of memory: free and in total.
+int pleach_device_info(char *name, int64_t size, int64_t *free_bytes, int64_t *total_bytes);
+
+int pleach_stream_create(void **stream);
+int pleach_stream_destroy(void *stream);
+/// Waits for everything started on `stream`, and reports what went wrong in it.
+int pleach_synchronize(void *stream);
+
+/// Memory of the device, or of the host for fast copies. Contents are undefined.
+int pleach_allocate(void **memory, int64_t bytes);
+int pleach_free(void *memory);
+int pleach_allocate_host(void **memory, int64_t bytes);
+int pleach_free_host(void *memory);
+
+/// Copies in order with the kernels of `stream`; the host's memory must last until `pleach_synchronize`.
+int pleach_upload(void *device, const void *host, int64_t bytes, void *stream);
+int pleach_download(void *host, const void *device, int64_t bytes, void *stream);
+/// Sets every byte.
+int pleach_fill(void *device, int value, int64_t bytes, void *stream);
+
 // ---- fused steps (fused.cu) ---------------------------------------------------------------------------
 
 /// `residual += delta` (where `delta` is not null), then `out = residual / rms(residual) * weight`.
-/// residual [rows, width] f32, in place; delta, out [rows, width] and weight [width] of `dtype`.
-int pleach_add_rms_norm(float *residual, const void *delta, const void *weight, void *out, int64_t rows,
-                        int64_t width, float eps, int dtype, void *stream);
+/// residual [_, width] f32, in place; delta [_, width], out [rows, width] and weight [width] of `dtype`.
+/// Row i of `out` is that of row `wanted[i]` of the others, each wanted once; of row i where `wanted` is null.
+int pleach_add_rms_norm(float *residual, const void *delta, const void *weight, const uint32_t *wanted, void *out,
+                        int64_t rows, int64_t width, float eps, int dtype, void *stream);
 
 /// `out = silu(gate) * up`; gate_up [rows, 2 * width] as [gate | up], out [rows, width].
 int pleach_silu_mul(const void *gate_up, void *out, int64_t rows, int64_t width, int dtype, void *stream);

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -85,6 +86,9 @@ pub struct Args {
     /// Port to listen on; 0 takes a free one.
     #[arg(long, env = "PLEACH_PORT", default_value_t = 8080)]
     pub port: u16,
+    /// Where to compute: `cpu`, `cuda`, or `cuda:N` for device N. CUDA needs a build with the feature `cuda`.
+    #[arg(long, env = "PLEACH_DEVICE", value_name = "DEVICE", default_value = "cpu")]
+    pub device: ComputeDevice,
     /// Threads that compute. Default: the cores this process may use.
     #[arg(long, env = "PLEACH_THREADS")]
     pub threads: Option<usize>,
@@ -175,6 +179,31 @@ pub struct Args {
     pub log_level: String,
 }
 
+/// Where models compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ComputeDevice {
+    /// This machine's processor.
+    Cpu,
+    /// A CUDA device, by its number.
+    Cuda(usize),
+}
+
+impl FromStr for ComputeDevice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", number)) if number.parse::<u16>().is_ok() => {
+                Ok(Self::Cuda(number.parse().expect("a number, just read")))
+            }
+            _ => Err("a device is `cpu`, `cuda` or `cuda:N`".into()),
+        }
+    }
+}
+
 /// Form of the log.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum LogFormat {
@@ -193,6 +222,8 @@ pub struct Config {
     pub draft: Option<Source>,
     /// Where to listen.
     pub address: SocketAddr,
+    /// Where models compute.
+    pub device: ComputeDevice,
     /// Threads that compute.
     pub threads: usize,
     /// Limits of the engine.
@@ -242,6 +273,7 @@ impl From<Args> for Config {
             model: args.model,
             draft,
             address: (args.host, args.port).into(),
+            device: args.device,
             threads: args.threads.unwrap_or_else(available_threads).max(1),
             engine: EngineConfig {
                 max_num_seqs: args.max_num_seqs,

@@ -3,12 +3,20 @@
 //!
 //! Needs a C++ compiler (`$CXX`, or g++); says loudly that it skips where there is none.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+#[path = "kernels/decoder.rs"]
+mod decoder;
 #[path = "kernels/mutations.rs"]
 mod mutations;
+#[path = "support/random_model.rs"]
+mod random_model;
 
 use mutations::{MUTATIONS, Mutation};
 
@@ -97,8 +105,15 @@ fn run(program: &Path, arguments: &[&str]) -> (String, bool) {
 }
 
 /// Compiles one kernel file with a bug and says whether its tests notice, in some thread order.
-fn is_caught(compiler: &str, folder: &Path, built: &[(PathBuf, PathBuf)], bug: &Mutation) -> bool {
-    let kernels = folder.join("with-bug");
+fn is_caught(
+    compiler: &str,
+    folder: &Path,
+    built: &[(PathBuf, PathBuf)],
+    number: usize,
+    bug: &Mutation,
+) -> bool {
+    let folder = &folder.join(format!("bug-{number}"));
+    let kernels = folder.join("kernels");
     std::fs::create_dir_all(kernels.join("emulator")).expect("a folder");
     for source in sources("kernels", "cuh").into_iter().chain(sources("kernels", "h")) {
         std::fs::copy(&source, kernels.join(source.file_name().expect("a file"))).expect("copied");
@@ -145,13 +160,25 @@ fn kernels_agree_with_their_references_and_bugs_are_caught() {
     }
     // All of them with PLEACH_ALL_MUTATIONS set (minutes), else those that compile fast.
     let all = std::env::var_os("PLEACH_ALL_MUTATIONS").is_some();
-    let mut missed = Vec::new();
-    for bug in MUTATIONS.iter().filter(|bug| all || bug.quick) {
-        let caught = is_caught(&compiler, folder.path(), &built, bug);
-        println!("{}: {} ({})", if caught { "caught" } else { "MISSED" }, bug.what, bug.file);
-        if !caught {
-            missed.push(bug.what);
+    let bugs: Vec<_> = MUTATIONS.iter().filter(|bug| all || bug.quick).collect();
+    let (next, missed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let number = next.fetch_add(1, Ordering::Relaxed)
+                    && let Some(bug) = bugs.get(number)
+                {
+                    let caught = is_caught(&compiler, folder.path(), &built, number, bug);
+                    let verdict = if caught { "caught" } else { "MISSED" };
+                    println!("{verdict}: {} ({})", bug.what, bug.file);
+                    if !caught {
+                        missed.lock().unwrap().push(bug.what);
+                    }
+                }
+            });
         }
-    }
+    });
+    let missed = missed.into_inner().unwrap();
+    println!("{} bugs, {} missed", bugs.len(), missed.len());
     assert!(missed.is_empty(), "bugs that no test notices: {missed:?}");
 }

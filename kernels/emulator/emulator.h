@@ -7,7 +7,7 @@
 // - a barrier or collective that some of its threads never reach, or reach elsewhere;
 // - a shuffle from a lane outside the mask.
 //
-// Global memory is left to the address sanitizer. Single-threaded; not for speed.
+// Global memory is left to the address sanitizer. One launch at a time; not for speed.
 #pragma once
 
 #include <cmath>
@@ -17,6 +17,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <type_traits>
 #include <vector>
 
@@ -250,8 +251,11 @@ inline void run_block() {
     block.current = nullptr;
 }
 
+inline std::mutex one_launch;
+
 template <class Body>
 inline void launch(Dim grid, Dim size, Body body) {
+    const std::lock_guard lock(one_launch);
     block.grid = grid;
     block.size = size;
     block.count = size.x * size.y * size.z;

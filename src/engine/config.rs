@@ -3,6 +3,7 @@
 use super::EngineLimits;
 use crate::kv_cache::BLOCK_SIZE;
 use crate::model::ModelConfig;
+use crate::ops::cuda::CudaError;
 
 /// Size and behaviour of an engine.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,6 +71,9 @@ pub enum EngineError {
     /// The draft model's trimmed vocabulary is not a rising list of the target's token ids.
     #[error("the draft vocabulary is not a strictly rising list of token ids of the target")]
     BadDraftVocabulary,
+    /// A CUDA device has too little memory, or fails.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
 }
 
 impl EngineConfig {

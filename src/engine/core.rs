@@ -13,7 +13,7 @@ use super::{
     EngineConfig, EngineError, EngineLimits, EngineStats, Event, FinishReason, NoDraft, Request,
     RequestError, RequestId,
 };
-use crate::model::{Decoder, Forward, Rows, Runner};
+use crate::model::{CudaDecoder, CudaRunner, Decoder, Forward, Rows, Runner};
 use crate::sampling::Processor;
 use crate::spec::{
     Acceptance, Cascade, DraftModel, DraftToken, Load, Prices, Proposal, ProposeTask, Proposer,
@@ -58,6 +58,31 @@ impl Engine {
             config.resolve(target.config(), draft.as_ref().map(|draft| draft.config()))?;
         let runner = |decoder| Box::new(Runner::new(decoder, num_blocks)) as Box<dyn Forward>;
         Self::with_models(runner(target), draft.map(runner), config)
+    }
+
+    /// An engine over a target and perhaps a draft model on a CUDA device. Without a number of blocks, the caches
+    /// take what they want of the device's memory, and at most most of it.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the settings or the models do not fit together or the device.
+    pub fn on_cuda(
+        target: CudaDecoder,
+        draft: Option<CudaDecoder>,
+        mut config: EngineConfig,
+    ) -> Result<Self, EngineError> {
+        let models = (target.config().clone(), draft.as_ref().map(|draft| draft.config().clone()));
+        let resolve = |config: &EngineConfig| config.resolve(&models.0, models.1.as_ref());
+        if config.num_blocks.is_none() {
+            let block = target.block_bytes() + draft.as_ref().map_or(0, CudaDecoder::block_bytes);
+            // What is left is for the rows of a pass.
+            let fit = target.device().free_bytes()? / 10 * 9 / block;
+            config.num_blocks = Some(resolve(&config)?.1.min(fit).max(1));
+        }
+        let (limits, num_blocks) = resolve(&config)?;
+        let runner = |decoder| CudaRunner::new(decoder, num_blocks, limits.max_model_len);
+        let target = Box::new(runner(target)?);
+        let draft = draft.map(runner).transpose()?.map(|draft| Box::new(draft) as Box<dyn Forward>);
+        Self::with_models(target, draft, config)
     }
 
     /// An engine over models whose caches have the number of blocks `config` resolves to.

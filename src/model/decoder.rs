@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{ModelConfig, Rows, rope::rope_table};
 use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::ops::cuda::CudaError;
 use crate::ops::{
     Activations, AttentionShape, CacheFormat, LayerCache, OpsError, PackedMatrix, RopeTable,
     ThreadPool, add_bias, embed, matmul, matmul_add, paged_attention, rms_norm, rms_norm_heads,
@@ -49,6 +50,54 @@ pub enum ModelError {
     /// A token id of the draft's head is not in the target's vocabulary, or the head has other rows.
     #[error("the draft's vocabulary does not fit: {0}")]
     DraftVocab(String),
+    /// A CUDA device cannot hold or compute the model.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+    /// The model has something that only the CPU computes.
+    #[error("{what}: {reason}; use `--device cpu`")]
+    Unsupported {
+        /// Tensor or field.
+        what: String,
+        /// What is not there.
+        reason: String,
+    },
+}
+
+/// Checks a tensor's shape.
+pub(super) fn check_shape(
+    name: &str,
+    found: &[usize],
+    expected: &[usize],
+) -> Result<(), ModelError> {
+    if found == expected {
+        return Ok(());
+    }
+    let (found, expected) = (found.into(), expected.into());
+    Err(ModelError::Shape { name: name.into(), found, expected })
+}
+
+/// Checks that a draft fits its target, and gives the token ids of its head, where that is trimmed.
+pub(super) fn check_draft(
+    draft: &Checkpoint,
+    target: &ModelConfig,
+) -> Result<Option<Arc<[u32]>>, ModelError> {
+    let config = &draft.config;
+    for (what, draft, target) in [
+        ("hidden_size", config.hidden_size, target.hidden_size),
+        ("vocab_size", config.vocab_size, target.vocab_size),
+    ] {
+        if draft != target {
+            return Err(ModelError::Draft { what, draft, target });
+        }
+    }
+    if let Some(vocab) = &draft.draft_vocab {
+        let rising = vocab.windows(2).all(|pair| pair[0] < pair[1]);
+        if !rising || vocab.last().is_none_or(|last| *last as usize >= config.vocab_size) {
+            let reason = "token ids must rise and lie in the vocabulary";
+            return Err(ModelError::DraftVocab(reason.into()));
+        }
+    }
+    Ok(draft.draft_vocab.as_deref().map(Into::into))
 }
 
 /// How the weights are held.
@@ -127,10 +176,7 @@ struct Loader<'a> {
 impl Loader<'_> {
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, ModelError> {
         let tensor = self.checkpoint.tensor(name)?;
-        if tensor.shape != [rows, cols] {
-            let (found, expected) = (tensor.shape, vec![rows, cols]);
-            return Err(ModelError::Shape { name: name.into(), found, expected });
-        }
+        check_shape(name, &tensor.shape, &[rows, cols])?;
         let pack = |source| ModelError::Pack { name: name.into(), source };
         match self.precision {
             Precision::AsStored => {
@@ -142,10 +188,7 @@ impl Loader<'_> {
 
     fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
         let tensor = self.checkpoint.tensor(name)?;
-        if tensor.shape != [len] {
-            let (found, expected) = (tensor.shape, vec![len]);
-            return Err(ModelError::Shape { name: name.into(), found, expected });
-        }
+        check_shape(name, &tensor.shape, &[len])?;
         Ok(tensor.to_f32())
     }
 
@@ -243,22 +286,7 @@ impl Decoder {
         pool: &Arc<ThreadPool>,
     ) -> Result<Self, ModelError> {
         let config = checkpoint.config.clone();
-        for (what, draft, target) in [
-            ("hidden_size", config.hidden_size, target.config.hidden_size),
-            ("vocab_size", config.vocab_size, target.config.vocab_size),
-        ] {
-            if draft != target {
-                return Err(ModelError::Draft { what, draft, target });
-            }
-        }
-        let vocab = checkpoint.draft_vocab.clone();
-        if let Some(vocab) = &vocab {
-            let rising = vocab.windows(2).all(|pair| pair[0] < pair[1]);
-            if !rising || vocab.last().is_none_or(|last| *last as usize >= config.vocab_size) {
-                let reason = "token ids must rise and lie in the vocabulary";
-                return Err(ModelError::DraftVocab(reason.into()));
-            }
-        }
+        let vocab = check_draft(checkpoint, &target.config)?;
         let mut loader = Loader { checkpoint, precision: Precision::AsStored };
         let embedding = if loader.checkpoint.has("model.embed_tokens.weight") {
             let (rows, cols) = (config.vocab_size, config.hidden_size);
@@ -286,7 +314,7 @@ impl Decoder {
                 return Err(ModelError::DraftVocab(format!("the head has {rows} rows")));
             }
         };
-        Self::assemble(loader, config, embedding, head, vocab.map(Into::into), pool)
+        Self::assemble(loader, config, embedding, head, vocab, pool)
     }
 
     fn assemble(

@@ -1,6 +1,7 @@
 //! The model: its architecture, the decoder that serves it, and the forward pass as the engine sees it.
 
 mod config;
+mod cuda;
 mod decoder;
 mod forward;
 mod names;
@@ -8,6 +9,7 @@ mod rope;
 mod runner;
 
 pub use config::{Family, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
+pub use cuda::{CudaDecoder, CudaRunner};
 pub use decoder::{Decoder, KvCache, ModelError, Precision, Workspace};
 pub use forward::{Forward, Rows};
 pub use names::{layer_tensor_names, tensor_names};

@@ -13,6 +13,7 @@ mod activations;
 mod amx;
 mod attention;
 mod ceilings;
+pub mod cuda;
 mod dtype;
 mod elementwise;
 #[cfg(target_arch = "x86_64")]

@@ -37,6 +37,17 @@ impl RopeTable {
         }
     }
 
+    /// Cosine and sine of all frequencies at positions from 0 on, `[positions, head_dim / 2, 2]`.
+    #[must_use]
+    pub fn rotations(&self, positions: usize) -> Vec<f32> {
+        let mut table = self.clone();
+        let positions: Vec<u32> = (0..positions as u32).collect();
+        table.set_positions(&positions);
+        let rows = table.rotations.chunks_exact(2 * self.inverse_frequencies.len());
+        let split = rows.map(|row| row.split_at(row.len() / 2));
+        split.flat_map(|(cos, sin)| cos.iter().zip(sin).flat_map(|(c, s)| [*c, *s])).collect()
+    }
+
     /// Rotates all heads of row `row`, in place, by the angles times `direction`, 1 or -1.
     pub(super) fn turn_row(&self, row: usize, heads: &mut [f32], direction: f32) {
         let width = 2 * self.inverse_frequencies.len();

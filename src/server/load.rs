@@ -1,6 +1,6 @@
 //! From a configuration to a model that serves.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -9,11 +9,12 @@ use tokenizers::Tokenizer;
 use super::Serving;
 use crate::checkpoint::source::{Source, SourceError, resolve};
 use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::config::Config;
+use crate::config::{ComputeDevice, Config};
 use crate::engine::{Engine, EngineError, EngineHandle};
 use crate::metrics::{DRAFT_FAILURES, INFO};
-use crate::model::{Decoder, ModelError};
+use crate::model::{CudaDecoder, Decoder, ModelConfig, ModelError};
 use crate::ops::ThreadPool;
+use crate::ops::cuda::{CudaError, Device};
 use crate::text::{ChatTemplate, TemplateError};
 
 /// Why a model cannot be served.
@@ -29,6 +30,8 @@ pub enum LoadError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
+    Cuda(#[from] CudaError),
+    #[error(transparent)]
     Template(#[from] TemplateError),
     #[error("{}: the model has no tokenizer", .0.display())]
     NoTokenizer(PathBuf),
@@ -36,9 +39,11 @@ pub enum LoadError {
         "the draft has {positions} positions, fewer than the {wanted} served; lower max_model_len"
     )]
     ShortDraft { positions: usize, wanted: usize },
+    #[error("this runs on the CPU alone; leave out `--device`")]
+    OnCpuAlone,
 }
 
-/// The models of a configuration, in memory.
+/// The models of a configuration, in memory, to compute on the CPU.
 pub struct Models {
     /// The target's name.
     pub name: String,
@@ -60,16 +65,15 @@ impl Models {
     /// # Errors
     /// [`LoadError`] where the model itself cannot be served.
     pub fn load(config: &Config) -> Result<Self, LoadError> {
+        if config.device != ComputeDevice::Cpu {
+            return Err(LoadError::OnCpuAlone);
+        }
         let path = resolve(&config.model, &config.cache_dir)?;
         let mut checkpoint = Checkpoint::open(&path)?;
         let pool = Arc::new(ThreadPool::new(config.threads));
         let target = Decoder::load(&mut checkpoint, &pool)?;
         let template = ChatTemplate::of(&checkpoint)?;
-        let mut aliases = vec![config.model.to_string()];
-        aliases.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));
-        if let Source::Hub { repo, .. } = &config.model {
-            aliases.extend([repo.clone(), format!("hf:{repo}")]);
-        }
+        let aliases = aliases(&config.model, &path);
         let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
         let draft = config.draft.as_ref().map(|source| load_draft(config, source, &target, &pool));
         let name = checkpoint.name;
@@ -83,12 +87,11 @@ impl Models {
 /// # Errors
 /// [`LoadError`] where the model itself cannot be served.
 pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
+    if let ComputeDevice::Cuda(index) = config.device {
+        return load_on_cuda(config, index);
+    }
     let Models { name, aliases, target, tokenizer, template, draft } = Models::load(config)?;
-    let failed = |error: &LoadError| {
-        tracing::error!(%error, "serving without the draft");
-        metrics::counter!(DRAFT_FAILURES).increment(1);
-    };
-    let (draft_name, draft) = draft.and_then(|draft| draft.inspect_err(failed).ok()).unzip();
+    let (draft_name, draft) = usable(draft).unzip();
     let model = target.config();
     tracing::info!(
         model = %name,
@@ -99,12 +102,7 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
         threads = config.threads,
         "model loaded"
     );
-    let labels = [
-        ("version", env!("CARGO_PKG_VERSION").to_owned()),
-        ("model", name.clone()),
-        ("draft", draft_name.unwrap_or_else(|| "none".into())),
-    ];
-    metrics::gauge!(INFO, &labels).set(1.0);
+    name_models(&name, draft_name);
     let eos_token_ids = model.eos_token_ids.clone();
     let mut engine = Engine::new(target, draft, config.engine.clone())?;
     // Before anything else computes: what is measured beside it seems slow for good.
@@ -113,6 +111,82 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
     let serving = Serving::new(name, engine, tokenizer, template, eos_token_ids)
         .named(&config.served_model_names, aliases);
     Ok((serving, thread))
+}
+
+/// The same on a CUDA device.
+fn load_on_cuda(config: &Config, index: usize) -> Result<(Serving, JoinHandle<()>), LoadError> {
+    // A device that is not there is known before a model is fetched.
+    let device = Device::open(index)?;
+    let path = resolve(&config.model, &config.cache_dir)?;
+    let mut checkpoint = Checkpoint::open(&path)?;
+    let target = CudaDecoder::load(&mut checkpoint, &device)?;
+    let mut load_draft = |source| -> Result<(String, CudaDecoder), LoadError> {
+        let mut draft = Checkpoint::open(&resolve(source, &config.cache_dir)?)?;
+        check_positions(config, target.config(), &draft.config)?;
+        let decoder = CudaDecoder::load_draft(&mut draft, &target, &mut checkpoint)?;
+        Ok((draft.name, decoder))
+    };
+    let (draft_name, draft) = usable(config.draft.as_ref().map(&mut load_draft)).unzip();
+    let template = ChatTemplate::of(&checkpoint)?;
+    let aliases = aliases(&config.model, &path);
+    let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
+    let name = checkpoint.name;
+    let model = target.config();
+    tracing::info!(
+        model = %name,
+        blocks = model.num_hidden_layers,
+        draft_blocks = draft.as_ref().map(|d| d.config().num_hidden_layers),
+        draft_head_rows = draft.as_ref().map(CudaDecoder::head_rows),
+        megabytes = target.memory_bytes() / 1_000_000,
+        device = device.name(),
+        "model loaded"
+    );
+    name_models(&name, draft_name);
+    let eos_token_ids = model.eos_token_ids.clone();
+    let mut engine = Engine::on_cuda(target, draft, config.engine.clone())?;
+    engine.profile();
+    let (engine, thread) = EngineHandle::start(engine);
+    let serving = Serving::new(name, engine, tokenizer, template, eos_token_ids)
+        .named(&config.served_model_names, aliases);
+    Ok((serving, thread))
+}
+
+/// What a model is called besides its name.
+fn aliases(source: &Source, path: &Path) -> Vec<String> {
+    let mut aliases = vec![source.to_string()];
+    aliases.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));
+    if let Source::Hub { repo, .. } = source {
+        aliases.extend([repo.clone(), format!("hf:{repo}")]);
+    }
+    aliases
+}
+
+/// The draft, where it can be used; else says why not.
+fn usable<D>(draft: Option<Result<D, LoadError>>) -> Option<D> {
+    let failed = |error: &LoadError| {
+        tracing::error!(%error, "serving without the draft");
+        metrics::counter!(DRAFT_FAILURES).increment(1);
+    };
+    draft?.inspect_err(failed).ok()
+}
+
+fn name_models(model: &str, draft: Option<String>) {
+    let labels = [
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("model", model.to_owned()),
+        ("draft", draft.unwrap_or_else(|| "none".into())),
+    ];
+    metrics::gauge!(INFO, &labels).set(1.0);
+}
+
+fn check_positions(
+    config: &Config,
+    target: &ModelConfig,
+    draft: &ModelConfig,
+) -> Result<(), LoadError> {
+    let wanted = config.engine.max_model_len.unwrap_or(target.max_position_embeddings);
+    let positions = draft.max_position_embeddings;
+    if positions < wanted { Err(LoadError::ShortDraft { positions, wanted }) } else { Ok(()) }
 }
 
 fn load_draft(
@@ -124,10 +198,6 @@ fn load_draft(
     let path = resolve(source, &config.cache_dir)?;
     let mut checkpoint = Checkpoint::open(&path)?;
     let draft = Decoder::load_draft(&mut checkpoint, target, pool)?;
-    let wanted = config.engine.max_model_len.unwrap_or(target.config().max_position_embeddings);
-    let positions = draft.config().max_position_embeddings;
-    if positions < wanted {
-        return Err(LoadError::ShortDraft { positions, wanted });
-    }
+    check_positions(config, target.config(), draft.config())?;
     Ok((checkpoint.name, draft))
 }

@@ -204,3 +204,15 @@ TEST(attention_names_what_it_does_not_take) {
     CHECK(status({4, 2, 64, 16, -1}, 1, 5) == PLEACH_BAD_ARGUMENT, "window");
     CHECK(status({4, 2, 64, 16, 0}, 1, 0) == PLEACH_BAD_ARGUMENT, "length");
 }
+
+/// Scores so low that weights relative to anything but the row's own maximum would vanish.
+TEST(attention_of_low_scores) {
+    for (int64_t context : {5, 200, 300, 700}) {
+        PleachAttentionShape shape{2, 1, 64, 16, 0};
+        Batch b = random_batch(shape, PLEACH_BF16, {{context, 2}});
+        for (uint16_t &q : b.q) q = encode(10 + random_value() / 4, PLEACH_BF16);
+        for (int64_t p = 0; p < b.length(0); p++)
+            for (int64_t i = 0; i < 64; i++) b.keys[b.at(0, p, 0) + size_t(i)] = encode(-4 + random_value() / 16, PLEACH_BF16);
+        check(b, attend(b));
+    }
+}

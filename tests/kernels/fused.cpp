@@ -7,13 +7,14 @@ TEST(add_rms_norm) {
         for (int64_t width : {1, 31, 64, 255, 257, 576, 2048})
             for (int with_delta = 0; with_delta < 2; with_delta++) {
                 const int64_t rows = random_int(1, 4);
+                const float eps = width % 2 ? 0.7f : 1e-5f;
                 const auto residual = random_values(size_t(rows * width), 3.0f);
                 const auto delta = random_halves(size_t(rows * width), dtype);
                 const auto weight = random_halves(size_t(width), dtype, 2.0f);
                 Buffer<float> r(residual);
                 Buffer<uint16_t> d(delta), w(weight), out = Buffer<uint16_t>::poisoned(size_t(rows * width));
-                CHECK_OK(pleach_add_rms_norm(r, with_delta ? d.get() : nullptr, w, out, rows,
-                                             width, 1e-5f, dtype, nullptr));
+                CHECK_OK(pleach_add_rms_norm(r, with_delta ? d.get() : nullptr, w, nullptr, out, rows,
+                                             width, eps, dtype, nullptr));
                 const auto sums = r.host();
                 const auto got = out.host();
                 for (int64_t row = 0; row < rows; row++) {
@@ -24,7 +25,7 @@ TEST(add_rms_norm) {
                         CHECK(sums[at] == x, "residual %g, want %g", sums[at], x);
                         squares += double(x) * x;
                     }
-                    const double scale = 1.0 / std::sqrt(squares / double(width) + 1e-5);
+                    const double scale = 1.0 / std::sqrt(squares / double(width) + double(eps));
                     for (int64_t i = 0; i < width; i++) {
                         const size_t at = size_t(row * width + i);
                         const double want = sums[at] * scale * decode(weight[size_t(i)], dtype);
@@ -37,10 +38,32 @@ TEST(add_rms_norm) {
                 Buffer<float> r1(std::vector<float>(residual.begin() + long(last), residual.end()));
                 Buffer<uint16_t> d1(std::vector<uint16_t>(delta.begin() + long(last), delta.end()));
                 Buffer<uint16_t> out1 = Buffer<uint16_t>::poisoned(size_t(width));
-                CHECK_OK(pleach_add_rms_norm(r1, with_delta ? d1.get() : nullptr, w, out1, 1, width,
-                                             1e-5f, dtype, nullptr));
+                CHECK_OK(pleach_add_rms_norm(r1, with_delta ? d1.get() : nullptr, w, nullptr, out1, 1, width,
+                                             eps, dtype, nullptr));
                 CHECK(out1.host() == std::vector<uint16_t>(got.begin() + long(last), got.end()), "row alone");
             }
+}
+
+/// Only the wanted rows are changed and normed, with the bits of a whole pass.
+TEST(add_rms_norm_of_wanted_rows) {
+    const int64_t rows = 6, width = 300;
+    const auto residual = random_values(size_t(rows * width), 3.0f);
+    const auto delta = random_halves(size_t(rows * width), PLEACH_BF16);
+    Buffer<float> r(residual), r_some(residual);
+    Buffer<uint16_t> d(delta), w(random_halves(size_t(width), PLEACH_BF16)), out = Buffer<uint16_t>::poisoned(size_t(rows * width)),
+        some = Buffer<uint16_t>::poisoned(size_t(2 * width));
+    const std::vector<uint32_t> wanted = {4, 1};
+    Buffer<uint32_t> b_wanted(wanted);
+    CHECK_OK(pleach_add_rms_norm(r, d, w, nullptr, out, rows, width, 1e-5f, PLEACH_BF16, nullptr));
+    CHECK_OK(pleach_add_rms_norm(r_some, d, w, b_wanted, some, 2, width, 1e-5f, PLEACH_BF16, nullptr));
+    const auto all = out.host(), got = some.host();
+    const auto sums = r.host(), sums_some = r_some.host();
+    for (size_t i = 0; i < got.size(); i++)
+        CHECK(got[i] == all[wanted[i / size_t(width)] * size_t(width) + i % size_t(width)], "value %zu", i);
+    for (size_t i = 0; i < sums.size(); i++) {
+        const size_t row = i / size_t(width);
+        CHECK(sums_some[i] == (row == 4 || row == 1 ? sums : residual)[i], "residual %zu", i);
+    }
 }
 
 TEST(add_rms_norm_keeps_nan) {
@@ -48,7 +71,7 @@ TEST(add_rms_norm_keeps_nan) {
     residual[17] = NAN;
     Buffer<float> r(residual);
     Buffer<uint16_t> w(random_halves(300, PLEACH_BF16)), out(std::vector<uint16_t>(600, 0));
-    CHECK_OK(pleach_add_rms_norm(r, nullptr, w, out, 2, 300, 1e-5f, PLEACH_BF16, nullptr));
+    CHECK_OK(pleach_add_rms_norm(r, nullptr, w, nullptr, out, 2, 300, 1e-5f, PLEACH_BF16, nullptr));
     const auto got = out.host();
     for (size_t i = 0; i < 600; i++) CHECK(std::isnan(from_bf16(got[i])) == (i < 300), "value %zu", i);
 }
@@ -85,6 +108,7 @@ TEST(qkv_rope_write) {
         const bool with_bias = round / 2 % 2, with_norm = round / 4 % 2;
         const int64_t dim = shape.head_dim, rows = random_int(1, 9), blocks = 5, max_positions = 50;
         const int64_t total = shape.heads + 2 * shape.kv_heads;
+        const float eps = round % 2 ? 0.2f : 1e-6f;
         const auto x = random_halves(size_t(rows * total * dim), dtype);
         const auto bias = random_halves(size_t(total * dim), dtype);
         const auto q_norm = random_halves(size_t(dim), dtype, 2.0f), k_norm = random_halves(size_t(dim), dtype, 2.0f);
@@ -111,7 +135,7 @@ TEST(qkv_rope_write) {
         auto keys = Buffer<uint16_t>::poisoned(cache), values = Buffer<uint16_t>::poisoned(cache);
         PleachQkv io{b_x, with_bias ? b_bias.get() : nullptr, with_norm ? b_q_norm.get() : nullptr,
                      with_norm ? b_k_norm.get() : nullptr, b_rotations, b_positions, b_slots, q, keys, values};
-        CHECK_OK(pleach_qkv_rope_write(&io, &shape, rows, 1e-6f, dtype, nullptr));
+        CHECK_OK(pleach_qkv_rope_write(&io, &shape, rows, eps, dtype, nullptr));
         const auto got_q = q.host(), got_k = keys.host(), got_v = values.host();
         std::vector<bool> written(cache, false);
         for (int64_t r = 0; r < rows; r++)
@@ -127,7 +151,7 @@ TEST(qkv_rope_write) {
                 if (with_norm && (is_q || is_k))
                     for (int64_t i = 0; i < dim; i++)
                         v[size_t(i)] *= decode((is_q ? q_norm : k_norm)[size_t(i)], dtype) /
-                                        std::sqrt(squares / double(dim) + 1e-6);
+                                        std::sqrt(squares / double(dim) + double(eps));
                 std::vector<double> want = v;
                 if (is_q || is_k)
                     for (int64_t i = 0; i < dim / 2; i++) {
@@ -179,4 +203,55 @@ TEST(embed) {
     }
     CHECK(pleach_embed(nullptr, nullptr, nullptr, 1, 100, 5, PLEACH_W_Q4_0, nullptr) == PLEACH_BAD_ARGUMENT, "width");
     CHECK(pleach_embed(nullptr, nullptr, nullptr, 1, 256, 5, 99, nullptr) == PLEACH_BAD_ARGUMENT, "format");
+}
+
+/// More rows than a grid has.
+TEST(silu_mul_of_many_rows) {
+    const int64_t rows = 4099;
+    const auto x = random_halves(size_t(rows * 2), PLEACH_F16);
+    Buffer<uint16_t> in(x), out = Buffer<uint16_t>::poisoned(size_t(rows));
+    CHECK_OK(pleach_silu_mul(in, out, rows, 1, PLEACH_F16, nullptr));
+    const auto got = out.host();
+    for (size_t row = 0; row < size_t(rows); row++) {
+        const double gate = from_f16(x[2 * row]), want = gate / (1 + std::exp(-gate)) * from_f16(x[2 * row + 1]);
+        check_close(from_f16(got[row]), want, 1.01 * rounding(PLEACH_F16) * std::fabs(want) + 1e-6, format("row %zu", row));
+    }
+}
+
+/// Gates beyond what e^x holds: silu tends to 0 and to its argument.
+TEST(silu_mul_saturates) {
+    const std::vector<float> gates = {-300, -90, 90, 300, 0}, want = {0, 0, 180, 600, 0};
+    std::vector<float> x = gates;
+    x.insert(x.end(), gates.size(), 2.0f);
+    Buffer<uint16_t> in(encode_all(x, PLEACH_F16)), out = Buffer<uint16_t>::poisoned(gates.size());
+    CHECK_OK(pleach_silu_mul(in, out, 1, int64_t(gates.size()), PLEACH_F16, nullptr));
+    const auto got = out.host();
+    for (size_t i = 0; i < gates.size(); i++) check_close(from_f16(got[i]), want[i], 1e-6, format("gate %g", gates[i]));
+}
+
+TEST(fused_names_what_it_does_not_take) {
+    const PleachQkv io{};
+    const auto rope = [&](PleachAttentionShape shape, int64_t rows, int dtype) {
+        return pleach_qkv_rope_write(&io, &shape, rows, 1e-6f, dtype, nullptr);
+    };
+    CHECK(rope({4, 2, 64, 16, 0}, 0, PLEACH_BF16) == PLEACH_OK, "no rows");
+    CHECK(rope({4, 2, 64, 16, 0}, -1, PLEACH_BF16) == PLEACH_BAD_ARGUMENT, "rows");
+    CHECK(rope({4, 2, 64, 16, 0}, 1, PLEACH_F32) == PLEACH_BAD_ARGUMENT, "dtype");
+    CHECK(rope({4, 3, 64, 16, 0}, 1, PLEACH_BF16) == PLEACH_BAD_ARGUMENT, "heads");
+    CHECK(rope({0, 2, 64, 16, 0}, 1, PLEACH_BF16) == PLEACH_BAD_ARGUMENT, "no heads");
+    CHECK(rope({4, 0, 64, 16, 0}, 1, PLEACH_BF16) == PLEACH_BAD_ARGUMENT, "no K/V heads");
+    CHECK(rope({4, 2, 65, 16, 0}, 1, PLEACH_BF16) == PLEACH_BAD_ARGUMENT, "an odd head");
+    CHECK(rope({4, 2, 130, 16, 0}, 1, PLEACH_BF16) == PLEACH_BAD_ARGUMENT, "a wide head");
+    CHECK(rope({4, 2, 64, 0, 0}, 1, PLEACH_BF16) == PLEACH_BAD_ARGUMENT, "block size");
+    const auto norm = [](int64_t rows, int64_t width, int dtype) {
+        return pleach_add_rms_norm(nullptr, nullptr, nullptr, nullptr, nullptr, rows, width, 1e-6f, dtype, nullptr);
+    };
+    CHECK(norm(0, 8, PLEACH_F16) == PLEACH_OK, "no rows");
+    CHECK(norm(1, 0, PLEACH_F16) == PLEACH_BAD_ARGUMENT && norm(-1, 8, PLEACH_F16) == PLEACH_BAD_ARGUMENT, "sizes");
+    CHECK(norm(1, 8, PLEACH_F32) == PLEACH_BAD_ARGUMENT, "dtype");
+    CHECK(pleach_silu_mul(nullptr, nullptr, 0, 8, PLEACH_F16, nullptr) == PLEACH_OK, "no rows");
+    CHECK(pleach_silu_mul(nullptr, nullptr, 1, 0, PLEACH_F16, nullptr) == PLEACH_BAD_ARGUMENT, "width");
+    CHECK(pleach_embed(nullptr, nullptr, nullptr, 0, 256, 5, PLEACH_W_Q4_0, nullptr) == PLEACH_OK, "no rows");
+    CHECK(pleach_embed(nullptr, nullptr, nullptr, 1, 256, 0, PLEACH_W_Q4_0, nullptr) == PLEACH_BAD_ARGUMENT, "no vocabulary");
+    CHECK(pleach_embed(nullptr, nullptr, nullptr, 1, 128, 5, PLEACH_W_Q4_K, nullptr) == PLEACH_BAD_ARGUMENT, "half a block");
 }

@@ -88,7 +88,7 @@ inline uint16_t to_f16(float x) {
     if (size >= 65520.0f) return sign | 0x7c00;
     int exponent;
     std::frexp(size, &exponent);  // size = m * 2^exponent, m in [1/2, 1)
-    exponent = std::max(exponent, -13);
+    exponent = size == 0.0f ? -13 : std::max(exponent, -13);
     const float steps = std::nearbyint(std::ldexp(size, 11 - exponent));  // ties to even
     return sign | uint16_t(int(steps) + ((exponent + 13) << 10));
 }

@@ -52,7 +52,8 @@ static T *or_null(const Buffer<T> &buffer) {
     return buffer.size() ? buffer.get() : nullptr;
 }
 
-static Results verify(const Case &c) {
+/// `padding` rows belong to no sequence.
+static Results verify(const Case &c, int64_t padding = 0) {
     const size_t sequences = c.sampling.size();
     Buffer<float> logits(c.logits), draft_probs(c.draft_probs), bias(c.bias);
     Buffer<uint32_t> draft_tokens(c.draft_tokens), cu(c.cu_rows), counts(c.counts), mask(c.mask);
@@ -62,7 +63,7 @@ static Results verify(const Case &c) {
     auto verdicts = Buffer<PleachVerdict>::poisoned(sequences);
     const PleachVerify io{logits, draft_tokens, or_null(draft_probs), cu, sampling, or_null(counts), or_null(bias), or_null(mask),
                           finished, rows, verdicts, int64_t(sequences), c.vocab};
-    CHECK_OK(pleach_verify(&io, c.rows(), nullptr));
+    CHECK_OK(pleach_verify(&io, c.rows() + padding, nullptr));
     for (uint32_t f : finished.host()) CHECK(f == 0, "the counter is not back at zero");
     return {rows.host(), verdicts.host()};
 }
@@ -319,4 +320,124 @@ TEST(verify_keeps_the_targets_distribution) {
         const double mean = double(sequences) * target[i], deviation = std::sqrt(mean * (1 - target[i]));
         check_close(counts[i], mean, 5.5 * deviation + 1, format("token %zu", i));
     }
+}
+
+/// Sequences of one row that draw from `logits`.
+static Case same_rows(const std::vector<float> &logits, const std::vector<PleachSampling> &sampling) {
+    Case c{int64_t(logits.size()), {0}, {}, {}, {}, {}, {}, {}, sampling};
+    for (size_t s = 0; s < sampling.size(); s++) {
+        c.cu_rows.push_back(uint32_t(s + 1));
+        c.draft_tokens.push_back(0);
+        c.logits.insert(c.logits.end(), logits.begin(), logits.end());
+    }
+    return c;
+}
+
+/// Which tokens come out of many draws.
+static std::vector<int> drawn(const std::vector<float> &logits, PleachSampling p) {
+    std::vector<PleachSampling> sampling(300, p);
+    for (size_t s = 0; s < sampling.size(); s++) sampling[s].seed = random_bits();
+    std::vector<int> counts(logits.size());
+    for (const PleachVerdict &v : verify(same_rows(logits, sampling)).verdicts) counts.at(v.last)++;
+    return counts;
+}
+
+/// Logits that differ in their last bits alone: the cut falls between them, not near them.
+TEST(verify_cuts_between_neighbours) {
+    std::vector<float> logits;
+    float x = 1.0f;
+    for (int i = 0; i < 12; i++, x = std::nextafterf(x, 2.0f)) logits.push_back(x);  // the last is the largest
+    PleachSampling p{1, 1, 0, 1, 0, 0, 5, 0, 3};
+    for (int flip = 0; flip < 2; flip++) {
+        const auto counts = drawn(logits, p);
+        for (size_t i = 0; i < 12; i++) {
+            const size_t rank = flip ? i : 11 - i;
+            CHECK((counts[i] > 0) == (rank < 5), "token %zu was drawn %d times", i, counts[i]);
+        }
+        std::reverse(logits.begin(), logits.end());
+    }
+    // Equal logits: the lowest ids stay.
+    const auto equal = drawn(std::vector<float>(12, 0.5f), p);
+    for (size_t i = 0; i < 12; i++) CHECK((equal[i] > 0) == (i < 5), "token %zu was drawn %d times", i, equal[i]);
+    // Twelve equal weights, of which top-p takes as many as reach it.
+    p.top_k = 0;
+    for (int wanted : {1, 5, 12}) {
+        p.top_p = (float(wanted) - 0.5f) / 12;
+        const auto half = drawn(std::vector<float>(12, 0.5f), p);
+        for (size_t i = 0; i < 12; i++) CHECK((half[i] > 0) == (int(i) < wanted), "top-p %d: token %zu", wanted, i);
+    }
+}
+
+/// The bounds of min-p and top-p themselves.
+TEST(verify_keeps_the_likeliest) {
+    const std::vector<float> logits = {1, 3, 2, 3, -1};
+    for (float min_p : {1.0f, 0.999f}) {
+        const auto counts = drawn(logits, {1, 1, min_p, 1, 0, 0, 0, 0, 3});
+        CHECK(counts[1] > 0 && counts[3] > 0 && counts[1] + counts[3] == 300, "min-p %g", min_p);
+    }
+    for (float top_p : {0.0f, 1e-20f}) CHECK(drawn(logits, {1, top_p, 0, 1, 0, 0, 0, 0, 3})[1] == 300, "top-p %g", top_p);
+    CHECK(drawn(logits, {0, 1, 0, 1, 0, 0, 0, 0, 3})[1] == 300, "greedy takes the lowest id");
+    const auto cold = drawn(logits, {1e-30f, 1, 0, 1, 0, 0, 0, 0, 3});
+    CHECK(cold[1] > 0 && cold[3] > 0 && cold[1] + cold[3] == 300, "a temperature whose inverse is no number");
+}
+
+/// Log-probabilities are of the raw logits, wherever those lie.
+TEST(verify_log_probs_of_shifted_logits) {
+    for (float shift : {-400.0f, 0.0f, 400.0f}) {
+        std::vector<float> logits;
+        for (int i = 0; i < 700; i++) logits.push_back(shift + 3 * random_value());
+        logits[650] = shift + 9;
+        logits[3] = -INFINITY;
+        double sum = 0;
+        for (float x : logits) sum += std::exp(double(x) - shift);
+        const Results got = verify(same_rows(logits, {{0, 1, 0, 1, 0, 0, 0, 0, 3}}));
+        CHECK(got.rows[0].token == 650, "token %u", got.rows[0].token);
+        check_close(got.rows[0].log_sum_exp, shift + std::log(sum), 1e-4, format("log-sum-exp at %g", shift));
+        check_close(got.rows[0].log_prob, 9 - std::log(sum), 1e-4, format("log-probability at %g", shift));
+    }
+}
+
+/// A bias of infinity is as bad as a logit of it; one of minus infinity takes the token out.
+TEST(verify_infinite_bias) {
+    for (float bias : {INFINITY, -INFINITY, NAN}) {
+        Case c = same_rows({1, 5, 2}, {{0, 1, 0, 1, 0, 0, 0, 0, 3}});
+        c.bias = {0, bias, 0};
+        const Results got = verify(c);
+        const uint32_t status = bias == -INFINITY ? PLEACH_ROW_OK : PLEACH_ROW_NOT_FINITE;
+        CHECK(got.verdicts[0].status == status && got.verdicts[0].last == (bias == -INFINITY ? 2u : 1u), "bias %g: status %u, token %u",
+              bias, got.verdicts[0].status, got.verdicts[0].last);
+    }
+}
+
+/// Draws are keyed by seed, position and purpose, all 64 bits of the first two.
+TEST(verify_draws_are_keyed) {
+    std::vector<PleachSampling> sampling;
+    std::vector<double> want;
+    for (int i = 0; i < 200; i++) {
+        PleachSampling p{1, 1, 0, 1, 0, 0, 0, random_bits(), random_bits()};
+        if (i % 4 == 1) p.seed &= 0xffffffffu;
+        if (i % 4 == 2) p.position &= 0xffffffffu;
+        sampling.push_back(p);
+        want.push_back(uniform(p.seed, p.position, PLEACH_PURPOSE_SAMPLE));
+    }
+    const int64_t n = 1000;
+    const Results got = verify(same_rows(std::vector<float>(size_t(n), 0.0f), sampling));
+    for (size_t s = 0; s < sampling.size(); s++)
+        check_close(got.verdicts[s].last + 0.5, want[s] * double(n), 0.5 + 1e-3, format("sequence %zu", s));
+}
+
+TEST(verify_takes_no_rows_and_rows_of_nobody) {
+    Case c = same_rows({1, 2}, {{0, 1, 0, 1, 0, 0, 0, 0, 3}});
+    PleachVerify io{};
+    io.vocab_size = 2;
+    CHECK(pleach_verify(&io, 3, nullptr) == PLEACH_OK && (io.sequences = 1, pleach_verify(&io, 0, nullptr)) == PLEACH_OK, "nothing");
+    CHECK(pleach_verify(&io, -1, nullptr) == PLEACH_BAD_ARGUMENT, "rows");
+    CHECK((io.sequences = -1, pleach_verify(&io, 1, nullptr)) == PLEACH_BAD_ARGUMENT, "sequences");
+    io.sequences = 1;
+    for (int64_t vocab : {0, (1 << 18) + 1}) {
+        io.vocab_size = vocab;
+        CHECK(pleach_verify(&io, 1, nullptr) == PLEACH_BAD_ARGUMENT, "vocabulary of %lld", (long long)vocab);
+    }
+    // A captured batch may have more rows than its sequences.
+    CHECK(verify(c, 2).verdicts[0].last == 1, "padding");
 }

@@ -1,0 +1,245 @@
+//! From a checkpoint to a decoder in a device's memory.
+
+use std::sync::Arc;
+
+use super::{CudaDecoder, Layer, Stack};
+use crate::checkpoint::{Checkpoint, RawTensor};
+use crate::model::decoder::{check_draft, check_shape};
+use crate::model::{ModelConfig, ModelError};
+use crate::ops::cuda::{Device, Table, Tensor, Weights};
+use crate::ops::{AttentionShape, DType};
+
+/// Head widths the attention kernel takes.
+const HEAD_DIMS: [usize; 2] = [64, 128];
+
+/// Reads tensors, checks their shapes, and copies them to the device.
+struct Loader<'a> {
+    checkpoint: &'a mut Checkpoint,
+    device: &'a Arc<Device>,
+    dtype: DType,
+}
+
+/// The format of activations and of float weights: that of the file's float matrices; BF16, whose range no model
+/// leaves, where they are F32 or quantised.
+fn activation_dtype(checkpoint: &mut Checkpoint) -> Result<DType, ModelError> {
+    let mut found = Vec::new();
+    for name in
+        ["model.layers.0.self_attn.q_proj.weight", "lm_head.weight", "model.embed_tokens.weight"]
+    {
+        if checkpoint.has(name) {
+            found.push(checkpoint.tensor(name)?.dtype);
+        }
+    }
+    let f16 = found.contains(&DType::F16) && !found.contains(&DType::BF16);
+    Ok(if f16 { DType::F16 } else { DType::BF16 })
+}
+
+impl Loader<'_> {
+    /// A matrix as the file stores it. Float matrices of another format than the activations' are rounded to that.
+    fn stored(&mut self, name: &str, shape: [usize; 2]) -> Result<RawTensor, ModelError> {
+        let mut tensor = self.checkpoint.tensor(name)?;
+        check_shape(name, &tensor.shape, &shape)?;
+        if !tensor.dtype.is_quantized() && tensor.dtype != self.dtype {
+            tensor.data = self.dtype.quantize(&tensor.to_f32()).expect("invariant: a float format");
+            tensor.dtype = self.dtype;
+        }
+        Ok(tensor)
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Result<Tensor, ModelError> {
+        let tensor = self.checkpoint.tensor(name)?;
+        check_shape(name, &tensor.shape, &[len])?;
+        Ok(Tensor::from_f32(self.device, self.dtype, [1, len], &tensor.to_f32())?)
+    }
+
+    fn table(&mut self, name: &str, shape: [usize; 2]) -> Result<Table, ModelError> {
+        let stored = self.stored(name, shape)?;
+        Ok(Table::new(self.device, stored.dtype, shape[0], shape[1], &stored.data)?)
+    }
+
+    /// The matrices of these names (less `.weight`) and outputs, side by side.
+    fn stack(&mut self, names: &[(String, usize)], inputs: usize) -> Result<Stack, ModelError> {
+        let mut parts: Vec<(usize, RawTensor)> = Vec::new();
+        let mut outputs = 0;
+        for (name, rows) in names {
+            let stored = self.stored(&format!("{name}.weight"), [*rows, inputs])?;
+            match parts.last_mut() {
+                Some((_, last)) if last.dtype == stored.dtype => {
+                    last.data.extend(stored.data);
+                    last.shape[0] += rows;
+                }
+                _ => parts.push((outputs, stored)),
+            }
+            outputs += rows;
+        }
+        let pack = |(column, stored): (usize, RawTensor)| {
+            let weights =
+                Weights::pack(self.device, stored.dtype, stored.shape[0], inputs, &stored.data)?;
+            Ok((column, weights))
+        };
+        Ok(Stack {
+            parts: parts.into_iter().map(pack).collect::<Result<_, ModelError>>()?,
+            outputs,
+        })
+    }
+
+    /// A matrix that must have no bias.
+    fn plain(&mut self, name: String, outputs: usize, inputs: usize) -> Result<Stack, ModelError> {
+        let bias = format!("{name}.bias");
+        if self.checkpoint.has(&bias) {
+            return Err(ModelError::Unsupported {
+                what: bias,
+                reason: "no such bias on CUDA devices".into(),
+            });
+        }
+        self.stack(&[(name, outputs)], inputs)
+    }
+
+    /// The biases of projections side by side; zeros where only some have one.
+    fn bias(&mut self, names: &[(String, usize)]) -> Result<Option<Tensor>, ModelError> {
+        let (mut values, mut any) = (Vec::new(), false);
+        for (name, len) in names {
+            let name = format!("{name}.bias");
+            if self.checkpoint.has(&name) {
+                let tensor = self.checkpoint.tensor(&name)?;
+                check_shape(&name, &tensor.shape, &[*len])?;
+                values.extend(tensor.to_f32());
+                any = true;
+            } else {
+                values.resize(values.len() + len, 0.0);
+            }
+        }
+        let tensor = || Tensor::from_f32(self.device, self.dtype, [1, values.len()], &values);
+        Ok(any.then(tensor).transpose()?)
+    }
+
+    fn layer(&mut self, config: &ModelConfig, index: usize) -> Result<Layer, ModelError> {
+        let name = |rest: &str| format!("model.layers.{index}.{rest}");
+        let (hidden, dim) = (config.hidden_size, config.head_dim);
+        let (q, kv) = (config.num_attention_heads * dim, config.num_key_value_heads * dim);
+        let inner = config.intermediate_size;
+        let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)]
+            .map(|(part, n)| (name(&format!("self_attn.{part}")), n));
+        let gate_up = ["gate_proj", "up_proj"].map(|part| (name(&format!("mlp.{part}")), inner));
+        if let Some(bias) = self.bias_of(&gate_up) {
+            return Err(ModelError::Unsupported {
+                what: bias,
+                reason: "no such bias on CUDA devices".into(),
+            });
+        }
+        let q_norm = name("self_attn.q_norm.weight");
+        let qk_norm = if self.checkpoint.has(&q_norm) {
+            Some([self.vector(&q_norm, dim)?, self.vector(&name("self_attn.k_norm.weight"), dim)?])
+        } else {
+            None
+        };
+        Ok(Layer {
+            input_norm: self.vector(&name("input_layernorm.weight"), hidden)?,
+            qkv_bias: self.bias(&qkv)?,
+            qkv: self.stack(&qkv, hidden)?,
+            qk_norm,
+            output: self.plain(name("self_attn.o_proj"), hidden, q)?,
+            post_norm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
+            gate_up: self.stack(&gate_up, hidden)?,
+            down: self.plain(name("mlp.down_proj"), hidden, inner)?,
+            attention: AttentionShape {
+                heads: config.num_attention_heads,
+                kv_heads: config.num_key_value_heads,
+                head_dim: dim,
+                window: config.sliding_window.filter(|w| index >= w.first_layer).map(|w| w.window),
+            },
+        })
+    }
+
+    /// The first bias that any of these projections has.
+    fn bias_of(&self, names: &[(String, usize)]) -> Option<String> {
+        names.iter().map(|(name, _)| format!("{name}.bias")).find(|bias| self.checkpoint.has(bias))
+    }
+
+    fn assemble(
+        mut self,
+        embedding: Arc<Table>,
+        head: Arc<Stack>,
+        draft_vocab: Option<Arc<[u32]>>,
+    ) -> Result<CudaDecoder, ModelError> {
+        let config = self.checkpoint.config.clone();
+        if !HEAD_DIMS.contains(&config.head_dim) {
+            let reason =
+                format!("heads of {} values; CUDA kernels take 64 and 128", config.head_dim);
+            return Err(ModelError::Unsupported { what: "head_dim".into(), reason });
+        }
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| self.layer(&config, index))
+            .collect::<Result<_, _>>()?;
+        let norm = self.vector("model.norm.weight", config.hidden_size)?;
+        let (device, dtype) = (Arc::clone(self.device), self.dtype);
+        Ok(CudaDecoder { device, config, dtype, embedding, layers, norm, head, draft_vocab })
+    }
+}
+
+/// The name of the output head's matrix, less `.weight`.
+fn head_name(checkpoint: &Checkpoint) -> String {
+    let own = !checkpoint.config.tie_word_embeddings && checkpoint.has("lm_head.weight");
+    if own { "lm_head" } else { "model.embed_tokens" }.into()
+}
+
+impl CudaDecoder {
+    /// Loads a model into a device's memory; quantised weights keep their values.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the tensor or field, or what the device says.
+    pub fn load(checkpoint: &mut Checkpoint, device: &Arc<Device>) -> Result<Self, ModelError> {
+        let dtype = activation_dtype(checkpoint)?;
+        let (vocab, hidden) = (checkpoint.config.vocab_size, checkpoint.config.hidden_size);
+        let head = head_name(checkpoint);
+        let mut loader = Loader { checkpoint, device, dtype };
+        let embedding = Arc::new(loader.table("model.embed_tokens.weight", [vocab, hidden])?);
+        let head = Arc::new(loader.stack(&[(head, vocab)], hidden)?);
+        loader.assemble(embedding, head, None)
+    }
+
+    /// Loads a draft of `target`, which was loaded from `target_checkpoint`. The embedding, and the head's rows, are
+    /// the target's own where the draft leaves them out.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming what does not fit the target, the tensor or the field.
+    pub fn load_draft(
+        checkpoint: &mut Checkpoint,
+        target: &Self,
+        target_checkpoint: &mut Checkpoint,
+    ) -> Result<Self, ModelError> {
+        let vocab = check_draft(checkpoint, &target.config)?;
+        let (vocab_size, hidden) = (target.config.vocab_size, target.config.hidden_size);
+        let (device, dtype) = (&target.device, target.dtype);
+        let own_embedding = checkpoint.has("model.embed_tokens.weight");
+        let own_head = checkpoint.has("lm_head.weight") && !checkpoint.config.tie_word_embeddings;
+        let head = match &vocab {
+            None if !own_head && !own_embedding => Arc::clone(&target.head),
+            _ => {
+                let from =
+                    if own_head || own_embedding { &mut *checkpoint } else { target_checkpoint };
+                let name = format!("{}.weight", head_name(from));
+                let rows = from.tensor(&name)?.shape[0];
+                let mut loader = Loader { checkpoint: from, device, dtype };
+                let mut stored = loader.stored(&name, [rows, hidden])?;
+                let wanted = vocab.as_ref().map_or(vocab_size, |vocab| vocab.len());
+                if let Some(vocab) = vocab.as_ref().filter(|_| rows == vocab_size) {
+                    let bytes = stored.data.len() / rows;
+                    let row = |&id: &u32| &stored.data[id as usize * bytes..][..bytes];
+                    stored.data = vocab.iter().flat_map(row).copied().collect();
+                } else if rows != wanted {
+                    return Err(ModelError::DraftVocab(format!("the head has {rows} rows")));
+                }
+                let weights = Weights::pack(device, stored.dtype, wanted, hidden, &stored.data)?;
+                Arc::new(Stack { parts: vec![(0, weights)], outputs: wanted })
+            }
+        };
+        let mut loader = Loader { checkpoint, device, dtype };
+        let embedding = if own_embedding {
+            Arc::new(loader.table("model.embed_tokens.weight", [vocab_size, hidden])?)
+        } else {
+            Arc::clone(&target.embedding)
+        };
+        loader.assemble(embedding, head, vocab)
+    }
+}

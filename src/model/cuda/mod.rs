@@ -1,0 +1,269 @@
+//! The decoder on a CUDA device: the same architecture as [`Decoder`](super::Decoder), in 16-bit activations and
+//! cache over the kernels of `kernels/`.
+//!
+//! Its logits differ from the CPU's by rounding, but a row's bits depend on its own context alone here too.
+
+mod load;
+
+use std::sync::Arc;
+
+use super::{Forward, ModelConfig, Rows};
+use crate::kv_cache::BLOCK_SIZE;
+use crate::ops::cuda::{
+    AttentionInputs, Batch, BatchRows, CudaError, Device, HostBuffer, KvLayer, QkvInputs, Table,
+    Tensor, Weights,
+};
+use crate::ops::{AttentionShape, DType};
+
+/// Matrices whose outputs stand side by side; neighbours in one format are one matrix.
+struct Stack {
+    /// First output column of each, and the matrix.
+    parts: Vec<(usize, Weights)>,
+    outputs: usize,
+}
+
+impl Stack {
+    fn project(&self, device: &Device, x: &Tensor, out: &mut Tensor) -> Result<(), CudaError> {
+        self.parts.iter().try_for_each(|(column, weights)| device.matmul(weights, x, out, *column))
+    }
+}
+
+struct Layer {
+    input_norm: Tensor,
+    qkv: Stack,
+    qkv_bias: Option<Tensor>,
+    qk_norm: Option<[Tensor; 2]>,
+    output: Stack,
+    post_norm: Tensor,
+    gate_up: Stack,
+    down: Stack,
+    attention: AttentionShape,
+}
+
+/// A decoder-only transformer in a device's memory.
+pub struct CudaDecoder {
+    device: Arc<Device>,
+    config: ModelConfig,
+    /// Format of activations, keys and values.
+    dtype: DType,
+    embedding: Arc<Table>,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    head: Arc<Stack>,
+    draft_vocab: Option<Arc<[u32]>>,
+}
+
+impl CudaDecoder {
+    /// The architecture.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The device it is on.
+    #[must_use]
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Rows of the output head.
+    #[must_use]
+    pub fn head_rows(&self) -> usize {
+        self.head.outputs
+    }
+
+    /// Device memory of the matrices this decoder holds alone or shares.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let stacks = self.layers.iter().flat_map(|l| [&l.qkv, &l.output, &l.gate_up, &l.down]);
+        let matrices = stacks.chain([&*self.head]).flat_map(|stack| &stack.parts);
+        matrices.map(|(_, weights)| weights.bytes()).sum::<usize>() + self.embedding.bytes()
+    }
+
+    /// Device memory that one block of the K/V cache takes.
+    #[must_use]
+    pub fn block_bytes(&self) -> usize {
+        self.layers.iter().map(|layer| KvLayer::block_bytes(&layer.attention, BLOCK_SIZE)).sum()
+    }
+}
+
+/// Buffers of one forward pass; they grow to the largest batch seen.
+struct Workspace {
+    batch: Batch,
+    /// f32 `[rows, hidden]`: the residual stream.
+    hidden: Tensor,
+    /// `[rows, hidden]`
+    normed: Tensor,
+    /// `[rows, q + k + v]`
+    qkv: Tensor,
+    /// `[rows, heads * head_dim]`
+    q: Tensor,
+    attended: Tensor,
+    /// `[rows, hidden]`: what a block adds to the residual stream.
+    delta: Tensor,
+    /// `[rows, gate | up]`
+    gate_up: Tensor,
+    /// `[rows, intermediate]`
+    inner: Tensor,
+    /// f32 `[_, 1]`
+    partial: Tensor,
+    /// f32 `[logit_rows, head_rows]`
+    logits: Tensor,
+    on_host: HostBuffer,
+}
+
+impl Workspace {
+    fn new(decoder: &CudaDecoder) -> Result<Self, CudaError> {
+        let CudaDecoder { device, config, dtype, .. } = decoder;
+        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        let q = config.num_attention_heads * config.head_dim;
+        let kv = config.num_key_value_heads * config.head_dim;
+        let tensor = |dtype, cols| Tensor::new(device, dtype, 0, cols);
+        Ok(Self {
+            batch: Batch::new(device)?,
+            hidden: tensor(DType::F32, width)?,
+            normed: tensor(*dtype, width)?,
+            qkv: tensor(*dtype, q + 2 * kv)?,
+            q: tensor(*dtype, q)?,
+            attended: tensor(*dtype, q)?,
+            delta: tensor(*dtype, width)?,
+            gate_up: tensor(*dtype, 2 * inner)?,
+            inner: tensor(*dtype, inner)?,
+            partial: tensor(DType::F32, 1)?,
+            logits: tensor(DType::F32, decoder.head_rows())?,
+            on_host: HostBuffer::new(device)?,
+        })
+    }
+}
+
+/// Owns a decoder on a device, its K/V cache and its work space.
+pub struct CudaRunner {
+    decoder: CudaDecoder,
+    /// f32 `[positions, head_dim]`
+    rotations: Tensor,
+    cache: Vec<KvLayer>,
+    num_blocks: usize,
+    workspace: Workspace,
+}
+
+impl CudaRunner {
+    /// A runner whose cache has `num_blocks` blocks, for sequences of at most `positions` positions.
+    ///
+    /// # Errors
+    /// If the device has too little memory, or fails.
+    pub fn new(
+        decoder: CudaDecoder,
+        num_blocks: usize,
+        positions: usize,
+    ) -> Result<Self, CudaError> {
+        let CudaDecoder { device, config, dtype, layers, .. } = &decoder;
+        let table = super::rope_table(config).rotations(positions);
+        let shape = [positions, config.head_dim];
+        let rotations = Tensor::from_f32(device, DType::F32, shape, &table)?;
+        let layer =
+            |layer: &Layer| KvLayer::new(device, layer.attention, *dtype, [num_blocks, BLOCK_SIZE]);
+        let cache = layers.iter().map(layer).collect::<Result<_, _>>()?;
+        let workspace = Workspace::new(&decoder)?;
+        Ok(Self { decoder, rotations, cache, num_blocks, workspace })
+    }
+
+    fn pass(&mut self, rows: &Rows) -> Result<(), CudaError> {
+        let CudaDecoder { device, config, layers, .. } = &self.decoder;
+        let Workspace {
+            batch,
+            hidden,
+            normed,
+            qkv,
+            q,
+            attended,
+            delta,
+            gate_up,
+            inner,
+            partial,
+            logits,
+            ..
+        } = &mut self.workspace;
+        let eps = config.rms_norm_eps as f32;
+        let on_host = BatchRows {
+            tokens: &rows.tokens,
+            positions: &rows.positions,
+            slots: &rows.slots,
+            cu_seqlens_q: &rows.cu_seqlens_q,
+            logit_rows: &rows.logit_rows,
+            block_table: &|sequence| rows.block_table(sequence),
+        };
+        let attention = layers[0].attention;
+        batch.set(
+            &on_host,
+            [self.num_blocks, BLOCK_SIZE, self.rotations.shape()[0]],
+            &|rows, length| device.attention_workspace(&attention, rows, length),
+        )?;
+        for tensor in [&mut *hidden, normed, qkv, q, attended, delta, gate_up, inner] {
+            tensor.set_rows(rows.len())?;
+        }
+
+        device.embed(&self.decoder.embedding, batch, hidden)?;
+        let mut added = None;
+        for (layer, cache) in layers.iter().zip(&mut self.cache) {
+            device.add_rms_norm(hidden, added, &layer.input_norm, None, normed, eps)?;
+            layer.qkv.project(device, normed, qkv)?;
+            let inputs = QkvInputs {
+                bias: layer.qkv_bias.as_ref(),
+                qk_norm: layer.qk_norm.as_ref(),
+                rotations: &self.rotations,
+                eps,
+            };
+            device.qkv_rope_write(qkv, &inputs, batch, q, cache)?;
+            device.paged_attention(&AttentionInputs { q, cache }, batch, partial, attended)?;
+            layer.output.project(device, attended, delta)?;
+            device.add_rms_norm(hidden, Some(delta), &layer.post_norm, None, normed, eps)?;
+            layer.gate_up.project(device, normed, gate_up)?;
+            device.silu_mul(gate_up, inner)?;
+            layer.down.project(device, inner, delta)?;
+            added = Some(&*delta);
+        }
+        // Only the wanted rows are normed and multiplied.
+        normed.set_rows(rows.logit_rows.len())?;
+        logits.set_rows(rows.logit_rows.len())?;
+        if !rows.logit_rows.is_empty() {
+            device.add_rms_norm(
+                hidden,
+                Some(delta),
+                &self.decoder.norm,
+                Some(batch),
+                normed,
+                eps,
+            )?;
+            self.decoder.head.project(device, normed, logits)?;
+        }
+        self.workspace.on_host.read(&self.workspace.logits)?;
+        Ok(())
+    }
+}
+
+impl Forward for CudaRunner {
+    fn config(&self) -> &ModelConfig {
+        &self.decoder.config
+    }
+
+    fn head_rows(&self) -> usize {
+        self.decoder.head_rows()
+    }
+
+    fn draft_vocab(&self) -> Option<&Arc<[u32]>> {
+        self.decoder.draft_vocab.as_ref()
+    }
+
+    /// # Panics
+    /// If a token, slot or block lies outside the model or the cache, or the device fails: CUDA has no way back
+    /// from that within a process.
+    fn forward(&mut self, rows: &Rows) -> &[f32] {
+        let vocab_size = self.decoder.config.vocab_size;
+        let outside = rows.tokens.iter().find(|&&token| token as usize >= vocab_size);
+        assert!(outside.is_none(), "token {outside:?} of {vocab_size}");
+        if let Err(error) = self.pass(rows) {
+            panic!("{}: {error}", self.decoder.device.name());
+        }
+        self.workspace.on_host.values()
+    }
+}

@@ -1,0 +1,306 @@
+//! Where the rows of one pass stand, checked and copied to the device at once.
+
+use std::ffi::c_void;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::device::Memory;
+use super::{CudaError, Device};
+
+/// Bytes of partial results that attention may hold at a time, unless one row needs more.
+const WORKSPACE: usize = 128 << 20;
+
+/// The rows of one pass, grouped by sequence, on the host.
+#[derive(Clone, Copy)]
+pub struct BatchRows<'a> {
+    /// Token of each row.
+    pub tokens: &'a [u32],
+    /// Position of each row; those of one sequence follow each other.
+    pub positions: &'a [u32],
+    /// Cache slot of each row.
+    pub slots: &'a [u32],
+    /// First row of each sequence, and the number of rows.
+    pub cu_seqlens_q: &'a [u32],
+    /// Rows whose logits are wanted, rising.
+    pub logit_rows: &'a [u32],
+    /// Cache blocks of a sequence, by its index.
+    pub block_table: &'a dyn Fn(usize) -> &'a [u32],
+}
+
+/// The rows of one pass on a device.
+pub struct Batch {
+    memory: Memory,
+    staging: Vec<u32>,
+    pub(super) rows: usize,
+    pub(super) wanted: usize,
+    /// Bounds of what the rows name, for which a kernel's tensors are checked.
+    pub(super) num_blocks: usize,
+    pub(super) max_positions: usize,
+    sections: [usize; 4],
+    pub(super) groups: Vec<Group>,
+}
+
+/// Rows whose attention runs in one launch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Group {
+    pub(super) rows: Range<usize>,
+    /// First row of each sequence within the group, and the number of rows.
+    cu_seqlens: Vec<u32>,
+    /// Positions before each sequence's first row.
+    pub(super) context_lens: Vec<u32>,
+    /// Index of each sequence.
+    sequences: Vec<usize>,
+    pub(super) max_length: usize,
+    pub(super) max_blocks: usize,
+    /// Where the three arrays above, the last as block tables, lie in the batch's memory.
+    at: [usize; 3],
+}
+
+impl Batch {
+    /// An empty batch.
+    ///
+    /// # Errors
+    /// If there is no memory left.
+    pub fn new(device: &Arc<Device>) -> Result<Self, CudaError> {
+        Ok(Self {
+            memory: Memory::new(device, 0)?,
+            staging: Vec::new(),
+            rows: 0,
+            wanted: 0,
+            num_blocks: 0,
+            max_positions: 0,
+            sections: [0; 4],
+            groups: Vec::new(),
+        })
+    }
+
+    /// Takes on the rows of a pass over a cache of `num_blocks` blocks of `block_size` positions, with rotations for
+    /// `max_positions`. `workspace` gives the bytes that attention needs for (rows, longest sequence).
+    ///
+    /// # Errors
+    /// If the device fails or there is no memory left.
+    ///
+    /// # Panics
+    /// If the arrays do not fit each other, or a position, slot or block lies outside.
+    pub fn set(
+        &mut self,
+        rows: &BatchRows<'_>,
+        [num_blocks, block_size, max_positions]: [usize; 3],
+        workspace: &dyn Fn(usize, usize) -> usize,
+    ) -> Result<(), CudaError> {
+        let count = rows.tokens.len();
+        check(rows, [num_blocks, block_size, max_positions]);
+        self.groups = groups(rows, &|count, length| workspace(count, length) <= WORKSPACE);
+        self.staging.clear();
+        // The kernels read these numbers one by one; sections start at 16 bytes for those who might not.
+        let mut put = |numbers: &mut dyn Iterator<Item = u32>| {
+            let start = self.staging.len().next_multiple_of(4);
+            self.staging.resize(start, 0);
+            self.staging.extend(numbers);
+            start
+        };
+        self.sections = [rows.tokens, rows.positions, rows.slots, rows.logit_rows]
+            .map(|numbers| put(&mut numbers.iter().copied()));
+        for group in &mut self.groups {
+            group.max_blocks = group.max_length.div_ceil(block_size);
+            let width = group.max_blocks;
+            let mut tables = group.sequences.iter().flat_map(|&sequence| {
+                let table = (rows.block_table)(sequence);
+                table.iter().copied().chain(std::iter::repeat(0)).take(width)
+            });
+            group.at = [
+                put(&mut group.cu_seqlens.iter().copied()),
+                put(&mut group.context_lens.iter().copied()),
+                put(&mut tables),
+            ];
+        }
+        let bytes: &[u8] = bytemuck::cast_slice(&self.staging);
+        if bytes.len() > self.memory.bytes {
+            self.memory = Memory::new(&self.memory.device, bytes.len().next_power_of_two())?;
+        }
+        self.memory.write(bytes)?;
+        (self.rows, self.wanted) = (count, rows.logit_rows.len());
+        (self.num_blocks, self.max_positions) = (num_blocks, max_positions);
+        Ok(())
+    }
+
+    fn pointer(&self, at: usize) -> *const u32 {
+        debug_assert!(at <= self.memory.bytes / size_of::<u32>());
+        self.memory.pointer.cast::<u32>().wrapping_add(at)
+    }
+
+    pub(super) fn tokens(&self) -> *const u32 {
+        self.pointer(self.sections[0])
+    }
+
+    pub(super) fn positions(&self) -> *const u32 {
+        self.pointer(self.sections[1])
+    }
+
+    pub(super) fn slots(&self) -> *const u32 {
+        self.pointer(self.sections[2])
+    }
+
+    pub(super) fn logit_rows(&self) -> *const u32 {
+        self.pointer(self.sections[3])
+    }
+
+    /// A group's cu_seqlens, context lengths and block tables.
+    pub(super) fn group_arrays(&self, group: &Group) -> [*const u32; 3] {
+        group.at.map(|at| self.pointer(at))
+    }
+
+    pub(super) fn same_device(&self, pointer: *const c_void) -> bool {
+        std::ptr::eq(Arc::as_ptr(&self.memory.device).cast(), pointer)
+    }
+}
+
+/// The checks of [`Batch::set`].
+fn check(rows: &BatchRows<'_>, [num_blocks, block_size, max_positions]: [usize; 3]) {
+    let count = rows.tokens.len();
+    assert!(rows.positions.len() == count && rows.slots.len() == count, "{count} rows");
+    let whole =
+        rows.cu_seqlens_q.first() == Some(&0) && rows.cu_seqlens_q.last() == Some(&(count as u32));
+    assert!(whole && rows.cu_seqlens_q.is_sorted(), "sequences of {count} rows");
+    let rising = rows.logit_rows.is_sorted_by(|a, b| a < b);
+    assert!(
+        rising && rows.logit_rows.last().is_none_or(|&row| (row as usize) < count),
+        "logits of {count} rows"
+    );
+    for (sequence, bounds) in rows.cu_seqlens_q.windows(2).enumerate() {
+        let own = bounds[0] as usize..bounds[1] as usize;
+        let positions = &rows.positions[own.clone()];
+        let Some(&first) = positions.first() else { continue };
+        assert!(
+            positions.iter().zip(first..).all(|(&a, b)| a == b),
+            "positions of sequence {sequence}"
+        );
+        let length = first as usize + own.len();
+        assert!(length <= max_positions, "position {} of {max_positions}", length - 1);
+        let table = (rows.block_table)(sequence);
+        let needed = length.div_ceil(block_size);
+        assert!(table.len() >= needed, "{} blocks for {length} positions", table.len());
+        let outside = table.iter().find(|&&block| block as usize >= num_blocks);
+        assert!(outside.is_none(), "block {outside:?} of {num_blocks}");
+        for (&slot, position) in rows.slots[own].iter().zip(first as usize..) {
+            let expected =
+                table[position / block_size] as usize * block_size + position % block_size;
+            assert!(slot as usize == expected, "slot {slot} of position {position}");
+        }
+    }
+}
+
+/// Cuts the rows, in order, where `fits(rows, longest sequence)` does not hold; one row always fits.
+fn groups(rows: &BatchRows<'_>, fits: &dyn Fn(usize, usize) -> bool) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for (sequence, bounds) in rows.cu_seqlens_q.windows(2).enumerate() {
+        let (mut next, end) = (bounds[0] as usize, bounds[1] as usize);
+        while next < end {
+            let context = rows.positions[next] as usize;
+            let (have, longest) = groups.last().map_or((0, 0), |g| (g.rows.len(), g.max_length));
+            let take = (1..=end - next).rev().find(|&n| fits(have + n, longest.max(context + n)));
+            let take = match (take, groups.last_mut()) {
+                (Some(take), Some(group)) => {
+                    group.add(sequence, context, take);
+                    take
+                }
+                _ => {
+                    // A group of its own: as many rows as fit alone.
+                    let take = (1..=end - next).rev().find(|&n| fits(n, context + n)).unwrap_or(1);
+                    let mut group = Group::at(next);
+                    group.add(sequence, context, take);
+                    groups.push(group);
+                    take
+                }
+            };
+            next += take;
+        }
+    }
+    groups
+}
+
+impl Group {
+    fn at(row: usize) -> Self {
+        Self {
+            rows: row..row,
+            cu_seqlens: vec![0],
+            context_lens: Vec::new(),
+            sequences: Vec::new(),
+            max_length: 0,
+            max_blocks: 0,
+            at: [0; 3],
+        }
+    }
+
+    /// Adds `count` rows of a sequence behind `context` positions.
+    fn add(&mut self, sequence: usize, context: usize, count: usize) {
+        self.rows.end += count;
+        self.cu_seqlens.push(self.rows.len() as u32);
+        self.context_lens.push(context as u32);
+        self.sequences.push(sequence);
+        self.max_length = self.max_length.max(context + count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_cut_where_the_work_space_ends() {
+        // Sequences of 3 rows behind 5 positions, none, 4 rows behind 0, 1 row behind 90.
+        let positions = [5, 6, 7, 0, 1, 2, 3, 90];
+        let table: Vec<u32> = (0..6).collect();
+        let rows = BatchRows {
+            tokens: &[0; 8],
+            positions: &positions,
+            slots: &positions,
+            cu_seqlens_q: &[0, 3, 3, 7, 8],
+            logit_rows: &[2, 7],
+            block_table: &|_| &table,
+        };
+        check(&rows, [6, 16, 91]);
+        let cut = |budget: usize| {
+            let groups = groups(&rows, &|count, length| count * length <= budget);
+            let mut next = 0;
+            for group in &groups {
+                assert_eq!(
+                    (group.rows.start, group.context_lens.len()),
+                    (next, group.sequences.len())
+                );
+                assert!(group.rows.len() == 1 || group.rows.len() * group.max_length <= budget);
+                for (i, (&sequence, &context)) in
+                    group.sequences.iter().zip(&group.context_lens).enumerate()
+                {
+                    let row = group.rows.start + group.cu_seqlens[i] as usize;
+                    assert_eq!(positions[row], context);
+                    assert!(
+                        (rows.cu_seqlens_q[sequence]..rows.cu_seqlens_q[sequence + 1])
+                            .contains(&(row as u32))
+                    );
+                }
+                next = group.rows.end;
+            }
+            assert_eq!(next, 8, "every row once, in order");
+            groups.into_iter().map(|group| group.rows.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(cut(10_000), [8]);
+        assert_eq!(cut(60), [7, 1]);
+        assert_eq!(cut(16), [2, 2, 3, 1]);
+        assert_eq!(cut(1), [1; 8]);
+    }
+
+    #[test]
+    #[should_panic(expected = "block Some(9) of 6")]
+    fn a_block_outside_the_cache_is_refused() {
+        let rows = BatchRows {
+            tokens: &[0],
+            positions: &[0],
+            slots: &[144],
+            cu_seqlens_q: &[0, 1],
+            logit_rows: &[],
+            block_table: &|_| &[9],
+        };
+        check(&rows, [6, 16, 91]);
+    }
+}

@@ -1,0 +1,368 @@
+//! The CUDA decoder, from checkpoint to engine, on the emulator: small random models against the CPU's decoder, and
+//! the invariants of serving to the bit.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, OnceLock};
+
+use pleach::checkpoint::Checkpoint;
+use pleach::checkpoint::write::{Meta, gguf_file};
+use pleach::engine::{Engine, EngineConfig, Event, Request};
+use pleach::kv_cache::{BlockPool, BlockTable};
+use pleach::model::{
+    CudaDecoder, CudaRunner, Decoder, Family, Forward, ModelConfig, Precision, RopeConfig,
+    RopeScaling, Rows, SlidingWindow, Workspace,
+};
+use pleach::ops::cuda::{CudaError, Device, Tensor, Weights};
+use pleach::ops::{DType, ThreadPool};
+
+use super::random_model::write_model;
+
+/// The emulator as a device: the kernels built for the CPU into a shared library, once.
+fn device() -> Option<Arc<Device>> {
+    static LIBRARY: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let library = LIBRARY.get_or_init(|| {
+        let compiler = super::compiler()?;
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
+        std::fs::create_dir_all(&folder).unwrap();
+        let library = folder.join(format!("libpleach_kernels-{}.so", std::process::id()));
+        let mut objects = Vec::new();
+        std::thread::scope(|scope| {
+            for source in super::sources("kernels", "cu") {
+                let object = folder.join(source.with_extension("o").file_name().unwrap());
+                objects.push(object.clone());
+                let compiler = &compiler;
+                scope.spawn(move || {
+                    let kernels = super::root().join("kernels");
+                    let flags = ["-std=c++17", "-O2", "-fPIC", "-Wno-unknown-pragmas"];
+                    let status = Command::new(compiler)
+                        .args(flags)
+                        .arg(format!("-I{}", kernels.display()))
+                        .args(["-x", "c++", "-c"])
+                        .arg(&source)
+                        .arg("-o")
+                        .arg(object)
+                        .status();
+                    assert!(status.unwrap().success(), "{} does not compile", source.display());
+                });
+            }
+        });
+        let linked =
+            Command::new(&compiler).arg("-shared").args(&objects).arg("-o").arg(&library).status();
+        assert!(linked.unwrap().success(), "the kernels do not link");
+        Some(library)
+    });
+    Some(Device::open_with(library.as_ref()?, 0).unwrap())
+}
+
+fn config(family: Family) -> ModelConfig {
+    ModelConfig {
+        family,
+        vocab_size: 131,
+        hidden_size: 128,
+        intermediate_size: 96,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        head_dim: 64,
+        max_position_embeddings: 512,
+        rms_norm_eps: 1e-5,
+        rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
+        sliding_window: None,
+        tie_word_embeddings: true,
+        bos_token_id: Some(1),
+        eos_token_ids: vec![2],
+    }
+}
+
+/// The format of each matrix, by its name.
+type Formats<'a> = &'a dyn Fn(&str) -> DType;
+
+/// Pieces of sequences that make one pass: sequence, first position, length.
+type Pass<'a> = &'a [(usize, usize, usize)];
+
+/// Logits of every row of each pass over three sequences of 300 positions.
+fn logits(
+    forward: &mut dyn FnMut(&Rows) -> Vec<f32>,
+    vocab: usize,
+    passes: &[Pass<'_>],
+) -> Vec<Vec<f32>> {
+    let mut pool = BlockPool::new(BLOCKS);
+    let mut tables: [BlockTable; 3] = Default::default();
+    for table in &mut tables {
+        assert!(table.reserve(300, &mut pool));
+    }
+    let mut out = Vec::new();
+    for pass in passes {
+        let mut rows = Rows::default();
+        rows.clear();
+        for &(sequence, start, count) in *pass {
+            let token = |p: usize| ((p * 37 + sequence * 11 + p * p) % vocab) as u32;
+            rows.push(&tables[sequence], start, (start..start + count).map(token), count);
+        }
+        let logits = forward(&rows);
+        out.extend(logits.chunks_exact(vocab).map(<[f32]>::to_vec));
+    }
+    out
+}
+
+const BLOCKS: usize = 64;
+
+fn cpu_logits(path: &Path, passes: &[Pass<'_>]) -> Vec<Vec<f32>> {
+    let mut checkpoint = Checkpoint::open(path).unwrap();
+    let pool = Arc::new(ThreadPool::new(1));
+    let decoder = Decoder::load_with(&mut checkpoint, &pool, Precision::F32).unwrap();
+    let (mut cache, mut workspace) = (decoder.new_kv_cache(BLOCKS), Workspace::new());
+    let vocab = decoder.head_rows();
+    logits(&mut |rows| decoder.forward(rows, &mut cache, &mut workspace).to_vec(), vocab, passes)
+}
+
+fn cuda_logits(device: &Arc<Device>, path: &Path, passes: &[Pass<'_>]) -> Vec<Vec<f32>> {
+    let decoder = CudaDecoder::load(&mut Checkpoint::open(path).unwrap(), device).unwrap();
+    let mut runner = CudaRunner::new(decoder, BLOCKS, 300).unwrap();
+    let vocab = runner.head_rows();
+    logits(&mut |rows| runner.forward(rows).to_vec(), vocab, passes)
+}
+
+/// Every family and weight format: near the CPU's f32 arithmetic on the same weights, prompt chunks, single rows and
+/// contexts of more than one split in one batch, and the same bits for a row whatever it is computed with.
+#[test]
+fn the_decoder_agrees_with_the_cpu_and_with_itself() {
+    let Some(device) = device() else { return };
+    let temporary = tempfile::tempdir().unwrap();
+    let window = SlidingWindow { window: 21, first_layer: 0 };
+    let wide = ModelConfig {
+        hidden_size: 256,
+        intermediate_size: 256,
+        num_attention_heads: 3,
+        ..config(Family::Llama)
+    };
+    let mixed = |name: &str| {
+        let formats = [
+            ("q_proj", DType::Q4_K),
+            ("k_proj", DType::Q4_K),
+            ("v_proj", DType::Q6_K),
+            ("gate_proj", DType::Q5_K),
+            ("up_proj", DType::Q8_0),
+            ("down_proj", DType::Q4_1),
+            ("embed", DType::Q6_K),
+        ];
+        let found = formats.iter().find(|(part, _)| name.contains(part));
+        found.map_or(DType::Q4_0, |(_, dtype)| *dtype)
+    };
+    let models: [(&str, ModelConfig, Formats<'_>, f64); 4] = [
+        ("llama in bf16", config(Family::Llama), &|_| DType::BF16, 0.02),
+        ("qwen2 in f16", config(Family::Qwen2), &|_| DType::F16, 0.003),
+        (
+            "qwen3 in f32 with a window",
+            ModelConfig { sliding_window: Some(window), ..config(Family::Qwen3) },
+            &|_| DType::F32,
+            0.03,
+        ),
+        ("llama in many formats", wide, &mixed, 0.02),
+    ];
+    // Prompt chunks, then rows of all three, the last context past one split of attention.
+    let passes: [Pass<'_>; 4] = [
+        &[(0, 0, 9), (1, 0, 1)],
+        &[(2, 0, 262)],
+        &[(0, 9, 1), (1, 1, 5), (2, 262, 3)],
+        &[(2, 265, 1), (0, 10, 7)],
+    ];
+    for (name, config, format, tolerance) in models {
+        let path = temporary.path().join("model.gguf");
+        write_model(&path, &config, 7, format, &|_| 1.0);
+        let (expected, got) = (cpu_logits(&path, &passes), cuda_logits(&device, &path, &passes));
+        assert_eq!(expected.len(), got.len());
+        let mut worst: f64 = 0.0;
+        for (row, (expected, got)) in expected.iter().zip(&got).enumerate() {
+            let square = |values: &mut dyn Iterator<Item = f32>| {
+                values.map(|v| f64::from(v * v)).sum::<f64>()
+            };
+            let distance = square(&mut expected.iter().zip(got).map(|(a, b)| a - b));
+            let error = (distance / square(&mut expected.iter().copied())).sqrt();
+            // Not `error > tolerance`: a NaN must fail.
+            assert!(error <= tolerance, "{name}, row {row}: {error}");
+            worst = worst.max(error);
+        }
+        println!("{name}: logits within {worst:.4} of the CPU's");
+        // The same rows in other company, in other chunks, behind rejected rows that are overwritten.
+        let other: [Pass<'_>; 5] = [
+            &[(2, 0, 40), (0, 0, 9)],
+            &[(2, 40, 222), (1, 0, 6), (0, 9, 3)],
+            &[(2, 262, 1)],
+            &[(2, 263, 3), (0, 9, 4)],
+            &[(0, 13, 4)],
+        ];
+        let again = cuda_logits(&device, &path, &other);
+        // Row of `again` → row of `got`, by sequence and position.
+        let places = |passes: &[Pass<'_>]| -> Vec<(usize, usize)> {
+            let rows = passes.iter().flat_map(|pass| pass.iter());
+            rows.flat_map(|&(sequence, start, count)| {
+                (start..start + count).map(move |p| (sequence, p))
+            })
+            .collect()
+        };
+        let known = places(&passes);
+        for (place, row) in places(&other).iter().zip(&again) {
+            let expected = &got[known.iter().position(|other| other == place).unwrap()];
+            assert!(row == expected, "{name}: bits of sequence {}, position {}", place.0, place.1);
+        }
+    }
+}
+
+/// What must be the same with and without speculation: token, log-probability and those of the likeliest.
+type Said = (u32, Option<f32>, Vec<(u32, f32)>);
+
+/// Runs requests together to their ends.
+fn run(engine: &mut Engine, requests: &[Request]) -> Vec<Vec<Said>> {
+    let ids: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
+    let mut out = vec![Vec::new(); ids.len()];
+    while engine.has_work() {
+        for (id, event) in engine.step() {
+            if let Event::Tokens(tokens) = event {
+                out[ids.iter().position(|known| *known == id).unwrap()]
+                    .extend(tokens.into_iter().map(|t| (t.id, t.logprob, t.top_logprobs)));
+            }
+        }
+    }
+    assert_eq!(engine.cache_blocks().0, 0, "blocks leaked");
+    out
+}
+
+/// The whole engine: a draft with a trimmed head that takes embedding and head from its target, greedy and seeded
+/// requests, alone and together: the same tokens and log-probabilities, bit for bit, with and without speculation.
+#[test]
+fn speculation_on_cuda_changes_nothing() {
+    let Some(device) = device() else { return };
+    let temporary = tempfile::tempdir().unwrap();
+    let (path, draft_path) =
+        (temporary.path().join("model.gguf"), temporary.path().join("draft.gguf"));
+    write_model(&path, &config(Family::Qwen3), 5, &|_| DType::BF16, &|_| 1.0);
+    // The target's first block is the draft.
+    let mut checkpoint = Checkpoint::open(&path).unwrap();
+    let draft_config = ModelConfig { num_hidden_layers: 1, ..checkpoint.config.clone() };
+    let names = pleach::model::tensor_names(&draft_config, |name| checkpoint.has(name));
+    let tensors: Vec<_> =
+        names.into_iter().map(|name| (name.clone(), checkpoint.tensor(&name).unwrap())).collect();
+    let vocab: Vec<u32> = (0..131).filter(|id| id % 4 != 3).collect();
+    let more = [("pleach.draft_vocab", Meta::Numbers(&vocab))];
+    gguf_file(&draft_path, "draft", &draft_config, &more, &tensors).unwrap();
+
+    let engine = |with_draft: bool, budget: usize| {
+        let mut checkpoint = Checkpoint::open(&path).unwrap();
+        let target = CudaDecoder::load(&mut checkpoint, &device).unwrap();
+        let draft = with_draft.then(|| {
+            let mut draft = Checkpoint::open(&draft_path).unwrap();
+            CudaDecoder::load_draft(&mut draft, &target, &mut checkpoint).unwrap()
+        });
+        let config = EngineConfig {
+            max_model_len: Some(64),
+            max_num_batched_tokens: budget,
+            num_speculative_tokens: 3,
+            ngram: false,
+            adaptive: false,
+            ..EngineConfig::default()
+        };
+        Engine::on_cuda(target, draft, config).unwrap()
+    };
+    let request = |start: u32, seed: Option<u64>| {
+        let mut request = Request::greedy((0..11).map(|i| (start + i * 7) % 131).collect(), 10);
+        if seed.is_some() {
+            (request.params.temperature, request.params.seed) = (1.0, seed);
+        }
+        Request { ignore_eos: true, top_logprobs: Some(2), ..request }
+    };
+    let requests = [request(3, None), request(50, None), request(80, Some(9))];
+    let mut plain = engine(false, 512);
+    let expected: Vec<_> =
+        requests.iter().map(|r| run(&mut plain, std::slice::from_ref(r)).remove(0)).collect();
+    let mut speculating = engine(true, 512);
+    assert!(run(&mut speculating, &requests) == expected, "together, with speculation");
+    let accepted = speculating.stats().clone();
+    println!("{accepted:?}");
+    assert!(run(&mut engine(true, 5), &requests[..2]) == expected[..2], "in chunks of 5 rows");
+}
+
+#[test]
+fn what_cannot_be_done_is_said() {
+    if !cfg!(feature = "cuda") {
+        let error = Device::open(0).unwrap_err();
+        assert_eq!(error, CudaError::NotBuilt);
+        assert!(error.to_string().contains("--features cuda"), "{error}");
+    }
+    let error = Device::open_with(Path::new("/nowhere.so"), 0).unwrap_err();
+    assert!(matches!(error, CudaError::Library { .. }), "{error}");
+    let Some(device) = device() else { return };
+
+    // Tensors that do not fit are refused before anything is launched.
+    let tensor =
+        |dtype, shape: [usize; 2]| Tensor::new(&device, dtype, shape[0], shape[1]).unwrap();
+    let refused = |result: Result<(), CudaError>, expected: &str| {
+        let error = result.unwrap_err();
+        assert!(matches!(error, CudaError::Argument { .. }), "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
+    };
+    let weights = |dtype: DType| {
+        Weights::pack(&device, dtype, 8, 64, &vec![0; dtype.bytes_for(512).unwrap()]).unwrap()
+    };
+    let x = tensor(DType::BF16, [3, 64]);
+    let mut out = tensor(DType::F32, [3, 8]);
+    device.matmul(&weights(DType::Q8_0), &x, &mut out, 0).unwrap();
+    refused(
+        device.matmul(&weights(DType::F16), &x, &mut out, 0),
+        "F16 weights do not multiply BF16",
+    );
+    refused(device.matmul(&weights(DType::Q8_0), &x, &mut out, 1), "8 outputs from column 1");
+    refused(
+        device.matmul(&weights(DType::Q8_0), &x, &mut tensor(DType::F32, [2, 8]), 0),
+        "out is F32 [2, 8]",
+    );
+    refused(
+        device.matmul(&weights(DType::Q8_0), &tensor(DType::BF16, [3, 32]), &mut out, 0),
+        "x is BF16 [3, 32]",
+    );
+    refused(device.matmul(&weights(DType::Q8_0), &x, &mut tensor(DType::F16, [3, 8]), 0), "sizes");
+    refused(
+        device.silu_mul(&x, &mut tensor(DType::BF16, [3, 31])),
+        "gate_up is BF16 [3, 64], not BF16 [3, 62]",
+    );
+    let (mut residual, norm) = (tensor(DType::F32, [3, 64]), tensor(DType::BF16, [1, 64]));
+    let mut normed = tensor(DType::BF16, [3, 64]);
+    device.add_rms_norm(&mut residual, None, &norm, None, &mut normed, 1e-5).unwrap();
+    refused(
+        device.add_rms_norm(&mut residual, Some(&norm), &norm, None, &mut normed, 1e-5),
+        "delta is BF16 [1, 64]",
+    );
+    let other = super::decoder::device().unwrap();
+    let foreign = Tensor::new(&other, DType::BF16, 1, 64).unwrap();
+    refused(
+        device.add_rms_norm(&mut residual, None, &foreign, None, &mut normed, 1e-5),
+        "weight is on another device",
+    );
+    let short = Weights::pack(&device, DType::Q8_0, 8, 64, &[0; 100]).err().unwrap();
+    assert!(short.to_string().contains("8 x 64 does not take 100 bytes"), "{short}");
+    let narrow = Weights::pack(&device, DType::BF16, 8, 48, &[0; 768]).err().unwrap();
+    assert!(narrow.to_string().contains("no multiple of 32"), "{narrow}");
+
+    let golden = super::root().join("tests/goldens/llama-tied");
+    let error = CudaDecoder::load(&mut Checkpoint::open(&golden).unwrap(), &device).err().unwrap();
+    assert!(error.to_string().contains("head_dim: heads of"), "{error}");
+}
+
+/// The program itself.
+#[test]
+fn the_server_says_that_it_has_no_cuda() {
+    let run = |device: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_pleach"))
+            .args(["--port", "0", "--device", device])
+            .output();
+        let output = output.unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let error = run("gpu");
+    assert!(error.contains("`cpu`, `cuda` or `cuda:N`"), "{error}");
+    let expected = if cfg!(feature = "cuda") { "no CUDA device" } else { "--features cuda" };
+    let error = run("cuda:9");
+    assert!(error.contains(expected), "{error}");
+}

@@ -1,0 +1,98 @@
+//! Models of random weights, for tests and benchmarks that need a shape and no sense.
+
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "support of tests and benchmarks")]
+
+use std::path::Path;
+
+use pleach::checkpoint::RawTensor;
+use pleach::checkpoint::write::{Meta, gguf_file};
+use pleach::model::{Family, ModelConfig};
+use pleach::ops::DType;
+
+/// Random weights of a format whose products keep the size of their inputs.
+fn random_tensor(
+    random: &mut fastrand::Rng,
+    dtype: DType,
+    shape: &[usize],
+    scale: f32,
+) -> RawTensor {
+    let count: usize = shape.iter().product();
+    let scale = scale * (3.0 / *shape.last().unwrap() as f32).sqrt();
+    let mut value = || (random.f32() * 2.0 - 1.0) * scale;
+    let data = match dtype {
+        DType::Q4_K | DType::Q5_K | DType::Q6_K => {
+            let mut data = vec![0; dtype.bytes_for(count).unwrap()];
+            random.fill(&mut data);
+            for block in data.chunks_exact_mut(dtype.block_bytes()) {
+                let mut half = |at: usize, value: f32| {
+                    block[at..at + 2].copy_from_slice(&half::f16::from_f32(value).to_le_bytes());
+                };
+                match dtype {
+                    DType::Q6_K => half(208, scale / 4096.0),
+                    // Codes are about 8 or 16, scales 32, minima 32: their middle is 0.
+                    DType::Q4_K => (half(0, scale / 512.0), half(2, scale / 64.0)).0,
+                    _ => (half(0, scale / 1024.0), half(2, scale / 64.0)).0,
+                }
+            }
+            data
+        }
+        _ => dtype.quantize(&(0..count).map(|_| value()).collect::<Vec<_>>()).unwrap(),
+    };
+    RawTensor { dtype, shape: shape.to_vec(), data }
+}
+
+/// Writes a random model as a GGUF file; a matrix's name decides its format, and a factor of its values.
+pub fn write_model(
+    path: &Path,
+    config: &ModelConfig,
+    seed: u64,
+    format: &dyn Fn(&str) -> DType,
+    factor: &dyn Fn(&str) -> f32,
+) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (hidden, inner, dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
+    let (q, kv) = (config.num_attention_heads * dim, config.num_key_value_heads * dim);
+    let mut tensors = Vec::new();
+    let mut matrix = |random: &mut fastrand::Rng, name: String, shape: [usize; 2]| {
+        let tensor = random_tensor(random, format(&name), &shape, factor(&name));
+        tensors.push((name, tensor));
+    };
+    matrix(&mut random, "model.embed_tokens.weight".into(), [config.vocab_size, hidden]);
+    let mut vectors = vec![("model.norm.weight".to_owned(), hidden, 1.0)];
+    for layer in 0..config.num_hidden_layers {
+        let name = |rest: &str| format!("model.layers.{layer}.{rest}");
+        for (rest, shape) in [
+            ("self_attn.q_proj.weight", [q, hidden]),
+            ("self_attn.k_proj.weight", [kv, hidden]),
+            ("self_attn.v_proj.weight", [kv, hidden]),
+            ("self_attn.o_proj.weight", [hidden, q]),
+            ("mlp.gate_proj.weight", [inner, hidden]),
+            ("mlp.up_proj.weight", [inner, hidden]),
+            ("mlp.down_proj.weight", [hidden, inner]),
+        ] {
+            matrix(&mut random, name(rest), shape);
+        }
+        vectors.push((name("input_layernorm.weight"), hidden, 1.0));
+        vectors.push((name("post_attention_layernorm.weight"), hidden, 1.0));
+        match config.family {
+            Family::Llama => {}
+            Family::Qwen2 => {
+                for (part, len) in [("q", q), ("k", kv), ("v", kv)] {
+                    vectors.push((name(&format!("self_attn.{part}_proj.bias")), len, 0.0));
+                }
+            }
+            Family::Qwen3 => {
+                for part in ["q", "k"] {
+                    vectors.push((name(&format!("self_attn.{part}_norm.weight")), dim, 1.0));
+                }
+            }
+        }
+    }
+    for (name, len, centre) in vectors {
+        let values: Vec<f32> = (0..len).map(|_| centre + 0.3 * (random.f32() - 0.5)).collect();
+        let data = DType::F32.quantize(&values).unwrap();
+        tensors.push((name, RawTensor { dtype: DType::F32, shape: vec![len], data }));
+    }
+    let more = [("tokenizer.ggml.eos_token_id", Meta::Number(2))];
+    gguf_file(path, "random", config, &more, &tensors).unwrap();
+}
