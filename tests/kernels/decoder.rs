@@ -11,7 +11,7 @@ use pleach::engine::{Engine, EngineConfig, Event, Request};
 use pleach::kv_cache::{BlockPool, BlockTable};
 use pleach::model::{
     CudaDecoder, CudaRunner, Decoder, Family, Forward, ModelConfig, Precision, RopeConfig,
-    RopeScaling, Rows, SlidingWindow, Workspace,
+    RopeScaling, Rows, Runner, SlidingWindow,
 };
 use pleach::ops::cuda::{CudaError, Device, Tensor, Weights};
 use pleach::ops::{DType, ThreadPool};
@@ -81,12 +81,17 @@ type Formats<'a> = &'a dyn Fn(&str) -> DType;
 /// Pieces of sequences that make one pass: sequence, first position, length.
 type Pass<'a> = &'a [(usize, usize, usize)];
 
-/// Logits of every row of each pass over three sequences of 300 positions.
-fn logits(
-    forward: &mut dyn FnMut(&Rows) -> Vec<f32>,
-    vocab: usize,
+/// Logits of a row, empty where none are wanted, and its hidden state behind the final norm.
+type Outputs = (Vec<f32>, Vec<f32>);
+
+/// Outputs of every row of each pass over three sequences of 300 positions; of each piece's rows, so many at its end
+/// have logits.
+fn outputs(
+    model: &mut dyn Forward,
     passes: &[Pass<'_>],
-) -> Vec<Vec<f32>> {
+    num_logits: fn(usize) -> usize,
+) -> Vec<Outputs> {
+    let (vocab, width) = (model.head_rows(), model.config().hidden_size);
     let mut pool = BlockPool::new(BLOCKS);
     let mut tables: [BlockTable; 3] = Default::default();
     for table in &mut tables {
@@ -98,30 +103,43 @@ fn logits(
         rows.clear();
         for &(sequence, start, count) in *pass {
             let token = |p: usize| ((p * 37 + sequence * 11 + p * p) % vocab) as u32;
-            rows.push(&tables[sequence], start, (start..start + count).map(token), count);
+            let tokens = (start..start + count).map(token);
+            rows.push(&tables[sequence], start, tokens, num_logits(count));
         }
-        let logits = forward(&rows);
-        out.extend(logits.chunks_exact(vocab).map(<[f32]>::to_vec));
+        let logits = model.forward(&rows).to_vec();
+        assert_eq!(logits.len(), rows.logit_rows.len() * vocab);
+        let mut logits = logits.chunks_exact(vocab);
+        out.extend((0..rows.len()).map(|row| {
+            let mut hidden = vec![f32::NAN; width];
+            model.hidden_state(row, &mut hidden);
+            let wanted = rows.logit_rows.contains(&(row as u32));
+            let logits = if wanted { logits.next().unwrap().to_vec() } else { Vec::new() };
+            (logits, hidden)
+        }));
     }
     out
 }
 
 const BLOCKS: usize = 64;
 
-fn cpu_logits(path: &Path, passes: &[Pass<'_>]) -> Vec<Vec<f32>> {
+fn on_cpu(path: &Path) -> Runner {
     let mut checkpoint = Checkpoint::open(path).unwrap();
     let pool = Arc::new(ThreadPool::new(1));
-    let decoder = Decoder::load_with(&mut checkpoint, &pool, Precision::F32).unwrap();
-    let (mut cache, mut workspace) = (decoder.new_kv_cache(BLOCKS), Workspace::new());
-    let vocab = decoder.head_rows();
-    logits(&mut |rows| decoder.forward(rows, &mut cache, &mut workspace).to_vec(), vocab, passes)
+    Runner::new(Decoder::load_with(&mut checkpoint, &pool, Precision::F32).unwrap(), BLOCKS)
 }
 
-fn cuda_logits(device: &Arc<Device>, path: &Path, passes: &[Pass<'_>]) -> Vec<Vec<f32>> {
+fn on_cuda(device: &Arc<Device>, path: &Path) -> CudaRunner {
     let decoder = CudaDecoder::load(&mut Checkpoint::open(path).unwrap(), device).unwrap();
-    let mut runner = CudaRunner::new(decoder, BLOCKS, 300).unwrap();
-    let vocab = runner.head_rows();
-    logits(&mut |rows| runner.forward(rows).to_vec(), vocab, passes)
+    CudaRunner::new(decoder, BLOCKS, 300).unwrap()
+}
+
+/// How far two vectors are apart, as a part of the first one's length.
+fn distance(expected: &[f32], got: &[f32]) -> f64 {
+    assert_eq!(expected.len(), got.len());
+    let square =
+        |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v * v)).sum::<f64>();
+    let apart = square(&mut expected.iter().zip(got).map(|(a, b)| a - b));
+    (apart / square(&mut expected.iter().copied())).sqrt()
 }
 
 /// Every family and weight format: near the CPU's f32 arithmetic on the same weights, prompt chunks, single rows and
@@ -171,20 +189,21 @@ fn the_decoder_agrees_with_the_cpu_and_with_itself() {
     for (name, config, format, tolerance) in models {
         let path = temporary.path().join("model.gguf");
         write_model(&path, &config, 7, format, &|_| 1.0);
-        let (expected, got) = (cpu_logits(&path, &passes), cuda_logits(&device, &path, &passes));
+        let mut runner = on_cuda(&device, &path);
+        let expected = outputs(&mut on_cpu(&path), &passes, |count| count);
+        let got = outputs(&mut runner, &passes, |count| count);
         assert_eq!(expected.len(), got.len());
-        let mut worst: f64 = 0.0;
+        let mut worst = [0.0f64; 2];
         for (row, (expected, got)) in expected.iter().zip(&got).enumerate() {
-            let square = |values: &mut dyn Iterator<Item = f32>| {
-                values.map(|v| f64::from(v * v)).sum::<f64>()
-            };
-            let distance = square(&mut expected.iter().zip(got).map(|(a, b)| a - b));
-            let error = (distance / square(&mut expected.iter().copied())).sqrt();
+            let errors = [distance(&expected.0, &got.0), distance(&expected.1, &got.1)];
             // Not `error > tolerance`: a NaN must fail.
-            assert!(error <= tolerance, "{name}, row {row}: {error}");
-            worst = worst.max(error);
+            assert!(
+                errors.iter().all(|error| *error <= tolerance),
+                "{name}, row {row}: {errors:?}"
+            );
+            worst = [worst[0].max(errors[0]), worst[1].max(errors[1])];
         }
-        println!("{name}: logits within {worst:.4} of the CPU's");
+        println!("{name}: logits and hidden states within {worst:.4?} of the CPU's");
         // The same rows in other company, in other chunks, behind rejected rows that are overwritten.
         let other: [Pass<'_>; 5] = [
             &[(2, 0, 40), (0, 0, 9)],
@@ -193,7 +212,7 @@ fn the_decoder_agrees_with_the_cpu_and_with_itself() {
             &[(2, 263, 3), (0, 9, 4)],
             &[(0, 13, 4)],
         ];
-        let again = cuda_logits(&device, &path, &other);
+        let again = outputs(&mut on_cuda(&device, &path), &other, |count| count);
         // Row of `again` → row of `got`, by sequence and position.
         let places = |passes: &[Pass<'_>]| -> Vec<(usize, usize)> {
             let rows = passes.iter().flat_map(|pass| pass.iter());
@@ -206,6 +225,15 @@ fn the_decoder_agrees_with_the_cpu_and_with_itself() {
         for (place, row) in places(&other).iter().zip(&again) {
             let expected = &got[known.iter().position(|other| other == place).unwrap()];
             assert!(row == expected, "{name}: bits of sequence {}, position {}", place.0, place.1);
+        }
+        // Hidden states do not depend on whose logits are wanted: of some rows, of none.
+        let short = &passes[..1];
+        for num_logits in [|count| count / 2, |_| 0] {
+            let some = outputs(&mut runner, short, num_logits);
+            for (row, (expected, got)) in got.iter().zip(&some).enumerate() {
+                assert!(got.1 == expected.1, "{name}: bits of row {row}'s hidden state");
+                assert!(got.0.is_empty() || got.0 == expected.0, "{name}: bits of row {row}");
+            }
         }
     }
 }

@@ -110,6 +110,8 @@ struct Workspace {
     /// f32 `[logit_rows, head_rows]`
     logits: Tensor,
     on_host: HostBuffer,
+    /// The last pass's `logit_rows`: in these rows `delta` is in `hidden` already.
+    logit_rows: Vec<u32>,
 }
 
 impl Workspace {
@@ -132,6 +134,7 @@ impl Workspace {
             partial: tensor(DType::F32, 1)?,
             logits: tensor(DType::F32, decoder.head_rows())?,
             on_host: HostBuffer::new(device)?,
+            logit_rows: Vec::new(),
         })
     }
 }
@@ -141,6 +144,8 @@ pub struct CudaRunner {
     decoder: CudaDecoder,
     /// f32 `[positions, head_dim]`
     rotations: Tensor,
+    /// The final norm, on the host.
+    norm: Vec<f32>,
     cache: Vec<KvLayer>,
     num_blocks: usize,
     workspace: Workspace,
@@ -164,7 +169,8 @@ impl CudaRunner {
             |layer: &Layer| KvLayer::new(device, layer.attention, *dtype, [num_blocks, BLOCK_SIZE]);
         let cache = layers.iter().map(layer).collect::<Result<_, _>>()?;
         let workspace = Workspace::new(&decoder)?;
-        Ok(Self { decoder, rotations, cache, num_blocks, workspace })
+        let norm = decoder.norm.row(0)?;
+        Ok(Self { decoder, rotations, norm, cache, num_blocks, workspace })
     }
 
     fn pass(&mut self, rows: &Rows) -> Result<(), CudaError> {
@@ -181,6 +187,7 @@ impl CudaRunner {
             inner,
             partial,
             logits,
+            logit_rows,
             ..
         } = &mut self.workspace;
         let eps = config.rms_norm_eps as f32;
@@ -236,8 +243,19 @@ impl CudaRunner {
             )?;
             self.decoder.head.project(device, normed, logits)?;
         }
+        logit_rows.clone_from(&rows.logit_rows);
         self.workspace.on_host.read(&self.workspace.logits)?;
         Ok(())
+    }
+
+    /// The residual stream of a row behind the last layer.
+    fn residual(&self, row: usize) -> Result<Vec<f32>, CudaError> {
+        let Workspace { hidden, delta, logit_rows, .. } = &self.workspace;
+        let mut values = hidden.row(row)?;
+        if logit_rows.binary_search(&(row as u32)).is_err() {
+            values.iter_mut().zip(delta.row(row)?).for_each(|(value, delta)| *value += delta);
+        }
+        Ok(values)
     }
 }
 
@@ -265,5 +283,19 @@ impl Forward for CudaRunner {
             panic!("{}: {error}", self.decoder.device.name());
         }
         self.workspace.on_host.values()
+    }
+    /// Normed on the host: only embeddings ask for it, and their rows have no logits.
+    ///
+    /// # Panics
+    /// If the last pass had no such row, or the device fails.
+    fn hidden_state(&self, row: usize, out: &mut [f32]) {
+        let values = self
+            .residual(row)
+            .unwrap_or_else(|error| panic!("{}: {error}", self.decoder.device.name()));
+        let squares = values.iter().map(|value| value * value).sum::<f32>() / values.len() as f32;
+        let scale = 1.0 / (squares + self.decoder.config.rms_norm_eps as f32).sqrt();
+        for ((out, value), weight) in out.iter_mut().zip(values).zip(&self.norm) {
+            *out = value * scale * weight;
+        }
     }
 }

@@ -91,6 +91,33 @@ impl Tensor {
         Ok(())
     }
 
+    /// The values of one row, once everything before is done.
+    ///
+    /// # Errors
+    /// What went wrong in the kernels before, or in the copy.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row(&self, row: usize) -> Result<Vec<f32>, CudaError> {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        let device = &self.memory.device;
+        let mut bytes = vec![0u8; self.cols * self.dtype.block_bytes()];
+        device.enter()?;
+        let from = self.pointer().cast::<u8>().wrapping_add(row * bytes.len());
+        // SAFETY: the row lies within the memory, and the host's bytes, as many, live until the copy is done.
+        let status = unsafe {
+            let (to, count) = (bytes.as_mut_ptr().cast(), bytes.len() as i64);
+            (device.kernels.pleach_download)(to, from.cast(), count, device.stream)
+        };
+        // Waits even if the copy did not start, so that nothing writes to the bytes later.
+        let done = device.synchronize();
+        device.check("copying from the device", status)?;
+        done?;
+        let mut values = vec![0.0; self.cols];
+        self.dtype.dequantize(&bytes, &mut values);
+        Ok(values)
+    }
+
     /// `[rows, cols]`
     #[must_use]
     pub fn shape(&self) -> [usize; 2] {
