@@ -284,6 +284,7 @@ impl Forward for CudaRunner {
         }
         self.workspace.on_host.values()
     }
+
     /// Normed on the host: only embeddings ask for it, and their rows have no logits.
     ///
     /// # Panics
