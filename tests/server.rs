@@ -60,6 +60,18 @@ fn content(answer: &Value) -> &str {
     answer["choices"][0]["message"]["content"].as_str().unwrap()
 }
 
+/// Sends a body that is refused, naming `param`.
+async fn refused(path: &str, body: &Value, param: &str) {
+    let (status, text) = send("POST", path, &body.to_string()).await;
+    let error: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (status, &error["error"]["param"]),
+        (StatusCode::BAD_REQUEST, &json!(param)),
+        "{text}"
+    );
+    assert_eq!(error["error"]["type"], "invalid_request_error", "{text}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn chat_answers_and_counts() {
     let answer = post("/v1/chat/completions", chat("Why is the sky blue?")).await;
@@ -228,14 +240,7 @@ async fn bad_requests_name_the_field() {
         ("nonsense", json!({"messages": messages, "nonsense": 1})),
         ("prompt", json!({"messages": [{"role": "user", "content": "word ".repeat(600)}]})),
     ] {
-        let (status, text) = send("POST", "/v1/chat/completions", &body.to_string()).await;
-        let error: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(
-            (status, &error["error"]["param"]),
-            (StatusCode::BAD_REQUEST, &json!(param)),
-            "{text}"
-        );
-        assert_eq!(error["error"]["type"], "invalid_request_error");
+        refused("/v1/chat/completions", &body, param).await;
     }
     let (status, text) = send("POST", "/v1/completions", "{\"prompt\": ").await;
     assert_eq!(status, StatusCode::BAD_REQUEST, "{text}");

@@ -104,13 +104,9 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
     );
     name_models(&name, draft_name);
     let eos_token_ids = model.eos_token_ids.clone();
-    let mut engine = Engine::new(target, draft, config.engine.clone())?;
-    // Before anything else computes: what is measured beside it seems slow for good.
-    engine.profile();
-    let (engine, thread) = EngineHandle::start(engine);
-    let serving = Serving::new(name, engine, tokenizer, template, eos_token_ids)
-        .named(&config.served_model_names, aliases);
-    Ok((serving, thread))
+    let (engine, thread) = start(Engine::new(target, draft, config.engine.clone())?);
+    let serving = Serving::new(name, engine, tokenizer, template, eos_token_ids);
+    Ok((serving.named(&config.served_model_names, aliases), thread))
 }
 
 /// The same on a CUDA device.
@@ -143,12 +139,15 @@ fn load_on_cuda(config: &Config, index: usize) -> Result<(Serving, JoinHandle<()
     );
     name_models(&name, draft_name);
     let eos_token_ids = model.eos_token_ids.clone();
-    let mut engine = Engine::on_cuda(target, draft, config.engine.clone())?;
+    let (engine, thread) = start(Engine::on_cuda(target, draft, config.engine.clone())?);
+    let serving = Serving::new(name, engine, tokenizer, template, eos_token_ids);
+    Ok((serving.named(&config.served_model_names, aliases), thread))
+}
+
+fn start(mut engine: Engine) -> (EngineHandle, JoinHandle<()>) {
+    // Before anything else computes: what is measured beside it seems slow for good.
     engine.profile();
-    let (engine, thread) = EngineHandle::start(engine);
-    let serving = Serving::new(name, engine, tokenizer, template, eos_token_ids)
-        .named(&config.served_model_names, aliases);
-    Ok((serving, thread))
+    EngineHandle::start(engine)
 }
 
 /// What a model is called besides its name.

@@ -2,16 +2,6 @@
 
 use super::*;
 
-async fn refused(path: &str, body: &Value, param: &str) {
-    let (status, text) = send("POST", path, &body.to_string()).await;
-    let error: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(
-        (status, &error["error"]["param"]),
-        (StatusCode::BAD_REQUEST, &json!(param)),
-        "{text}"
-    );
-}
-
 /// Echoed log-probabilities are those of generating each token from the ones before it, to the bit.
 #[tokio::test(flavor = "multi_thread")]
 async fn echoed_prompts_are_scored() {
