@@ -231,9 +231,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 Event::Finished { reason, .. } => {
                     let mut answer = running.remove(&id).expect("invariant: submitted above");
                     let reason = match reason {
-                        FinishReason::Eos | FinishReason::StopToken(_) | FinishReason::Grammar => {
-                            "stop"
-                        }
+                        FinishReason::Eos
+                        | FinishReason::StopToken(_)
+                        | FinishReason::StopString
+                        | FinishReason::Grammar => "stop",
                         FinishReason::Length => "length",
                         FinishReason::Error(reason) => {
                             eprintln!("prompt {}: {reason}", answer.prompt.id);

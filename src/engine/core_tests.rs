@@ -4,6 +4,7 @@ use super::super::test_model::{EOS, Fault, TestModel, VOCAB};
 use super::super::{PromptToken, ProposerCounts, Readout, TokenOut, TokenSource};
 use super::*;
 use crate::sampling::SamplingParams;
+use crate::text::StoppingText;
 
 fn config() -> EngineConfig {
     EngineConfig {
@@ -262,6 +263,37 @@ fn stop_tokens_and_eos_cut_the_round() {
     let outputs = run(&mut engine, &[eos]);
     if let Some(end) = outputs[0].ids().iter().position(|&id| id == EOS) {
         assert_eq!((end + 1, &outputs[0].reason), (outputs[0].tokens.len(), &FinishReason::Eos));
+    }
+}
+
+/// A stop string ends a sequence with the token that completes it, wherever in a round that is, and all
+/// it took is counted.
+#[test]
+fn stop_strings_cut_the_round() {
+    let vocab: serde_json::Map<_, _> =
+        (0..VOCAB as u32).map(|id| (format!("<{id}>"), id.into())).collect();
+    let model = serde_json::json!({"type": "WordLevel", "vocab": vocab, "unk_token": "<0>"});
+    let tokenizer = serde_json::json!({"version": "1.0", "added_tokens": [], "model": model});
+    let tokenizer: tokenizers::Tokenizer = serde_json::from_value(tokenizer).unwrap();
+    let tokenizer = std::sync::Arc::new(tokenizer);
+    let base = Request { ignore_eos: true, ..Request::greedy(vec![5, 6], 30) };
+    let all = reference(std::slice::from_ref(&base)).remove(0).0;
+    for place in 1..15 {
+        // It begins with the token before, and ends within this one.
+        let stop = format!("{}> <{}", all[place - 1], all[place]);
+        let first = (1..).find(|&at| all[at - 1..=at] == all[place - 1..=place]).unwrap();
+        let stop = Some(StoppingText::new(std::sync::Arc::clone(&tokenizer), vec![stop]));
+        let mut engine = engine(&config(), Some(TestModel::draft(64, 0)));
+        let output = &run(&mut engine, &[Request { stop, ..base.clone() }])[0];
+        assert_eq!(
+            (output.ids(), &output.reason),
+            (all[..=first].to_vec(), &FinishReason::StopString)
+        );
+        // One token from the prompt, then rounds of four draft tokens and a bonus.
+        let (drafts, bonus) = (first.div_ceil(5) as u64, first as u64 / 5);
+        let stats = &output.stats;
+        assert_eq!((stats.drafts, stats.draft_tokens), (drafts, drafts * 4), "{place}");
+        assert_eq!(stats.accepted_tokens, first as u64 - bonus, "{place}");
     }
 }
 

@@ -4,6 +4,7 @@ use super::SequenceStats;
 use crate::grammar::Grammar;
 use crate::sampling::{ParamError, SamplingParams};
 use crate::spec::Proposer;
+use crate::text::StoppingText;
 
 /// Most alternatives a request may ask log-probabilities for.
 pub const MAX_TOP_LOGPROBS: usize = 20;
@@ -25,6 +26,8 @@ pub struct Request {
     pub priority: i64,
     /// Tokens that end the sequence besides the model's own.
     pub stop_token_ids: Vec<u32>,
+    /// The text so far, where stop strings end the sequence.
+    pub stop: Option<StoppingText>,
     /// Whether the model's end-of-sequence tokens are ordinary tokens.
     pub ignore_eos: bool,
     /// Draft tokens per round: `None` for the engine's value, 0 for no speculation, otherwise a
@@ -64,6 +67,7 @@ impl Request {
             max_tokens,
             priority: 0,
             stop_token_ids: Vec::new(),
+            stop: None,
             ignore_eos: false,
             num_speculative_tokens: None,
             grammar: None,
@@ -205,6 +209,8 @@ pub enum FinishReason {
     Eos,
     /// One of the request's stop tokens, which is the last token sent.
     StopToken(u32),
+    /// One of the request's stop strings, which the last token sent completes.
+    StopString,
     /// The request's grammar admits nothing more.
     Grammar,
     /// `max_tokens` or the context limit; the end of a prompt that is only read.
@@ -218,7 +224,7 @@ impl FinishReason {
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::Eos | Self::StopToken(_) => "stop",
+            Self::Eos | Self::StopToken(_) | Self::StopString => "stop",
             Self::Grammar => "grammar",
             Self::Length => "length",
             Self::Error(_) => "error",

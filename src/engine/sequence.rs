@@ -10,6 +10,7 @@ use crate::sampling::{
     Draws, History, LogitsError, Processor, SamplingParams, log_sum_exp, top_logprobs,
 };
 use crate::spec::{Acceptance, DraftToken, FinalToken, Speculation, rejection_sample};
+use crate::text::StoppingText;
 
 pub(super) struct Sequence {
     /// Prompt and generated tokens.
@@ -28,6 +29,8 @@ pub(super) struct Sequence {
     /// Tokens that end it: the model's own, unless they are ignored, then the request's.
     pub(super) ends: Vec<u32>,
     own_ends: usize,
+    /// The text so far, where stop strings end it.
+    stop: Option<StoppingText>,
     top_logprobs: Option<usize>,
     pub(super) grammar: Option<GrammarState>,
     pub(super) readout: PromptReadout,
@@ -97,6 +100,7 @@ impl Sequence {
             params,
             ends,
             own_ends,
+            stop: request.stop,
             top_logprobs: request.top_logprobs,
             grammar: request.grammar.map(|grammar| grammar.start()),
         }
@@ -208,12 +212,17 @@ impl Sequence {
         }
     }
 
-    fn finish_at(&self, id: u32) -> Option<FinishReason> {
+    /// Whether the sequence ends with its last token, `id`.
+    fn finish_at(&mut self, id: u32) -> Option<FinishReason> {
         match self.ends.iter().position(|&end| end == id) {
-            Some(place) if place < self.own_ends => Some(FinishReason::Eos),
-            Some(_) => Some(FinishReason::StopToken(id)),
-            None => (self.tokens_left() == 0).then_some(FinishReason::Length),
+            Some(place) if place < self.own_ends => return Some(FinishReason::Eos),
+            Some(_) => return Some(FinishReason::StopToken(id)),
+            None => {}
         }
+        if self.stop.as_mut().is_some_and(|text| text.push(id).1.is_some()) {
+            return Some(FinishReason::StopString);
+        }
+        (self.tokens_left() == 0).then_some(FinishReason::Length)
     }
 
     fn token_out(&self, id: u32, source: TokenSource, logits: &[f32]) -> TokenOut {

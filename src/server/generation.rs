@@ -13,7 +13,7 @@ use super::{ApiError, Body, structured, wire};
 use crate::engine::{Event, FinishReason, PromptToken, Request, SequenceStats, TokenOut};
 use crate::grammar::GrammarSource;
 use crate::sampling::SamplingParams;
-use crate::text::{Detokenizer, StopStrings};
+use crate::text::StoppingText;
 
 /// Most choices of one prompt.
 const MAX_CHOICES: usize = 128;
@@ -31,6 +31,7 @@ pub(super) fn in_range(field: &str, choices: usize) -> Result<(), ApiError> {
 /// What chat and plain completions have in common.
 pub(super) struct Generation {
     pub(super) request: Request,
+    /// Texts that end a choice.
     pub(super) stop: Vec<String>,
     /// The form of the output, and the field that asks for it.
     pub(super) grammar: Option<(&'static str, GrammarSource)>,
@@ -147,6 +148,8 @@ impl Generation {
         if let Some((field, source)) = self.grammar.take() {
             self.request.grammar = Some(serving.compile(field, source).await?);
         }
+        let text = StoppingText::new(Arc::clone(&serving.tokenizer), self.stop.clone());
+        self.request.stop = (!self.stop.is_empty()).then(|| text.clone());
         let limits = serving.engine.limits();
         let mut requests = Vec::new();
         for prompt in prompts {
@@ -168,8 +171,7 @@ impl Generation {
             let reader = Reader {
                 choice,
                 pieces: sender.clone(),
-                text: Detokenizer::new(Arc::clone(&serving.tokenizer)),
-                stop: StopStrings::new(self.stop.clone()),
+                text: text.clone(),
                 ends,
                 echo: self.echo.get(choice / self.choices).cloned(),
                 prompt_only: self.prompt_only,
@@ -201,8 +203,7 @@ impl Ends {
 struct Reader {
     choice: usize,
     pieces: mpsc::Sender<Piece>,
-    text: Detokenizer,
-    stop: StopStrings,
+    text: StoppingText,
     ends: Ends,
     /// Text that comes first.
     echo: Option<String>,
@@ -213,9 +214,8 @@ struct Reader {
 }
 
 impl Reader {
-    /// Turns events into pieces, until the sequence ends, stops or nobody listens.
+    /// Turns events into pieces, until the sequence ends or nobody listens.
     async fn read(mut self, mut events: Metered) {
-        let mut stats = SequenceStats::default();
         loop {
             let event = events.recv().await;
             let text = self.echo.take().unwrap_or_default();
@@ -225,14 +225,8 @@ impl Reader {
                 Some(Event::Embedding(_)) => {}
                 Some(Event::Tokens(_)) if self.prompt_only => {}
                 Some(Event::Tokens(tokens)) => {
-                    stats.generated_tokens += tokens.len();
                     self.span.iter().for_each(|span| span.round(&tokens));
-                    if let Some(unseen) = self.add(tokens, &mut piece) {
-                        self.span.take().into_iter().for_each(SequenceSpan::stopped);
-                        stats.generated_tokens -= unseen;
-                        let reason = Ok(wire::FinishReason::Stop);
-                        piece.end = Some(End { reason, stats: std::mem::take(&mut stats) });
-                    }
+                    self.add(tokens, &mut piece);
                 }
                 Some(Event::Finished { reason, stats }) => {
                     if let Some(span) = self.span.take() {
@@ -242,7 +236,7 @@ impl Reader {
                 }
                 None => {
                     let reason = Err(ApiError::internal("the engine has stopped"));
-                    piece.end = Some(End { reason, stats: std::mem::take(&mut stats) });
+                    piece.end = Some(End { reason, stats: SequenceStats::default() });
                 }
             }
             let ended = piece.end.is_some();
@@ -253,38 +247,30 @@ impl Reader {
         }
     }
 
-    /// Adds tokens to a piece, up to the one that completes a stop string: then there were as many more.
-    fn add(&mut self, tokens: Vec<TokenOut>, piece: &mut Piece) -> Option<usize> {
-        let count = tokens.len();
-        for (place, token) in tokens.into_iter().enumerate() {
+    /// Adds tokens to a piece.
+    fn add(&mut self, tokens: Vec<TokenOut>, piece: &mut Piece) {
+        for token in tokens {
             if self.ends.0.contains(&token.id) {
                 continue;
             }
-            let (text, stopped) = self.stop.push(&self.text.push(token.id));
+            let (text, _) = self.text.push(token.id);
             piece.text += &text;
             piece.tokens.push(token);
             piece.texts.push(text);
-            if stopped {
-                return Some(count - place - 1);
-            }
         }
-        None
     }
 
     /// The end of a sequence, with what was held back of its text.
     fn finish(&mut self, reason: FinishReason, mut stats: SequenceStats, text: &mut String) -> End {
-        let (rest, stopped) = self.stop.push(&self.text.finish());
+        let (rest, stopped) = self.text.finish();
         *text += &rest;
-        if !stopped {
-            *text += &self.stop.finish();
-        }
         let reason = match reason {
             FinishReason::Error(reason) => Err(ApiError::internal(reason)),
             _ if self.prompt_only => {
                 stats.generated_tokens = 0;
                 Ok(wire::FinishReason::Length)
             }
-            FinishReason::Length if !stopped => Ok(wire::FinishReason::Length),
+            FinishReason::Length if stopped.is_none() => Ok(wire::FinishReason::Length),
             _ => Ok(wire::FinishReason::Stop),
         };
         End { reason, stats }

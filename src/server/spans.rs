@@ -136,13 +136,6 @@ impl SequenceSpan {
         self.context.span().add_event("round", attributes);
     }
 
-    /// Ends it at one of the request's stop strings; the engine's figures never come.
-    pub(super) fn stopped(mut self) {
-        self.ended = true;
-        let reason = KeyValue::new("gen_ai.response.finish_reasons", "stop");
-        self.context.span().set_attribute(reason);
-    }
-
     /// Ends it, with its stages as spans of their own.
     pub(super) fn end(mut self, reason: &str, stats: &SequenceStats) {
         self.ended = true;

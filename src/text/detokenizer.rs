@@ -8,7 +8,8 @@ use tokenizers::Tokenizer;
 ///
 /// Each piece is the difference between two decodings of a short window, so that context-dependent
 /// decoders (leading spaces, multi-byte characters) come out right at a cost linear in the text.
-pub struct Detokenizer {
+#[derive(Debug, Clone)]
+pub(super) struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     window: Vec<u32>,
     /// Tokens of the window whose text has been handed out.
@@ -17,8 +18,7 @@ pub struct Detokenizer {
 
 impl Detokenizer {
     /// A detokenizer at the start of a text.
-    #[must_use]
-    pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
+    pub(super) fn new(tokenizer: Arc<Tokenizer>) -> Self {
         Self { tokenizer, window: Vec::new(), emitted: 0 }
     }
 
@@ -27,7 +27,7 @@ impl Detokenizer {
     }
 
     /// The text that `token` completes; empty while a character is incomplete.
-    pub fn push(&mut self, token: u32) -> String {
+    pub(super) fn push(&mut self, token: u32) -> String {
         self.window.push(token);
         let all = self.decode(&self.window);
         if all.ends_with('\u{fffd}') && self.window.len() - self.emitted < 8 {
@@ -43,7 +43,7 @@ impl Detokenizer {
     }
 
     /// What is left at the end of the text: bytes that never became a character.
-    pub fn finish(&mut self) -> String {
+    pub(super) fn finish(&mut self) -> String {
         let all = self.decode(&self.window);
         let known = self.decode(&self.window[..self.emitted]);
         self.emitted = self.window.len();

@@ -6,7 +6,7 @@ mod python_json;
 mod stop;
 mod template;
 
-pub use detokenizer::Detokenizer;
+use detokenizer::Detokenizer;
 use python_json::{indented_python_json, python_json};
-pub use stop::StopStrings;
+pub use stop::StoppingText;
 pub use template::{ChatTemplate, TemplateError};

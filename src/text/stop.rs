@@ -1,36 +1,76 @@
 //! Stop strings: found across token borders, never shown in part.
 
+use std::sync::Arc;
+
+use tokenizers::Tokenizer;
+
+use super::Detokenizer;
+
+/// The text of a growing token sequence, up to its first stop string.
+#[derive(Debug, Clone)]
+pub struct StoppingText {
+    text: Detokenizer,
+    stops: StopStrings,
+}
+
+impl StoppingText {
+    /// An empty text that ends at one of `stops`, none of which is empty.
+    #[must_use]
+    pub fn new(tokenizer: Arc<Tokenizer>, stops: Vec<String>) -> Self {
+        Self { text: Detokenizer::new(tokenizer), stops: StopStrings::new(stops) }
+    }
+
+    /// Adds a token; returns the text that may be shown, and the place in the list of the stop string that
+    /// was reached.
+    pub fn push(&mut self, token: u32) -> (String, Option<usize>) {
+        self.stops.push(&self.text.push(token))
+    }
+
+    /// The text held back, at the end of the sequence, which may reach a stop string too.
+    pub fn finish(&mut self) -> (String, Option<usize>) {
+        let (mut text, reached) = self.stops.push(&self.text.finish());
+        if reached.is_none() {
+            text += &self.stops.finish();
+        }
+        (text, reached)
+    }
+
+    /// The stop string at a place.
+    #[must_use]
+    pub fn stop(&self, place: usize) -> &str {
+        &self.stops.stops[place]
+    }
+}
+
 /// Looks for stop strings in a text that arrives in pieces.
-#[derive(Debug, Clone, Default)]
-pub struct StopStrings {
+#[derive(Debug, Clone)]
+struct StopStrings {
     stops: Vec<String>,
     /// Text that could be the beginning of a stop string.
     held: String,
 }
 
 impl StopStrings {
-    /// A matcher for the given strings; empty ones are ignored.
-    #[must_use]
-    pub fn new(stops: impl IntoIterator<Item = String>) -> Self {
-        let stops = stops.into_iter().filter(|s| !s.is_empty()).collect();
+    fn new(stops: Vec<String>) -> Self {
         Self { stops, held: String::new() }
     }
 
-    /// Adds a piece of text; returns what may be shown, and whether a stop string was reached.
-    pub fn push(&mut self, piece: &str) -> (String, bool) {
+    /// Adds a piece of text; returns what may be shown, and the place of the stop string that was reached.
+    fn push(&mut self, piece: &str) -> (String, Option<usize>) {
         self.held.push_str(piece);
-        let found = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        if let Some(at) = found {
+        let found = self.stops.iter().enumerate();
+        let found = found.filter_map(|(place, stop)| Some((self.held.find(&**stop)?, place)));
+        if let Some((at, place)) = found.min() {
             self.held.truncate(at);
-            return (std::mem::take(&mut self.held), true);
+            return (std::mem::take(&mut self.held), Some(place));
         }
         let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
-        (std::mem::replace(&mut self.held, rest), false)
+        (std::mem::replace(&mut self.held, rest), None)
     }
 
     /// The text held back, at the end.
-    pub fn finish(&mut self) -> String {
+    fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 }
@@ -49,14 +89,14 @@ mod tests {
     fn pieces_do_not_matter() {
         let text = "one two END three";
         for width in 1..text.len() {
-            let mut stops = StopStrings::new(["END".to_owned(), "ree!".to_owned()]);
+            let mut stops = StopStrings::new(vec!["ree!".to_owned(), "END".to_owned()]);
             let mut shown = String::new();
             let mut stopped = false;
             for piece in text.as_bytes().chunks(width) {
                 let (more, stop) = stops.push(std::str::from_utf8(piece).unwrap());
                 shown += &more;
-                stopped = stop;
-                if stop {
+                stopped = stop == Some(1);
+                if stopped {
                     break;
                 }
             }
@@ -67,10 +107,10 @@ mod tests {
 
     #[test]
     fn held_text_comes_out_at_the_end_or_when_it_cannot_match() {
-        let mut stops = StopStrings::new(["abcd".to_owned()]);
-        assert_eq!(stops.push("xab"), ("x".to_owned(), false));
-        assert_eq!(stops.push("cx"), ("abcx".to_owned(), false));
-        assert_eq!(stops.push("äab"), ("ä".to_owned(), false));
+        let mut stops = StopStrings::new(vec!["abcd".to_owned()]);
+        assert_eq!(stops.push("xab"), ("x".to_owned(), None));
+        assert_eq!(stops.push("cx"), ("abcx".to_owned(), None));
+        assert_eq!(stops.push("äab"), ("ä".to_owned(), None));
         assert_eq!(stops.finish(), "ab");
     }
 }

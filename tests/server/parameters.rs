@@ -191,3 +191,55 @@ async fn predictions_are_drafted_from_and_counted() {
         }
     }
 }
+
+/// A choice that a stop string ends counts what it took like any other, whole and streamed.
+#[tokio::test(flavor = "multi_thread")]
+async fn stop_strings_leave_the_counts_whole() {
+    let mut body = chat("Count from 1 to 20.");
+    let text = content(&post("/v1/chat/completions", body.clone()).await).to_owned();
+    // From inside a word or number, two thirds into the text.
+    let at = text.char_indices().nth(text.chars().count() * 2 / 3).unwrap().0;
+    let stop: String = text[at..].chars().take(4).collect();
+    let shown = text.split(&stop).next().unwrap();
+    body["stop"] = json!(["never said", stop]);
+    body["prediction"] = json!({"type": "content", "content": text});
+    let mut texts =
+        json!({"prompt": "1, 2, 3, 4,", "max_tokens": 30, "temperature": 0, "stop": " 8, 9"});
+    for (path, body) in [("/v1/chat/completions", &mut body), ("/v1/completions", &mut texts)] {
+        let mut all = Vec::new();
+        for speculate in [0, 8] {
+            body["num_speculative_tokens"] = json!(speculate);
+            body["stream"] = json!(false);
+            body.as_object_mut().unwrap().remove("stream_options");
+            let whole = post(path, body.clone()).await;
+            let choice = &whole["choices"][0];
+            assert_eq!(choice["finish_reason"], "stop", "{whole}");
+            if path == "/v1/chat/completions" {
+                assert_eq!(content(&whole), shown);
+            }
+            body["stream"] = json!(true);
+            body["stream_options"] = json!({"include_usage": true});
+            let (_, text) = send("POST", path, &body.to_string()).await;
+            let last = text.lines().rfind(|l| l.starts_with("data: {")).unwrap();
+            let last: Value = serde_json::from_str(&last[6..]).unwrap();
+            all.extend([whole["usage"].clone(), last["usage"].clone()]);
+        }
+        let count =
+            |usage: &Value, pointer: &str| usage.pointer(pointer).unwrap().as_u64().unwrap();
+        for (place, usage) in all.iter().enumerate() {
+            assert_eq!(usage["completion_tokens"], all[0]["completion_tokens"], "{all:?}");
+            assert_eq!(
+                usage["completion_tokens_details"],
+                all[place & 2]["completion_tokens_details"]
+            );
+            let drafted = ["/pleach/drafts", "/pleach/draft_tokens", "/pleach/accepted_tokens"];
+            for pointer in drafted {
+                assert_eq!(count(usage, pointer) > 0, place >= 2, "{pointer} {usage}");
+            }
+        }
+        if path == "/v1/chat/completions" {
+            assert!(count(&all[2], "/completion_tokens_details/accepted_prediction_tokens") > 4);
+            assert!(count(&all[3], "/prompt_tokens_details/cached_tokens") >= 16, "{all:?}");
+        }
+    }
+}
