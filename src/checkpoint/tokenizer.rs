@@ -1,8 +1,10 @@
 //! The tokenizer: read from a folder, or built from GGUF metadata.
 
 use std::collections::HashMap;
+use std::panic::catch_unwind;
 use std::path::Path;
 
+use serde::de::IgnoredAny;
 use serde_json::Value as Json;
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
@@ -34,14 +36,7 @@ pub(super) fn from_folder(
     folder: &Path,
 ) -> Result<(Option<Tokenizer>, Option<String>), CheckpointError> {
     let path = folder.join("tokenizer.json");
-    let tokenizer = if path.exists() {
-        Some(
-            Tokenizer::from_file(&path)
-                .map_err(|e| CheckpointError::corrupt(&path, e.to_string()))?,
-        )
-    } else {
-        None
-    };
+    let tokenizer = path.exists().then(|| from_json(&path)).transpose()?;
     let path = folder.join("chat_template.jinja");
     if path.exists() {
         let text = std::fs::read_to_string(&path)
@@ -58,6 +53,17 @@ pub(super) fn from_folder(
         _ => None,
     });
     Ok((tokenizer, template))
+}
+
+fn from_json(path: &Path) -> Result<Tokenizer, CheckpointError> {
+    let bytes = std::fs::read(path)
+        .map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
+    // The library looks for a shape that fits and, where none does, says little or panics.
+    serde_json::from_slice::<IgnoredAny>(&bytes)
+        .map_err(|e| CheckpointError::corrupt(path, format!("not JSON: {e}")))?;
+    let tokenizer = catch_unwind(|| Tokenizer::from_bytes(&bytes));
+    let tokenizer = tokenizer.unwrap_or_else(|_| Err("it is no tokenizer".into()));
+    tokenizer.map_err(|e| CheckpointError::corrupt(path, e.to_string()))
 }
 
 /// Builds the tokenizer that the metadata describes; `None` where there is none (a draft).

@@ -1,5 +1,7 @@
 //! The model's chat template, rendered as `transformers` renders it.
 
+use std::io;
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, context};
@@ -7,6 +9,11 @@ use serde_json::Value;
 
 use super::{calls, indented_python_json, python_json};
 use crate::checkpoint::Checkpoint;
+
+/// Instructions that rendering may take: about a second's worth.
+const FUEL: u64 = 20_000_000;
+/// Bytes that a prompt may have: more than any request.
+const MAX_PROMPT: usize = 32 << 20;
 
 /// Why a conversation has no prompt.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +60,7 @@ impl ChatTemplate {
         });
         // A hostile template must end.
         environment.set_recursion_limit(64);
+        environment.set_fuel(Some(FUEL));
         environment
             .add_template_owned("chat", source.to_owned())
             .map_err(|e| TemplateError(e.to_string()))?;
@@ -89,15 +97,36 @@ impl ChatTemplate {
             Some(messages) => (&messages[..], &[][..]),
             None => (messages, tools),
         };
-        template
-            .render(context! {
-                messages => minijinja::value::Serde(messages),
-                tools => (!tools.is_empty()).then_some(minijinja::value::Serde(tools)),
-                add_generation_prompt => true,
-                bos_token => self.bos_token.as_str(),
-                eos_token => self.eos_token.as_str(),
-            })
-            .map_err(|e| TemplateError(e.detail().map_or_else(|| e.to_string(), str::to_owned)))
+        let conversation = context! {
+            messages => minijinja::value::Serde(messages),
+            tools => (!tools.is_empty()).then_some(minijinja::value::Serde(tools)),
+            add_generation_prompt => true,
+            bos_token => self.bos_token.as_str(),
+            eos_token => self.eos_token.as_str(),
+        };
+        let mut prompt = Prompt::default();
+        let rendered = template.render_captured_to(conversation, &mut prompt).map(drop);
+        rendered
+            .map_err(|e| TemplateError(e.detail().map_or_else(|| e.to_string(), str::to_owned)))?;
+        String::from_utf8(prompt.0).map_err(|e| TemplateError(e.to_string()))
+    }
+}
+
+/// A prompt as it is written, up to its bound.
+#[derive(Default)]
+struct Prompt(Vec<u8>);
+
+impl io::Write for Prompt {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        if self.0.len() + text.len() > MAX_PROMPT {
+            return Err(io::Error::other("the prompt is too long"));
+        }
+        self.0.extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -119,6 +148,16 @@ mod tests {
         let bad = [serde_json::json!({"role": "x", "content": ""})];
         assert!(template.render(&bad, &[]).unwrap_err().to_string().contains("no x"));
         assert!(ChatTemplate::new("{% if %}", "", "").is_err());
+    }
+
+    /// A template that would run or write for ever is an error.
+    #[test]
+    fn templates_end() {
+        let long = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}";
+        let wide = "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}";
+        for source in [long, wide] {
+            assert!(ChatTemplate::new(source, "", "").unwrap().render(&[], &[]).is_err());
+        }
     }
 
     #[test]
