@@ -17,6 +17,8 @@ use tower::ServiceExt;
 
 #[path = "server/document.rs"]
 mod document;
+#[path = "server/messages.rs"]
+mod messages;
 #[path = "server/parameters.rs"]
 mod parameters;
 #[path = "server/reading.rs"]
@@ -206,7 +208,10 @@ async fn stop_strings_are_cut_and_seeds_repeat() {
     let body = json!({"prompt": "1, 2, 3, 4,", "max_tokens": 30, "temperature": 0, "stop": [" 8, 9", "zzz"]});
     let answer = post("/v1/completions", body).await;
     let choice = &answer["choices"][0];
-    assert_eq!(choice["finish_reason"], "stop");
+    assert_eq!(
+        (&choice["finish_reason"], &choice["stop_reason"]),
+        (&json!("stop"), &json!(" 8, 9"))
+    );
     assert!(choice["text"].as_str().unwrap().ends_with("7,"), "{choice}");
     let sampled = json!({"prompt": "Once upon a time", "max_tokens": 12, "seed": 7, "num_speculative_tokens": 0});
     let (a, b) =
@@ -238,9 +243,21 @@ async fn bad_requests_name_the_field() {
         ("stream_options", json!({"messages": messages, "stream_options": {}})),
         ("top_logprobs", json!({"messages": messages, "top_logprobs": 2})),
         ("nonsense", json!({"messages": messages, "nonsense": 1})),
-        ("prompt", json!({"messages": [{"role": "user", "content": "word ".repeat(600)}]})),
+        ("messages", json!({"messages": [{"role": "user", "content": "word ".repeat(600)}]})),
+        ("stop_token_ids", json!({"messages": messages, "stop_token_ids": [1_000_000]})),
     ] {
         refused("/v1/chat/completions", &body, param).await;
+    }
+    // As OpenAI calls it, by a count of tokens or of bytes.
+    for length in [600, 100_000] {
+        for (path, field) in [("/v1/completions", "prompt"), ("/v1/responses", "input")] {
+            let body = json!({field: "word ".repeat(length)});
+            let (status, text) = send("POST", path, &body.to_string()).await;
+            let error: Value = serde_json::from_str(&text).unwrap();
+            let error = (status, &error["error"]["param"], &error["error"]["code"]);
+            let code = json!("context_length_exceeded");
+            assert_eq!(error, (StatusCode::BAD_REQUEST, &json!(field), &code), "{text}");
+        }
     }
     let (status, text) = send("POST", "/v1/completions", "{\"prompt\": ").await;
     assert_eq!(status, StatusCode::BAD_REQUEST, "{text}");
@@ -255,6 +272,10 @@ async fn health_models_and_metrics() {
     let models: Value = serde_json::from_str(&send("GET", "/v1/models", "").await.1).unwrap();
     let name = models["data"][0]["id"].as_str().unwrap();
     assert_eq!(send("GET", &format!("/v1/models/{name}"), "").await.0, StatusCode::OK);
+    assert_eq!(models["data"][0]["max_model_len"], 512);
+    // For clients whose base address lacks the version.
+    assert_eq!(serde_json::from_str::<Value>(&send("GET", "/models", "").await.1).unwrap(), models);
+    post("/chat/completions", chat("Count to ten.")).await;
     post("/v1/chat/completions", chat("Count to ten.")).await;
     let page = send("GET", "/metrics", "").await.1;
     let values: HashMap<&str, f64> = page
@@ -295,6 +316,20 @@ async fn texts_become_tokens_and_back() {
     assert_eq!(tokens["count"], ids.len());
     assert_eq!((&tokens["max_model_len"], &tokens["token_strs"][0]), (&json!(512), &json!("The")));
     assert_eq!(post("/detokenize", json!({"tokens": ids})).await["prompt"], text);
+    // llama.cpp's names, and pieces of text, of which some are no characters.
+    let text = "Größe 媽 🤗";
+    let tokens = post("/tokenize", json!({"content": text, "with_pieces": true})).await;
+    let mut bytes = Vec::new();
+    for token in tokens["tokens"].as_array().unwrap() {
+        match &token["piece"] {
+            Value::String(piece) => bytes.extend(piece.bytes()),
+            piece => bytes.extend(serde_json::from_value::<Vec<u8>>(piece.clone()).unwrap()),
+        }
+    }
+    assert_eq!(String::from_utf8(bytes).unwrap(), text, "{tokens}");
+    let ids: Vec<&Value> =
+        tokens["tokens"].as_array().unwrap().iter().map(|token| &token["id"]).collect();
+    assert_eq!(post("/detokenize", json!({"tokens": ids})).await["content"], text);
     // A conversation has the tokens that a chat's prompt has.
     let messages = json!([{"role": "user", "content": "Why is the sky blue?"}]);
     let conversation = post("/tokenize", json!({"messages": messages})).await;

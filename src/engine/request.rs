@@ -101,6 +101,10 @@ impl Request {
         })?;
         let known = self.prediction.iter().all(|&id| (id as usize) < limits.vocab_size);
         check(known, "prediction", &|| "contains a token outside the vocabulary".into())?;
+        let known = self.stop_token_ids.iter().all(|&id| (id as usize) < limits.vocab_size);
+        check(known, "stop_token_ids", &|| {
+            format!("must be token ids, which lie below {}", limits.vocab_size)
+        })?;
         check(self.max_tokens > 0, "max_tokens", &|| "must be at least 1".into())?;
         check(self.top_logprobs.is_none_or(|n| n <= MAX_TOP_LOGPROBS), "top_logprobs", &|| {
             format!("must be at most {MAX_TOP_LOGPROBS}")
@@ -280,6 +284,8 @@ mod tests {
         assert_eq!(refused(Request::greedy(vec![1; 8], 1)), Err("prompt"));
         assert_eq!(refused(Request::greedy(vec![100], 1)), Err("prompt"));
         assert_eq!(refused(Request::greedy(vec![1], 0)), Err("max_tokens"));
+        let stop = Request { stop_token_ids: vec![100], ..Request::greedy(vec![1], 1) };
+        assert_eq!(refused(stop), Err("stop_token_ids"));
         let logprobs = Request { top_logprobs: Some(21), ..Request::greedy(vec![1], 1) };
         assert_eq!(refused(logprobs), Err("top_logprobs"));
         for prediction in [vec![1; 9], vec![100]] {

@@ -125,6 +125,14 @@ impl GrammarCompiler {
         Ok(Self { factory, compiled: Mutex::default() })
     }
 
+    /// The bytes that an ordinary token stands for, which need not be a character.
+    #[must_use]
+    pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
+        let trie = self.factory.tok_env().tok_trie();
+        let bytes = if (id as usize) < trie.vocab_size() { trie.token(id) } else { &[] };
+        Some(bytes).filter(|b| b.first().is_some_and(|b| *b != TokTrie::SPECIAL_TOKEN_MARKER))
+    }
+
     /// Compiles a grammar, or finds it compiled. May take many milliseconds: not for an async task.
     ///
     /// # Errors

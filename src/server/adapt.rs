@@ -1,7 +1,6 @@
 //! Other vendors' shapes are put on top of a chat completion: its answer and its chunks, read back.
 
-use axum::body::{Body as HttpBody, BodyDataStream, Bytes, to_bytes};
-use axum::extract::State;
+use axum::body::{BodyDataStream, to_bytes};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -10,33 +9,33 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{ApiError, AppState, chat};
-
-/// The chat completion that a request stands for.
-async fn chat(state: &AppState, request: &Value) -> Result<HttpBody, ApiError> {
-    let bytes = Bytes::from(request.to_string());
-    Ok(chat::chat_completions(State(state.clone()), Ok(bytes)).await?.into_body())
-}
+use super::respond::PromptTokens;
+use super::{ApiError, AppState, Body, chat};
 
 /// A whole answer.
-pub(super) async fn whole(state: &AppState, request: &Value) -> Result<Value, ApiError> {
-    let bytes = to_bytes(chat(state, request).await?, usize::MAX).await;
+pub(super) async fn whole(state: &AppState, request: Value) -> Result<Value, ApiError> {
+    let answer = chat::complete(state, Body::from(request)).await?;
+    let bytes = to_bytes(answer.into_body(), usize::MAX).await;
     let answer = bytes.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
     answer.ok_or_else(|| ApiError::internal("the answer cannot be read back"))
 }
 
 /// A streamed answer; dropping it cancels the request.
-pub(super) async fn streamed(state: &AppState, request: &mut Value) -> Result<Chunks, ApiError> {
+pub(super) async fn streamed(state: &AppState, mut request: Value) -> Result<Chunks, ApiError> {
     request["stream"] = json!(true);
     request["stream_options"] = json!({"include_usage": true});
-    let body = chat(state, request).await?.into_data_stream();
-    Ok(Chunks { body, text: Vec::new() })
+    let answer = chat::complete(state, Body::from(request)).await?;
+    let prompt_tokens = answer.extensions().get().map_or(0, |PromptTokens(count)| *count);
+    let body = answer.into_body().into_data_stream();
+    Ok(Chunks { body, text: Vec::new(), prompt_tokens })
 }
 
 /// Chunks of a chat completion.
 pub(super) struct Chunks {
     body: BodyDataStream,
     text: Vec<u8>,
+    /// Tokens of the prompt.
+    pub(super) prompt_tokens: usize,
 }
 
 impl Chunks {

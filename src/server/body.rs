@@ -22,6 +22,11 @@ impl Body {
         }
     }
 
+    /// Whether a field is there.
+    pub(super) fn has(&self, field: &str) -> bool {
+        self.0.get(field).is_some_and(|value| !value.is_null())
+    }
+
     /// Reads the fields of a struct and leaves the others; null is as good as absent.
     pub(super) fn read<T: DeserializeOwned>(&mut self) -> Result<T, ApiError> {
         serde_path_to_error::deserialize(self).map_err(|error| {
@@ -48,6 +53,13 @@ impl Body {
             }
             None => Ok(()),
         }
+    }
+}
+
+/// The fields of an object.
+impl From<Value> for Body {
+    fn from(value: Value) -> Self {
+        Self(if let Value::Object(map) = value { map } else { Map::new() })
     }
 }
 

@@ -1,5 +1,6 @@
-//! `POST /v1/chat/completions`.
+//! `POST /v1/chat/completions`, and what a conversation is as a prompt.
 
+use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
@@ -7,20 +8,26 @@ use axum::response::Response;
 
 use super::generation::Generation;
 use super::respond::{Format, respond};
+use super::state::Serving;
 use super::tools::Callable;
-use super::wire::{Chat, Prediction};
+use super::wire::{Chat, Conversation, Prediction, Templated};
 use super::{ApiError, AppState, Body};
+use crate::text::Ending;
 
 pub(super) async fn chat_completions(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
+    complete(&state, Body::parse(bytes)?).await
+}
+
+/// Answers a chat completion.
+pub(super) async fn complete(state: &AppState, mut body: Body) -> Result<Response, ApiError> {
     let serving = state.serving()?;
-    let mut body = Body::parse(bytes)?;
     let wanted: Chat = body.read()?;
     let room = serving.engine.limits().max_model_len;
     let max_tokens = wanted.max_completion_tokens.or(wanted.max_tokens).unwrap_or(room);
-    let callable = Callable::new(body.read()?)?;
+    let prompt = Prompt::read(&mut body)?;
     let mut generation = Generation::read(&mut body, serving, max_tokens)?;
     body.finish()?;
     let logprobs = wanted.logprobs.unwrap_or(false);
@@ -32,12 +39,54 @@ pub(super) async fn chat_completions(
         generation.request.prediction =
             serving.encode("prediction", &content.into_text(), false)?;
     }
-    let mut tools = Vec::new();
-    if let Some(callable) = callable {
+    if let Some(callable) = &prompt.callable {
         generation.grammar = Some(("tools", callable.grammar(generation.grammar.take())?));
         generation.calls = true;
-        tools = callable.tools;
     }
-    let prompt = serving.encode("prompt", &serving.render(wanted.messages, &tools)?, false)?;
-    respond(&state, serving, generation, vec![prompt], Format::Chat).await
+    let tokens = serving.encode(Format::Chat.prompt(), &prompt.text(serving)?, false)?;
+    respond(state, serving, generation, vec![tokens], Format::Chat).await
+}
+
+/// A conversation on its way to be a prompt.
+pub(super) struct Prompt {
+    conversation: Conversation,
+    ending: Ending,
+    callable: Option<Callable>,
+}
+
+impl Prompt {
+    /// Reads the fields that make it.
+    pub(super) fn read(body: &mut Body) -> Result<Self, ApiError> {
+        let conversation: Conversation = body.read()?;
+        let ending = match (conversation.continue_final_message, conversation.add_generation_prompt)
+        {
+            (Some(true), Some(true)) => {
+                let message =
+                    "`continue_final_message` and `add_generation_prompt` exclude each other";
+                return Err(ApiError::invalid("continue_final_message", message));
+            }
+            (Some(true), _) => Ending::LastMessage,
+            (_, Some(false)) => Ending::Conversation,
+            _ => Ending::Assistant,
+        };
+        Ok(Self { conversation, ending, callable: Callable::new(body.read()?)? })
+    }
+
+    /// The prompt's text.
+    pub(super) fn text(self, serving: &Serving) -> Result<String, ApiError> {
+        let tools = self.callable.map(|callable| callable.tools).unwrap_or_default();
+        serving.render(self.conversation.messages, &tools, self.ending)
+    }
+}
+
+/// `POST /apply-template`: the prompt that a conversation makes, as llama.cpp gives it.
+pub(super) async fn apply_template(
+    State(state): State<AppState>,
+    bytes: Result<Bytes, BytesRejection>,
+) -> Result<Json<Templated>, ApiError> {
+    let serving = state.serving()?;
+    let mut body = Body::parse(bytes)?;
+    let prompt = Prompt::read(&mut body)?;
+    body.finish()?;
+    Ok(Json(Templated { prompt: prompt.text(serving)? }))
 }

@@ -26,6 +26,25 @@ impl ApiError {
         Self { param, ..Self::status(StatusCode::BAD_REQUEST, message) }
     }
 
+    /// A prompt of `size` (tokens, or bytes where they tell enough) has no room in the context.
+    #[must_use]
+    pub fn too_long(param: &str, size: &str, context: usize) -> Self {
+        let message = format!(
+            "`{param}` has {size}; this model's maximum context length is {context} tokens, one of them for the answer"
+        );
+        Self { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
+    }
+
+    /// The same fault under the name that a field has in another API.
+    #[must_use]
+    pub fn renamed(mut self, from: &str, to: &str) -> Self {
+        if self.param.as_deref() == Some(from) {
+            self.param = Some(to.to_owned());
+            self.message = self.message.replace(&format!("`{from}`"), &format!("`{to}`"));
+        }
+        self
+    }
+
     /// Any other status.
     #[must_use]
     pub fn status(status: StatusCode, message: impl Into<String>) -> Self {

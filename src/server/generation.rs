@@ -6,9 +6,10 @@ use tokio::sync::mpsc;
 
 use super::keys::Metered;
 use super::queue::Place;
+use super::respond::Format;
 use super::spans::SequenceSpan;
 use super::state::Serving;
-use super::wire::{RouterDefaults, Sampling, Stop};
+use super::wire::{RouterDefaults, Sampling, Stop, StopReason};
 use super::{ApiError, Body, structured, wire};
 use crate::engine::{Event, FinishReason, PromptToken, Request, SequenceStats, TokenOut};
 use crate::grammar::GrammarSource;
@@ -67,6 +68,8 @@ pub(super) struct Piece {
 pub(super) struct End {
     /// Why, or what failed.
     pub(super) reason: Result<wire::FinishReason, ApiError>,
+    /// The text or token of the request that ended it, where one did.
+    pub(super) stop: Option<StopReason>,
     pub(super) stats: SequenceStats,
 }
 
@@ -143,6 +146,7 @@ impl Generation {
         mut self,
         serving: &Arc<Serving>,
         prompts: Vec<Vec<u32>>,
+        format: Format,
         place: Place,
     ) -> Result<mpsc::Receiver<Piece>, ApiError> {
         if let Some((field, source)) = self.grammar.take() {
@@ -152,7 +156,12 @@ impl Generation {
         self.request.stop = (!self.stop.is_empty()).then(|| text.clone());
         let limits = serving.engine.limits();
         let mut requests = Vec::new();
+        let field = format.prompt();
         for prompt in prompts {
+            if prompt.len() >= limits.max_model_len {
+                let size = format!("{} tokens", prompt.len());
+                return Err(ApiError::too_long(field, &size, limits.max_model_len));
+            }
             for choice in 0..self.choices {
                 let mut request = Request { prompt: prompt.clone(), ..self.request.clone() };
                 request.params.seed =
@@ -172,6 +181,7 @@ impl Generation {
                 choice,
                 pieces: sender.clone(),
                 text: text.clone(),
+                stopped: None,
                 ends,
                 echo: self.echo.get(choice / self.choices).cloned(),
                 prompt_only: self.prompt_only,
@@ -204,6 +214,8 @@ struct Reader {
     choice: usize,
     pieces: mpsc::Sender<Piece>,
     text: StoppingText,
+    /// The stop string that ended it, by its place.
+    stopped: Option<usize>,
     ends: Ends,
     /// Text that comes first.
     echo: Option<String>,
@@ -236,7 +248,7 @@ impl Reader {
                 }
                 None => {
                     let reason = Err(ApiError::internal("the engine has stopped"));
-                    piece.end = Some(End { reason, stats: SequenceStats::default() });
+                    piece.end = Some(End { reason, stop: None, stats: SequenceStats::default() });
                 }
             }
             let ended = piece.end.is_some();
@@ -253,7 +265,8 @@ impl Reader {
             if self.ends.0.contains(&token.id) {
                 continue;
             }
-            let (text, _) = self.text.push(token.id);
+            let (text, stopped) = self.text.push(token.id);
+            self.stopped = self.stopped.or(stopped);
             piece.text += &text;
             piece.tokens.push(token);
             piece.texts.push(text);
@@ -264,15 +277,21 @@ impl Reader {
     fn finish(&mut self, reason: FinishReason, mut stats: SequenceStats, text: &mut String) -> End {
         let (rest, stopped) = self.text.finish();
         *text += &rest;
+        let stopped = self.stopped.or(stopped).map(|place| self.text.stop(place).to_owned());
+        let stop = match reason {
+            FinishReason::StopToken(id) => Some(StopReason::Token(id)),
+            _ => stopped.map(StopReason::Text),
+        };
+        let stop = stop.filter(|_| !self.prompt_only);
         let reason = match reason {
             FinishReason::Error(reason) => Err(ApiError::internal(reason)),
             _ if self.prompt_only => {
                 stats.generated_tokens = 0;
                 Ok(wire::FinishReason::Length)
             }
-            FinishReason::Length if stopped.is_none() => Ok(wire::FinishReason::Length),
+            FinishReason::Length if stop.is_none() => Ok(wire::FinishReason::Length),
             _ => Ok(wire::FinishReason::Stop),
         };
-        End { reason, stats }
+        End { reason, stop, stats }
     }
 }

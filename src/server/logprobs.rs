@@ -2,6 +2,7 @@
 
 use tokenizers::Tokenizer;
 
+use super::state::Serving;
 use super::wire::{Logprobs, TokenLogprob, TopLogprob};
 use crate::engine::{PromptToken, TokenOut};
 
@@ -13,10 +14,11 @@ fn text(tokenizer: &Tokenizer, id: u32) -> String {
 }
 
 /// Chat: one entry per token.
-pub(super) fn chat(tokenizer: &Tokenizer, tokens: &[TokenOut]) -> Logprobs {
+pub(super) fn chat(serving: &Serving, tokens: &[TokenOut]) -> Logprobs {
     let entry = |id: u32, logprob: f32| {
-        let token = text(tokenizer, id);
-        TopLogprob { logprob: logprob.max(IMPOSSIBLE), bytes: token.clone().into_bytes(), token }
+        let token = text(&serving.tokenizer, id);
+        let bytes = serving.token_bytes(id, &token);
+        TopLogprob { logprob: logprob.max(IMPOSSIBLE), bytes, token }
     };
     let content = tokens.iter().map(|token| TokenLogprob {
         token: entry(token.id, token.logprob.unwrap_or(IMPOSSIBLE)),

@@ -1,4 +1,4 @@
-//! `POST /v1/messages`: Anthropic's shape, for text.
+//! `POST /v1/messages` and `/v1/messages/count_tokens`: Anthropic's shape, for text and calls of functions.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -7,18 +7,30 @@ use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::adapt::{self, Chunks, Events};
-use super::wire::messages::{Messages, Speaker, Turn};
+use super::adapt;
+use super::chat::Prompt;
+use super::message_output::{Output, content, stopped, usage};
+use super::wire::messages::{
+    Block, Dialogue, Messages, MessagesTool, MessagesToolChoice, Speaker, Turn, Words,
+};
 use super::{ApiError, AppState, Body};
 
 pub(super) async fn messages(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Response {
-    match answer(&state, bytes).await {
-        Ok(response) => response,
-        Err(error) => error.into_anthropic_response(),
-    }
+    answer(&state, bytes).await.unwrap_or_else(refusal)
+}
+
+pub(super) async fn count_tokens(
+    State(state): State<AppState>,
+    bytes: Result<Bytes, BytesRejection>,
+) -> Response {
+    count(&state, bytes).unwrap_or_else(refusal)
+}
+
+fn refusal(error: ApiError) -> Response {
+    error.renamed("stop", "stop_sequences").into_anthropic_response()
 }
 
 async fn answer(
@@ -28,88 +40,137 @@ async fn answer(
     let name = state.serving()?.name().to_owned();
     let mut body = Body::parse(bytes)?;
     let wanted: Messages = body.read()?;
+    let mut request = request(body.read()?)?;
     body.finish()?;
-    let stream = wanted.stream.unwrap_or(false);
-    let mut request = request(wanted);
+    let fields = json!({
+        "max_tokens": wanted.max_tokens, "stop": wanted.stop_sequences,
+        "temperature": wanted.temperature, "top_p": wanted.top_p, "top_k": wanted.top_k,
+        "num_speculative_tokens": wanted.num_speculative_tokens,
+    });
+    let fields = fields.as_object().into_iter().flatten();
+    fields.for_each(|(name, value)| request[name] = value.clone());
     let id = format!("msg_{}", uuid::Uuid::new_v4().simple());
     let mut message = json!({
         "id": id, "type": "message", "role": "assistant", "model": name, "content": [],
         "stop_reason": null, "stop_sequence": null,
-        "usage": {"input_tokens": 0, "output_tokens": 0},
     });
-    if stream {
-        let chunks = adapt::streamed(state, &mut request).await?;
+    if wanted.stream.unwrap_or(false) {
+        let chunks = adapt::streamed(state, request).await?;
         let (events, response) = adapt::events();
-        tokio::spawn(forward(message, chunks, events));
+        tokio::spawn(Output::new(events).forward(message, chunks));
         return Ok(response);
     }
-    let chat = adapt::whole(state, &request).await?;
+    let chat = adapt::whole(state, request).await?;
     let choice = &chat["choices"][0];
-    message["content"] = json!([{"type": "text", "text": choice["message"]["content"]}]);
-    message["stop_reason"] = stop_reason(&choice["finish_reason"]);
+    message["content"] = content(&choice["message"]);
+    (message["stop_reason"], message["stop_sequence"]) = stopped(choice);
     message["usage"] = usage(&chat["usage"]);
     Ok(Json(message).into_response())
 }
 
-/// The chat completion that a request stands for.
-fn request(wanted: Messages) -> Value {
+fn count(state: &AppState, bytes: Result<Bytes, BytesRejection>) -> Result<Response, ApiError> {
+    let serving = state.serving()?;
+    let mut body = Body::parse(bytes)?;
+    let request = request(body.read()?)?;
+    body.finish()?;
+    serving.check_model(request["model"].as_str())?;
+    let text = Prompt::read(&mut Body::from(request))?.text(serving)?;
+    let tokens = serving.encode("messages", &text, false)?;
+    Ok(Json(json!({"input_tokens": tokens.len()})).into_response())
+}
+
+/// The chat completion that a conversation stands for.
+fn request(dialogue: Dialogue) -> Result<Value, ApiError> {
     let mut messages = Vec::new();
-    if let Some(system) = wanted.system {
+    if let Some(system) = dialogue.system {
         messages.push(json!({"role": "system", "content": system.into_text()}));
     }
-    for Turn { role, content } in wanted.messages {
-        let role = match role {
-            Speaker::User => "user",
-            Speaker::Assistant => "assistant",
-        };
-        messages.push(json!({"role": role, "content": content.into_text()}));
+    // A last turn of the assistant is one to go on with.
+    let goes_on = matches!(dialogue.messages.last(), Some(Turn { role: Speaker::Assistant, .. }));
+    for Turn { role, content } in dialogue.messages {
+        let blocks = content.into_blocks();
+        match role {
+            Speaker::User => user(blocks, &mut messages)?,
+            Speaker::Assistant => messages.push(assistant(blocks)?),
+        }
     }
-    json!({
-        "model": wanted.model, "messages": messages, "max_tokens": wanted.max_tokens,
-        "temperature": wanted.temperature, "top_p": wanted.top_p, "top_k": wanted.top_k,
-        "num_speculative_tokens": wanted.num_speculative_tokens,
-    })
+    let tools = dialogue.tools.map(|tools| {
+        let function = |tool: MessagesTool| {
+            let MessagesTool { name, description, input_schema, .. } = tool;
+            let function =
+                json!({"name": name, "description": description, "parameters": input_schema});
+            json!({"type": "function", "function": function})
+        };
+        tools.into_iter().map(function).collect::<Vec<_>>()
+    });
+    let (choice, alone) = match dialogue.tool_choice {
+        None => (Value::Null, None),
+        Some(MessagesToolChoice::None {}) => (json!("none"), None),
+        Some(MessagesToolChoice::Auto { disable_parallel_tool_use }) => {
+            (json!("auto"), disable_parallel_tool_use)
+        }
+        Some(MessagesToolChoice::Any { disable_parallel_tool_use }) => {
+            (json!("required"), disable_parallel_tool_use)
+        }
+        Some(MessagesToolChoice::Tool { name, disable_parallel_tool_use }) => {
+            (json!({"type": "function", "function": {"name": name}}), disable_parallel_tool_use)
+        }
+    };
+    Ok(json!({
+        "model": dialogue.model, "messages": messages, "tools": tools, "tool_choice": choice,
+        "parallel_tool_calls": alone.map(|alone| !alone),
+        "continue_final_message": goes_on,
+    }))
 }
 
-/// Sends a chat completion's chunks as Anthropic's events.
-async fn forward(message: Value, mut chunks: Chunks, events: Events) {
-    if !events.send(&json!({"type": "message_start", "message": message})).await {
-        return;
-    }
-    let block = json!({"type": "text", "text": ""});
-    events.send(&json!({"type": "content_block_start", "index": 0, "content_block": block})).await;
-    let (mut reason, mut used) = (Value::Null, Value::Null);
-    while let Some(chunk) = chunks.next().await {
-        if let Some(error) = chunk.get("error") {
-            let error = json!({"type": "api_error", "message": error["message"]});
-            events.send(&json!({"type": "error", "error": error})).await;
-            return;
+fn misplaced(kind: &str, role: &str) -> ApiError {
+    ApiError::invalid("messages", format!("`messages`: no `{kind}` in a turn of the {role}"))
+}
+
+/// A turn of the user: words, and results of calls.
+fn user(blocks: Vec<Block>, messages: &mut Vec<Value>) -> Result<(), ApiError> {
+    let mut words = String::new();
+    let flush = |words: &mut String, messages: &mut Vec<Value>| {
+        if !words.is_empty() {
+            messages.push(json!({"role": "user", "content": std::mem::take(words)}));
         }
-        let choice = &chunk["choices"][0];
-        if let Some(text) = choice["delta"]["content"].as_str().filter(|text| !text.is_empty()) {
-            let delta = json!({"type": "text_delta", "text": text});
-            let event = json!({"type": "content_block_delta", "index": 0, "delta": delta});
-            if !events.send(&event).await {
-                return;
+    };
+    let first = messages.len();
+    for block in blocks {
+        match block {
+            Block::Text { text, .. } => words += &text,
+            Block::ToolUse { .. } => return Err(misplaced("tool_use", "user")),
+            Block::ToolResult { tool_use_id, content, is_error, .. } => {
+                flush(&mut words, messages);
+                let result = content.map(Words::into_text).unwrap_or_default();
+                let failed = if is_error == Some(true) { "Error: " } else { "" };
+                messages.push(json!({
+                    "role": "tool", "tool_call_id": tool_use_id,
+                    "content": format!("{failed}{result}"),
+                }));
             }
         }
-        if !choice["finish_reason"].is_null() {
-            reason = stop_reason(&choice["finish_reason"]);
-        }
-        if chunk["usage"].is_object() {
-            used = usage(&chunk["usage"]);
+    }
+    flush(&mut words, messages);
+    if messages.len() == first {
+        messages.push(json!({"role": "user", "content": ""}));
+    }
+    Ok(())
+}
+
+/// A turn of the assistant: words, then calls.
+fn assistant(blocks: Vec<Block>) -> Result<Value, ApiError> {
+    let (mut words, mut calls) = (String::new(), Vec::new());
+    for block in blocks {
+        match block {
+            Block::Text { text, .. } => words += &text,
+            Block::ToolUse { id, name, input, .. } => {
+                let function = json!({"name": name, "arguments": json!(input).to_string()});
+                calls.push(json!({"id": id, "type": "function", "function": function}));
+            }
+            Block::ToolResult { .. } => return Err(misplaced("tool_result", "assistant")),
         }
     }
-    events.send(&json!({"type": "content_block_stop", "index": 0})).await;
-    let delta = json!({"stop_reason": reason, "stop_sequence": null});
-    events.send(&json!({"type": "message_delta", "delta": delta, "usage": used})).await;
-    events.send(&json!({"type": "message_stop"})).await;
-}
-
-fn stop_reason(finish_reason: &Value) -> Value {
-    if finish_reason == "length" { json!("max_tokens") } else { json!("end_turn") }
-}
-
-fn usage(chat: &Value) -> Value {
-    json!({"input_tokens": chat["prompt_tokens"], "output_tokens": chat["completion_tokens"]})
+    let calls = Some(calls).filter(|calls| !calls.is_empty());
+    Ok(json!({"role": "assistant", "content": words, "tool_calls": calls}))
 }

@@ -12,6 +12,7 @@ mod keys;
 mod listen;
 mod load;
 mod logprobs;
+mod message_output;
 mod messages;
 mod openapi;
 mod playground;
@@ -50,14 +51,20 @@ use wire::{Model, ModelList, Status, Version};
 /// All routes.
 pub fn router(state: AppState) -> Router {
     // Those that cost something: they need a key, where there are keys.
+    let versioned = Router::new()
+        .route("/models", get(models))
+        .route("/models/{*name}", get(model))
+        .route("/chat/completions", post(chat::chat_completions))
+        .route("/completions", post(completions::completions))
+        .route("/responses", post(responses::responses))
+        .route("/messages", post(messages::messages))
+        .route("/messages/count_tokens", post(messages::count_tokens))
+        .route("/embeddings", post(embeddings::embeddings));
     let api = Router::new()
-        .route("/v1/models", get(models))
-        .route("/v1/models/{*name}", get(model))
-        .route("/v1/chat/completions", post(chat::chat_completions))
-        .route("/v1/completions", post(completions::completions))
-        .route("/v1/responses", post(responses::responses))
-        .route("/v1/messages", post(messages::messages))
-        .route("/v1/embeddings", post(embeddings::embeddings))
+        .nest("/v1", versioned.clone())
+        // For clients whose base address lacks the version.
+        .merge(versioned)
+        .route("/apply-template", post(chat::apply_template))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route_layer(from_fn_with_state(state.clone(), guard::read_body))
@@ -105,8 +112,8 @@ async fn metrics_page(State(state): State<AppState>) -> Response {
 }
 
 async fn models(State(state): State<AppState>) -> Result<Json<ModelList>, ApiError> {
-    let names = &state.serving()?.names;
-    let data = names.iter().map(|name| entry(&state, name)).collect();
+    let serving = state.serving()?;
+    let data = serving.names.iter().map(|name| entry(&state, serving, name)).collect();
     Ok(Json(ModelList { object: "list", data }))
 }
 
@@ -114,11 +121,13 @@ async fn model(
     State(state): State<AppState>,
     Path(name): Path<String>,
 ) -> Result<Json<Model>, ApiError> {
-    state.serving()?.check_model(Some(&name))?;
-    Ok(Json(entry(&state, &name)))
+    let serving = state.serving()?;
+    serving.check_model(Some(&name))?;
+    Ok(Json(entry(&state, serving, &name)))
 }
 
-fn entry(state: &AppState, name: &str) -> Model {
-    let id = name.to_owned();
-    Model { id, object: "model", created: state.started, owned_by: "pleach" }
+fn entry(state: &AppState, serving: &Serving, name: &str) -> Model {
+    let max_model_len = serving.engine.limits().max_model_len;
+    let (id, created) = (name.to_owned(), state.started);
+    Model { id, object: "model", created, owned_by: "pleach", max_model_len }
 }

@@ -9,9 +9,9 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
 use super::wire::{
-    Answer, AnthropicFailure, Chat, Completion, Detokenize, Detokenized, EmbeddingList, Embeddings,
-    Failure, Form, Model, ModelList, RouterDefaults, Sampling, Status, Tokenize, Tokens, Tools,
-    Version, messages, responses,
+    Answer, AnthropicFailure, Chat, Completion, Conversation, Detokenize, Detokenized,
+    EmbeddingList, Embeddings, Failure, Form, Model, ModelList, RouterDefaults, Sampling, Status,
+    Templated, Tokenize, Tokens, Tools, Version, messages, responses,
 };
 
 /// Answers with the document.
@@ -61,6 +61,7 @@ struct Document {
 impl Document {
     fn describe(&mut self) {
         let chat = [
+            self.group::<Conversation>(),
             self.group::<Chat>(),
             self.group::<Tools>(),
             self.group::<Sampling>(),
@@ -84,21 +85,28 @@ impl Document {
             anything(),
             true,
         );
-        let request = [self.group::<messages::Messages>()];
-        self.post(
-            "/v1/messages",
-            "Answers a conversation, in Anthropic's shape",
-            &request,
-            anything(),
-            true,
-        );
+        let dialogue = self.group::<messages::Dialogue>();
+        let request = [dialogue.clone(), self.group::<messages::Messages>()];
+        let summary = "Answers a conversation, in Anthropic's shape";
+        self.post("/v1/messages", summary, &request, anything(), true);
+        let summary = "Counts the tokens of a conversation, in Anthropic's shape";
+        self.post("/v1/messages/count_tokens", summary, &[dialogue], anything(), false);
         // What is refused before the handler is refused in OpenAI's shape.
         let failures = [self.answer::<AnthropicFailure>(), self.answer::<Failure>()];
-        self.paths["/v1/messages"]["post"]["responses"]["default"] =
-            in_json("An error", json!({"anyOf": failures}));
+        for path in ["/v1/messages", "/v1/messages/count_tokens"] {
+            self.paths[path]["post"]["responses"]["default"] =
+                in_json("An error", json!({"anyOf": failures}));
+        }
         let (request, answer) = ([self.group::<Embeddings>()], self.answer::<EmbeddingList>());
         self.post("/v1/embeddings", "Embeds texts", &request, answer, false);
-        let (request, answer) = ([self.group::<Tokenize>()], self.answer::<Tokens>());
+        let answer = self.answer::<Templated>();
+        let request = [self.group::<Conversation>(), self.group::<Tools>()];
+        let summary = "Gives the prompt that a conversation makes";
+        self.post("/apply-template", summary, &request, answer, false);
+        let mut conversation = self.group::<Conversation>();
+        conversation.remove("required");
+        let request = [self.group::<Tokenize>(), conversation, self.group::<Tools>()];
+        let answer = self.answer::<Tokens>();
         self.post("/tokenize", "Turns a text into tokens", &request, answer, false);
         let (request, answer) = ([self.group::<Detokenize>()], self.answer::<Detokenized>());
         self.post("/detokenize", "Turns tokens into a text", &request, answer, false);

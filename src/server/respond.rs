@@ -4,9 +4,9 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::Json;
 use axum::response::sse::{Event as Sse, KeepAlive};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,7 +16,7 @@ use super::state::Serving;
 use super::tools::Calls;
 use super::wire::{
     Answer, AssistantMessage, Choice, ChoiceText, Delta, FinishReason, Header, Logprobs, Sources,
-    TokenSource, Usage,
+    StopReason, TokenSource, Usage,
 };
 use super::{ApiError, AppState, logprobs};
 use crate::engine::{PromptToken, SequenceStats, TokenOut};
@@ -28,6 +28,20 @@ pub(super) enum Format {
     Chat,
     Text,
 }
+
+impl Format {
+    /// The field that the prompt is made of.
+    pub(super) const fn prompt(self) -> &'static str {
+        match self {
+            Self::Chat => "messages",
+            Self::Text => "prompt",
+        }
+    }
+}
+
+/// Tokens of a streamed answer's prompts, known before its first event.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PromptTokens(pub(super) usize);
 
 /// How one request is answered.
 struct Responder {
@@ -84,12 +98,14 @@ pub(super) async fn respond(
         // The best are chosen by log-probability.
         generation.request.top_logprobs.get_or_insert(0);
     }
-    let pieces = generation.start(serving, prompts, place).await?;
+    let prompt_tokens = PromptTokens(responder.prompt_tokens);
+    let pieces = generation.start(serving, prompts, format, place).await?;
     if stream {
         let (sender, events) = mpsc::channel(64);
         tokio::spawn(responder.stream(pieces, sender));
         let events = ReceiverStream::new(events);
-        Ok(axum::response::Sse::new(events).keep_alive(KeepAlive::default()).into_response())
+        let events = axum::response::Sse::new(events).keep_alive(KeepAlive::default());
+        Ok((Extension(prompt_tokens), events).into_response())
     } else {
         Ok(Json(responder.whole(pieces).await?).into_response())
     }
@@ -103,6 +119,7 @@ struct Growing {
     tokens: Vec<TokenOut>,
     texts: Vec<String>,
     end: Option<FinishReason>,
+    stop: Option<StopReason>,
 }
 
 impl Growing {
@@ -126,6 +143,7 @@ impl Responder {
             choice.texts.extend(piece.texts);
             if let Some(end) = piece.end {
                 choice.end = Some(end.reason?);
+                choice.stop = end.stop;
                 stats[piece.choice] = end.stats;
             }
         }
@@ -155,6 +173,7 @@ impl Responder {
             logprobs: self.logprobs(&choice.prompt, &choice.tokens, 0),
             pleach: self.sources(&choice.tokens, choice.texts),
             finish_reason,
+            stop_reason: choice.stop,
         }
     }
 
@@ -194,7 +213,7 @@ impl Responder {
         let mut stats = vec![SequenceStats::default(); self.count];
         while let Some(piece) = pieces.recv().await {
             let index = piece.choice;
-            let mut finish_reason = None;
+            let (mut finish_reason, mut stop_reason) = (None, None);
             if let Some(end) = piece.end {
                 match end.reason {
                     Ok(reason) => finish_reason = Some(reason),
@@ -204,6 +223,7 @@ impl Responder {
                     }
                 }
                 stats[index] = end.stats;
+                stop_reason = end.stop;
             }
             let length = piece.text.chars().count();
             // The last chunk of a choice has an empty delta where no text is left.
@@ -231,6 +251,7 @@ impl Responder {
             chunk.choices[0].logprobs = self.logprobs(&piece.prompt, &piece.tokens, offsets[index]);
             chunk.choices[0].pleach = self.sources(&piece.tokens, piece.texts);
             chunk.choices[0].finish_reason = finish_reason;
+            chunk.choices[0].stop_reason = stop_reason;
             offsets[index] += length;
             if !events.send(&chunk).await {
                 return;
@@ -246,7 +267,9 @@ impl Responder {
 
     /// A chunk of one choice.
     fn chunk(&self, index: usize, text: ChoiceText) -> Answer {
-        let choice = Choice { index, text, logprobs: None, finish_reason: None, pleach: None };
+        let (finish_reason, stop_reason) = (None, None);
+        let (logprobs, pleach) = (None, None);
+        let choice = Choice { index, text, logprobs, finish_reason, stop_reason, pleach };
         Answer {
             header: self.header.clone(),
             choices: vec![choice],
@@ -271,10 +294,10 @@ impl Responder {
         tokens: &[TokenOut],
         offset: usize,
     ) -> Option<Logprobs> {
-        let tokenizer = &self.serving.tokenizer;
+        let serving = &self.serving;
         self.logprobs.then(|| match self.format {
-            Format::Chat => logprobs::chat(tokenizer, tokens),
-            Format::Text => logprobs::completion(tokenizer, prompt, tokens, offset),
+            Format::Chat => logprobs::chat(serving, tokens),
+            Format::Text => logprobs::completion(&serving.tokenizer, prompt, tokens, offset),
         })
     }
 }

@@ -42,19 +42,25 @@ pub(super) async fn responses(
         )},
     });
     let stream = wanted.stream.unwrap_or(false);
-    let mut request = request(wanted);
+    let request = request(wanted);
     let mut output = Output::new(response);
     if stream {
-        let chunks = adapt::streamed(&state, &mut request).await?;
+        let chunks = adapt::streamed(&state, request).await.map_err(own)?;
         let (events, response) = adapt::events();
         tokio::spawn(output.forward(chunks, events));
         return Ok(response);
     }
-    let chat = adapt::whole(&state, &request).await?;
+    let chat = adapt::whole(&state, request).await.map_err(own)?;
     let choice = &chat["choices"][0];
     output.add(&choice["message"]);
     output.finish(&choice["finish_reason"], &chat["usage"]);
     Ok(Json(output.into_response()).into_response())
+}
+
+/// A chat completion's fault, under this API's names.
+fn own(error: ApiError) -> ApiError {
+    let error = error.renamed("messages", "input").renamed("response_format", "text");
+    error.renamed("max_completion_tokens", "max_output_tokens")
 }
 
 /// The chat completion that a request stands for.

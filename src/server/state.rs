@@ -19,7 +19,7 @@ use super::{ApiError, ConnectionLimits, KeysError, TlsError, tls};
 use crate::config::{Access, Config};
 use crate::engine::EngineHandle;
 use crate::grammar::{Grammar, GrammarCompiler, GrammarSource};
-use crate::text::ChatTemplate;
+use crate::text::{ChatTemplate, Ending};
 
 /// A loaded model, ready to answer.
 pub struct Serving {
@@ -97,6 +97,7 @@ impl Serving {
         &self,
         messages: Vec<Message>,
         tools: &[Value],
+        ending: Ending,
     ) -> Result<String, ApiError> {
         let invalid = |message: &str| ApiError::invalid("messages", message);
         let template = self.template.as_ref().ok_or_else(|| {
@@ -106,7 +107,7 @@ impl Serving {
             return Err(invalid("`messages` must not be empty"));
         }
         let messages: Vec<Value> = messages.into_iter().map(Message::into_template).collect();
-        template.render(&messages, tools).map_err(|e| invalid(&e.to_string()))
+        template.render_to(ending, &messages, tools).map_err(|e| invalid(&e.to_string()))
     }
 
     /// Compiles what `field` asks for, off the async threads.
@@ -122,6 +123,12 @@ impl Serving {
             .await
             .map_err(|e| ApiError::internal(e.to_string()))?
             .map_err(|e| ApiError::invalid(field, format!("`{field}`: {e}")))
+    }
+
+    /// The bytes of a token: those of its text, where it is special or its bytes are unknown.
+    pub(super) fn token_bytes(&self, id: u32, text: &str) -> Vec<u8> {
+        let known = self.grammars.as_ref().and_then(|grammars| grammars.token_bytes(id));
+        known.map_or_else(|| text.as_bytes().to_vec(), <[u8]>::to_vec)
     }
 
     /// Text of a field's tokens.
@@ -146,10 +153,7 @@ impl Serving {
         let limit = self.engine.limits().max_model_len;
         // Too long by any count: not worth the time to find out how long.
         if text.len() / self.longest_token > limit {
-            let bytes = text.len();
-            let message =
-                format!("`{field}` has {bytes} bytes; the context limit is {limit} tokens");
-            return Err(ApiError::invalid(field, message));
+            return Err(ApiError::too_long(field, &format!("{} bytes", text.len()), limit));
         }
         let encode = || self.tokenizer.encode(text, special);
         let quick = text.len() < LONG_TEXT;

@@ -14,7 +14,10 @@ pub(super) fn grammar(form: Form) -> Result<Option<(&'static str, GrammarSource)
     };
     let format = form.response_format.and_then(|format| match format {
         ResponseFormat::Text {} => None,
-        ResponseFormat::JsonObject {} => Some(GrammarSource::json_object()),
+        ResponseFormat::JsonObject { schema: None } => Some(GrammarSource::json_object()),
+        ResponseFormat::JsonObject { schema: Some(schema) } => {
+            Some(GrammarSource::JsonSchema(schema.into()))
+        }
         ResponseFormat::JsonSchema { json_schema } => Some(match json_schema.schema {
             Some(schema) => GrammarSource::JsonSchema(schema.into()),
             None => GrammarSource::json_object(),

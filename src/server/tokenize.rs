@@ -1,11 +1,13 @@
-//! `POST /tokenize` and `POST /detokenize`, in vLLM's shape.
+//! `POST /tokenize` and `POST /detokenize`, in the shapes of vLLM and llama.cpp.
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 
-use super::wire::{Detokenize, Detokenized, Tokenize, Tokens};
+use super::chat::Prompt;
+use super::state::Serving;
+use super::wire::{Detokenize, Detokenized, PieceText, TokenList, TokenPiece, Tokenize, Tokens};
 use super::{ApiError, AppState, Body};
 
 pub(super) async fn tokenize(
@@ -14,25 +16,43 @@ pub(super) async fn tokenize(
 ) -> Result<Json<Tokens>, ApiError> {
     let serving = state.serving()?;
     let mut body = Body::parse(bytes)?;
+    let conversation = body.has("messages").then(|| Prompt::read(&mut body)).transpose()?;
     let wanted: Tokenize = body.read()?;
     body.finish()?;
     serving.check_model(wanted.model.as_deref())?;
-    let special = wanted.add_special_tokens;
-    let tokens = match (wanted.prompt, wanted.messages) {
-        (Some(prompt), None) => serving.encode("prompt", &prompt, special.unwrap_or(true))?,
-        (None, Some(messages)) => {
-            serving.encode("prompt", &serving.render(messages, &[])?, special.unwrap_or(false))?
+    let special = wanted.add_special_tokens.or(wanted.add_special);
+    let (field, text, special) = match (wanted.prompt, wanted.content, conversation) {
+        (Some(prompt), None, None) => ("prompt", prompt, special.unwrap_or(true)),
+        (None, Some(content), None) => ("content", content, special.unwrap_or(false)),
+        (None, None, Some(conversation)) => {
+            ("messages", conversation.text(serving)?, special.unwrap_or(false))
         }
-        _ => return Err(ApiError::invalid("prompt", "give either `prompt` or `messages`")),
+        _ => {
+            let message = "give either `prompt`, `content` or `messages`";
+            return Err(ApiError::invalid("prompt", message));
+        }
     };
-    let text = |&id: &u32| serving.tokenizer.id_to_token(id).unwrap_or_default();
-    let strings = wanted.return_token_strs.unwrap_or(false);
+    let tokens = serving.encode(field, &text, special)?;
+    let name = |&id: &u32| serving.tokenizer.id_to_token(id).unwrap_or_default();
+    let names = wanted.return_token_strs.unwrap_or(false);
     Ok(Json(Tokens {
         count: tokens.len(),
         max_model_len: serving.engine.limits().max_model_len,
-        token_strs: strings.then(|| tokens.iter().map(text).collect()),
-        tokens,
+        token_strs: names.then(|| tokens.iter().map(name).collect()),
+        tokens: match wanted.with_pieces {
+            Some(true) => TokenList::Pieces(tokens.iter().map(|id| piece(serving, *id)).collect()),
+            _ => TokenList::Ids(tokens),
+        },
     }))
+}
+
+fn piece(serving: &Serving, id: u32) -> TokenPiece {
+    let text = serving.tokenizer.decode(&[id], false).unwrap_or_default();
+    let piece = String::from_utf8(serving.token_bytes(id, &text));
+    TokenPiece {
+        id,
+        piece: piece.map_or_else(|e| PieceText::Bytes(e.into_bytes()), PieceText::Text),
+    }
 }
 
 pub(super) async fn detokenize(
@@ -44,5 +64,6 @@ pub(super) async fn detokenize(
     let Detokenize { model, tokens } = body.read()?;
     body.finish()?;
     serving.check_model(model.as_deref())?;
-    Ok(Json(Detokenized { prompt: serving.decode("tokens", &tokens)? }))
+    let text = serving.decode("tokens", &tokens)?;
+    Ok(Json(Detokenized { content: text.clone(), prompt: text }))
 }

@@ -9,4 +9,4 @@ mod template;
 use detokenizer::Detokenizer;
 use python_json::{indented_python_json, python_json};
 pub use stop::StoppingText;
-pub use template::{ChatTemplate, TemplateError};
+pub use template::{ChatTemplate, Ending, TemplateError};

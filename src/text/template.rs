@@ -15,10 +15,24 @@ const FUEL: u64 = 20_000_000;
 /// Bytes that a prompt may have: more than any request.
 const MAX_PROMPT: usize = 32 << 20;
 
+/// Marks, while a prompt is rendered, where its last message goes on.
+const GOES_ON: &str = "\u{f8ff}goes on\u{f8ff}";
+
 /// Why a conversation has no prompt.
 #[derive(Debug, thiserror::Error)]
 #[error("chat template: {0}")]
 pub struct TemplateError(String);
+
+/// How a prompt ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Where the assistant is to speak.
+    Assistant,
+    /// Where the conversation does.
+    Conversation,
+    /// Within the last message, which goes on.
+    LastMessage,
+}
 
 /// A compiled chat template.
 #[derive(Debug)]
@@ -91,7 +105,31 @@ impl ChatTemplate {
     /// # Errors
     /// [`TemplateError`] with the template's own objection.
     pub fn render(&self, messages: &[Value], tools: &[Value]) -> Result<String, TemplateError> {
+        self.render_to(Ending::Assistant, messages, tools)
+    }
+
+    /// The same with another ending.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render), or that there is nothing to go on with.
+    pub fn render_to(
+        &self,
+        ending: Ending,
+        messages: &[Value],
+        tools: &[Value],
+    ) -> Result<String, TemplateError> {
         let template = self.environment.get_template("chat").expect("added when it was made");
+        let mut marked;
+        let messages = match (ending, messages) {
+            (Ending::LastMessage, [before @ .., last]) if last["tool_calls"].is_null() => {
+                let said = last["content"].as_str().unwrap_or_default();
+                marked = before.to_vec();
+                marked.push(last.clone());
+                marked[before.len()]["content"] = format!("{said}{GOES_ON}").into();
+                &marked[..]
+            }
+            _ => messages,
+        };
         let spelled = (!self.knows_calls).then(|| calls::spelled_out(messages, tools));
         let (messages, tools) = match &spelled {
             Some(messages) => (&messages[..], &[][..]),
@@ -100,7 +138,7 @@ impl ChatTemplate {
         let conversation = context! {
             messages => minijinja::value::Serde(messages),
             tools => (!tools.is_empty()).then_some(minijinja::value::Serde(tools)),
-            add_generation_prompt => true,
+            add_generation_prompt => ending == Ending::Assistant,
             bos_token => self.bos_token.as_str(),
             eos_token => self.eos_token.as_str(),
         };
@@ -108,7 +146,14 @@ impl ChatTemplate {
         let rendered = template.render_captured_to(conversation, &mut prompt).map(drop);
         rendered
             .map_err(|e| TemplateError(e.detail().map_or_else(|| e.to_string(), str::to_owned)))?;
-        String::from_utf8(prompt.0).map_err(|e| TemplateError(e.to_string()))
+        let mut prompt = String::from_utf8(prompt.0).map_err(|e| TemplateError(e.to_string()))?;
+        if ending == Ending::LastMessage {
+            let end = prompt.rfind(GOES_ON).ok_or_else(|| {
+                TemplateError("the last message has no text to go on with".to_owned())
+            })?;
+            prompt.truncate(end);
+        }
+        Ok(prompt)
     }
 }
 
@@ -148,6 +193,24 @@ mod tests {
         let bad = [serde_json::json!({"role": "x", "content": ""})];
         assert!(template.render(&bad, &[]).unwrap_err().to_string().contains("no x"));
         assert!(ChatTemplate::new("{% if %}", "", "").is_err());
+    }
+
+    #[test]
+    fn prompts_end_as_asked() {
+        let source = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}<end>{% endfor %}\
+            {% if add_generation_prompt %}<assistant>{% endif %}";
+        let template = ChatTemplate::new(source, "", "").unwrap();
+        let say = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
+        let messages = [say("user", "The"), say("assistant", " The end ")];
+        for (ending, expected) in [
+            (Ending::Assistant, "<user>The<end><assistant>The end<end><assistant>"),
+            (Ending::Conversation, "<user>The<end><assistant>The end<end>"),
+            (Ending::LastMessage, "<user>The<end><assistant>The end "),
+        ] {
+            assert_eq!(template.render_to(ending, &messages, &[]).unwrap(), expected);
+        }
+        let dumb = ChatTemplate::new("{{ messages[0].content }}", "", "").unwrap();
+        assert!(dumb.render_to(Ending::LastMessage, &messages, &[]).is_err());
     }
 
     /// A template that would run or write for ever is an error.

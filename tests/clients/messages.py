@@ -32,17 +32,51 @@ arguments = dict(
 message = claude.messages.create(**arguments)
 assert message.content[0].text == text, message
 assert message.stop_reason == "max_tokens" and message.role == "assistant"
-assert message.usage.input_tokens == chat.usage.prompt_tokens
+assert message.usage.input_tokens + message.usage.cache_read_input_tokens == chat.usage.prompt_tokens
 assert message.usage.output_tokens == 30
+counted = claude.messages.count_tokens(
+    model=model, system=system, messages=arguments["messages"]
+)
+assert counted.input_tokens == chat.usage.prompt_tokens
 with claude.messages.stream(**arguments) as stream:
     pieces = list(stream.text_stream)
     final = stream.get_final_message()
 assert len(pieces) > 3 and "".join(pieces) == text
 assert final.content[0].text == text and final.stop_reason == "max_tokens"
 assert final.usage.output_tokens == 30
+stop = text[10:14]
+stopped = claude.messages.create(**arguments, stop_sequences=["never said", stop])
+assert stopped.content[0].text == text.split(stop)[0]
+assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", stop)
+# A call, whole and streamed, and its result.
+numbers = {name: {"type": "integer", "minimum": 0, "maximum": 99} for name in ["a", "b"]}
+schema = {"type": "object", "properties": numbers, "required": ["a", "b"]}
+asked = dict(
+    model=model,
+    max_tokens=60,
+    extra_body={"temperature": 0},
+    tools=[{"name": "add", "description": "Adds", "input_schema": schema}],
+    tool_choice={"type": "tool", "name": "add"},
+    messages=[{"role": "user", "content": "What is 2 + 3?"}],
+)
+called = claude.messages.create(**asked)
+(call,) = called.content
+assert (call.type, call.name, called.stop_reason) == ("tool_use", "add", "tool_use"), called
+assert set(call.input) == {"a", "b"}
+with claude.messages.stream(**asked) as stream:
+    final = stream.get_final_message()
+assert final.content[0].input == call.input and final.stop_reason == "tool_use"
+asked["messages"] += [
+    {"role": "assistant", "content": called.content},
+    {
+        "role": "user",
+        "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "5"}],
+    },
+]
+assert claude.messages.create(**{**asked, "tool_choice": {"type": "none"}}).content[0].text
 for wrong, field in [
     ({"temperature": -1}, "temperature"),
-    ({"stop_sequences": ["x"]}, "stop_sequences"),
+    ({"stop_sequences": [""]}, "stop_sequences"),
 ]:
     try:
         claude.messages.create(**{**arguments, "extra_body": wrong})

@@ -1,7 +1,7 @@
 """lm-eval's `local-completions` on a running server against its own `hf` model on the same weights:
-ADDRESS MODEL.gguf.
+ADDRESS MODEL [QUESTIONS].
 
-Needs `pip install lm_eval[api] transformers torch gguf`. The task is made from `tests/data/pride.txt`: which of
+MODEL is a Hugging Face folder or a GGUF file. Needs `pip install lm_eval[api] accelerate transformers torch gguf`. The task is made from `tests/data/pride.txt`: which of
 four pieces of text goes on from the words before.
 """
 
@@ -14,13 +14,14 @@ import urllib.request
 
 import lm_eval
 import torch
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 address, path = sys.argv[1], pathlib.Path(sys.argv[2])
 words = (pathlib.Path(__file__).parents[1] / "data/pride.txt").read_text().split()
 choose = random.Random(1)
-places = choose.sample(range(60, len(words) - 8), 200)
+places = choose.sample(range(60, len(words) - 8), int((sys.argv[3:] or [200])[0]))
 
 
 def piece(place):
@@ -63,11 +64,11 @@ def scores(model, **arguments):
     return results["results"]["pride"]["acc,none"], pick
 
 
-tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+source = [path] if path.is_dir() else [path.parent, path.name]
+source = dict(zip(["pretrained_model_name_or_path", "gguf_file"], source))
+tokenizer = AutoTokenizer.from_pretrained(**source)
 tokenizer.save_pretrained(folder / "tokenizer")
-model = AutoModelForCausalLM.from_pretrained(
-    path.parent, gguf_file=path.name, dtype=torch.float32
-)
+model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
 name = json.load(urllib.request.urlopen(f"http://{address}/v1/models"))["data"][0]["id"]
 served, ours = scores(
     "local-completions",
@@ -80,7 +81,7 @@ served, ours = scores(
         "max_length": 512,
     },
 )
-wrapped = lm_eval.models.huggingface.HFLM(pretrained=model, tokenizer=tokenizer, max_length=512)
+wrapped = HFLM(pretrained=model, tokenizer=tokenizer, max_length=512, batch_size=8)
 reference, theirs = scores(wrapped)
 same = sum(
     max(range(4), key=a.__getitem__) == max(range(4), key=b.__getitem__)

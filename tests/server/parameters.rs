@@ -5,9 +5,9 @@ use super::*;
 /// A parameter, a value of it that asks for something, and whether it is supported.
 type Parameter = (&'static str, Value, bool);
 
-/// The parameters of OpenAI's API reference. Each comes with a value that asks for something, and whether
+/// The parameters of OpenAI's API reference, and of Anthropic's. Each comes with a value that asks for something, and whether
 /// that is done (`true`) or refused (`false`).
-pub(crate) fn documented() -> [(&'static str, Value, Vec<Parameter>); 3] {
+pub(crate) fn documented() -> [(&'static str, Value, Vec<Parameter>); 5] {
     let tool = json!({"type": "function", "function": {"name": "f"}});
     let chat = vec![
         ("audio", json!({"voice": "alloy", "format": "wav"}), false),
@@ -71,8 +71,62 @@ pub(crate) fn documented() -> [(&'static str, Value, Vec<Parameter>); 3] {
         ("model", json!("gpt-9"), false),
         ("user", json!("someone"), true),
     ];
+    let function = json!({"type": "function", "name": "f"});
+    let responses = vec![
+        ("background", json!(true), false),
+        ("conversation", json!("conv_1"), false),
+        ("include", json!(["message.output_text.logprobs"]), false),
+        ("instructions", json!("Be brief."), true),
+        ("max_output_tokens", json!(1), true),
+        ("max_tool_calls", json!(1), false),
+        ("metadata", json!({"a": "b"}), true),
+        ("model", json!("gpt-9"), false),
+        ("parallel_tool_calls", json!(false), true),
+        ("previous_response_id", json!("resp_1"), false),
+        ("prompt", json!({"id": "p"}), false),
+        ("prompt_cache_key", json!("k"), true),
+        ("prompt_cache_retention", json!("24h"), false),
+        ("reasoning", json!({"effort": "high"}), false),
+        ("safety_identifier", json!("someone"), true),
+        ("service_tier", json!("flex"), false),
+        ("store", json!(true), false),
+        ("stream", json!(true), true),
+        ("stream_options", json!({"include_obfuscation": true}), false),
+        ("temperature", json!(0.5), true),
+        ("text", json!({"format": {"type": "json_object"}}), true),
+        ("text", json!({"format": {"type": "json_schema", "name": "x"}}), false),
+        ("tool_choice", json!("required"), false),
+        ("tools", json!([function]), true),
+        ("tools", json!([{"type": "web_search"}]), false),
+        ("top_logprobs", json!(3), false),
+        ("top_p", json!(0.5), true),
+        ("truncation", json!("auto"), false),
+        ("user", json!("someone"), true),
+    ];
+    let anthropic = vec![
+        ("cache_control", json!({"type": "ephemeral"}), false),
+        ("container", json!("c"), false),
+        ("context_management", json!({}), false),
+        ("inference_geo", json!("us"), false),
+        ("mcp_servers", json!([]), false),
+        ("metadata", json!({"user_id": "someone"}), true),
+        ("model", json!("claude-9"), false),
+        ("output_config", json!({"effort": "low"}), false),
+        ("service_tier", json!("priority"), false),
+        ("stop_sequences", json!(["\n"]), true),
+        ("stream", json!(true), true),
+        ("system", json!([{"type": "text", "text": "Be brief."}]), true),
+        ("temperature", json!(0.5), true),
+        ("thinking", json!({"type": "enabled", "budget_tokens": 1024}), false),
+        ("tool_choice", json!({"type": "any"}), false),
+        ("tools", json!([{"name": "f", "input_schema": {"type": "object"}}]), true),
+        ("top_k", json!(5), true),
+        ("top_p", json!(0.5), true),
+    ];
     let messages = json!([{"role": "user", "content": "Sky?"}]);
     [
+        ("/v1/responses", json!({"input": "Sky?", "max_output_tokens": 2}), responses),
+        ("/v1/messages", json!({"messages": messages, "max_tokens": 2}), anthropic),
         ("/v1/chat/completions", json!({"messages": messages, "max_completion_tokens": 2}), chat),
         ("/v1/completions", json!({"prompt": "Sky?", "max_tokens": 2}), completions),
         ("/v1/embeddings", json!({"input": "Sky?"}), embeddings),
@@ -92,7 +146,11 @@ async fn documented_parameters_are_supported_or_refused_by_name() {
             }
             let error: Value = serde_json::from_str(&text).unwrap();
             assert!(status.is_client_error(), "{path} {name}: {text}");
-            assert_eq!(error["error"]["param"], name, "{text}");
+            if path == "/v1/messages" {
+                assert!(error["error"]["message"].as_str().unwrap().contains(name), "{text}");
+            } else {
+                assert_eq!(error["error"]["param"], name, "{text}");
+            }
         }
     }
 }

@@ -47,6 +47,9 @@ pub(crate) struct Choice {
     pub(crate) logprobs: Option<Logprobs>,
     /// Why it ended; null while it goes on.
     pub(crate) finish_reason: Option<FinishReason>,
+    /// The text or token of the request that ended it, where one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stop_reason: Option<StopReason>,
     /// Where its tokens came from, if that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pleach: Option<Sources>,
@@ -156,6 +159,16 @@ impl FinishReason {
     }
 }
 
+/// What ended a choice.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum StopReason {
+    /// One of `stop`.
+    Text(String),
+    /// One of `stop_token_ids`.
+    Token(u32),
+}
+
 /// Log-probabilities of tokens.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
@@ -196,7 +209,7 @@ pub(crate) struct TopLogprob {
     pub(crate) token: String,
     /// Natural logarithm of its probability at temperature 1.
     pub(crate) logprob: f32,
-    /// The text's bytes.
+    /// Its bytes, which need not be a whole character.
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -353,6 +366,8 @@ pub(crate) struct Model {
     pub(crate) created: u64,
     /// `pleach`.
     pub(crate) owned_by: &'static str,
+    /// How many tokens a sequence may have.
+    pub(crate) max_model_len: usize,
 }
 
 /// Tokens of a text.
@@ -362,15 +377,53 @@ pub(crate) struct Tokens {
     pub(crate) count: usize,
     /// How many a sequence may have.
     pub(crate) max_model_len: usize,
-    /// Token ids.
-    pub(crate) tokens: Vec<u32>,
+    /// Token ids, or ids and pieces of text if those were asked for.
+    pub(crate) tokens: TokenList,
     /// The tokens' names, if asked for.
     pub(crate) token_strs: Option<Vec<String>>,
+}
+
+/// Tokens, alone or with what they stand for.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum TokenList {
+    /// Ids.
+    Ids(Vec<u32>),
+    /// Ids with pieces of text.
+    Pieces(Vec<TokenPiece>),
+}
+
+/// A token with its piece of text.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct TokenPiece {
+    /// Token id.
+    pub(crate) id: u32,
+    /// What it stands for.
+    pub(crate) piece: PieceText,
+}
+
+/// A piece of text.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum PieceText {
+    /// Whole characters.
+    Text(String),
+    /// Bytes that are none alone.
+    Bytes(Vec<u8>),
 }
 
 /// Text of tokens.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Detokenized {
     /// The text.
+    pub(crate) prompt: String,
+    /// The same, under llama.cpp's name.
+    pub(crate) content: String,
+}
+
+/// A prompt.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Templated {
+    /// The text that the model would read.
     pub(crate) prompt: String,
 }

@@ -6,19 +6,14 @@ use serde_json::{Map, Value};
 
 use super::TextKind;
 
-/// A request for a message.
+/// How a message is made.
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct Messages {
-    /// Name of the served model; may be left out.
-    pub(crate) model: Option<String>,
-    /// The conversation so far.
-    #[schemars(length(min = 1))]
-    pub(crate) messages: Vec<Turn>,
-    /// What the assistant is and does.
-    pub(crate) system: Option<Blocks>,
     /// Tokens to generate at most.
     #[schemars(range(min = 1))]
     pub(crate) max_tokens: usize,
+    /// Texts that end the answer and are not part of it; 16 at most.
+    pub(crate) stop_sequences: Option<Vec<String>>,
     /// Divisor of the logits; 0 takes the most likely token. 1 where it is left out.
     #[schemars(range(min = 0, max = 100))]
     pub(crate) temperature: Option<f32>,
@@ -37,6 +32,23 @@ pub(crate) struct Messages {
     /// There is one tier.
     #[expect(dead_code, reason = "of no effect")]
     service_tier: Option<Tier>,
+}
+
+/// A conversation, and what the model may call in it.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct Dialogue {
+    /// Name of the served model; may be left out.
+    pub(crate) model: Option<String>,
+    /// The conversation so far. A last turn of the assistant is one to go on with.
+    #[schemars(length(min = 1))]
+    pub(crate) messages: Vec<Turn>,
+    /// What the assistant is and does.
+    pub(crate) system: Option<Words>,
+    /// Functions that the model may call.
+    #[schemars(length(max = 128))]
+    pub(crate) tools: Option<Vec<MessagesTool>>,
+    /// Whether it calls: `auto`, where there are tools, leaves that to the model.
+    pub(crate) tool_choice: Option<MessagesToolChoice>,
     /// Only `{"type": "disabled"}`.
     #[expect(dead_code, reason = "has one value")]
     thinking: Option<Thinking>,
@@ -48,7 +60,7 @@ pub(crate) struct Messages {
 pub(crate) struct Turn {
     /// Who speaks.
     pub(crate) role: Speaker,
-    /// The words.
+    /// The words, the calls and their results.
     pub(crate) content: Blocks,
 }
 
@@ -62,20 +74,84 @@ pub(crate) enum Speaker {
     Assistant,
 }
 
+/// What a turn consists of.
+#[derive(Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "must be a string or a list of text, tool_use and tool_result blocks: this is a text model"
+)]
+pub(crate) enum Blocks {
+    /// A text.
+    Text(String),
+    /// Blocks.
+    Blocks(Vec<Block>),
+}
+
+/// A part of a turn.
+#[derive(Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Block {
+    /// A text.
+    Text {
+        /// The text.
+        text: String,
+        /// Of no effect: every prompt is cached.
+        #[expect(dead_code, reason = "of no effect")]
+        cache_control: Option<Map<String, Value>>,
+        /// Part of the API's answers, and empty there.
+        #[expect(dead_code, reason = "always empty")]
+        #[schemars(length(max = 0))]
+        citations: Option<[Value; 0]>,
+    },
+    /// A call that the assistant made.
+    ToolUse {
+        /// Ties the result to the call.
+        id: String,
+        /// The function.
+        name: String,
+        /// Its arguments.
+        input: Map<String, Value>,
+        /// Of no effect: every prompt is cached.
+        #[expect(dead_code, reason = "of no effect")]
+        cache_control: Option<Map<String, Value>>,
+    },
+    /// What a function gave back.
+    ToolResult {
+        /// The call's `id`.
+        tool_use_id: String,
+        /// Its result.
+        content: Option<Words>,
+        /// Whether the call failed: then the model reads `Error: ` before the result.
+        is_error: Option<bool>,
+        /// Of no effect: every prompt is cached.
+        #[expect(dead_code, reason = "of no effect")]
+        cache_control: Option<Map<String, Value>>,
+    },
+}
+
+impl Blocks {
+    pub(crate) fn into_blocks(self) -> Vec<Block> {
+        match self {
+            Self::Text(text) => vec![Block::Text { text, cache_control: None, citations: None }],
+            Self::Blocks(blocks) => blocks,
+        }
+    }
+}
+
 /// Text, whole or in blocks.
 #[derive(Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "must be a string or a list of text blocks: this is a text model")]
-pub(crate) enum Blocks {
+pub(crate) enum Words {
     /// The text.
     Text(String),
     /// Its blocks, which are put together.
-    Blocks(Vec<Block>),
+    Blocks(Vec<TextBlock>),
 }
 
 /// A part of a text.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Block {
+pub(crate) struct TextBlock {
     /// `text`: the only kind that a text model reads.
     #[serde(rename = "type")]
     #[expect(dead_code, reason = "has one value")]
@@ -87,13 +163,68 @@ pub(crate) struct Block {
     cache_control: Option<Map<String, Value>>,
 }
 
-impl Blocks {
+impl Words {
     pub(crate) fn into_text(self) -> String {
         match self {
             Self::Text(text) => text,
             Self::Blocks(blocks) => blocks.into_iter().map(|block| block.text).collect(),
         }
     }
+}
+
+/// A function that the model may call.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MessagesTool {
+    /// Only `custom`.
+    #[serde(rename = "type")]
+    #[expect(dead_code, reason = "has one value")]
+    kind: Option<CustomKind>,
+    /// Up to 64 letters, digits, `_` and `-`.
+    pub(crate) name: String,
+    /// What it does, for the model.
+    pub(crate) description: Option<String>,
+    /// JSON schema of its arguments, an object.
+    pub(crate) input_schema: Map<String, Value>,
+    /// Of no effect: arguments always follow the schema.
+    #[expect(dead_code, reason = "of no effect")]
+    strict: Option<bool>,
+    /// Of no effect: every prompt is cached.
+    #[expect(dead_code, reason = "of no effect")]
+    cache_control: Option<Map<String, Value>>,
+}
+
+/// `custom`: a function of the client's.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum CustomKind {
+    /// A function.
+    Custom,
+}
+
+/// Whether the model calls, and what.
+#[derive(Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum MessagesToolChoice {
+    /// As it likes.
+    Auto {
+        /// Whether it makes one call at most.
+        disable_parallel_tool_use: Option<bool>,
+    },
+    /// It does.
+    Any {
+        /// Whether it makes one call at most.
+        disable_parallel_tool_use: Option<bool>,
+    },
+    /// This function, once.
+    Tool {
+        /// Its name.
+        name: String,
+        /// Of no effect: it is called once.
+        disable_parallel_tool_use: Option<bool>,
+    },
+    /// It does not, and is not told of the tools.
+    None {},
 }
 
 /// How a request is served.

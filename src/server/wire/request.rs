@@ -67,8 +67,6 @@ pub(crate) struct Sampling {
 #[expect(dead_code, reason = "each has one value")]
 pub(crate) struct RouterDefaults {
     /// Only `false`.
-    continue_final_message: Option<False>,
-    /// Only `false`.
     no_stop_trim: Option<False>,
     /// Only `false`.
     return_hidden_states: Option<False>,
@@ -136,7 +134,10 @@ pub(crate) enum ResponseFormat {
     /// Any text.
     Text {},
     /// Any JSON object.
-    JsonObject {},
+    JsonObject {
+        /// A schema that it follows, as llama.cpp takes it.
+        schema: Option<Map<String, Value>>,
+    },
     /// JSON that a schema admits.
     JsonSchema {
         /// The schema.
@@ -149,8 +150,8 @@ pub(crate) enum ResponseFormat {
 #[serde(deny_unknown_fields)]
 pub(crate) struct NamedSchema {
     /// Of no effect.
-    #[expect(dead_code, reason = "required by the API, of no effect")]
-    name: String,
+    #[expect(dead_code, reason = "of no effect")]
+    name: Option<String>,
     /// Of no effect.
     #[expect(dead_code, reason = "of no effect")]
     description: Option<String>,
@@ -177,12 +178,21 @@ pub(crate) struct StructuredOutputs {
     pub(crate) json_object: Option<bool>,
 }
 
-/// What a chat completion takes besides.
+/// A conversation to be answered.
 #[derive(Deserialize, JsonSchema)]
-pub(crate) struct Chat {
+pub(crate) struct Conversation {
     /// The conversation so far.
     #[schemars(length(min = 1))]
     pub(crate) messages: Vec<Message>,
+    /// Go on with the last message instead of beginning a new one.
+    pub(crate) continue_final_message: Option<bool>,
+    /// Whether the prompt ends where the assistant is to speak. True where it is left out.
+    pub(crate) add_generation_prompt: Option<bool>,
+}
+
+/// What a chat completion takes besides.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct Chat {
     /// Tokens to generate at most.
     #[schemars(range(min = 1))]
     pub(crate) max_completion_tokens: Option<usize>,
@@ -344,22 +354,26 @@ pub(crate) enum EncodingFormat {
     Base64,
 }
 
-/// What `/tokenize` takes: a prompt or a conversation.
+/// What `/tokenize` takes besides a conversation.
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct Tokenize {
     /// Name of the served model; may be left out.
     pub(crate) model: Option<String>,
     /// A text.
     pub(crate) prompt: Option<String>,
-    /// A conversation, which the chat template turns into a text.
-    pub(crate) messages: Option<Vec<Message>>,
+    /// The same under llama.cpp's name, and without what the tokenizer puts around a text, unless asked for.
+    pub(crate) content: Option<String>,
     /// Add what the tokenizer puts around a text; not to a conversation, unless asked for.
     pub(crate) add_special_tokens: Option<bool>,
+    /// llama.cpp's name of `add_special_tokens`.
+    pub(crate) add_special: Option<bool>,
     /// Give the tokens' names too.
     pub(crate) return_token_strs: Option<bool>,
-    /// Only `true`: a conversation ends where the assistant is to speak.
+    /// Give each token with its piece of text.
+    pub(crate) with_pieces: Option<bool>,
+    /// Only `true`: special tokens in a text are read as such.
     #[expect(dead_code, reason = "has one value")]
-    add_generation_prompt: Option<True>,
+    parse_special: Option<True>,
 }
 
 /// What `/detokenize` takes.
