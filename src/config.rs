@@ -12,6 +12,7 @@ use crate::checkpoint::source::{self, DEFAULT_MODEL, Source};
 use crate::engine::EngineConfig;
 use crate::ops::available_threads;
 use crate::server::ConnectionLimits;
+use crate::traffic::Recording;
 
 /// File name of the draft that belongs to the default model.
 const DEFAULT_DRAFT: &str = "smollm2-135m-instruct.gguf";
@@ -164,6 +165,16 @@ pub struct Args {
     /// name another model are answered 404.
     #[arg(long, env = "PLEACH_SERVED_MODEL_NAME", value_name = "NAME", value_delimiter = ',')]
     pub served_model_name: Vec<String>,
+    /// Keep what the model answers, prompts and all, in this folder: `pleach-tools build --from-traffic` trains
+    /// a draft on it. Only with the consent of those who ask; a request with `"store": false` is never kept.
+    #[arg(long, env = "PLEACH_RECORD_TRAFFIC", value_name = "DIR")]
+    pub record_traffic: Option<PathBuf>,
+    /// Share of the requests that --record-traffic keeps, 0 to 1.
+    #[arg(long, env = "PLEACH_RECORD_SHARE", value_name = "SHARE", default_value_t = 0.1, value_parser = share)]
+    pub record_share: f64,
+    /// Megabytes that the recorded files may take; the oldest make room for the new.
+    #[arg(long, env = "PLEACH_RECORD_MEGABYTES", value_name = "MB", default_value_t = 256)]
+    pub record_megabytes: u32,
     /// An OpenTelemetry collector to send a span of every request to (OTLP over HTTP, protobuf), such as
     /// http://localhost:4318. Default: none.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
@@ -177,6 +188,12 @@ pub struct Args {
     /// What is logged: error, warn, info, debug, trace, or a filter such as `pleach=debug`.
     #[arg(long, env = "PLEACH_LOG_LEVEL", default_value = "info")]
     pub log_level: String,
+}
+
+/// A number from 0 to 1.
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "a share is a number from 0 to 1".into())
 }
 
 /// Where models compute.
@@ -236,6 +253,8 @@ pub struct Config {
     pub access: Access,
     /// Where fetched models are kept.
     pub cache_dir: PathBuf,
+    /// What is recorded of the traffic.
+    pub recording: Option<Recording>,
     /// The model's names in the API; none for that of its file.
     pub served_model_names: Vec<String>,
 }
@@ -301,6 +320,11 @@ impl From<Args> for Config {
                 drain: Duration::from_secs(args.drain_timeout),
             },
             cache_dir: args.cache_dir.unwrap_or_else(source::default_cache_dir),
+            recording: args.record_traffic.map(|folder| Recording {
+                folder,
+                share: args.record_share,
+                max_bytes: u64::from(args.record_megabytes) * 1_000_000,
+            }),
             served_model_names: args.served_model_name,
         }
     }

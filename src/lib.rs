@@ -23,4 +23,5 @@ pub mod sampling;
 pub mod server;
 pub mod spec;
 pub mod text;
+pub mod traffic;
 pub mod train;

@@ -56,6 +56,10 @@ pub const FLOPS_SAVED: &str = "pleach_flops_saved_total";
 pub const FLOPS_WASTED: &str = "pleach_flops_wasted_total";
 /// Joules by the processor's own meters; label `zone`. Absent where they cannot be read.
 pub const ENERGY: &str = "pleach_energy_joules_total";
+/// Answers written to `--record-traffic`.
+pub const RECORDED_ANSWERS: &str = "pleach_recorded_answers_total";
+/// Answers that should have been, and could not.
+pub const RECORDING_FAILURES: &str = "pleach_recording_failures_total";
 /// Target passes saved against one pass per token.
 pub const TARGET_PASSES_SAVED: &str = "pleach_target_passes_saved_total";
 /// Sequences that lost their cache to older ones.
@@ -160,6 +164,8 @@ fn describe() {
         (FLOPS, "Floating-point operations spent, by model."),
         (FLOPS_SAVED, "Floating-point operations saved against drafting with the full model."),
         (TARGET_PASSES_SAVED, "Target passes saved against one pass per token."),
+        (RECORDED_ANSWERS, "Answers recorded for the training of drafts."),
+        (RECORDING_FAILURES, "Answers that should have been recorded and could not."),
         (PREEMPTIONS, "Sequences that lost their cache to older ones and are recomputed."),
     ] {
         describe_counter!(name, help);
@@ -179,6 +185,8 @@ fn describe() {
         FLOPS_SAVED,
         TARGET_PASSES_SAVED,
         PREEMPTIONS,
+        RECORDED_ANSWERS,
+        RECORDING_FAILURES,
     ] {
         counter!(name).increment(0);
     }

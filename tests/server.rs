@@ -11,12 +11,14 @@ use axum::http::{Request, StatusCode};
 use clap::Parser;
 use http_body_util::BodyExt;
 use pleach::config::{Args, Config};
-use pleach::server::{AppState, load, router};
+use pleach::server::{AppState, Serving, load, router};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
 #[path = "server/document.rs"]
 mod document;
+#[path = "server/flywheel.rs"]
+mod flywheel;
 #[path = "server/messages.rs"]
 mod messages;
 #[path = "server/parameters.rs"]
@@ -30,14 +32,18 @@ mod tools;
 fn app() -> Router {
     static STATE: OnceLock<AppState> = OnceLock::new();
     let state = STATE.get_or_init(|| {
-        // Drafts are counted below, and on a busy machine they might not pay.
-        let args = ["pleach", "--threads", "2", "--max-model-len", "512", "--fixed-drafts"];
-        let config = Config::from(Args::parse_from(args));
         let state = AppState::new(64, 0, pleach::metrics::install().unwrap());
-        state.serve(load(&config).unwrap().0);
+        state.serve(serving(&[]));
         state
     });
     router(state.clone())
+}
+
+/// The default model, loaded for one server. Drafts are counted below, and on a busy machine they might not pay.
+fn serving(more: &[&str]) -> Serving {
+    let arguments = ["pleach", "--threads", "2", "--max-model-len", "512", "--fixed-drafts"];
+    let config = Config::from(Args::parse_from(arguments.iter().chain(more)));
+    load(&config).unwrap().0
 }
 
 async fn send(method: &str, path: &str, body: &str) -> (StatusCode, String) {

@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::source::Source;
-use pleach::checkpoint::write;
-use pleach::model::ModelConfig;
+use pleach::checkpoint::write::{self, LazyTensor};
+use pleach::checkpoint::{Checkpoint, RawTensor};
+use pleach::model::{ModelConfig, tensor_names};
+use pleach::ops::DType;
 use serde::Serialize;
 
-use crate::common::{Manifest, ModelArgs};
-use crate::{evaluate, generate, importance, pack, paper, prune, report, train};
+use crate::common::{Manifest, ModelArgs, save_folder};
+use crate::{evaluate, generate, importance, pack, paper, prune, report, traffic, train};
 
 /// Builds a draft from a model: measures the blocks, cuts, lets the model write its own training data,
 /// trains, packs and evaluates.
@@ -50,8 +51,9 @@ pub(crate) struct Args {
     /// Seconds between checkpoints of the training.
     #[arg(long, env = "PLEACH_CHECKPOINT_SECONDS", default_value_t = 120.0)]
     pub(crate) checkpoint_seconds: f64,
-    /// Go on from the draft of an earlier build, OUT/train/model, instead of cutting the model.
-    #[arg(long, value_name = "DIR", conflicts_with = "keep_blocks")]
+    /// Go on from the draft of an earlier build, OUT/train/model, or from a packed draft, OUT/draft.gguf,
+    /// instead of cutting the model.
+    #[arg(long, value_name = "DRAFT", conflicts_with = "keep_blocks")]
     pub(crate) from: Option<PathBuf>,
     /// Blocks of the model that stay. Default: in a draft, as many as fit a quarter of its FLOPs; with
     /// --recipe paper, five of six.
@@ -63,6 +65,9 @@ pub(crate) struct Args {
     /// Prompts for the training data (JSONL). Default: about 4,800 built-in ones.
     #[arg(long, env = "PLEACH_PROMPTS", value_name = "JSONL")]
     pub(crate) prompts: Option<PathBuf>,
+    /// Train on what a server kept with --record-traffic DIR, instead of on answers to prompts.
+    #[arg(long, env = "PLEACH_FROM_TRAFFIC", value_name = "DIR", conflicts_with = "prompts")]
+    pub(crate) from_traffic: Option<PathBuf>,
     /// Prompts the finished draft is evaluated on (JSONL). Default: 72 built-in ones.
     #[arg(long, value_name = "JSONL")]
     pub(crate) eval_prompts: Option<PathBuf>,
@@ -105,18 +110,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     manifest.model(&checkpoint)?;
     let config = &checkpoint.config;
     let (start, keep) = match &args.from {
-        Some(folder) => {
-            let start = Checkpoint::open(folder)?;
+        Some(from) => {
+            let mut start = Checkpoint::open(from)?;
             manifest.model(&start)?;
             let same = |of: &ModelConfig| (of.hidden_size, of.vocab_size, of.num_attention_heads);
             ensure!(
                 same(&start.config) == same(config),
                 "--from {}: was not cut out of {}",
-                folder.display(),
+                from.display(),
                 args.model.model
             );
-            println!("1/6, 2/6 going on from {}", folder.display());
-            (folder.clone(), start.config.num_hidden_layers)
+            println!("1/6, 2/6 going on from {}", from.display());
+            let blocks = start.config.num_hidden_layers;
+            let folder = if from.is_dir() { from.clone() } else { unpack(args, &mut start)? };
+            (folder, blocks)
         }
         None => {
             let budget = FLOP_SHARE * config.flops_per_token(512, config.vocab_size) as f64;
@@ -126,21 +133,37 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     };
     let minutes = args.answers.is_none().then_some(args.minutes * ANSWERS);
-    println!("3/6 the model writes answers{}", for_minutes(minutes));
     let answers = out.join("answers.jsonl");
-    generate::run(&generate::Args {
-        model: args.model.clone(),
-        prompts: args.prompts.clone(),
-        out: answers.clone(),
-        limit: args.answers,
-        max_tokens: args.max_tokens,
-        max_prompt_tokens: 768,
-        temperature: vec![0.0, 0.0, 0.8],
-        top_logprobs: 16,
-        batch: 32,
-        minutes,
-        seed: args.seed,
-    })?;
+    let (max_prompt_tokens, top_logprobs, batch) = (768, 16, 32);
+    if let Some(recorded) = &args.from_traffic {
+        println!("3/6 the model reads recorded answers{}", for_minutes(minutes));
+        traffic::run(&traffic::Args {
+            model: args.model.clone(),
+            traffic: recorded.clone(),
+            out: answers.clone(),
+            limit: args.answers,
+            max_tokens: args.max_tokens,
+            max_prompt_tokens,
+            top_logprobs,
+            batch,
+            minutes,
+        })?;
+    } else {
+        println!("3/6 the model writes answers{}", for_minutes(minutes));
+        generate::run(&generate::Args {
+            model: args.model.clone(),
+            prompts: args.prompts.clone(),
+            out: answers.clone(),
+            limit: args.answers,
+            max_tokens: args.max_tokens,
+            max_prompt_tokens,
+            temperature: vec![0.0, 0.0, 0.8],
+            top_logprobs,
+            batch,
+            minutes,
+            seed: args.seed,
+        })?;
+    }
     let minutes = args.steps.is_none().then_some(args.minutes * TRAINING);
     println!("4/6 training{}", for_minutes(minutes));
     train::run(&train::Args {
@@ -199,6 +222,31 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         draft.display()
     );
     Ok(())
+}
+
+/// Makes a folder of a packed draft that can be trained: its blocks, with the embedding and the head of the
+/// model it was cut out of.
+fn unpack(args: &Args, draft: &mut Checkpoint) -> Result<PathBuf> {
+    let mut model = args.model.open()?;
+    let mut tensors: Vec<(RawTensor, String)> = Vec::new();
+    for name in tensor_names(&draft.config, |name| draft.has(name)) {
+        tensors.push((draft.tensor(&name)?, name));
+    }
+    for name in ["model.embed_tokens.weight", "lm_head.weight"] {
+        if model.has(name) {
+            tensors.push((model.tensor(name)?, name.to_owned()));
+        }
+    }
+    let lazy = tensors.iter().map(|(tensor, name)| LazyTensor {
+        name: name.clone(),
+        dtype: DType::F32,
+        shape: tensor.shape.clone(),
+        values: Box::new(|| Ok(tensor.to_f32())),
+    });
+    model.config = draft.config.clone();
+    let folder = args.out.join("unpacked");
+    save_folder(&folder, &model, &lazy.collect::<Vec<_>>(), None)?;
+    Ok(folder)
 }
 
 /// Removes files that a killed build had begun to write.

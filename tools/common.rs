@@ -127,6 +127,11 @@ impl Chat {
         Ok(tokens)
     }
 
+    /// What tokens stand for, special ones and all.
+    pub(crate) fn text_of(&self, tokens: &[u32]) -> Result<String> {
+        self.tokenizer.decode(tokens, false).map_err(|e| anyhow::anyhow!("tokenizer: {e}"))
+    }
+
     pub(crate) fn decode(&self, tokens: &[u32]) -> Result<String> {
         let text = tokens.strip_suffix(&self.eos[..self.eos.len().min(1)]).unwrap_or(tokens);
         self.tokenizer.decode(text, true).map_err(|e| anyhow::anyhow!("tokenizer: {e}"))

@@ -20,8 +20,8 @@ use crate::common::{
     Chat, Manifest, ModelArgs, PROMPTS, Progress, Prompt, beside, read_prompts, spread,
 };
 use crate::select;
-use clock::Clock;
-use writer::{Answered, Writer};
+pub(crate) use clock::Clock;
+pub(crate) use writer::{Answered, Writer};
 
 /// Lets the model answer prompts, many at a time, and writes the answers: the training data of
 /// self-data distillation.

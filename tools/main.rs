@@ -15,6 +15,7 @@ mod report;
 mod score;
 mod select;
 mod top;
+mod traffic;
 mod train;
 
 use std::os::unix::process::CommandExt;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokenizers::Tokenizer;
 use tokio::sync::mpsc;
 
 use super::keys::Metered;
@@ -15,6 +16,7 @@ use crate::engine::{Event, FinishReason, PromptToken, Request, SequenceStats, To
 use crate::grammar::GrammarSource;
 use crate::sampling::SamplingParams;
 use crate::text::StoppingText;
+use crate::traffic::{Recorded, Recorder};
 
 /// Most choices of one prompt.
 const MAX_CHOICES: usize = 128;
@@ -48,6 +50,10 @@ pub(super) struct Generation {
     pub(super) echo: Vec<String>,
     /// Whether the answer is the prompt alone.
     pub(super) prompt_only: bool,
+    /// Whether the client lets its answers be recorded.
+    pub(super) store: bool,
+    /// What records them.
+    pub(super) recorder: Option<Arc<Recorder>>,
 }
 
 /// A part of one choice.
@@ -137,6 +143,8 @@ impl Generation {
             calls: false,
             echo: Vec::new(),
             prompt_only: false,
+            store: wanted.store.is_none(),
+            recorder: None,
         })
     }
 
@@ -175,6 +183,12 @@ impl Generation {
         for (choice, request) in requests.into_iter().enumerate() {
             let ends = Ends::of(&request, serving);
             let length = request.prompt.len();
+            let recorder = self.recorder.clone().filter(|_| !self.prompt_only);
+            let record = recorder.map(|recorder| {
+                let (prompt_tokens, temperature) =
+                    (request.prompt.clone(), request.params.temperature);
+                (recorder, Recorded { prompt_tokens, temperature, ..Recorded::default() })
+            });
             let events = Metered::new(length, serving.engine.submit(request).await?);
             let place = Arc::clone(&place);
             let reader = Reader {
@@ -186,6 +200,8 @@ impl Generation {
                 echo: self.echo.get(choice / self.choices).cloned(),
                 prompt_only: self.prompt_only,
                 span: SequenceSpan::start(choice),
+                tokenizer: Arc::clone(&serving.tokenizer),
+                record,
             };
             tokio::spawn(async move {
                 reader.read(events).await;
@@ -223,6 +239,9 @@ struct Reader {
     prompt_only: bool,
     /// What a trace is told of it.
     span: Option<SequenceSpan>,
+    tokenizer: Arc<Tokenizer>,
+    /// What is recorded of it, and where.
+    record: Option<(Arc<Recorder>, Recorded)>,
 }
 
 impl Reader {
@@ -238,6 +257,9 @@ impl Reader {
                 Some(Event::Tokens(_)) if self.prompt_only => {}
                 Some(Event::Tokens(tokens)) => {
                     self.span.iter().for_each(|span| span.round(&tokens));
+                    if let Some((_, record)) = &mut self.record {
+                        record.response_tokens.extend(tokens.iter().map(|token| token.id));
+                    }
                     self.add(tokens, &mut piece);
                 }
                 Some(Event::Finished { reason, stats }) => {
@@ -252,11 +274,27 @@ impl Reader {
                 }
             }
             let ended = piece.end.is_some();
+            if let Some(End { reason: Ok(reason), .. }) = &piece.end {
+                self.record(reason);
+            }
             // Dropping the events cancels a sequence that has not ended.
             if self.pieces.send(piece).await.is_err() || ended {
                 return;
             }
         }
+    }
+
+    /// Records the answer, where that is wanted.
+    fn record(&mut self, reason: &wire::FinishReason) {
+        let Some((recorder, mut record)) = self.record.take() else { return };
+        let text = |tokens| self.tokenizer.decode(tokens, false).unwrap_or_default();
+        record.prompt = text(&record.prompt_tokens);
+        record.response = text(&record.response_tokens);
+        record.finish_reason = match reason {
+            wire::FinishReason::Length => "length".into(),
+            _ => "stop".into(),
+        };
+        recorder.keep(record);
     }
 
     /// Adds tokens to a piece.

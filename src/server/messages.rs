@@ -46,6 +46,7 @@ async fn answer(
         "max_tokens": wanted.max_tokens, "stop": wanted.stop_sequences,
         "temperature": wanted.temperature, "top_p": wanted.top_p, "top_k": wanted.top_k,
         "num_speculative_tokens": wanted.num_speculative_tokens,
+        "store": wanted.store.map(|_| false),
     });
     let fields = fields.as_object().into_iter().flatten();
     fields.for_each(|(name, value)| request[name] = value.clone());

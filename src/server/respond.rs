@@ -98,6 +98,7 @@ pub(super) async fn respond(
         // The best are chosen by log-probability.
         generation.request.top_logprobs.get_or_insert(0);
     }
+    generation.recorder = state.recorder().filter(|_| generation.store);
     let prompt_tokens = PromptTokens(responder.prompt_tokens);
     let pieces = generation.start(serving, prompts, format, place).await?;
     if stream {

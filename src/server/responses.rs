@@ -102,6 +102,7 @@ fn request(wanted: Responses) -> Value {
         "max_completion_tokens": wanted.max_output_tokens,
         "temperature": wanted.temperature, "top_p": wanted.top_p,
         "num_speculative_tokens": wanted.num_speculative_tokens,
+        "store": wanted.store.map(|_| false),
     })
 }
 

@@ -1,5 +1,6 @@
 //! What the handlers share: the model once it is loaded, and the room for requests.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -20,6 +21,7 @@ use crate::config::{Access, Config};
 use crate::engine::EngineHandle;
 use crate::grammar::{Grammar, GrammarCompiler, GrammarSource};
 use crate::text::{ChatTemplate, Ending};
+use crate::traffic::Recorder;
 
 /// A loaded model, ready to answer.
 pub struct Serving {
@@ -170,6 +172,7 @@ pub struct AppState {
     pub(super) metrics: PrometheusHandle,
     pub(super) started: u64,
     http: Arc<Http>,
+    recorder: Option<Arc<Recorder>>,
     draining: Arc<AtomicBool>,
 }
 
@@ -193,6 +196,8 @@ pub enum SetupError {
     Tls(#[from] TlsError),
     #[error("--tls-certificate and --tls-key need each other")]
     HalfTls,
+    #[error("--record-traffic {}: {source}", folder.display())]
+    Recording { folder: PathBuf, source: std::io::Error },
     #[error("--cors-origin {0} is no origin")]
     Origin(String),
 }
@@ -204,7 +209,7 @@ impl AppState {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
         let queue = Arc::new(Queue::new(running, waiting));
         let (serving, http, draining) = (Arc::default(), Arc::default(), Arc::default());
-        Self { serving, queue, metrics, started, http, draining }
+        Self { serving, queue, metrics, started, http, recorder: None, draining }
     }
 
     /// The same with the limits, keys, certificate and origins of a configuration.
@@ -225,7 +230,13 @@ impl AppState {
         let cors = (!cors_origins.is_empty()).then(|| cors(cors_origins)).transpose()?;
         let limits = config.connections.clone();
         let http = Http { limits, keys, tls, cors, log_prompts: *log_prompts };
-        Ok(Self { http: Arc::new(http), ..self })
+        let recorder = config.recording.clone().map(|recording| {
+            let folder = recording.folder.clone();
+            tracing::info!(folder = %folder.display(), share = recording.share, "recording traffic");
+            Recorder::start(recording).map_err(|source| SetupError::Recording { folder, source })
+        });
+        let recorder = recorder.transpose()?.map(Arc::new);
+        Ok(Self { http: Arc::new(http), recorder, ..self })
     }
 
     /// Installs the loaded model; the first one stays.
@@ -279,6 +290,11 @@ impl AppState {
 
     pub(super) fn logs_prompts(&self) -> bool {
         self.http.log_prompts
+    }
+
+    /// Where this request's answers are recorded, if they are.
+    pub(super) fn recorder(&self) -> Option<Arc<Recorder>> {
+        self.recorder.as_ref()?.sample()
     }
 
     pub(super) fn drain(&self) {

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use pleach::traffic::Recorded;
 use serde_json::Value;
 
-use super::{json, run};
+use super::{json, run, tools};
 
 /// Two blocks of the default model as a model of its own.
 fn two_blocks(folder: &Path) {
@@ -118,6 +119,48 @@ fn a_killed_build_ends_the_same() {
     let more = std::fs::read(folder.join("whole/more/draft.gguf")).unwrap();
     assert!(first != more, "it was trained on");
     assert_eq!(json(&folder.join("whole/more/build.json"))["results"]["keep_blocks"], 1);
+    // And on what a server recorded, from the packed draft.
+    let answers = std::fs::read_to_string(folder.join("whole/draft/answers.jsonl")).unwrap();
+    let example = |line: &str| serde_json::from_str::<Value>(line).unwrap();
+    let one = example(answers.lines().next().unwrap());
+    let tokens = |name: &str| serde_json::from_value::<Vec<u32>>(one[name].clone()).unwrap();
+    let tokenizer = tokenizers::Tokenizer::from_file(folder.join("two/tokenizer.json")).unwrap();
+    let recorded = Recorded {
+        prompt: tokenizer.decode(&tokens("prompt_tokens"), false).unwrap(),
+        response: String::new(),
+        prompt_tokens: tokens("prompt_tokens"),
+        response_tokens: tokens("response_tokens"),
+        finish_reason: "length".into(),
+        temperature: 0.0,
+    };
+    let traffic = folder.join("traffic");
+    std::fs::create_dir(&traffic).unwrap();
+    let line = serde_json::to_string(&recorded).unwrap() + "\n";
+    std::fs::write(traffic.join("traffic-2-1.jsonl"), line.repeat(5)).unwrap();
+    let refresh = build
+        .replace("--keep-blocks 1", "--from draft/draft.gguf")
+        .replace("--prompts ../prompts.jsonl", "--from-traffic ../traffic")
+        .replace("--out draft", "--out fresh");
+    run(&folder.join("whole"), &refresh);
+    let read = std::fs::read_to_string(folder.join("whole/fresh/answers.jsonl")).unwrap();
+    assert_eq!(read.lines().count(), 5);
+    assert_eq!(example(read.lines().next().unwrap())["response_tokens"], one["response_tokens"]);
+    // What the model reads is what it wrote by, to the bit.
+    let distributions = |name: &str| {
+        let bytes = std::fs::read(folder.join(name).join("answers.jsonl.topk")).unwrap();
+        bytes[..12 + tokens("response_tokens").len() * 16 * 8].to_vec()
+    };
+    assert!(distributions("whole/draft") == distributions("whole/fresh"));
+    let fresh = std::fs::read(folder.join("whole/fresh/draft.gguf")).unwrap();
+    assert!(first != fresh, "it was trained on");
+    let wrong = Recorded { prompt: "Say it.".into(), ..recorded };
+    let line = serde_json::to_string(&wrong).unwrap();
+    std::fs::write(traffic.join("traffic-1-1.jsonl"), line + "\n").unwrap();
+    let other = refresh.replace("--out fresh", "--out other");
+    let output = tools(&folder.join("whole"), &other.split(' ').collect::<Vec<_>>());
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && error.contains("another tokenizer"), "{error}");
+
     let page = std::fs::read_to_string(folder.join("whole/draft/report.html")).unwrap();
     assert!(page.matches("<svg").count() == 2 && page.contains("class=\"drafted\""));
     assert!(!page.contains("src=") && !page.contains("href="), "it needs nothing else");

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use pleach::checkpoint::write::atomically;
 
 /// Time spent, kept in a file from one start to the next.
-pub(super) struct Clock {
+pub(crate) struct Clock {
     path: PathBuf,
     /// Seconds of the starts before.
     before: f64,
@@ -19,7 +19,7 @@ pub(super) struct Clock {
 impl Clock {
     const EVERY: Duration = Duration::from_secs(5);
 
-    pub(super) fn open(path: PathBuf) -> Result<Self> {
+    pub(crate) fn open(path: PathBuf) -> Result<Self> {
         let before = match std::fs::read_to_string(&path) {
             Ok(text) => text.trim().parse().with_context(|| path.display().to_string())?,
             Err(error) if error.kind() == ErrorKind::NotFound => 0.0,
@@ -28,11 +28,11 @@ impl Clock {
         Ok(Self { path, before, started: Instant::now(), saved: Instant::now() })
     }
 
-    pub(super) fn seconds(&self) -> f64 {
+    pub(crate) fn seconds(&self) -> f64 {
         self.before + self.started.elapsed().as_secs_f64()
     }
 
-    pub(super) fn save_now_and_then(&mut self) -> Result<()> {
+    pub(crate) fn save_now_and_then(&mut self) -> Result<()> {
         if self.saved.elapsed() > Self::EVERY {
             self.saved = Instant::now();
             let seconds = self.seconds();
@@ -41,7 +41,7 @@ impl Clock {
         Ok(())
     }
 
-    pub(super) fn forget(self) {
+    pub(crate) fn forget(self) {
         let _ = std::fs::remove_file(self.path);
     }
 }

@@ -12,28 +12,28 @@ use pleach::train::{Example, Origin, TopKWriter};
 use crate::common::{Prompt, beside};
 
 /// A finished answer, and the likeliest tokens at each of its places.
-pub(super) struct Answered {
-    pub(super) example: Example,
-    pub(super) top: Vec<Vec<(u32, f32)>>,
+pub(crate) struct Answered {
+    pub(crate) example: Example,
+    pub(crate) top: Vec<Vec<(u32, f32)>>,
 }
 
-pub(super) struct Writer {
+pub(crate) struct Writer {
     answers: File,
     top: Option<TopKWriter>,
     /// Answers in the file, and their tokens.
-    pub(super) written: usize,
-    pub(super) tokens: usize,
+    pub(crate) written: usize,
+    pub(crate) tokens: usize,
     /// Places of the prompts that are not written yet, rising.
     order: VecDeque<usize>,
     /// Prompts that were finished before an earlier one.
     ready: BTreeMap<usize, Vec<Answered>>,
     /// Answers that checked out against their reference, and all that have one, by category.
-    pub(super) selected: BTreeMap<String, [usize; 2]>,
+    pub(crate) selected: BTreeMap<String, [usize; 2]>,
 }
 
 impl Writer {
     /// Opens the files after the last prompt that is answered in all its turns.
-    pub(super) fn open(path: &Path, k: usize, prompts: &[Prompt]) -> Result<Self> {
+    pub(crate) fn open(path: &Path, k: usize, prompts: &[Prompt]) -> Result<Self> {
         let context = || path.display().to_string();
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).open(path);
@@ -74,12 +74,12 @@ impl Writer {
     }
 
     /// Whether the prompt at this place has no answer yet.
-    pub(super) fn waits_for(&self, index: usize) -> bool {
+    pub(crate) fn waits_for(&self, index: usize) -> bool {
         self.order.binary_search(&index).is_ok()
     }
 
     /// Takes all that there will be for a prompt, and writes what is next in order.
-    pub(super) fn finish(&mut self, index: usize, answers: Vec<Answered>) -> Result<()> {
+    pub(crate) fn finish(&mut self, index: usize, answers: Vec<Answered>) -> Result<()> {
         self.ready.insert(index, answers);
         while let Some(answers) = self.order.front().and_then(|next| self.ready.remove(next)) {
             self.order.pop_front();
@@ -89,7 +89,7 @@ impl Writer {
     }
 
     /// Writes what is left, whether all before it is there or not.
-    pub(super) fn close(&mut self) -> Result<()> {
+    pub(crate) fn close(&mut self) -> Result<()> {
         for answers in std::mem::take(&mut self.ready).into_values() {
             self.write(&answers)?;
         }

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::TextKind;
+use super::{False, TextKind};
 
 /// How a message is made.
 #[derive(Deserialize, JsonSchema)]
@@ -26,7 +26,10 @@ pub(crate) struct Messages {
     pub(crate) stream: Option<bool>,
     /// Draft tokens per round at most; 0 for no speculation.
     pub(crate) num_speculative_tokens: Option<usize>,
-    /// Of no effect: nothing is stored.
+    /// Only `false`: the answer must not be recorded, also where the server keeps a sample of what it answers
+    /// to train its draft on (`--record-traffic`).
+    pub(crate) store: Option<False>,
+    /// Of no effect.
     #[expect(dead_code, reason = "of no effect")]
     metadata: Option<Map<String, Value>>,
     /// There is one tier.

@@ -57,6 +57,9 @@ pub(crate) struct Sampling {
     pub(crate) priority: Option<i64>,
     /// Say for each token whether it was drafted.
     pub(crate) return_token_sources: Option<bool>,
+    /// Only `false`: the answer must not be recorded, also where the server keeps a sample of what it answers
+    /// to train its draft on (`--record-traffic`).
+    pub(crate) store: Option<False>,
     /// Who asks; of no effect.
     #[expect(dead_code, reason = "of no effect")]
     user: Option<String>,
@@ -209,10 +212,7 @@ pub(crate) struct Chat {
     /// Only `["text"]`.
     #[expect(dead_code, reason = "has one value")]
     modalities: Option<Vec<Modality>>,
-    /// Only `false`: nothing is stored.
-    #[expect(dead_code, reason = "has one value")]
-    store: Option<False>,
-    /// Of no effect: nothing is stored.
+    /// Of no effect.
     #[expect(dead_code, reason = "of no effect")]
     metadata: Option<BTreeMap<String, String>>,
     /// Who asks; of no effect.

@@ -40,9 +40,9 @@ pub(crate) struct Responses {
     pub(crate) num_speculative_tokens: Option<usize>,
     /// What the text must be.
     pub(crate) text: Option<TextOptions>,
-    /// Only `false`: nothing is stored.
-    #[expect(dead_code, reason = "has one value")]
-    store: Option<False>,
+    /// Only `false`: the answer must not be recorded, also where the server keeps a sample of what it answers
+    /// to train its draft on (`--record-traffic`).
+    pub(crate) store: Option<False>,
     /// Only `false`.
     #[expect(dead_code, reason = "has one value")]
     background: Option<False>,
