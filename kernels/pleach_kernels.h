@@ -19,7 +19,7 @@ enum PleachStatus {
 };
 
 /// Counts changes to what this file declares: a program and its kernels must agree.
-#define PLEACH_KERNELS_VERSION 1
+#define PLEACH_KERNELS_VERSION 2
 int pleach_kernels_version(void);
 
 /// Activations, and keys and values.
@@ -163,6 +163,9 @@ int pleach_matmul(const void *packed, const void *x, void *out, int64_t rows, in
 
 // ---- verification (verify.cu) ---------------------------------------------------------------------------
 
+/// No row of a table.
+#define PLEACH_NONE 0xffffffffu
+
 /// How one sequence draws, as `sampling::SamplingParams`; applied in the order given there.
 typedef struct {
     float temperature;  ///< 0: the most likely token, the lowest id among equals
@@ -174,6 +177,11 @@ typedef struct {
     uint64_t top_k;     ///< 0: all
     uint64_t seed;
     uint64_t position;  ///< of the token that the sequence's first row decides
+    /// Not 0: the target's own draw is the winner of an exponential race, and a draft token stands if it is that
+    /// (`sampling::Draws::coupled`). 0: rejection sampling.
+    uint32_t coupled;
+    uint32_t token_counts;  ///< its row of the table, or PLEACH_NONE: no penalties
+    uint32_t bias;          ///< its row of the table, or PLEACH_NONE
 } PleachSampling;
 
 /// What a draw decides: part of the key of its random number.
@@ -188,6 +196,14 @@ enum PleachRowStatus {
     PLEACH_ROW_NOT_FINITE = 1,    ///< a logit is NaN or positive infinity; `token` is the first such id
     PLEACH_ROW_NOTHING_LEFT = 2,  ///< no token has any probability
 };
+
+/// What a row decides over.
+typedef struct {
+    uint32_t logits;        ///< its row of the logits
+    uint32_t draft_token;   ///< the token proposed at it; not read in the last row of a sequence
+    uint32_t draft_probs;   ///< its row of the table, or PLEACH_NONE: the draft token was certain
+    uint32_t grammar_mask;  ///< its row of the table, or PLEACH_NONE: every token may come
+} PleachVerifyRow;
 
 typedef struct {
     uint32_t status;
@@ -205,17 +221,17 @@ typedef struct {
 
 /// What `pleach_verify` reads and writes. A sequence of n draft tokens has n + 1 rows (or one, without).
 typedef struct {
-    const float *logits;            ///< [rows, vocab_size]
-    const uint32_t *draft_tokens;   ///< [rows]: the token proposed at each row; that of a last row is not read
-    const float *draft_probs;       ///< [rows, vocab_size], or null: draft tokens were certain
-    const uint32_t *cu_rows;        ///< [sequences + 1]: first row of each sequence, and the number of rows
-    const PleachSampling *sampling; ///< [sequences]
-    const uint32_t *token_counts;   ///< [sequences, vocab_size, 2]: in the prompt, generated; null: no penalties
-    const float *bias;              ///< [sequences, vocab_size], or null
-    const uint32_t *grammar_mask;   ///< [rows, vocab_size / 32 rounded up]: bit set where allowed; or null
-    uint32_t *finished;             ///< [sequences]: zero before the first call, and after every call
-    PleachRowResult *rows;          ///< [rows], out
-    PleachVerdict *verdicts;        ///< [sequences], out; untouched for a sequence without rows
+    const float *logits;             ///< [_, vocab_size]
+    const PleachVerifyRow *rows;     ///< [rows]
+    const uint32_t *cu_rows;         ///< [sequences + 1]: first row of each sequence, and the number of rows
+    const PleachSampling *sampling;  ///< [sequences]
+    const float *draft_probs;        ///< [_, vocab_size]: what draft tokens were drawn from
+    const uint32_t *token_counts;    ///< [_, vocab_size, 2]: in the prompt, generated
+    const float *bias;               ///< [_, vocab_size]
+    const uint32_t *grammar_mask;    ///< [_, vocab_size / 32 rounded up]: bit set where allowed
+    uint32_t *finished;              ///< [sequences]: zero before the first call, and after every call
+    PleachRowResult *results;        ///< [rows], out
+    PleachVerdict *verdicts;         ///< [sequences], out; untouched for a sequence without rows
     int64_t sequences;
     int64_t vocab_size;             ///< at most 2^18
 } PleachVerify;
@@ -223,6 +239,10 @@ typedef struct {
 /// Decides which draft tokens stand, and draws the token after them, for all sequences in one launch. Draws
 /// depend on (seed, position, purpose) alone.
 int pleach_verify(const PleachVerify *io, int64_t rows, void *stream);
+
+/// `table[place] = value` for the `count` pairs (place, value) of `entries`, all places different and below
+/// `size`: how the tables of `pleach_verify`, zero but for a few numbers, come to the device.
+int pleach_scatter(uint32_t *table, const uint32_t *entries, int64_t count, int64_t size, void *stream);
 
 #ifdef __cplusplus
 }

@@ -33,6 +33,17 @@ __device__ __forceinline__ void philox(uint32_t (&counter)[4], uint32_t key0, ui
     }
 }
 
+/// The finaliser of SplitMix64 after one step of its counter: a hash of 64 bits.
+__device__ __forceinline__ uint64_t mix(uint64_t value) {
+    uint64_t z = value + 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+/// The upper 53 bits as a number in [0, 1).
+__device__ __forceinline__ double unit(uint64_t bits) { return double(bits >> 11) * 0x1p-53; }
+
 /// 64 random bits for (seed, position, purpose).
 __device__ __forceinline__ uint64_t random_bits(uint64_t seed, uint64_t position, uint32_t purpose) {
     uint32_t counter[4] = {uint32_t(position), uint32_t(position >> 32), purpose, 0};
@@ -52,32 +63,35 @@ __device__ __forceinline__ uint32_t ordered(float x) {
 struct Row {
     PleachVerify io;
     PleachSampling sampling;
+    PleachVerifyRow own;
     int64_t row, sequence, first_row;
+
+    __device__ float raw(int64_t id) const { return io.logits[own.logits * io.vocab_size + id]; }
 
     /// The logit after penalties, bias and mask.
     __device__ float logit(int64_t id) const {
-        float x = io.logits[row * io.vocab_size + id];
-        if (io.token_counts) {
-            const uint32_t *counts = io.token_counts + (sequence * io.vocab_size + id) * 2;
+        float x = raw(id);
+        if (sampling.token_counts != PLEACH_NONE) {
+            const uint32_t *counts = io.token_counts + (sampling.token_counts * io.vocab_size + id) * 2;
             uint32_t generated = counts[1];
-            for (int64_t r = first_row; r < row; r++) generated += io.draft_tokens[r] == uint32_t(id);
+            for (int64_t r = first_row; r < row; r++) generated += io.rows[r].draft_token == uint32_t(id);
             if (counts[0] > 0 || generated > 0) {
                 x = x > 0.0f ? x / sampling.repetition_penalty : multiply(x, sampling.repetition_penalty);
                 if (generated > 0)
                     x = add(x, -add(sampling.presence_penalty, multiply(sampling.frequency_penalty, float(generated))));
             }
         }
-        if (io.bias) x = add(x, io.bias[sequence * io.vocab_size + id]);
-        if (io.grammar_mask) {
+        if (sampling.bias != PLEACH_NONE) x = add(x, io.bias[sampling.bias * io.vocab_size + id]);
+        if (own.grammar_mask != PLEACH_NONE) {
             const int64_t words = div_up<int64_t>(io.vocab_size, 32);
-            if (!(io.grammar_mask[row * words + id / 32] >> (id % 32) & 1)) x = -INFINITY;
+            if (!(io.grammar_mask[own.grammar_mask * words + id / 32] >> (id % 32) & 1)) x = -INFINITY;
         }
         return x;
     }
 
     __device__ float draft_prob(int64_t id) const {
-        if (io.draft_probs) return io.draft_probs[row * io.vocab_size + id];
-        return uint32_t(id) == io.draft_tokens[row] ? 1.0f : 0.0f;
+        if (own.draft_probs != PLEACH_NONE) return io.draft_probs[own.draft_probs * io.vocab_size + id];
+        return uint32_t(id) == own.draft_token ? 1.0f : 0.0f;
     }
 };
 
@@ -207,7 +221,7 @@ __device__ __forceinline__ Top block_top(Top top, const Scratch &scratch) {
 __device__ __forceinline__ Scan scan(const Row &row, const Scratch &scratch) {
     Scan s{{-INFINITY, 0xffffffffu}, {-INFINITY, 0xffffffffu}, 0xffffffffu};
     for (int64_t id = threadIdx.x; id < row.io.vocab_size; id += THREADS) {
-        const float raw = row.io.logits[row.row * row.io.vocab_size + id], logit = row.logit(id);
+        const float raw = row.raw(id), logit = row.logit(id);
         s.raw = Likelier{}(s.raw, Top{raw, uint32_t(id)});
         s.top = Likelier{}(s.top, Top{logit, uint32_t(id)});
         const bool finite = raw < INFINITY && logit < INFINITY;  // negative infinity is fine
@@ -219,6 +233,25 @@ __device__ __forceinline__ Scan scan(const Row &row, const Scratch &scratch) {
     return s;
 }
 
+/// The winner of the exponential race: the token with the least -ln(1 - uniform(id)) / weight(id), the lowest id
+/// among equals; a draw from the distribution of the weights. Some weight is positive.
+template <class Weight>
+__device__ __forceinline__ uint32_t race(int64_t count, uint64_t key, const Scratch &scratch, Weight weight) {
+    // Numbers that are not negative are ordered as their bits are.
+    uint64_t best = ~uint64_t(0), winner = ~uint64_t(0);
+    for (int64_t id = threadIdx.x; id < count; id += THREADS) {
+        const float w = weight(id);
+        if (!(w > 0.0f)) continue;
+        const uint64_t time = __double_as_longlong(-log1p(-unit(mix(key ^ uint64_t(id)))) / double(w));
+        if (time < best) {
+            best = time;
+            winner = uint64_t(id);
+        }
+    }
+    const uint64_t least = block_reduce<WARPS>(best, Min{}, scratch.totals);
+    return uint32_t(block_reduce<WARPS>(best == least ? winner : ~uint64_t(0), Min{}, scratch.totals));
+}
+
 __global__ void __launch_bounds__(THREADS, 1) verify_kernel(PleachVerify io) {
     SHARED(uint64_t, bins, BINS);
     SHARED(uint64_t, totals, WARPS);
@@ -226,15 +259,16 @@ __global__ void __launch_bounds__(THREADS, 1) verify_kernel(PleachVerify io) {
     SHARED(uint64_t, found, 2);
     const Scratch scratch{bins, totals, floats, found};
 
-    Row row{io, {}, int64_t(blockIdx.x), 0, 0};
+    Row row{io, {}, {}, int64_t(blockIdx.x), 0, 0};
     while (row.sequence < io.sequences && io.cu_rows[row.sequence + 1] <= row.row) row.sequence++;
     if (row.sequence == io.sequences) return;
     row.first_row = io.cu_rows[row.sequence];
     row.sampling = io.sampling[row.sequence];
+    row.own = io.rows[row.row];
     const PleachSampling &sampling = row.sampling;
     const int64_t vocab_size = io.vocab_size, end_row = io.cu_rows[row.sequence + 1];
     const bool has_draft = row.row + 1 < end_row;
-    const uint32_t draft = has_draft ? io.draft_tokens[row.row] : 0;
+    const uint32_t draft = has_draft ? row.own.draft_token : 0;
     const uint64_t position = sampling.position + uint64_t(row.row - row.first_row);
 
     PleachRowResult result{PLEACH_ROW_OK, 0, 0, 0.0f, 0.0f};
@@ -248,21 +282,20 @@ __global__ void __launch_bounds__(THREADS, 1) verify_kernel(PleachVerify io) {
         // Log-softmax of the raw logits, over strides in a fixed order.
         float sum = 0.0f;
         for (int64_t id = threadIdx.x; id < vocab_size; id += THREADS)
-            sum = add(sum, exp_exact(add(io.logits[row.row * vocab_size + id], -s.raw.value)));
+            sum = add(sum, exp_exact(add(row.raw(id), -s.raw.value)));
         const float log_sum = s.raw.value + logf(block_reduce<WARPS>(sum, Sum{}, scratch.floats));
 
-        const bool greedy = sampling.temperature == 0.0f;
         const float inverse = 1.0f / sampling.temperature;
         const float scale = inverse < 3.40282347e38f ? inverse : 3.40282347e38f;
         const auto weight = [&](int64_t id) { return exp_exact(multiply(add(row.logit(id), -s.top.value), scale)); };
         Cut by_logit, by_weight;
         const auto units = [&](int64_t id) -> uint64_t {
-            if (greedy) return uint32_t(id) == s.top.id;
             const float w = weight(id);
             if (!(multiply(w, UNITS) >= 1.0f) || w < sampling.min_p) return 0;
             if (!by_logit.keeps(ordered(row.logit(id)), id) || !by_weight.keeps(ordered(w), id)) return 0;
             return uint64_t(multiply(w, UNITS));
         };
+        const bool greedy = sampling.temperature == 0.0f;
         if (!greedy) {
             const float min_p = sampling.min_p;
             row.sampling.min_p = 0.0f;
@@ -280,20 +313,24 @@ __global__ void __launch_bounds__(THREADS, 1) verify_kernel(PleachVerify io) {
             }
             row.sampling.min_p = min_p;
         }
-        uint64_t own = 0, total;
-        for (int64_t id = threadIdx.x; id < vocab_size; id += THREADS) own += units(id);
-        sum_before(own, scratch, total);
-
-        // Accept with probability min(1, target_prob / draft_prob).
-        bool accepted = false;
-        if (has_draft && draft < vocab_size) {
-            const double uniform = double(random_bits(sampling.seed, position, PLEACH_PURPOSE_ACCEPT) >> 11) * 0x1p-53;
-            accepted = uniform * double(row.draft_prob(draft)) * double(total) < double(units(draft));
-        }
-        if (accepted) {
-            result.accepted = 1;
-            result.token = draft;
+        const uint64_t bits = random_bits(sampling.seed, position, PLEACH_PURPOSE_SAMPLE);
+        uint64_t own = 0, total = 0;
+        if (greedy || sampling.coupled) {
+            // The target's own draw decides.
+            const auto kept = [&](int64_t id) { return units(id) > 0 ? weight(id) : 0.0f; };
+            result.token = greedy ? s.top.id : race(vocab_size, bits, scratch, kept);
+            result.accepted = has_draft && draft == result.token;
         } else {
+            for (int64_t id = threadIdx.x; id < vocab_size; id += THREADS) own += units(id);
+            sum_before(own, scratch, total);
+            // Accept with probability min(1, target_prob / draft_prob).
+            if (has_draft && draft < vocab_size) {
+                const double uniform = unit(random_bits(sampling.seed, position, PLEACH_PURPOSE_ACCEPT));
+                result.accepted = uniform * double(row.draft_prob(draft)) * double(total) < double(units(draft));
+                result.token = draft;
+            }
+        }
+        if (total > 0 && !result.accepted) {
             // norm(max(0, target_probs - draft_probs)) after a rejection, the target's own else.
             const auto residual = [&](int64_t id) -> uint64_t {
                 const double left = double(units(id)) / double(total) - double(row.draft_prob(id));
@@ -305,16 +342,15 @@ __global__ void __launch_bounds__(THREADS, 1) verify_kernel(PleachVerify io) {
                 for (int64_t id = threadIdx.x; id < vocab_size; id += THREADS) own += residual(id);
                 sum_before(own, scratch, left);
             }
-            const uint64_t bits = random_bits(sampling.seed, position, PLEACH_PURPOSE_SAMPLE);
             result.token = left > 0 ? find_by_sum(vocab_size, __umul64hi(bits, left), scratch, residual)
                                     : find_by_sum(vocab_size, __umul64hi(bits, total), scratch, units);
         }
-        result.log_prob = add(io.logits[row.row * vocab_size + result.token], -log_sum);
+        result.log_prob = add(row.raw(result.token), -log_sum);
         result.log_sum_exp = log_sum;
     }
 
     if (threadIdx.x != 0) return;
-    io.rows[row.row] = result;
+    io.results[row.row] = result;
     // The sequence's last block to get here sees the results of all.
     __threadfence();
     const unsigned count = unsigned(end_row - row.first_row);
@@ -323,13 +359,18 @@ __global__ void __launch_bounds__(THREADS, 1) verify_kernel(PleachVerify io) {
     io.finished[row.sequence] = 0;
     PleachVerdict verdict{0, 0, PLEACH_ROW_OK};
     for (int64_t r = row.first_row; r < end_row; r++) {
-        const volatile PleachRowResult &other = io.rows[r];
+        const volatile PleachRowResult &other = io.results[r];
         verdict.status = other.status;
         verdict.last = other.token;
         if (other.status != PLEACH_ROW_OK || !other.accepted) break;
         verdict.accepted++;
     }
     io.verdicts[row.sequence] = verdict;
+}
+
+__global__ void scatter_kernel(uint32_t *table, const uint32_t *entries, int64_t count, int64_t size) {
+    const int64_t i = int64_t(blockIdx.x) * THREADS + threadIdx.x;
+    if (i < count && entries[2 * i] < size) table[entries[2 * i]] = entries[2 * i + 1];
 }
 
 }  // namespace
@@ -342,4 +383,11 @@ extern "C" int pleach_verify(const PleachVerify *io, int64_t rows, void *stream)
         return PLEACH_BAD_ARGUMENT;
     if (rows == 0 || io->sequences == 0) return PLEACH_OK;
     return LAUNCH(verify_kernel, Dim{unsigned(rows)}, Dim{THREADS}, stream, *io);
+}
+
+extern "C" int pleach_scatter(uint32_t *table, const uint32_t *entries, int64_t count, int64_t size, void *stream) {
+    if (count < 0 || count > MAX_GRID_X || size < 0 || size > (int64_t(1) << 32)) return PLEACH_BAD_ARGUMENT;
+    if (count == 0) return PLEACH_OK;
+    const Dim grid{unsigned(div_up<int64_t>(count, THREADS))};
+    return LAUNCH(scatter_kernel, grid, Dim{THREADS}, stream, table, entries, count, size);
 }

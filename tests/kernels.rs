@@ -17,6 +17,8 @@ mod decoder;
 mod mutations;
 #[path = "support/random_model.rs"]
 mod random_model;
+#[path = "kernels/rounds.rs"]
+mod rounds;
 
 use mutations::{MUTATIONS, Mutation};
 

@@ -424,5 +424,6 @@ inline int __ffs(unsigned x) { return __builtin_ffs(int(x)); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return uint64_t((unsigned __int128)a * b >> 64); }
 inline float __uint_as_float(unsigned x) { float f; return std::memcpy(&f, &x, 4), f; }
+inline int64_t __double_as_longlong(double d) { int64_t x; return std::memcpy(&x, &d, 8), x; }
 inline unsigned __float_as_uint(float f) { unsigned x; return std::memcpy(&x, &f, 4), x; }
 inline unsigned atomicAdd(unsigned *at, unsigned by) { return (*at += by) - by; }

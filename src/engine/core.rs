@@ -13,7 +13,7 @@ use super::{
     EngineConfig, EngineError, EngineLimits, EngineStats, Event, FinishReason, NoDraft, Request,
     RequestError, RequestId,
 };
-use crate::model::{CudaDecoder, CudaRunner, Decoder, Forward, Rows, Runner};
+use crate::model::{CudaDecoder, CudaRunner, Decoder, Forward, Rows, Runner, VerifyTask};
 use crate::sampling::Processor;
 use crate::spec::{
     Acceptance, Cascade, DraftModel, DraftToken, Load, Prices, Proposal, ProposeTask, Proposer,
@@ -322,8 +322,11 @@ impl Engine {
         }
         let head_rows = self.target.head_rows();
         let flops = self.rows.flops(self.target.config(), head_rows);
+        let by_model: Vec<bool> =
+            items.iter().zip(proposals).map(|(i, proposal)| self.decides(i, proposal)).collect();
         let started = Instant::now();
-        let logits = self.target.forward(&self.rows);
+        let tasks = verify_tasks(&self.sequences, items, proposals, &by_model);
+        let (logits, verified) = self.target.forward_and_verify(&self.rows, &tasks);
         let seconds = started.elapsed().as_secs_f64();
         let decode = items.iter().all(|item| item.count == 1 && item.completes);
         self.stats.target.record(self.rows.len(), decode, seconds);
@@ -343,12 +346,20 @@ impl Engine {
             cost = without.map_or(1.0, |without| (seconds + seconds_drafting) / without);
         }
 
-        // [logit_rows, vocab_size], cut into one piece per sequence that draws a token.
+        // [logit_rows, vocab_size], cut into one piece per sequence whose token is drawn here.
         let mut rest = logits;
+        let mut verified = verified.into_iter();
         let mut outcomes = Vec::with_capacity(items.len());
-        for (item, proposal) in items.iter().zip(proposals) {
+        for ((item, proposal), by_model) in items.iter().zip(proposals).zip(by_model) {
             let sequence = self.sequences.get_mut(&item.id);
             let sequence = sequence.expect("invariant: scheduled sequences exist");
+            if by_model {
+                let outcome = verified.next().expect("invariant: one outcome a task");
+                let take = || sequence.verified(&proposal.tokens, outcome);
+                let taken = catch_unwind(AssertUnwindSafe(take));
+                outcomes.push(Some(taken.unwrap_or(Err(RoundError::Bug))));
+                continue;
+            }
             let wanted = num_logits(sequence, item, proposal);
             let (own, others) = rest.split_at(wanted * head_rows);
             rest = others;
@@ -390,6 +401,21 @@ impl Engine {
             report::decode_time(time);
         }
         events
+    }
+
+    /// Whether the target itself decides a sequence's round.
+    fn decides(&mut self, item: &Scheduled, proposal: &Proposal) -> bool {
+        let sequence = self.sequences.get_mut(&item.id);
+        let sequence = sequence.expect("invariant: scheduled sequences exist");
+        self.target.verifies()
+            && item.completes
+            && num_logits(sequence, item, proposal) > 0
+            && sequence.may_be_decided()
+            // What goes wrong with a grammar is told where its sequence is verified.
+            && sequence.grammar.as_mut().is_none_or(|grammar| {
+                let compute = || grammar.compute_masks(proposal.tokens.len());
+                catch_unwind(AssertUnwindSafe(compute)).is_ok_and(|masks| masks.is_ok())
+            })
     }
 
     /// Takes in the hidden states of the last pass where they were asked for.
@@ -535,6 +561,24 @@ fn load(items: &[Scheduled]) -> Load {
 /// What a pass computes with one row of each sequence.
 fn one_row_each<'a>(items: impl Iterator<Item = &'a Scheduled>) -> Load {
     items.fold(Load::default(), |load, item| load.sequence(1, item.start + item.count))
+}
+
+/// The rounds that the target decides itself.
+fn verify_tasks<'a>(
+    sequences: &'a HashMap<RequestId, Sequence>,
+    items: &[Scheduled],
+    proposals: &'a [Proposal],
+    by_model: &[bool],
+) -> Vec<VerifyTask<'a>> {
+    let (mut tasks, mut first) = (Vec::new(), 0);
+    for ((item, proposal), &by_model) in items.iter().zip(proposals).zip(by_model) {
+        let sequence = &sequences[&item.id];
+        if by_model {
+            tasks.push(sequence.verify_task(&proposal.tokens, first));
+        }
+        first += num_logits(sequence, item, proposal);
+    }
+    tasks
 }
 
 /// Rows of an item whose logits are wanted: those that tokens are drawn from, and all of a prompt whose

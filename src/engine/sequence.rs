@@ -6,10 +6,11 @@ use super::readout::PromptReadout;
 use super::stats::add_at;
 use super::{EngineLimits, FinishReason, Readout, Request, SequenceStats, TokenOut, TokenSource};
 use crate::grammar::{GrammarError, GrammarState};
+use crate::model::{Verified, VerifyTask};
 use crate::sampling::{
     Draws, History, LogitsError, Processor, SamplingParams, log_sum_exp, top_logprobs,
 };
-use crate::spec::{Acceptance, DraftToken, FinalToken, Speculation, rejection_sample};
+use crate::spec::{Acceptance, DraftToken, FinalToken, Speculation, Verdict, rejection_sample};
 use crate::text::StoppingText;
 
 pub(super) struct Sequence {
@@ -142,8 +143,56 @@ impl Sequence {
             Ok::<_, RoundError>(processor.distribution(logits, None, params, history)?)
         });
         draft[..pushed].iter().for_each(|token| history.pop(token.id));
-        let verdict = verdict?;
+        let told = |sequence: &Self, index, id| sequence.told(id, row(index));
+        self.take(draft, verdict?, told)
+    }
 
+    /// Whether a model that verifies itself can decide this sequence's rounds: it tells log-probabilities of the
+    /// tokens that come out, and of no others.
+    pub(super) fn may_be_decided(&self) -> bool {
+        self.top_logprobs.unwrap_or(0) == 0 && !self.readout.wants_logits()
+    }
+
+    /// The round for a model to decide, with logits from `first_logit` on; the grammar's masks are computed.
+    pub(super) fn verify_task<'a>(
+        &'a self,
+        draft: &'a [DraftToken],
+        first_logit: usize,
+    ) -> VerifyTask<'a> {
+        let masks = self.grammar.iter().flat_map(GrammarState::masks);
+        VerifyTask {
+            first_logit,
+            draft: draft.iter().map(|token| (token.id, &token.draft_probs)).collect(),
+            params: &self.params,
+            draws: self.draws,
+            position: self.tokens.len(),
+            history: &self.history,
+            masks: masks.take(draft.len() + 1).collect(),
+        }
+    }
+
+    /// Takes in a round that the model decided, as [`verify`](Self::verify) does.
+    pub(super) fn verified(
+        &mut self,
+        draft: &[DraftToken],
+        outcome: Result<Verified, LogitsError>,
+    ) -> Result<Round, RoundError> {
+        let Verified { accepted, last, logprobs } = outcome?;
+        let stands = accepted == draft.len();
+        let last = if stands { FinalToken::Bonus(last) } else { FinalToken::Recovered(last) };
+        self.take(draft, Verdict { accepted, last }, |sequence, index, _| {
+            sequence.top_logprobs.map(|_| (logprobs[index], Vec::new()))
+        })
+    }
+
+    /// Appends the tokens of a round up to the first that ends the sequence; `told` gives the log-probability of the
+    /// token at a place of the round and those of the likeliest there, where they are wanted.
+    fn take(
+        &mut self,
+        draft: &[DraftToken],
+        verdict: Verdict,
+        told: impl Fn(&Self, usize, u32) -> Option<(f32, Vec<(u32, f32)>)>,
+    ) -> Result<Round, RoundError> {
         self.observe_drafts(draft);
         let (last, source) = match verdict.last {
             FinalToken::Recovered(id) => (id, TokenSource::Recovered),
@@ -152,16 +201,24 @@ impl Sequence {
         };
         let accepted = draft[..verdict.accepted].iter();
         let accepted = accepted.map(|t| (t.id, TokenSource::Accepted(t.proposer)));
+        // Nothing follows draft tokens that complete the grammar.
+        let complete = |g: &GrammarState| g.drafted() == verdict.accepted && g.is_complete();
+        let complete = verdict.accepted > 0 && self.grammar.as_ref().is_some_and(complete);
+        let last_token = (!complete).then_some((last, source));
         let mut round = Round { tokens: Vec::new(), accepted: verdict.accepted, finish: None };
-        for (index, (id, source)) in accepted.chain([(last, source)]).enumerate() {
-            round.tokens.push(self.token_out(id, source, row(index)));
+        for (index, (id, source)) in accepted.chain(last_token).enumerate() {
+            let (logprob, top_logprobs) = told(self, index, id).unzip();
+            let top_logprobs = top_logprobs.unwrap_or_default();
+            round.tokens.push(TokenOut { id, source, logprob, top_logprobs });
             self.append(id, source, index);
             round.finish = self.finish_at(id);
             if round.finish.is_some() {
                 break;
             }
         }
-        if round.finish.is_none()
+        if round.finish.is_none() && complete {
+            round.finish = Some(FinishReason::Grammar);
+        } else if round.finish.is_none()
             && let Some(grammar) = &mut self.grammar
         {
             grammar.commit(verdict.accepted, last)?;
@@ -225,16 +282,10 @@ impl Sequence {
         (self.tokens_left() == 0).then_some(FinishReason::Length)
     }
 
-    fn token_out(&self, id: u32, source: TokenSource, logits: &[f32]) -> TokenOut {
-        let Some(count) = self.top_logprobs else {
-            return TokenOut { id, source, logprob: None, top_logprobs: Vec::new() };
-        };
+    /// Log-probability of a token and those of the likeliest, where they are wanted.
+    fn told(&self, id: u32, logits: &[f32]) -> Option<(f32, Vec<(u32, f32)>)> {
+        let count = self.top_logprobs?;
         let normaliser = log_sum_exp(logits);
-        TokenOut {
-            id,
-            source,
-            logprob: Some(logits[id as usize] - normaliser),
-            top_logprobs: top_logprobs(logits, normaliser, count),
-        }
+        Some((logits[id as usize] - normaliser, top_logprobs(logits, normaliser, count)))
     }
 }

@@ -64,6 +64,19 @@ impl GrammarState {
         Ok(buffer)
     }
 
+    /// Computes what may come after each of `count` followed draft tokens, and after none.
+    ///
+    /// # Errors
+    /// [`GrammarError`] if the grammar became too costly.
+    pub fn compute_masks(&mut self, count: usize) -> Result<(), GrammarError> {
+        (0..=count).try_for_each(|place| self.mask(place).map(|_| ()))
+    }
+
+    /// The masks computed so far, a bit for each token.
+    pub fn masks(&self) -> impl Iterator<Item = &[u32]> {
+        self.masks.iter().map(SimpleVob::as_slice)
+    }
+
     fn mask(&mut self, place: usize) -> Result<&SimpleVob, GrammarError> {
         if place == self.masks.len() && place == self.drafted {
             let mask = self.matcher.compute_mask_or_eos();

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::ModelConfig;
+use super::{ModelConfig, Verified, VerifyTask};
 use crate::kv_cache::BlockTable;
+use crate::sampling::LogitsError;
 
 /// Rows of one forward pass, grouped by sequence.
 #[derive(Debug, Default)]
@@ -108,6 +109,25 @@ pub trait Forward: Send {
     /// Computes all rows, writes their keys and values, and returns the logits of `logit_rows`.
     /// Shape `[logit_rows, head_rows]`.
     fn forward(&mut self, rows: &Rows) -> &[f32];
+
+    /// Whether the model verifies draft tokens itself.
+    fn verifies(&self) -> bool {
+        false
+    }
+
+    /// A pass in which the model decides the rounds of some sequences itself. Returns the logits of the rows
+    /// that `tasks` do not name, in order, and the outcome of each task.
+    ///
+    /// # Panics
+    /// If there are tasks for a model that does not [verify](Self::verifies).
+    fn forward_and_verify(
+        &mut self,
+        rows: &Rows,
+        tasks: &[VerifyTask<'_>],
+    ) -> (&[f32], Vec<Result<Verified, LogitsError>>) {
+        assert!(tasks.is_empty(), "the model does not verify");
+        (self.forward(rows), Vec::new())
+    }
 
     /// Writes the hidden state of a row of the last pass, behind the final norm. Shape `[hidden_size]`.
     fn hidden_state(&self, row: usize, out: &mut [f32]);

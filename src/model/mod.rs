@@ -7,6 +7,7 @@ mod forward;
 mod names;
 mod rope;
 mod runner;
+mod verify;
 
 pub use config::{Family, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
 pub use cuda::{CudaDecoder, CudaRunner};
@@ -15,3 +16,4 @@ pub use forward::{Forward, Rows};
 pub use names::{layer_tensor_names, tensor_names};
 pub use rope::rope_table;
 pub use runner::Runner;
+pub use verify::{Verified, VerifyTask};

@@ -39,6 +39,12 @@ impl Draws {
         Self { seed, coupled: true }
     }
 
+    /// The key of all draws.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// Whether draft and target draw with the same random numbers.
     #[must_use]
     pub fn is_coupled(&self) -> bool {
@@ -74,9 +80,27 @@ impl Draws {
     }
 
     fn key(&self, position: usize, purpose: Purpose) -> u64 {
-        let counter = (position as u64) * 4 + purpose as u64;
-        mix(mix(self.seed) ^ mix(counter.wrapping_add(0x632b_e59b_d9b4_e019)))
+        let position = position as u64;
+        let counter = [position as u32, (position >> 32) as u32, purpose as u32, 0];
+        let [low, high, ..] = philox(counter, [self.seed as u32, (self.seed >> 32) as u32]);
+        u64::from(high) << 32 | u64::from(low)
     }
+}
+
+/// Philox4x32-10 (Salmon et al., SC 2011): 128 random bits of a counter and a key; as `kernels/verify.cu` draws.
+fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    for _ in 0..10 {
+        let a = 0xd251_1f53 * u64::from(counter[0]);
+        let b = 0xcd9e_8d57 * u64::from(counter[2]);
+        counter = [
+            (b >> 32) as u32 ^ counter[1] ^ key[0],
+            b as u32,
+            (a >> 32) as u32 ^ counter[3] ^ key[1],
+            a as u32,
+        ];
+        key = [key[0].wrapping_add(0x9e37_79b9), key[1].wrapping_add(0xbb67_ae85)];
+    }
+    counter
 }
 
 /// The upper 53 bits as a number in [0, 1).
@@ -95,6 +119,23 @@ fn mix(value: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The published vectors of Philox4x32-10.
+    #[test]
+    fn philox_vectors() {
+        assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(
+            philox([u32::MAX; 4], [u32::MAX; 2]),
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+        );
+        assert_eq!(
+            philox(
+                [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
+                [0xa409_3822, 0x299f_31d0]
+            ),
+            [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
+        );
+    }
 
     #[test]
     fn keyed_and_uniform() {

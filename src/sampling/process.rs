@@ -38,6 +38,11 @@ impl History {
         history
     }
 
+    /// Its tokens, each with its occurrences in the prompt and in the generated text.
+    pub fn counts(&self) -> impl Iterator<Item = (u32, [u32; 2])> {
+        self.counts.iter().map(|(&id, &(prompt, generated))| (id, [prompt, generated]))
+    }
+
     /// Adds a generated token.
     pub fn push(&mut self, id: u32) {
         self.counts.entry(id).or_default().1 += 1;

@@ -184,9 +184,10 @@ TEST(attention_rows_do_not_depend_on_each_other) {
 
 TEST(attention_keeps_nan) {
     PleachAttentionShape shape{2, 1, 64, 16, 0};
-    for (int64_t context : {20, 300}) {
+    // Neighbours: each of a pair of weights.
+    for (auto [context, position] : {std::pair<int64_t, int64_t>{20, 3}, {20, 4}, {300, 3}, {300, 4}}) {
         Batch b = random_batch(shape, PLEACH_F16, {{context, 1}, {context, 1}});
-        b.keys[b.at(1, 3, 0) + 5] = to_f16(NAN);
+        b.keys[b.at(1, position, 0) + 5] = to_f16(NAN);
         const auto got = attend(b);
         for (size_t i = 0; i < got.size(); i++) CHECK(std::isnan(from_f16(got[i])) == (i >= 128), "value %zu", i);
     }

@@ -498,8 +498,8 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
     slow(bug(
         "the grammar of another row",
         "verify.cu",
+        "io.grammar_mask[own.grammar_mask * words",
         "io.grammar_mask[row * words",
-        "io.grammar_mask[sequence * words",
         "verify",
     )),
     bug(
@@ -540,8 +540,43 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
     slow(bug(
         "log-probabilities of adjusted logits",
         "verify.cu",
-        "vocab_size + id], -s.raw.value",
-        "vocab_size + id], -s.top.value",
+        "row.raw(id), -s.raw.value",
+        "row.raw(id), -s.top.value",
+        "verify",
+    )),
+    slow(bug(
+        "a race in which large weights lose",
+        "verify.cu",
+        "/ double(w))",
+        "* double(w))",
+        "verify",
+    )),
+    slow(bug(
+        "a race between neighbours with one number",
+        "verify.cu",
+        "mix(key ^ uint64_t(id))",
+        "mix(key ^ uint64_t(id / 2))",
+        "verify",
+    )),
+    slow(bug(
+        "penalties of another sequence",
+        "verify.cu",
+        "(sampling.token_counts * io",
+        "(sequence * io",
+        "verify",
+    )),
+    slow(bug(
+        "logits of another row",
+        "verify.cu",
+        "io.logits[own.logits * io",
+        "io.logits[row * io",
+        "verify",
+    )),
+    slow(bug(
+        "a value scattered outside its table",
+        "verify.cu",
+        "entries[2 * i] < size",
+        "entries[2 * i] <= size",
         "verify",
     )),
     slow(bug(

@@ -16,11 +16,22 @@ static void reference_philox(const uint32_t (&counter)[4], const uint32_t (&key)
     std::copy(c, c + 4, out);
 }
 
-/// Uniform in [0, 1).
-static double uniform(uint64_t seed, uint64_t position, uint32_t purpose) {
+static uint64_t keyed_bits(uint64_t seed, uint64_t position, uint32_t purpose) {
     uint32_t out[4];
     reference_philox({uint32_t(position), uint32_t(position >> 32), purpose, 0}, {uint32_t(seed), uint32_t(seed >> 32)}, out);
-    return double((uint64_t(out[1]) << 32 | out[0]) >> 11) / 9007199254740992.0;
+    return uint64_t(out[1]) << 32 | out[0];
+}
+
+/// Uniform in [0, 1).
+static double uniform(uint64_t bits) { return double(bits >> 11) / 9007199254740992.0; }
+static double uniform(uint64_t seed, uint64_t position, uint32_t purpose) { return uniform(keyed_bits(seed, position, purpose)); }
+
+/// The next number of SplitMix64 from this state.
+static uint64_t split_mix(uint64_t state) {
+    state += 0x9e3779b97f4a7c15u;
+    state = (state ^ (state >> 30)) * 0xbf58476d1ce4e5b9u;
+    state = (state ^ (state >> 27)) * 0x94d049bb133111ebu;
+    return state ^ (state >> 31);
 }
 
 /// The published vectors of Philox4x32-10.
@@ -39,7 +50,14 @@ struct Case {
     std::vector<uint32_t> cu_rows, draft_tokens, counts, mask;
     std::vector<float> logits, draft_probs, bias;
     std::vector<PleachSampling> sampling;
+    /// Some rows have no row in the tables.
+    bool mixed = false;
+
     int64_t rows() const { return cu_rows.back(); }
+    bool has_probs(int64_t row) const { return !draft_probs.empty() && !(mixed && row % 3 == 2); }
+    bool has_mask(int64_t row) const { return !mask.empty() && !(mixed && row % 3 == 1); }
+    bool has_counts(size_t s) const { return !counts.empty() && !(mixed && s % 2 == 0); }
+    bool has_bias(size_t s) const { return !bias.empty() && !(mixed && s % 2 == 1); }
 };
 
 struct Results {
@@ -47,25 +65,39 @@ struct Results {
     std::vector<PleachVerdict> verdicts;
 };
 
+/// A table's rows in reverse: none is at its own place.
 template <class T>
-static T *or_null(const Buffer<T> &buffer) {
-    return buffer.size() ? buffer.get() : nullptr;
+static Buffer<T> reversed(const std::vector<T> &table, size_t rows) {
+    std::vector<T> other;
+    const size_t width = rows ? table.size() / rows : 0;
+    for (size_t r = rows; r-- > 0;) other.insert(other.end(), table.begin() + long(r * width), table.begin() + long((r + 1) * width));
+    return Buffer<T>(other);
 }
 
 /// `padding` rows belong to no sequence.
 static Results verify(const Case &c, int64_t padding = 0) {
-    const size_t sequences = c.sampling.size();
-    Buffer<float> logits(c.logits), draft_probs(c.draft_probs), bias(c.bias);
-    Buffer<uint32_t> draft_tokens(c.draft_tokens), cu(c.cu_rows), counts(c.counts), mask(c.mask);
-    Buffer<uint32_t> finished(std::vector<uint32_t>(sequences, 0));
-    Buffer<PleachSampling> sampling(c.sampling);
-    auto rows = Buffer<PleachRowResult>::poisoned(size_t(c.rows()));
+    const size_t sequences = c.sampling.size(), count = size_t(c.rows());
+    std::vector<PleachSampling> sampling = c.sampling;
+    for (size_t s = 0; s < sequences; s++) {
+        sampling[s].token_counts = c.has_counts(s) ? uint32_t(sequences - 1 - s) : PLEACH_NONE;
+        sampling[s].bias = c.has_bias(s) ? uint32_t(sequences - 1 - s) : PLEACH_NONE;
+    }
+    std::vector<PleachVerifyRow> rows;
+    for (uint32_t r = 0; r < count; r++) {
+        const uint32_t place = uint32_t(count) - 1 - r;
+        rows.push_back({place, c.draft_tokens[r], c.has_probs(r) ? place : PLEACH_NONE, c.has_mask(r) ? place : PLEACH_NONE});
+    }
+    const auto logits = reversed(c.logits, count), draft_probs = reversed(c.draft_probs, count), bias = reversed(c.bias, sequences);
+    const auto counts = reversed(c.counts, sequences), mask = reversed(c.mask, count);
+    Buffer<PleachVerifyRow> own(rows);
+    Buffer<uint32_t> cu(c.cu_rows), finished(std::vector<uint32_t>(sequences, 0));
+    Buffer<PleachSampling> draws(sampling);
+    auto results = Buffer<PleachRowResult>::poisoned(count);
     auto verdicts = Buffer<PleachVerdict>::poisoned(sequences);
-    const PleachVerify io{logits, draft_tokens, or_null(draft_probs), cu, sampling, or_null(counts), or_null(bias), or_null(mask),
-                          finished, rows, verdicts, int64_t(sequences), c.vocab};
+    const PleachVerify io{logits, own, cu, draws, draft_probs, counts, bias, mask, finished, results, verdicts, int64_t(sequences), c.vocab};
     CHECK_OK(pleach_verify(&io, c.rows() + padding, nullptr));
     for (uint32_t f : finished.host()) CHECK(f == 0, "the counter is not back at zero");
-    return {rows.host(), verdicts.host()};
+    return {results.host(), verdicts.host()};
 }
 
 /// What the row decides, and how far its closest comparison was from going the other way.
@@ -82,20 +114,20 @@ static Expected expect(const Case &c, size_t s, int64_t row) {
     std::vector<float> logits(raw, raw + n);
     for (int64_t id = 0; id < n; id++) {
         float &x = logits[size_t(id)];
-        if (!c.counts.empty()) {
+        if (c.has_counts(s)) {
             const uint32_t prompt = c.counts[(s * size_t(n) + size_t(id)) * 2];
             uint32_t generated = c.counts[(s * size_t(n) + size_t(id)) * 2 + 1];
             for (int64_t r = first; r < row; r++) generated += c.draft_tokens[size_t(r)] == id;
             if (prompt || generated) x = x > 0 ? x / p.repetition_penalty : x * p.repetition_penalty;
             if (generated) x -= p.presence_penalty + p.frequency_penalty * float(generated);
         }
-        if (!c.bias.empty()) x += c.bias[s * size_t(n) + size_t(id)];
+        if (c.has_bias(s)) x += c.bias[s * size_t(n) + size_t(id)];
         if (std::isnan(raw[id]) || raw[id] == INFINITY || std::isnan(x) || x == INFINITY) {
             e.status = PLEACH_ROW_NOT_FINITE;
             e.token = uint32_t(id);
             return e;
         }
-        if (!c.mask.empty() && !(c.mask[size_t(row * ((n + 31) / 32) + id / 32)] >> (id % 32) & 1)) x = -INFINITY;
+        if (c.has_mask(row) && !(c.mask[size_t(row * ((n + 31) / 32) + id / 32)] >> (id % 32) & 1)) x = -INFINITY;
     }
     std::vector<int64_t> order(static_cast<size_t>(n));
     std::iota(order.begin(), order.end(), 0);
@@ -130,16 +162,28 @@ static Expected expect(const Case &c, size_t s, int64_t row) {
     const bool has_draft = row + 1 < c.cu_rows[s + 1];
     const uint64_t position = p.position + uint64_t(row - first);
     const auto draft_prob = [&](int64_t id) {
-        return c.draft_probs.empty() ? double(id == c.draft_tokens[size_t(row)]) : double(c.draft_probs[size_t(row * n + id)]);
+        return !c.has_probs(row) ? double(id == c.draft_tokens[size_t(row)]) : double(c.draft_probs[size_t(row * n + id)]);
     };
-    if (has_draft) {
+    if (p.coupled && p.temperature != 0) {
+        const uint64_t key = keyed_bits(p.seed, position, PLEACH_PURPOSE_SAMPLE);
+        double best = INFINITY, second = INFINITY;
+        for (int64_t id = 0; id < n; id++) {
+            if (probs[size_t(id)] == 0) continue;
+            const double time = -std::log1p(-uniform(split_mix(key ^ uint64_t(id)))) / probs[size_t(id)];
+            second = std::min(second, std::max(time, best));
+            if (time < best) e.token = uint32_t(id);
+            best = std::min(best, time);
+        }
+        e.margin = std::min(e.margin, second / best - 1);
+        e.accepted = has_draft && c.draft_tokens[size_t(row)] == e.token;
+    } else if (has_draft) {
         const uint32_t draft = c.draft_tokens[size_t(row)];
         const double left = uniform(p.seed, position, PLEACH_PURPOSE_ACCEPT) * draft_prob(draft);
         e.margin = std::min(e.margin, std::fabs(left - probs[draft]));
         e.accepted = left < probs[draft];
         e.token = draft;
     }
-    if (!e.accepted) {
+    if (!e.accepted && !(p.coupled && p.temperature != 0)) {
         double sum = 0;
         if (has_draft)
             for (int64_t id = 0; id < n; id++) sum += std::max(0.0, probs[size_t(id)] - draft_prob(id));
@@ -164,7 +208,7 @@ static Expected expect(const Case &c, size_t s, int64_t row) {
 }
 
 static Case random_case(int64_t vocab, const std::vector<int64_t> &drafts, int round) {
-    Case c{vocab, {0}, {}, {}, {}, {}, {}, {}, {}};
+    Case c{vocab, {0}, {}, {}, {}, {}, {}, {}, {}, round % 6 >= 3};
     for (int64_t draft : drafts) {  // -1: a sequence without rows
         c.cu_rows.push_back(c.cu_rows.back() + uint32_t(draft + 1));
         PleachSampling p{};
@@ -175,6 +219,7 @@ static Case random_case(int64_t vocab, const std::vector<int64_t> &drafts, int r
         p.repetition_penalty = 1.3f;
         p.presence_penalty = 0.4f;
         p.frequency_penalty = 0.2f;
+        p.coupled = random_bits() % 3 == 0;
         p.seed = random_bits();
         p.position = uint64_t(random_int(0, 5000)) + (round == 2 ? uint64_t(1) << 33 : 0);
         c.sampling.push_back(p);
@@ -248,7 +293,7 @@ TEST(verify_rows_do_not_depend_on_each_other) {
     const Case c = random_case(700, {3, 0, 2, 5}, 7);
     const Results together = verify(c);
     for (size_t s = 0; s < c.sampling.size(); s++) {
-        Case alone{c.vocab, {0, c.cu_rows[s + 1] - c.cu_rows[s]}, {}, {}, {}, {}, {}, {}, {c.sampling[s]}};
+        Case alone{c.vocab, {0, c.cu_rows[s + 1] - c.cu_rows[s]}, {}, {}, {}, {}, {}, {}, {c.sampling[s]}, false};
         const long first = c.cu_rows[s], end = c.cu_rows[s + 1];
         alone.draft_tokens.assign(c.draft_tokens.begin() + first, c.draft_tokens.begin() + end);
         alone.logits.assign(c.logits.begin() + first * c.vocab, c.logits.begin() + end * c.vocab);
@@ -296,10 +341,10 @@ TEST(verify_keeps_the_targets_distribution) {
     };
     softmax(logits, target);
     softmax(draft_logits, draft);
-    Case c{n, {0}, {}, {}, {}, {}, {}, {}, {}};
+    Case c{n, {0}, {}, {}, {}, {}, {}, {}, {}, false};
     for (int64_t s = 0; s < sequences; s++) {
         c.cu_rows.push_back(c.cu_rows.back() + 2);
-        PleachSampling p{1, 1, 0, 1, 0, 0, 0, random_bits(), 3};
+        PleachSampling p{1, 1, 0, 1, 0, 0, 0, random_bits(), 3, 0, 0, 0};
         c.sampling.push_back(p);
         double left = double(random_bits() >> 11) / 9007199254740992.0;
         uint32_t token = 0;
@@ -324,7 +369,7 @@ TEST(verify_keeps_the_targets_distribution) {
 
 /// Sequences of one row that draw from `logits`.
 static Case same_rows(const std::vector<float> &logits, const std::vector<PleachSampling> &sampling) {
-    Case c{int64_t(logits.size()), {0}, {}, {}, {}, {}, {}, {}, sampling};
+    Case c{int64_t(logits.size()), {0}, {}, {}, {}, {}, {}, {}, sampling, false};
     for (size_t s = 0; s < sampling.size(); s++) {
         c.cu_rows.push_back(uint32_t(s + 1));
         c.draft_tokens.push_back(0);
@@ -333,9 +378,9 @@ static Case same_rows(const std::vector<float> &logits, const std::vector<Pleach
     return c;
 }
 
-/// Which tokens come out of many draws.
-static std::vector<int> drawn(const std::vector<float> &logits, PleachSampling p) {
-    std::vector<PleachSampling> sampling(300, p);
+/// Which tokens come out of so many draws.
+static std::vector<int> drawn(const std::vector<float> &logits, PleachSampling p, size_t draws) {
+    std::vector<PleachSampling> sampling(draws, p);
     for (size_t s = 0; s < sampling.size(); s++) sampling[s].seed = random_bits();
     std::vector<int> counts(logits.size());
     for (const PleachVerdict &v : verify(same_rows(logits, sampling)).verdicts) counts.at(v.last)++;
@@ -347,9 +392,9 @@ TEST(verify_cuts_between_neighbours) {
     std::vector<float> logits;
     float x = 1.0f;
     for (int i = 0; i < 12; i++, x = std::nextafterf(x, 2.0f)) logits.push_back(x);  // the last is the largest
-    PleachSampling p{1, 1, 0, 1, 0, 0, 5, 0, 3};
+    PleachSampling p{1, 1, 0, 1, 0, 0, 5, 0, 3, 0, 0, 0};
     for (int flip = 0; flip < 2; flip++) {
-        const auto counts = drawn(logits, p);
+        const auto counts = drawn(logits, p, 160);
         for (size_t i = 0; i < 12; i++) {
             const size_t rank = flip ? i : 11 - i;
             CHECK((counts[i] > 0) == (rank < 5), "token %zu was drawn %d times", i, counts[i]);
@@ -357,13 +402,13 @@ TEST(verify_cuts_between_neighbours) {
         std::reverse(logits.begin(), logits.end());
     }
     // Equal logits: the lowest ids stay.
-    const auto equal = drawn(std::vector<float>(12, 0.5f), p);
+    const auto equal = drawn(std::vector<float>(12, 0.5f), p, 160);
     for (size_t i = 0; i < 12; i++) CHECK((equal[i] > 0) == (i < 5), "token %zu was drawn %d times", i, equal[i]);
     // Twelve equal weights, of which top-p takes as many as reach it.
     p.top_k = 0;
     for (int wanted : {1, 5, 12}) {
         p.top_p = (float(wanted) - 0.5f) / 12;
-        const auto half = drawn(std::vector<float>(12, 0.5f), p);
+        const auto half = drawn(std::vector<float>(12, 0.5f), p, 160);
         for (size_t i = 0; i < 12; i++) CHECK((half[i] > 0) == (int(i) < wanted), "top-p %d: token %zu", wanted, i);
     }
 }
@@ -372,13 +417,13 @@ TEST(verify_cuts_between_neighbours) {
 TEST(verify_keeps_the_likeliest) {
     const std::vector<float> logits = {1, 3, 2, 3, -1};
     for (float min_p : {1.0f, 0.999f}) {
-        const auto counts = drawn(logits, {1, 1, min_p, 1, 0, 0, 0, 0, 3});
-        CHECK(counts[1] > 0 && counts[3] > 0 && counts[1] + counts[3] == 300, "min-p %g", min_p);
+        const auto counts = drawn(logits, {1, 1, min_p, 1, 0, 0, 0, 0, 3, 0, 0, 0}, 40);
+        CHECK(counts[1] > 0 && counts[3] > 0 && counts[1] + counts[3] == 40, "min-p %g", min_p);
     }
-    for (float top_p : {0.0f, 1e-20f}) CHECK(drawn(logits, {1, top_p, 0, 1, 0, 0, 0, 0, 3})[1] == 300, "top-p %g", top_p);
-    CHECK(drawn(logits, {0, 1, 0, 1, 0, 0, 0, 0, 3})[1] == 300, "greedy takes the lowest id");
-    const auto cold = drawn(logits, {1e-30f, 1, 0, 1, 0, 0, 0, 0, 3});
-    CHECK(cold[1] > 0 && cold[3] > 0 && cold[1] + cold[3] == 300, "a temperature whose inverse is no number");
+    for (float top_p : {0.0f, 1e-20f}) CHECK(drawn(logits, {1, top_p, 0, 1, 0, 0, 0, 0, 3, 0, 0, 0}, 40)[1] == 40, "top-p %g", top_p);
+    CHECK(drawn(logits, {0, 1, 0, 1, 0, 0, 0, 0, 3, 0, 0, 0}, 40)[1] == 40, "greedy takes the lowest id");
+    const auto cold = drawn(logits, {1e-30f, 1, 0, 1, 0, 0, 0, 0, 3, 0, 0, 0}, 40);
+    CHECK(cold[1] > 0 && cold[3] > 0 && cold[1] + cold[3] == 40, "a temperature whose inverse is no number");
 }
 
 /// Log-probabilities are of the raw logits, wherever those lie.
@@ -390,7 +435,7 @@ TEST(verify_log_probs_of_shifted_logits) {
         logits[3] = -INFINITY;
         double sum = 0;
         for (float x : logits) sum += std::exp(double(x) - shift);
-        const Results got = verify(same_rows(logits, {{0, 1, 0, 1, 0, 0, 0, 0, 3}}));
+        const Results got = verify(same_rows(logits, {{0, 1, 0, 1, 0, 0, 0, 0, 3, 0, 0, 0}}));
         CHECK(got.rows[0].token == 650, "token %u", got.rows[0].token);
         check_close(got.rows[0].log_sum_exp, shift + std::log(sum), 1e-4, format("log-sum-exp at %g", shift));
         check_close(got.rows[0].log_prob, 9 - std::log(sum), 1e-4, format("log-probability at %g", shift));
@@ -400,7 +445,7 @@ TEST(verify_log_probs_of_shifted_logits) {
 /// A bias of infinity is as bad as a logit of it; one of minus infinity takes the token out.
 TEST(verify_infinite_bias) {
     for (float bias : {INFINITY, -INFINITY, NAN}) {
-        Case c = same_rows({1, 5, 2}, {{0, 1, 0, 1, 0, 0, 0, 0, 3}});
+        Case c = same_rows({1, 5, 2}, {{0, 1, 0, 1, 0, 0, 0, 0, 3, 0, 0, 0}});
         c.bias = {0, bias, 0};
         const Results got = verify(c);
         const uint32_t status = bias == -INFINITY ? PLEACH_ROW_OK : PLEACH_ROW_NOT_FINITE;
@@ -409,12 +454,54 @@ TEST(verify_infinite_bias) {
     }
 }
 
+/// A coupled draft token stands if it is the target's own draw, whatever it was drawn from.
+TEST(verify_coupled_draws_do_not_depend_on_drafts) {
+    const int64_t vocab = 40;
+    int stood = 0;
+    for (int round = 0; round < 20; round++) {
+        const auto logits = random_values(size_t(vocab), 3.0f);
+        PleachSampling p{0.8f, 1, 0, 1, 0, 0, 0, random_bits(), 77, 1, 0, 0};
+        const uint32_t own = verify(same_rows(logits, {p})).verdicts[0].last;
+        for (uint32_t draft : {own, (own + 1) % uint32_t(vocab)}) {
+            Case c = same_rows(logits, {p, p});
+            c.sampling.pop_back();
+            c.cu_rows = {0, 2};
+            c.draft_tokens[0] = draft;
+            c.draft_probs.assign(size_t(2 * vocab), 1.0f / float(vocab));
+            const Results got = verify(c);
+            CHECK(got.verdicts[0].accepted == (draft == own), "round %d", round);
+            CHECK(got.rows[0].token == own, "round %d: token %u, not %u", round, got.rows[0].token, own);
+            stood += int(got.verdicts[0].accepted);
+        }
+    }
+    CHECK(stood == 20, "%d", stood);
+}
+
+TEST(verify_scatter) {
+    const size_t size = 3000, count = 700;
+    std::vector<uint32_t> want(size, 0), entries;
+    for (size_t i = 0; i < count; i++) {
+        const uint32_t place = uint32_t(i * 4 + size_t(random_int(0, 3))), value = uint32_t(random_bits());
+        entries.insert(entries.end(), {place, value});
+        want[place] = value;
+    }
+    Buffer<uint32_t> table(std::vector<uint32_t>(size, 0)), pairs(entries);
+    CHECK_OK(pleach_scatter(table, pairs, int64_t(count), int64_t(size), nullptr));
+    CHECK(table.host() == want, "values");
+    CHECK_OK(pleach_scatter(table, pairs, 0, int64_t(size), nullptr));
+    CHECK(pleach_scatter(table, pairs, -1, int64_t(size), nullptr) == PLEACH_BAD_ARGUMENT, "a negative count");
+    // What lies outside is left out.
+    Buffer<uint32_t> outside(std::vector<uint32_t>{2, 5, 3, 6}), three(std::vector<uint32_t>(3, 0));
+    CHECK_OK(pleach_scatter(three, outside, 2, 3, nullptr));
+    CHECK(three.host() == (std::vector<uint32_t>{0, 0, 5}), "bounds");
+}
+
 /// Draws are keyed by seed, position and purpose, all 64 bits of the first two.
 TEST(verify_draws_are_keyed) {
     std::vector<PleachSampling> sampling;
     std::vector<double> want;
     for (int i = 0; i < 200; i++) {
-        PleachSampling p{1, 1, 0, 1, 0, 0, 0, random_bits(), random_bits()};
+        PleachSampling p{1, 1, 0, 1, 0, 0, 0, random_bits(), random_bits(), 0, 0, 0};
         if (i % 4 == 1) p.seed &= 0xffffffffu;
         if (i % 4 == 2) p.position &= 0xffffffffu;
         sampling.push_back(p);
@@ -427,7 +514,7 @@ TEST(verify_draws_are_keyed) {
 }
 
 TEST(verify_takes_no_rows_and_rows_of_nobody) {
-    Case c = same_rows({1, 2}, {{0, 1, 0, 1, 0, 0, 0, 0, 3}});
+    Case c = same_rows({1, 2}, {{0, 1, 0, 1, 0, 0, 0, 0, 3, 0, 0, 0}});
     PleachVerify io{};
     io.vocab_size = 2;
     CHECK(pleach_verify(&io, 3, nullptr) == PLEACH_OK && (io.sequences = 1, pleach_verify(&io, 0, nullptr)) == PLEACH_OK, "nothing");

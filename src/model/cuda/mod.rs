@@ -4,16 +4,18 @@
 //! Its logits differ from the CPU's by rounding, but a row's bits depend on its own context alone here too.
 
 mod load;
+mod verify;
 
 use std::sync::Arc;
 
-use super::{Forward, ModelConfig, Rows};
+use super::{Forward, ModelConfig, Rows, Verified, VerifyTask};
 use crate::kv_cache::BLOCK_SIZE;
 use crate::ops::cuda::{
     AttentionInputs, Batch, BatchRows, CudaError, Device, HostBuffer, KvLayer, QkvInputs, Table,
-    Tensor, Weights,
+    Tensor, Verifier, Weights,
 };
 use crate::ops::{AttentionShape, DType};
+use crate::sampling::LogitsError;
 
 /// Matrices whose outputs stand side by side; neighbours in one format are one matrix.
 struct Stack {
@@ -110,6 +112,7 @@ struct Workspace {
     /// f32 `[logit_rows, head_rows]`
     logits: Tensor,
     on_host: HostBuffer,
+    verifier: Verifier,
     /// The last pass's `logit_rows`: in these rows `delta` is in `hidden` already.
     logit_rows: Vec<u32>,
 }
@@ -134,6 +137,7 @@ impl Workspace {
             partial: tensor(DType::F32, 1)?,
             logits: tensor(DType::F32, decoder.head_rows())?,
             on_host: HostBuffer::new(device)?,
+            verifier: Verifier::new(device)?,
             logit_rows: Vec::new(),
         })
     }
@@ -173,6 +177,7 @@ impl CudaRunner {
         Ok(Self { decoder, rotations, norm, cache, num_blocks, workspace })
     }
 
+    /// Starts a pass; its logits stay on the device.
     fn pass(&mut self, rows: &Rows) -> Result<(), CudaError> {
         let CudaDecoder { device, config, layers, .. } = &self.decoder;
         let Workspace {
@@ -244,8 +249,49 @@ impl CudaRunner {
             self.decoder.head.project(device, normed, logits)?;
         }
         logit_rows.clone_from(&rows.logit_rows);
-        self.workspace.on_host.read(&self.workspace.logits)?;
         Ok(())
+    }
+
+    /// A pass with its rounds: the logits of the other rows come to the host.
+    fn round(
+        &mut self,
+        rows: &Rows,
+        tasks: &[VerifyTask<'_>],
+    ) -> Result<Vec<Result<Verified, LogitsError>>, CudaError> {
+        let sequences: Vec<_> = tasks.iter().map(verify::sequence).collect();
+        let count = rows.logit_rows.len();
+        if !tasks.is_empty() {
+            let shape = [count, self.decoder.head_rows()];
+            self.workspace.verifier.set(shape, &sequences)?;
+        }
+        self.pass(rows)?;
+        let Workspace { verifier, logits, on_host, .. } = &mut self.workspace;
+        let mut outcomes = Vec::new();
+        if !tasks.is_empty() {
+            let mut rest = verifier.run(logits)?;
+            for task in tasks {
+                let (own, others) = rest.split_at(task.draft.len() + 1);
+                outcomes.push(verify::outcome(own));
+                rest = others;
+            }
+        }
+        let named =
+            tasks.iter().map(|task| task.first_logit..task.first_logit + task.draft.len() + 1);
+        let starts = std::iter::once(0).chain(named.clone().map(|range| range.end));
+        let ends = named.map(|range| range.start).chain([count]);
+        on_host.read_rows(logits, starts.zip(ends).map(|(start, end)| start..end))?;
+        Ok(outcomes)
+    }
+
+    /// # Panics
+    /// If a token, slot or block lies outside the model or the cache, or the device fails: CUDA has no way back
+    /// from that within a process.
+    fn run(&mut self, rows: &Rows, tasks: &[VerifyTask<'_>]) -> Vec<Result<Verified, LogitsError>> {
+        let vocab_size = self.decoder.config.vocab_size;
+        let outside = rows.tokens.iter().find(|&&token| token as usize >= vocab_size);
+        assert!(outside.is_none(), "token {outside:?} of {vocab_size}");
+        self.round(rows, tasks)
+            .unwrap_or_else(|error| panic!("{}: {error}", self.decoder.device.name()))
     }
 
     /// The residual stream of a row behind the last layer.
@@ -272,17 +318,23 @@ impl Forward for CudaRunner {
         self.decoder.draft_vocab.as_ref()
     }
 
-    /// # Panics
-    /// If a token, slot or block lies outside the model or the cache, or the device fails: CUDA has no way back
-    /// from that within a process.
     fn forward(&mut self, rows: &Rows) -> &[f32] {
-        let vocab_size = self.decoder.config.vocab_size;
-        let outside = rows.tokens.iter().find(|&&token| token as usize >= vocab_size);
-        assert!(outside.is_none(), "token {outside:?} of {vocab_size}");
-        if let Err(error) = self.pass(rows) {
-            panic!("{}: {error}", self.decoder.device.name());
-        }
+        self.run(rows, &[]);
         self.workspace.on_host.values()
+    }
+
+    /// A trimmed head's rows are not the target's tokens.
+    fn verifies(&self) -> bool {
+        self.decoder.draft_vocab.is_none()
+    }
+
+    fn forward_and_verify(
+        &mut self,
+        rows: &Rows,
+        tasks: &[VerifyTask<'_>],
+    ) -> (&[f32], Vec<Result<Verified, LogitsError>>) {
+        let outcomes = self.run(rows, tasks);
+        (self.workspace.on_host.values(), outcomes)
     }
 
     /// Normed on the host: only embeddings ask for it, and their rows have no logits.

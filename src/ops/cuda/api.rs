@@ -10,7 +10,7 @@ use super::CudaError;
 pub(super) const OK: c_int = 0;
 pub(super) const BAD_ARGUMENT: c_int = 1;
 /// `PLEACH_KERNELS_VERSION`
-const VERSION: c_int = 1;
+const VERSION: c_int = 2;
 
 /// `PleachAttentionShape`
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +51,52 @@ pub(super) struct Attention {
     pub(super) tree_masks: *const u64,
     pub(super) workspace: *mut f32,
     pub(super) out: *mut c_void,
+}
+
+/// `PleachSampling`
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub(super) struct Sampling {
+    pub(super) temperature: f32,
+    pub(super) top_p: f32,
+    pub(super) min_p: f32,
+    /// Repetition, presence, frequency.
+    pub(super) penalties: [f32; 3],
+    pub(super) top_k: u64,
+    pub(super) seed: u64,
+    pub(super) position: u64,
+    pub(super) coupled: u32,
+    pub(super) token_counts: u32,
+    pub(super) bias: u32,
+    pub(super) _padding: u32,
+}
+
+/// `PleachVerifyRow`
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub(super) struct VerifyRow {
+    pub(super) logits: u32,
+    pub(super) draft_token: u32,
+    pub(super) draft_probs: u32,
+    pub(super) grammar_mask: u32,
+}
+
+/// `PleachVerify`
+#[repr(C)]
+pub(super) struct Verify {
+    pub(super) logits: *const f32,
+    pub(super) rows: *const VerifyRow,
+    pub(super) cu_rows: *const u32,
+    pub(super) sampling: *const Sampling,
+    pub(super) draft_probs: *const f32,
+    pub(super) token_counts: *const u32,
+    pub(super) bias: *const f32,
+    pub(super) grammar_mask: *const u32,
+    pub(super) finished: *mut u32,
+    pub(super) results: *mut c_void,
+    pub(super) verdicts: *mut c_void,
+    pub(super) sequences: i64,
+    pub(super) vocab_size: i64,
 }
 
 /// The functions of the header as a table, filled from what is linked in or from a shared library.
@@ -123,6 +169,10 @@ functions! {
     fn pleach_matmul(packed: *const c_void, x: *const c_void, out: *mut c_void, rows: i64, outputs: i64,
         inputs: i64, x_stride: i64, out_stride: i64, format: c_int, dtype: c_int, out_dtype: c_int,
         stream: *mut c_void) -> c_int;
+    fn pleach_fill(device: *mut c_void, value: c_int, bytes: i64, stream: *mut c_void) -> c_int;
+    fn pleach_scatter(table: *mut u32, entries: *const u32, count: i64, size: i64,
+        stream: *mut c_void) -> c_int;
+    fn pleach_verify(io: *const Verify, rows: i64, stream: *mut c_void) -> c_int;
 }
 
 impl Kernels {

@@ -180,6 +180,25 @@ impl Memory {
         Ok(Self { device: Arc::clone(device), pointer, bytes, on_host })
     }
 
+    /// Makes room for `bytes`; contents are undefined where there was less.
+    pub(super) fn grow(&mut self, bytes: usize) -> Result<(), CudaError> {
+        if bytes > self.bytes {
+            *self = Self::allocate(&self.device, bytes.next_power_of_two(), self.on_host)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the first `bytes` to zero.
+    pub(super) fn fill_zero(&mut self, bytes: usize) -> Result<(), CudaError> {
+        assert!(bytes <= self.bytes && !self.on_host, "{bytes} bytes of {}", self.bytes);
+        let device = &self.device;
+        device.enter()?;
+        // SAFETY: the memory is the device's and has as many bytes.
+        let status =
+            unsafe { (device.kernels.pleach_fill)(self.pointer, 0, bytes as i64, device.stream) };
+        device.check("clearing memory", status)
+    }
+
     /// Copies `bytes` to the start of the memory, and waits for it.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), CudaError> {
         assert!(

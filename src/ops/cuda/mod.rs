@@ -13,6 +13,7 @@ mod batch;
 mod device;
 mod launch;
 mod tensor;
+mod verify;
 
 use std::path::PathBuf;
 
@@ -20,6 +21,7 @@ pub use batch::{Batch, BatchRows};
 pub use device::Device;
 pub use launch::{AttentionInputs, KvLayer, QkvInputs};
 pub use tensor::{HostBuffer, Table, Tensor, Weights};
+pub use verify::{Draw, VerifiedRow, Verifier, VerifySequence};
 
 /// Why something cannot be done on a CUDA device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,6 +1,7 @@
 //! What lives on a device: rows of numbers, weight matrices, and the host memory results come back to.
 
 use std::ffi::{c_int, c_void};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::device::Memory;
@@ -256,24 +257,47 @@ impl HostBuffer {
     /// # Errors
     /// What went wrong in the kernels before, or in the copy.
     pub fn read(&mut self, from: &Tensor) -> Result<&[f32], CudaError> {
+        self.read_rows(from, std::iter::once(0..from.rows))
+    }
+
+    /// The values of some rows of an f32 tensor, ranges one behind the other, once everything before is done.
+    ///
+    /// # Errors
+    /// What went wrong in the kernels before, or in a copy.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    pub fn read_rows(
+        &mut self,
+        from: &Tensor,
+        ranges: impl Iterator<Item = Range<usize>> + Clone,
+    ) -> Result<&[f32], CudaError> {
         if from.dtype != DType::F32 {
             let reason = format!("{:?} is not F32", from.dtype);
             return Err(CudaError::Argument { what: "reading a tensor", reason });
         }
         let device = &from.memory.device;
-        self.len = from.rows * from.cols;
-        let bytes = self.len * size_of::<f32>();
+        let row = from.cols * size_of::<f32>();
+        let bytes = ranges.clone().map(|range| range.len()).sum::<usize>() * row;
+        self.len = bytes / size_of::<f32>();
         if bytes > self.memory.bytes {
             self.memory = Memory::on_host(device, bytes)?;
         }
         device.enter()?;
-        // SAFETY: both hold as many bytes, and the host's live until the copy is done, just below.
-        let status = unsafe {
-            let download = device.kernels.pleach_download;
-            download(self.memory.pointer, from.pointer(), bytes as i64, device.stream)
-        };
-        device.check("copying from the device", status)?;
+        let (mut to, mut status) = (self.memory.pointer.cast::<u8>(), 0);
+        for range in ranges.filter(|range| !range.is_empty()) {
+            assert!(range.end <= from.rows, "rows {range:?} of {}", from.rows);
+            let first = from.pointer().cast::<u8>().wrapping_add(range.start * row);
+            // SAFETY: the rows lie within the tensor, the host's memory holds as many bytes, and it lives until the
+            // copy is done, just below.
+            status |= unsafe {
+                let download = device.kernels.pleach_download;
+                download(to.cast(), first.cast(), (range.len() * row) as i64, device.stream)
+            };
+            to = to.wrapping_add(range.len() * row);
+        }
         device.synchronize()?;
+        device.check("copying from the device", status)?;
         Ok(self.values())
     }
 
