@@ -368,7 +368,7 @@ __global__ void __launch_bounds__(THREADS, 1) verify_kernel(PleachVerify io) {
     io.verdicts[row.sequence] = verdict;
 }
 
-__global__ void scatter_kernel(uint32_t *table, const uint32_t *entries, int64_t count, int64_t size) {
+__global__ void __launch_bounds__(THREADS) scatter_kernel(uint32_t *table, const uint32_t *entries, int64_t count, int64_t size) {
     const int64_t i = int64_t(blockIdx.x) * THREADS + threadIdx.x;
     if (i < count && entries[2 * i] < size) table[entries[2 * i]] = entries[2 * i + 1];
 }
