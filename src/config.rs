@@ -12,6 +12,7 @@ use crate::checkpoint::source::{self, DEFAULT_MODEL, Source};
 use crate::engine::EngineConfig;
 use crate::ops::available_threads;
 use crate::server::ConnectionLimits;
+use crate::text::CallFormat;
 use crate::traffic::Recording;
 
 /// File name of the draft that belongs to the default model.
@@ -175,6 +176,11 @@ pub struct Args {
     /// Megabytes that the recorded files may take; the oldest make room for the new.
     #[arg(long, env = "PLEACH_RECORD_MEGABYTES", value_name = "MB", default_value_t = 256)]
     pub record_megabytes: u32,
+    /// How the model writes calls of functions: `hermes` (<tool_call> around JSON: Hermes, Qwen),
+    /// `llama3_json` (JSON with `parameters`: Llama 3) or `mistral` ([TOOL_CALLS] and a list). Default: as its
+    /// chat template does; one that knows no functions gets them spelled out in Hermes's format.
+    #[arg(long, env = "PLEACH_TOOL_CALL_PARSER", value_name = "FORMAT")]
+    pub tool_call_parser: Option<CallFormat>,
     /// An OpenTelemetry collector to send a span of every request to (OTLP over HTTP, protobuf), such as
     /// http://localhost:4318. Default: none.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
@@ -257,6 +263,8 @@ pub struct Config {
     pub recording: Option<Recording>,
     /// The model's names in the API; none for that of its file.
     pub served_model_names: Vec<String>,
+    /// How the model writes calls of functions; `None` for its chat template's format.
+    pub tool_call_parser: Option<CallFormat>,
 }
 
 /// Who is let in, and how.
@@ -326,6 +334,7 @@ impl From<Args> for Config {
                 max_bytes: u64::from(args.record_megabytes) * 1_000_000,
             }),
             served_model_names: args.served_model_name,
+            tool_call_parser: args.tool_call_parser,
         }
     }
 }

@@ -29,14 +29,13 @@ mod reading;
 mod tools;
 
 /// One server for all tests, with the default model and its draft.
-fn app() -> Router {
+fn state() -> &'static AppState {
     static STATE: OnceLock<AppState> = OnceLock::new();
-    let state = STATE.get_or_init(|| {
+    STATE.get_or_init(|| {
         let state = AppState::new(64, 0, pleach::metrics::install().unwrap());
         state.serve(serving(&[]));
         state
-    });
-    router(state.clone())
+    })
 }
 
 /// The default model, loaded for one server. Drafts are counted below, and on a busy machine they might not pay.
@@ -47,8 +46,12 @@ fn serving(more: &[&str]) -> Serving {
 }
 
 async fn send(method: &str, path: &str, body: &str) -> (StatusCode, String) {
+    send_to(router(state().clone()), method, path, body).await
+}
+
+async fn send_to(app: Router, method: &str, path: &str, body: &str) -> (StatusCode, String) {
     let request = Request::builder().method(method).uri(path);
-    let response = app().oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap();
+    let response = app.oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap();
     let status = response.status();
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
     (status, String::from_utf8(bytes.to_vec()).unwrap())

@@ -12,7 +12,7 @@ use super::state::Serving;
 use super::tools::Callable;
 use super::wire::{Chat, Conversation, Prediction, Templated};
 use super::{ApiError, AppState, Body};
-use crate::text::Ending;
+use crate::text::{CallFormat, ChatTemplate, Ending};
 
 pub(super) async fn chat_completions(
     State(state): State<AppState>,
@@ -40,8 +40,11 @@ pub(super) async fn complete(state: &AppState, mut body: Body) -> Result<Respons
             serving.encode("prediction", &content.into_text(), false)?;
     }
     if let Some(callable) = &prompt.callable {
-        generation.grammar = Some(("tools", callable.grammar(generation.grammar.take())?));
-        generation.calls = true;
+        let format = serving.template.as_ref().map_or(CallFormat::Hermes, ChatTemplate::calls);
+        let grammar =
+            callable.grammar(format, &serving.marks(format), generation.grammar.take())?;
+        generation.grammar = Some(("tools", grammar));
+        generation.calls = Some(format);
     }
     let tokens = serving.encode(Format::Chat.prompt(), &prompt.text(serving)?, false)?;
     respond(state, serving, generation, vec![tokens], Format::Chat).await

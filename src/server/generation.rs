@@ -15,7 +15,7 @@ use super::{ApiError, Body, structured, wire};
 use crate::engine::{Event, FinishReason, PromptToken, Request, SequenceStats, TokenOut};
 use crate::grammar::GrammarSource;
 use crate::sampling::SamplingParams;
-use crate::text::StoppingText;
+use crate::text::{CallFormat, StoppingText};
 use crate::traffic::{Recorded, Recorder};
 
 /// Most choices of one prompt.
@@ -44,8 +44,8 @@ pub(super) struct Generation {
     pub(super) stream: bool,
     pub(super) include_usage: bool,
     pub(super) token_sources: bool,
-    /// Whether the answer may call functions.
-    pub(super) calls: bool,
+    /// How the answer calls functions, where it may.
+    pub(super) calls: Option<CallFormat>,
     /// Texts of the prompts, where answers begin with them.
     pub(super) echo: Vec<String>,
     /// Whether the answer is the prompt alone.
@@ -140,7 +140,7 @@ impl Generation {
             stream,
             include_usage: wanted.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
             token_sources: wanted.return_token_sources.unwrap_or(false),
-            calls: false,
+            calls: None,
             echo: Vec::new(),
             prompt_only: false,
             store: wanted.store.is_none(),
@@ -160,7 +160,9 @@ impl Generation {
         if let Some((field, source)) = self.grammar.take() {
             self.request.grammar = Some(serving.compile(field, source).await?);
         }
+        let marks = self.calls.map(|format| serving.marks(format)).unwrap_or_default();
         let text = StoppingText::new(Arc::clone(&serving.tokenizer), self.stop.clone());
+        let text = text.showing(&marks);
         self.request.stop = (!self.stop.is_empty()).then(|| text.clone());
         let limits = serving.engine.limits();
         let mut requests = Vec::new();

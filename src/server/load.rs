@@ -72,7 +72,7 @@ impl Models {
         let mut checkpoint = Checkpoint::open(&path)?;
         let pool = Arc::new(ThreadPool::new(config.threads));
         let target = Decoder::load(&mut checkpoint, &pool)?;
-        let template = ChatTemplate::of(&checkpoint)?;
+        let template = template(&checkpoint, config)?;
         let aliases = aliases(&config.model, &path);
         let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
         let draft = config.draft.as_ref().map(|source| load_draft(config, source, &target, &pool));
@@ -123,7 +123,7 @@ fn load_on_cuda(config: &Config, index: usize) -> Result<(Serving, JoinHandle<()
         Ok((draft.name, decoder))
     };
     let (draft_name, draft) = usable(config.draft.as_ref().map(&mut load_draft)).unzip();
-    let template = ChatTemplate::of(&checkpoint)?;
+    let template = template(&checkpoint, config)?;
     let aliases = aliases(&config.model, &path);
     let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
     let name = checkpoint.name;
@@ -142,6 +142,18 @@ fn load_on_cuda(config: &Config, index: usize) -> Result<(Serving, JoinHandle<()
     let (engine, thread) = start(Engine::on_cuda(target, draft, config.engine.clone())?);
     let serving = Serving::new(name, engine, tokenizer, template, eos_token_ids);
     Ok((serving.named(&config.served_model_names, aliases), thread))
+}
+
+/// The chat template, which writes calls as the configuration says.
+fn template(
+    checkpoint: &Checkpoint,
+    config: &Config,
+) -> Result<Option<ChatTemplate>, TemplateError> {
+    let template = ChatTemplate::of(checkpoint)?;
+    Ok(match config.tool_call_parser {
+        Some(format) => template.map(|template| template.with_calls(format)),
+        None => template,
+    })
 }
 
 fn start(mut engine: Engine) -> (EngineHandle, JoinHandle<()>) {

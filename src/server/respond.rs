@@ -21,6 +21,7 @@ use super::wire::{
 use super::{ApiError, AppState, logprobs};
 use crate::engine::{PromptToken, SequenceStats, TokenOut};
 use crate::spec::Proposer;
+use crate::text::CallFormat;
 
 /// Which of the two shapes an answer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,8 +57,8 @@ struct Responder {
     include_usage: bool,
     logprobs: bool,
     token_sources: bool,
-    /// Whether the answer may call functions.
-    calls: bool,
+    /// How the answer calls functions, where it may.
+    calls: Option<CallFormat>,
 }
 
 /// Runs a generation and answers in its format.
@@ -160,8 +161,8 @@ impl Responder {
             Format::Text => ChoiceText::Text(choice.text),
             Format::Chat => {
                 let (content, tool_calls) = match self.calls {
-                    true => Calls::split(&choice.text),
-                    false => (Some(choice.text), None),
+                    Some(format) => Calls::split(format, &choice.text),
+                    None => (Some(choice.text), None),
                 };
                 finish_reason = finish_reason.map(|reason| reason.with_calls(tool_calls.is_some()));
                 let (role, refusal) = ("assistant", None);
@@ -208,8 +209,8 @@ impl Responder {
                 }
             }
         }
-        let mut calls = Vec::new();
-        calls.resize_with(self.count, Calls::default);
+        let mut calls: Vec<Option<Calls>> =
+            (0..self.count).map(|_| self.calls.map(Calls::new)).collect();
         let mut offsets = vec![0; self.count];
         let mut stats = vec![SequenceStats::default(); self.count];
         while let Some(piece) = pieces.recv().await {
@@ -234,12 +235,14 @@ impl Responder {
                     (ChoiceText::Text(piece.text), empty)
                 }
                 Format::Chat => {
-                    let delta = match self.calls {
-                        true => calls[index].push(&piece.text, finish_reason.is_some()),
-                        false => Delta::text(piece.text),
+                    let delta = match &mut calls[index] {
+                        Some(calls) => {
+                            let delta = calls.push(&piece.text, finish_reason.is_some());
+                            finish_reason = finish_reason.map(|r| r.with_calls(calls.begun > 0));
+                            delta
+                        }
+                        None => Delta::text(piece.text),
                     };
-                    let called = calls[index].begun > 0;
-                    finish_reason = finish_reason.map(|reason| reason.with_calls(called));
                     let empty = delta.content.is_none() && delta.tool_calls.is_none();
                     (ChoiceText::Delta(delta), empty)
                 }

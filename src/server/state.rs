@@ -20,7 +20,7 @@ use super::{ApiError, ConnectionLimits, KeysError, TlsError, tls};
 use crate::config::{Access, Config};
 use crate::engine::EngineHandle;
 use crate::grammar::{Grammar, GrammarCompiler, GrammarSource};
-use crate::text::{ChatTemplate, Ending};
+use crate::text::{CallFormat, ChatTemplate, Ending, Mark};
 use crate::traffic::Recorder;
 
 /// A loaded model, ready to answer.
@@ -125,6 +125,13 @@ impl Serving {
             .await
             .map_err(|e| ApiError::internal(e.to_string()))?
             .map_err(|e| ApiError::invalid(field, format!("`{field}`: {e}")))
+    }
+
+    /// The texts of a format of calls that are special tokens here.
+    pub(super) fn marks(&self, format: CallFormat) -> Vec<Mark> {
+        let special = |mark: &&str| self.tokenizer.get_added_vocabulary().is_special_token(mark);
+        let marks = format.marks().iter().copied().filter(special);
+        marks.filter_map(|mark| Some((self.tokenizer.token_to_id(mark)?, mark))).collect()
     }
 
     /// The bytes of a token: those of its text, where it is special or its bytes are unknown.

@@ -11,7 +11,8 @@ use super::wire::{
     ToolMode, Tools,
 };
 use crate::grammar::{GrammarSource, with_whitespace};
-use crate::text::calls::{ARGUMENTS, BETWEEN, CLOSING, CallParser, OPENING, Part, TRIGGER};
+use crate::text::calls::{CallParser, Part, Texts};
+use crate::text::{CallFormat, Mark};
 
 /// Functions in one request at most.
 const MAX_TOOLS: usize = 128;
@@ -56,21 +57,26 @@ impl Callable {
         Ok((!callable.functions.is_empty()).then_some(callable))
     }
 
-    /// The grammar of an answer: text or calls, or calls alone where they are required. `form` is the
-    /// rule for the text, with the field that gives it.
+    /// The grammar of an answer: text or calls in a format, or calls alone where they are required. Of
+    /// the format's texts, `marks` are special tokens. `form` is the rule for the text, with the field that
+    /// gives it.
     pub(super) fn grammar(
         &self,
+        format: CallFormat,
+        marks: &[Mark],
         form: Option<(&'static str, GrammarSource)>,
     ) -> Result<GrammarSource, ApiError> {
-        let quoted = |text: &str| json!(text).to_string();
+        let Texts { trigger, head, opening, arguments, closing, between, tail } = format.texts();
         let mut lark = String::from("%llguidance {}\n");
-        let again = quoted(&format!("{BETWEEN}{TRIGGER}"));
-        let more = MAX_CALLS - 1;
-        let calls = match self.parallel {
-            true => format!("begin call ( {again} call ){{0,{more}}}"),
-            false => "begin call".to_owned(),
+        let more = match self.parallel {
+            true => format!("( {} call ){{0,{}}}", literal(between, marks), MAX_CALLS - 1),
+            false => String::new(),
         };
-        let trigger = quoted(TRIGGER);
+        let (head, tail) = (literal(head, marks), literal(tail, marks));
+        let begin = if trigger.is_empty() { "" } else { "begin" };
+        let calls = format!("{begin} {head} call {more} {tail}");
+        let special = marks.iter().any(|(_, mark)| mark == trigger);
+        let trigger = literal(trigger, marks);
         let text = match form {
             None => String::from("TEXT"),
             Some((_, GrammarSource::JsonSchema(schema))) => {
@@ -81,25 +87,44 @@ impl Callable {
                 return Err(ApiError::invalid(field, message));
             }
         };
-        let _ = match (self.required, &*text) {
-            (true, _) => writeln!(lark, "start: {calls}\nbegin: {trigger}"),
-            // Any text, up to the first call.
-            (false, "TEXT") => writeln!(
-                lark,
-                "start: text | {calls}\ntext: TEXT\nbegin[lazy]: TEXT {trigger}\nTEXT: /(.|\\n)*/"
-            ),
-            (false, text) => {
-                writeln!(lark, "start: text | {calls}\ntext: {text}\nbegin: {trigger}")
-            }
+        let free = !self.required && text == "TEXT";
+        if self.required {
+            let _ = writeln!(lark, "start: {calls}");
+        } else {
+            let _ = writeln!(lark, "start: text | {calls}\ntext: {text}");
+        }
+        // Before the first call stands any text; without a trigger, calls are told by their brace.
+        if free {
+            let any = if begin.is_empty() { "([^{](.|\\n)*)?" } else { "(.|\\n)*" };
+            let _ = writeln!(lark, "TEXT: /{any}/");
+        }
+        let _ = match begin {
+            "" => Ok(()),
+            _ if free && special => writeln!(lark, "begin: TEXT {trigger} | {trigger}"),
+            _ if free => writeln!(lark, "begin[lazy]: TEXT {trigger}"),
+            _ => writeln!(lark, "begin: {trigger}"),
         };
         let names: Vec<String> = (0..self.functions.len()).map(|i| format!("call_{i}")).collect();
         let _ = writeln!(lark, "call: {}", names.join(" | "));
         for (name, function) in names.iter().zip(&self.functions) {
-            let opening = quoted(&format!("{OPENING}{}{ARGUMENTS}", function.name));
-            let schema = with_whitespace(&arguments(function)?);
-            let _ = writeln!(lark, "{name}: {opening} %json {schema} {}", quoted(CLOSING));
+            let before = literal(&format!("{opening}{}{arguments}", function.name), marks);
+            let schema = with_whitespace(&parameters(function)?);
+            let _ = writeln!(lark, "{name}: {before} %json {schema} {}", literal(closing, marks));
         }
         Ok(GrammarSource::Lark(lark))
+    }
+}
+
+/// A text in a grammar, where `marks` are special tokens.
+fn literal(text: &str, marks: &[Mark]) -> String {
+    let found = marks.iter().filter_map(|(id, mark)| Some((text.find(mark)?, mark.len(), id)));
+    match found.min() {
+        Some((at, length, id)) => {
+            let (before, after) = (&text[..at], &text[at + length..]);
+            format!("{} <[{id}]> {}", literal(before, marks), literal(after, marks))
+        }
+        None if text.is_empty() => String::new(),
+        None => json!(text).to_string(),
     }
 }
 
@@ -124,7 +149,7 @@ fn check(tools: &[Tool]) -> Result<(), ApiError> {
 
 /// The schema of a function's arguments: an object, without properties that it does not list unless it
 /// says so.
-fn arguments(function: &Function) -> Result<Value, ApiError> {
+fn parameters(function: &Function) -> Result<Value, ApiError> {
     let mut schema: Map<String, Value> = function.parameters.clone().unwrap_or_default();
     if schema.entry("type").or_insert(json!("object")) != "object" {
         let name = &function.name;
@@ -139,14 +164,19 @@ fn arguments(function: &Function) -> Result<Value, ApiError> {
 }
 
 /// The calls of one choice, as its text grows.
-#[derive(Default)]
 pub(super) struct Calls {
+    format: CallFormat,
     parser: CallParser,
     /// Calls begun.
     pub(super) begun: usize,
 }
 
 impl Calls {
+    /// Of a choice in which calls are written in a format.
+    pub(super) fn new(format: CallFormat) -> Self {
+        Self { format, parser: CallParser::new(format), begun: 0 }
+    }
+
     /// What a piece of text adds to the message; the last one gets what is left.
     pub(super) fn push(&mut self, piece: &str, last: bool) -> Delta {
         let mut parts = self.parser.push(piece);
@@ -158,7 +188,7 @@ impl Calls {
             match part {
                 Part::Text(text) => content += &text,
                 Part::Call(name) => {
-                    calls.push(ToolCallDelta::begin(self.begun, new_id(), name));
+                    calls.push(ToolCallDelta::begin(self.begun, new_id(self.format), name));
                     self.begun += 1;
                 }
                 Part::Arguments(text) => match calls.last_mut() {
@@ -175,8 +205,8 @@ impl Calls {
     }
 
     /// The content and the calls of a whole text.
-    pub(super) fn split(text: &str) -> (Option<String>, Option<Vec<ToolCall>>) {
-        let delta = Self::default().push(text, true);
+    pub(super) fn split(format: CallFormat, text: &str) -> (Option<String>, Option<Vec<ToolCall>>) {
+        let delta = Self::new(format).push(text, true);
         let calls = delta.tool_calls.map(|calls| {
             let call = |call: ToolCallDelta| ToolCall {
                 id: call.id.unwrap_or_default(),
@@ -195,6 +225,10 @@ impl Calls {
     }
 }
 
-fn new_id() -> String {
-    format!("call_{}", uuid::Uuid::new_v4().simple())
+fn new_id(format: CallFormat) -> String {
+    match format {
+        // The only form that Mistral's templates take.
+        CallFormat::Mistral => (0..9).map(|_| fastrand::alphanumeric()).collect(),
+        _ => format!("call_{}", uuid::Uuid::new_v4().simple()),
+    }
 }

@@ -1,22 +1,131 @@
-//! Calls of functions, as models write them: `<tool_call>` around a JSON object with `name` and
-//! `arguments`, the format of Hermes and of Qwen's chat templates. Models whose template knows no
-//! functions are told of it in the system message.
+//! Calls of functions, as models write them: what stands around names and arguments, and the parser of an
+//! answer that makes calls.
 
-use serde_json::{Value, json};
+use std::str::FromStr;
 
-use super::python_json;
 use super::stop::overlap;
 
-/// What comes before a call.
-pub const TRIGGER: &str = "<tool_call>";
-/// What stands between the trigger and the function's name.
-pub const OPENING: &str = "\n{\"name\": \"";
-/// What stands between name and arguments.
-pub const ARGUMENTS: &str = "\", \"arguments\": ";
-/// What comes after the arguments. It has a line's end before `<`, which no JSON has.
-pub const CLOSING: &str = "}\n</tool_call>";
-/// What stands between a call and the trigger of the next.
-pub const BETWEEN: &str = "\n";
+/// How a model writes calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallFormat {
+    /// `<tool_call>` around an object: Hermes, Qwen, and all that are told how.
+    Hermes,
+    /// An object with `parameters`, alone: Llama 3.
+    Llama3Json,
+    /// `[TOOL_CALLS]` and a list of objects: Mistral.
+    Mistral,
+}
+
+/// The texts of a format. An answer that calls is `trigger head call (between call)* tail`, and a call is
+/// `opening` name `arguments` JSON `closing`.
+#[derive(Debug)]
+pub struct Texts {
+    /// What comes before the first call, often a special token; a format without any has calls in place of
+    /// all text.
+    pub trigger: &'static str,
+    /// What follows the trigger.
+    pub head: &'static str,
+    /// What comes before a function's name.
+    pub opening: &'static str,
+    /// What stands between name and arguments.
+    pub arguments: &'static str,
+    /// What comes after the arguments.
+    pub closing: &'static str,
+    /// What stands between calls.
+    pub between: &'static str,
+    /// What comes after the last call.
+    pub tail: &'static str,
+}
+
+impl CallFormat {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Hermes, Self::Llama3Json, Self::Mistral];
+
+    /// Its name, which is vLLM's.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hermes => "hermes",
+            Self::Llama3Json => "llama3_json",
+            Self::Mistral => "mistral",
+        }
+    }
+
+    /// The format that a chat template describes functions in, if it is known.
+    #[must_use]
+    pub(super) fn of_template(source: &str) -> Option<Self> {
+        let marks = |format: Self| match format {
+            Self::Hermes => ["<tool_call>", "\"arguments\""],
+            Self::Llama3Json => ["{\"name\": \"", "\"parameters\": "],
+            Self::Mistral => ["[TOOL_CALLS]", "[AVAILABLE_TOOLS]"],
+        };
+        // The later Mistral models write names and arguments apart.
+        let known = source.contains("tools") && !source.contains("[ARGS]");
+        let fits = |format: &Self| marks(*format).iter().all(|mark| source.contains(mark));
+        Self::ALL.into_iter().find(fits).filter(|_| known)
+    }
+
+    /// Its texts.
+    #[must_use]
+    pub const fn texts(self) -> &'static Texts {
+        match self {
+            Self::Hermes => &Texts {
+                trigger: "<tool_call>",
+                head: "",
+                opening: "\n{\"name\": \"",
+                arguments: "\", \"arguments\": ",
+                closing: "}\n</tool_call>",
+                between: "\n<tool_call>",
+                tail: "",
+            },
+            Self::Llama3Json => &Texts {
+                trigger: "",
+                head: "",
+                opening: "{\"name\": \"",
+                arguments: "\", \"parameters\": ",
+                closing: "}",
+                between: "; ",
+                tail: "",
+            },
+            Self::Mistral => &Texts {
+                trigger: "[TOOL_CALLS]",
+                head: "[",
+                opening: "{\"name\": \"",
+                arguments: "\", \"arguments\": ",
+                closing: "}",
+                between: ", ",
+                tail: "]",
+            },
+        }
+    }
+
+    /// Parts of its texts that tokenizers may have as special tokens.
+    #[must_use]
+    pub const fn marks(self) -> &'static [&'static str] {
+        match self {
+            Self::Hermes => &["<tool_call>", "</tool_call>"],
+            Self::Llama3Json => &[],
+            Self::Mistral => &["[TOOL_CALLS]"],
+        }
+    }
+}
+
+impl FromStr for CallFormat {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|format| format.name() == name)
+            .ok_or_else(|| format!("must be one of {}", Self::ALL.map(Self::name).join(", ")))
+    }
+}
+
+impl std::fmt::Display for CallFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// A part of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,17 +139,21 @@ pub enum Part {
 }
 
 /// Tells text and calls apart in an answer that arrives in pieces.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct CallParser {
+    texts: &'static Texts,
     place: Place,
-    /// Text that could be the beginning of what ends this place.
+    /// Text that is not known yet to be one thing or the other.
     held: String,
+    arguments: Object,
 }
 
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    #[default]
+    /// Where calls may begin.
     Text,
+    /// Where they can no longer.
+    TextAlone,
     Name,
     Arguments,
     /// After a call only another one can follow.
@@ -48,95 +161,131 @@ enum Place {
 }
 
 impl CallParser {
+    /// A parser at the start of an answer.
+    #[must_use]
+    pub fn new(format: CallFormat) -> Self {
+        let (texts, place) = (format.texts(), Place::Text);
+        Self { texts, place, held: String::new(), arguments: Object::default() }
+    }
+
     /// The parts that a piece of text completes.
     pub fn push(&mut self, piece: &str) -> Vec<Part> {
         self.held.push_str(piece);
         let mut parts = Vec::new();
-        loop {
-            let opening = format!("{TRIGGER}{OPENING}");
-            let (end, next) = match self.place {
-                Place::Text | Place::Between => (&*opening, Place::Name),
-                Place::Name => (ARGUMENTS, Place::Arguments),
-                Place::Arguments => (CLOSING, Place::Between),
-            };
-            let Some(at) = self.held.find(end) else {
-                let keep = match self.place {
-                    Place::Name => self.held.len(),
-                    _ => overlap(&self.held, end),
-                };
-                let rest = self.held.split_off(self.held.len() - keep);
-                let text = std::mem::replace(&mut self.held, rest);
-                parts.extend(self.part(text));
-                return parts;
-            };
-            let rest = self.held.split_off(at + end.len());
-            let mut text = std::mem::replace(&mut self.held, rest);
-            text.truncate(at);
-            parts.extend(self.part(text));
-            self.place = next;
-        }
+        while self.step(&mut parts) {}
+        parts
     }
 
     /// What was held back, at the end.
     pub fn finish(&mut self) -> Option<Part> {
         let text = std::mem::take(&mut self.held);
-        if self.place == Place::Name { None } else { self.part(text) }
-    }
-
-    fn part(&self, text: String) -> Option<Part> {
         match self.place {
-            _ if text.is_empty() => None,
-            Place::Name => Some(Part::Call(text)),
-            Place::Text => Some(Part::Text(text)),
-            Place::Arguments => Some(Part::Arguments(text)),
-            Place::Between => None,
+            Place::Text | Place::TextAlone => some_text(text),
+            Place::Name | Place::Arguments | Place::Between => None,
         }
+    }
+
+    /// Takes what it can from the held text; returns whether there may be more to take.
+    fn step(&mut self, parts: &mut Vec<Part>) -> bool {
+        let Texts { trigger, head, opening, arguments, between, .. } = self.texts;
+        match self.place {
+            Place::TextAlone => {
+                parts.extend(some_text(std::mem::take(&mut self.held)));
+                false
+            }
+            Place::Text if trigger.is_empty() => {
+                if let Some(rest) = self.held.strip_prefix(opening) {
+                    (self.held, self.place) = (rest.to_owned(), Place::Name);
+                    return true;
+                }
+                let open = opening.starts_with(&self.held);
+                self.place = if open { Place::Text } else { Place::TextAlone };
+                !open
+            }
+            Place::Text => {
+                let (text, found) = self.until(&format!("{trigger}{head}{opening}"));
+                parts.extend(some_text(text));
+                self.place = if found { Place::Name } else { Place::Text };
+                found
+            }
+            Place::Name => {
+                if let Some(at) = self.held.find(arguments) {
+                    let rest = self.held.split_off(at + arguments.len());
+                    self.held.truncate(at);
+                    parts.push(Part::Call(std::mem::replace(&mut self.held, rest)));
+                    (self.place, self.arguments) = (Place::Arguments, Object::default());
+                    return true;
+                }
+                // A name ends where its quotation does: then this is something else.
+                let quote = self.held.find('"').map_or("", |at| &self.held[at..]);
+                if arguments.starts_with(quote) {
+                    return false;
+                }
+                self.held.insert_str(0, opening);
+                self.place = Place::TextAlone;
+                true
+            }
+            Place::Arguments => {
+                let end = self.arguments.end(&self.held);
+                let rest = self.held.split_off(end.unwrap_or(self.held.len()));
+                let text = std::mem::replace(&mut self.held, rest);
+                parts.extend((!text.is_empty()).then_some(Part::Arguments(text)));
+                self.place = if end.is_some() { Place::Between } else { Place::Arguments };
+                end.is_some()
+            }
+            Place::Between => {
+                let (_, found) = self.until(&format!("{between}{opening}"));
+                self.place = if found { Place::Name } else { Place::Between };
+                found
+            }
+        }
+    }
+
+    /// Takes the text up to `end` and that as well, or up to where it may begin.
+    fn until(&mut self, end: &str) -> (String, bool) {
+        let (at, length) = match self.held.find(end) {
+            Some(at) => (at, end.len()),
+            None => (self.held.len() - overlap(&self.held, end), 0),
+        };
+        let rest = self.held.split_off(at + length);
+        let mut text = std::mem::replace(&mut self.held, rest);
+        text.truncate(at);
+        (text, length > 0)
     }
 }
 
-/// A conversation with functions for a template that knows none: they are described in the system
-/// message, calls are text and results are what the user says.
-pub(super) fn spelled_out(messages: &[Value], tools: &[Value]) -> Vec<Value> {
-    let mut spelled: Vec<Value> = messages.iter().map(message).collect();
-    if tools.is_empty() {
-        return spelled;
-    }
-    let mut text = String::from(
-        "You can call functions. Each is described by a JSON object between <tools> and \
-         </tools>:\n<tools>\n",
-    );
-    for tool in tools {
-        text += &python_json(tool);
-        text.push('\n');
-    }
-    text += "</tools>\nTo call a function, answer with its name and a JSON object of arguments, \
-             in exactly this form:\n<tool_call>\n\
-             {\"name\": <name>, \"arguments\": <arguments>}\n</tool_call>";
-    match spelled.first_mut().filter(|first| first["role"] == "system") {
-        Some(system) => {
-            let own = system["content"].as_str().unwrap_or_default();
-            system["content"] = json!(format!("{own}\n\n{text}"));
-        }
-        None => spelled.insert(0, json!({"role": "system", "content": text})),
-    }
-    spelled
+fn some_text(text: String) -> Option<Part> {
+    Some(text).filter(|text| !text.is_empty()).map(Part::Text)
 }
 
-fn message(message: &Value) -> Value {
-    let text = message["content"].as_str().unwrap_or_default();
-    if message["role"] == "tool" {
-        let result = format!("<tool_response>\n{text}\n</tool_response>");
-        return json!({"role": "user", "content": result});
+/// Where a JSON object that arrives in pieces ends.
+#[derive(Debug, Default)]
+struct Object {
+    depth: usize,
+    in_string: bool,
+    escaped: bool,
+}
+
+impl Object {
+    /// The length of the piece that belongs to it, if it ends there.
+    fn end(&mut self, piece: &str) -> Option<usize> {
+        for (place, byte) in piece.bytes().enumerate() {
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' => self.escaped = self.in_string,
+                b'"' => self.in_string = !self.in_string,
+                b'{' | b'[' if !self.in_string => self.depth += 1,
+                b'}' | b']' if !self.in_string => {
+                    self.depth = self.depth.saturating_sub(1);
+                    if self.depth == 0 {
+                        return Some(place + 1);
+                    }
+                }
+                _ => {}
+            }
+        }
+        None
     }
-    let Some(calls) = message["tool_calls"].as_array() else { return message.clone() };
-    let calls = calls.iter().map(|call| {
-        let (name, arguments) = (&call["function"]["name"], &call["function"]["arguments"]);
-        let name = name.as_str().unwrap_or_default();
-        format!("{TRIGGER}{OPENING}{name}{ARGUMENTS}{}{CLOSING}", python_json(arguments))
-    });
-    let before = (!text.is_empty()).then(|| text.to_owned());
-    let content = before.into_iter().chain(calls).collect::<Vec<_>>().join(BETWEEN);
-    json!({"role": "assistant", "content": content})
 }
 
 #[cfg(test)]
@@ -155,40 +304,82 @@ mod tests {
         all
     }
 
+    fn parse(format: CallFormat, text: &str, width: usize) -> Vec<Part> {
+        let mut parser = CallParser::new(format);
+        let characters: Vec<char> = text.chars().collect();
+        let pieces = characters.chunks(width).map(|piece| piece.iter().collect::<String>());
+        let mut parts: Vec<Part> = pieces.flat_map(|piece| parser.push(&piece)).collect();
+        parts.extend(parser.finish());
+        joined(parts)
+    }
+
     /// Whatever the pieces, the parts are the same.
     #[test]
     fn calls_are_found_in_pieces_of_any_size() {
-        let text = "Größe? <tool_call>\n{\"name\": \"f-1\", \"arguments\": {\"a\": \"}\\n</tool_call>\", \"b\": {}}}\n\
-                    </tool_call>\n<tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call>";
-        let expected = [
-            Part::Text("Größe? ".into()),
-            Part::Call("f-1".into()),
-            Part::Arguments("{\"a\": \"}\\n</tool_call>\", \"b\": {}}".into()),
-            Part::Call("g".into()),
-            Part::Arguments("{}".into()),
-        ];
-        let characters: Vec<char> = text.chars().collect();
-        for width in 1..=characters.len() {
-            let mut parser = CallParser::default();
-            let pieces = characters.chunks(width).map(|piece| piece.iter().collect::<String>());
-            let mut parts: Vec<Part> = pieces.flat_map(|piece| parser.push(&piece)).collect();
-            parts.extend(parser.finish());
-            assert_eq!(joined(parts), expected, "{width}");
+        // Whatever could end a call is in there as a text.
+        let nasty = r#"{"a": "}\n</tool_call>\"}]; {\"name\": \"", "b": [{}, {"c": 1}]}"#;
+        for format in CallFormat::ALL {
+            let Texts { trigger, head, opening, arguments, closing, between, tail } =
+                format.texts();
+            let before = if trigger.is_empty() { "" } else { "Größe? " };
+            let call = |name, json| format!("{opening}{name}{arguments}{json}{closing}");
+            let (first, second) = (call("f-1", nasty), call("g", "{}"));
+            let text = format!("{before}{trigger}{head}{first}{between}{second}{tail}");
+            let mut expected = vec![
+                Part::Call("f-1".into()),
+                Part::Arguments(nasty.into()),
+                Part::Call("g".into()),
+                Part::Arguments("{}".into()),
+            ];
+            if !before.is_empty() {
+                expected.insert(0, Part::Text(before.into()));
+            }
+            for width in 1..=text.chars().count() {
+                assert_eq!(parse(format, &text, width), expected, "{format} {width}");
+            }
         }
     }
 
     #[test]
     fn text_that_is_no_call_is_not_lost() {
-        let mut parser = CallParser::default();
+        let mut parser = CallParser::new(CallFormat::Hermes);
         assert_eq!(parser.push("a <tool_"), [Part::Text("a ".into())]);
         assert_eq!(parser.push("box> <tool_call>\n{"), [Part::Text("<tool_box> ".into())]);
         assert_eq!(parser.finish(), Some(Part::Text("<tool_call>\n{".into())));
-        let mut cut = CallParser::default();
+        let mut cut = CallParser::new(CallFormat::Hermes);
         cut.push("<tool_call>\n{\"name\": \"f");
         assert_eq!(cut.finish(), None);
-        let mut cut = CallParser::default();
+        let mut cut = CallParser::new(CallFormat::Hermes);
         let begun = [Part::Call("f".into()), Part::Arguments("{\"a".into())];
         assert_eq!(cut.push("<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a"), begun);
         assert_eq!(cut.finish(), None);
+        for text in [
+            "Well, {\"name\": \"f\", \"parameters\": {}}",
+            "{\"name\": \"Bob\", \"age\": 3}",
+            "{\"n",
+        ] {
+            for width in 1..text.len() {
+                let parts = parse(CallFormat::Llama3Json, text, width);
+                assert_eq!(parts, [Part::Text(text.into())], "{width}");
+            }
+        }
+    }
+
+    #[test]
+    fn formats_are_known_by_their_templates() {
+        let qwen = "{% if tools %}<tool_call>{\"name\": <name>, \"arguments\": <arguments>}";
+        let llama = "{% if tools %}{{- '{\"name\": \"' + tool_call.name + '\", ' }}{{- '\"parameters\": ' }}";
+        let mistral = "{% if tools %}[AVAILABLE_TOOLS]{% endif %}[TOOL_CALLS]";
+        for (source, format) in [
+            (qwen, Some(CallFormat::Hermes)),
+            (llama, Some(CallFormat::Llama3Json)),
+            (mistral, Some(CallFormat::Mistral)),
+            (&format!("{mistral}[ARGS]"), None),
+            ("{% for m in messages %}", None),
+        ] {
+            assert_eq!(CallFormat::of_template(source), format, "{source}");
+        }
+        assert_eq!("mistral".parse(), Ok(CallFormat::Mistral));
+        assert!("xml".parse::<CallFormat>().unwrap_err().contains("llama3_json"));
     }
 }

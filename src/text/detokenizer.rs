@@ -14,12 +14,22 @@ pub(super) struct Detokenizer {
     window: Vec<u32>,
     /// Tokens of the window whose text has been handed out.
     emitted: usize,
+    /// Special tokens that are text nevertheless.
+    marks: Vec<Mark>,
 }
+
+/// A special token and its text.
+pub type Mark = (u32, &'static str);
 
 impl Detokenizer {
     /// A detokenizer at the start of a text.
     pub(super) fn new(tokenizer: Arc<Tokenizer>) -> Self {
-        Self { tokenizer, window: Vec::new(), emitted: 0 }
+        Self { tokenizer, window: Vec::new(), emitted: 0, marks: Vec::new() }
+    }
+
+    /// The same with special tokens that are text nevertheless.
+    pub(super) fn showing(self, marks: &[Mark]) -> Self {
+        Self { marks: marks.to_vec(), ..self }
     }
 
     fn decode(&self, ids: &[u32]) -> String {
@@ -28,6 +38,12 @@ impl Detokenizer {
 
     /// The text that `token` completes; empty while a character is incomplete.
     pub(super) fn push(&mut self, token: u32) -> String {
+        if let Some((_, text)) = self.marks.iter().find(|(id, _)| *id == token).copied() {
+            let before = self.finish();
+            self.window.clear();
+            self.emitted = 0;
+            return before + text;
+        }
         self.window.push(token);
         let all = self.decode(&self.window);
         if all.ends_with('\u{fffd}') && self.window.len() - self.emitted < 8 {

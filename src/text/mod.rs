@@ -3,10 +3,13 @@
 pub mod calls;
 mod detokenizer;
 mod python_json;
+mod spelled_out;
 mod stop;
 mod template;
 
+pub use calls::CallFormat;
 use detokenizer::Detokenizer;
+pub use detokenizer::Mark;
 use python_json::{indented_python_json, python_json};
 pub use stop::StoppingText;
 pub use template::{ChatTemplate, Ending, TemplateError};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokenizers::Tokenizer;
 
-use super::Detokenizer;
+use super::{Detokenizer, Mark};
 
 /// The text of a growing token sequence, up to its first stop string.
 #[derive(Debug, Clone)]
@@ -18,6 +18,12 @@ impl StoppingText {
     #[must_use]
     pub fn new(tokenizer: Arc<Tokenizer>, stops: Vec<String>) -> Self {
         Self { text: Detokenizer::new(tokenizer), stops: StopStrings::new(stops) }
+    }
+
+    /// The same with special tokens that are text nevertheless.
+    #[must_use]
+    pub fn showing(self, marks: &[Mark]) -> Self {
+        Self { text: self.text.showing(marks), ..self }
     }
 
     /// Adds a token; returns the text that may be shown, and the place in the list of the stop string that

@@ -7,7 +7,8 @@ use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde_json::Value;
 
-use super::{calls, indented_python_json, python_json};
+use super::spelled_out::spelled_out;
+use super::{CallFormat, indented_python_json, python_json};
 use crate::checkpoint::Checkpoint;
 
 /// Instructions that rendering may take: about a second's worth.
@@ -40,7 +41,9 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos_token: String,
     eos_token: String,
-    /// Whether it describes functions and writes their calls in the format of [`calls`].
+    /// How calls of functions are written.
+    calls: CallFormat,
+    /// Whether it describes functions and writes their calls itself.
     knows_calls: bool,
 }
 
@@ -78,10 +81,25 @@ impl ChatTemplate {
         environment
             .add_template_owned("chat", source.to_owned())
             .map_err(|e| TemplateError(e.to_string()))?;
-        let marks = ["tools", calls::TRIGGER, "\"arguments\""];
-        let knows_calls = marks.iter().all(|mark| source.contains(mark));
+        let known = CallFormat::of_template(source);
+        let (calls, knows_calls) = (known.unwrap_or(CallFormat::Hermes), known.is_some());
         let (bos_token, eos_token) = (bos_token.into(), eos_token.into());
-        Ok(Self { environment, bos_token, eos_token, knows_calls })
+        Ok(Self { environment, bos_token, eos_token, calls, knows_calls })
+    }
+
+    /// The same for a model that writes calls in the given format, whether its template shows it or not.
+    #[must_use]
+    pub fn with_calls(mut self, format: CallFormat) -> Self {
+        let template = self.environment.get_template("chat").expect("added when it was made");
+        self.knows_calls = template.source().contains("tools");
+        self.calls = format;
+        self
+    }
+
+    /// How calls of functions are written.
+    #[must_use]
+    pub fn calls(&self) -> CallFormat {
+        self.calls
     }
 
     /// The template of a model, with its special tokens; `None` where it has none.
@@ -130,7 +148,7 @@ impl ChatTemplate {
             }
             _ => messages,
         };
-        let spelled = (!self.knows_calls).then(|| calls::spelled_out(messages, tools));
+        let spelled = (!self.knows_calls).then(|| spelled_out(self.calls, messages, tools));
         let (messages, tools) = match &spelled {
             Some(messages) => (&messages[..], &[][..]),
             None => (messages, tools),

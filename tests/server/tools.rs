@@ -1,5 +1,8 @@
 //! Calls of functions.
 
+use pleach::server::Serving;
+use pleach::text::{CallFormat, ChatTemplate};
+
 use super::*;
 
 fn weather() -> Value {
@@ -26,7 +29,7 @@ fn asking(text: &str, choice: Value) -> Value {
 /// Name and arguments of each call of an answer's message; null where they are cut.
 fn calls(message: &Value) -> Vec<(String, Value)> {
     let of = |call: &Value| {
-        assert!(call["id"].as_str().unwrap().starts_with("call_") && call["type"] == "function");
+        assert!(call["id"].as_str().unwrap().len() >= 9 && call["type"] == "function");
         let function = &call["function"];
         let arguments = serde_json::from_str(function["arguments"].as_str().unwrap());
         (function["name"].as_str().unwrap().to_owned(), arguments.unwrap_or_default())
@@ -50,6 +53,10 @@ async fn streamed(mut body: Value) -> (Value, Value) {
     body["stream"] = json!(true);
     let (status, text) = send("POST", "/v1/chat/completions", &body.to_string()).await;
     assert_eq!(status, StatusCode::OK, "{text}");
+    assembled(&text)
+}
+
+fn assembled(text: &str) -> (Value, Value) {
     let (mut message, mut reason) = (json!({"content": "", "tool_calls": []}), Value::Null);
     for line in text.lines().filter_map(|l| l.strip_prefix("data: ")).filter(|l| *l != "[DONE]") {
         let chunk: Value = serde_json::from_str(line).unwrap();
@@ -196,5 +203,126 @@ async fn text_beside_tools_has_the_form_asked_for() {
             assert!(["red", "blue"].contains(&value["colour"].as_str().unwrap()));
         }
         None => calls(message).iter().for_each(|(name, arguments)| check(name, arguments)),
+    }
+}
+
+/// A server on the same engine whose model writes calls in a format. With `special`, what comes before them
+/// is a token of its own.
+fn writing(format: CallFormat, special: bool) -> Router {
+    let served = state().serving().unwrap();
+    let mut tokenizer = serde_json::to_string(&*served.tokenizer).unwrap();
+    if special {
+        assert!(tokenizer.contains("\"<repo_name>\""));
+        tokenizer = tokenizer.replace("\"<repo_name>\"", "\"[TOOL_CALLS]\"");
+    }
+    let chatml = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+        {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    let template = ChatTemplate::new(chatml, "", "").unwrap().with_calls(format);
+    let serving = Serving::new(
+        format.to_string(),
+        served.engine.clone(),
+        tokenizer.parse().unwrap(),
+        Some(template),
+        served.eos_token_ids.clone(),
+    );
+    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
+    let state = AppState::new(16, 0, metrics);
+    state.serve(serving);
+    router(state)
+}
+
+/// In every format: calls that follow the schema, the same with and without speculation, whole and streamed;
+/// text where no call is made; and the calls of earlier turns in the prompt.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_are_written_in_the_models_format() {
+    let cases = [
+        (
+            CallFormat::Hermes,
+            false,
+            "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1, \"b\": 2}}\n</tool_call>",
+        ),
+        (
+            CallFormat::Llama3Json,
+            false,
+            "{\"name\": \"add\", \"parameters\": {\"a\": 1, \"b\": 2}}",
+        ),
+        (
+            CallFormat::Mistral,
+            false,
+            "[TOOL_CALLS][{\"name\": \"add\", \"arguments\": {\"a\": 1, \"b\": 2}}]",
+        ),
+        (
+            CallFormat::Mistral,
+            true,
+            "[TOOL_CALLS][{\"name\": \"add\", \"arguments\": {\"a\": 1, \"b\": 2}}]",
+        ),
+    ];
+    for (format, special, written) in cases {
+        let app = writing(format, special);
+        let ask = async |path: &str, body: &Value| {
+            let (status, text) = send_to(app.clone(), "POST", path, &body.to_string()).await;
+            assert_eq!(status, StatusCode::OK, "{format}: {text}");
+            text
+        };
+        let path = "/v1/chat/completions";
+        let mut body = asking("What is 17 plus 25?", json!("required"));
+        for parallel in [false, true] {
+            body["parallel_tool_calls"] = json!(parallel);
+            let mut all = Vec::new();
+            for (speculate, stream) in [(0, false), (8, false), (8, true)] {
+                body["num_speculative_tokens"] = json!(speculate);
+                body["stream"] = json!(stream);
+                let text = ask(path, &body).await;
+                let (message, reason) = match stream {
+                    true => assembled(&text),
+                    false => {
+                        let choice = &serde_json::from_str::<Value>(&text).unwrap()["choices"][0];
+                        (choice["message"].clone(), choice["finish_reason"].clone())
+                    }
+                };
+                let mut made = calls(&message);
+                if reason == "length" {
+                    assert!(parallel && made.len() > 1, "{format}: {message}");
+                    made.pop();
+                } else {
+                    assert_eq!(reason, "tool_calls", "{format}: {message}");
+                }
+                made.iter().for_each(|(name, arguments)| check(name, arguments));
+                assert!(message["content"].as_str().unwrap_or_default().is_empty(), "{message}");
+                all.push(made);
+            }
+            assert!(
+                !all[0].is_empty() && all.iter().all(|made| *made == all[0]),
+                "{format}: {all:?}"
+            );
+        }
+        // Left to itself the model answers in text, or calls as earlier turns did.
+        body["tool_choice"] = json!("auto");
+        body["stream"] = json!(false);
+        body["parallel_tool_calls"] = json!(false);
+        let call = json!({"id": "call00001", "type": "function", "function": {"name": "add", "arguments": "{\"a\": 1, \"b\": 2}"}});
+        let earlier = json!([
+            {"role": "user", "content": "Add 1 and 2."},
+            {"role": "assistant", "content": null, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call00001", "content": "3"},
+            {"role": "user", "content": "Say hello."},
+        ]);
+        for messages in [earlier.clone(), body["messages"].clone()] {
+            body["messages"] = messages;
+            let answer: Value = serde_json::from_str(&ask(path, &body).await).unwrap();
+            let choice = &answer["choices"][0];
+            if choice["message"]["tool_calls"].is_array() {
+                calls(&choice["message"])
+                    .iter()
+                    .for_each(|(name, arguments)| check(name, arguments));
+                assert_eq!(choice["finish_reason"], "tool_calls");
+            } else {
+                assert!(!content(&answer).is_empty(), "{format}: {answer}");
+            }
+        }
+        let asked = json!({"messages": earlier, "tools": body["tools"]});
+        let prompt: Value = serde_json::from_str(&ask("/apply-template", &asked).await).unwrap();
+        let prompt = prompt["prompt"].as_str().unwrap();
+        assert!(prompt.contains(&format!("assistant\n{written}<|im_end|>")), "{prompt}");
     }
 }

@@ -1,0 +1,56 @@
+//! Calls of functions for chat templates that know none.
+
+use serde_json::{Value, json};
+
+use super::calls::{CallFormat, Texts};
+use super::python_json;
+
+/// A conversation with functions: they are described in the system message, calls are text in the given
+/// format and results are what the user says.
+pub(super) fn spelled_out(format: CallFormat, messages: &[Value], tools: &[Value]) -> Vec<Value> {
+    let texts = format.texts();
+    let mut spelled: Vec<Value> = messages.iter().map(|said| message(texts, said)).collect();
+    if tools.is_empty() {
+        return spelled;
+    }
+    let mut text = String::from(
+        "You can call functions. Each is described by a JSON object between <tools> and \
+         </tools>:\n<tools>\n",
+    );
+    for tool in tools {
+        text += &python_json(tool);
+        text.push('\n');
+    }
+    let Texts { trigger, head, opening, arguments, closing, tail, .. } = texts;
+    let (opening, arguments) = (opening.trim_end_matches('"'), arguments.trim_start_matches('"'));
+    text += &format!(
+        "</tools>\nTo call a function, answer with its name and a JSON object of arguments, in exactly \
+         this form:\n{trigger}{head}{opening}<name>{arguments}<arguments>{closing}{tail}"
+    );
+    match spelled.first_mut().filter(|first| first["role"] == "system") {
+        Some(system) => {
+            let own = system["content"].as_str().unwrap_or_default();
+            system["content"] = json!(format!("{own}\n\n{text}"));
+        }
+        None => spelled.insert(0, json!({"role": "system", "content": text})),
+    }
+    spelled
+}
+
+fn message(texts: &Texts, message: &Value) -> Value {
+    let text = message["content"].as_str().unwrap_or_default();
+    if message["role"] == "tool" {
+        let result = format!("<tool_response>\n{text}\n</tool_response>");
+        return json!({"role": "user", "content": result});
+    }
+    let Some(calls) = message["tool_calls"].as_array() else { return message.clone() };
+    let Texts { trigger, head, opening, arguments, closing, between, tail } = texts;
+    let call = |call: &Value| {
+        let name = call["function"]["name"].as_str().unwrap_or_default();
+        let json = python_json(&call["function"]["arguments"]);
+        format!("{opening}{name}{arguments}{json}{closing}")
+    };
+    let calls = calls.iter().map(call).collect::<Vec<_>>().join(between);
+    let line = if text.is_empty() { "" } else { "\n" };
+    json!({"role": "assistant", "content": format!("{text}{line}{trigger}{head}{calls}{tail}")})
+}
