@@ -8,7 +8,9 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::config::Config;
-use crate::engine::{Engine, EngineConfig, EngineError, Event, FinishReason, Request};
+use crate::engine::{
+    Engine, EngineConfig, EngineError, Event, FinishReason, Request, expected_speedup,
+};
 use crate::kv_cache::BLOCK_SIZE;
 use crate::prompts::{Prompt, PromptsError, VALIDATION_PROMPTS, read_prompts, spread};
 use crate::server::{LoadError, Models};
@@ -128,15 +130,6 @@ pub struct Prediction {
     pub tokens_per_second_without: f64,
     /// Draft tokens a round → speed-up.
     pub by_num_speculative_tokens: BTreeMap<usize, f64>,
-}
-
-/// Expected speed-up of rounds with `gamma` draft tokens, each accepted with chance `alpha` given those
-/// before it, where a draft step costs `draft` and verification of `gamma + 1` rows `verify` target passes
-/// of one row (Leviathan et al., arXiv 2211.17192, with the cost of verification).
-#[must_use]
-pub fn expected_speedup(alpha: f64, gamma: usize, draft: f64, verify: f64) -> f64 {
-    let tokens: f64 = (0..=gamma).map(|place| alpha.powi(place as i32)).sum();
-    tokens / (gamma as f64 * draft + verify)
 }
 
 /// Loads what a configuration names and measures it.

@@ -134,6 +134,9 @@ pub struct Args {
     /// `max_concurrent_requests` and `tokens_per_minute`.
     #[arg(long, env = "PLEACH_API_KEYS", value_name = "FILE")]
     pub api_keys: Option<PathBuf>,
+    /// A key for /admin, where the draft can be changed while the server runs. Without one nobody may.
+    #[arg(long, env = "PLEACH_ADMIN_KEY", value_name = "KEY", hide_env_values = true)]
+    pub admin_key: Option<String>,
     /// An origin whose pages may ask from a browser, such as `https://example.org`, or `*` for all. May be
     /// given several times.
     #[arg(long, env = "PLEACH_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
@@ -274,6 +277,8 @@ pub struct Access {
     pub api_key: Option<String>,
     /// A file of keys.
     pub api_keys: Option<PathBuf>,
+    /// A key for /admin.
+    pub admin_key: Option<String>,
     /// Certificate chain, PEM.
     pub tls_certificate: Option<PathBuf>,
     /// Its private key, PEM.
@@ -317,6 +322,7 @@ impl From<Args> for Config {
             access: Access {
                 api_key: args.api_key,
                 api_keys: args.api_keys,
+                admin_key: args.admin_key,
                 tls_certificate: args.tls_certificate,
                 tls_key: args.tls_key,
                 cors_origins: args.cors_origin,

@@ -2,10 +2,11 @@
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
+use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use crate::config::Cli;
@@ -20,7 +21,15 @@ pub enum ConfigError {
     /// A flag, a variable or a value of the file; asking for help counts.
     #[error(transparent)]
     Arguments(#[from] clap::Error),
-    /// The system could not read the file.
+    /// The file.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// Why a TOML file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The system could not read it.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file.
@@ -28,7 +37,7 @@ pub enum ConfigError {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// The file is no TOML, or says something that is no setting.
+    /// The contents are not what is expected.
     #[error("{}: {reason}", path.display())]
     Invalid {
         /// The file.
@@ -36,6 +45,26 @@ pub enum ConfigError {
         /// What is wrong.
         reason: String,
     },
+}
+
+impl FileError {
+    pub(crate) fn invalid(path: &Path, reason: String) -> Self {
+        Self::Invalid { path: path.into(), reason }
+    }
+}
+
+/// Reads a TOML file. What is wrong with it is told without quoting it: it may hold keys.
+///
+/// # Errors
+/// [`FileError`] naming the file and the line.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| FileError::Io { path: path.into(), source })?;
+    toml::from_str(&text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start));
+        let line = before.map_or(1, |before| before.matches('\n').count() + 1);
+        FileError::invalid(path, format!("line {line}: {}", error.message()))
+    })
 }
 
 /// Reads the arguments, with the environment and the file behind them. Also gives the configuration as a
@@ -49,10 +78,8 @@ pub fn parse(mut arguments: Vec<OsString>) -> Result<(Cli, String), ConfigError>
     let (command, given) = of_command(&program, &matches);
     let mut from_file = Vec::new();
     if let Some(path) = given.get_one::<PathBuf>("config") {
-        let invalid = |reason: String| ConfigError::Invalid { path: path.clone(), reason };
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Io { path: path.clone(), source })?;
-        let table: Table = text.parse().map_err(|e: toml::de::Error| invalid(e.to_string()))?;
+        let invalid = |reason| FileError::invalid(path, reason);
+        let table: Table = read(path)?;
         for (name, value) in &table {
             let argument = setting(command, name)
                 .ok_or_else(|| invalid(format!("`{name}` is no setting; see `pleach --help`")))?;
@@ -191,7 +218,7 @@ mod tests {
             ("port = 99999", "--port"),
             ("port = [1]", "`port` cannot be [1]"),
             ("no-speculation = 1", "`no-speculation` cannot be 1"),
-            ("port = ", "TOML"),
+            ("host = \"::1\"\nport = ", "line 2"),
         ] {
             let error = parsed(file, &[]).unwrap_err().to_string();
             assert!(error.contains(expected), "{file}: {error}");

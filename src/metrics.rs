@@ -5,7 +5,7 @@ use std::time::Duration;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::engine::NoDraft;
+use crate::engine::{NoDraft, Outcome};
 use crate::spec::Proposer;
 
 /// What is served: 1, with the labels `version`, `model` and `draft` (`none` without one).
@@ -56,6 +56,12 @@ pub const FLOPS_SAVED: &str = "pleach_flops_saved_total";
 pub const FLOPS_WASTED: &str = "pleach_flops_wasted_total";
 /// Joules by the processor's own meters; label `zone`. Absent where they cannot be read.
 pub const ENERGY: &str = "pleach_energy_joules_total";
+/// Tokens that a new draft and the serving one were held against.
+pub const COMPARED_TOKENS: &str = "pleach_draft_comparison_tokens_total";
+/// Of these, those that a draft held likeliest; label `draft`: `current` or `candidate`.
+pub const COMPARED_ACCEPTED_TOKENS: &str = "pleach_draft_comparison_accepted_tokens_total";
+/// Comparisons of drafts that ended; label `outcome`: `switched`, `refused`, `failed` or `stopped`.
+pub const COMPARISONS: &str = "pleach_draft_comparisons_total";
 /// Answers written to `--record-traffic`.
 pub const RECORDED_ANSWERS: &str = "pleach_recorded_answers_total";
 /// Answers that should have been, and could not.
@@ -164,6 +170,9 @@ fn describe() {
         (FLOPS, "Floating-point operations spent, by model."),
         (FLOPS_SAVED, "Floating-point operations saved against drafting with the full model."),
         (TARGET_PASSES_SAVED, "Target passes saved against one pass per token."),
+        (COMPARED_TOKENS, "Tokens that a new draft and the serving one were held against."),
+        (COMPARED_ACCEPTED_TOKENS, "Of these, the tokens that a draft held likeliest, by draft."),
+        (COMPARISONS, "Comparisons of drafts that ended, by outcome."),
         (RECORDED_ANSWERS, "Answers recorded for the training of drafts."),
         (RECORDING_FAILURES, "Answers that should have been recorded and could not."),
         (PREEMPTIONS, "Sequences that lost their cache to older ones and are recomputed."),
@@ -187,6 +196,7 @@ fn describe() {
         PREEMPTIONS,
         RECORDED_ANSWERS,
         RECORDING_FAILURES,
+        COMPARED_TOKENS,
     ] {
         counter!(name).increment(0);
     }
@@ -199,6 +209,12 @@ fn describe() {
         counter!(FLOPS, "model" => model).increment(0);
         counter!(FLOPS_WASTED, "model" => model).increment(0);
     }
+    for draft in ["current", "candidate"] {
+        counter!(COMPARED_ACCEPTED_TOKENS, "draft" => draft).increment(0);
+    }
+    for outcome in Outcome::ALL {
+        counter!(COMPARISONS, "outcome" => outcome.name()).increment(0);
+    }
     for reason in NoDraft::ALL {
         counter!(ROUNDS_WITHOUT_DRAFTS, "reason" => reason.name()).increment(0);
     }
@@ -206,7 +222,7 @@ fn describe() {
         counter!(REQUESTS_FINISHED, "reason" => reason).increment(0);
     }
     for (name, help) in [
-        (INFO, "What is served; always 1."),
+        (INFO, "What is served: 1, and 0 for a draft that was replaced."),
         (RUNNING_SEQUENCES, "Sequences running."),
         (WAITING_SEQUENCES, "Sequences waiting."),
         (KV_CACHE_USED_BLOCKS, "Blocks of the K/V cache in use."),

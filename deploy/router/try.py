@@ -70,7 +70,8 @@ class Process:
 
 def replica(port=None):
     port = port or free_port()
-    command = [args.pleach, "--port", str(port), "--threads", "1", "--max-model-len", "2048"]
+    command = [args.pleach, "--port", str(port), "--threads", "1", "--max-model-len", "2048",
+               "--served-model-name", "any"]
     return Process(command, port)
 
 

@@ -71,6 +71,9 @@ pub enum EngineError {
     /// The draft model's trimmed vocabulary is not a rising list of the target's token ids.
     #[error("the draft vocabulary is not a strictly rising list of token ids of the target")]
     BadDraftVocabulary,
+    /// A draft for an engine that was started without speculation.
+    #[error("this engine does not speculate, so a draft is of no use")]
+    NoSpeculation,
     /// A CUDA device has too little memory, or fails.
     #[error(transparent)]
     Cuda(#[from] CudaError),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
+use super::comparison::{Comparison, Contest};
 use super::decode_time::GeneratingStep;
 use super::report;
 use super::scheduler::{Schedule, Scheduled, Scheduler};
@@ -26,7 +27,7 @@ pub struct Engine {
     pub(super) target: Box<dyn Forward>,
     pub(super) cascade: Cascade,
     pub(super) scheduler: Scheduler,
-    sequences: HashMap<RequestId, Sequence>,
+    pub(super) sequences: HashMap<RequestId, Sequence>,
     processor: Processor,
     rows: Rows,
     pub(super) config: EngineConfig,
@@ -35,7 +36,10 @@ pub struct Engine {
     stats: EngineStats,
     pub(super) target_cost: StepCost,
     pub(super) draft_cost: StepCost,
-    acceptance: Acceptance,
+    pub(super) acceptance: Acceptance,
+    /// The draft model that may take over, and how it fares.
+    pub(super) contest: Option<Contest>,
+    pub(super) comparison: Option<Comparison>,
     /// Seconds of the draft passes of this step.
     draft_seconds: f64,
     /// Cleared when drafting met a bug.
@@ -96,12 +100,7 @@ impl Engine {
     ) -> Result<Self, EngineError> {
         let (limits, num_blocks) =
             config.resolve(target.config(), draft.as_ref().map(|draft| draft.config()))?;
-        if let Some(ids) = draft.as_ref().and_then(|draft| draft.draft_vocab())
-            && !(ids.is_sorted_by(|a, b| a < b)
-                && ids.last().is_none_or(|&id| (id as usize) < limits.vocab_size))
-        {
-            return Err(EngineError::BadDraftVocabulary);
-        }
+        draft.as_deref().map_or(Ok(()), |draft| limits.check_draft(draft))?;
         let draft = draft.filter(|_| limits.num_speculative_tokens > 0);
         let draft = draft.map(|draft| DraftModel::new(draft, config.max_num_batched_tokens));
         Ok(Self {
@@ -124,6 +123,8 @@ impl Engine {
             target_cost: StepCost::default(),
             draft_cost: StepCost::default(),
             acceptance: Acceptance::default(),
+            contest: None,
+            comparison: None,
             draft_seconds: 0.0,
             speculates: true,
             next_id: 0,
@@ -180,7 +181,8 @@ impl Engine {
     /// Drops a sequence and frees its blocks; no further events follow. Unknown ids are ignored.
     pub fn cancel(&mut self, id: RequestId) {
         self.scheduler.remove(id);
-        if self.sequences.remove(&id).is_some() {
+        if let Some(sequence) = self.sequences.remove(&id) {
+            self.sample(&sequence);
             report::cancelled();
         }
         report::load(&self.scheduler);
@@ -189,6 +191,7 @@ impl Engine {
     /// Runs one target pass, with the draft passes before it, and returns what came of it. Does
     /// nothing without work.
     pub fn step(&mut self) -> Vec<(RequestId, Event)> {
+        self.read_samples();
         let schedule = self.schedule();
         if schedule.items.is_empty() {
             // A cancelled request may have left the last block just now.
@@ -198,6 +201,7 @@ impl Engine {
         let proposals = self.propose(&schedule.items);
         let events = self.verify(&schedule.items, &proposals);
         self.stats.steps += 1;
+        self.read_samples();
         report::load(&self.scheduler);
         events
     }
@@ -547,6 +551,7 @@ impl Engine {
         if let Some(mut sequence) = self.sequences.remove(&id) {
             sequence.stats.total_seconds = sequence.submitted.elapsed().as_secs_f64();
             report::finished(&reason, &sequence.stats);
+            self.sample(&sequence);
             events.push((id, Event::Finished { reason, stats: sequence.stats }));
         }
     }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::super::test_model::{EOS, Fault, TestModel, VOCAB};
-use super::super::{PromptToken, ProposerCounts, Readout, TokenOut, TokenSource};
+use super::super::{Outcome, PromptToken, ProposerCounts, Readout, TokenOut, TokenSource};
 use super::*;
 use crate::sampling::SamplingParams;
 use crate::text::StoppingText;
@@ -707,4 +707,83 @@ fn prompts_are_read_whole_in_any_chunks() {
         assert!(outputs[2].tokens.is_empty() && outputs[0].read.is_none());
         assert!(num_blocks > 12 || engine.stats().preemptions > 0, "the cache is tight");
     }
+}
+
+/// An engine in which a target pass takes long, so that acceptance alone decides.
+fn patient(draft: Option<TestModel>) -> Engine {
+    let mut engine = engine(&EngineConfig { ngram: draft.is_none(), ..config() }, draft);
+    engine.target_cost.measured(1, 1e3);
+    engine.target_cost.measured(8, 1.1e3);
+    engine
+}
+
+/// Whenever another draft takes over, every sequence goes on to the same end.
+#[test]
+fn a_better_draft_takes_over_in_the_middle_of_sequences() {
+    let requests = requests();
+    let expected = reference(&requests);
+    for (first, trimmed) in [(None, false), (Some(250), false), (Some(250), true)] {
+        let mut engine = patient(first.map(|noise| TestModel::draft(64, noise)));
+        let mut better = TestModel::draft(64, 10);
+        if trimmed {
+            better = better.trimmed(&(0..48).filter(|id| id % 7 != 3).collect::<Vec<_>>());
+        }
+        // The others are still running when the first of them have ended.
+        for request in &requests {
+            engine.submit(Request { max_tokens: 8, ..request.clone() }).unwrap();
+        }
+        engine.compare("better".into(), Box::new(better), 30).unwrap();
+        assert_eq!(ids(&run(&mut engine, &requests)), expected, "{first:?} {trimmed}");
+        let comparison = engine.comparison().unwrap();
+        assert_eq!(comparison.outcome, Some(Outcome::Switched), "{comparison:?}");
+        assert!(comparison.tokens >= 30 && comparison.candidate.accepted_tokens > 15);
+        assert_eq!(comparison.current.is_some(), first.is_some());
+        let before = engine.stats().proposers[Proposer::DraftModel as usize];
+        assert_eq!(ids(&run(&mut engine, &requests)), expected);
+        let after = engine.stats().proposers[Proposer::DraftModel as usize];
+        let accepted = after.accepted_tokens - before.accepted_tokens;
+        let drafted = after.draft_tokens - before.draft_tokens;
+        assert!(drafted > 0 && accepted * 3 > drafted, "{accepted} of {drafted}");
+    }
+}
+
+#[test]
+fn a_draft_that_is_worse_or_broken_does_not_take_over() {
+    let requests = requests();
+    let expected = reference(&requests);
+    let mut nan = TestModel::draft(64, 0);
+    let mut panics = TestModel::draft(64, 0);
+    (nan.on_one, panics.on_one) = (Fault::Nan, Fault::Panic);
+    let mut with_ones = requests.clone();
+    with_ones.iter_mut().for_each(|request| request.prompt.push(1));
+    let expected_with_ones = reference(&with_ones);
+    for (candidate, outcome) in [
+        (TestModel::draft(64, 250), Outcome::Refused),
+        (nan, Outcome::Failed),
+        (panics, Outcome::Failed),
+    ] {
+        let mut engine = patient(Some(TestModel::draft(64, 10)));
+        engine.compare("worse".into(), Box::new(candidate), 100).unwrap();
+        assert_eq!(ids(&run(&mut engine, &with_ones)), expected_with_ones);
+        let drafted = engine.stats().draft_tokens;
+        assert_eq!(engine.comparison().unwrap().outcome, Some(outcome));
+        assert_eq!(ids(&run(&mut engine, &requests)), expected);
+        assert!(engine.stats().draft_tokens > drafted, "the old draft goes on");
+    }
+}
+
+#[test]
+fn a_comparison_is_refused_or_stopped() {
+    let mut engine = patient(None);
+    let wrong = Box::new(TestModel::draft(64, 0).trimmed(&[5, 4]));
+    assert_eq!(engine.compare("wrong".into(), wrong, 9), Err(EngineError::BadDraftVocabulary));
+    engine.compare("other".into(), Box::new(TestModel::draft(64, 0)), 9).unwrap();
+    engine.stop_comparing();
+    assert_eq!(engine.comparison().unwrap().outcome, Some(Outcome::Stopped));
+    run(&mut engine, &requests());
+    assert_eq!(engine.comparison().unwrap().tokens, 0);
+    let quiet = EngineConfig { num_speculative_tokens: 0, ..config() };
+    let mut engine = super::tests::engine(&quiet, None);
+    let other = Box::new(TestModel::draft(64, 0));
+    assert_eq!(engine.compare("other".into(), other, 9), Err(EngineError::NoSpeculation));
 }

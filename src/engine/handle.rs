@@ -8,7 +8,11 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, watch};
 
-use super::{Engine, EngineLimits, Event, FinishReason, Request, RequestError, RequestId};
+use super::{
+    Comparison, Engine, EngineError, EngineLimits, Event, FinishReason, Request, RequestError,
+    RequestId,
+};
+use crate::model::Forward;
 
 /// Why a request was not taken on.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -28,6 +32,8 @@ struct Submission {
 
 enum Command {
     Submit(Box<Submission>),
+    Compare(String, Box<dyn Forward>, u64),
+    StopComparing,
     Stop,
 }
 
@@ -41,6 +47,8 @@ const STOPPED: &str = "the server is shutting down";
 pub struct EngineHandle {
     commands: commands::Sender<Command>,
     limits: Arc<EngineLimits>,
+    num_blocks: usize,
+    comparison: watch::Receiver<Option<Comparison>>,
     alive: watch::Receiver<bool>,
 }
 
@@ -54,10 +62,12 @@ impl EngineHandle {
         let (sender, receiver) = commands::channel();
         let (alive, watched) = watch::channel(true);
         let limits = Arc::new(engine.limits().clone());
-        let handle = Self { commands: sender, limits, alive: watched };
+        let (news, comparison) = watch::channel(None);
+        let num_blocks = engine.cache_blocks().1;
+        let handle = Self { commands: sender, limits, num_blocks, comparison, alive: watched };
         let thread = std::thread::Builder::new()
             .name("engine".into())
-            .spawn(move || run(engine, receiver, &alive))
+            .spawn(move || run(engine, receiver, &alive, &news))
             .expect("the operating system has a thread for the engine");
         (handle, thread)
     }
@@ -98,6 +108,43 @@ impl EngineHandle {
         let _ = self.commands.send(Command::Stop);
     }
 
+    /// Has a draft model compared with the one that serves, on `wanted` tokens, and put in its place if it
+    /// promises more; see [`Engine::compare`]. Its cache must have [`num_blocks`](Self::num_blocks).
+    ///
+    /// # Errors
+    /// [`EngineError`] if it cannot draft for the target.
+    pub fn compare(
+        &self,
+        name: String,
+        candidate: Box<dyn Forward>,
+        wanted: u64,
+    ) -> Result<(), EngineError> {
+        if self.limits.num_speculative_tokens == 0 {
+            return Err(EngineError::NoSpeculation);
+        }
+        self.limits.check_draft(candidate.as_ref())?;
+        // An engine that has stopped compares nothing, and says so to whoever asks it for tokens.
+        let _ = self.commands.send(Command::Compare(name, candidate, wanted));
+        Ok(())
+    }
+
+    /// Ends a comparison; the old draft goes on.
+    pub fn stop_comparing(&self) {
+        let _ = self.commands.send(Command::StopComparing);
+    }
+
+    /// The comparison that goes on, or the last one.
+    #[must_use]
+    pub fn comparison(&self) -> watch::Receiver<Option<Comparison>> {
+        self.comparison.clone()
+    }
+
+    /// Blocks of the K/V cache.
+    #[must_use]
+    pub fn num_blocks(&self) -> usize {
+        self.num_blocks
+    }
+
     /// What the engine can serve.
     #[must_use]
     pub fn limits(&self) -> &EngineLimits {
@@ -107,9 +154,18 @@ impl EngineHandle {
 
 type Readers = HashMap<RequestId, mpsc::Sender<Event>>;
 
-fn run(mut engine: Engine, commands: commands::Receiver<Command>, alive: &watch::Sender<bool>) {
+fn run(
+    mut engine: Engine,
+    commands: commands::Receiver<Command>,
+    alive: &watch::Sender<bool>,
+    news: &watch::Sender<Option<Comparison>>,
+) {
     let mut readers = Readers::new();
-    let work = AssertUnwindSafe(|| while turn(&mut engine, &commands, &mut readers) {});
+    let work = AssertUnwindSafe(|| {
+        while turn(&mut engine, &commands, &mut readers) {
+            tell(&engine, news);
+        }
+    });
     let crashed = catch_unwind(work).is_err();
     alive.send_replace(false);
     let reason = if crashed { CRASHED } else { STOPPED };
@@ -118,7 +174,7 @@ fn run(mut engine: Engine, commands: commands::Receiver<Command>, alive: &watch:
     }
     let late = commands.try_iter().filter_map(|command| match command {
         Command::Submit(submission) => Some(submission.events),
-        Command::Stop => None,
+        _ => None,
     });
     for events in readers.into_values().chain(late) {
         refuse(&events, reason);
@@ -139,6 +195,12 @@ fn turn(
     while let Some(command) = next {
         match command {
             Command::Submit(submission) => take_on(engine, *submission, readers),
+            Command::Compare(name, candidate, wanted) => {
+                if let Err(error) = engine.compare(name, candidate, wanted) {
+                    tracing::error!(%error, "the new draft cannot be compared");
+                }
+            }
+            Command::StopComparing => engine.stop_comparing(),
             Command::Stop => return false,
         }
         next = commands.try_recv().ok();
@@ -161,6 +223,17 @@ fn turn(
         }
     }
     true
+}
+
+/// Makes known how a comparison stands.
+fn tell(engine: &Engine, news: &watch::Sender<Option<Comparison>>) {
+    news.send_if_modified(|known| {
+        let changed = known.as_ref() != engine.comparison();
+        if changed {
+            *known = engine.comparison().cloned();
+        }
+        changed
+    });
 }
 
 fn take_on(engine: &mut Engine, submission: Submission, readers: &mut Readers) {

@@ -141,7 +141,8 @@ fn tokens(model: &dyn Forward, positions: std::ops::Range<usize>) -> Vec<u32> {
     positions.map(|position| (position * 31 % vocab_size) as u32).collect()
 }
 
-fn median(samples: &mut [f64]) -> f64 {
+/// The middle of some samples; there must be one.
+pub(super) fn median(samples: &mut [f64]) -> f64 {
     samples.sort_unstable_by(f64::total_cmp);
     samples[samples.len() / 2]
 }

@@ -1,6 +1,7 @@
 //! Runs many sequences through one target and one draft model: `Engine::step` is schedule →
 //! propose → verify → commit. tokio appears only in [`EngineHandle`].
 
+mod comparison;
 mod config;
 mod core;
 mod decode_time;
@@ -15,6 +16,7 @@ mod stats;
 #[cfg(test)]
 mod test_model;
 
+pub use comparison::{Comparison, DraftScore, Outcome, expected_speedup};
 pub use config::{EngineConfig, EngineError};
 pub use core::Engine;
 pub use decode_time::DecodeTime;

@@ -5,12 +5,23 @@ use metrics::{counter, gauge, histogram};
 use super::scheduler::Scheduler;
 use super::sequence::Latency;
 use super::stats::RoundFlops;
-use super::{DecodeTime, FinishReason, NoDraft, SequenceStats, TokenOut, TokenSource};
+use super::{DecodeTime, FinishReason, NoDraft, Outcome, SequenceStats, TokenOut, TokenSource};
 use crate::metrics as names;
 use crate::spec::{DraftPass, DraftToken};
 
 const TARGET: (&str, &str) = ("model", "target");
 const DRAFT: (&str, &str) = ("model", "draft");
+
+pub(super) fn compared(tokens: usize, candidate: u64, current: Option<u64>) {
+    counter!(names::COMPARED_TOKENS).increment(tokens as u64);
+    counter!(names::COMPARED_ACCEPTED_TOKENS, "draft" => "candidate").increment(candidate);
+    counter!(names::COMPARED_ACCEPTED_TOKENS, "draft" => "current")
+        .increment(current.unwrap_or_default());
+}
+
+pub(super) fn comparison(outcome: Outcome) {
+    counter!(names::COMPARISONS, "outcome" => outcome.name()).increment(1);
+}
 
 pub(super) fn prompt(tokens: usize) {
     counter!(names::PROMPT_TOKENS).increment(tokens as u64);

@@ -242,6 +242,61 @@ impl Loader<'_> {
     }
 }
 
+/// What a target lends its drafts, also while it serves: its embedding and its head.
+#[derive(Clone)]
+pub struct Lender {
+    config: ModelConfig,
+    embedding: Arc<PackedMatrix>,
+    head: Arc<PackedMatrix>,
+    pool: Arc<ThreadPool>,
+}
+
+impl Lender {
+    /// The target's shape.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Loads a draft. The embedding, and the head's rows, are the target's own where the draft leaves them
+    /// out.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming what does not fit the target, the tensor or the field.
+    pub fn load_draft(&self, checkpoint: &mut Checkpoint) -> Result<Decoder, ModelError> {
+        let config = checkpoint.config.clone();
+        let vocab = check_draft(checkpoint, &self.config)?;
+        let mut loader = Loader { checkpoint, precision: Precision::AsStored };
+        let embedding = if loader.checkpoint.has("model.embed_tokens.weight") {
+            let (rows, cols) = (config.vocab_size, config.hidden_size);
+            Arc::new(loader.matrix("model.embed_tokens.weight", rows, cols)?)
+        } else {
+            Arc::clone(&self.embedding)
+        };
+        let own_head = loader.checkpoint.has("lm_head.weight") && !config.tie_word_embeddings;
+        let full = if own_head {
+            let rows = loader.checkpoint.tensor("lm_head.weight")?.shape[0];
+            Arc::new(loader.matrix("lm_head.weight", rows, config.hidden_size)?)
+        } else if loader.checkpoint.has("model.embed_tokens.weight") {
+            Arc::clone(&embedding)
+        } else {
+            Arc::clone(&self.head)
+        };
+        let head = match &vocab {
+            None if full.out_features() == config.vocab_size => full,
+            Some(vocab) if full.out_features() == vocab.len() => full,
+            Some(vocab) if full.out_features() == config.vocab_size => {
+                Arc::new(full.select_rows(vocab))
+            }
+            _ => {
+                let rows = full.out_features();
+                return Err(ModelError::DraftVocab(format!("the head has {rows} rows")));
+            }
+        };
+        Decoder::assemble(loader, config, embedding, head, vocab, &self.pool)
+    }
+}
+
 impl Decoder {
     /// Loads a model as its file stores it.
     ///
@@ -275,6 +330,13 @@ impl Decoder {
         Self::assemble(loader, config, embedding, head, None, pool)
     }
 
+    /// What drafts of this model share with it.
+    #[must_use]
+    pub fn lender(&self) -> Lender {
+        let (embedding, head) = (Arc::clone(&self.embedding), Arc::clone(&self.head));
+        Lender { config: self.config.clone(), embedding, head, pool: Arc::clone(&self.pool) }
+    }
+
     /// Loads a draft of `target`. The embedding, and the head's rows, are the target's own where the
     /// draft leaves them out.
     ///
@@ -285,36 +347,7 @@ impl Decoder {
         target: &Self,
         pool: &Arc<ThreadPool>,
     ) -> Result<Self, ModelError> {
-        let config = checkpoint.config.clone();
-        let vocab = check_draft(checkpoint, &target.config)?;
-        let mut loader = Loader { checkpoint, precision: Precision::AsStored };
-        let embedding = if loader.checkpoint.has("model.embed_tokens.weight") {
-            let (rows, cols) = (config.vocab_size, config.hidden_size);
-            Arc::new(loader.matrix("model.embed_tokens.weight", rows, cols)?)
-        } else {
-            Arc::clone(&target.embedding)
-        };
-        let own_head = loader.checkpoint.has("lm_head.weight") && !config.tie_word_embeddings;
-        let full = if own_head {
-            let rows = loader.checkpoint.tensor("lm_head.weight")?.shape[0];
-            Arc::new(loader.matrix("lm_head.weight", rows, config.hidden_size)?)
-        } else if loader.checkpoint.has("model.embed_tokens.weight") {
-            Arc::clone(&embedding)
-        } else {
-            Arc::clone(&target.head)
-        };
-        let head = match &vocab {
-            None if full.out_features() == config.vocab_size => full,
-            Some(vocab) if full.out_features() == vocab.len() => full,
-            Some(vocab) if full.out_features() == config.vocab_size => {
-                Arc::new(full.select_rows(vocab))
-            }
-            _ => {
-                let rows = full.out_features();
-                return Err(ModelError::DraftVocab(format!("the head has {rows} rows")));
-            }
-        };
-        Self::assemble(loader, config, embedding, head, vocab, pool)
+        Lender { pool: Arc::clone(pool), ..target.lender() }.load_draft(checkpoint)
     }
 
     fn assemble(

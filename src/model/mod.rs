@@ -11,7 +11,7 @@ mod verify;
 
 pub use config::{Family, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
 pub use cuda::{CudaDecoder, CudaRunner};
-pub use decoder::{Decoder, KvCache, ModelError, Precision, Workspace};
+pub use decoder::{Decoder, KvCache, Lender, ModelError, Precision, Workspace};
 pub use forward::{Forward, Rows};
 pub use names::{layer_tensor_names, tensor_names};
 pub use rope::rope_table;

@@ -1,12 +1,12 @@
 //! Who may ask, and how much.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
@@ -16,33 +16,13 @@ use subtle::ConstantTimeEq;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{ApiError, AppState};
+use crate::config_file::{self, FileError};
 use crate::engine::Event;
 use crate::metrics::KEY_TOKENS;
 
 tokio::task_local! {
     /// The key of the request being handled; not set where no key is needed.
     static CALLER: Arc<Key>;
-}
-
-/// Why a file of keys cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum KeysError {
-    /// The system could not read it.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
-    },
-    /// The contents are not what is expected.
-    #[error("{}: {reason}", path.display())]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
 }
 
 #[derive(Deserialize)]
@@ -79,13 +59,11 @@ struct Allowance {
 
 impl Keys {
     /// The keys of a TOML file of `[[key]]` tables, and one without limits.
-    pub(super) fn open(file: Option<&Path>, single: Option<&str>) -> Result<Self, KeysError> {
+    pub(super) fn open(file: Option<&Path>, single: Option<&str>) -> Result<Self, FileError> {
         let mut keys = Vec::new();
         if let Some(path) = file {
-            let text = std::fs::read_to_string(path)
-                .map_err(|source| KeysError::Io { path: path.into(), source })?;
-            let invalid = |reason: String| KeysError::Invalid { path: path.into(), reason };
-            let file: File = toml::from_str(&text).map_err(|e| invalid(e.message().to_owned()))?;
+            let invalid = |reason| FileError::invalid(path, reason);
+            let file: File = config_file::read(path)?;
             for entry in file.key {
                 if entry.key.is_empty() || entry.name.is_empty() {
                     return Err(invalid("`name` and `key` must not be empty".into()));
@@ -199,6 +177,22 @@ pub(super) async fn authorise(
             frame
         }))
     })
+}
+
+/// Lets those pass who run the server.
+pub(super) async fn authorise_admin(
+    State(state): State<AppState>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match state.admin_key() {
+        None => {
+            let message = "this server has no --admin-key, so nobody may change it";
+            ApiError::status(StatusCode::FORBIDDEN, message).into_response()
+        }
+        Some(key) if key.find(request.headers()).is_some() => next.run(request).await,
+        Some(_) => ApiError::unauthorised().into_response(),
+    }
 }
 
 /// A sequence's events, charged to the key that asked for it.

@@ -7,12 +7,13 @@ use std::thread::JoinHandle;
 use tokenizers::Tokenizer;
 
 use super::Serving;
+use super::admin::Drafts;
 use crate::checkpoint::source::{Source, SourceError, resolve};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{ComputeDevice, Config};
 use crate::engine::{Engine, EngineError, EngineHandle};
-use crate::metrics::{DRAFT_FAILURES, INFO};
-use crate::model::{CudaDecoder, Decoder, ModelConfig, ModelError};
+use crate::metrics::DRAFT_FAILURES;
+use crate::model::{CudaDecoder, Decoder, Lender, ModelConfig, ModelError};
 use crate::ops::ThreadPool;
 use crate::ops::cuda::{CudaError, Device};
 use crate::text::{ChatTemplate, TemplateError};
@@ -75,7 +76,8 @@ impl Models {
         let template = template(&checkpoint, config)?;
         let aliases = aliases(&config.model, &path);
         let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
-        let draft = config.draft.as_ref().map(|source| load_draft(config, source, &target, &pool));
+        let loader = DraftLoader { config: config.clone(), lender: target.lender() };
+        let draft = config.draft.as_ref().map(|source| loader.load(source));
         let name = checkpoint.name;
         Ok(Self { name, aliases, target, tokenizer, template, draft })
     }
@@ -102,10 +104,12 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
         threads = config.threads,
         "model loaded"
     );
-    name_models(&name, draft_name);
     let eos_token_ids = model.eos_token_ids.clone();
+    let loader = DraftLoader { config: config.clone(), lender: target.lender() };
     let (engine, thread) = start(Engine::new(target, draft, config.engine.clone())?);
-    let serving = Serving::new(name, engine, tokenizer, template, eos_token_ids);
+    let drafts = Drafts::new(&name, draft_name, Some(loader));
+    let serving =
+        Serving::new(name, engine, tokenizer, template, eos_token_ids).with_drafts(drafts);
     Ok((serving.named(&config.served_model_names, aliases), thread))
 }
 
@@ -137,10 +141,11 @@ fn load_on_cuda(config: &Config, index: usize) -> Result<(Serving, JoinHandle<()
         device = device.name(),
         "model loaded"
     );
-    name_models(&name, draft_name);
     let eos_token_ids = model.eos_token_ids.clone();
     let (engine, thread) = start(Engine::on_cuda(target, draft, config.engine.clone())?);
-    let serving = Serving::new(name, engine, tokenizer, template, eos_token_ids);
+    let drafts = Drafts::new(&name, draft_name, None);
+    let serving =
+        Serving::new(name, engine, tokenizer, template, eos_token_ids).with_drafts(drafts);
     Ok((serving.named(&config.served_model_names, aliases), thread))
 }
 
@@ -181,15 +186,6 @@ fn usable<D>(draft: Option<Result<D, LoadError>>) -> Option<D> {
     draft?.inspect_err(failed).ok()
 }
 
-fn name_models(model: &str, draft: Option<String>) {
-    let labels = [
-        ("version", env!("CARGO_PKG_VERSION").to_owned()),
-        ("model", model.to_owned()),
-        ("draft", draft.unwrap_or_else(|| "none".into())),
-    ];
-    metrics::gauge!(INFO, &labels).set(1.0);
-}
-
 fn check_positions(
     config: &Config,
     target: &ModelConfig,
@@ -200,15 +196,20 @@ fn check_positions(
     if positions < wanted { Err(LoadError::ShortDraft { positions, wanted }) } else { Ok(()) }
 }
 
-fn load_draft(
-    config: &Config,
-    source: &Source,
-    target: &Decoder,
-    pool: &Arc<ThreadPool>,
-) -> Result<(String, Decoder), LoadError> {
-    let path = resolve(source, &config.cache_dir)?;
-    let mut checkpoint = Checkpoint::open(&path)?;
-    let draft = Decoder::load_draft(&mut checkpoint, target, pool)?;
-    check_positions(config, target.config(), draft.config())?;
-    Ok((checkpoint.name, draft))
+/// Loads drafts of a model that may be serving.
+#[derive(Clone)]
+pub(super) struct DraftLoader {
+    config: Config,
+    lender: Lender,
+}
+
+impl DraftLoader {
+    /// Fetches and loads a draft; gives its name too.
+    pub(super) fn load(&self, source: &Source) -> Result<(String, Decoder), LoadError> {
+        let path = resolve(source, &self.config.cache_dir)?;
+        let mut checkpoint = Checkpoint::open(&path)?;
+        let draft = self.lender.load_draft(&mut checkpoint)?;
+        check_positions(&self.config, self.lender.config(), draft.config())?;
+        Ok((checkpoint.name, draft))
+    }
 }

@@ -1,6 +1,7 @@
 //! HTTP: the OpenAI API, health and metrics over one engine.
 
 mod adapt;
+mod admin;
 mod body;
 mod chat;
 mod completions;
@@ -40,7 +41,6 @@ use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetReques
 
 use body::Body;
 pub use error::ApiError;
-pub use keys::KeysError;
 pub use listen::{ConnectionLimits, EngineStopped, run};
 pub use load::{LoadError, Models, load};
 pub use spans::export_spans;
@@ -69,6 +69,13 @@ pub fn router(state: AppState) -> Router {
         .route("/detokenize", post(tokenize::detokenize))
         .route_layer(from_fn_with_state(state.clone(), guard::read_body))
         .route_layer(from_fn_with_state(state.clone(), keys::authorise));
+    let admin = Router::new()
+        .route(
+            "/admin/draft",
+            get(admin::draft).post(admin::change_draft).delete(admin::keep_draft),
+        )
+        .route_layer(from_fn_with_state(state.clone(), guard::read_body))
+        .route_layer(from_fn_with_state(state.clone(), keys::authorise_admin));
     Router::new()
         .route("/", get(playground::page))
         .route("/health", get(health))
@@ -77,6 +84,7 @@ pub fn router(state: AppState) -> Router {
         .route("/version", get(|| async { Json(Version { version: env!("CARGO_PKG_VERSION") }) }))
         .route("/openapi.json", get(openapi::openapi))
         .merge(api)
+        .merge(admin)
         .fallback(|| async { ApiError::status(StatusCode::NOT_FOUND, "there is no such path") })
         .method_not_allowed_fallback(|| async {
             ApiError::status(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")

@@ -9,9 +9,9 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
 use super::wire::{
-    Answer, AnthropicFailure, Chat, Completion, Conversation, Detokenize, Detokenized,
-    EmbeddingList, Embeddings, Failure, Form, Model, ModelList, RouterDefaults, Sampling, Status,
-    Templated, Tokenize, Tokens, Tools, Version, messages, responses,
+    Answer, AnthropicFailure, Chat, Completion, Conversation, Detokenize, Detokenized, DraftChange,
+    DraftStatus, EmbeddingList, Embeddings, Failure, Form, Model, ModelList, RouterDefaults,
+    Sampling, Status, Templated, Tokenize, Tokens, Tools, Version, messages, responses,
 };
 
 /// Answers with the document.
@@ -111,6 +111,12 @@ impl Document {
         let (request, answer) = ([self.group::<Detokenize>()], self.answer::<Detokenized>());
         self.post("/detokenize", "Turns tokens into a text", &request, answer, false);
 
+        let (request, answer) = ([self.group::<DraftChange>()], self.answer::<DraftStatus>());
+        self.get("/admin/draft", "Tells which draft serves", in_json("Success", answer.clone()));
+        let summary = "Has another draft compared on live traffic, and the faster one serve";
+        self.post("/admin/draft", summary, &request, answer.clone(), false);
+        let summary = "Gives up a comparison";
+        self.operation("delete", "/admin/draft", summary, in_json("Success", answer));
         let answer = self.answer::<ModelList>();
         self.get("/v1/models", "Lists the served model's names", in_json("Success", answer));
         let answer = self.answer::<Model>();
@@ -139,12 +145,22 @@ impl Document {
     }
 
     fn get(&mut self, path: &str, summary: &str, success: Value) {
+        self.operation("get", path, summary, success);
+    }
+
+    fn operation(&mut self, method: &str, path: &str, summary: &str, success: Value) {
         let failure = in_json("An error", self.answer::<Failure>());
         let operation = json!({
-            "summary": summary, "operationId": identifier("get", path),
+            "summary": summary, "operationId": identifier(method, path),
             "responses": {"200": success, "default": failure},
         });
-        self.paths.insert(path.to_owned(), json!({"get": operation}));
+        self.add(method, path, operation);
+    }
+
+    /// Adds a method to what its path has.
+    fn add(&mut self, method: &str, path: &str, operation: Value) {
+        let methods = self.paths.entry(path).or_insert_with(|| json!({}));
+        methods[method] = operation;
     }
 
     fn post(&mut self, path: &str, summary: &str, groups: &[Schema], answer: Value, streams: bool) {
@@ -171,7 +187,7 @@ impl Document {
             "requestBody": {"required": true, "content": {"application/json": {"schema": request}}},
             "responses": {"200": success, "default": failure},
         });
-        self.paths.insert(path.to_owned(), json!({"post": operation}));
+        self.add("post", path, operation);
     }
 }
 

@@ -13,11 +13,13 @@ use tokio::sync::SetOnce;
 use tokio_rustls::TlsAcceptor;
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
+use super::admin::Drafts;
 use super::keys::Keys;
 use super::queue::Queue;
 use super::wire::Message;
-use super::{ApiError, ConnectionLimits, KeysError, TlsError, tls};
+use super::{ApiError, ConnectionLimits, TlsError, tls};
 use crate::config::{Access, Config};
+use crate::config_file::FileError;
 use crate::engine::EngineHandle;
 use crate::grammar::{Grammar, GrammarCompiler, GrammarSource};
 use crate::text::{CallFormat, ChatTemplate, Ending, Mark};
@@ -39,6 +41,8 @@ pub struct Serving {
     pub eos_token_ids: Vec<u32>,
     /// Compiles grammars for its tokens, unless those have no known bytes.
     pub grammars: Option<Arc<GrammarCompiler>>,
+    /// Its drafts.
+    pub(super) drafts: Drafts,
     /// Bytes that one token stands for, at most.
     longest_token: usize,
 }
@@ -64,7 +68,17 @@ impl Serving {
             .map(Arc::new);
         let (tokenizer, longest_token) = (Arc::new(tokenizer), longest_token.unwrap_or(1).max(1));
         let (names, aliases) = (vec![name], Vec::new());
-        Self { names, aliases, engine, tokenizer, template, eos_token_ids, grammars, longest_token }
+        Self {
+            names,
+            aliases,
+            engine,
+            tokenizer,
+            template,
+            eos_token_ids,
+            grammars,
+            drafts: Drafts::default(),
+            longest_token,
+        }
     }
 
     /// The same under `names`, where there are any, and answering to `aliases` too.
@@ -76,6 +90,12 @@ impl Serving {
             self.names = names.to_vec();
         }
         self
+    }
+
+    /// The same with drafts that can be changed.
+    #[must_use]
+    pub(super) fn with_drafts(self, drafts: Drafts) -> Self {
+        Self { drafts, ..self }
     }
 
     /// The model's name in answers.
@@ -188,6 +208,7 @@ pub struct AppState {
 struct Http {
     limits: ConnectionLimits,
     keys: Option<Keys>,
+    admin_key: Option<Keys>,
     tls: Option<TlsAcceptor>,
     cors: Option<CorsLayer>,
     log_prompts: bool,
@@ -198,7 +219,7 @@ struct Http {
 #[expect(missing_docs, reason = "each names its own fault")]
 pub enum SetupError {
     #[error(transparent)]
-    Keys(#[from] KeysError),
+    Keys(#[from] FileError),
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error("--tls-certificate and --tls-key need each other")]
@@ -224,8 +245,16 @@ impl AppState {
     /// # Errors
     /// [`SetupError`] naming the file or flag.
     pub fn configure(self, config: &Config) -> Result<Self, SetupError> {
-        let Access { api_key, api_keys, tls_certificate, tls_key, cors_origins, log_prompts } =
-            &config.access;
+        let Access {
+            api_key,
+            api_keys,
+            admin_key,
+            tls_certificate,
+            tls_key,
+            cors_origins,
+            log_prompts,
+        } = &config.access;
+        let admin_key = admin_key.as_deref().map(|key| Keys::open(None, Some(key))).transpose()?;
         let keys = (api_key.is_some() || api_keys.is_some())
             .then(|| Keys::open(api_keys.as_deref(), api_key.as_deref()))
             .transpose()?;
@@ -236,7 +265,7 @@ impl AppState {
         };
         let cors = (!cors_origins.is_empty()).then(|| cors(cors_origins)).transpose()?;
         let limits = config.connections.clone();
-        let http = Http { limits, keys, tls, cors, log_prompts: *log_prompts };
+        let http = Http { limits, keys, admin_key, tls, cors, log_prompts: *log_prompts };
         let recorder = config.recording.clone().map(|recording| {
             let folder = recording.folder.clone();
             tracing::info!(folder = %folder.display(), share = recording.share, "recording traffic");
@@ -289,6 +318,10 @@ impl AppState {
 
     pub(super) fn keys(&self) -> Option<&Keys> {
         self.http.keys.as_ref()
+    }
+
+    pub(super) fn admin_key(&self) -> Option<&Keys> {
+        self.http.admin_key.as_ref()
     }
 
     pub(super) fn cors(&self) -> Option<&CorsLayer> {

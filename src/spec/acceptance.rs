@@ -123,6 +123,12 @@ impl Acceptance {
         self.draft_model.observe(hit, self.memory);
     }
 
+    /// Forgets what was learnt of the draft model: another one takes its place.
+    pub fn forget_draft_model(&mut self) {
+        let unknown = Self::default();
+        (self.confidence, self.draft_model) = (unknown.confidence, unknown.draft_model);
+    }
+
     fn by_length(&self, proposer: Proposer) -> &[Chance; LENGTHS.len()] {
         match proposer {
             Proposer::Prediction => &self.prediction,

@@ -84,6 +84,11 @@ impl Cascade {
         self.draft.as_mut()
     }
 
+    /// Puts another draft model in the place of the old one.
+    pub fn set_draft(&mut self, draft: DraftModel) {
+        self.draft = Some(draft);
+    }
+
     /// Fills in the proposals for a target pass of `load` without them. Failures of the
     /// draft model leave them short or empty and never reach the caller otherwise.
     pub fn propose(&mut self, tasks: &mut [ProposeTask<'_>], mut load: Load, prices: &Prices<'_>) {

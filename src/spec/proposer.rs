@@ -110,6 +110,13 @@ impl Speculation {
         self.draft.truncate(0);
     }
 
+    /// Another draft model takes over: nothing is known of it, and its cache holds nothing.
+    pub fn new_draft_model(&mut self) {
+        self.draft = DraftCache::default();
+        self.acceptance.forget_draft_model();
+        (self.idle, self.patience) = (0, PATIENCE);
+    }
+
     /// Learns from a round: `tokens` are all known ones, of which the last `new` came of `proposal`,
     /// whose first `accepted` tokens stand. The round took `cost` times as long as without
     /// speculation. `engine` learns the same.

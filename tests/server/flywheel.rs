@@ -1,5 +1,8 @@
-//! Traffic that is recorded.
+//! Traffic that is recorded, and drafts that change while the server runs.
 
+use std::time::Duration;
+
+use pleach::checkpoint::Checkpoint;
 use pleach::traffic::{Recorded, files_of};
 
 use super::*;
@@ -69,7 +72,7 @@ async fn answers_are_recorded_unless_the_client_objects() {
         if !files_of(&traffic).unwrap().is_empty() {
             break;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(answers().len(), 6);
     assert!(answers().iter().all(|answer| answer.prompt.contains("KEEP")));
@@ -80,4 +83,121 @@ async fn answers_are_recorded_unless_the_client_objects() {
     assert_eq!((&*first.finish_reason, first.temperature), ("length", 0.0));
     let stopped = answers().into_iter().find(|answer| answer.temperature == 0.5).unwrap();
     assert_eq!(stopped.finish_reason, "stop");
+}
+
+async fn admin(app: &Router, method: &str, key: &str, body: &Value) -> (StatusCode, Value) {
+    let request = Request::builder().method(method).uri("/admin/draft");
+    let request = request.header("authorization", format!("Bearer {key}"));
+    let request = request.body(Body::from(body.to_string())).unwrap();
+    let response = app.clone().oneshot(request).await.unwrap();
+    let status = response.status();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    (status, serde_json::from_slice(&bytes).unwrap())
+}
+
+/// Asks until the comparison has ended; how it did.
+async fn outcome(app: &Router) -> Value {
+    for turn in 0..300 {
+        let text = format!("Name {turn} things that are blue.");
+        ask(app, "/v1/chat/completions", &super::chat(&text)).await;
+        let (_, status) = admin(app, "GET", "sesame", &json!(null)).await;
+        if status["comparison"]["state"] != "comparing" {
+            return status;
+        }
+    }
+    panic!("no end");
+}
+
+/// A draft takes the place of a worse one under live streams, which do not notice; a worse one does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn drafts_change_under_live_streams() {
+    let Some(good) = pleach::config::default_draft() else { return };
+    // Without its last norm, a draft says the same everywhere.
+    let folder = tempfile::tempdir().unwrap();
+    let bad = folder.path().join("bad.gguf");
+    let norm = Checkpoint::open(&good).unwrap().tensor("model.norm.weight").unwrap().data;
+    let mut bytes = std::fs::read(&good).unwrap();
+    let start = bytes.windows(norm.len()).position(|window| window == norm).unwrap();
+    bytes[start..start + norm.len()].fill(0);
+    std::fs::write(&bad, bytes).unwrap();
+
+    let arguments = ["pleach", "--admin-key", "sesame"];
+    let config = Config::from(Args::parse_from(arguments));
+    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
+    let state = AppState::new(64, 0, metrics).configure(&config).unwrap();
+    state.serve(serving(&["--draft", bad.to_str().unwrap()]));
+    let app = router(state);
+
+    let change = |draft: &std::path::Path| json!({"draft": draft, "tokens": 300});
+    let status = |key| admin(&app, "GET", key, &json!(null));
+    assert_eq!(status("open").await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(status("sesame").await.1, json!({"draft": "bad", "comparison": null}));
+    let llama = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama-tied");
+    for (body, reason) in [
+        (json!({"draft": "nowhere.gguf"}), "nowhere.gguf"),
+        (change(&llama), "does not fit the target"),
+        (json!({"draft": good, "tokens": 0.5}), "tokens"),
+        (json!({"draft": good, "speed": 1}), "`speed` is not supported"),
+    ] {
+        let (status, error) = admin(&app, "POST", "sesame", &body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{error}");
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+
+    let long = |more: Value| {
+        let mut body = json!({"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": true});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let greedy = json!({"temperature": 0});
+    let seeded = json!({"seed": 7});
+    let mut plain = Vec::new();
+    for more in [&greedy, &seeded] {
+        let mut body = long(more.clone());
+        body["num_speculative_tokens"] = json!(0);
+        let answer: Value =
+            serde_json::from_str(&ask(&app, "/v1/completions", &body).await).unwrap();
+        plain.push(answer["choices"][0]["text"].as_str().unwrap().to_owned());
+    }
+    let streams: Vec<_> = [&greedy, &seeded]
+        .map(|more| {
+            let (app, mut body) = (app.clone(), long(more.clone()));
+            body["stream"] = json!(true);
+            tokio::spawn(async move { ask(&app, "/v1/completions", &body).await })
+        })
+        .into();
+    let (accepted, comparing) = admin(&app, "POST", "sesame", &change(&good)).await;
+    assert_eq!(accepted, StatusCode::ACCEPTED, "{comparing}");
+    let (twice, error) = admin(&app, "POST", "sesame", &change(&good)).await;
+    assert_eq!(twice, StatusCode::CONFLICT, "{error}");
+    let switched = outcome(&app).await;
+    assert_eq!(switched["comparison"]["state"], "switched", "{switched}");
+    assert_eq!(switched["draft"], "smollm2-135m-instruct");
+    let share = |draft: &str| switched["comparison"][draft]["acceptance"].as_f64().unwrap();
+    assert!(share("candidate") > 0.2 && share("current") < 0.1, "{switched}");
+    assert!(streams.iter().any(|stream| !stream.is_finished()), "they run on");
+    for (stream, plain) in streams.into_iter().zip(&plain) {
+        let text = stream.await.unwrap();
+        let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+        let chunks = data.filter(|data| *data != "[DONE]");
+        let text: String = chunks
+            .map(|chunk| {
+                let chunk: Value = serde_json::from_str(chunk).unwrap();
+                chunk["choices"][0]["text"].as_str().unwrap_or_default().to_owned()
+            })
+            .collect();
+        assert_eq!(&text, plain);
+    }
+    // The new draft drafts, and is kept against a worse one.
+    let body = json!({"prompt": "1, 2, 3, 4, 5,", "max_tokens": 24, "temperature": 0});
+    let answer: Value = serde_json::from_str(&ask(&app, "/v1/completions", &body).await).unwrap();
+    assert!(answer["usage"]["pleach"]["accepted_tokens"].as_u64() > Some(8), "{answer}");
+    assert_eq!(admin(&app, "POST", "sesame", &change(&bad)).await.0, StatusCode::ACCEPTED);
+    let refused = outcome(&app).await;
+    assert_eq!(refused["comparison"]["state"], "refused", "{refused}");
+    assert_eq!(refused["draft"], "smollm2-135m-instruct");
+    assert_eq!(admin(&app, "POST", "sesame", &change(&bad)).await.0, StatusCode::ACCEPTED);
+    let stopped = admin(&app, "DELETE", "sesame", &json!(null)).await.1;
+    assert_eq!(stopped["comparison"]["state"], "stopped");
+    assert_eq!(send("GET", "/admin/draft", "").await.0, StatusCode::FORBIDDEN, "no key, no change");
 }

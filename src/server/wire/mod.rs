@@ -1,6 +1,7 @@
 //! The API's JSON as types: what comes in is read into them, what goes out is written from them, and the
 //! OpenAPI document is made of them. Text of their documentation is text of that document.
 
+mod admin;
 mod answer;
 mod failure;
 mod message;
@@ -9,6 +10,7 @@ mod request;
 pub(crate) mod responses;
 mod tool;
 
+pub(crate) use admin::*;
 pub(crate) use answer::*;
 pub(crate) use failure::*;
 pub(crate) use message::*;

@@ -1,0 +1,134 @@
+//! `/admin/draft`: another draft for the served model, compared on live traffic before it serves.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use axum::http::StatusCode;
+
+use super::load::DraftLoader;
+use super::state::Serving;
+use super::wire::{DraftChange, DraftComparison, DraftStatus};
+use super::{ApiError, AppState, Body};
+use crate::checkpoint::source::Source;
+use crate::engine::{Comparison, Outcome};
+use crate::metrics::INFO;
+use crate::model::Runner;
+
+/// Tokens that two drafts are compared on where the request does not say.
+const TOKENS: u64 = 4096;
+
+/// The drafts of a served model, by name.
+#[derive(Default)]
+pub(super) struct Drafts {
+    model: String,
+    /// `None` where the draft cannot be changed.
+    loader: Option<DraftLoader>,
+    /// Held while a draft is loaded and handed to the engine.
+    change: tokio::sync::Mutex<()>,
+    serving: Mutex<Option<String>>,
+}
+
+impl Drafts {
+    /// A model that begins with the draft of this name.
+    pub(super) fn new(model: &str, serving: Option<String>, loader: Option<DraftLoader>) -> Self {
+        info(model, serving.as_deref()).set(1.0);
+        let (change, serving) = (tokio::sync::Mutex::default(), Mutex::new(serving));
+        Self { model: model.to_owned(), loader, change, serving }
+    }
+
+    /// Which draft serves, and how a comparison stands, in which the new one may have won.
+    fn status(&self, comparison: Option<&Comparison>) -> DraftStatus {
+        let mut serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        let won = comparison.filter(|it| it.outcome == Some(Outcome::Switched));
+        if let Some(Comparison { draft, .. }) = won
+            && serving.as_ref() != Some(draft)
+        {
+            info(&self.model, serving.as_deref()).set(0.0);
+            info(&self.model, Some(draft)).set(1.0);
+            *serving = Some(draft.clone());
+        }
+        DraftStatus { draft: serving.clone(), comparison: comparison.map(DraftComparison::from) }
+    }
+}
+
+/// What tells the metrics which model is served by which draft.
+fn info(model: &str, draft: Option<&str>) -> metrics::Gauge {
+    let labels = [
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("model", model.to_owned()),
+        ("draft", draft.unwrap_or("none").to_owned()),
+    ];
+    metrics::gauge!(INFO, &labels)
+}
+
+fn status(serving: &Serving) -> DraftStatus {
+    let comparison = serving.engine.comparison();
+    serving.drafts.status(comparison.borrow().as_ref())
+}
+
+/// Tells which draft serves, and how a comparison stands.
+pub(super) async fn draft(State(state): State<AppState>) -> Result<Json<DraftStatus>, ApiError> {
+    Ok(Json(status(state.serving()?)))
+}
+
+/// Loads a draft and has it compared with the one that serves.
+pub(super) async fn change_draft(
+    State(state): State<AppState>,
+    bytes: Result<Bytes, BytesRejection>,
+) -> Result<(StatusCode, Json<DraftStatus>), ApiError> {
+    let serving = state.serving()?;
+    let mut body = Body::parse(bytes)?;
+    let wanted: DraftChange = body.read()?;
+    body.finish()?;
+    let invalid = |error: &dyn ToString| ApiError::invalid("draft", error.to_string());
+    let source: Source = wanted.draft.parse().map_err(|error| invalid(&error))?;
+    let loader = serving.drafts.loader.clone().ok_or_else(|| {
+        ApiError::invalid("draft", "the draft of a model on a CUDA device cannot be changed")
+    })?;
+    let busy = || ApiError::status(StatusCode::CONFLICT, "another draft is being compared");
+    let _change = serving.drafts.change.try_lock().map_err(|_| busy())?;
+    let mut news = serving.engine.comparison();
+    if news.borrow_and_update().as_ref().is_some_and(|it| it.outcome.is_none()) {
+        return Err(busy());
+    }
+    // Whoever has won before serves.
+    status(serving);
+    let num_blocks = serving.engine.num_blocks();
+    let load = move || loader.load(&source).map(|(name, it)| (name, Runner::new(it, num_blocks)));
+    let loaded = tokio::task::spawn_blocking(load).await;
+    let loaded = loaded.map_err(|error| ApiError::internal(error.to_string()))?;
+    let (name, runner) = loaded.map_err(|error| invalid(&error))?;
+    let tokens = wanted.tokens.unwrap_or(TOKENS).max(1);
+    let compared = serving.engine.compare(name, Box::new(runner), tokens);
+    compared.map_err(|error| invalid(&error))?;
+    // The engine may be in the middle of a step.
+    if news.changed().await.is_err() {
+        return Err(ApiError::unavailable("the engine has stopped"));
+    }
+    let answer = status(serving);
+    tokio::spawn(settle(Arc::clone(serving)));
+    Ok((StatusCode::ACCEPTED, Json(answer)))
+}
+
+/// Gives up a comparison; the draft that serves goes on.
+pub(super) async fn keep_draft(
+    State(state): State<AppState>,
+) -> Result<Json<DraftStatus>, ApiError> {
+    let serving = state.serving()?;
+    let mut news = serving.engine.comparison();
+    serving.engine.stop_comparing();
+    let over = |it: &Option<Comparison>| it.as_ref().is_none_or(|it| it.outcome.is_some());
+    let _ = news.wait_for(over).await;
+    Ok(Json(status(serving)))
+}
+
+/// Makes known which draft serves as soon as a comparison has ended.
+async fn settle(serving: Arc<Serving>) {
+    let over = |it: &Option<Comparison>| it.as_ref().is_some_and(|it| it.outcome.is_some());
+    if serving.engine.comparison().wait_for(over).await.is_ok() {
+        status(&serving);
+    }
+}
