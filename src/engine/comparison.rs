@@ -170,8 +170,9 @@ impl Timing {
         self.steps.push(seconds);
     }
 
+    /// 0 where no step has come about: a draft that always fails.
     fn step_seconds(&self) -> f64 {
-        median(&mut self.steps.clone())
+        if self.steps.is_empty() { 0.0 } else { median(&mut self.steps.clone()) }
     }
 }
 
@@ -202,9 +203,9 @@ impl EngineLimits {
 }
 
 impl Engine {
-    /// Compares a draft model by this name, whose cache has as many blocks as the target's, with the one that serves, on
-    /// `wanted` tokens of the sequences that end from now on; then the faster one serves. Ends a
-    /// comparison that goes on.
+    /// Compares a draft model by this name, whose cache has as many blocks as the target's, with the one
+    /// that serves, on `wanted` tokens of the sequences that end from now on; then the faster one serves.
+    /// Ends a comparison that goes on.
     ///
     /// # Errors
     /// [`EngineError`] if it cannot draft for the target.

@@ -770,6 +770,13 @@ fn a_draft_that_is_worse_or_broken_does_not_take_over() {
         assert_eq!(ids(&run(&mut engine, &requests)), expected);
         assert!(engine.stats().draft_tokens > drafted, "the old draft goes on");
     }
+    // One that fails on everything is worth less than any other.
+    let mut broken = TestModel::draft(64, 0);
+    broken.on_one = Fault::Nan;
+    let mut engine = patient(Some(broken));
+    engine.compare("better".into(), Box::new(TestModel::draft(64, 10)), 100).unwrap();
+    assert_eq!(ids(&run(&mut engine, &with_ones)), expected_with_ones);
+    assert_eq!(engine.comparison().unwrap().outcome, Some(Outcome::Switched));
 }
 
 #[test]
