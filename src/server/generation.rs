@@ -10,7 +10,7 @@ use super::queue::Place;
 use super::respond::Format;
 use super::spans::SequenceSpan;
 use super::state::Serving;
-use super::wire::{RouterDefaults, Sampling, Stop, StopReason};
+use super::wire::{Number, RouterDefaults, Sampling, Stop, StopReason};
 use super::{ApiError, Body, structured, wire};
 use crate::engine::{Event, FinishReason, PromptToken, Request, SequenceStats, TokenOut};
 use crate::grammar::GrammarSource;
@@ -98,21 +98,22 @@ impl Generation {
             .logit_bias
             .into_iter()
             .flatten()
-            .map(|(id, bias)| id.parse().map(|id| (id, bias)))
+            .map(|(id, bias)| id.parse().map(|id| (id, bias.0)))
             .collect::<Result<Vec<(u32, f32)>, _>>()
             .map_err(|_| {
                 ApiError::invalid("logit_bias", "the keys of `logit_bias` must be token ids")
             })?;
+        let number = |given: Option<Number>, default| given.map_or(default, |number| number.0);
         let params = SamplingParams {
-            temperature: wanted.temperature.unwrap_or(1.0),
+            temperature: number(wanted.temperature, 1.0),
             // vLLM's clients send -1 or 0 for no limit.
             top_k: wanted.top_k.filter(|k| *k > 0).map(|k| k.min(u32::MAX.into()) as u32),
-            top_p: wanted.top_p.unwrap_or(1.0),
-            min_p: wanted.min_p.unwrap_or(0.0),
+            top_p: number(wanted.top_p, 1.0),
+            min_p: number(wanted.min_p, 0.0),
             seed: wanted.seed.map(|seed| seed as u64),
-            repetition_penalty: wanted.repetition_penalty.unwrap_or(1.0),
-            presence_penalty: wanted.presence_penalty.unwrap_or(0.0),
-            frequency_penalty: wanted.frequency_penalty.unwrap_or(0.0),
+            repetition_penalty: number(wanted.repetition_penalty, 1.0),
+            presence_penalty: number(wanted.presence_penalty, 0.0),
+            frequency_penalty: number(wanted.frequency_penalty, 0.0),
             logit_bias,
         };
         let choices = wanted.n.unwrap_or(1);

@@ -34,7 +34,7 @@ pub(super) async fn responses(
         "parallel_tool_calls": wanted.parallel_tool_calls.unwrap_or(true),
         "tool_choice": wanted.tool_choice.as_ref().map_or(json!("auto"), |choice| json!(choice)),
         "tools": wanted.tools.as_deref().unwrap_or_default(), "store": false,
-        "temperature": wanted.temperature.unwrap_or(1.0), "top_p": wanted.top_p.unwrap_or(1.0),
+        "temperature": wanted.temperature.map_or(1.0, |t| t.0), "top_p": wanted.top_p.map_or(1.0, |p| p.0),
         "max_output_tokens": wanted.max_output_tokens,
         "previous_response_id": null, "truncation": "disabled", "usage": null,
         "text": {"format": wanted.text.as_ref().and_then(|text| text.format.as_ref()).map_or(

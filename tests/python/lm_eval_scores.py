@@ -1,8 +1,8 @@
 """lm-eval's `local-completions` on a running server against its own `hf` model on the same weights:
 ADDRESS MODEL [QUESTIONS].
 
-MODEL is a Hugging Face folder or a GGUF file. Needs `pip install lm_eval[api] accelerate transformers torch gguf`. The task is made from `tests/data/pride.txt`: which of
-four pieces of text goes on from the words before.
+MODEL is a Hugging Face folder or a GGUF file. Needs `pip install lm_eval[api] accelerate transformers torch
+gguf`. The task is made from `tests/data/pride.txt`: which of four pieces of text goes on from the words before.
 """
 
 import json

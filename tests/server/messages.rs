@@ -161,6 +161,8 @@ async fn messages_call_functions_and_read_results() {
     for (name, wrong) in [
         ("messages", json!([{"role": "user", "content": [use_block]}])),
         ("messages", json!([{"role": "assistant", "content": [result]}])),
+        ("messages", json!([{"role": "user", "content": [{"type": 0, "text": "x"}]}])),
+        ("top_p", json!(1.000_000_000_000_000_2)),
         ("messages", json!([{"role": "user", "content": [{"type": "image", "source": {}}]}])),
         ("tools", json!([{"type": "web_search_20250305", "name": "web_search"}])),
         ("tool_choice", json!({"type": "tool", "name": "other"})),

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{False, TextKind};
+use super::{False, Number, TextKind};
 
 /// How a message is made.
 #[derive(Deserialize, JsonSchema)]
@@ -16,10 +16,10 @@ pub(crate) struct Messages {
     pub(crate) stop_sequences: Option<Vec<String>>,
     /// Divisor of the logits; 0 takes the most likely token. 1 where it is left out.
     #[schemars(range(min = 0, max = 100))]
-    pub(crate) temperature: Option<f32>,
+    pub(crate) temperature: Option<Number>,
     /// Keep the smallest set of most likely tokens with at least this much probability.
     #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
-    pub(crate) top_p: Option<f32>,
+    pub(crate) top_p: Option<Number>,
     /// Keep the k most likely tokens; all where k is not positive.
     pub(crate) top_k: Option<i64>,
     /// Send the answer as server-sent events while it is generated.
@@ -92,10 +92,18 @@ pub(crate) enum Blocks {
 
 /// A part of a turn.
 #[derive(Deserialize, JsonSchema)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(
+    untagged,
+    deny_unknown_fields,
+    expecting = "must be a text, tool_use or tool_result block: this is a text model"
+)]
 pub(crate) enum Block {
     /// A text.
     Text {
+        /// `text`.
+        #[expect(dead_code, reason = "has one value")]
+        #[serde(rename = "type")]
+        kind: TextKind,
         /// The text.
         text: String,
         /// Of no effect: every prompt is cached.
@@ -108,6 +116,10 @@ pub(crate) enum Block {
     },
     /// A call that the assistant made.
     ToolUse {
+        /// `tool_use`.
+        #[expect(dead_code, reason = "has one value")]
+        #[serde(rename = "type")]
+        kind: ToolUseKind,
         /// Ties the result to the call.
         id: String,
         /// The function.
@@ -120,6 +132,10 @@ pub(crate) enum Block {
     },
     /// What a function gave back.
     ToolResult {
+        /// `tool_result`.
+        #[expect(dead_code, reason = "has one value")]
+        #[serde(rename = "type")]
+        kind: ToolResultKind,
         /// The call's `id`.
         tool_use_id: String,
         /// Its result.
@@ -132,10 +148,29 @@ pub(crate) enum Block {
     },
 }
 
+/// `tool_use`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ToolUseKind {
+    /// A call.
+    ToolUse,
+}
+
+/// `tool_result`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ToolResultKind {
+    /// A result.
+    ToolResult,
+}
+
 impl Blocks {
     pub(crate) fn into_blocks(self) -> Vec<Block> {
         match self {
-            Self::Text(text) => vec![Block::Text { text, cache_control: None, citations: None }],
+            Self::Text(text) => {
+                let (kind, cache_control, citations) = (TextKind::Text, None, None);
+                vec![Block::Text { kind, text, cache_control, citations }]
+            }
             Self::Blocks(blocks) => blocks,
         }
     }

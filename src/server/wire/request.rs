@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Content, Message};
@@ -25,28 +25,28 @@ pub(crate) struct Sampling {
     pub(crate) ignore_eos: Option<bool>,
     /// Divisor of the logits; 0 takes the most likely token. 1 where it is left out.
     #[schemars(range(min = 0, max = 100))]
-    pub(crate) temperature: Option<f32>,
+    pub(crate) temperature: Option<Number>,
     /// Keep the smallest set of most likely tokens with at least this much probability.
     #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
-    pub(crate) top_p: Option<f32>,
+    pub(crate) top_p: Option<Number>,
     /// Keep the k most likely tokens; all where k is not positive.
     pub(crate) top_k: Option<i64>,
     /// Keep tokens at least this fraction as likely as the most likely one.
     #[schemars(range(min = 0, max = 1))]
-    pub(crate) min_p: Option<f32>,
+    pub(crate) min_p: Option<Number>,
     /// The same seed gives the same output, whatever else runs and however much is drafted.
     pub(crate) seed: Option<i64>,
     /// Divides positive and multiplies negative logits of every token so far.
     #[schemars(range(min = 0.01, max = 100))]
-    pub(crate) repetition_penalty: Option<f32>,
+    pub(crate) repetition_penalty: Option<Number>,
     /// Taken off the logit of every generated token.
     #[schemars(range(min = -2, max = 2))]
-    pub(crate) presence_penalty: Option<f32>,
+    pub(crate) presence_penalty: Option<Number>,
     /// Taken off the logit of a generated token once per occurrence.
     #[schemars(range(min = -2, max = 2))]
-    pub(crate) frequency_penalty: Option<f32>,
+    pub(crate) frequency_penalty: Option<Number>,
     /// Added to the logits of single tokens, by token id: -100 to 100.
-    pub(crate) logit_bias: Option<BTreeMap<String, f32>>,
+    pub(crate) logit_bias: Option<BTreeMap<String, Number>>,
     /// Send the answer as server-sent events while it is generated.
     pub(crate) stream: Option<bool>,
     /// Needs `stream`.
@@ -383,6 +383,29 @@ pub(crate) struct Detokenize {
     pub(crate) model: Option<String>,
     /// Token ids.
     pub(crate) tokens: Vec<u32>,
+}
+
+/// A 32-bit number. What lies beside a whole number is not rounded to it, since ranges end there.
+#[derive(Clone, Copy, Serialize, Deserialize, JsonSchema)]
+#[serde(from = "f64", into = "f32")]
+#[schemars(with = "f32", inline)]
+pub(crate) struct Number(pub(crate) f32);
+
+impl From<f64> for Number {
+    fn from(wide: f64) -> Self {
+        let near = wide as f32;
+        Self(match f64::from(near) {
+            rounded if rounded == wide || rounded.fract() != 0.0 => near,
+            rounded if rounded < wide => near.next_up(),
+            _ => near.next_down(),
+        })
+    }
+}
+
+impl From<Number> for f32 {
+    fn from(number: Number) -> Self {
+        number.0
+    }
 }
 
 /// Only `false`.

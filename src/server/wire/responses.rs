@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{False, FunctionKind, ServiceTier, ToolMode, Verbosity};
+use super::{False, FunctionKind, Number, ServiceTier, ToolMode, Verbosity};
 
 /// A request for a response.
 #[derive(Deserialize, JsonSchema)]
@@ -22,10 +22,10 @@ pub(crate) struct Responses {
     pub(crate) max_output_tokens: Option<usize>,
     /// Divisor of the logits; 0 takes the most likely token. 1 where it is left out.
     #[schemars(range(min = 0, max = 100))]
-    pub(crate) temperature: Option<f32>,
+    pub(crate) temperature: Option<Number>,
     /// Keep the smallest set of most likely tokens with at least this much probability.
     #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
-    pub(crate) top_p: Option<f32>,
+    pub(crate) top_p: Option<Number>,
     /// Send the answer as server-sent events while it is generated.
     pub(crate) stream: Option<bool>,
     /// Given back with the response.
