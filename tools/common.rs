@@ -103,11 +103,7 @@ impl Chat {
     /// The prompt of a conversation: user turns with the answers between them. Models without a chat
     /// template see the turns and answers as plain text.
     pub(crate) fn encode(&self, turns: &[String], answers: &[String]) -> Result<Vec<u32>> {
-        let mut messages = Vec::new();
-        for (index, turn) in turns.iter().enumerate() {
-            messages.push(json!({"role": "user", "content": turn}));
-            messages.extend(answers.get(index).map(|a| json!({"role": "assistant", "content": a})));
-        }
+        let messages = messages(turns, answers);
         let text = match &self.template {
             Some(template) => template.render(&messages, &[])?,
             None => messages.iter().filter_map(|m| m["content"].as_str()).collect::<String>(),
@@ -136,6 +132,16 @@ impl Chat {
         let text = tokens.strip_suffix(&self.eos[..self.eos.len().min(1)]).unwrap_or(tokens);
         self.tokenizer.decode(text, true).map_err(|e| anyhow::anyhow!("tokenizer: {e}"))
     }
+}
+
+/// A conversation as the OpenAI API has it: user turns with the answers between them.
+pub(crate) fn messages(turns: &[String], answers: &[String]) -> Vec<Value> {
+    let mut messages = Vec::new();
+    for (index, turn) in turns.iter().enumerate() {
+        messages.push(json!({"role": "user", "content": turn}));
+        messages.extend(answers.get(index).map(|a| json!({"role": "assistant", "content": a})));
+    }
+    messages
 }
 
 /// A progress bar with the time left; where standard error is no terminal, a line every half minute.

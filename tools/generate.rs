@@ -1,6 +1,7 @@
 //! `generate`: the model answers prompts.
 
 mod clock;
+mod remote;
 mod writer;
 
 use std::collections::{HashMap, VecDeque};
@@ -17,8 +18,9 @@ use pleach::train::{Example, Origin};
 use serde::Serialize;
 
 use crate::common::{
-    Chat, Manifest, ModelArgs, PROMPTS, Progress, Prompt, beside, read_prompts, spread,
+    Chat, Loaded, Manifest, ModelArgs, PROMPTS, Progress, Prompt, beside, read_prompts, spread,
 };
+use crate::endpoint::{self, Endpoint};
 use crate::select;
 pub(crate) use clock::Clock;
 pub(crate) use writer::{Answered, Writer};
@@ -33,6 +35,9 @@ pub(crate) use writer::{Answered, Writer};
 /// model's most likely tokens at every place of the answers go to a second file, OUT.topk, and references
 /// are left aside, since they would change that distribution. Answers lie in the prompts' order. Started
 /// again, it goes on with the prompts that have no answer yet.
+///
+/// With --endpoint another server answers, for instance a cluster that serves a large model; --model then
+/// names where its tokenizer is. Such answers are trained on with --loss ce.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -68,6 +73,9 @@ pub(crate) struct Args {
     /// Seed of sampling.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) endpoint: endpoint::Args,
 }
 
 /// An answer in the making.
@@ -87,6 +95,39 @@ struct Running {
 }
 
 impl Running {
+    fn new(index: usize, prompt: Prompt, args: &Args) -> Self {
+        Self {
+            index,
+            prompt,
+            answers: Vec::new(),
+            finished: Vec::new(),
+            temperature: args.temperature[index % args.temperature.len()],
+            prompt_tokens: Vec::new(),
+            tokens: Vec::new(),
+            top: Vec::new(),
+            origin: None,
+        }
+    }
+
+    /// Begins the next answer. Returns the turns that the model is to see, the reference in view where
+    /// there is one, and their tokens.
+    fn begin(&mut self, chat: &Chat) -> Result<(Vec<String>, Vec<u32>)> {
+        let turns = &self.prompt.turns[..=self.answers.len()];
+        self.prompt_tokens = chat.encode(turns, &self.answers)?;
+        match &self.prompt.reference {
+            None => Ok((turns.to_vec(), self.prompt_tokens.clone())),
+            Some(reference) => {
+                let turns = vec![select::with_reference(&turns[0], reference)];
+                let tokens = chat.encode(&turns, &[])?;
+                Ok((turns, tokens))
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.answers.len() == self.prompt.turns.len()
+    }
+
     /// Keeps an answer that checks out against the reference, or puts the reference in its place.
     /// Returns the text and why it ends.
     fn select(
@@ -126,8 +167,38 @@ impl Running {
 /// Answers that end sooner than this when the time is up are not worth keeping.
 const SHORTEST_CUT: usize = 16;
 
+/// What has been written, and what is left of the time.
+struct Work<'a> {
+    args: &'a Args,
+    writer: Writer,
+    clock: Clock,
+    progress: Progress,
+    started: Instant,
+    tokens: usize,
+    /// Prompts that were too long.
+    skipped: usize,
+}
+
+impl Work<'_> {
+    fn is_late(&self) -> bool {
+        self.args.minutes.is_some_and(|minutes| self.clock.seconds() > minutes * 60.0)
+    }
+
+    fn show(&mut self) -> Result<()> {
+        let (written, tokens) = (self.writer.written, self.tokens);
+        let done = self.args.minutes.map_or(written as u64, |_| self.clock.seconds() as u64);
+        let speed = tokens as f64 / self.started.elapsed().as_secs_f64();
+        self.progress.set(done, format!("{written} answers, {tokens} tokens, {speed:.0}/s"));
+        self.clock.save_now_and_then()
+    }
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.top_logprobs <= MAX_TOP_LOGPROBS, "--top-logprobs is at most {MAX_TOP_LOGPROBS}");
+    ensure!(
+        args.top_logprobs == 0 || args.endpoint.endpoint.is_none(),
+        "--top-logprobs needs the model here: --endpoint tells of tokens by their text alone"
+    );
     ensure!(!args.temperature.is_empty(), "--temperature is empty");
     let mut manifest = Manifest::new("generate", args)?;
     let mut prompts = spread(read_prompts(args.prompts.as_deref(), PROMPTS)?, args.limit);
@@ -135,140 +206,39 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         // The distribution of an answer that is written with the reference in view is another one.
         prompts.iter_mut().for_each(|prompt| prompt.reference = None);
     }
-    let loaded = args.model.load(None)?;
-    manifest.model(&loaded.checkpoint)?;
+    let checkpoint = args.model.open()?;
+    manifest.model(&checkpoint)?;
     if let Some(path) = &args.prompts {
         manifest.file(path)?;
     }
     let note = beside(&args.out, ".manifest.json");
-    let mut clock = Clock::open(beside(&args.out, ".seconds"))?;
+    let clock = Clock::open(beside(&args.out, ".seconds"))?;
     if manifest.is_done(&note) && args.out.exists() {
         clock.forget();
         eprintln!("{} is done already", args.out.display());
         return Ok(());
     }
-    let mut writer = Writer::open(&args.out, args.top_logprobs, &prompts)?;
-    let total = prompts.len();
-    let mut waiting: VecDeque<(usize, Prompt)> =
+    let writer = Writer::open(&args.out, args.top_logprobs, &prompts)?;
+    let total = args.minutes.map_or(prompts.len() as u64, |minutes| (minutes * 60.0) as u64);
+    let waiting: VecDeque<(usize, Prompt)> =
         prompts.into_iter().enumerate().filter(|(index, _)| writer.waits_for(*index)).collect();
-
-    let longest = args.max_prompt_tokens + args.max_tokens + 1;
-    let max_model_len = longest.min(loaded.target.config().max_position_embeddings);
-    let config = EngineConfig {
-        max_num_seqs: args.batch,
-        max_model_len: Some(max_model_len),
-        num_blocks: Some(args.batch * blocks_for(max_model_len)),
-        num_speculative_tokens: 0,
-        ..EngineConfig::default()
+    let mut work = Work {
+        args,
+        writer,
+        clock,
+        progress: Progress::new("answering", total),
+        started: Instant::now(),
+        tokens: 0,
+        skipped: 0,
     };
-    let mut engine = Engine::new(loaded.target, None, config)?;
-    let mut running: HashMap<RequestId, Running> = HashMap::new();
-    let mut again: Vec<Running> = Vec::new();
-    let started = Instant::now();
-    let (mut tokens, mut skipped) = (0, 0);
-    let mut progress = match args.minutes {
-        Some(minutes) => Progress::new("answering", (minutes * 60.0) as u64),
-        None => Progress::new("answering", total as u64),
-    };
-    loop {
-        let late = args.minutes.is_some_and(|m| clock.seconds() > m * 60.0);
-        while !late && running.len() < args.batch {
-            let next = again.pop().or_else(|| {
-                let (index, prompt) = waiting.pop_front()?;
-                let temperature = args.temperature[index % args.temperature.len()];
-                Some(Running {
-                    index,
-                    prompt,
-                    answers: Vec::new(),
-                    finished: Vec::new(),
-                    temperature,
-                    prompt_tokens: Vec::new(),
-                    tokens: Vec::new(),
-                    top: Vec::new(),
-                    origin: None,
-                })
-            });
-            let Some(mut next) = next else { break };
-            let turns = &next.prompt.turns[..=next.answers.len()];
-            next.prompt_tokens = loaded.chat.encode(turns, &next.answers)?;
-            let seen = match &next.prompt.reference {
-                None => next.prompt_tokens.clone(),
-                Some(reference) => {
-                    let turn = select::with_reference(&next.prompt.turns[0], reference);
-                    loaded.chat.encode(&[turn], &[])?
-                }
-            };
-            if seen.len() > args.max_prompt_tokens {
-                skipped += 1;
-                writer.finish(next.index, next.finished)?;
-                continue;
-            }
-            let request = Request {
-                params: SamplingParams {
-                    temperature: next.temperature,
-                    seed: Some(args.seed.wrapping_add(next.index as u64)),
-                    ..SamplingParams::default()
-                },
-                top_logprobs: (args.top_logprobs > 0).then_some(args.top_logprobs),
-                ..Request::greedy(seen, args.max_tokens)
-            };
-            running.insert(engine.submit(request)?, next);
+    match Endpoint::open(&args.endpoint)? {
+        Some(endpoint) => remote::answer(&mut work, &endpoint, &Chat::new(&checkpoint)?, waiting)?,
+        None => {
+            drop(checkpoint);
+            answer(&mut work, args.model.load(None)?, waiting)?;
         }
-        if late || running.is_empty() {
-            break;
-        }
-        for (id, event) in engine.step() {
-            match event {
-                Event::Tokens(out) => {
-                    let answer = running.get_mut(&id).expect("invariant: submitted above");
-                    tokens += out.len();
-                    for token in out {
-                        answer.tokens.push(token.id);
-                        answer.top.push(token.top_logprobs);
-                    }
-                }
-                Event::Prompt(_) | Event::Embedding(_) => {}
-                Event::Finished { reason, .. } => {
-                    let mut answer = running.remove(&id).expect("invariant: submitted above");
-                    let reason = match reason {
-                        FinishReason::Eos
-                        | FinishReason::StopToken(_)
-                        | FinishReason::StopString
-                        | FinishReason::Grammar => "stop",
-                        FinishReason::Length => "length",
-                        FinishReason::Error(reason) => {
-                            eprintln!("prompt {}: {reason}", answer.prompt.id);
-                            writer.finish(answer.index, answer.finished)?;
-                            continue;
-                        }
-                    };
-                    let text = loaded.chat.decode(&answer.tokens)?;
-                    let (text, reason) = answer.select(&loaded.chat, text, reason)?;
-                    answer.finish(text, reason);
-                    if answer.answers.len() < answer.prompt.turns.len() {
-                        again.push(answer);
-                    } else {
-                        writer.finish(answer.index, answer.finished)?;
-                    }
-                }
-            }
-        }
-        let seconds = started.elapsed().as_secs_f64();
-        let done = args.minutes.map_or(writer.written as u64, |_| clock.seconds() as u64);
-        let speed = tokens as f64 / seconds;
-        progress.set(done, format!("{} answers, {tokens} tokens, {speed:.0}/s", writer.written));
-        clock.save_now_and_then()?;
     }
-    // An answer that was cut off cannot be checked.
-    let worth =
-        |answer: &Running| answer.tokens.len() >= SHORTEST_CUT && answer.prompt.reference.is_none();
-    for mut answer in running.into_values().chain(again) {
-        if worth(&answer) {
-            let text = loaded.chat.decode(&answer.tokens)?;
-            answer.finish(text, "length");
-        }
-        writer.finish(answer.index, answer.finished)?;
-    }
+    let Work { mut writer, progress, started, tokens, skipped, clock, .. } = work;
     writer.close()?;
     progress.finish();
     let seconds = started.elapsed().as_secs_f64();
@@ -291,5 +261,103 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }),
     )?;
     clock.forget();
+    Ok(())
+}
+
+/// Lets the model that is loaded answer.
+fn answer(
+    work: &mut Work<'_>,
+    loaded: Loaded,
+    mut waiting: VecDeque<(usize, Prompt)>,
+) -> Result<()> {
+    let args = work.args;
+    let longest = args.max_prompt_tokens + args.max_tokens + 1;
+    let max_model_len = longest.min(loaded.target.config().max_position_embeddings);
+    let config = EngineConfig {
+        max_num_seqs: args.batch,
+        max_model_len: Some(max_model_len),
+        num_blocks: Some(args.batch * blocks_for(max_model_len)),
+        num_speculative_tokens: 0,
+        ..EngineConfig::default()
+    };
+    let mut engine = Engine::new(loaded.target, None, config)?;
+    let mut running: HashMap<RequestId, Running> = HashMap::new();
+    let mut again: Vec<Running> = Vec::new();
+    loop {
+        let late = work.is_late();
+        while !late && running.len() < args.batch {
+            let next = again.pop().or_else(|| {
+                let (index, prompt) = waiting.pop_front()?;
+                Some(Running::new(index, prompt, args))
+            });
+            let Some(mut next) = next else { break };
+            let (_, seen) = next.begin(&loaded.chat)?;
+            if seen.len() > args.max_prompt_tokens {
+                work.skipped += 1;
+                work.writer.finish(next.index, next.finished)?;
+                continue;
+            }
+            let request = Request {
+                params: SamplingParams {
+                    temperature: next.temperature,
+                    seed: Some(args.seed.wrapping_add(next.index as u64)),
+                    ..SamplingParams::default()
+                },
+                top_logprobs: (args.top_logprobs > 0).then_some(args.top_logprobs),
+                ..Request::greedy(seen, args.max_tokens)
+            };
+            running.insert(engine.submit(request)?, next);
+        }
+        if late || running.is_empty() {
+            break;
+        }
+        for (id, event) in engine.step() {
+            match event {
+                Event::Tokens(out) => {
+                    let answer = running.get_mut(&id).expect("invariant: submitted above");
+                    work.tokens += out.len();
+                    for token in out {
+                        answer.tokens.push(token.id);
+                        answer.top.push(token.top_logprobs);
+                    }
+                }
+                Event::Prompt(_) | Event::Embedding(_) => {}
+                Event::Finished { reason, .. } => {
+                    let mut answer = running.remove(&id).expect("invariant: submitted above");
+                    let reason = match reason {
+                        FinishReason::Eos
+                        | FinishReason::StopToken(_)
+                        | FinishReason::StopString
+                        | FinishReason::Grammar => "stop",
+                        FinishReason::Length => "length",
+                        FinishReason::Error(reason) => {
+                            eprintln!("prompt {}: {reason}", answer.prompt.id);
+                            work.writer.finish(answer.index, answer.finished)?;
+                            continue;
+                        }
+                    };
+                    let text = loaded.chat.decode(&answer.tokens)?;
+                    let (text, reason) = answer.select(&loaded.chat, text, reason)?;
+                    answer.finish(text, reason);
+                    if answer.is_done() {
+                        work.writer.finish(answer.index, answer.finished)?;
+                    } else {
+                        again.push(answer);
+                    }
+                }
+            }
+        }
+        work.show()?;
+    }
+    // An answer that was cut off cannot be checked.
+    let worth =
+        |answer: &Running| answer.tokens.len() >= SHORTEST_CUT && answer.prompt.reference.is_none();
+    for mut answer in running.into_values().chain(again) {
+        if worth(&answer) {
+            let text = loaded.chat.decode(&answer.tokens)?;
+            answer.finish(text, "length");
+        }
+        work.writer.finish(answer.index, answer.finished)?;
+    }
     Ok(())
 }

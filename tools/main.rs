@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod common;
+mod endpoint;
 mod evaluate;
 mod generate;
 mod importance;
@@ -13,6 +14,7 @@ mod plot;
 mod prune;
 mod report;
 mod score;
+mod search;
 mod select;
 mod top;
 mod traffic;
@@ -50,6 +52,7 @@ enum Step {
     Merge(merge::Args),
     Pack(pack::Args),
     Evaluate(evaluate::Args),
+    Search(search::Args),
     Score(score::Args),
     Bench(bench::Args),
     Top(top::Args),
@@ -89,6 +92,7 @@ fn main() -> anyhow::Result<()> {
         Step::Merge(args) => merge::run(&args),
         Step::Pack(args) => pack::run(&args),
         Step::Evaluate(args) => evaluate::run(&args).map(drop),
+        Step::Search(args) => search::run(&args),
         Step::Score(args) => score::run(&args).map(drop),
         Step::Bench(args) => bench::run(&args),
         Step::Report(args) => report::run(&args),

@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::build::{self, for_minutes};
 use crate::common::{Chat, Manifest, ModelArgs, Prompt, read_prompts};
 use crate::score::{self, Held, Scores};
-use crate::{generate, merge, report, select, train};
+use crate::{endpoint, generate, merge, report, select, train};
 use table::{Table, Variant};
 
 /// What only --recipe paper asks for.
@@ -79,6 +79,7 @@ pub(crate) fn run(args: &build::Args) -> Result<()> {
         batch: 32,
         minutes,
         seed: args.seed,
+        endpoint: endpoint::Args::default(),
     })?;
     let parts = split(out, &own, &prompts, &Chat::new(&checkpoint)?)?;
 
@@ -98,6 +99,7 @@ pub(crate) fn run(args: &build::Args) -> Result<()> {
             // One arithmetic for all: the original may be quantised, what is trained is not.
             precision: Held::F32,
             json: Some(folder.join(format!("{name}.json"))),
+            endpoint: endpoint::Args::default(),
         })
     };
     let flops = |blocks: usize| {

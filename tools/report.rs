@@ -31,6 +31,7 @@ pub(crate) fn write(folder: &Path) -> Result<()> {
         "{}: has no build.json and no importance.svg of a build",
         folder.display()
     );
+    let search = folder.join("search/search.svg");
     let mut losses = Vec::new();
     for path in loss_pictures(folder)? {
         let picture = picture(&path)?;
@@ -48,6 +49,7 @@ pub(crate) fn write(folder: &Path) -> Result<()> {
         "options": build.as_ref().map(|build| format!("{:#}", build["options"])),
         "build": build,
         "heat_map": if importance.exists() { Some(picture(&importance)?) } else { None },
+        "search": if search.exists() { Some(picture(&search)?) } else { None },
         "losses": losses,
         "answers": notes.into_iter().flatten().next(),
         "evaluation": read(folder, "evaluation.json")?,

@@ -2,6 +2,7 @@
 
 mod answers;
 mod likelihood;
+mod remote;
 mod tasks;
 
 use std::collections::{BTreeMap, HashSet};
@@ -14,6 +15,7 @@ use pleach::model::{Decoder, Precision, Workspace};
 use serde::{Deserialize, Serialize};
 
 use crate::common::{Chat, Journal, Manifest, ModelArgs, Progress, beside, spread};
+use crate::endpoint::{self, Endpoint};
 use likelihood::Text;
 use tasks::{Metrics, Question, TASKS, Task};
 
@@ -25,6 +27,9 @@ use tasks::{Metrics, Question, TASKS, Task};
 /// "continuation", "choices", "gold"}; lambada: {"context", "continuation"}; gsm8k: {"turns", "reference"};
 /// perplexity: {"text"}. Worked examples, where --num-fewshot asks for them, lie in
 /// DIR/TASK_fewshot.jsonl. Started again with the same --json, it goes on where it stood.
+///
+/// With --endpoint the model of another server is scored, over its /completions with "echo" and
+/// "logprobs"; --model then names where its tokenizer is.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
@@ -55,6 +60,9 @@ pub(crate) struct Args {
     /// Where the result goes.
     #[arg(long, env = "PLEACH_JSON", value_name = "OUT")]
     pub(crate) json: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) endpoint: endpoint::Args,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum, Serialize)]
@@ -133,9 +141,6 @@ pub(crate) fn run(args: &Args) -> Result<Scores> {
         done.iter().map(|done| (done.task.clone(), done.question)).collect();
     let mut progress = Progress::new("scoring", questions.len() as u64);
     questions.retain(|(task, number, _)| !known.contains(&(task.name.to_owned(), *number)));
-    let (written, scored): (Vec<_>, Vec<_>) =
-        questions.into_iter().partition(|(.., q)| matches!(q, Question::Number { .. }));
-
     let mut graded = |task: Task, question: usize, metrics: Metrics| -> Result<()> {
         let one = Done { task: task.name.to_owned(), question, metrics };
         journal.iter_mut().try_for_each(|journal| journal.push(&one))?;
@@ -144,11 +149,18 @@ pub(crate) fn run(args: &Args) -> Result<Scores> {
         Ok(())
     };
     let chat = Chat::new(&checkpoint)?;
-    let decoder = load(args, &mut checkpoint)?;
-    let max_length = args.max_length.min(checkpoint.config.max_position_embeddings);
-    likelihoods(&decoder, &chat, &checkpoint, max_length, scored, &mut graded)?;
-    if !written.is_empty() {
-        answers::write(decoder, &chat, max_length, args.max_tokens, written, &mut graded)?;
+    let reader = Reader::new(&chat, &checkpoint, args);
+    match Endpoint::open(&args.endpoint)? {
+        Some(endpoint) => remote::grade(&endpoint, &reader, questions, &mut graded)?,
+        None => {
+            let (written, scored): (Vec<_>, Vec<_>) =
+                questions.into_iter().partition(|(.., q)| matches!(q, Question::Number { .. }));
+            let decoder = load(args, &mut checkpoint)?;
+            likelihoods(&decoder, &reader, scored, &mut graded)?;
+            if !written.is_empty() {
+                answers::write(decoder, &reader, written, &mut graded)?;
+            }
+        }
     }
     progress.finish();
 
@@ -190,28 +202,57 @@ fn chosen(args: &Args) -> Result<Vec<(Task, PathBuf)>> {
     args.tasks.iter().map(one).collect()
 }
 
+/// Questions as tokens.
+struct Reader<'a> {
+    chat: &'a Chat,
+    /// What stands before a text.
+    first: u32,
+    /// Tokens the model sees at once, and those of an answer.
+    max_length: usize,
+    max_tokens: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn new(chat: &'a Chat, checkpoint: &Checkpoint, args: &Args) -> Self {
+        let config = &checkpoint.config;
+        Self {
+            chat,
+            first: config.bos_token_id.or(config.eos_token_ids.first().copied()).unwrap_or(0),
+            max_length: args.max_length.min(config.max_position_embeddings),
+            max_tokens: args.max_tokens,
+        }
+    }
+
+    /// The texts whose likelihoods grade a question.
+    fn texts(&self, question: &Question) -> Result<Vec<Text>> {
+        let pair =
+            |context: &str, rest: &str| Text::pair(self.chat, context, rest, self.max_length);
+        match question {
+            Question::Choices { pairs, .. } => {
+                pairs.iter().map(|(context, rest)| pair(context, rest)).collect()
+            }
+            Question::LastWord { context, continuation } => Ok(vec![pair(context, continuation)?]),
+            Question::Text(text) => Text::pieces(self.chat, text, self.first, self.max_length),
+            Question::Number { .. } => unreachable!("invariant: answered, not scored"),
+        }
+    }
+
+    /// A prompt, less as much of its start as an answer needs.
+    fn prompt(&self, prompt: &str) -> Result<Vec<u32>> {
+        let mut tokens = self.chat.encode_text(prompt, true)?;
+        let most = self.max_length.saturating_sub(self.max_tokens);
+        tokens.drain(..tokens.len().saturating_sub(most));
+        Ok(tokens)
+    }
+}
+
 /// Grades questions by the likelihood of given texts.
 fn likelihoods(
     decoder: &Decoder,
-    chat: &Chat,
-    checkpoint: &Checkpoint,
-    max_length: usize,
+    reader: &Reader<'_>,
     questions: Vec<(Task, usize, Question)>,
     graded: &mut impl FnMut(Task, usize, Metrics) -> Result<()>,
 ) -> Result<()> {
-    let config = &checkpoint.config;
-    let first = config.bos_token_id.or(config.eos_token_ids.first().copied()).unwrap_or(0);
-    let texts = |question: &Question| match question {
-        Question::Choices { pairs, .. } => pairs
-            .iter()
-            .map(|(context, rest)| Text::pair(chat, context, rest, max_length))
-            .collect(),
-        Question::LastWord { context, continuation } => {
-            Ok(vec![Text::pair(chat, context, continuation, max_length)?])
-        }
-        Question::Text(text) => Text::pieces(chat, text, first, max_length),
-        Question::Number { .. } => unreachable!("invariant: answered, not scored"),
-    };
     let mut workspace = Workspace::new();
     let mut waiting = questions.into_iter().peekable();
     while waiting.peek().is_some() {
@@ -219,7 +260,8 @@ fn likelihoods(
         while rows < BATCH_ROWS
             && let Some((task, number, question)) = waiting.next()
         {
-            let group = texts(&question)
+            let group = reader
+                .texts(&question)
                 .with_context(|| format!("{}, record {}", task.name, number + 1))?;
             rows += likelihood::num_rows(&group);
             groups.push(group);

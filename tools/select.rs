@@ -3,13 +3,16 @@
 
 use std::collections::HashSet;
 
-/// The prompt in which the model sees the reference, and is to answer in its own words (the form of
-/// Yang et al., arXiv 2402.13669).
+/// The prompt in which the model sees the reference and is to answer in its own words. A small model that
+/// is told to take it "as a guide" often answers that it is ready to help; told that it is the correct
+/// answer, it uses it, and it states a number in the reference's form only where it is asked to.
 pub(crate) fn with_reference(instruction: &str, reference: &str) -> String {
-    format!(
-        "{instruction}\n\nHere is a reference answer:\n{reference}\n\nUsing the reference answer as a \
-         guide, write your own answer. Do not mention the reference."
-    )
+    let how = if reference.contains("####") {
+        "Answer in your own words, step by step, and end with the same result in the form #### number."
+    } else {
+        "Answer in your own words, with the same result."
+    };
+    format!("{instruction}\n\nThe correct answer is:\n{reference}\n\n{how}")
 }
 
 /// Whether an answer may take the reference's place. What is compared follows from the reference: the

@@ -96,6 +96,34 @@ pub(crate) struct Args {
     pub(crate) threads: Option<usize>,
 }
 
+impl Args {
+    /// How a draft is trained; how long, and with what seed, is still to be said.
+    pub(crate) fn for_draft(model: PathBuf, data: PathBuf, out: PathBuf) -> Self {
+        Self {
+            model,
+            data,
+            out,
+            loss: Some(Loss::KL),
+            lora_rank: None,
+            lora_alpha: 32.0,
+            minutes: None,
+            steps: None,
+            draft_vocab: 8192,
+            learning_rate: None,
+            warmup: 0.03,
+            weight_decay: 0.01,
+            max_norm: 1.0,
+            batch_tokens: 1536,
+            accumulation: 2,
+            round_to: Rounding::Q4_0,
+            validation: 0.02,
+            checkpoint_seconds: 120.0,
+            seed: 0,
+            threads: None,
+        }
+    }
+}
+
 /// Formats that training can round to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
 pub(crate) enum Rounding {

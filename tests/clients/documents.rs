@@ -69,6 +69,7 @@ fn the_documents_name_flags_that_exist() {
         "evaluate",
         "report",
         "score",
+        "search",
         "bench",
         "top",
     ];

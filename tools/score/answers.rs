@@ -6,13 +6,13 @@ use anyhow::Result;
 use pleach::engine::{Engine, EngineConfig, Event, FinishReason, Request};
 use pleach::model::Decoder;
 
+use super::Reader;
 use super::tasks::{Metrics, Question, Task};
-use crate::common::Chat;
 
 /// Answers written at the same time.
 const BATCH: usize = 32;
 /// Where an answer ends besides the model's own end, as in the harness's definition of GSM8K.
-const UNTIL: [&str; 3] = ["Question:", "</s>", "<|im_end|>"];
+pub(super) const UNTIL: [&str; 3] = ["Question:", "</s>", "<|im_end|>"];
 
 struct Answer {
     task: Task,
@@ -22,17 +22,15 @@ struct Answer {
 }
 
 /// Lets the model answer the questions and grades each answer as it is finished.
-pub(crate) fn write(
+pub(super) fn write(
     decoder: Decoder,
-    chat: &Chat,
-    max_length: usize,
-    max_tokens: usize,
+    reader: &Reader<'_>,
     questions: Vec<(Task, usize, Question)>,
     graded: &mut impl FnMut(Task, usize, Metrics) -> Result<()>,
 ) -> Result<()> {
     let config = EngineConfig {
         max_num_seqs: BATCH,
-        max_model_len: Some(max_length),
+        max_model_len: Some(reader.max_length),
         num_speculative_tokens: 0,
         ..EngineConfig::default()
     };
@@ -44,10 +42,9 @@ pub(crate) fn write(
             && let Some((task, number, question)) = waiting.next()
         {
             let Question::Number { prompt, reference } = question else { continue };
-            let mut tokens = chat.encode_text(&prompt, true)?;
-            tokens.drain(..tokens.len().saturating_sub(max_length.saturating_sub(max_tokens)));
+            let request = Request::greedy(reader.prompt(&prompt)?, reader.max_tokens);
             let answer = Answer { task, number, reference, tokens: Vec::new() };
-            running.insert(engine.submit(Request::greedy(tokens, max_tokens))?, answer);
+            running.insert(engine.submit(request)?, answer);
         }
         if running.is_empty() {
             return Ok(());
@@ -66,18 +63,25 @@ pub(crate) fn write(
                 Event::Finished { .. } => true,
                 Event::Prompt(_) | Event::Embedding(_) => false,
             };
-            let text = chat.decode(&answer.tokens)?;
-            let end = UNTIL.iter().filter_map(|stop| text.find(stop)).min();
-            if finished || end.is_some() {
+            let text = reader.chat.decode(&answer.tokens)?;
+            if finished || end(&text).is_some() {
                 engine.cancel(id);
                 let Answer { task, number, reference, .. } =
                     running.remove(&id).expect("invariant: found above");
-                let right = same_number(&text[..end.unwrap_or(text.len())], &reference);
-                let metrics = Metrics::from([("exact_match".to_owned(), f64::from(right))]);
-                graded(task, number, metrics)?;
+                graded(task, number, grade(&text, &reference))?;
             }
         }
     }
+}
+
+fn end(text: &str) -> Option<usize> {
+    UNTIL.iter().filter_map(|stop| text.find(stop)).min()
+}
+
+/// Grades an answer by its last number.
+pub(super) fn grade(text: &str, reference: &str) -> Metrics {
+    let right = same_number(&text[..end(text).unwrap_or(text.len())], reference);
+    Metrics::from([("exact_match".to_owned(), f64::from(right))])
 }
 
 /// Whether the last number of an answer is that of the reference, as text (the `flexible-extract` filter

@@ -10,9 +10,9 @@ use crate::common::Chat;
 /// A text to score, in tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Text {
-    tokens: Vec<u32>,
+    pub(super) tokens: Vec<u32>,
     /// Tokens before those that are scored; at least one.
-    context: usize,
+    pub(super) context: usize,
 }
 
 /// What the model makes of a text.

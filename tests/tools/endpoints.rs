@@ -1,0 +1,94 @@
+//! Another server in place of the model: our own.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use super::support::Server;
+use super::{json, run, tools};
+
+fn with_key(folder: &Path, line: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pleach-tools"))
+        .args(line.split(' '))
+        .env("OPENAI_API_KEY", "secret")
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+/// Answers and scores are those of the same model here.
+#[test]
+fn an_endpoint_takes_the_place_of_the_model() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    run(folder, "prune --list 1-28 --out two");
+    let model = folder.join("two");
+    let server = Server::start(&["--model", model.to_str().unwrap(), "--api-key", "secret"]);
+    let endpoint = format!("--endpoint http://{}/v1 --concurrency 3", server.address);
+
+    let prompts = [
+        r#"{"id": "a", "category": "one", "turns": ["Name three colours.", "And three more."]}"#,
+        r#"{"id": "b", "category": "two", "turns": ["Say it."], "reference": "Well, that is it."}"#,
+        r#"{"id": "c", "category": "two", "turns": ["Write a haiku."]}"#,
+        r#"{"id": "d", "category": "two", "turns": ["What is 2 + 2?"]}"#,
+    ];
+    std::fs::write(folder.join("prompts.jsonl"), prompts.join("\n")).unwrap();
+    let generate = "generate --model two --prompts prompts.jsonl --max-tokens 24 --out";
+    run(folder, &format!("{generate} here.jsonl"));
+    let line = format!("{generate} there.jsonl {endpoint}");
+    let nobody = tools(folder, &line.split(' ').collect::<Vec<_>>());
+    let error = String::from_utf8_lossy(&nobody.stderr);
+    assert!(!nobody.status.success() && error.contains("401"), "{error}");
+    let output = with_key(folder, &line);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let read = |name: &str| -> Vec<Value> {
+        let text = std::fs::read_to_string(folder.join(name)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let (here, there) = (read("here.jsonl"), read("there.jsonl"));
+    assert_eq!((here.len(), there.len()), (5, 5));
+    for (here, there) in here.iter().zip(&there) {
+        for field in ["id", "turns", "prompt_tokens", "finish_reason", "origin"] {
+            assert_eq!(here[field], there[field], "{field}");
+        }
+        // A character that the last token leaves incomplete is shown or left out.
+        let text = |answer: &Value| answer["response"].as_str().unwrap().replace('\u{FFFD}', "");
+        assert_eq!(text(here), text(there));
+        assert!(!there["response_tokens"].as_array().unwrap().is_empty());
+    }
+
+    std::fs::create_dir(folder.join("data")).unwrap();
+    let put =
+        |name: &str, line: &str| std::fs::write(folder.join("data").join(name), line).unwrap();
+    put(
+        "arc_easy.jsonl",
+        r#"{"query": "What do plants need to grow?", "choices": ["hammers", "light and water", "silver coins"], "gold": 1}"#,
+    );
+    put("lambada.jsonl", r#"{"context": "One, two, three, four, five,", "continuation": "six"}"#);
+    put("gsm8k.jsonl", r#####"{"turns": ["What is 1 + 1?"], "reference": "#### 2"}"#####);
+    put("perplexity.jsonl", r#"{"text": "The sun is a star. It is very hot."}"#);
+    let score = "score --model two --data data --max-tokens 16 --json";
+    run(folder, &format!("{score} here.json"));
+    let output = with_key(folder, &format!("{score} there.json {endpoint}"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (here, there) = (json(&folder.join("here.json")), json(&folder.join("there.json")));
+    for (task, metric) in [
+        ("arc_easy", "acc"),
+        ("arc_easy", "acc_norm"),
+        ("gsm8k", "exact_match"),
+        ("lambada", "acc"),
+        ("lambada", "word_perplexity"),
+        ("perplexity", "word_perplexity"),
+    ] {
+        let value = |of: &Value| of["tasks"][task][metric]["value"].as_f64().unwrap();
+        let (here, there) = (value(&here), value(&there));
+        assert!((there - here).abs() <= 1e-4 * here, "{task} {metric}: {there}, not {here}");
+    }
+
+    // Once it is gone, that is said.
+    drop(server);
+    let output = with_key(folder, &format!("{generate} nowhere.jsonl {endpoint}"));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && error.contains("onnect"), "{error}");
+}
