@@ -13,7 +13,9 @@ use clap::Parser;
 use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::write::{gguf_file, json_file};
 use pleach::engine::{Engine, EngineConfig, Event, Request};
-use pleach::model::{CudaDecoder, Family, ModelConfig, RopeConfig, RopeScaling, tensor_names};
+use pleach::model::{
+    CudaDecoder, CudaRunner, Family, Forward, ModelConfig, RopeConfig, RopeScaling, tensor_names,
+};
 use pleach::ops::DType;
 use pleach::ops::cuda::{Device, Tensor, Weights};
 use serde_json::{Map, Value, json};
@@ -39,6 +41,9 @@ struct Args {
     /// Repeats of every measurement.
     #[arg(long, default_value_t = 20)]
     repeats: usize,
+    /// Starts every kernel by itself instead of recorded passes.
+    #[arg(long)]
+    no_graphs: bool,
     /// Where the result goes.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -53,6 +58,8 @@ const ROWS: [usize; 5] = [1, 2, 4, 8, 16];
 const CONTEXT: usize = 512;
 const DECODED: usize = 128;
 const DRAFTED: usize = 4;
+/// Room for a few sequences of the passes' length.
+const NUM_BLOCKS: usize = 256;
 
 fn config(shape: &str) -> Result<ModelConfig> {
     let [hidden, inner, layers, heads, kv_heads, head_dim, vocab] = match shape {
@@ -94,6 +101,7 @@ fn main() -> Result<()> {
     report.insert("device".into(), device.name().into());
     report.insert("shape".into(), args.shape.clone().into());
     report.insert("weights".into(), args.weights.clone().into());
+    report.insert("graphs".into(), (!args.no_graphs).into());
     report.insert("matmul".into(), products(&args, &device, &config, format)?);
     report.insert("engine".into(), engine(&args, &device, &config, format)?);
     if let Some(path) = &args.json {
@@ -181,12 +189,18 @@ fn engine(args: &Args, device: &Arc<Device>, config: &ModelConfig, format: DType
         CudaDecoder::load_draft(&mut Checkpoint::open(&draft_path)?, &target, &mut checkpoint)?;
     let settings = EngineConfig {
         max_num_seqs: 8,
+        num_blocks: Some(NUM_BLOCKS),
         num_speculative_tokens: DRAFTED,
         ngram: false,
         adaptive: false,
         ..EngineConfig::default()
     };
-    let mut engine = Engine::on_cuda(target, Some(draft), settings)?;
+    let positions = config.max_position_embeddings;
+    let runner = |decoder| -> Result<Box<dyn Forward>> {
+        let runner = CudaRunner::new(decoder, NUM_BLOCKS, positions)?;
+        Ok(Box::new(if args.no_graphs { runner.without_graphs() } else { runner }))
+    };
+    let mut engine = Engine::with_models(runner(target)?, Some(runner(draft)?), settings)?;
     let costs = engine.measure_costs(CONTEXT, &ROWS, args.repeats);
     let verify: Map<String, Value> =
         ROWS.iter().map(|&n| (n.to_string(), costs.verify_cost(n).into())).collect();

@@ -59,6 +59,27 @@ extern "C" int pleach_fill(void *device, int value, int64_t bytes, void *stream)
     return status_of(cudaMemsetAsync(device, value, size_t(bytes), stream_of(stream)));
 }
 
+extern "C" int pleach_graph_begin(void *stream) {
+    return status_of(cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeThreadLocal));
+}
+extern "C" int pleach_graph_end(void *stream, void **graph) {
+    cudaGraph_t recorded = nullptr;
+    cudaGraphExec_t made = nullptr;
+    int status = status_of(cudaStreamEndCapture(stream_of(stream), &recorded));
+    if (status == PLEACH_OK) status = status_of(cudaGraphInstantiate(&made, recorded, 0));
+    if (recorded) cudaGraphDestroy(recorded);
+    // The next launch must not report a failure of this one.
+    if (status != PLEACH_OK) cudaGetLastError();
+    *graph = made;
+    return status;
+}
+extern "C" int pleach_graph_launch(void *graph, void *stream) {
+    return status_of(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), stream_of(stream)));
+}
+extern "C" int pleach_graph_destroy(void *graph) {
+    return status_of(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)));
+}
+
 #else
 
 extern "C" const char *pleach_error_text(void) { return "out of memory"; }
@@ -74,9 +95,28 @@ extern "C" int pleach_device_info(char *name, int64_t size, int64_t *free_bytes,
 
 extern "C" int pleach_stream_create(void **stream) { return *stream = nullptr, PLEACH_OK; }
 extern "C" int pleach_stream_destroy(void *) { return PLEACH_OK; }
-extern "C" int pleach_synchronize(void *) { return PLEACH_OK; }
+extern "C" int pleach_synchronize(void *) { return emulator::not_recording(), PLEACH_OK; }
+
+extern "C" int pleach_graph_begin(void *) {
+    emulator::recording = new emulator::Recording;
+    return PLEACH_OK;
+}
+extern "C" int pleach_graph_end(void *, void **graph) {
+    *graph = emulator::recording;
+    emulator::recording = nullptr;
+    return PLEACH_OK;
+}
+extern "C" int pleach_graph_launch(void *graph, void *) {
+    for (const auto &launch : *static_cast<emulator::Recording *>(graph)) launch();
+    return PLEACH_OK;
+}
+extern "C" int pleach_graph_destroy(void *graph) {
+    delete static_cast<emulator::Recording *>(graph);
+    return PLEACH_OK;
+}
 
 extern "C" int pleach_allocate(void **memory, int64_t bytes) {
+    emulator::not_recording();
     if (posix_memalign(memory, 256, size_t(bytes)) != 0) return PLEACH_LAUNCH_FAILED;
     std::memset(*memory, 0xff, size_t(bytes));
     return PLEACH_OK;
@@ -86,13 +126,13 @@ extern "C" int pleach_allocate_host(void **memory, int64_t bytes) { return pleac
 extern "C" int pleach_free_host(void *memory) { return pleach_free(memory); }
 
 extern "C" int pleach_upload(void *device, const void *host, int64_t bytes, void *) {
-    return std::memcpy(device, host, size_t(bytes)), PLEACH_OK;
+    return emulator::not_recording(), std::memcpy(device, host, size_t(bytes)), PLEACH_OK;
 }
 extern "C" int pleach_download(void *host, const void *device, int64_t bytes, void *) {
-    return std::memcpy(host, device, size_t(bytes)), PLEACH_OK;
+    return emulator::not_recording(), std::memcpy(host, device, size_t(bytes)), PLEACH_OK;
 }
 extern "C" int pleach_fill(void *device, int value, int64_t bytes, void *) {
-    return std::memset(device, value, size_t(bytes)), PLEACH_OK;
+    return emulator::not_recording(), std::memset(device, value, size_t(bytes)), PLEACH_OK;
 }
 
 #endif

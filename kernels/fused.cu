@@ -32,11 +32,11 @@ __global__ void __launch_bounds__(NORM_WARPS *WARP)
         out[i] = from_float<T>(multiply(multiply(residual[i], scale), to_float(weight[i])));
 }
 
-constexpr unsigned SILU_THREADS = 256;
+constexpr unsigned COLUMN_THREADS = 256;
 
 /// Grid (columns, rows).
 template <class T>
-__global__ void __launch_bounds__(SILU_THREADS) silu_mul_kernel(const T *gate_up, T *out, int64_t rows, int64_t width) {
+__global__ void __launch_bounds__(COLUMN_THREADS) silu_mul_kernel(const T *gate_up, T *out, int64_t rows, int64_t width) {
     const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= width) return;
     for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
@@ -44,6 +44,16 @@ __global__ void __launch_bounds__(SILU_THREADS) silu_mul_kernel(const T *gate_up
         const float up = to_float(gate_up[row * 2 * width + width + i]);
         out[row * width + i] = from_float<T>(multiply(gate / add(1.0f, exp_exact(-gate)), up));
     }
+}
+
+/// Grid (columns, rows).
+template <class T>
+__global__ void __launch_bounds__(COLUMN_THREADS) add_bias_kernel(T *x, const T *bias, int64_t rows, int64_t width) {
+    const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= width) return;
+    const float by = to_float(bias[i]);
+    for (int64_t row = blockIdx.y; row < rows; row += gridDim.y)
+        x[row * width + i] = from_float<T>(add(to_float(x[row * width + i]), by));
 }
 
 constexpr int ROPE_WARPS = 4;
@@ -157,9 +167,16 @@ int add_rms_norm(float *residual, const void *delta, const void *weight, const u
 
 template <class T>
 int silu_mul(const void *gate_up, void *out, int64_t rows, int64_t width, void *stream) {
-    const Dim grid{unsigned(div_up<int64_t>(width, SILU_THREADS)), unsigned(rows < 4096 ? rows : 4096)};
-    return LAUNCH((silu_mul_kernel<T>), grid, Dim{SILU_THREADS}, stream, static_cast<const T *>(gate_up),
+    const Dim grid{unsigned(div_up<int64_t>(width, COLUMN_THREADS)), unsigned(rows < 4096 ? rows : 4096)};
+    return LAUNCH((silu_mul_kernel<T>), grid, Dim{COLUMN_THREADS}, stream, static_cast<const T *>(gate_up),
                   static_cast<T *>(out), rows, width);
+}
+
+template <class T>
+int add_bias(void *x, const void *bias, int64_t rows, int64_t width, void *stream) {
+    const Dim grid{unsigned(div_up<int64_t>(width, COLUMN_THREADS)), unsigned(rows < 4096 ? rows : 4096)};
+    return LAUNCH((add_bias_kernel<T>), grid, Dim{COLUMN_THREADS}, stream, static_cast<T *>(x),
+                  static_cast<const T *>(bias), rows, width);
 }
 
 template <class T>
@@ -197,6 +214,12 @@ extern "C" int pleach_silu_mul(const void *gate_up, void *out, int64_t rows, int
     if (bad_rows(rows, width)) return PLEACH_BAD_ARGUMENT;
     if (rows == 0) return PLEACH_OK;
     return FOR_DTYPE(silu_mul, dtype, gate_up, out, rows, width, stream);
+}
+
+extern "C" int pleach_add_bias(void *x, const void *bias, int64_t rows, int64_t width, int dtype, void *stream) {
+    if (bad_rows(rows, width)) return PLEACH_BAD_ARGUMENT;
+    if (rows == 0) return PLEACH_OK;
+    return FOR_DTYPE(add_bias, dtype, x, bias, rows, width, stream);
 }
 
 extern "C" int pleach_qkv_rope_write(const PleachQkv *io, const PleachAttentionShape *shape, int64_t rows,

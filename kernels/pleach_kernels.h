@@ -19,7 +19,7 @@ enum PleachStatus {
 };
 
 /// Counts changes to what this file declares: a program and its kernels must agree.
-#define PLEACH_KERNELS_VERSION 2
+#define PLEACH_KERNELS_VERSION 4
 int pleach_kernels_version(void);
 
 /// Activations, and keys and values.
@@ -60,6 +60,15 @@ int pleach_download(void *host, const void *device, int64_t bytes, void *stream)
 /// Sets every byte.
 int pleach_fill(void *device, int value, int64_t bytes, void *stream);
 
+/// Records what is launched on `stream` between the two calls, and does not run it; no allocation, copy or
+/// synchronisation may come between. `pleach_graph_end` makes a graph of it, which `pleach_graph_launch` runs with
+/// the arguments of the recording, any number of times.
+int pleach_graph_begin(void *stream);
+int pleach_graph_end(void *stream, void **graph);
+int pleach_graph_launch(void *graph, void *stream);
+/// Of a graph that does not run.
+int pleach_graph_destroy(void *graph);
+
 // ---- fused steps (fused.cu) ---------------------------------------------------------------------------
 
 /// `residual += delta` (where `delta` is not null), then `out = residual / rms(residual) * weight`.
@@ -70,6 +79,9 @@ int pleach_add_rms_norm(float *residual, const void *delta, const void *weight, 
 
 /// `out = silu(gate) * up`; gate_up [rows, 2 * width] as [gate | up], out [rows, width].
 int pleach_silu_mul(const void *gate_up, void *out, int64_t rows, int64_t width, int dtype, void *stream);
+
+/// `x += bias` in every row; x [rows, width], in place, and bias [width] of `dtype`.
+int pleach_add_bias(void *x, const void *bias, int64_t rows, int64_t width, int dtype, void *stream);
 
 /// What one layer's attention looks like.
 typedef struct {

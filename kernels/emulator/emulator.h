@@ -253,8 +253,21 @@ inline void run_block() {
 
 inline std::mutex one_launch;
 
+/// Launches that were recorded instead of run, by this thread.
+using Recording = std::vector<std::function<void()>>;
+inline thread_local Recording *recording = nullptr;
+
+/// Nothing but launches can be recorded.
+inline void not_recording() {
+    if (recording) fail("a call that cannot be recorded");
+}
+
 template <class Body>
 inline void launch(Dim grid, Dim size, Body body) {
+    if (recording) {
+        recording->push_back([=] { launch(grid, size, body); });
+        return;
+    }
     const std::lock_guard lock(one_launch);
     block.grid = grid;
     block.size = size;

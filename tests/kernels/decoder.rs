@@ -236,6 +236,31 @@ fn the_decoder_agrees_with_the_cpu_and_with_itself() {
     }
 }
 
+/// Passes that repeat are recorded and replayed: the same bits as launch by launch, for new positions, in company, and
+/// where the context grows into another split of attention.
+#[test]
+fn recorded_passes_are_the_same() {
+    let Some(device) = device() else { return };
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("model.gguf");
+    write_model(&path, &config(Family::Qwen2), 3, &|_| DType::BF16, &|_| 1.0);
+    let mut passes: Vec<Vec<(usize, usize, usize)>> = vec![vec![(0, 0, 9), (1, 0, 250)]];
+    passes.extend((0..5).map(|i| vec![(0, 9 + 2 * i, 2), (1, 250 + i, 1)]));
+    passes.extend((0..5).map(|i| vec![(1, 255 + i, 1)]));
+    let passes: Vec<Pass<'_>> = passes.iter().map(|pass| &pass[..]).collect();
+    let mut plain = on_cuda(&device, &path).without_graphs();
+    let expected = outputs(&mut plain, &passes, |count| count);
+    assert_eq!(plain.replayed_passes(), 0);
+    let mut runner = on_cuda(&device, &path);
+    for round in 0..2 {
+        let got = outputs(&mut runner, &passes, |count| count);
+        assert!(got == expected, "bits, round {round}");
+    }
+    // The first pass of a kind is launched, and once more where a buffer grew.
+    let replayed = runner.replayed_passes();
+    assert!((12..22).contains(&replayed), "{replayed} of 22 passes");
+}
+
 #[test]
 fn what_cannot_be_done_is_said() {
     if !cfg!(feature = "cuda") {

@@ -97,6 +97,26 @@ TEST(silu_mul) {
         }
 }
 
+TEST(add_bias) {
+    for (int dtype : DTYPES)
+        for (int64_t rows : {1, 3, 4099}) {
+            const int64_t width = rows > 4096 ? 2 : random_int(200, 600);
+            auto x = random_halves(size_t(rows * width), dtype);
+            x[1] = encode(NAN, dtype);
+            const auto bias = random_halves(size_t(width), dtype, 4.0f);
+            Buffer<uint16_t> in(x), by(bias);
+            CHECK_OK(pleach_add_bias(in, by, rows, width, dtype, nullptr));
+            const auto got = in.host();
+            for (int64_t i = 0; i < rows * width; i++) {
+                const float want = decode(x[size_t(i)], dtype) + decode(bias[size_t(i % width)], dtype);
+                CHECK(i == 1 ? std::isnan(decode(got[1], dtype)) : got[size_t(i)] == encode(want, dtype), "row %lld column %lld",
+                      (long long)(i / width), (long long)(i % width));
+            }
+        }
+    CHECK(pleach_add_bias(nullptr, nullptr, 0, 5, PLEACH_BF16, nullptr) == PLEACH_OK, "no rows");
+    CHECK(pleach_add_bias(nullptr, nullptr, 1, 5, PLEACH_F32, nullptr) == PLEACH_BAD_ARGUMENT, "f32");
+}
+
 TEST(qkv_rope_write) {
     for (int round = 0; round < 12; round++) {
         const int dtype = DTYPES[round % 2];

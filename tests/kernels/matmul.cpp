@@ -108,4 +108,6 @@ TEST(matmul_names_what_it_does_not_take) {
     CHECK(status(1, 5, 64, 64, PLEACH_W_F16, PLEACH_BF16, PLEACH_F32) == PLEACH_BAD_ARGUMENT, "two types");
     CHECK(status(1, 5, 64, 64, PLEACH_W_Q4_0, PLEACH_BF16, PLEACH_F16) == PLEACH_BAD_ARGUMENT, "output type");
     CHECK(pleach_packed_bytes(5, 64, 9) == -1 && pleach_packed_bytes(0, 64, PLEACH_W_Q4_0) == -1, "no such matrix");
+    CHECK(pleach_packed_bytes(5, 256, 8) == -1 && pleach_packed_bytes(5, 256, -1) == -1, "no such format");
+    CHECK(pleach_packed_bytes(5, 0, PLEACH_W_BF16) == -1 && pleach_packed_bytes(5, 288, PLEACH_W_Q6_K) == -1, "no such width");
 }

@@ -196,9 +196,23 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
     slow(bug(
         "rows past a grid that are left out",
         "fused.cu",
-        "row < rows; row += gridDim.y",
-        "row < gridDim.y; row += gridDim.y",
+        "row < rows; row += gridDim.y) {",
+        "row < gridDim.y; row += gridDim.y) {",
         "silu",
+    )),
+    slow(bug(
+        "a bias by rows",
+        "fused.cu",
+        "const float by = to_float(bias[i]);",
+        "const float by = to_float(bias[blockIdx.y % width]);",
+        "bias",
+    )),
+    slow(bug(
+        "a bias for some of the rows",
+        "fused.cu",
+        "row < rows; row += gridDim.y)\n        x[row",
+        "row < gridDim.y; row += gridDim.y)\n        x[row",
+        "bias",
     )),
     slow(bug("e^x of the wrong sign", "fused.cu", "exp_exact(-gate)", "exp_exact(gate)", "silu")),
     slow(bug(

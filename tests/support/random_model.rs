@@ -77,8 +77,13 @@ pub fn write_model(
         match config.family {
             Family::Llama => {}
             Family::Qwen2 => {
-                for (part, len) in [("q", q), ("k", kv), ("v", kv)] {
-                    vectors.push((name(&format!("self_attn.{part}_proj.bias")), len, 0.0));
+                // All that a model of this shape may have, not only this family's own.
+                let attention = [("q", q), ("k", kv), ("v", kv), ("o", hidden)];
+                let mlp = [("gate", inner), ("up", inner), ("down", hidden)];
+                for (module, parts) in [("self_attn", &attention[..]), ("mlp", &mlp)] {
+                    for (part, len) in parts {
+                        vectors.push((name(&format!("{module}.{part}_proj.bias")), *len, 0.0));
+                    }
                 }
             }
             Family::Qwen3 => {

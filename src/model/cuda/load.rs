@@ -80,19 +80,13 @@ impl Loader<'_> {
         Ok(Stack {
             parts: parts.into_iter().map(pack).collect::<Result<_, ModelError>>()?,
             outputs,
+            bias: None,
         })
     }
 
-    /// A matrix that must have no bias.
-    fn plain(&mut self, name: String, outputs: usize, inputs: usize) -> Result<Stack, ModelError> {
-        let bias = format!("{name}.bias");
-        if self.checkpoint.has(&bias) {
-            return Err(ModelError::Unsupported {
-                what: bias,
-                reason: "no such bias on CUDA devices".into(),
-            });
-        }
-        self.stack(&[(name, outputs)], inputs)
+    /// [`stack`](Self::stack) with the biases there are.
+    fn biased(&mut self, names: &[(String, usize)], inputs: usize) -> Result<Stack, ModelError> {
+        Ok(Stack { bias: self.bias(names)?, ..self.stack(names, inputs)? })
     }
 
     /// The biases of projections side by side; zeros where only some have one.
@@ -121,12 +115,6 @@ impl Loader<'_> {
         let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)]
             .map(|(part, n)| (name(&format!("self_attn.{part}")), n));
         let gate_up = ["gate_proj", "up_proj"].map(|part| (name(&format!("mlp.{part}")), inner));
-        if let Some(bias) = self.bias_of(&gate_up) {
-            return Err(ModelError::Unsupported {
-                what: bias,
-                reason: "no such bias on CUDA devices".into(),
-            });
-        }
         let q_norm = name("self_attn.q_norm.weight");
         let qk_norm = if self.checkpoint.has(&q_norm) {
             Some([self.vector(&q_norm, dim)?, self.vector(&name("self_attn.k_norm.weight"), dim)?])
@@ -138,10 +126,10 @@ impl Loader<'_> {
             qkv_bias: self.bias(&qkv)?,
             qkv: self.stack(&qkv, hidden)?,
             qk_norm,
-            output: self.plain(name("self_attn.o_proj"), hidden, q)?,
+            output: self.biased(&[(name("self_attn.o_proj"), hidden)], q)?,
             post_norm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
-            gate_up: self.stack(&gate_up, hidden)?,
-            down: self.plain(name("mlp.down_proj"), hidden, inner)?,
+            gate_up: self.biased(&gate_up, hidden)?,
+            down: self.biased(&[(name("mlp.down_proj"), hidden)], inner)?,
             attention: AttentionShape {
                 heads: config.num_attention_heads,
                 kv_heads: config.num_key_value_heads,
@@ -149,11 +137,6 @@ impl Loader<'_> {
                 window: config.sliding_window.filter(|w| index >= w.first_layer).map(|w| w.window),
             },
         })
-    }
-
-    /// The first bias that any of these projections has.
-    fn bias_of(&self, names: &[(String, usize)]) -> Option<String> {
-        names.iter().map(|(name, _)| format!("{name}.bias")).find(|bias| self.checkpoint.has(bias))
     }
 
     fn assemble(
@@ -231,7 +214,7 @@ impl CudaDecoder {
                     return Err(ModelError::DraftVocab(format!("the head has {rows} rows")));
                 }
                 let weights = Weights::pack(device, stored.dtype, wanted, hidden, &stored.data)?;
-                Arc::new(Stack { parts: vec![(0, weights)], outputs: wanted })
+                Arc::new(Stack { parts: vec![(0, weights)], outputs: wanted, bias: None })
             }
         };
         let mut loader = Loader { checkpoint, device, dtype };

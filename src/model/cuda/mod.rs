@@ -11,8 +11,8 @@ use std::sync::Arc;
 use super::{Forward, ModelConfig, Rows, Verified, VerifyTask};
 use crate::kv_cache::BLOCK_SIZE;
 use crate::ops::cuda::{
-    AttentionInputs, Batch, BatchRows, CudaError, Device, HostBuffer, KvLayer, QkvInputs, Table,
-    Tensor, Verifier, Weights,
+    AttentionInputs, Batch, BatchRows, CudaError, Device, Graphs, HostBuffer, KvLayer, PassKey,
+    QkvInputs, Table, Tensor, Verifier, Weights,
 };
 use crate::ops::{AttentionShape, DType};
 use crate::sampling::LogitsError;
@@ -22,11 +22,15 @@ struct Stack {
     /// First output column of each, and the matrix.
     parts: Vec<(usize, Weights)>,
     outputs: usize,
+    /// `[1, outputs]`, where the product adds it.
+    bias: Option<Tensor>,
 }
 
 impl Stack {
     fn project(&self, device: &Device, x: &Tensor, out: &mut Tensor) -> Result<(), CudaError> {
-        self.parts.iter().try_for_each(|(column, weights)| device.matmul(weights, x, out, *column))
+        let mut parts = self.parts.iter();
+        parts.try_for_each(|(column, weights)| device.matmul(weights, x, out, *column))?;
+        self.bias.as_ref().map_or(Ok(()), |bias| device.add_bias(out, bias))
     }
 }
 
@@ -113,6 +117,7 @@ struct Workspace {
     logits: Tensor,
     on_host: HostBuffer,
     verifier: Verifier,
+    graphs: Graphs,
     /// The last pass's `logit_rows`: in these rows `delta` is in `hidden` already.
     logit_rows: Vec<u32>,
 }
@@ -138,6 +143,7 @@ impl Workspace {
             logits: tensor(DType::F32, decoder.head_rows())?,
             on_host: HostBuffer::new(device)?,
             verifier: Verifier::new(device)?,
+            graphs: Graphs::new(device, true),
             logit_rows: Vec::new(),
         })
     }
@@ -177,6 +183,19 @@ impl CudaRunner {
         Ok(Self { decoder, rotations, norm, cache, num_blocks, workspace })
     }
 
+    /// Launches every pass kernel by kernel, as the first passes of a kind are.
+    #[must_use]
+    pub fn without_graphs(mut self) -> Self {
+        self.workspace.graphs = Graphs::new(&self.decoder.device, false);
+        self
+    }
+
+    /// Passes that were started as one recorded graph.
+    #[must_use]
+    pub fn replayed_passes(&self) -> u64 {
+        self.workspace.graphs.replayed()
+    }
+
     /// Starts a pass; its logits stay on the device.
     fn pass(&mut self, rows: &Rows) -> Result<(), CudaError> {
         let CudaDecoder { device, config, layers, .. } = &self.decoder;
@@ -193,6 +212,7 @@ impl CudaRunner {
             partial,
             logits,
             logit_rows,
+            graphs,
             ..
         } = &mut self.workspace;
         let eps = config.rms_norm_eps as f32;
@@ -214,40 +234,40 @@ impl CudaRunner {
             tensor.set_rows(rows.len())?;
         }
 
-        device.embed(&self.decoder.embedding, batch, hidden)?;
-        let mut added = None;
-        for (layer, cache) in layers.iter().zip(&mut self.cache) {
-            device.add_rms_norm(hidden, added, &layer.input_norm, None, normed, eps)?;
-            layer.qkv.project(device, normed, qkv)?;
-            let inputs = QkvInputs {
-                bias: layer.qkv_bias.as_ref(),
-                qk_norm: layer.qk_norm.as_ref(),
-                rotations: &self.rotations,
-                eps,
-            };
-            device.qkv_rope_write(qkv, &inputs, batch, q, cache)?;
-            device.paged_attention(&AttentionInputs { q, cache }, batch, partial, attended)?;
-            layer.output.project(device, attended, delta)?;
-            device.add_rms_norm(hidden, Some(delta), &layer.post_norm, None, normed, eps)?;
-            layer.gate_up.project(device, normed, gate_up)?;
-            device.silu_mul(gate_up, inner)?;
-            layer.down.project(device, inner, delta)?;
-            added = Some(&*delta);
-        }
-        // Only the wanted rows are normed and multiplied.
-        normed.set_rows(rows.logit_rows.len())?;
         logits.set_rows(rows.logit_rows.len())?;
-        if !rows.logit_rows.is_empty() {
-            device.add_rms_norm(
-                hidden,
-                Some(delta),
-                &self.decoder.norm,
-                Some(batch),
-                normed,
-                eps,
-            )?;
-            self.decoder.head.project(device, normed, logits)?;
-        }
+        let used = [&*hidden, normed, qkv, q, attended, delta, gate_up, inner, partial, logits];
+        let key = PassKey::new(batch, used);
+        let (decoder, rotations, cache) = (&self.decoder, &self.rotations, &mut self.cache);
+        graphs.run(key, &mut || {
+            device.embed(&decoder.embedding, batch, hidden)?;
+            let mut added = None;
+            for (layer, cache) in layers.iter().zip(&mut *cache) {
+                device.add_rms_norm(hidden, added, &layer.input_norm, None, normed, eps)?;
+                layer.qkv.project(device, normed, qkv)?;
+                let inputs = QkvInputs {
+                    bias: layer.qkv_bias.as_ref(),
+                    qk_norm: layer.qk_norm.as_ref(),
+                    rotations,
+                    eps,
+                };
+                device.qkv_rope_write(qkv, &inputs, batch, q, cache)?;
+                device.paged_attention(&AttentionInputs { q, cache }, batch, partial, attended)?;
+                layer.output.project(device, attended, delta)?;
+                device.add_rms_norm(hidden, Some(delta), &layer.post_norm, None, normed, eps)?;
+                layer.gate_up.project(device, normed, gate_up)?;
+                device.silu_mul(gate_up, inner)?;
+                layer.down.project(device, inner, delta)?;
+                added = Some(&*delta);
+            }
+            if rows.logit_rows.is_empty() {
+                return Ok(());
+            }
+            // Only the wanted rows are normed and multiplied.
+            normed.set_rows(rows.logit_rows.len())?;
+            device.add_rms_norm(hidden, Some(delta), &decoder.norm, Some(batch), normed, eps)?;
+            decoder.head.project(device, normed, logits)?;
+            normed.set_rows(rows.len())
+        })?;
         logit_rows.clone_from(&rows.logit_rows);
         Ok(())
     }

@@ -10,7 +10,7 @@ use super::CudaError;
 pub(super) const OK: c_int = 0;
 pub(super) const BAD_ARGUMENT: c_int = 1;
 /// `PLEACH_KERNELS_VERSION`
-const VERSION: c_int = 2;
+const VERSION: c_int = 4;
 
 /// `PleachAttentionShape`
 #[derive(Debug, Clone, Copy)]
@@ -156,6 +156,8 @@ functions! {
         stream: *mut c_void) -> c_int;
     fn pleach_silu_mul(gate_up: *const c_void, out: *mut c_void, rows: i64, width: i64, dtype: c_int,
         stream: *mut c_void) -> c_int;
+    fn pleach_add_bias(x: *mut c_void, bias: *const c_void, rows: i64, width: i64, dtype: c_int,
+        stream: *mut c_void) -> c_int;
     fn pleach_qkv_rope_write(io: *const Qkv, shape: *const Shape, rows: i64, eps: f32, dtype: c_int,
         stream: *mut c_void) -> c_int;
     fn pleach_embed(table: *const c_void, tokens: *const u32, out: *mut f32, rows: i64, width: i64,
@@ -169,6 +171,10 @@ functions! {
     fn pleach_matmul(packed: *const c_void, x: *const c_void, out: *mut c_void, rows: i64, outputs: i64,
         inputs: i64, x_stride: i64, out_stride: i64, format: c_int, dtype: c_int, out_dtype: c_int,
         stream: *mut c_void) -> c_int;
+    fn pleach_graph_begin(stream: *mut c_void) -> c_int;
+    fn pleach_graph_end(stream: *mut c_void, graph: *mut *mut c_void) -> c_int;
+    fn pleach_graph_launch(graph: *mut c_void, stream: *mut c_void) -> c_int;
+    fn pleach_graph_destroy(graph: *mut c_void) -> c_int;
     fn pleach_fill(device: *mut c_void, value: c_int, bytes: i64, stream: *mut c_void) -> c_int;
     fn pleach_scatter(table: *mut u32, entries: *const u32, count: i64, size: i64,
         stream: *mut c_void) -> c_int;

@@ -10,6 +10,10 @@ use super::{CudaError, Device};
 /// Bytes of partial results that attention may hold at a time, unless one row needs more.
 const WORKSPACE: usize = 128 << 20;
 
+/// Lengths that bound a launch are rounded up to whole splits of attention, of which nothing but their number matters:
+/// so one recorded pass serves as many positions.
+const LENGTHS: usize = 256;
+
 /// The rows of one pass, grouped by sequence, on the host.
 #[derive(Clone, Copy)]
 pub struct BatchRows<'a> {
@@ -102,6 +106,7 @@ impl Batch {
         self.sections = [rows.tokens, rows.positions, rows.slots, rows.logit_rows]
             .map(|numbers| put(&mut numbers.iter().copied()));
         for group in &mut self.groups {
+            group.max_length = group.max_length.next_multiple_of(LENGTHS);
             group.max_blocks = group.max_length.div_ceil(block_size);
             let width = group.max_blocks;
             let mut tables = group.sequences.iter().flat_map(|&sequence| {
@@ -122,6 +127,18 @@ impl Batch {
         (self.rows, self.wanted) = (count, rows.logit_rows.len());
         (self.num_blocks, self.max_positions) = (num_blocks, max_positions);
         Ok(())
+    }
+
+    /// Every number and place that a launch over the batch is given.
+    pub(super) fn layout(&self) -> Vec<usize> {
+        let mut layout = vec![self.memory.pointer as usize, self.rows, self.wanted];
+        layout.extend(self.sections);
+        for group in &self.groups {
+            layout.extend([group.rows.start, group.rows.end, group.context_lens.len()]);
+            layout.extend([group.max_length, group.max_blocks]);
+            layout.extend(group.at);
+        }
+        layout
     }
 
     fn pointer(&self, at: usize) -> *const u32 {

@@ -234,6 +234,24 @@ impl Device {
         self.check(check.what, status)
     }
 
+    /// `x += bias` in every row: x `[rows, width]`, bias `[1, width]` of its format.
+    ///
+    /// # Errors
+    /// If a tensor does not fit, or the launch fails.
+    pub fn add_bias(&self, x: &mut Tensor, bias: &Tensor) -> Result<(), CudaError> {
+        let check = self.checks("add_bias")?;
+        let ([rows, width], dtype) = (x.shape(), x.dtype);
+        let code = float_code(check.what, dtype)?;
+        check.memory("x", &x.memory)?;
+        check.tensor("bias", bias, dtype, [1, width])?;
+        // SAFETY: as in `embed`.
+        let status = unsafe {
+            let add_bias = self.kernels.pleach_add_bias;
+            add_bias(x.pointer(), bias.pointer(), rows as i64, width as i64, code, self.stream)
+        };
+        self.check(check.what, status)
+    }
+
     /// Adds the bias, norms and rotates query and key heads, writes queries to `q` and keys and values to the rows'
     /// slots: qkv `[rows, q + 2 kv]`, q `[rows, heads * head_dim]`.
     ///

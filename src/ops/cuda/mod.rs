@@ -11,6 +11,7 @@
 mod api;
 mod batch;
 mod device;
+mod graph;
 mod launch;
 mod tensor;
 mod verify;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 
 pub use batch::{Batch, BatchRows};
 pub use device::Device;
+pub use graph::{Graphs, PassKey};
 pub use launch::{AttentionInputs, KvLayer, QkvInputs};
 pub use tensor::{HostBuffer, Table, Tensor, Weights};
 pub use verify::{Draw, VerifiedRow, Verifier, VerifySequence};
