@@ -1,7 +1,7 @@
 //! `build`, interrupted and not, on a model of two blocks.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -67,6 +67,34 @@ fn without_times(mut value: Value) -> String {
     value.to_string()
 }
 
+/// A file system in memory; gone when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// `None` where mounting is not allowed.
+    fn mount(at: PathBuf) -> Option<Self> {
+        std::fs::create_dir(&at).unwrap();
+        let disk = Self(at);
+        disk.mounted("size=1m").then_some(disk)
+    }
+
+    fn resize(&self, megabytes: u32) {
+        assert!(self.mounted(&format!("remount,size={megabytes}m")));
+    }
+
+    fn mounted(&self, options: &str) -> bool {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&self.0);
+        mount.output().is_ok_and(|output| output.status.success())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).output();
+    }
+}
+
 /// A build that is killed at random moments ends with the files of an undisturbed one, bit for bit.
 #[test]
 fn a_killed_build_ends_the_same() {
@@ -109,6 +137,25 @@ fn a_killed_build_ends_the_same() {
         assert!(*bytes == killed[name], "{name} differs, seed {seed}");
     }
     assert!(whole["draft/train/model/model.safetensors"].len() > 1_000_000);
+
+    // So does one whose disk was full while it wrote the pruned model, a checkpoint, and the trained model.
+    if let Some(disk) = SmallDisk::mount(folder.join("full")) {
+        for megabytes in [60, 190, 250] {
+            disk.resize(megabytes);
+            let output = tools(&disk.0, &build.split(' ').collect::<Vec<_>>());
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(!output.status.success() && error.contains("No space left"), "{error}");
+        }
+        disk.resize(2000);
+        run(&disk.0, build);
+        let full = contents(&disk.0);
+        assert_eq!(names(&whole), names(&full));
+        for (name, bytes) in &whole {
+            assert!(*bytes == full[name], "{name} differs after a full disk");
+        }
+    } else {
+        eprintln!("SKIPPED: a full disk, for want of the right to mount a small one");
+    }
 
     // Going on from an earlier build.
     let from = build
