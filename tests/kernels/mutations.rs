@@ -77,8 +77,8 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
     bug(
         "one value too far",
         "fused.cu",
-        "if (i >= width) return;",
-        "if (i > width) return;",
+        "if (i >= width) return;\n    for",
+        "if (i > width) return;\n    for",
         "silu",
     ),
     bug(
