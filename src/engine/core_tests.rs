@@ -1,9 +1,12 @@
 use proptest::prelude::*;
 
 use super::super::test_model::{EOS, Fault, TestModel, VOCAB};
-use super::super::{Outcome, PromptToken, ProposerCounts, Readout, TokenOut, TokenSource};
+use super::super::{
+    FinishReason, Outcome, PromptToken, ProposerCounts, Readout, TokenOut, TokenSource,
+};
 use super::*;
 use crate::sampling::SamplingParams;
+use crate::spec::Proposer;
 use crate::text::StoppingText;
 
 fn config() -> EngineConfig {

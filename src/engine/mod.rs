@@ -1,6 +1,7 @@
 //! Runs many sequences through one target and one draft model: `Engine::step` is schedule →
 //! propose → verify → commit. tokio appears only in [`EngineHandle`].
 
+mod commit;
 mod comparison;
 mod config;
 mod core;
@@ -10,6 +11,7 @@ mod measure;
 mod readout;
 mod report;
 mod request;
+mod rounds;
 mod scheduler;
 mod sequence;
 mod stats;
