@@ -12,10 +12,9 @@ pub(crate) const BLOCK: usize = 32;
 const TILE: usize = 16;
 
 /// Work space for `[rows, cols]` activations. Each row is quantised on its own, symmetrically to int8
-/// with one scale per 32 values, so that a row's bits never depend on its neighbours. A few channels are
-/// so much larger than the rest that 8 bits lose what the model says, so a second int8 plane holds what the
-/// first one rounds off of their blocks: those whose peak, squared, is above the mean of the row's blocks.
-/// The rounding errors of the others are small against the sums they are part of (README of the benches).
+/// with one scale per 32 values, so that a row's bits never depend on its neighbours. Where the values
+/// are `precise`, a second int8 plane holds what the first one rounds off: behind a norm a few channels
+/// are so much larger than the rest that 8 bits lose what the model says (README of the benches).
 #[derive(Debug, Default)]
 pub struct Activations {
     pub(crate) rows: usize,
@@ -24,11 +23,11 @@ pub struct Activations {
     pub(crate) values: Vec<f32>,
     /// `[rows, cols]`; unused where `cols` is no multiple of 32.
     pub(crate) codes: Vec<i8>,
-    /// `[rows, cols]`: what is left of each value, in steps of 1/256 of a code; 0 in blocks that are not fine.
+    /// What is left of each value, in steps of 1/256 of a code; unused without `precise`.
     pub(crate) low: Vec<i8>,
-    /// `[cols / 32, rows]`, rows padded: whether a block is fine, that is, whether `low` counts. 0 or 1.
-    fine: Vec<u8>,
-    /// `[rows, cols / 32]`: value of one step. A value is `256 * code + low` steps.
+    /// Whether a value is `256 * code + low` steps instead of `code` steps.
+    pub(crate) precise: bool,
+    /// `[rows, cols / 32]`: value of one step.
     pub(crate) scales: Vec<f32>,
     /// `[rows, cols / 32]`: sum of the steps of each half block.
     pub(crate) sums: Vec<[i32; 2]>,
@@ -45,29 +44,24 @@ impl Activations {
 
     /// A value in steps of its scale.
     pub(crate) fn steps(&self, at: usize) -> i32 {
-        256 * i32::from(self.codes[at]) + i32::from(self.low[at])
+        let code = i32::from(self.codes[at]);
+        if self.precise { 256 * code + i32::from(self.low[at]) } else { code }
     }
 
-    /// Whether a block is fine in any of `R` rows from `first` on.
-    #[inline]
-    pub(crate) fn any_fine<const R: usize>(&self, block: usize, first: usize) -> bool {
-        self.fine[block * self.rows.next_multiple_of(TILE) + first..][..R] != [0; R]
-    }
-
-    /// Takes `x`, `[rows, cols]`. Buffers grow and never shrink. NaN and infinity come out as NaN.
+    /// Takes `x`, `[rows, cols]`, in one int8 plane or, if `precise`, in two. Buffers grow and never
+    /// shrink. NaN and infinity come out as NaN.
     ///
     /// # Panics
     /// If `x.len() != rows * cols`.
-    pub fn set(&mut self, pool: &ThreadPool, x: &[f32], rows: usize, cols: usize) {
+    pub fn set(&mut self, pool: &ThreadPool, x: &[f32], rows: usize, cols: usize, precise: bool) {
         assert_eq!(x.len(), rows * cols, "activations of {rows} x {cols}");
-        self.fill(pool, rows, cols, 1, &|row, _, out| {
+        self.fill(pool, rows, cols, 1, precise, &|row, _, out| {
             out.copy_from_slice(&x[row * cols..][..cols]);
         });
     }
 
     /// As [`set`](Self::set), with the values that `make` writes: row, which of `parts` parts of equal
-    /// width, values. They are made and quantised by one task for each part. Which blocks are fine is
-    /// decided within each part, so the number of parts must not depend on the number of rows.
+    /// width, values. They are made and quantised by one task for each part.
     ///
     /// # Panics
     /// If `parts` does not divide `cols`.
@@ -77,9 +71,10 @@ impl Activations {
         rows: usize,
         cols: usize,
         parts: usize,
+        precise: bool,
         make: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
     ) {
-        self.fill_with(pool, rows, cols, parts, |out| {
+        self.fill_with(pool, rows, cols, parts, precise, |out| {
             pool.run(rows * parts, &|task| {
                 let (row, part) = (task / parts, task % parts);
                 // SAFETY: each task has its own part.
@@ -95,19 +90,18 @@ impl Activations {
         rows: usize,
         cols: usize,
         parts: usize,
+        precise: bool,
         job: impl FnOnce(&Parts),
     ) {
         assert!(cols.is_multiple_of(parts), "{parts} parts of {cols} values");
-        (self.rows, self.cols) = (rows, cols);
+        (self.rows, self.cols, self.precise) = (rows, cols, precise);
         self.values.resize(rows * cols, 0.0);
         let quantized = cols.is_multiple_of(BLOCK);
-        // Whole tiles can be read; what lies behind the last row is never used.
-        let padded = rows.next_multiple_of(TILE);
         if quantized {
-            let blocks = cols / BLOCK;
+            // Whole tiles can be read; what lies behind the last row is never used.
+            let (padded, blocks) = (rows.next_multiple_of(TILE), cols / BLOCK);
             self.codes.resize(padded * cols, 0);
             self.low.resize(padded * cols, 0);
-            self.fine.resize(padded * blocks, 0);
             self.scales.resize(padded * blocks, 0.0);
             self.sums.resize(padded * blocks, [0; 2]);
             self.scaled_sums.resize(padded * blocks, 0.0);
@@ -116,12 +110,11 @@ impl Activations {
             isa: Isa::best(),
             cols,
             width: cols / parts,
-            padded,
+            precise,
             at_once: quantized && (cols / parts).is_multiple_of(BLOCK),
             values: SharedMut::new(&mut self.values),
             codes: SharedMut::new(&mut self.codes),
             low: SharedMut::new(&mut self.low),
-            fine: SharedMut::new(&mut self.fine),
             scales: SharedMut::new(&mut self.scales),
             sums: SharedMut::new(&mut self.sums),
             scaled_sums: SharedMut::new(&mut self.scaled_sums),
@@ -142,14 +135,12 @@ pub(crate) struct Parts<'a> {
     isa: Isa,
     cols: usize,
     width: usize,
-    /// Rows that there is room for.
-    padded: usize,
+    precise: bool,
     /// Whether a part is whole blocks.
     at_once: bool,
     values: SharedMut<'a, f32>,
     codes: SharedMut<'a, i8>,
     low: SharedMut<'a, i8>,
-    fine: SharedMut<'a, u8>,
     scales: SharedMut<'a, f32>,
     sums: SharedMut<'a, [i32; 2]>,
     scaled_sums: SharedMut<'a, f32>,
@@ -185,18 +176,16 @@ impl Parts<'_> {
                 self.scaled_sums.slice(block, blocks),
             )
         };
-        quantize_part(self.isa, x, codes, low, scales, sums, scaled_sums);
-        let (row, first) = (at / self.cols, block % (self.cols / BLOCK));
-        for (b, low) in low.as_chunks::<BLOCK>().0.iter().enumerate() {
-            // SAFETY: as above.
-            let fine = unsafe { self.fine.slice((first + b) * self.padded + row, 1) };
-            fine[0] = u8::from(*low != [0; BLOCK]);
+        if self.precise {
+            quantize_row::<2>(self.isa, x, codes, low, scales, sums, scaled_sums);
+        } else {
+            quantize_row::<1>(self.isa, x, codes, low, scales, sums, scaled_sums);
         }
     }
 }
 
 per_isa! {
-    fn quantize_part(
+    fn quantize_row<const PLANES: usize>(
         x: &[f32],
         codes: &mut [i8],
         low: &mut [i8],
@@ -206,34 +195,33 @@ per_isa! {
     ) {
         let (codes, low) = (codes.as_chunks_mut::<BLOCK>().0, low.as_chunks_mut::<BLOCK>().0);
         let x = x.as_chunks::<BLOCK>().0;
-        for (x, peak) in x.iter().zip(&mut *scales) {
+        for (i, ((x, codes), low)) in x.iter().zip(codes).zip(low).enumerate() {
             // As integers, absolute values order as floats do, and NaN and infinity come out on top.
             let top = x.iter().fold(0u32, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
             let top = f32::from_bits(top);
-            *peak = if top == f32::INFINITY { f32::NAN } else { top };
-        }
-        let mean = scales.iter().map(|peak| peak * peak).sum::<f32>() / x.len() as f32;
-        for (i, ((x, codes), low)) in x.iter().zip(codes).zip(low).enumerate() {
-            let fine = scales[i] * scales[i] > mean;
-            let scale = scales[i] / 127.0;
+            let top = if top == f32::INFINITY { f32::NAN } else { top };
+            let scale = top / 127.0;
             let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
             // Adding 1.5 * 2^23 rounds to an integer held in the low bits.
             const ROUND: f32 = 12_582_912.0;
-            let steps_per_code = if fine { 256.0 } else { 0.0 };
             let mut sum = [0i32; BLOCK];
             for (((code, low), sum), v) in codes.iter_mut().zip(low).zip(&mut sum).zip(x) {
                 let rounded = v.mul_add(inverse, ROUND);
                 *code = rounded.to_bits().wrapping_sub(ROUND.to_bits()) as i8;
-                let rest = v.mul_add(inverse, ROUND - rounded) * steps_per_code;
-                let rest = if rest > 127.0 { 127.0 } else { rest };
-                let rest = if rest < -127.0 { -127.0 } else { rest };
-                *low = (rest + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i8;
-                *sum = i32::from(*code) * 256 + i32::from(*low);
+                *sum = i32::from(*code);
+                if PLANES == 2 {
+                    let rest = v.mul_add(inverse, ROUND - rounded) * 256.0;
+                    let rest = if rest > 127.0 { 127.0 } else { rest };
+                    let rest = if rest < -127.0 { -127.0 } else { rest };
+                    *low = (rest + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i8;
+                    *sum = *sum * 256 + i32::from(*low);
+                }
             }
             let halves = [0, 1].map(|half| fold_lanes(sum.as_chunks().0[half], |a, b| a + b));
-            scales[i] = scale / 256.0;
+            let scale = if PLANES == 2 { scale / 256.0 } else { scale };
+            scales[i] = scale;
             sums[i] = halves;
-            scaled_sums[i] = scales[i] * (halves[0] + halves[1]) as f32;
+            scaled_sums[i] = scale * (halves[0] + halves[1]) as f32;
         }
     }
 }
@@ -250,31 +238,33 @@ mod tests {
         x[100] = f32::NAN;
         x[130] = f32::INFINITY;
         x[192..224].fill(0.0);
-        // A block that sticks out of its row.
-        x[64..96].iter_mut().for_each(|v| *v *= 9.0);
-        let mut a = Activations::new();
-        a.set(&ThreadPool::new(2), &x, 3, 96);
-        assert!(a.any_fine::<1>(2, 0) && !a.any_fine::<1>(0, 0) && !a.any_fine::<1>(0, 2));
-        for (b, block) in x.as_chunks::<32>().0.iter().enumerate() {
-            if block.iter().any(|v| !v.is_finite()) {
-                assert!(a.scales[b].is_nan() && a.scaled_sums[b].is_nan());
-                continue;
+        for precise in [false, true] {
+            let mut a = Activations::new();
+            a.set(&ThreadPool::new(2), &x, 3, 96, precise);
+            for (b, block) in x.as_chunks::<32>().0.iter().enumerate() {
+                if block.iter().any(|v| !v.is_finite()) {
+                    assert!(a.scales[b].is_nan() && a.scaled_sums[b].is_nan());
+                    continue;
+                }
+                let steps = |i: usize| a.steps(b * 32 + i);
+                for (i, v) in block.iter().enumerate() {
+                    let error = (v - a.scales[b] * steps(i) as f32).abs();
+                    // The second plane is held to 127, half a step short.
+                    assert!(error <= a.scales[b] * if precise { 1.1 } else { 0.5001 });
+                }
+                assert_eq!(a.sums[b][0] + a.sums[b][1], (0..32).map(steps).sum::<i32>());
             }
-            let fine = a.any_fine::<1>(b % 3, b / 3);
-            let steps = |i: usize| a.steps(b * 32 + i);
-            for (i, v) in block.iter().enumerate() {
-                let error = (v - a.scales[b] * steps(i) as f32).abs();
-                // The second plane is held to 127, half a step short.
-                assert!(error <= a.scales[b] * if fine { 1.1 } else { 128.1 });
+            for isa in Isa::supported() {
+                let (mut c, mut l, mut s) = ([0i8; 96], [0i8; 96], [0f32; 3]);
+                let (mut t, mut u) = ([[0; 2]; 3], [0.0; 3]);
+                if precise {
+                    quantize_row::<2>(isa, &x[..96], &mut c, &mut l, &mut s, &mut t, &mut u);
+                } else {
+                    quantize_row::<1>(isa, &x[..96], &mut c, &mut l, &mut s, &mut t, &mut u);
+                }
+                let expected = (&a.codes[..96], &a.low[..96], &a.scales[..3]);
+                assert_eq!((&c[..], &l[..], &s[..]), expected, "{isa:?}");
             }
-            assert_eq!(a.sums[b][0] + a.sums[b][1], (0..32).map(steps).sum::<i32>());
-        }
-        for isa in Isa::supported() {
-            let (mut c, mut l, mut s) = ([0i8; 96], [0i8; 96], [0f32; 3]);
-            let (mut t, mut u) = ([[0; 2]; 3], [0.0; 3]);
-            quantize_part(isa, &x[..96], &mut c, &mut l, &mut s, &mut t, &mut u);
-            let expected = (&a.codes[..96], &a.low[..96], &a.scales[..3]);
-            assert_eq!((&c[..], &l[..], &s[..]), expected, "{isa:?}");
         }
     }
 }

@@ -22,7 +22,7 @@ pub fn rms_norm(pool: &ThreadPool, x: &[f32], weight: &[f32], eps: f32, out: &mu
 }
 
 /// As [`rms_norm`], into the operand of a product: `out` takes the norms of `count` rows of `x`, row i of
-/// them at index `row(i)`.
+/// them at index `row(i)`, in two int8 planes.
 ///
 /// # Panics
 /// If a row does not exist.
@@ -36,7 +36,7 @@ pub fn rms_norm_quantized(
     out: &mut Activations,
 ) {
     let (isa, width) = (Isa::best(), weight.len());
-    out.fill(pool, count, width, 1, &|i, _, out| {
+    out.fill(pool, count, width, 1, true, &|i, _, out| {
         norm_row(isa, &x[row(i) * width..][..width], weight, eps, out);
     });
 }
@@ -100,16 +100,16 @@ pub fn silu_mul(pool: &ThreadPool, gate_up: &[f32], n: usize, out: &mut [f32]) {
     });
 }
 
-/// As [`silu_mul`], into the operand of a product.
+/// As [`silu_mul`], into the operand of a product, in one int8 plane.
 ///
 /// # Panics
 /// If `gate_up` does not hold whole rows.
 pub fn silu_mul_quantized(pool: &ThreadPool, gate_up: &[f32], n: usize, out: &mut Activations) {
     assert!(gate_up.len().is_multiple_of(2 * n), "rows of {n}");
     let (isa, rows) = (Isa::best(), gate_up.len() / (2 * n));
-    // A few whole rows would leave threads idle.
-    let parts = if n.is_multiple_of(4 * BLOCK) { 4 } else { 1 };
-    out.fill(pool, rows, n, parts, &|row, part, out| {
+    // A few rows alone would leave threads idle.
+    let parts = if rows < pool.threads() && n.is_multiple_of(4 * BLOCK) { 4 } else { 1 };
+    out.fill(pool, rows, n, parts, false, &|row, part, out| {
         let (gate, up) = gate_up[row * 2 * n..][..2 * n].split_at(n);
         let part = part * out.len()..(part + 1) * out.len();
         silu_row(isa, &gate[part.clone()], &up[part], out);

@@ -109,34 +109,40 @@ unsafe fn tile(
     let (blocks, first) = (x.cols / BLOCK, rows.start);
     for chunk in (0..blocks).step_by(CHUNK) {
         let count = (blocks - chunk).min(CHUNK);
-        // The two planes of a block at a time, the second one whether it counts or not.
-        for block in 0..count {
-            let codes = first * x.cols + (chunk + block) * BLOCK;
-            let (x0, x1) = (x.codes[codes..].as_ptr(), x.low[codes..].as_ptr());
-            let w = lines[(chunk + block) * 8..].as_ptr();
-            let [d0, d1] = dots.each_mut().map(|dots| dots.0[block].as_mut_ptr());
+        // Two tiles at a time: two blocks, or the two planes of one.
+        for pair in (0..count).step_by(if x.precise { 1 } else { 2 }) {
+            let second = if x.precise { pair } else { (pair + 1).min(count - 1) };
+            let plane = if x.precise { &x.low } else { &x.codes };
+            let codes = |block: usize| first * x.cols + (chunk + block) * BLOCK;
+            let (x0, x1) = (x.codes[codes(pair)..].as_ptr(), plane[codes(second)..].as_ptr());
+            let w0 = lines[(chunk + pair) * 8..].as_ptr();
+            let w1 = lines[(chunk + second) * 8..].as_ptr();
+            let d0 = dots[0].0[pair].as_mut_ptr();
+            let d1 = dots[usize::from(x.precise)].0[second].as_mut_ptr();
             // SAFETY: 16 rows of 32 codes lie `x.cols` apart at `x0` and `x1`, padding included, 8 lines
-            // at `w`, and `d0` and `d1` take 16 rows of 64 bytes; tiles are clobbered.
+            // at `w0` and `w1`, and `d0` and `d1` take 16 rows of 64 bytes; tiles are clobbered.
             unsafe {
                 asm!(
                     "tilezero tmm0",
                     "tilezero tmm3",
                     "tileloadd tmm1, [{x0} + {cols}*1]",
-                    "tileloadd tmm2, [{w} + {line}*1]",
+                    "tileloadd tmm2, [{w0} + {line}*1]",
                     "tileloadd tmm4, [{x1} + {cols}*1]",
+                    "tileloadd tmm5, [{w1} + {line}*1]",
                     "tdpbsud tmm0, tmm1, tmm2",
-                    "tdpbsud tmm3, tmm4, tmm2",
+                    "tdpbsud tmm3, tmm4, tmm5",
                     "tilestored [{d0} + {line}*1], tmm0",
                     "tilestored [{d1} + {line}*1], tmm3",
                     x0 = in(reg) x0,
                     x1 = in(reg) x1,
-                    w = in(reg) w,
+                    w0 = in(reg) w0,
+                    w1 = in(reg) w1,
                     d0 = in(reg) d0,
                     d1 = in(reg) d1,
                     cols = in(reg) x.cols,
                     line = in(reg) 64usize,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _,
-                    out("tmm3") _, out("tmm4") _,
+                    out("tmm3") _, out("tmm4") _, out("tmm5") _,
                     options(nostack),
                 );
             }
@@ -179,9 +185,11 @@ unsafe fn scale(
             for (r, acc) in acc.iter_mut().enumerate() {
                 let at = (first + side + r) * blocks + b;
                 let x_sums = x.sums.get_unchecked(at);
-                let dot = _mm512_load_si512(dots[0].0[i][side + r].as_ptr().cast());
-                let rest = _mm512_load_si512(dots[1].0[i][side + r].as_ptr().cast());
-                let mut dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(dot), rest);
+                let mut dot = _mm512_load_si512(dots[0].0[i][side + r].as_ptr().cast());
+                if x.precise {
+                    let rest = _mm512_load_si512(dots[1].0[i][side + r].as_ptr().cast());
+                    dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(dot), rest);
+                }
                 if w.offset != 0 {
                     let start = _mm512_set1_epi32(-w.offset * (x_sums[0] + x_sums[1]));
                     dot = _mm512_add_epi32(dot, start);

@@ -53,7 +53,6 @@ macro_rules! kernel {
                         let at = (first + r) * blocks + b;
                         let from = (first + r) * x.cols + b * BLOCK;
                         let planes = [&x.codes[from..][..BLOCK], &x.low[from..][..BLOCK]];
-                        let planes = &planes[..1 + usize::from(x.any_fine::<1>(b, first + r))];
                         let x_scale = _mm256_set1_ps(x.scales[at]);
                         for half in 0..halves {
                             let sum = match halves {
@@ -62,7 +61,7 @@ macro_rules! kernel {
                             };
                             let per_half = 8 / halves;
                             let mut dot = _mm256_setzero_si256();
-                            for codes in planes {
+                            for codes in &planes[..1 + usize::from(x.precise)] {
                                 dot = _mm256_slli_epi32::<8>(dot);
                                 for (g, group) in
                                     groups.iter().enumerate().skip(half * per_half).take(per_half)
@@ -86,9 +85,6 @@ macro_rules! kernel {
                                     };
                                     dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, ones));
                                 }
-                            }
-                            if planes.len() == 1 {
-                                dot = _mm256_slli_epi32::<8>(dot);
                             }
                             if !signed {
                                 dot = _mm256_add_epi32(dot, _mm256_set1_epi32(-w.offset * sum));

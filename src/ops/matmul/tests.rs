@@ -30,9 +30,20 @@ fn random_matrix(dtype: DType, out: usize, cols: usize, random: &mut Random) -> 
 }
 
 fn run(isa: Isa, threads: usize, w: &PackedMatrix, x: &[f32], rows: usize) -> Vec<f32> {
+    run_with(isa, threads, w, x, rows, false)
+}
+
+fn run_with(
+    isa: Isa,
+    threads: usize,
+    w: &PackedMatrix,
+    x: &[f32],
+    rows: usize,
+    precise: bool,
+) -> Vec<f32> {
     let pool = ThreadPool::new(threads);
     let mut a = Activations::new();
-    a.set(&pool, x, rows, w.in_features());
+    a.set(&pool, x, rows, w.in_features(), precise);
     // Beside another matrix, in rows with room to spare.
     let before = PackedMatrix::from_f32(3, w.in_features(), &vec![1.0; 3 * w.in_features()]);
     let before = before.expect("fits");
@@ -65,32 +76,34 @@ fn quantized_weights_agree_with_f64_and_between_paths() {
                 assert_eq!(row, dense[n * cols..][..cols], "{dtype:?} row {n}");
             }
             let x = random.vec(rows * cols);
-            let plain = run(Isa::Plain, 1, &w, &x, rows);
-            // The exact product with the rounded activations.
-            let mut a = Activations::new();
-            a.set(&ThreadPool::new(1), &x, rows, cols);
-            for r in 0..rows {
-                for n in 0..out {
-                    let terms = (0..cols).map(|k| {
-                        let at = r * cols + k;
-                        let x = f64::from(a.steps(at)) * f64::from(a.scales[at / 32]);
-                        x * f64::from(dense[n * cols + k])
-                    });
-                    let (sum, size) = terms.fold((0.0, 0.0), |(s, m), t| (s + t, m + t.abs()));
-                    let got = f64::from(plain[r * out + n]);
-                    assert!((got - sum).abs() <= 1e-4 * size + 1e-6, "{dtype:?}: {got} {sum}");
+            for precise in [false, true] {
+                let plain = run_with(Isa::Plain, 1, &w, &x, rows, precise);
+                // The exact product with the rounded activations.
+                let mut a = Activations::new();
+                a.set(&ThreadPool::new(1), &x, rows, cols, precise);
+                for r in 0..rows {
+                    for n in 0..out {
+                        let terms = (0..cols).map(|k| {
+                            let at = r * cols + k;
+                            let x = f64::from(a.steps(at)) * f64::from(a.scales[at / 32]);
+                            x * f64::from(dense[n * cols + k])
+                        });
+                        let (sum, size) = terms.fold((0.0, 0.0), |(s, m), t| (s + t, m + t.abs()));
+                        let got = f64::from(plain[r * out + n]);
+                        assert!((got - sum).abs() <= 1e-4 * size + 1e-6, "{dtype:?}: {got} {sum}");
+                    }
                 }
-            }
-            for isa in Isa::supported() {
-                for threads in [1, 3] {
-                    let got = run(isa, threads, &w, &x, rows);
-                    assert_eq!(got, plain, "{dtype:?} {isa:?}");
+                for isa in Isa::supported() {
+                    for threads in [1, 3] {
+                        let got = run_with(isa, threads, &w, &x, rows, precise);
+                        assert_eq!(got, plain, "{dtype:?} {isa:?} {precise}");
+                    }
                 }
+                // A row alone.
+                let x = &x[(rows - 1) * cols..];
+                let last = run_with(Isa::best(), 1, &w, x, 1, precise);
+                assert_eq!(last, plain[(rows - 1) * out..], "{dtype:?} alone");
             }
-            // A row alone.
-            let x = &x[(rows - 1) * cols..];
-            let last = run(Isa::best(), 1, &w, x, 1);
-            assert_eq!(last, plain[(rows - 1) * out..], "{dtype:?} alone");
         }
     }
 }

@@ -23,18 +23,27 @@ pub(super) unsafe fn panels<const R: usize, const P: usize>(
 ) {
     // SAFETY: by the caller's promise.
     unsafe {
-        match (w.eight_bit, w.half_blocks) {
-            (false, _) => kernel::<R, P, false, false>(w, panel, x, first, sums),
-            (true, false) => kernel::<R, P, true, false>(w, panel, x, first, sums),
-            (true, true) => kernel::<R, P, true, true>(w, panel, x, first, sums),
+        match (w.eight_bit, w.half_blocks, x.precise) {
+            (false, _, false) => kernel::<R, P, false, false, false>(w, panel, x, first, sums),
+            (false, _, true) => kernel::<R, P, false, false, true>(w, panel, x, first, sums),
+            (true, false, false) => kernel::<R, P, true, false, false>(w, panel, x, first, sums),
+            (true, false, true) => kernel::<R, P, true, false, true>(w, panel, x, first, sums),
+            (true, true, false) => kernel::<R, P, true, true, false>(w, panel, x, first, sums),
+            (true, true, true) => kernel::<R, P, true, true, true>(w, panel, x, first, sums),
         }
     }
 }
 
 /// # Safety
-/// As [`panels`], and the constants must be those of `w`.
+/// As [`panels`], and the constants must be those of `w` and `x`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
-unsafe fn kernel<const R: usize, const P: usize, const EIGHT: bool, const HALVES: bool>(
+unsafe fn kernel<
+    const R: usize,
+    const P: usize,
+    const EIGHT: bool,
+    const HALVES: bool,
+    const PRECISE: bool,
+>(
     w: &IntPanels,
     panel: usize,
     x: &Activations,
@@ -72,7 +81,7 @@ unsafe fn kernel<const R: usize, const P: usize, const EIGHT: bool, const HALVES
             }
         }
         for half in 0..halves {
-            // Sums of the two planes. The second one carries the offset, and is multiplied where it counts.
+            // Sums of the two planes; the second one carries the offset.
             let mut dots = [[_mm512_setzero_si512(); P]; R];
             let mut rest = [[_mm512_setzero_si512(); P]; R];
             if w.offset != 0 {
@@ -83,45 +92,34 @@ unsafe fn kernel<const R: usize, const P: usize, const EIGHT: bool, const HALVES
                     *rest = [_mm512_set1_epi32(-w.offset * sum); P];
                 }
             }
-            let groups = half * 8 / halves..(half + 1) * 8 / halves;
-            macro_rules! multiply {
-                ($fine:literal) => {
-                    for g in groups {
-                        // SAFETY: see above.
-                        unsafe {
-                            let weights: [__m512i; P] = std::array::from_fn(|p| {
-                                if EIGHT {
-                                    _mm512_load_si512(line[p].add(g))
-                                } else {
-                                    let line = _mm512_load_si512(line[p].add(g % 4));
-                                    let line =
-                                        if g < 4 { line } else { _mm512_srli_epi16::<4>(line) };
-                                    _mm512_and_si512(line, low)
-                                }
-                            });
-                            let at = b * (BLOCK / 4) + g;
-                            for r in 0..R {
-                                let x = codes[r].cast::<i32>().add(at).read_unaligned();
-                                let x = _mm512_set1_epi32(x);
-                                for p in 0..P {
-                                    dots[r][p] = _mm512_dpbusd_epi32(dots[r][p], weights[p], x);
-                                }
-                                if $fine {
-                                    let x = rests[r].cast::<i32>().add(at).read_unaligned();
-                                    let x = _mm512_set1_epi32(x);
-                                    for p in 0..P {
-                                        rest[r][p] = _mm512_dpbusd_epi32(rest[r][p], weights[p], x);
-                                    }
-                                }
+            for g in half * 8 / halves..(half + 1) * 8 / halves {
+                // SAFETY: see above.
+                unsafe {
+                    let weights: [__m512i; P] = std::array::from_fn(|p| {
+                        if EIGHT {
+                            _mm512_load_si512(line[p].add(g))
+                        } else {
+                            let line = _mm512_load_si512(line[p].add(g % 4));
+                            let line = if g < 4 { line } else { _mm512_srli_epi16::<4>(line) };
+                            _mm512_and_si512(line, low)
+                        }
+                    });
+                    let at = b * (BLOCK / 4) + g;
+                    for r in 0..R {
+                        let x = codes[r].cast::<i32>().add(at).read_unaligned();
+                        let x = _mm512_set1_epi32(x);
+                        for p in 0..P {
+                            dots[r][p] = _mm512_dpbusd_epi32(dots[r][p], weights[p], x);
+                        }
+                        if PRECISE {
+                            let x = rests[r].cast::<i32>().add(at).read_unaligned();
+                            let x = _mm512_set1_epi32(x);
+                            for p in 0..P {
+                                rest[r][p] = _mm512_dpbusd_epi32(rest[r][p], weights[p], x);
                             }
                         }
                     }
-                };
-            }
-            if x.any_fine::<R>(b, first) {
-                multiply!(true);
-            } else {
-                multiply!(false);
+                }
             }
             // SAFETY: see above.
             unsafe {
@@ -131,7 +129,8 @@ unsafe fn kernel<const R: usize, const P: usize, const EIGHT: bool, const HALVES
                     let x_scale = *x.scales.get_unchecked((first + r) * blocks + b);
                     let x_scale = _mm512_set1_ps(x_scale);
                     for p in 0..P {
-                        let dot = _mm512_slli_epi32::<8>(dots[r][p]);
+                        let dot = dots[r][p];
+                        let dot = if PRECISE { _mm512_slli_epi32::<8>(dot) } else { dot };
                         let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot, rest[r][p]));
                         let scale = _mm512_mul_ps(scale[p], x_scale);
                         acc[r][p] = _mm512_fmadd_ps(scale, dot, acc[r][p]);
