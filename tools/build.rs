@@ -265,22 +265,9 @@ pub(crate) fn cut(args: &Args, config: &ModelConfig, keep: usize) -> Result<(Pat
     ensure!((1..total).contains(&keep), "--keep-blocks must be 1 to {}", total - 1);
     println!("1/6 measuring blocks");
     let measured = args.out.join("importance.json");
-    importance::run(&importance::Args {
-        model: args.model.clone(),
-        out: measured.clone(),
-        text: None,
-        tokens: 8192,
-    })?;
+    importance::run(&importance::Args::of(args.model.clone(), measured.clone()))?;
     println!("2/6 cutting {} of {total} blocks", total - keep);
     let pruned = args.out.join("pruned");
-    prune::run(&prune::Args {
-        model: args.model.clone(),
-        out: pruned.clone(),
-        list: None,
-        blocks: Some(total - keep),
-        flop_share: None,
-        importance: Some(measured),
-        dtype: None,
-    })?;
+    prune::run(&prune::Args::of(args.model.clone(), pruned.clone(), total - keep, measured))?;
     Ok((pruned, keep))
 }

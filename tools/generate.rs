@@ -13,6 +13,7 @@ use pleach::engine::{
     Engine, EngineConfig, Event, FinishReason, MAX_TOP_LOGPROBS, Request, RequestId,
 };
 use pleach::kv_cache::blocks_for;
+use pleach::model::Decoder;
 use pleach::sampling::SamplingParams;
 use pleach::train::{Example, Origin};
 use serde::Serialize;
@@ -264,6 +265,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// An engine for `batch` texts of up to `longest` tokens at a time, without speculation.
+pub(crate) fn batch_engine(target: Decoder, batch: usize, longest: usize) -> Result<Engine> {
+    let max_model_len = longest.min(target.config().max_position_embeddings);
+    let config = EngineConfig {
+        max_num_seqs: batch,
+        max_model_len: Some(max_model_len),
+        num_blocks: Some(batch * blocks_for(max_model_len)),
+        num_speculative_tokens: 0,
+        ..EngineConfig::default()
+    };
+    Ok(Engine::new(target, None, config)?)
+}
+
 /// Lets the model that is loaded answer.
 fn answer(
     work: &mut Work<'_>,
@@ -272,15 +286,7 @@ fn answer(
 ) -> Result<()> {
     let args = work.args;
     let longest = args.max_prompt_tokens + args.max_tokens + 1;
-    let max_model_len = longest.min(loaded.target.config().max_position_embeddings);
-    let config = EngineConfig {
-        max_num_seqs: args.batch,
-        max_model_len: Some(max_model_len),
-        num_blocks: Some(args.batch * blocks_for(max_model_len)),
-        num_speculative_tokens: 0,
-        ..EngineConfig::default()
-    };
-    let mut engine = Engine::new(loaded.target, None, config)?;
+    let mut engine = batch_engine(loaded.target, args.batch, longest)?;
     let mut running: HashMap<RequestId, Running> = HashMap::new();
     let mut again: Vec<Running> = Vec::new();
     loop {

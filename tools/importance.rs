@@ -32,6 +32,13 @@ pub(crate) struct Args {
     pub(crate) tokens: usize,
 }
 
+impl Args {
+    /// On the built-in text.
+    pub(crate) fn of(model: ModelArgs, out: PathBuf) -> Self {
+        Self { model, out, text: None, tokens: 8192 }
+    }
+}
+
 /// What was measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Importance {

@@ -28,6 +28,24 @@ fn save(
     Ok(atomically(path, |writer| std::io::Write::write_all(writer, svg.as_bytes()))?)
 }
 
+/// The stroke that stands for a line in the key.
+fn stroke(colour: RGBColor) -> impl Fn((i32, i32)) -> PathElement<(i32, i32)> {
+    move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour)
+}
+
+/// Draws the key: which line is which.
+fn key<'a, C: CoordTranslate>(
+    chart: &mut ChartContext<'a, SVGBackend<'a>, C>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    chart
+        .configure_series_labels()
+        .background_style(WHITE)
+        .border_style(BLACK)
+        .label_font(("sans-serif", 15))
+        .draw()?;
+    Ok(())
+}
+
 /// Angular distance of every run of blocks: small is dark, and the best start of every length is
 /// framed.
 pub(crate) fn heat_map(path: &Path, importance: &Importance) -> Result<()> {
@@ -92,20 +110,14 @@ pub(crate) fn losses(path: &Path, rows: &[Row]) -> Result<()> {
         chart
             .draw_series(LineSeries::new(training, BLUE.mix(0.6)))?
             .label("training")
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], BLUE));
+            .legend(stroke(BLUE));
         let validation: Vec<(f64, f64)> =
             rows.iter().filter_map(|row| Some((minutes(row), row.validation_loss?))).collect();
         chart
             .draw_series(LineSeries::new(validation, RED.stroke_width(2)).point_size(3))?
             .label("validation")
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], RED));
-        chart
-            .configure_series_labels()
-            .background_style(WHITE)
-            .border_style(BLACK)
-            .label_font(("sans-serif", 15))
-            .draw()?;
-        Ok(())
+            .legend(stroke(RED));
+        key(&mut chart)
     })
 }
 
@@ -141,22 +153,16 @@ pub(crate) fn search(path: &Path, tried: &[Tried]) -> Result<()> {
         chart
             .draw_series(LineSeries::new(speedup, RED.stroke_width(2)).point_size(4))?
             .label("predicted speed-up")
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], RED));
+            .legend(stroke(RED));
         chart
             .draw_secondary_series(LineSeries::new(points(|one| one.alpha), BLUE).point_size(3))?
             .label("alpha (right)")
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], BLUE));
+            .legend(stroke(BLUE));
         let cost = points(|one| one.draft_step_cost);
         chart
             .draw_secondary_series(LineSeries::new(cost, BLACK).point_size(3))?
             .label("draft step (right)")
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], BLACK));
-        chart
-            .configure_series_labels()
-            .background_style(WHITE)
-            .border_style(BLACK)
-            .label_font(("sans-serif", 15))
-            .draw()?;
-        Ok(())
+            .legend(stroke(BLACK));
+        key(&mut chart)
     })
 }

@@ -41,6 +41,14 @@ pub(crate) struct Args {
     pub(crate) dtype: Option<FloatFormat>,
 }
 
+impl Args {
+    /// To cut the `blocks` blocks that matter least.
+    pub(crate) fn of(model: ModelArgs, out: PathBuf, blocks: usize, importance: PathBuf) -> Self {
+        let (blocks, importance) = (Some(blocks), Some(importance));
+        Self { model, out, list: None, blocks, flop_share: None, importance, dtype: None }
+    }
+}
+
 /// Float formats of Hugging Face folders.
 #[derive(Debug, Clone, Copy, clap::ValueEnum, Serialize)]
 pub(crate) enum FloatFormat {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::source::Source;
 use pleach::checkpoint::write::json_file;
-use pleach::engine::{Engine, EngineConfig, MeasuredCosts};
+use pleach::engine::{Engine, EngineConfig, MeasuredCosts, expected_speedup};
 use serde::{Deserialize, Serialize};
 
 use crate::common::{Journal, Manifest, ModelArgs, beside};
@@ -115,12 +115,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
     let measured = args.out.join("importance.json");
-    importance::run(&importance::Args {
-        model: args.model.clone(),
-        out: measured.clone(),
-        text: None,
-        tokens: 8192,
-    })?;
+    importance::run(&importance::Args::of(args.model.clone(), measured.clone()))?;
     let (mut journal, mut tried) =
         Journal::open::<Tried>(beside(&result, ".partial.jsonl"), &manifest)?;
     for keep in first + tried.len()..=last {
@@ -141,15 +136,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn try_draft(args: &Args, measured: &Path, keep: usize, total: usize) -> Result<Tried> {
     let folder = args.out.join(keep.to_string());
     let (pruned, draft) = (folder.join("pruned"), folder.join("draft.gguf"));
-    prune::run(&prune::Args {
-        model: args.model.clone(),
-        out: pruned.clone(),
-        list: None,
-        blocks: Some(total - keep),
-        flop_share: None,
-        importance: Some(measured.into()),
-        dtype: None,
-    })?;
+    let cut = total - keep;
+    prune::run(&prune::Args::of(args.model.clone(), pruned.clone(), cut, measured.into()))?;
     train::run(&train::Args {
         minutes: args.steps.is_none().then_some(args.minutes),
         steps: args.steps,
@@ -213,17 +201,10 @@ fn measure(args: &Args, draft: &Source) -> Result<MeasuredCosts> {
 /// The draft tokens a round that promise the highest speed-up, and the speed-up. `verify_cost[n]` is the
 /// cost of verifying n + 1 tokens; it and `draft_step_cost` are in target steps.
 fn predict(alpha: f64, draft_step_cost: f64, verify_cost: &[f64]) -> (usize, f64) {
-    let mut best = (0, 1.0);
-    let (mut tokens, mut chance) = (1.0, 1.0);
-    for (drafted, verify) in verify_cost.iter().enumerate().skip(1) {
-        chance *= alpha;
-        tokens += chance;
-        let speedup = tokens / (drafted as f64 * draft_step_cost + verify);
-        if speedup > best.1 {
-            best = (drafted, speedup);
-        }
-    }
-    best
+    let promised = verify_cost.iter().enumerate().skip(1).map(|(drafted, &verify)| {
+        (drafted, expected_speedup(alpha, drafted, draft_step_cost, verify))
+    });
+    promised.fold((0, 1.0), |best, one| if one.1 > best.1 { one } else { best })
 }
 
 fn print(tried: &[Tried]) {

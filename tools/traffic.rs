@@ -8,14 +8,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::write;
-use pleach::engine::{Engine, EngineConfig, Event, FinishReason, Readout, Request, RequestId};
-use pleach::kv_cache::blocks_for;
+use pleach::engine::{Event, FinishReason, Readout, Request, RequestId};
 use pleach::traffic::{Recorded, files_of};
 use pleach::train::Example;
 use serde::Serialize;
 
 use crate::common::{Manifest, ModelArgs, Progress, Prompt, beside, spread};
-use crate::generate::{Answered, Clock, Writer};
+use crate::generate::{Answered, Clock, Writer, batch_engine};
 
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Args {
@@ -84,15 +83,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut waiting: VecDeque<(usize, Example)> = waiting.collect();
 
     let longest = args.max_prompt_tokens + args.max_tokens + 1;
-    let max_model_len = longest.min(loaded.target.config().max_position_embeddings);
-    let config = EngineConfig {
-        max_num_seqs: args.batch,
-        max_model_len: Some(max_model_len),
-        num_blocks: Some(args.batch * blocks_for(max_model_len)),
-        num_speculative_tokens: 0,
-        ..EngineConfig::default()
-    };
-    let mut engine = Engine::new(loaded.target, None, config)?;
+    let mut engine = batch_engine(loaded.target, args.batch, longest)?;
+    let max_model_len = engine.limits().max_model_len;
     let mut clock = Clock::open(beside(&args.out, ".seconds"))?;
     let mut progress = match args.minutes {
         Some(minutes) => Progress::new("reading", (minutes * 60.0) as u64),
