@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::{ApiError, AppState};
+use super::{ApiError, AppState, SetupError};
 use crate::config_file::{self, FileError};
 use crate::engine::Event;
 use crate::metrics::KEY_TOKENS;
@@ -58,28 +58,35 @@ struct Allowance {
 }
 
 impl Keys {
-    /// The keys of a TOML file of `[[key]]` tables, and one without limits.
-    pub(super) fn open(file: Option<&Path>, single: Option<&str>) -> Result<Self, FileError> {
+    /// The keys of a TOML file of `[[key]]` tables, and one without limits, with the setting it comes from.
+    pub(super) fn open(
+        file: Option<&Path>,
+        single: Option<(&'static str, &str)>,
+    ) -> Result<Self, SetupError> {
         let mut keys = Vec::new();
         if let Some(path) = file {
             let invalid = |reason| FileError::invalid(path, reason);
             let file: File = config_file::read(path)?;
             for entry in file.key {
-                if entry.key.is_empty() || entry.name.is_empty() {
-                    return Err(invalid("`name` and `key` must not be empty".into()));
+                if entry.name.trim().is_empty() {
+                    return Err(invalid("`name` must not be empty or blank".into()).into());
                 }
-                let key = Key::new(entry);
+                let name = entry.name.clone();
+                let key = Key::new(entry)
+                    .map_err(|reason| invalid(format!("the `key` of `{name}` {reason}")))?;
                 let twice = |other: &Arc<Key>| other.name == key.name || other.digest == key.digest;
                 if keys.iter().any(twice) {
-                    return Err(invalid(format!("`{}` or its key is there twice", key.name)));
+                    let reason = format!("`{}` or its key is there twice", key.name);
+                    return Err(invalid(reason).into());
                 }
                 keys.push(Arc::new(key));
             }
         }
-        if let Some(key) = single {
+        if let Some((setting, key)) = single {
             let (name, key) = ("default".into(), key.into());
             let entry = Entry { name, key, max_concurrent_requests: None, tokens_per_minute: None };
-            keys.push(Arc::new(Key::new(entry)));
+            let key = Key::new(entry).map_err(|reason| SetupError::Key { setting, reason })?;
+            keys.push(Arc::new(key));
         }
         Ok(Self(keys))
     }
@@ -87,7 +94,10 @@ impl Keys {
     /// The key that a request carries. Takes as long for any wrong key.
     fn find(&self, headers: &HeaderMap) -> Option<&Arc<Key>> {
         let bearer = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-        let bearer = bearer.and_then(|value| value.strip_prefix("Bearer "));
+        let bearer = bearer.and_then(|value| value.trim_start().split_once(' '));
+        // A scheme's case does not matter (RFC 9110, section 11.1).
+        let bearer = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+        let bearer = bearer.map(|(_, key)| key);
         let given = bearer.or_else(|| headers.get("x-api-key")?.to_str().ok())?;
         let digest: [u8; 32] = Sha256::digest(given.trim()).into();
         self.0.iter().fold(
@@ -100,18 +110,29 @@ impl Keys {
 }
 
 impl Key {
-    fn new(entry: Entry) -> Self {
+    /// A key as configured, without the white space that files and secrets leave around it; or why no request
+    /// could carry it.
+    fn new(entry: Entry) -> Result<Self, &'static str> {
+        let key = entry.key.trim();
+        if key.is_empty() {
+            return Err("must not be empty or blank: anybody could send it");
+        }
+        if !key.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            return Err("must be printable ASCII: no request could carry it");
+        }
         let allowance = |tokens: u32| Allowance {
             per_minute: tokens.into(),
             left: tokens.into(),
             at: Instant::now(),
         };
-        Self {
+        Ok(Self {
+            digest: Sha256::digest(key).into(),
             name: entry.name,
-            digest: Sha256::digest(&entry.key).into(),
-            slots: entry.max_concurrent_requests.map(|n| Arc::new(Semaphore::new(n))),
+            slots: entry
+                .max_concurrent_requests
+                .map(|n| Arc::new(Semaphore::new(n.min(Semaphore::MAX_PERMITS)))),
             allowance: entry.tokens_per_minute.map(|tokens| Mutex::new(allowance(tokens))),
-        }
+        })
     }
 
     fn charge(&self, tokens: usize) {
@@ -145,7 +166,7 @@ impl Allowance {
     }
 }
 
-/// Lets a request with a known key pass, within the key's limits.
+/// Lets a request with a known key pass, as many at a time as the key allows.
 pub(super) async fn authorise(
     State(state): State<AppState>,
     request: Request,
@@ -165,10 +186,6 @@ pub(super) async fn authorise(
             }
         },
     };
-    if let Err(seconds) = key.admit() {
-        let message = "this key's tokens per minute are used up";
-        return ApiError::rate_limited(message, seconds).into_response();
-    }
     let response = CALLER.scope(key, next.run(request)).await;
     // A stream holds its place to its end.
     response.map(|body| {
@@ -177,6 +194,17 @@ pub(super) async fn authorise(
             frame
         }))
     })
+}
+
+/// Lets a request that uses tokens pass while its key has any left.
+pub(super) async fn within_allowance(request: Request, next: Next) -> Response {
+    match CALLER.try_with(|key| key.admit()) {
+        Ok(Err(seconds)) => {
+            let message = "this key's tokens per minute are used up";
+            ApiError::rate_limited(message, seconds).into_response()
+        }
+        _ => next.run(request).await,
+    }
 }
 
 /// Lets those pass who run the server.

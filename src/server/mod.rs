@@ -50,31 +50,38 @@ use wire::{Model, ModelList, Status, Version};
 
 /// All routes.
 pub fn router(state: AppState) -> Router {
-    // Those that cost something: they need a key, where there are keys.
-    let versioned = Router::new()
-        .route("/models", get(models))
-        .route("/models/{*name}", get(model))
+    let read_body = from_fn_with_state(state.clone(), guard::read_body);
+    // Those that use tokens, which a key may have a bounded number of.
+    let generating = Router::new()
         .route("/chat/completions", post(chat::chat_completions))
         .route("/completions", post(completions::completions))
         .route("/responses", post(responses::responses))
         .route("/messages", post(messages::messages))
+        .route("/embeddings", post(embeddings::embeddings))
+        .route_layer(read_body.clone())
+        .route_layer(from_fn(keys::within_allowance));
+    let versioned = Router::new()
+        .route("/models", get(models))
+        .route("/models/{*name}", get(model))
         .route("/messages/count_tokens", post(messages::count_tokens))
-        .route("/embeddings", post(embeddings::embeddings));
+        .route_layer(read_body.clone())
+        .merge(generating);
+    // They need a key, where there are keys.
     let api = Router::new()
-        .nest("/v1", versioned.clone())
-        // For clients whose base address lacks the version.
-        .merge(versioned)
         .route("/apply-template", post(chat::apply_template))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
-        .route_layer(from_fn_with_state(state.clone(), guard::read_body))
+        .route_layer(read_body.clone())
+        .nest("/v1", versioned.clone())
+        // For clients whose base address lacks the version.
+        .merge(versioned)
         .route_layer(from_fn_with_state(state.clone(), keys::authorise));
     let admin = Router::new()
         .route(
             "/admin/draft",
             get(admin::draft).post(admin::change_draft).delete(admin::keep_draft),
         )
-        .route_layer(from_fn_with_state(state.clone(), guard::read_body))
+        .route_layer(read_body)
         .route_layer(from_fn_with_state(state.clone(), keys::authorise_admin));
     Router::new()
         .route("/", get(playground::page))

@@ -220,6 +220,8 @@ struct Http {
 pub enum SetupError {
     #[error(transparent)]
     Keys(#[from] FileError),
+    #[error("{setting} {reason}")]
+    Key { setting: &'static str, reason: &'static str },
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error("--tls-certificate and --tls-key need each other")]
@@ -254,9 +256,11 @@ impl AppState {
             cors_origins,
             log_prompts,
         } = &config.access;
-        let admin_key = admin_key.as_deref().map(|key| Keys::open(None, Some(key))).transpose()?;
+        let admin_key = admin_key.as_deref().map(|key| ("--admin-key (PLEACH_ADMIN_KEY)", key));
+        let admin_key = admin_key.map(|key| Keys::open(None, Some(key))).transpose()?;
+        let api_key = api_key.as_deref().map(|key| ("--api-key (PLEACH_API_KEY)", key));
         let keys = (api_key.is_some() || api_keys.is_some())
-            .then(|| Keys::open(api_keys.as_deref(), api_key.as_deref()))
+            .then(|| Keys::open(api_keys.as_deref(), api_key))
             .transpose()?;
         let tls = match (tls_certificate, tls_key) {
             (Some(certificate), Some(key)) => Some(tls::acceptor(certificate, key)?),

@@ -70,8 +70,81 @@ fn keys_open_and_limit() {
     assert_eq!(refused.status, 429);
     let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
     assert!((45..=90).contains(&seconds), "{seconds}");
+    // What uses no tokens waits for none.
+    assert_eq!(server.request("GET", "/v1/models", ben, "").status, 200);
+    for (path, body) in [
+        ("/tokenize", json!({"prompt": "x"})),
+        ("/apply-template", json!({"messages": [{"role": "user", "content": "x"}]})),
+    ] {
+        assert_eq!(server.request("POST", path, ben, &body.to_string()).status, 200, "{path}");
+    }
+    let body = json!({"input": "x"}).to_string();
+    assert_eq!(server.request("POST", "/v1/embeddings", ben, &body).status, 429);
     assert!(server.metric("pleach_key_tokens_total{key=\"ben\"}") > 100.0);
     assert!(!server.log().contains("-key"), "a key is in the log");
+}
+
+/// White space around a key, in its file, its variable or its header, is no part of it, nor is the scheme's case.
+#[test]
+fn keys_are_trimmed_and_schemes_have_no_case() {
+    let file = scratch("blanks.toml", "[[key]]\nname = \"anna\"\nkey = \" anna-key\\n\"\n");
+    let server = Server::start_with(
+        &["--api-keys", file.to_str().unwrap()],
+        &[("PLEACH_API_KEY", "one-key\n"), ("PLEACH_ADMIN_KEY", "\tadmin-key \r\n")],
+    );
+    for key in ["one-key", "anna-key"] {
+        for header in [
+            "authorization: Bearer ",
+            "Authorization: bearer  ",
+            "authorization: BEARER ",
+            "x-api-key:  ",
+        ] {
+            let headers = format!("{header}{key} \r\n");
+            assert_eq!(server.request("GET", "/v1/models", &headers, "").status, 200, "{headers}");
+            assert_eq!(
+                server.request("GET", "/admin/draft", &headers, "").status,
+                401,
+                "{headers}"
+            );
+        }
+        for header in ["authorization: Bearer", "authorization: Token ", "authorization: "] {
+            let headers = format!("{header}{key}\r\n");
+            assert_eq!(server.request("GET", "/v1/models", &headers, "").status, 401, "{headers}");
+        }
+    }
+    let admin = "authorization: bearer admin-key\r\n";
+    assert_eq!(server.request("GET", "/admin/draft", admin, "").status, 200);
+    for empty in ["x-api-key:\r\n", "authorization: Bearer \r\n", "authorization: Bearer\r\n"] {
+        assert_eq!(server.request("GET", "/admin/draft", empty, "").status, 401, "{empty}");
+    }
+}
+
+/// A key that anybody could send, or nobody, opens nothing: the server does not start with it.
+#[test]
+fn keys_that_are_blank_refuse_to_start() {
+    let blank = scratch("blank-key.toml", "[[key]]\nname = \"a\"\nkey = \" \\t\"\n");
+    let config = scratch("blank-config.toml", "admin-key = \"  \"\n");
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let start = |arguments: &[String], variable: Option<(&str, &str)>, expected: [&str; 2]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pleach"));
+        let output =
+            command.args(arguments).envs(variable).env("PLEACH_PORT", "0").output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        let told = expected.iter().all(|part| log.contains(part));
+        assert!(!output.status.success() && told, "{arguments:?} {variable:?}: {log}");
+    };
+    for key in ["", " ", "\n", "\t \r\n"] {
+        for (variable, flag) in
+            [("PLEACH_API_KEY", "--api-key"), ("PLEACH_ADMIN_KEY", "--admin-key")]
+        {
+            let expected = [variable, "must not be empty or blank"];
+            start(&[], Some((variable, key)), expected);
+            start(&[format!("{flag}={key}")], None, expected);
+        }
+    }
+    start(&[], Some(("PLEACH_API_KEY", "Schlüssel")), ["PLEACH_API_KEY", "printable ASCII"]);
+    start(&["--config".into(), text(&config)], None, ["PLEACH_ADMIN_KEY", "empty or blank"]);
+    start(&["--api-keys".into(), text(&blank)], None, ["`key` of `a`", "empty or blank"]);
 }
 
 #[test]
