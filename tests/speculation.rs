@@ -5,7 +5,7 @@ mod engine_support;
 
 use std::collections::HashMap;
 
-use engine_support::{engine, ids, prompt, questions, run};
+use engine_support::{engine, engine_with_attached, ids, prompt, questions, run};
 use pleach::engine::{EngineConfig, Request};
 use pleach::sampling::SamplingParams;
 use pleach::spec::Proposer;
@@ -51,6 +51,40 @@ fn greedy_output_is_identical_with_every_proposer() {
             |proposer: Proposer| engine.stats().proposers[proposer as usize].accepted_tokens;
         assert!(accepted(Proposer::Ngram) > 0 && accepted(Proposer::Prediction) > 0);
         assert!(adaptive || (accepted(Proposer::DraftModel) > 0) == draft.is_some());
+    }
+}
+
+/// A drafter that reads the target's states and writes to its cache leaves no trace in the text: alone and in a
+/// batch, with n-grams and without, when sequences are turned out and when they share their beginning; and it has
+/// tokens accepted.
+#[test]
+fn an_attached_drafter_leaves_no_trace() {
+    let mut requests: Vec<Request> = questions(24).into_iter().chain(repetitive(48)).collect();
+    requests.push(requests[3].clone());
+    let expected = ids(&run(&mut engine(&config(), None), &requests));
+    let longest = requests.iter().map(|r| r.prompt.len()).max().unwrap() + 48;
+    let tight = longest.div_ceil(16) + 1;
+    for (num_blocks, length, adaptive, ngram) in
+        [(128, 4, false, false), (tight, 3, false, true), (128, 8, true, true)]
+    {
+        let config = EngineConfig {
+            num_blocks: Some(num_blocks),
+            num_speculative_tokens: length,
+            adaptive,
+            ngram,
+            ..config()
+        };
+        let mut engine = engine_with_attached(&config);
+        engine.profile();
+        assert_eq!(ids(&run(&mut engine, &requests)), expected, "{num_blocks} {length}");
+        for (request, expected) in requests.iter().zip(&expected).skip(6) {
+            let alone = run(&mut engine, std::slice::from_ref(request)).remove(0);
+            assert_eq!(&alone.ids(), expected);
+        }
+        let drafted = engine.stats().proposers[Proposer::DraftModel as usize];
+        println!("{drafted:?}");
+        assert!(adaptive || drafted.accepted_tokens > 0, "{drafted:?}");
+        assert_eq!(engine.stats().draft_failures, 0);
     }
 }
 

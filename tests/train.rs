@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use pleach::checkpoint::{Checkpoint, source};
 use pleach::kv_cache::{BlockPool, BlockTable};
-use pleach::model::{Decoder, ModelConfig, Precision, Rows, Workspace};
+use pleach::model::{Attachment, Decoder, ModelConfig, PROJECTIONS, Precision, Rows, Workspace};
 use pleach::ops::ThreadPool;
+use pleach::ops::training::Divergence;
 use pleach::train::{
-    Adapt, Batch, Budget, Dataset, Example, Network, Options, Parameters, TopKWriter, Trainer,
-    Weight, block_weights,
+    Adapt, AttachedLesson, AttachedNetwork, Batch, Budget, Dataset, Distillation, Example, Lesson,
+    Network, Options, Parameters, TargetStates, TopKWriter, Trainer, Weight, Weights,
+    block_weights,
 };
 
 fn checkpoint() -> Checkpoint {
@@ -154,12 +156,14 @@ fn options(steps: u32) -> Options {
     }
 }
 
-fn trainer(folder: &std::path::Path, adapt: Adapt, steps: u32) -> Trainer {
+fn trainer(folder: &std::path::Path, adapt: Adapt, steps: u32) -> Trainer<Distillation> {
     let (config, weights, embedding) = small();
     let network = Network::new(config, embedding.clone(), embedding).unwrap();
     let parameters = Parameters::new(weights, adapt, 7).unwrap();
     let head_row = (0..50).map(Some).collect();
-    Trainer::new(network, parameters, counting(folder), head_row, options(steps)).unwrap()
+    let data = counting(folder);
+    let lesson = Distillation { network, data, head_row, divergence: Divergence::FORWARD_KL };
+    Trainer::new(lesson, parameters, options(steps)).unwrap()
 }
 
 /// The loss falls along the gradient as fast as the gradient says, for every weight array.
@@ -171,14 +175,48 @@ fn gradients_are_slopes() {
     let network = Network::new(config, embedding.clone(), embedding).unwrap();
     let head_row: Vec<_> = (0..50).map(Some).collect();
     let batch = data.batch(&[0, 1, 2, 3, 4], &head_row);
-    let parameters = Parameters::new(weights.clone(), Adapt::Full, 0).unwrap();
-    let leaves = parameters.leaves().unwrap();
-    let loss = network.loss_sum(&leaves, &batch).unwrap();
-    let store = loss.backward().unwrap();
-    let at = |moved: Vec<(String, Vec<usize>, Vec<f32>)>| {
+    assert_slopes(&weights, |weights| network.loss_sum(weights, &batch).unwrap());
+}
+
+/// The same for an attached drafter: through three steps of its chains, on its own states.
+#[test]
+fn gradients_of_chains_are_slopes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, mut weights, embedding) = small();
+    let attachment = Attachment { blocks: vec![4, 5], states: vec![2, 6] };
+    let mut random = fastrand::Rng::with_seed(5);
+    for (name, inputs) in PROJECTIONS.into_iter().zip([3 * 64, 2 * 64]) {
+        let values = (0..64 * inputs).map(|_| (random.f32() - 0.5) * 0.3).collect();
+        weights.push((name.into(), vec![64, inputs], values));
+    }
+    let data = counting(folder.path());
+    let path = folder.path().join("states");
+    let width = AttachedNetwork::state_width(&config, &attachment);
+    let positions = data.sequences().map(<[u32]>::len).sum();
+    let open = |identity| TargetStates::open(&path, identity, width, positions).unwrap();
+    assert!(open("a").is_none());
+    TargetStates::write(&path, "a", |writer| {
+        let mut value = || random.f32() * 2.0 - 1.0;
+        (0..positions)
+            .try_for_each(|_| writer.push(&(0..width).map(|_| value()).collect::<Vec<_>>()))
+    })
+    .unwrap();
+    assert!(open("b").is_none(), "another model's or other answers'");
+    let head_row = (0..50).map(Some).collect();
+    let head = embedding.clone();
+    let network = AttachedNetwork { config, attachment, embedding, head, head_row };
+    let kl = Divergence::FORWARD_KL;
+    let lesson = AttachedLesson::new(network, data, open("a").unwrap(), 3, kl).unwrap();
+    assert_slopes(&weights, |weights| lesson.loss(weights, &[0, 1, 2, 3, 4], true).unwrap().0);
+}
+
+/// For every weight array, `loss` falls along its gradient as fast as the gradient says.
+fn assert_slopes(weights: &[Weight], loss: impl Fn(&Weights) -> candle_core::Tensor) {
+    let leaves = Parameters::new(weights.to_vec(), Adapt::Full, 0).unwrap().leaves().unwrap();
+    let store = loss(&leaves).backward().unwrap();
+    let at = |moved: Vec<Weight>| {
         let parameters = Parameters::new(moved, Adapt::Full, 0).unwrap();
-        let loss = network.loss_sum(&parameters.leaves().unwrap(), &batch).unwrap();
-        f64::from(loss.to_scalar::<f32>().unwrap())
+        f64::from(loss(&parameters.leaves().unwrap()).to_scalar::<f32>().unwrap())
     };
     for (index, (name, ..)) in weights.iter().enumerate() {
         let gradient = store.get(&leaves[name]).unwrap_or_else(|| panic!("no gradient of {name}"));
@@ -186,7 +224,7 @@ fn gradients_are_slopes() {
         let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
         let step = 0.1;
         let moved = |direction: f64| {
-            let mut all = weights.clone();
+            let mut all = weights.to_vec();
             for (w, g) in all[index].2.iter_mut().zip(&gradient) {
                 *w += (direction * step * f64::from(*g) / norm) as f32;
             }

@@ -13,6 +13,7 @@ use pleach::ops::DType;
 use serde::Serialize;
 
 use crate::common::{Manifest, ModelArgs, save_folder};
+use crate::prune::DraftKind;
 use crate::{endpoint, evaluate, generate, importance, pack, paper, prune, report, traffic, train};
 
 /// Builds a draft from a model: measures the blocks, cuts, lets the model write its own training data,
@@ -55,8 +56,13 @@ pub(crate) struct Args {
     /// instead of cutting the model.
     #[arg(long, value_name = "DRAFT", conflicts_with = "keep_blocks")]
     pub(crate) from: Option<PathBuf>,
-    /// Blocks of the model that stay. Default: in a draft, as many as fit a quarter of its FLOPs; with
-    /// --recipe paper, five of six.
+    /// A standalone draft is a model of its own that reads the text; an attached one is the model's last blocks,
+    /// which read what the model has computed: a step costs a third and a prompt nothing, but it runs on the CPU
+    /// alone.
+    #[arg(long, value_enum, default_value = "standalone")]
+    pub(crate) draft_kind: prune::DraftKind,
+    /// Blocks of the model that stay. Default: in a standalone draft, as many as fit a quarter of its FLOPs; in
+    /// an attached one, two; with --recipe paper, five of six.
     #[arg(long)]
     pub(crate) keep_blocks: Option<usize>,
     /// Rows of the draft's head.
@@ -125,6 +131,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let folder = if from.is_dir() { from.clone() } else { unpack(args, &mut start)? };
             (folder, blocks)
         }
+        None if args.draft_kind == DraftKind::Attached => attach(args, config)?,
         None => {
             let budget = FLOP_SHARE * config.flops_per_token(512, config.vocab_size) as f64;
             let blocks = budget - config.head_flops(args.draft_vocab) as f64;
@@ -174,7 +181,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         checkpoint_seconds: args.checkpoint_seconds,
         seed: args.seed,
         threads: args.model.threads,
-        ..train::Args::for_draft(start, answers, out.join("train"))
+        ..train::Args::for_draft(args.model.model.clone(), start, answers, out.join("train"))
     })?;
     println!("5/6 packing");
     let draft = out.join("draft.gguf");
@@ -232,6 +239,7 @@ fn unpack(args: &Args, draft: &mut Checkpoint) -> Result<PathBuf> {
         values: Box::new(|| Ok(tensor.to_f32())),
     });
     model.config = draft.config.clone();
+    model.attachment = draft.attachment.clone();
     let folder = args.out.join("unpacked");
     save_folder(&folder, &model, &lazy.collect::<Vec<_>>(), None)?;
     Ok(folder)
@@ -255,6 +263,20 @@ fn remove_leftovers(folder: &Path, depth: usize) -> Result<()> {
 /// How a step's time is announced, where it has a budget.
 pub(crate) fn for_minutes(minutes: Option<f64>) -> String {
     minutes.map_or_else(String::new, |minutes| format!(" for {minutes:.1} minutes"))
+}
+
+/// Blocks that an attached drafter keeps.
+const ATTACHED_BLOCKS: usize = 2;
+
+/// Keeps the last --keep-blocks and starts their projections. Returns the folder and the number of blocks.
+fn attach(args: &Args, config: &ModelConfig) -> Result<(PathBuf, usize)> {
+    let total = config.num_hidden_layers;
+    let keep = args.keep_blocks.unwrap_or(ATTACHED_BLOCKS);
+    ensure!((1..total).contains(&keep), "--keep-blocks must be 1 to {}", total - 1);
+    println!("1/6, 2/6 attaching the last {keep} of {total} blocks");
+    let pruned = args.out.join("pruned");
+    prune::run(&prune::Args::attached(args.model.clone(), pruned.clone(), keep, total))?;
+    Ok((pruned, keep))
 }
 
 /// Measures the blocks and cuts all but --keep-blocks, or `keep`. Returns the folder of what is left and

@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use pleach::checkpoint::source::{self, DEFAULT_MODEL, Source};
 use pleach::checkpoint::write::{LazyTensor, folder_files, safetensors_file};
 use pleach::checkpoint::{Checkpoint, sha256, write};
-use pleach::model::Decoder;
+use pleach::model::{Attachment, Decoder, Draft};
 use pleach::ops::{DType, ThreadPool, available_threads};
 pub(crate) use pleach::prompts::{Prompt, VALIDATION_PROMPTS, read_prompts, spread};
 use pleach::text::ChatTemplate;
@@ -75,7 +75,7 @@ pub(crate) struct Loaded {
     pub(crate) checkpoint: Checkpoint,
     pub(crate) target: Decoder,
     pub(crate) draft: Option<Checkpoint>,
-    pub(crate) decoder: Option<Decoder>,
+    pub(crate) decoder: Option<Draft>,
     pub(crate) chat: Chat,
 }
 
@@ -191,12 +191,29 @@ pub(crate) fn save_folder(
     folder_files(folder, &like.config, DType::F32, like)?;
     let file = folder.join("model.safetensors");
     safetensors_file(&file, tensors)?;
-    if let Some(vocab) = draft_vocab {
-        let sha256 = sha256(&[&file]).with_context(|| file.display().to_string())?;
-        let note = json!({"draft_vocab": vocab, "sha256": sha256});
-        write::json_file(&folder.join("pleach.json"), &note)?;
+    if draft_vocab.is_some() || like.attachment.is_some() {
+        write_note(folder, draft_vocab, like.attachment.as_ref())?;
     }
     Ok(())
+}
+
+/// Writes `pleach.json` beside a folder's weights: the tokens of a trimmed head, and where an attached drafter
+/// hangs on its target.
+pub(crate) fn write_note(
+    folder: &Path,
+    draft_vocab: Option<&[u32]>,
+    attachment: Option<&Attachment>,
+) -> Result<()> {
+    let file = folder.join("model.safetensors");
+    let sha256 = sha256(&[&file]).with_context(|| file.display().to_string())?;
+    let mut note = json!({"sha256": sha256});
+    if let Some(vocab) = draft_vocab {
+        note["draft_vocab"] = vocab.into();
+    }
+    if let Some(Attachment { blocks, states }) = attachment {
+        note["attached"] = json!({"blocks": blocks, "states": states});
+    }
+    Ok(write::json_file(&folder.join("pleach.json"), &note)?)
 }
 
 /// The note beside an output of what made it: command, version, inputs with their SHA-256, options.

@@ -208,7 +208,7 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
         manifest.file(path)?;
     }
     let config = loaded.target.config();
-    let draft_flop_share = draft.config().flops_per_token(512, draft.head_rows()) as f64
+    let draft_flop_share = draft.flops_per_token(512) as f64
         / config.flops_per_token(512, loaded.target.head_rows()) as f64;
     let engine_config = EngineConfig {
         max_num_seqs: args.batch,

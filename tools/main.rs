@@ -1,5 +1,6 @@
 //! pleach-tools: from a model to a draft that drafts for it.
 
+mod attach;
 mod bench;
 mod build;
 mod common;
@@ -13,6 +14,7 @@ mod paper;
 mod plot;
 mod prune;
 mod report;
+mod ridge;
 mod score;
 mod search;
 mod select;

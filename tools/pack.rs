@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use pleach::checkpoint::write::{Meta, gguf_file};
-use pleach::checkpoint::{Checkpoint, RawTensor};
+use pleach::checkpoint::{ATTACHMENT, Checkpoint, RawTensor};
 use pleach::model::tensor_names;
 use pleach::ops::DType;
 use serde::Serialize;
@@ -66,6 +66,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut more = vec![("general.type", Meta::Text("draft".into()))];
     let vocab = checkpoint.draft_vocab.clone();
     more.extend(vocab.as_deref().map(|vocab| ("pleach.draft_vocab", Meta::Numbers(vocab))));
+    let lists = checkpoint.attachment.iter().flat_map(|at| [&at.blocks, &at.states]);
+    let lists: Vec<Vec<u32>> =
+        lists.map(|list| list.iter().map(|&number| number as u32).collect()).collect();
+    more.extend(ATTACHMENT.into_iter().zip(&lists).map(|(key, list)| (key, Meta::Numbers(list))));
     gguf_file(&args.out, &args.name, &checkpoint.config, &more, &tensors)?;
     let bytes = std::fs::metadata(&args.out).map_or(0, |meta| meta.len());
     manifest.write(&beside(&args.out, ".manifest.json"), serde_json::json!({"bytes": bytes}))?;

@@ -248,6 +248,8 @@ fn fine_tune(
         Budget::Steps(steps) => (None, Some(steps)),
     };
     train::run(&train::Args {
+        target: args.model.model.clone(),
+        chain_steps: 1,
         model: pruned.into(),
         data: data.into(),
         out: out.into(),

@@ -8,15 +8,20 @@ use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::write::{LazyTensor, folder_files, safetensors_file};
 use pleach::model::{ModelConfig, layer_tensor_names};
 use pleach::ops::DType;
+use pleach::train::Weight;
 use serde::Serialize;
 
-use crate::common::{Manifest, ModelArgs};
+use crate::attach;
+use crate::common::{Manifest, ModelArgs, write_note};
 use crate::importance::Importance;
 
 /// Cuts decoder blocks out of a model and writes what is left as a Hugging Face folder.
 ///
 /// Name the blocks yourself (--list), or let --importance choose the run of blocks that changes its
 /// input least: as many as --blocks says, or as few as bring the FLOPs per token down to --flop-share.
+///
+/// With --draft-kind attached the first blocks are cut, and projections take their place that read what the
+/// target has computed; --blocks 28 keeps the last two blocks of thirty.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -33,6 +38,9 @@ pub(crate) struct Args {
     /// FLOPs per token that are left, as a share of the model's (512 tokens of context).
     #[arg(long)]
     pub(crate) flop_share: Option<f64>,
+    /// What is left: a standalone model, or an attached drafter.
+    #[arg(long, value_enum, default_value = "standalone")]
+    pub(crate) draft_kind: DraftKind,
     /// Result of `pleach-tools importance`, to choose by.
     #[arg(long, value_name = "JSON")]
     pub(crate) importance: Option<PathBuf>,
@@ -45,8 +53,44 @@ impl Args {
     /// To cut the `blocks` blocks that matter least.
     pub(crate) fn of(model: ModelArgs, out: PathBuf, blocks: usize, importance: PathBuf) -> Self {
         let (blocks, importance) = (Some(blocks), Some(importance));
-        Self { model, out, list: None, blocks, flop_share: None, importance, dtype: None }
+        let draft_kind = DraftKind::Standalone;
+        Self {
+            model,
+            out,
+            list: None,
+            blocks,
+            flop_share: None,
+            draft_kind,
+            importance,
+            dtype: None,
+        }
     }
+
+    /// To attach the last `keep` of `total` blocks.
+    pub(crate) fn attached(model: ModelArgs, out: PathBuf, keep: usize, total: usize) -> Self {
+        let blocks = Some(total - keep);
+        let draft_kind = DraftKind::Attached;
+        Self {
+            model,
+            out,
+            list: None,
+            blocks,
+            flop_share: None,
+            draft_kind,
+            importance: None,
+            dtype: None,
+        }
+    }
+}
+
+/// Kinds of drafts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum DraftKind {
+    /// A model of its own, with fewer blocks.
+    Standalone,
+    /// The last blocks, which read what the target has computed.
+    Attached,
 }
 
 /// Float formats of Hugging Face folders.
@@ -85,7 +129,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(!kept.is_empty(), "no block would be left");
     let stored = checkpoint.tensor("model.layers.0.self_attn.q_proj.weight")?.dtype;
     let own = if stored.is_quantized() { DType::F32 } else { stored };
-    write_blocks(&args.out, &mut checkpoint, &kept, args.dtype.map_or(own, DType::from))?;
+    let dtype = args.dtype.map_or(own, DType::from);
+    match args.draft_kind {
+        DraftKind::Standalone => {
+            write_blocks(&args.out, &mut checkpoint, &kept, dtype, Vec::new())?
+        }
+        DraftKind::Attached => {
+            let attachment = attach::attachment(&checkpoint.config, &kept);
+            let projections = attach::projections(&args.model, &mut checkpoint, &attachment)?;
+            write_blocks(&args.out, &mut checkpoint, &kept, dtype, projections)?;
+            write_note(&args.out, None, Some(&attachment))?;
+        }
+    }
     let share = flop_share(&checkpoint.config, kept.len());
     manifest.write(&note, serde_json::json!({"kept_blocks": kept, "flop_share": share}))?;
     println!("kept blocks {kept:?}: {:.1} % of the FLOPs per token", share * 100.0);
@@ -119,8 +174,8 @@ fn choose(args: &Args, checkpoint: &Checkpoint) -> Result<BTreeSet<usize>> {
         (None, None) => bail!("say what to cut: --list, --blocks or --flop-share"),
     };
     ensure!(count < total, "--blocks {count} would leave nothing of {total} blocks");
-    if count == 0 {
-        return Ok(BTreeSet::new());
+    if count == 0 || args.draft_kind == DraftKind::Attached {
+        return Ok((0..count).collect());
     }
     let path = args.importance.as_ref().context(
         "--blocks and --flop-share need --importance, made by `pleach-tools importance`",
@@ -155,12 +210,13 @@ fn parse_list(list: &str, total: usize) -> Result<BTreeSet<usize>> {
     Ok(blocks)
 }
 
-/// Writes the model with the given blocks alone.
+/// Writes the model with the given blocks alone, and `more` weights.
 fn write_blocks(
     folder: &Path,
     checkpoint: &mut Checkpoint,
     kept: &[usize],
     dtype: DType,
+    more: Vec<Weight>,
 ) -> Result<()> {
     let mut config = checkpoint.config.clone();
     config.num_hidden_layers = kept.len();
@@ -184,7 +240,7 @@ fn write_blocks(
         shapes.push(checkpoint.tensor(name)?.shape);
     }
     let checkpoint = std::cell::RefCell::new(checkpoint);
-    let tensors: Vec<LazyTensor> = names
+    let mut tensors: Vec<LazyTensor> = names
         .into_iter()
         .zip(shapes)
         .map(|((name, written), shape)| {
@@ -197,6 +253,12 @@ fn write_blocks(
             }
         })
         .collect();
+    tensors.extend(more.iter().map(|(name, shape, values)| LazyTensor {
+        name: name.clone(),
+        dtype,
+        shape: shape.clone(),
+        values: Box::new(|| Ok(values.clone())),
+    }));
     safetensors_file(&folder.join("model.safetensors"), &tensors)?;
     Ok(())
 }

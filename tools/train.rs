@@ -8,13 +8,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use pleach::checkpoint::Checkpoint;
+use pleach::checkpoint::source::{DEFAULT_MODEL, Source};
 use pleach::checkpoint::write::LazyTensor;
 use pleach::ops::training::Divergence;
 use pleach::ops::{DType, available_threads};
-use pleach::train::{Adapt, Budget, Dataset, Network, Options, Parameters, Trainer, block_weights};
+use pleach::train::{
+    Adapt, AttachedLesson, AttachedNetwork, Budget, Dataset, Distillation, Lesson, Network,
+    Options, Parameters, Trainer, block_weights,
+};
 use serde::Serialize;
 
-use crate::common::{Manifest, Progress, beside, save_folder};
+use crate::attach;
+use crate::common::{Manifest, ModelArgs, Progress, beside, save_folder};
 use history::History;
 pub(crate) use history::Row;
 pub(crate) use loss::Loss;
@@ -94,12 +99,20 @@ pub(crate) struct Args {
     /// Threads that compute. Default: the cores this process may use.
     #[arg(long, env = "PLEACH_THREADS")]
     pub(crate) threads: Option<usize>,
+    /// The model that an attached drafter reads.
+    #[arg(long, value_name = "SOURCE", default_value = DEFAULT_MODEL)]
+    pub(crate) target: Source,
+    /// Steps that the chains of an attached drafter are unrolled over.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) chain_steps: usize,
 }
 
 impl Args {
     /// How a draft is trained; how long, and with what seed, is still to be said.
-    pub(crate) fn for_draft(model: PathBuf, data: PathBuf, out: PathBuf) -> Self {
+    pub(crate) fn for_draft(target: Source, model: PathBuf, data: PathBuf, out: PathBuf) -> Self {
         Self {
+            target,
+            chain_steps: 3,
             model,
             data,
             out,
@@ -171,7 +184,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let max_len = args.batch_tokens.min(config.max_position_embeddings);
     let data = Dataset::read(&args.data, top, max_len, config.vocab_size)?;
     let vocab = data.frequent_tokens(args.draft_vocab, config.vocab_size, &config.eos_token_ids);
-    let num_tokens = data.num_tokens();
 
     let adapt = match args.lora_rank {
         Some(0) => bail!("--lora-rank must be at least 1"),
@@ -185,7 +197,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Rounding::Q4_0 => Some(DType::Q4_0),
         Rounding::Q8_0 => Some(DType::Q8_0),
     });
-    let (network, head_row) = network(&mut checkpoint, &vocab)?;
+    let frozen = Frozen::of(&mut checkpoint, &vocab)?;
     let threads = args.threads.unwrap_or_else(available_threads).max(1);
     let options = Options {
         budget: match (args.minutes, args.steps) {
@@ -193,7 +205,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             (None, Some(steps)) => Budget::Steps(steps),
             (None, None) => bail!("say how long to train: --minutes or --steps"),
         },
-        divergence,
         learning_rate: args.learning_rate.unwrap_or(match adapt {
             Adapt::Full => 2e-3,
             Adapt::Lora { .. } => 5e-4,
@@ -207,8 +218,37 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         validation: args.validation,
         seed: args.seed,
     };
-    let trained = parameters.num_trained();
-    let mut trainer = Trainer::new(network, parameters, data, head_row, options)?;
+    let Some(attachment) = checkpoint.attachment.clone() else {
+        let Frozen { embedding, head, head_row } = frozen;
+        let network = Network::new(config, embedding, head)?;
+        let lesson = Distillation { network, data, head_row, divergence };
+        let trainer = Trainer::new(lesson, parameters, options)?;
+        return learn(args, manifest, checkpoint, trainer, &vocab, checkpoints);
+    };
+    let path = args.out.join("target.states");
+    let target = ModelArgs { model: args.target.clone(), threads: args.threads, cache_dir: None };
+    let states = attach::target_states(&path, &target, &data, &args.data, &config, &attachment)?;
+    let Frozen { embedding, head, head_row } = frozen;
+    let network = AttachedNetwork { config, attachment, embedding, head, head_row };
+    let lesson = AttachedLesson::new(network, data, states, args.chain_steps.max(1), divergence)?;
+    let trainer = Trainer::new(lesson, parameters, options)?;
+    learn(args, manifest, checkpoint, trainer, &vocab, checkpoints)?;
+    Ok(std::fs::remove_file(&path)?)
+}
+
+/// Trains, and writes what came of it.
+fn learn<L: Lesson>(
+    args: &Args,
+    manifest: Manifest,
+    mut checkpoint: Checkpoint,
+    mut trainer: Trainer<L>,
+    vocab: &[u32],
+    checkpoints: Duration,
+) -> Result<()> {
+    let note = args.out.join("train.json");
+    let state = args.out.join("state.safetensors");
+    let (trained, num_tokens) =
+        (trainer.parameters().num_trained(), trainer.lesson().data().num_tokens());
     let mut history = History::open(&args.out)?;
     if state.exists() {
         trainer.resume(&state)?;
@@ -222,7 +262,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     fit(&mut trainer, &mut history, &state, checkpoints)?;
 
     let folder = args.out.join("model");
-    save_model(&folder, &mut checkpoint, &trainer, &vocab)?;
+    save_model(&folder, &mut checkpoint, trainer.parameters(), vocab)?;
     if let Some(adapter) = trainer.parameters().adapter() {
         adapter.write(&args.out.join("adapter"), &args.model.display().to_string())?;
     }
@@ -236,28 +276,37 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The frozen part of a model with its head trimmed to `vocab`, and the head's row of every token.
-fn network(checkpoint: &mut Checkpoint, vocab: &[u32]) -> Result<(Network, Vec<Option<u32>>)> {
-    let config = checkpoint.config.clone();
-    let embedding = checkpoint.tensor("model.embed_tokens.weight")?.to_f32();
-    let own = if checkpoint.has("lm_head.weight") && !config.tie_word_embeddings {
-        Some(checkpoint.tensor("lm_head.weight")?.to_f32())
-    } else {
-        None
-    };
-    let full = own.as_ref().unwrap_or(&embedding);
-    let width = config.hidden_size;
-    let head =
-        vocab.iter().flat_map(|id| &full[*id as usize * width..][..width]).copied().collect();
-    let mut head_row = vec![None; config.vocab_size];
-    for (row, id) in vocab.iter().enumerate() {
-        head_row[*id as usize] = Some(row as u32);
-    }
-    Ok((Network::new(config, embedding, head)?, head_row))
+/// What is not trained of a model: its embedding, its head trimmed to some tokens, and the head's row of every
+/// token.
+struct Frozen {
+    embedding: Vec<f32>,
+    head: Vec<f32>,
+    head_row: Vec<Option<u32>>,
 }
 
-fn fit(
-    trainer: &mut Trainer,
+impl Frozen {
+    fn of(checkpoint: &mut Checkpoint, vocab: &[u32]) -> Result<Self> {
+        let config = checkpoint.config.clone();
+        let embedding = checkpoint.tensor("model.embed_tokens.weight")?.to_f32();
+        let own = if checkpoint.has("lm_head.weight") && !config.tie_word_embeddings {
+            Some(checkpoint.tensor("lm_head.weight")?.to_f32())
+        } else {
+            None
+        };
+        let full = own.as_ref().unwrap_or(&embedding);
+        let width = config.hidden_size;
+        let head =
+            vocab.iter().flat_map(|id| &full[*id as usize * width..][..width]).copied().collect();
+        let mut head_row = vec![None; config.vocab_size];
+        for (row, id) in vocab.iter().enumerate() {
+            head_row[*id as usize] = Some(row as u32);
+        }
+        Ok(Self { embedding, head, head_row })
+    }
+}
+
+fn fit<L: Lesson>(
+    trainer: &mut Trainer<L>,
     history: &mut History,
     state: &Path,
     checkpoints: Duration,
@@ -304,10 +353,10 @@ fn fit(
 fn save_model(
     folder: &Path,
     checkpoint: &mut Checkpoint,
-    trainer: &Trainer,
+    parameters: &Parameters,
     vocab: &[u32],
 ) -> Result<()> {
-    let mut weights = trainer.parameters().weights()?;
+    let mut weights = parameters.weights()?;
     for name in ["model.embed_tokens.weight", "lm_head.weight"] {
         if checkpoint.has(name) {
             let tensor = checkpoint.tensor(name)?;

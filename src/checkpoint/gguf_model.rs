@@ -4,7 +4,9 @@ use std::borrow::Cow;
 
 use super::gguf::{Gguf, Value};
 use super::{CheckpointError, RawTensor};
-use crate::model::{Family, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
+use crate::model::{
+    Attachment, Family, ModelConfig, PROJECTIONS, RopeConfig, RopeScaling, SlidingWindow,
+};
 
 struct Keys<'a> {
     gguf: &'a Gguf,
@@ -141,7 +143,27 @@ fn factors(gguf: &Gguf) -> Result<Vec<f32>, CheckpointError> {
 
 /// The token ids of a trimmed head (`pleach.draft_vocab`).
 pub(super) fn draft_vocab(gguf: &Gguf) -> Result<Option<Vec<u32>>, CheckpointError> {
-    let key = "pleach.draft_vocab";
+    numbers(gguf, "pleach.draft_vocab")
+}
+
+/// Keys of the blocks that an attached drafter keeps, and of the states it reads.
+pub const ATTACHMENT: [&str; 2] = ["pleach.attached.blocks", "pleach.attached.states"];
+
+/// Where an attached drafter hangs on its target.
+pub(super) fn attachment(gguf: &Gguf) -> Result<Option<Attachment>, CheckpointError> {
+    let [blocks, states] = ATTACHMENT;
+    let sizes = |list: Vec<u32>| list.into_iter().map(|number| number as usize).collect();
+    Ok(match (numbers(gguf, blocks)?, numbers(gguf, states)?) {
+        (None, None) => None,
+        (Some(blocks), Some(states)) => {
+            Some(Attachment { blocks: sizes(blocks), states: sizes(states) })
+        }
+        (None, _) => return Err(CheckpointError::field(gguf.path(), blocks, "is missing")),
+        (_, None) => return Err(CheckpointError::field(gguf.path(), states, "is missing")),
+    })
+}
+
+fn numbers(gguf: &Gguf, key: &str) -> Result<Option<Vec<u32>>, CheckpointError> {
     let Some(value) = gguf.get(key) else { return Ok(None) };
     value
         .as_array()
@@ -149,7 +171,7 @@ pub(super) fn draft_vocab(gguf: &Gguf) -> Result<Option<Vec<u32>>, CheckpointErr
             ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect()
         })
         .map(Some)
-        .ok_or_else(|| CheckpointError::field(gguf.path(), key, "is not an array of token ids"))
+        .ok_or_else(|| CheckpointError::field(gguf.path(), key, "is not an array of numbers"))
 }
 
 /// The GGUF name of a tensor with a Hugging Face name.
@@ -158,6 +180,7 @@ pub(super) fn tensor_name(name: &str) -> Option<String> {
         "model.embed_tokens.weight" => return Some("token_embd.weight".into()),
         "model.norm.weight" => return Some("output_norm.weight".into()),
         "lm_head.weight" => return Some("output.weight".into()),
+        _ if PROJECTIONS.contains(&name) => return Some(name.into()),
         _ => {}
     }
     let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::CheckpointError;
-use crate::model::{Family, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
+use crate::model::{Attachment, Family, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
 
 /// Largest JSON file that is read.
 const MAX_BYTES: u64 = 64 << 20;
@@ -86,8 +86,10 @@ impl Fields<'_> {
     }
 }
 
-/// Architecture and, for a draft, the token ids of its head.
-pub(super) fn read(folder: &Path) -> Result<(ModelConfig, Option<Vec<u32>>), CheckpointError> {
+/// Architecture and, for a draft, the token ids of its head and where it hangs on its target.
+pub(super) fn read(
+    folder: &Path,
+) -> Result<(ModelConfig, Option<Vec<u32>>, Option<Attachment>), CheckpointError> {
     let path = folder.join("config.json");
     let map = object(&path)?.ok_or_else(|| {
         CheckpointError::corrupt(&path, "is missing: not a Hugging Face model folder")
@@ -103,12 +105,26 @@ pub(super) fn read(folder: &Path) -> Result<(ModelConfig, Option<Vec<u32>>), Che
     }
     config.check().map_err(|(field, reason)| fields.error(field, reason))?;
     let extension = folder.join("pleach.json");
-    let draft_vocab = match object(&extension)? {
-        None => None,
-        Some(map) => Some(Fields { path: &extension, map: &map }.token_ids("draft_vocab")?)
-            .filter(|v| !v.is_empty()),
+    let Some(map) = object(&extension)? else { return Ok((config, None, None)) };
+    let draft_vocab = Fields { path: &extension, map: &map }.token_ids("draft_vocab")?;
+    let draft_vocab = Some(draft_vocab).filter(|ids| !ids.is_empty());
+    Ok((config, draft_vocab, attachment(&extension, &map)?))
+}
+
+/// Where an attached drafter hangs on its target: `"attached": {"blocks": […], "states": […]}`.
+fn attachment(
+    path: &Path,
+    map: &Map<String, Value>,
+) -> Result<Option<Attachment>, CheckpointError> {
+    let Some(value) = map.get("attached") else { return Ok(None) };
+    let list = |name: &str| -> Option<Vec<usize>> {
+        let numbers = value.get(name)?.as_array()?.iter();
+        numbers.map(|number| usize::try_from(number.as_u64()?).ok()).collect()
     };
-    Ok((config, draft_vocab))
+    match (list("blocks"), list("states")) {
+        (Some(blocks), Some(states)) => Ok(Some(Attachment { blocks, states })),
+        _ => Err(CheckpointError::field(path, "attached", "has no lists `blocks` and `states`")),
+    }
 }
 
 fn config(fields: &Fields) -> Result<ModelConfig, CheckpointError> {

@@ -17,8 +17,9 @@ use std::path::{Path, PathBuf};
 
 pub use digest::sha256;
 pub use gguf::{Gguf, Value};
+pub use gguf_model::ATTACHMENT;
 
-use crate::model::ModelConfig;
+use crate::model::{Attachment, ModelConfig};
 use crate::ops::DType;
 
 /// What can be wrong with a model file.
@@ -104,6 +105,8 @@ pub struct Checkpoint {
     pub config: ModelConfig,
     /// Token ids of the output head's rows, where the head is trimmed.
     pub draft_vocab: Option<Vec<u32>>,
+    /// Where the model hangs on its target, where it is an attached drafter.
+    pub attachment: Option<Attachment>,
     /// The tokenizer, where the file has one.
     pub tokenizer: Option<tokenizers::Tokenizer>,
     /// The chat template (Jinja), where the file has one.
@@ -123,18 +126,22 @@ impl Checkpoint {
         let folder = path.is_dir();
         let name = if folder { path.file_name() } else { path.file_stem() };
         let name = name.map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        let (store, (config, draft_vocab), (tokenizer, chat_template)) = if folder {
+        let (store, (config, draft_vocab, attachment), (tokenizer, chat_template)) = if folder {
             let store = Store::Folder(safetensors::Folder::open(path)?);
             (store, hf_config::read(path)?, tokenizer::from_folder(path)?)
         } else {
             let gguf = Gguf::open(path)?;
-            let model = (gguf_model::config(&gguf)?, gguf_model::draft_vocab(&gguf)?);
+            let model = (
+                gguf_model::config(&gguf)?,
+                gguf_model::draft_vocab(&gguf)?,
+                gguf_model::attachment(&gguf)?,
+            );
             let template = gguf.get("tokenizer.chat_template").and_then(Value::as_str);
             let text = (tokenizer::from_gguf(&gguf)?, template.map(str::to_owned));
             (Store::Gguf(Box::new(gguf)), model, text)
         };
         let path = path.into();
-        Ok(Self { config, draft_vocab, tokenizer, chat_template, name, path, store })
+        Ok(Self { config, draft_vocab, attachment, tokenizer, chat_template, name, path, store })
     }
 
     /// The file or folder.

@@ -182,6 +182,9 @@ impl EngineLimits {
     /// # Errors
     /// [`EngineError`] naming what does not fit.
     pub fn check_draft(&self, draft: &dyn Forward) -> Result<(), EngineError> {
+        if self.drafter_attached {
+            return Err(EngineError::AttachedDrafter);
+        }
         let (config, target) = (draft.config(), self.vocab_size);
         if config.vocab_size != target {
             return Err(EngineError::VocabularyMismatch { draft: config.vocab_size, target });
@@ -267,9 +270,9 @@ impl Engine {
         let Contest { candidate, candidate_timing, current_timing, .. } = contest;
         let candidate = sample.read(candidate.as_mut(), &table, candidate_timing);
         let current = self.cascade.draft_mut().filter(|draft| !draft.is_broken());
-        let current = current.map(|draft| {
-            sample.read(draft.model_mut(), &table, current_timing).unwrap_or_default()
-        });
+        let current = current.and_then(DraftModel::standalone_mut);
+        let current =
+            current.map(|draft| sample.read(draft, &table, current_timing).unwrap_or_default());
         table.truncate(0, self.scheduler.pool_mut());
         let Some(candidate) = candidate else {
             self.end_comparison(Outcome::Failed);
@@ -307,7 +310,7 @@ impl Engine {
         tracing::info!(outcome = outcome.name(), ?comparison, "drafts compared");
         if outcome == Outcome::Switched {
             let rows = self.config.max_num_batched_tokens;
-            self.cascade.set_draft(DraftModel::new(contest.candidate, rows));
+            self.cascade.set_draft(DraftModel::standalone(contest.candidate, rows));
             self.draft_cost = contest.candidate_timing.cost;
             self.acceptance.forget_draft_model();
             for sequence in self.sequences.values_mut() {

@@ -74,6 +74,11 @@ pub enum EngineError {
     /// A draft for an engine that was started without speculation.
     #[error("this engine does not speculate, so a draft is of no use")]
     NoSpeculation,
+    /// A draft to compare with an attached drafter.
+    #[error(
+        "the drafter that serves is attached to its target and cannot be compared with another; start the server with --draft"
+    )]
+    AttachedDrafter,
     /// A CUDA device has too little memory, or fails.
     #[error(transparent)]
     Cuda(#[from] CudaError),
@@ -119,6 +124,7 @@ impl EngineConfig {
             // One sequence always fits, so preemption always ends.
             max_model_len: max_model_len.min(num_blocks * BLOCK_SIZE),
             vocab_size: target.vocab_size,
+            drafter_attached: false,
             max_num_seqs: self.max_num_seqs,
             num_speculative_tokens: match draft {
                 None if !self.ngram => 0,

@@ -9,7 +9,7 @@ use super::sequence::Sequence;
 use super::{
     EngineConfig, EngineError, EngineLimits, EngineStats, Event, Request, RequestError, RequestId,
 };
-use crate::model::{CudaDecoder, CudaRunner, Decoder, Forward, Rows, Runner};
+use crate::model::{CudaDecoder, CudaRunner, Decoder, Draft, Forward, Rows, Runner};
 use crate::sampling::Processor;
 use crate::spec::{Acceptance, Cascade, DraftModel, StepCost};
 
@@ -47,13 +47,18 @@ impl Engine {
     /// [`EngineError`] if the settings or the models do not fit together.
     pub fn new(
         target: Decoder,
-        draft: Option<Decoder>,
+        draft: Option<Draft>,
         config: EngineConfig,
     ) -> Result<Self, EngineError> {
-        let (_, num_blocks) =
-            config.resolve(target.config(), draft.as_ref().map(|draft| draft.config()))?;
-        let runner = |decoder| Box::new(Runner::new(decoder, num_blocks)) as Box<dyn Forward>;
-        Self::with_models(runner(target), draft.map(runner), config)
+        let (_, num_blocks) = config.resolve(target.config(), draft.as_ref().map(Draft::config))?;
+        let target = Runner::new(target, num_blocks);
+        let (target, draft) = match draft {
+            None => (target, None),
+            Some(Draft::Attached(drafter)) => (target.with_drafter(drafter), None),
+            Some(Draft::Standalone(draft)) => (target, Some(Runner::new(draft, num_blocks))),
+        };
+        let draft = draft.map(|draft| Box::new(draft) as Box<dyn Forward>);
+        Self::with_models(Box::new(target), draft, config)
     }
 
     /// An engine over a target and perhaps a draft model on a CUDA device. Without a number of blocks, the caches
@@ -81,20 +86,28 @@ impl Engine {
         Self::with_models(target, draft, config)
     }
 
-    /// An engine over models whose caches have the number of blocks `config` resolves to.
+    /// An engine over models whose caches have the number of blocks `config` resolves to. Without a standalone
+    /// draft model, the drafter that is attached to the target drafts, where one is.
     ///
     /// # Errors
     /// [`EngineError`] if the settings or the models do not fit together.
     pub fn with_models(
-        target: Box<dyn Forward>,
-        draft: Option<Box<dyn Forward>>,
+        mut target: Box<dyn Forward>,
+        standalone: Option<Box<dyn Forward>>,
         config: EngineConfig,
     ) -> Result<Self, EngineError> {
-        let (limits, num_blocks) =
-            config.resolve(target.config(), draft.as_ref().map(|draft| draft.config()))?;
-        draft.as_deref().map_or(Ok(()), |draft| limits.check_draft(draft))?;
-        let draft = draft.filter(|_| limits.num_speculative_tokens > 0);
-        let draft = draft.map(|draft| DraftModel::new(draft, config.max_num_batched_tokens));
+        let rows = config.max_num_batched_tokens;
+        let own = standalone.as_ref().map(|draft| draft.config().clone());
+        let attached = target.attached().map(|drafter| drafter.config().clone());
+        let (mut limits, num_blocks) =
+            config.resolve(target.config(), own.or(attached).as_ref())?;
+        standalone.as_deref().map_or(Ok(()), |draft| limits.check_draft(draft))?;
+        let draft = match standalone {
+            _ if limits.num_speculative_tokens == 0 => None,
+            Some(draft) => Some(DraftModel::standalone(draft, rows)),
+            None => DraftModel::attached(target.as_mut()),
+        };
+        limits.drafter_attached = draft.as_ref().is_some_and(DraftModel::is_attached);
         Ok(Self {
             eos_token_ids: target.config().eos_token_ids.clone(),
             target,

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::Engine;
 use crate::kv_cache::BlockTable;
-use crate::model::{Forward, Rows};
+use crate::model::{DraftInput, Forward, Rows};
 use crate::spec::Load;
 
 /// Seconds of forward passes, each the median of several.
@@ -100,13 +100,18 @@ impl Engine {
             costs.target.push((rows, seconds));
         }
         if let Some(draft) = self.cascade.draft_mut() {
-            let draft = draft.model_mut();
-            prefill(draft, &table, context, chunk);
+            let mut draft = draft.standalone_mut();
+            if let Some(draft) = &mut draft {
+                prefill(*draft, &table, context, chunk);
+            }
             for rows in DRAFT_ROWS.into_iter().filter(|&rows| context + rows <= limit) {
                 // As it is served: the target's weights have just passed through the caches.
                 let behind_target = |_| {
                     time(target, &table, context, 1);
-                    time(draft, &table, context, rows)
+                    match &mut draft {
+                        Some(draft) => time(*draft, &table, context, rows),
+                        None => time_attached(target, &table, context, rows),
+                    }
                 };
                 let mut samples: Vec<f64> = (0..repeats.max(1)).map(behind_target).collect();
                 let seconds = median(&mut samples);
@@ -136,6 +141,25 @@ fn time(model: &mut dyn Forward, table: &BlockTable, context: usize, count: usiz
     rows.push(table, context, tokens(model, context..context + count), count);
     let started = Instant::now();
     model.forward(&rows);
+    started.elapsed().as_secs_f64()
+}
+
+/// Seconds of one step of the attached drafter for `count` chains, behind a pass whose last row is at `context`.
+fn time_attached(
+    target: &mut dyn Forward,
+    table: &BlockTable,
+    context: usize,
+    count: usize,
+) -> f64 {
+    let mut rows = Rows::default();
+    rows.clear();
+    rows.push(table, context, tokens(target, context..context + count), count);
+    let drafter = target.attached().expect("invariant: the draft model is attached");
+    let mut states = Vec::new();
+    drafter.read_states(0, &mut states);
+    let states = states.repeat(count);
+    let started = Instant::now();
+    drafter.step(&rows, DraftInput::Target(&states));
     started.elapsed().as_secs_f64()
 }
 

@@ -140,6 +140,8 @@ pub struct EngineLimits {
     pub max_model_len: usize,
     /// Token ids lie below this.
     pub vocab_size: usize,
+    /// Whether the draft model is attached to the target: no other can be compared with it.
+    pub drafter_attached: bool,
     /// Sequences that run at a time; others wait.
     pub max_num_seqs: usize,
     /// Draft tokens per round at most; 0 without speculation.
@@ -275,6 +277,7 @@ mod tests {
         let limits = EngineLimits {
             max_model_len: 8,
             vocab_size: 100,
+            drafter_attached: false,
             max_num_seqs: 1,
             num_speculative_tokens: 0,
         };

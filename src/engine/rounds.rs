@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::decode_time::GeneratingStep;
 use super::report;
 use super::scheduler::Scheduled;
-use super::sequence::{RoundError, Sequence};
+use super::sequence::{Round, RoundError, Sequence};
 use super::{Engine, Event, RequestId};
 use crate::model::VerifyTask;
 use crate::sampling::Processor;
@@ -54,7 +54,8 @@ impl Engine {
         tasks.sort_unstable_by_key(|&(place, _)| place);
         let (places, mut tasks): (Vec<usize>, Vec<ProposeTask<'_>>) = tasks.into_iter().unzip();
         let cascade = &mut self.cascade;
-        let propose = || cascade.propose(&mut tasks, load, &prices);
+        let target = self.target.as_mut();
+        let propose = || cascade.propose(&mut tasks, target, load, &prices);
         if catch_unwind(AssertUnwindSafe(propose)).is_err() {
             tracing::error!("drafting met a bug; going on without speculation");
             report::draft_passes(&[], 1);
@@ -163,6 +164,7 @@ impl Engine {
         }
         let mut events = Vec::new();
         self.read_hidden(items);
+        self.read_states(items, &outcomes);
         for ((item, proposal), outcome) in items.iter().zip(proposals).zip(outcomes) {
             let commit = || self.commit(item, proposal, outcome, cost, &mut events);
             if catch_unwind(AssertUnwindSafe(commit)).is_err() {
@@ -199,6 +201,23 @@ impl Engine {
                 let compute = || grammar.compute_masks(proposal.tokens.len());
                 catch_unwind(AssertUnwindSafe(compute)).is_ok_and(|masks| masks.is_ok())
             })
+    }
+
+    /// Keeps what an attached drafter reads of the last pass: the states of every sequence's last row that stands.
+    fn read_states(&mut self, items: &[Scheduled], outcomes: &[Option<Result<Round, RoundError>>]) {
+        let Some(drafter) = self.target.attached() else { return };
+        for ((item, outcome), &first) in items.iter().zip(outcomes).zip(&self.rows.cu_seqlens_q) {
+            let sequence = self.sequences.get_mut(&item.id);
+            let sequence = sequence.expect("invariant: scheduled sequences exist");
+            if let Some(Ok(round)) = outcome
+                && sequence.speculate > 0
+            {
+                let valid = item.count + round.accepted;
+                let row = first as usize + valid - 1;
+                let known = item.start + valid + 1;
+                sequence.speculation.set_states(known, |out| drafter.read_states(row, out));
+            }
+        }
     }
 
     /// Takes in the hidden states of the last pass where they were asked for.

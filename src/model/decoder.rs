@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::attached::{AttachedDrafter, Tables};
+use super::draft::Draft;
 use super::{ModelConfig, Rows, rope::rope_table};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::ops::cuda::CudaError;
@@ -35,6 +37,11 @@ pub enum ModelError {
         /// What does not fit.
         source: OpsError,
     },
+    /// An attached draft names a block or a state that its target does not have, or lacks others.
+    #[error(
+        "the attached draft does not fit the target: {0}; build a draft from this target with `pleach-tools build`"
+    )]
+    Attachment(String),
     /// The draft does not fit its target.
     #[error(
         "the draft does not fit the target: {what} is {draft}, the target's is {target}; build a draft from this target with `pleach-tools build`"
@@ -109,12 +116,13 @@ pub enum Precision {
     F32,
 }
 
-struct Projection {
+pub(super) struct Projection {
     weight: PackedMatrix,
     bias: Option<Vec<f32>>,
 }
 
-struct Layer {
+/// One decoder block.
+pub(super) struct Layer {
     input_norm: Vec<f32>,
     /// Query, key, value; written side by side.
     qkv: [Projection; 3],
@@ -126,6 +134,68 @@ struct Layer {
     gate_up: [Projection; 2],
     down: Projection,
     attention: AttentionShape,
+}
+
+/// What the blocks of a pass share.
+pub(super) struct Pass<'a> {
+    pub(super) pool: &'a ThreadPool,
+    pub(super) eps: f32,
+    pub(super) rows: &'a Rows,
+    /// Set to the rows' positions.
+    pub(super) rope: &'a RopeTable,
+}
+
+impl Layer {
+    /// Computes the block for all rows of `hidden`, `[rows, hidden]`, in place, and writes their keys and values.
+    /// `wide` and `activations` are work space.
+    pub(super) fn forward(
+        &self,
+        pass: &Pass<'_>,
+        cache: &mut LayerCache,
+        hidden: &mut [f32],
+        wide: &mut Vec<f32>,
+        activations: &mut Activations,
+    ) {
+        let Pass { pool, eps, rows, rope } = *pass;
+        let (count, shape) = (rows.len(), &self.attention);
+        let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        let stride = q + 2 * kv;
+        let every = |row| row;
+
+        rms_norm_quantized(pool, hidden, count, every, &self.input_norm, eps, activations);
+        wide.resize(count * stride, 0.0);
+        project(pool, &self.qkv, activations, wide, stride);
+        if let Some([q_norm, k_norm]) = &self.qk_norm {
+            rms_norm_heads(pool, wide, q_norm, eps, shape.heads, stride, 0);
+            rms_norm_heads(pool, wide, k_norm, eps, shape.kv_heads, stride, q);
+        }
+        cache.write(pool, shape, Some(rope), wide, stride, &rows.slots);
+        paged_attention(
+            pool,
+            shape,
+            wide,
+            stride,
+            cache,
+            &rows.cu_seqlens_q,
+            &rows.positions,
+            |sequence| rows.block_table(sequence),
+            activations,
+        );
+        add_projection(pool, &self.output, activations, hidden);
+
+        rms_norm_quantized(pool, hidden, count, every, &self.post_norm, eps, activations);
+        let inner = self.gate_up[0].weight.out_features();
+        wide.resize(count * 2 * inner, 0.0);
+        project(pool, &self.gate_up, activations, wide, 2 * inner);
+        silu_mul_quantized(pool, wide, inner, activations);
+        add_projection(pool, &self.down, activations, hidden);
+    }
+
+    /// Memory of the block's matrices.
+    pub(super) fn bytes(&self) -> usize {
+        let projections = self.qkv.iter().chain([&self.output]).chain(&self.gate_up);
+        projections.chain([&self.down]).map(|projection| projection.weight.bytes()).sum()
+    }
 }
 
 /// A decoder-only transformer, packed for the kernels. Valid by construction: `forward` cannot fail.
@@ -143,7 +213,18 @@ pub struct Decoder {
 
 /// Keys and values of all layers for all blocks of the pool.
 pub struct KvCache {
-    layers: Vec<LayerCache>,
+    pub(super) layers: Vec<LayerCache>,
+    head_dim: usize,
+}
+
+impl KvCache {
+    /// The keys and values that block `layer` keeps of a slot, rotated, `[kv_heads, head_dim]` each.
+    ///
+    /// # Panics
+    /// If there is no such block or slot.
+    pub fn read(&self, layer: usize, slot: u32, keys: &mut [f32], values: &mut [f32]) {
+        self.layers[layer].read(slot, self.head_dim, keys, values);
+    }
 }
 
 /// Buffers of one forward pass; they grow to the largest batch seen and are then reused.
@@ -168,13 +249,18 @@ impl Workspace {
 }
 
 /// Reads and packs tensors, checking their shapes.
-struct Loader<'a> {
-    checkpoint: &'a mut Checkpoint,
-    precision: Precision,
+pub(super) struct Loader<'a> {
+    pub(super) checkpoint: &'a mut Checkpoint,
+    pub(super) precision: Precision,
 }
 
 impl Loader<'_> {
-    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, ModelError> {
+    pub(super) fn matrix(
+        &mut self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<PackedMatrix, ModelError> {
         let tensor = self.checkpoint.tensor(name)?;
         check_shape(name, &tensor.shape, &[rows, cols])?;
         let pack = |source| ModelError::Pack { name: name.into(), source };
@@ -186,7 +272,7 @@ impl Loader<'_> {
         }
     }
 
-    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+    pub(super) fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
         let tensor = self.checkpoint.tensor(name)?;
         check_shape(name, &tensor.shape, &[len])?;
         Ok(tensor.to_f32())
@@ -204,7 +290,11 @@ impl Loader<'_> {
         Ok(Projection { weight, bias })
     }
 
-    fn layer(&mut self, config: &ModelConfig, index: usize) -> Result<Layer, ModelError> {
+    pub(super) fn layer(
+        &mut self,
+        config: &ModelConfig,
+        index: usize,
+    ) -> Result<Layer, ModelError> {
         let name = |rest: &str| format!("model.layers.{index}.{rest}");
         let (hidden, dim) = (config.hidden_size, config.head_dim);
         let q = config.num_attention_heads * dim;
@@ -263,9 +353,10 @@ impl Lender {
     ///
     /// # Errors
     /// [`ModelError`] naming what does not fit the target, the tensor or the field.
-    pub fn load_draft(&self, checkpoint: &mut Checkpoint) -> Result<Decoder, ModelError> {
+    pub fn load_draft(&self, checkpoint: &mut Checkpoint) -> Result<Draft, ModelError> {
         let config = checkpoint.config.clone();
         let vocab = check_draft(checkpoint, &self.config)?;
+        let attachment = checkpoint.attachment.clone();
         let mut loader = Loader { checkpoint, precision: Precision::AsStored };
         let embedding = if loader.checkpoint.has("model.embed_tokens.weight") {
             let (rows, cols) = (config.vocab_size, config.hidden_size);
@@ -293,7 +384,14 @@ impl Lender {
                 return Err(ModelError::DraftVocab(format!("the head has {rows} rows")));
             }
         };
-        Decoder::assemble(loader, config, embedding, head, vocab, &self.pool)
+        if let Some(attachment) = attachment {
+            attachment.check(&self.config, &config)?;
+            let tables = Tables { embedding, head, draft_vocab: vocab };
+            return Ok(
+                AttachedDrafter::load(loader, config, attachment, tables, &self.pool)?.into()
+            );
+        }
+        Ok(Decoder::assemble(loader, config, embedding, head, vocab, &self.pool)?.into())
     }
 }
 
@@ -346,7 +444,7 @@ impl Decoder {
         checkpoint: &mut Checkpoint,
         target: &Self,
         pool: &Arc<ThreadPool>,
-    ) -> Result<Self, ModelError> {
+    ) -> Result<Draft, ModelError> {
         Lender { pool: Arc::clone(pool), ..target.lender() }.load_draft(checkpoint)
     }
 
@@ -408,11 +506,7 @@ impl Decoder {
     }
 
     fn layer_bytes(&self) -> usize {
-        self.layers
-            .iter()
-            .flat_map(|l| l.qkv.iter().chain([&l.output]).chain(&l.gate_up).chain([&l.down]))
-            .map(|p| p.weight.bytes())
-            .sum()
+        self.layers.iter().map(Layer::bytes).sum()
     }
 
     /// Bytes of a cache of `num_blocks` blocks.
@@ -427,7 +521,7 @@ impl Decoder {
     pub fn new_kv_cache(&self, num_blocks: usize) -> KvCache {
         let layer = |l: &Layer| LayerCache::new(num_blocks, &l.attention, self.cache_format);
         let layers = self.layers.iter().map(layer).collect();
-        KvCache { layers }
+        KvCache { layers, head_dim: self.config.head_dim }
     }
 
     /// Computes all rows, writes their keys and values, and returns the logits of `rows.logit_rows`,
@@ -441,7 +535,22 @@ impl Decoder {
         cache: &mut KvCache,
         workspace: &'w mut Workspace,
     ) -> &'w [f32] {
-        self.forward_observed(rows, cache, workspace, &mut |_, _| {});
+        self.forward_and_observe(rows, cache, workspace, &mut |_, _| {})
+    }
+
+    /// As [`forward`](Self::forward); `observe` sees the hidden states as in
+    /// [`forward_observed`](Self::forward_observed).
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_and_observe<'w>(
+        &self,
+        rows: &Rows,
+        cache: &mut KvCache,
+        workspace: &'w mut Workspace,
+        observe: &mut dyn FnMut(usize, &[f32]),
+    ) -> &'w [f32] {
+        self.forward_observed(rows, cache, workspace, observe);
         let wanted = &rows.logit_rows;
         let Workspace { activations, hidden, logits, .. } = workspace;
         // Only the wanted rows are normed and multiplied.
@@ -484,41 +593,9 @@ impl Decoder {
         let pool = &*self.pool;
         embed(pool, &self.embedding, &rows.tokens, hidden);
         observe(0, hidden);
-        let eps = self.config.rms_norm_eps as f32;
+        let pass = Pass { pool, eps: self.config.rms_norm_eps as f32, rows, rope };
         for (index, layer) in self.layers.iter().enumerate() {
-            let shape = &layer.attention;
-            let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-            let stride = q + 2 * kv;
-            let every = |row| row;
-
-            rms_norm_quantized(pool, hidden, count, every, &layer.input_norm, eps, activations);
-            wide.resize(count * stride, 0.0);
-            project(pool, &layer.qkv, activations, wide, stride);
-            if let Some([q_norm, k_norm]) = &layer.qk_norm {
-                rms_norm_heads(pool, wide, q_norm, eps, shape.heads, stride, 0);
-                rms_norm_heads(pool, wide, k_norm, eps, shape.kv_heads, stride, q);
-            }
-            let cache = &mut cache.layers[index];
-            cache.write(pool, shape, Some(rope), wide, stride, &rows.slots);
-            paged_attention(
-                pool,
-                shape,
-                wide,
-                stride,
-                cache,
-                &rows.cu_seqlens_q,
-                &rows.positions,
-                |sequence| rows.block_table(sequence),
-                activations,
-            );
-            add_projection(pool, &layer.output, activations, hidden);
-
-            rms_norm_quantized(pool, hidden, count, every, &layer.post_norm, eps, activations);
-            let n = self.config.intermediate_size;
-            wide.resize(count * 2 * n, 0.0);
-            project(pool, &layer.gate_up, activations, wide, 2 * n);
-            silu_mul_quantized(pool, wide, n, activations);
-            add_projection(pool, &layer.down, activations, hidden);
+            layer.forward(&pass, &mut cache.layers[index], hidden, wide, activations);
             observe(index + 1, hidden);
         }
     }

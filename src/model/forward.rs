@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{ModelConfig, Verified, VerifyTask};
+use super::{DraftInput, ModelConfig, Verified, VerifyTask};
 use crate::kv_cache::BlockTable;
 use crate::sampling::LogitsError;
 
@@ -131,4 +131,34 @@ pub trait Forward: Send {
 
     /// Writes the hidden state of a row of the last pass, behind the final norm. Shape `[hidden_size]`.
     fn hidden_state(&self, row: usize, out: &mut [f32]);
+
+    /// The drafter that is attached to the model, where one is.
+    fn attached(&mut self) -> Option<&mut dyn AttachedForward> {
+        None
+    }
+}
+
+/// A drafter that reads what the model it is attached to has computed, and shares its K/V cache.
+pub trait AttachedForward {
+    /// The drafter's shape.
+    fn config(&self) -> &ModelConfig;
+
+    /// Rows of its output head.
+    fn head_rows(&self) -> usize;
+
+    /// Token ids of the head's rows, where the head is trimmed.
+    fn draft_vocab(&self) -> Option<&Arc<[u32]>>;
+
+    /// Floating-point operations of a step behind `context` positions.
+    fn flops_per_token(&self, context: usize) -> u64;
+
+    /// Puts the states that the drafter reads of a row of the model's last pass into `out`.
+    /// Shape `[states, hidden_size]`.
+    ///
+    /// # Panics
+    /// If the row's logits were not asked for.
+    fn read_states(&self, row: usize, out: &mut Vec<f32>);
+
+    /// One step of several chains, a row each. Returns the logits, `[rows, head_rows]`.
+    fn step(&mut self, rows: &Rows, input: DraftInput<'_>) -> &[f32];
 }

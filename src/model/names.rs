@@ -1,6 +1,6 @@
 //! Hugging Face names of a model's tensors.
 
-use super::ModelConfig;
+use super::{ModelConfig, PROJECTIONS};
 
 const MATRICES: [&str; 7] = [
     "self_attn.q_proj",
@@ -23,8 +23,11 @@ pub fn layer_tensor_names(index: usize, has: impl Fn(&str) -> bool) -> Vec<Strin
     needed.chain(optional.filter(|name| has(name))).collect()
 }
 
-/// Names of the tensors of all blocks and of the last norm: everything but embedding and head.
+/// Names of the tensors of all blocks, of the last norm and, where `has` knows them, of an attached drafter's
+/// projections: everything but embedding and head.
 pub fn tensor_names(config: &ModelConfig, has: impl Fn(&str) -> bool) -> Vec<String> {
     let layers = (0..config.num_hidden_layers).flat_map(|i| layer_tensor_names(i, &has));
-    layers.chain(["model.norm.weight".to_owned()]).collect()
+    let projections = PROJECTIONS.into_iter().filter(|name| has(name));
+    let others = ["model.norm.weight"].into_iter().chain(projections);
+    layers.chain(others.map(str::to_owned)).collect()
 }

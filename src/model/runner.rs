@@ -2,14 +2,35 @@
 
 use std::sync::Arc;
 
-use super::{Decoder, Forward, KvCache, ModelConfig, Rows, Workspace};
+use super::{
+    AttachedDrafter, AttachedForward, Decoder, DraftInput, DraftWorkspace, Forward, KvCache,
+    ModelConfig, Rows, Workspace,
+};
 use crate::kv_cache::BLOCK_SIZE;
 
-/// Owns one decoder, its K/V cache and its work space.
+/// Owns one decoder, its K/V cache and its work space, and perhaps a drafter that reads them.
 pub struct Runner {
     decoder: Decoder,
     cache: KvCache,
     workspace: Workspace,
+    attached: Option<Attached>,
+}
+
+/// A drafter and what it reads of the decoder's last pass.
+struct Attached {
+    drafter: AttachedDrafter,
+    workspace: DraftWorkspace,
+    /// Rows whose states are kept, rising: those whose logits were asked for.
+    rows: Vec<u32>,
+    /// `[rows, states, hidden]`
+    states: Vec<f32>,
+}
+
+impl Attached {
+    /// Values that the drafter reads of one row.
+    fn width(&self) -> usize {
+        self.drafter.attachment().states.len() * self.drafter.config().hidden_size
+    }
 }
 
 impl Runner {
@@ -23,7 +44,15 @@ impl Runner {
             megabytes = decoder.kv_cache_bytes(num_blocks) / 1_000_000,
             "room for the K/V cache; memory is taken as it fills"
         );
-        Self { decoder, cache, workspace: Workspace::new() }
+        Self { decoder, cache, workspace: Workspace::new(), attached: None }
+    }
+
+    /// Attaches a drafter that was loaded for this decoder.
+    #[must_use]
+    pub fn with_drafter(mut self, drafter: AttachedDrafter) -> Self {
+        let workspace = DraftWorkspace::default();
+        self.attached = Some(Attached { drafter, workspace, rows: Vec::new(), states: Vec::new() });
+        self
     }
 }
 
@@ -41,10 +70,67 @@ impl Forward for Runner {
     }
 
     fn forward(&mut self, rows: &Rows) -> &[f32] {
-        self.decoder.forward(rows, &mut self.cache, &mut self.workspace)
+        let Self { decoder, cache, workspace, attached } = self;
+        let Some(attached) = attached else { return decoder.forward(rows, cache, workspace) };
+        let (hidden_size, width) = (decoder.config().hidden_size, attached.width());
+        let Attached { drafter, rows: kept, states, .. } = attached;
+        kept.clone_from(&rows.logit_rows);
+        states.resize(kept.len() * width, 0.0);
+        decoder.forward_and_observe(rows, cache, workspace, &mut |state, hidden| {
+            let place = drafter.attachment().states.iter().position(|&read| read == state);
+            let Some(place) = place else { return };
+            for (states, &row) in states.chunks_exact_mut(width).zip(&*kept) {
+                let hidden = &hidden[row as usize * hidden_size..][..hidden_size];
+                states[place * hidden_size..][..hidden_size].copy_from_slice(hidden);
+            }
+        })
     }
 
     fn hidden_state(&self, row: usize, out: &mut [f32]) {
         self.decoder.hidden_state(&self.workspace, row, out);
+    }
+
+    fn attached(&mut self) -> Option<&mut dyn AttachedForward> {
+        self.attached.is_some().then_some(self as &mut dyn AttachedForward)
+    }
+}
+
+/// What is left to say of a runner's drafter where `attached` has given it away.
+const ATTACHED: &str = "invariant: `attached` gives a runner with a drafter";
+
+impl Runner {
+    fn drafter(&self) -> &Attached {
+        self.attached.as_ref().expect(ATTACHED)
+    }
+}
+
+impl AttachedForward for Runner {
+    fn config(&self) -> &ModelConfig {
+        self.drafter().drafter.config()
+    }
+
+    fn head_rows(&self) -> usize {
+        self.drafter().drafter.head_rows()
+    }
+
+    fn draft_vocab(&self) -> Option<&Arc<[u32]>> {
+        self.drafter().drafter.draft_vocab()
+    }
+
+    fn flops_per_token(&self, context: usize) -> u64 {
+        self.drafter().drafter.flops_per_token(context)
+    }
+
+    fn read_states(&self, row: usize, out: &mut Vec<f32>) {
+        let attached = self.drafter();
+        let place = attached.rows.binary_search(&(row as u32));
+        let place = place.expect("the row's logits were asked for");
+        out.clear();
+        out.extend_from_slice(&attached.states[place * attached.width()..][..attached.width()]);
+    }
+
+    fn step(&mut self, rows: &Rows, input: DraftInput<'_>) -> &[f32] {
+        let Attached { drafter, workspace, .. } = self.attached.as_mut().expect(ATTACHED);
+        drafter.step(rows, input, &mut self.cache, workspace)
     }
 }

@@ -49,8 +49,22 @@ pub fn causal_softmax(scores: &mut [f32], n: usize, scale: f32, window: Option<u
         let first = window.map_or(0, |window| (i + 1).saturating_sub(window));
         row[..first].fill(0.0);
         row[i + 1..].fill(0.0);
-        softmax_row(Isa::best(), scale, &mut row[first..=i]);
+        softmax(&mut row[first..=i], scale);
     }
+}
+
+/// In place: scores become attention weights, those of `scale` times as much.
+pub fn softmax(scores: &mut [f32], scale: f32) {
+    softmax_row(Isa::best(), scale, scores);
+}
+
+/// In place: the gradient of attention weights becomes that of the unscaled scores.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn softmax_gradient(weights: &[f32], dweights: &mut [f32], scale: f32) {
+    assert_eq!(weights.len(), dweights.len(), "a gradient for every weight");
+    softmax_row_backward(Isa::best(), weights, scale, dweights);
 }
 
 /// In place: the gradient `dweights` of attention weights `[n, n]` becomes that of the unscaled
@@ -61,7 +75,7 @@ pub fn causal_softmax(scores: &mut [f32], n: usize, scale: f32, window: Option<u
 pub fn softmax_backward(weights: &[f32], dweights: &mut [f32], n: usize, scale: f32) {
     assert!(weights.len() == n * n && dweights.len() == n * n, "squares of {n}");
     for (p, dp) in weights.chunks_exact(n).zip(dweights.chunks_exact_mut(n)) {
-        softmax_row_backward(Isa::best(), p, scale, dp);
+        softmax_gradient(p, dp, scale);
     }
 }
 

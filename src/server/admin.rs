@@ -8,14 +8,14 @@ use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::StatusCode;
 
-use super::load::DraftLoader;
+use super::load::{DraftLoader, LoadError};
 use super::state::Serving;
 use super::wire::{DraftChange, DraftComparison, DraftStatus};
 use super::{ApiError, AppState, Body};
 use crate::checkpoint::source::Source;
-use crate::engine::{Comparison, Outcome};
+use crate::engine::{Comparison, EngineError, Outcome};
 use crate::metrics::INFO;
-use crate::model::Runner;
+use crate::model::{Draft, Runner};
 
 /// Tokens that two drafts are compared on where the request does not say.
 const TOKENS: u64 = 4096;
@@ -97,7 +97,12 @@ pub(super) async fn change_draft(
     // Whoever has won before serves.
     status(serving);
     let num_blocks = serving.engine.num_blocks();
-    let load = move || loader.load(&source).map(|(name, it)| (name, Runner::new(it, num_blocks)));
+    let load = move || -> Result<_, LoadError> {
+        match loader.load(&source)? {
+            (name, Draft::Standalone(draft)) => Ok((name, Runner::new(draft, num_blocks))),
+            (_, Draft::Attached(_)) => Err(EngineError::AttachedDrafter.into()),
+        }
+    };
     let loaded = tokio::task::spawn_blocking(load).await;
     let loaded = loaded.map_err(|error| ApiError::internal(error.to_string()))?;
     let (name, runner) = loaded.map_err(|error| invalid(&error))?;

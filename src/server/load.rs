@@ -13,7 +13,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{ComputeDevice, Config};
 use crate::engine::{Engine, EngineError, EngineHandle};
 use crate::metrics::DRAFT_FAILURES;
-use crate::model::{CudaDecoder, Decoder, Lender, ModelConfig, ModelError};
+use crate::model::{CudaDecoder, Decoder, Draft, Lender, ModelConfig, ModelError};
 use crate::ops::ThreadPool;
 use crate::ops::cuda::{CudaError, Device};
 use crate::text::{ChatTemplate, TemplateError};
@@ -57,7 +57,7 @@ pub struct Models {
     /// Its chat template, where it has one.
     pub template: Option<ChatTemplate>,
     /// The draft and its name, or why it cannot be used; `None` where none is configured.
-    pub draft: Option<Result<(String, Decoder), LoadError>>,
+    pub draft: Option<Result<(String, Draft), LoadError>>,
 }
 
 impl Models {
@@ -99,7 +99,7 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
         model = %name,
         blocks = model.num_hidden_layers,
         draft_blocks = draft.as_ref().map(|d| d.config().num_hidden_layers),
-        draft_head_rows = draft.as_ref().map(Decoder::head_rows),
+        draft_head_rows = draft.as_ref().map(Draft::head_rows),
         megabytes = target.memory_bytes() / 1_000_000,
         threads = config.threads,
         "model loaded"
@@ -205,7 +205,7 @@ pub(super) struct DraftLoader {
 
 impl DraftLoader {
     /// Fetches and loads a draft; gives its name too.
-    pub(super) fn load(&self, source: &Source) -> Result<(String, Decoder), LoadError> {
+    pub(super) fn load(&self, source: &Source) -> Result<(String, Draft), LoadError> {
         let path = resolve(source, &self.config.cache_dir)?;
         let mut checkpoint = Checkpoint::open(&path)?;
         let draft = self.lender.load_draft(&mut checkpoint)?;

@@ -5,6 +5,7 @@ use super::draft_model::DraftModel;
 use super::{DraftToken, Load, Match, Prices, Proposal, Proposer, Speculation};
 use crate::grammar::GrammarState;
 use crate::kv_cache::BlockTable;
+use crate::model::Forward;
 use crate::ops::{arg_max, sum_exp};
 use crate::sampling::{Draws, History, Processor, SamplingParams};
 
@@ -57,7 +58,17 @@ struct Chain<'t, 'a> {
     task: &'t mut ProposeTask<'a>,
     /// Chance that all draft tokens so far are accepted.
     chance: f64,
+    /// Its row in the last pass of the draft model.
+    row: Option<u32>,
     closed: bool,
+}
+
+/// The draft model, as a chain that might ask it sees it.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    draft: &'a DraftModel,
+    /// Chains that ask at a time.
+    sharing: usize,
 }
 
 /// Proposes draft tokens for all sequences, with a draft model or without.
@@ -89,11 +100,17 @@ impl Cascade {
         self.draft = Some(draft);
     }
 
-    /// Fills in the proposals for a target pass of `load` without them. Failures of the
+    /// Fills in the proposals for a pass of `target` that is `load` without them. Failures of the
     /// draft model leave them short or empty and never reach the caller otherwise.
-    pub fn propose(&mut self, tasks: &mut [ProposeTask<'_>], mut load: Load, prices: &Prices<'_>) {
-        let mut chains: Vec<Chain<'_, '_>> =
-            tasks.iter_mut().map(|task| Chain { task, chance: 1.0, closed: false }).collect();
+    pub fn propose(
+        &mut self,
+        tasks: &mut [ProposeTask<'_>],
+        target: &mut dyn Forward,
+        mut load: Load,
+        prices: &Prices<'_>,
+    ) {
+        let chain = |task| Chain { task, chance: 1.0, row: None, closed: false };
+        let mut chains: Vec<Chain<'_, '_>> = tasks.iter_mut().map(chain).collect();
         for chain in &mut chains {
             let task = &mut *chain.task;
             if let Some(index) = &mut task.state.index {
@@ -111,11 +128,12 @@ impl Cascade {
             }
         }
         loop {
-            let draft = self.draft.as_ref().is_some_and(|draft| !draft.is_broken());
+            let draft = self.draft.as_ref().filter(|draft| !draft.is_broken());
             let mut open = chains.iter().filter(|chain| !chain.closed).count();
             let mut drafting = Vec::new();
             for (index, chain) in chains.iter_mut().enumerate().filter(|(_, c)| !c.closed) {
-                if chain.copy(&mut load, prices, draft.then_some(open)) {
+                let asked = draft.map(|draft| Asked { draft, sharing: open });
+                if chain.copy(&mut load, prices, asked) {
                     drafting.push(index);
                 } else {
                     chain.closed = true;
@@ -125,7 +143,7 @@ impl Cascade {
             if drafting.is_empty() {
                 break;
             }
-            self.pass(&mut chains, &drafting, &mut load, prices);
+            self.pass(&mut chains, &drafting, target, &mut load, prices);
         }
         for Chain { task, .. } in chains {
             let drafted = &task.proposal.tokens;
@@ -141,6 +159,7 @@ impl Cascade {
         &mut self,
         chains: &mut [Chain<'_, '_>],
         drafting: &[usize],
+        target: &mut dyn Forward,
         load: &mut Load,
         prices: &Prices<'_>,
     ) {
@@ -148,19 +167,23 @@ impl Cascade {
         draft.clear();
         let mut complete = Vec::new();
         for &index in drafting {
+            let last = chains[index].row;
             let task = &mut *chains[index].task;
             let known = task.tokens.len() - task.proposal.tokens.len();
-            match draft.add(&mut task.state.draft, task.table, task.tokens, known) {
+            match draft.add(task.state, task.table, task.tokens, known, last) {
                 None => continue,
                 Some(false) => {}
-                Some(true) => complete.push(index),
+                Some(true) => {
+                    chains[index].row = Some(complete.len() as u32);
+                    complete.push(index);
+                }
             }
-            task.proposal.passes += 1;
+            chains[index].task.proposal.passes += 1;
         }
-        let ids = draft.model().draft_vocab().cloned();
+        let ids = draft.draft_vocab().cloned();
         let head_rows = draft.head_rows();
         let (mut failures, mut masked) = (0, Vec::new());
-        let Some(logits) = draft.run() else { return };
+        let Some(logits) = draft.run(target) else { return };
         for (index, logits) in complete.into_iter().zip(logits.chunks_exact(head_rows)) {
             let chain = &mut chains[index];
             let task = &mut *chain.task;
@@ -205,16 +228,14 @@ impl Cascade {
 }
 
 impl Chain<'_, '_> {
-    /// Copies what is worth copying. Returns whether the draft model should go on, which `sharing`
-    /// chains ask at a time; `None` without one.
-    fn copy(&mut self, load: &mut Load, prices: &Prices<'_>, sharing: Option<usize>) -> bool {
+    /// Copies what is worth copying. Returns whether the draft model should go on; `None` without one.
+    fn copy(&mut self, load: &mut Load, prices: &Prices<'_>, asked: Option<Asked<'_>>) -> bool {
         loop {
             let room = self.task.num_tokens - self.task.proposal.tokens.len();
             if room == 0 || self.closed {
                 return false;
             }
-            let drafting =
-                sharing.map_or(0.0, |sharing| self.draft_value(room, *load, prices, sharing));
+            let drafting = asked.map_or(0.0, |asked| self.draft_value(room, *load, prices, asked));
             let context = self.task.tokens.len();
             let copies = [self.predicted(), self.matching()].into_iter().flatten();
             let best = copies
@@ -287,18 +308,18 @@ impl Chain<'_, '_> {
         task.proposal.tokens.push(token);
     }
 
-    /// Tokens that the draft model promises beyond what it costs, with up to `room` of its own, while
-    /// `sharing` chains ask for passes.
-    fn draft_value(&self, room: usize, load: Load, prices: &Prices<'_>, sharing: usize) -> f64 {
+    /// Tokens that the draft model promises beyond what it costs, with up to `room` of its own.
+    fn draft_value(&self, room: usize, load: Load, prices: &Prices<'_>, asked: Asked<'_>) -> f64 {
+        let Asked { draft, sharing } = asked;
         let task = &*self.task;
         let state = &*task.state;
-        if state.draft.failed {
-            return 0.0;
-        }
+        let drafted = &task.proposal.tokens;
+        let own = drafted.iter().rev().take_while(|t| t.proposer == Proposer::DraftModel).count();
+        let missing = draft.missing(state, task.tokens.len(), drafted.len(), own);
+        let Some(missing) = missing.filter(|_| !state.draft.failed) else { return 0.0 };
         // Catching up is paid once and used by the rounds to come.
         let rounds = task.tokens_left.clamp(1, HORIZON) as f64;
         let context = task.tokens.len();
-        let missing = state.draft.missing(context);
         let once = (prices.draft_pass(missing) - prices.draft_pass(1)).max(0.0) / rounds;
         let pass = prices.draft_pass(sharing) / sharing as f64;
         let value = |alpha: f64| {

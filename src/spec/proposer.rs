@@ -64,6 +64,16 @@ const PATIENCE: u32 = 64;
 /// Weight of a new round in what is usual.
 const NEW: f64 = 0.1;
 
+/// What an attached drafter reads of a sequence.
+#[derive(Debug, Default)]
+pub(super) struct TargetStates {
+    /// Known tokens of the sequence; the states are those of the last but one of them, behind which nothing was
+    /// computed yet.
+    pub(super) tokens: usize,
+    /// `[states, hidden_size]`
+    pub(super) values: Vec<f32>,
+}
+
 /// What speculation remembers of a sequence.
 #[derive(Debug)]
 pub struct Speculation {
@@ -73,6 +83,7 @@ pub struct Speculation {
     pub(super) prediction: Option<Prediction>,
     pub(super) acceptance: Acceptance,
     pub(super) draft: DraftCache,
+    pub(super) states: TargetStates,
     /// Rounds since the draft model was last asked, and before it is asked for a trial.
     pub(super) idle: u32,
     pub(super) patience: u32,
@@ -92,6 +103,7 @@ impl Speculation {
             prediction: (!prediction.is_empty()).then(|| Prediction::new(prediction)),
             acceptance: known.of_new_sequence(),
             draft: DraftCache::default(),
+            states: TargetStates::default(),
             idle: 0,
             patience: PATIENCE,
             prompt_len,
@@ -105,9 +117,16 @@ impl Speculation {
         (self.usual.0 / self.usual.1).max(1.0)
     }
 
-    /// Forgets what the draft model's cache held of the sequence.
+    /// Forgets what the draft model's cache held of the sequence, and the target's states.
     pub fn forget_cache(&mut self) {
         self.draft.truncate(0);
+        self.states.tokens = 0;
+    }
+
+    /// Takes in what `read` says of the target's states behind which the last of `tokens` known tokens came.
+    pub fn set_states(&mut self, tokens: usize, read: impl FnOnce(&mut Vec<f32>)) {
+        self.states.tokens = tokens;
+        read(&mut self.states.values);
     }
 
     /// Another draft model takes over: nothing is known of it, and its cache holds nothing.

@@ -167,11 +167,12 @@ pub struct Dataset {
     top_k: Option<TopK>,
 }
 
+/// An answer behind its prompt.
 #[derive(Debug)]
-struct Sequence {
-    tokens: Vec<u32>,
+pub(super) struct Sequence {
+    pub(super) tokens: Vec<u32>,
     /// Tokens before the answer.
-    prompt: usize,
+    pub(super) prompt: usize,
     /// Place of the answer's first token among all answers' tokens.
     record: usize,
 }
@@ -289,23 +290,47 @@ impl Dataset {
             let inputs = sequence.tokens.len() - 1;
             batch.tokens.extend_from_slice(&sequence.tokens[..inputs]);
             batch.sequences.push(start..start + inputs);
-            for (i, &token) in sequence.tokens[sequence.prompt..].iter().enumerate() {
-                let before = targets.entries.len();
-                let mut add = |id: u32, p: f32| {
-                    if let Some(row) = head_row[id as usize].filter(|_| p > 0.0) {
-                        targets.entries.push((row, p));
-                    }
-                };
-                match &self.top_k {
-                    Some(top) => top.at(sequence.record + i).for_each(|(id, p)| add(id, p)),
-                    None => add(token, 1.0),
-                }
-                if targets.entries.len() > before {
-                    targets.rows.push((start + sequence.prompt - 1 + i) as u32);
-                    targets.ends.push(targets.entries.len());
-                }
+            for place in sequence.prompt..sequence.tokens.len() {
+                self.push_target(sequence, place, start + place - 1, head_row, targets);
             }
         }
         batch
+    }
+
+    /// Makes the target's distribution of an answer's token at `place` what `row` has to learn, where the head has
+    /// any of it.
+    pub(super) fn push_target(
+        &self,
+        sequence: &Sequence,
+        place: usize,
+        row: usize,
+        head_row: &[Option<u32>],
+        targets: &mut Targets,
+    ) {
+        let before = targets.entries.len();
+        let mut add = |id: u32, p: f32| {
+            if let Some(row) = head_row[id as usize].filter(|_| p > 0.0) {
+                targets.entries.push((row, p));
+            }
+        };
+        match &self.top_k {
+            Some(top) => {
+                top.at(sequence.record + place - sequence.prompt).for_each(|(id, p)| add(id, p));
+            }
+            None => add(sequence.tokens[place], 1.0),
+        }
+        if targets.entries.len() > before {
+            targets.rows.push(row as u32);
+            targets.ends.push(targets.entries.len());
+        }
+    }
+
+    /// The tokens of every answer with its prompt, in order.
+    pub fn sequences(&self) -> impl Iterator<Item = &[u32]> {
+        self.sequences.iter().map(|sequence| &sequence.tokens[..])
+    }
+
+    pub(super) fn sequence(&self, index: usize) -> &Sequence {
+        &self.sequences[index]
     }
 }

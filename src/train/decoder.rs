@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 
@@ -61,17 +61,7 @@ impl Network {
         training: bool,
     ) -> Result<(Tensor, Tally)> {
         let hidden = self.hidden_states(weights, batch)?;
-        let tally = Arc::new(Mutex::new(Tally::default()));
-        let loss = hidden.apply_op1(DistillLoss {
-            divergence,
-            targets: Arc::new(batch.targets.clone()),
-            head: self.head.clone(),
-            tally: Arc::clone(&tally),
-            gradient: Mutex::new(None),
-            training,
-        })?;
-        let tally = *tally.lock().map_err(|_| candle_core::Error::Msg("poisoned".into()))?;
-        Ok((loss, tally))
+        DistillLoss::apply(&hidden, &self.head, batch.targets.clone(), divergence, training)
     }
 
     /// Sum of the forward KL of a batch, as a scalar to differentiate.
@@ -121,32 +111,42 @@ impl Network {
                 rope: Arc::clone(&rope),
                 pool: Arc::clone(&pool),
             };
-            let x = layer.norm(&hidden, "input_layernorm")?;
-            let attended = layer.qkv(&x)?.apply_op1(attention)?;
-            hidden = (hidden + layer.linear(&attended, &["self_attn.o_proj"])?)?;
-            let x = layer.norm(&hidden, "post_attention_layernorm")?;
-            let gated = layer
-                .linear(&x, &["mlp.gate_proj", "mlp.up_proj"])?
-                .apply_op1(SiluMul { pool: Arc::clone(&pool) })?;
-            hidden = (hidden + layer.linear(&gated, &["mlp.down_proj"])?)?;
+            hidden = layer.forward(&hidden, |qkv| qkv.apply_op1(attention))?;
         }
         let norm = get(weights, "model.norm.weight")?;
         hidden.apply_op2(norm, RmsNorm { eps: config.rms_norm_eps as f32, pool })
     }
 }
 
-fn get<'a>(weights: &'a Weights, name: &str) -> Result<&'a Tensor> {
+pub(super) fn get<'a>(weights: &'a Weights, name: &str) -> Result<&'a Tensor> {
     weights.get(name).ok_or_else(|| candle_core::Error::Msg(format!("no weight {name}")))
 }
 
-struct Layer<'a> {
-    config: &'a ModelConfig,
-    weights: &'a Weights,
-    index: usize,
-    pool: &'a Arc<ThreadPool>,
+/// The weights of one block.
+pub(super) struct Layer<'a> {
+    pub(super) config: &'a ModelConfig,
+    pub(super) weights: &'a Weights,
+    pub(super) index: usize,
+    pub(super) pool: &'a Arc<ThreadPool>,
 }
 
 impl Layer<'_> {
+    /// The block's output, `[rows, hidden]`; `attend` makes the heads' values of their queries, keys and values.
+    pub(super) fn forward(
+        &self,
+        hidden: &Tensor,
+        attend: impl FnOnce(Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let x = self.norm(hidden, "input_layernorm")?;
+        let attended = attend(self.qkv(&x)?)?;
+        let hidden = (hidden + self.linear(&attended, &["self_attn.o_proj"])?)?;
+        let x = self.norm(&hidden, "post_attention_layernorm")?;
+        let gated = self
+            .linear(&x, &["mlp.gate_proj", "mlp.up_proj"])?
+            .apply_op1(SiluMul { pool: Arc::clone(self.pool) })?;
+        hidden + self.linear(&gated, &["mlp.down_proj"])?
+    }
+
     fn name(&self, module: &str, kind: &str) -> String {
         format!("model.layers.{}.{module}.{kind}", self.index)
     }

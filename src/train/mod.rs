@@ -5,20 +5,26 @@
 //! into it; [`Parameters`] holds what is trained; [`Trainer`] runs the steps on several threads.
 
 mod adapter;
+mod attached;
+mod chain_attention;
 mod data;
 mod decoder;
 mod gemm;
 mod ops;
 mod params;
 mod slerp;
+mod target_states;
 mod trainer;
 
 pub use adapter::Adapter;
+pub use attached::{AttachedLesson, AttachedNetwork};
 pub use data::{Dataset, Example, Origin, TopK, TopKWriter};
 pub use decoder::{Batch, Network, Weights};
+pub use ops::Tally;
 pub use params::{Adapt, Parameters, Weight, block_weights};
 pub use slerp::slerp;
-pub use trainer::{Budget, Options, Point, Trainer};
+pub use target_states::{TargetStates, TargetStatesWriter};
+pub use trainer::{Budget, Distillation, Lesson, Options, Point, Trainer};
 
 use std::path::PathBuf;
 

@@ -14,7 +14,7 @@ use crate::ops::training::{
 use crate::ops::{MatRef, RopeTable, ThreadPool, rms_norm, silu_mul};
 
 /// The values of a dense f32 tensor in storage.
-fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+pub(super) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
         None => bail!("a dense tensor was expected"),
@@ -22,7 +22,7 @@ fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
 }
 
 /// Calls `f` with the values of dense f32 tensors on the CPU.
-fn with_values<const N: usize, R>(
+pub(super) fn with_values<const N: usize, R>(
     tensors: [&Tensor; N],
     f: impl FnOnce([&[f32]; N]) -> Result<R>,
 ) -> Result<R> {
@@ -37,11 +37,11 @@ fn with_values<const N: usize, R>(
     f(slices)
 }
 
-fn dense(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
+pub(super) fn dense(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
     Tensor::from_vec(values, shape, &candle_core::Device::Cpu)
 }
 
-fn result(values: Vec<f32>, shape: impl Into<Shape>) -> Result<(CpuStorage, Shape)> {
+pub(super) fn result(values: Vec<f32>, shape: impl Into<Shape>) -> Result<(CpuStorage, Shape)> {
     Ok((CpuStorage::F32(values), shape.into()))
 }
 
@@ -317,13 +317,13 @@ impl Targets {
 
 /// What a [`DistillLoss`] saw.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
-pub(super) struct Tally {
+pub struct Tally {
     /// Sum of the losses.
-    pub(super) loss: f64,
+    pub loss: f64,
     /// Rows.
-    pub(super) rows: u64,
+    pub rows: u64,
     /// Rows whose most likely column is the target's.
-    pub(super) agree: u64,
+    pub agree: u64,
 }
 
 /// Sum over rows of the divergence of `softmax(hidden head^T)` from the target's probabilities.
@@ -331,15 +331,38 @@ pub(super) struct Tally {
 /// The logits of a chunk of rows live only inside the forward pass, which computes the gradient along
 /// with the loss; the head is frozen.
 pub(super) struct DistillLoss {
-    pub(super) divergence: Divergence,
-    pub(super) targets: Arc<Targets>,
+    divergence: Divergence,
+    targets: Arc<Targets>,
     /// `[columns, hidden]`
-    pub(super) head: Tensor,
-    pub(super) tally: Arc<Mutex<Tally>>,
+    head: Tensor,
+    tally: Arc<Mutex<Tally>>,
     /// `[rows, hidden]`, left by the forward pass.
-    pub(super) gradient: Mutex<Option<Vec<f32>>>,
+    gradient: Mutex<Option<Vec<f32>>>,
     /// Whether a backward pass follows.
-    pub(super) training: bool,
+    training: bool,
+}
+
+impl DistillLoss {
+    /// Sum of the losses of `hidden`, as a tensor to differentiate, and what it is made of.
+    pub(super) fn apply(
+        hidden: &Tensor,
+        head: &Tensor,
+        targets: Targets,
+        divergence: Divergence,
+        training: bool,
+    ) -> Result<(Tensor, Tally)> {
+        let tally = Arc::new(Mutex::new(Tally::default()));
+        let loss = hidden.apply_op1(Self {
+            divergence,
+            targets: Arc::new(targets),
+            head: head.clone(),
+            tally: Arc::clone(&tally),
+            gradient: Mutex::new(None),
+            training,
+        })?;
+        let tally = *tally.lock().map_err(|_| Error::Msg("another thread panicked".into()))?;
+        Ok((loss, tally))
+    }
 }
 
 /// Rows whose logits are in memory at a time.

@@ -30,8 +30,6 @@ pub enum Budget {
 pub struct Options {
     /// When to end.
     pub budget: Budget,
-    /// What is made small.
-    pub divergence: Divergence,
     /// Highest step size.
     pub learning_rate: f32,
     /// Share of the budget in which the step size rises from 0; it falls as a cosine afterwards.
@@ -56,7 +54,6 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             budget: Budget::Steps(1000),
-            divergence: Divergence::FORWARD_KL,
             learning_rate: 2e-3,
             warmup: 0.03,
             weight_decay: 0.01,
@@ -102,12 +99,55 @@ struct State {
     used: usize,
 }
 
+/// What is learnt, and of what.
+pub trait Lesson: Sync {
+    /// The answers.
+    fn data(&self) -> &Dataset;
+
+    /// Sum of the losses of some answers, as a tensor to differentiate, and what it is made of.
+    ///
+    /// # Errors
+    /// What candle says.
+    fn loss(
+        &self,
+        weights: &Weights,
+        pack: &[usize],
+        training: bool,
+    ) -> candle_core::Result<(Tensor, Tally)>;
+}
+
+/// A decoder learns the target's distribution at every token of the answers.
+pub struct Distillation {
+    /// The frozen part of the decoder.
+    pub network: Network,
+    /// The answers.
+    pub data: Dataset,
+    /// The row of the network's head for every token.
+    pub head_row: Vec<Option<u32>>,
+    /// What is made small.
+    pub divergence: Divergence,
+}
+
+impl Lesson for Distillation {
+    fn data(&self) -> &Dataset {
+        &self.data
+    }
+
+    fn loss(
+        &self,
+        weights: &Weights,
+        pack: &[usize],
+        training: bool,
+    ) -> candle_core::Result<(Tensor, Tally)> {
+        let batch = self.data.batch(pack, &self.head_row);
+        self.network.loss(weights, &batch, self.divergence, training)
+    }
+}
+
 /// A training run.
-pub struct Trainer {
-    network: Network,
+pub struct Trainer<L> {
+    lesson: L,
     parameters: Parameters,
-    data: Dataset,
-    head_row: Vec<Option<u32>>,
     training: Vec<usize>,
     validation: Vec<usize>,
     packs: Vec<Vec<usize>>,
@@ -115,18 +155,13 @@ pub struct Trainer {
     state: State,
 }
 
-impl Trainer {
-    /// A run from the start. `head_row` gives the row of the network's head for every token.
+impl<L: Lesson> Trainer<L> {
+    /// A run from the start.
     ///
     /// # Errors
     /// [`TrainError::Options`] where nothing is left to train on.
-    pub fn new(
-        network: Network,
-        parameters: Parameters,
-        data: Dataset,
-        head_row: Vec<Option<u32>>,
-        options: Options,
-    ) -> Result<Self, TrainError> {
+    pub fn new(lesson: L, parameters: Parameters, options: Options) -> Result<Self, TrainError> {
+        let data = lesson.data();
         let kept = (data.len() as f64 * options.validation).ceil() as usize;
         let mut order: Vec<usize> = (0..data.len()).collect();
         fastrand::Rng::with_seed(options.seed).shuffle(&mut order);
@@ -138,10 +173,8 @@ impl Trainer {
             )));
         }
         let mut trainer = Self {
-            network,
+            lesson,
             parameters,
-            data,
-            head_row,
             training,
             validation: order,
             packs: Vec::new(),
@@ -156,7 +189,7 @@ impl Trainer {
         let mut order = self.training.clone();
         let seed = self.options.seed ^ u64::from(self.state.epoch + 1) << 32;
         fastrand::Rng::with_seed(seed).shuffle(&mut order);
-        self.packs = self.data.group(&order, self.options.rows);
+        self.packs = self.lesson.data().group(&order, self.options.rows);
     }
 
     /// Share of the budget that is spent, 0 to 1.
@@ -173,6 +206,12 @@ impl Trainer {
     #[must_use]
     pub fn num_steps(&self) -> u32 {
         self.state.step
+    }
+
+    /// What is learnt.
+    #[must_use]
+    pub fn lesson(&self) -> &L {
+        &self.lesson
     }
 
     /// What has been trained.
@@ -261,9 +300,7 @@ impl Trainer {
         let work = |first: usize| -> candle_core::Result<(Tally, Gradients)> {
             let (mut sum, mut gradients) = (Tally::default(), Gradients::new());
             for pack in packs.iter().skip(first).step_by(threads) {
-                let batch = self.data.batch(pack, &self.head_row);
-                let (loss, tally) =
-                    self.network.loss(leaves, &batch, self.options.divergence, true)?;
+                let (loss, tally) = self.lesson.loss(leaves, pack, true)?;
                 sum.add(&tally);
                 collect(&loss.backward()?, leaves, &mut gradients)?;
             }
@@ -289,7 +326,7 @@ impl Trainer {
         if self.validation.is_empty() {
             return Ok(None);
         }
-        let packs = self.data.group(&self.validation, self.options.rows);
+        let packs = self.lesson.data().group(&self.validation, self.options.rows);
         let threads = self.options.threads.clamp(1, packs.len());
         let leaves: Weights = self
             .parameters
@@ -300,9 +337,7 @@ impl Trainer {
         let parts = in_threads(threads, |first| {
             let mut sum = Tally::default();
             for pack in packs.iter().skip(first).step_by(threads) {
-                let batch = self.data.batch(pack, &self.head_row);
-                let divergence = self.options.divergence;
-                sum.add(&self.network.loss(&leaves, &batch, divergence, false)?.1);
+                sum.add(&self.lesson.loss(&leaves, pack, false)?.1);
             }
             Ok(sum)
         })?;

@@ -11,12 +11,13 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use pleach::checkpoint::{Checkpoint, source};
+use pleach::checkpoint::write::{Meta, gguf_file};
+use pleach::checkpoint::{ATTACHMENT, Checkpoint, RawTensor, source};
 use pleach::engine::{
     Engine, EngineConfig, Event, FinishReason, Request, RequestId, SequenceStats, TokenOut,
 };
-use pleach::model::Decoder;
-use pleach::ops::ThreadPool;
+use pleach::model::{Decoder, Draft, PROJECTIONS, layer_tensor_names};
+use pleach::ops::{DType, ThreadPool};
 
 /// The default model's file, fetched once.
 fn model_path() -> &'static PathBuf {
@@ -38,6 +39,47 @@ pub fn engine(config: &EngineConfig, draft_blocks: Option<usize>) -> Engine {
         Decoder::load_draft(&mut checkpoint, &target, &pool).unwrap()
     });
     Engine::new(target, draft, config.clone()).unwrap()
+}
+
+/// An engine on the default model with its last two blocks attached: the first step goes on from the target's last
+/// state, further ones from their own, as if there were no token between.
+pub fn engine_with_attached(config: &EngineConfig) -> Engine {
+    let pool = Arc::new(ThreadPool::new(2));
+    let mut checkpoint = Checkpoint::open(model_path()).unwrap();
+    let target = Decoder::load(&mut checkpoint, &pool).unwrap();
+    let (total, width) = (checkpoint.config.num_hidden_layers, checkpoint.config.hidden_size);
+    let mut draft = checkpoint.config.clone();
+    draft.num_hidden_layers = 2;
+    let mut tensors = Vec::new();
+    for block in 0..2 {
+        for name in layer_tensor_names(total - 2 + block, |name| checkpoint.has(name)) {
+            let tensor = checkpoint.tensor(&name).unwrap();
+            let old = format!("layers.{}.", total - 2 + block);
+            tensors.push((name.replace(&old, &format!("layers.{block}.")), tensor));
+        }
+    }
+    let norm = "model.norm.weight";
+    tensors.push((norm.into(), checkpoint.tensor(norm).unwrap()));
+    for name in PROJECTIONS {
+        // What the token and the state before it say, halved.
+        let values: Vec<f32> = (0..width)
+            .flat_map(|row| {
+                (0..2 * width).map(move |col| if col % width == row { 4.0 } else { 0.0 })
+            })
+            .collect();
+        let data = DType::Q8_0.quantize(&values).unwrap();
+        let shape = vec![width, 2 * width];
+        tensors.push((name.into(), RawTensor { dtype: DType::Q8_0, shape, data }));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("attached.gguf");
+    let (blocks, states) = ([total as u32 - 2, total as u32 - 1], [total as u32]);
+    let more = [(ATTACHMENT[0], Meta::Numbers(&blocks)), (ATTACHMENT[1], Meta::Numbers(&states))];
+    gguf_file(&path, "attached", &draft, &more, &tensors).unwrap();
+    let mut draft = Checkpoint::open(&path).unwrap();
+    let draft = Decoder::load_draft(&mut draft, &target, &pool).unwrap();
+    assert!(matches!(draft, Draft::Attached(_)));
+    Engine::new(target, Some(draft), config.clone()).unwrap()
 }
 
 /// A chat prompt of the default model.

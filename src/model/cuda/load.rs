@@ -192,6 +192,10 @@ impl CudaDecoder {
         target_checkpoint: &mut Checkpoint,
     ) -> Result<Self, ModelError> {
         let vocab = check_draft(checkpoint, &target.config)?;
+        if checkpoint.attachment.is_some() {
+            let reason = "attached drafters run on the CPU alone".into();
+            return Err(ModelError::Unsupported { what: "the draft".into(), reason });
+        }
         let (vocab_size, hidden) = (target.config.vocab_size, target.config.hidden_size);
         let (device, dtype) = (&target.device, target.dtype);
         let own_embedding = checkpoint.has("model.embed_tokens.weight");

@@ -109,6 +109,23 @@ impl LayerCache {
         2 * num_blocks * shape.kv_heads * shape.head_dim * BLOCK_SIZE * cell
     }
 
+    /// The keys and values of a slot, `[kv_heads, head_dim]` each.
+    ///
+    /// # Panics
+    /// If the slot lies outside the cache, or the two differ in length.
+    pub fn read(&self, slot: u32, head_dim: usize, keys: &mut [f32], values: &mut [f32]) {
+        assert_eq!(keys.len(), values.len(), "keys and values of one slot");
+        let (block, position) = (slot as usize / BLOCK_SIZE, slot as usize % BLOCK_SIZE);
+        let start = block * keys.len() * BLOCK_SIZE;
+        for (at, key) in keys.iter_mut().enumerate() {
+            self.keys.read(start + at * BLOCK_SIZE + position, std::slice::from_mut(key));
+        }
+        for (head, values) in values.chunks_exact_mut(head_dim).enumerate() {
+            let start = start + (head * BLOCK_SIZE + position) * head_dim;
+            self.values.read(start, values);
+        }
+    }
+
     /// Writes the keys and values of rows into their slots, which differ, after turning query and key
     /// heads, in place, where there is a rotation. Rows of `x` hold `stride` values: query, key and value
     /// heads.

@@ -1,0 +1,220 @@
+//! The attached drafter: a few of the target's last blocks, fed with what the target has computed anyway.
+//!
+//! The blocks that were cut are replaced by one projection. The first step of a chain, at position t + 1, reads
+//! the newest token and the target's hidden states of position t, the last one it has computed; further steps
+//! read the token before them and the drafter's own last state:
+//!
+//! ```text
+//! x = A norm(e(token)) + F [norm(h_i(t)), norm(h_j(t)), …]        first step
+//! x = A' norm(e(token)) + G norm(own last state)                   further steps
+//! ```
+//!
+//! Attention reads the target's own K/V cache of the same blocks. A chain writes its keys and values to the slots
+//! that are reserved for the tokens it drafts; the target's pass overwrites them before anybody reads them. So
+//! there is no cache of the drafter's own, and nothing to catch up on.
+
+use std::sync::Arc;
+
+use super::decoder::{KvCache, Layer, Loader, ModelError, Pass};
+use super::rope::rope_table;
+use super::{ModelConfig, Rows};
+use crate::ops::{
+    Activations, PackedMatrix, RopeTable, ThreadPool, embed, matmul, rms_norm, rms_norm_quantized,
+};
+
+/// Where an attached drafter hangs on its target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// Blocks of the target that the drafter keeps, rising.
+    pub blocks: Vec<usize>,
+    /// Hidden states that it reads, rising; state n follows n blocks.
+    pub states: Vec<usize>,
+}
+
+impl Attachment {
+    /// Checks that a drafter of this shape fits a target.
+    ///
+    /// # Errors
+    /// [`ModelError::Attachment`] naming what does not fit.
+    pub fn check(&self, target: &ModelConfig, drafter: &ModelConfig) -> Result<(), ModelError> {
+        let rising = |list: &[usize]| list.windows(2).all(|pair| pair[0] < pair[1]);
+        let total = target.num_hidden_layers;
+        let heads = |config: &ModelConfig| {
+            (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        };
+        let problem = if self.blocks.len() != drafter.num_hidden_layers
+            || !rising(&self.blocks)
+            || self.blocks.last().is_none_or(|&block| block >= total)
+        {
+            format!("blocks {:?} are not {} of {total}", self.blocks, drafter.num_hidden_layers)
+        } else if !rising(&self.states) || self.states.last().is_none_or(|&state| state > total) {
+            format!("states {:?} are none of 0 to {total}", self.states)
+        } else if heads(target) != heads(drafter) || target.rope != drafter.rope {
+            "its attention heads or rotary embedding are not the target's".into()
+        } else {
+            return Ok(());
+        };
+        Err(ModelError::Attachment(problem))
+    }
+}
+
+/// Names of the projections: `[hidden, (1 + states) hidden]` for the first step, `[hidden, 2 hidden]` for further
+/// ones.
+pub const PROJECTIONS: [&str; 2] = ["attached.first.weight", "attached.next.weight"];
+
+/// What a drafter has of its target or in its place.
+pub(super) struct Tables {
+    pub(super) embedding: Arc<PackedMatrix>,
+    pub(super) head: Arc<PackedMatrix>,
+    pub(super) draft_vocab: Option<Arc<[u32]>>,
+}
+
+/// An attached drafter, packed for the kernels.
+pub struct AttachedDrafter {
+    config: ModelConfig,
+    attachment: Attachment,
+    first: PackedMatrix,
+    next: PackedMatrix,
+    layers: Vec<Layer>,
+    norm: Vec<f32>,
+    tables: Tables,
+    rope: RopeTable,
+    /// A norm without weights.
+    ones: Vec<f32>,
+    pool: Arc<ThreadPool>,
+}
+
+/// Buffers of a drafter's steps, and the states of its last one.
+#[derive(Default)]
+pub struct DraftWorkspace {
+    activations: Activations,
+    /// `[rows, inputs of the projection]`
+    input: Vec<f32>,
+    /// `[rows, hidden]`, of this step and of the one before.
+    hidden: [Vec<f32>; 2],
+    wide: Vec<f32>,
+    logits: Vec<f32>,
+    rope: Option<RopeTable>,
+}
+
+/// What the rows of a step go on from.
+#[derive(Debug, Clone, Copy)]
+pub enum DraftInput<'a> {
+    /// The target's states of the position before: `[rows, states, hidden]`.
+    Target(&'a [f32]),
+    /// The drafter's own states: for every row a row of the last step.
+    Own(&'a [u32]),
+}
+
+impl AttachedDrafter {
+    pub(super) fn load(
+        mut loader: Loader<'_>,
+        config: ModelConfig,
+        attachment: Attachment,
+        tables: Tables,
+        pool: &Arc<ThreadPool>,
+    ) -> Result<Self, ModelError> {
+        let width = config.hidden_size;
+        let [first, next] = PROJECTIONS;
+        let first = loader.matrix(first, width, (1 + attachment.states.len()) * width)?;
+        let next = loader.matrix(next, width, 2 * width)?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| loader.layer(&config, index))
+            .collect::<Result<_, _>>()?;
+        let norm = loader.vector("model.norm.weight", width)?;
+        let (rope, pool, ones) = (rope_table(&config), Arc::clone(pool), vec![1.0; width]);
+        Ok(Self { config, attachment, first, next, layers, norm, tables, rope, ones, pool })
+    }
+
+    /// The shape: the target's, with the kept blocks alone.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Where it hangs on its target.
+    #[must_use]
+    pub fn attachment(&self) -> &Attachment {
+        &self.attachment
+    }
+
+    /// Rows of the output head.
+    #[must_use]
+    pub fn head_rows(&self) -> usize {
+        self.tables.head.out_features()
+    }
+
+    /// Token ids of the head's rows, where the head is trimmed.
+    #[must_use]
+    pub fn draft_vocab(&self) -> Option<&Arc<[u32]>> {
+        self.tables.draft_vocab.as_ref()
+    }
+
+    /// Memory of what the target does not have: projections, blocks, and the rows of a trimmed head.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let blocks = self.layers.iter().map(Layer::bytes).sum::<usize>();
+        let head = self.tables.draft_vocab.as_ref().map_or(0, |_| self.tables.head.bytes());
+        self.first.bytes() + self.next.bytes() + blocks + head
+    }
+
+    /// Floating-point operations of a step behind `context` positions.
+    #[must_use]
+    pub fn flops_per_token(&self, context: usize) -> u64 {
+        let projection = 2 * self.first.out_features() * self.first.in_features();
+        projection as u64 + self.config.flops_per_token(context, self.head_rows())
+    }
+
+    /// One step of several chains: a row each, whose keys and values go to its slot of the target's cache.
+    /// Returns the logits, `[rows, head_rows]`.
+    ///
+    /// # Panics
+    /// If the input does not have a state for every row, or a token, slot or block lies outside the model or the
+    /// cache.
+    pub fn step<'w>(
+        &self,
+        rows: &Rows,
+        input: DraftInput<'_>,
+        cache: &mut KvCache,
+        workspace: &'w mut DraftWorkspace,
+    ) -> &'w [f32] {
+        let (count, width) = (rows.len(), self.config.hidden_size);
+        let (pool, eps) = (&*self.pool, self.config.rms_norm_eps as f32);
+        let DraftWorkspace { activations, input: values, hidden, wide, logits, rope } = workspace;
+        let rope = rope.get_or_insert_with(|| self.rope.clone());
+        rope.set_positions(&rows.positions);
+        hidden.swap(0, 1);
+        let [hidden, last] = hidden;
+
+        let projection = match input {
+            DraftInput::Target(_) => &self.first,
+            DraftInput::Own(_) => &self.next,
+        };
+        let cols = projection.in_features();
+        values.resize(count * cols, 0.0);
+        hidden.resize(count * width, 0.0);
+        embed(pool, &self.tables.embedding, &rows.tokens, hidden);
+        for (row, (values, token)) in
+            values.chunks_exact_mut(cols).zip(hidden.chunks_exact(width)).enumerate()
+        {
+            let (first, rest) = values.split_at_mut(width);
+            rms_norm(pool, token, &self.ones, eps, first);
+            let states = match input {
+                DraftInput::Target(states) => &states[row * rest.len()..][..rest.len()],
+                DraftInput::Own(from) => &last[from[row] as usize * width..][..width],
+            };
+            rms_norm(pool, states, &self.ones, eps, rest);
+        }
+        activations.set(pool, values, count, cols, true);
+        matmul(pool, &[projection], activations, hidden, width);
+
+        let pass = Pass { pool, eps, rows, rope };
+        for (layer, &block) in self.layers.iter().zip(&self.attachment.blocks) {
+            layer.forward(&pass, &mut cache.layers[block], hidden, wide, activations);
+        }
+        rms_norm_quantized(pool, hidden, count, |row| row, &self.norm, eps, activations);
+        logits.resize(count * self.head_rows(), 0.0);
+        matmul(pool, &[&self.tables.head], activations, logits, self.head_rows());
+        logits
+    }
+}
