@@ -33,6 +33,9 @@ pub(crate) use loss::Loss;
 /// weights are trained, or with --lora-rank a low-rank addition to each matrix. Embedding and head stay
 /// as they are; the head is trimmed to the tokens that occur.
 ///
+/// An attached drafter (`prune --draft-kind attached`) also reads what its --target computed at every position of the
+/// answers, and its chains are unrolled over --chain-steps.
+///
 /// Writes DIR/model, a Hugging Face folder, DIR/losses.csv and DIR/loss.svg, and with --lora-rank
 /// DIR/adapter, the additions alone in PEFT's format. A run that is started again
 /// goes on at its last checkpoint.
@@ -147,6 +150,9 @@ pub(crate) enum Rounding {
     Q8_0,
 }
 
+/// What an attached drafter reads while it trains; gone afterwards.
+const TARGET_STATES: &str = "target.states";
+
 /// Times the validation loss is computed.
 const VALIDATIONS: f64 = 12.0;
 
@@ -160,7 +166,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let note = args.out.join("train.json");
     let state = args.out.join("state.safetensors");
     if manifest.is_done(&note) {
-        let _ = std::fs::remove_file(&state);
+        for leftover in [&state, &args.out.join(TARGET_STATES)] {
+            let _ = std::fs::remove_file(leftover);
+        }
         eprintln!("{} is done already", args.out.display());
         return Ok(());
     }
@@ -225,7 +233,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let trainer = Trainer::new(lesson, parameters, options)?;
         return learn(args, manifest, checkpoint, trainer, &vocab, checkpoints);
     };
-    let path = args.out.join("target.states");
+    let path = args.out.join(TARGET_STATES);
     let target = ModelArgs { model: args.target.clone(), threads: args.threads, cache_dir: None };
     let states = attach::target_states(&path, &target, &data, &args.data, &config, &attachment)?;
     let Frozen { embedding, head, head_row } = frozen;

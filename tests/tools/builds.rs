@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pleach::traffic::Recorded;
 use serde_json::Value;
 
-use super::{json, run, tools};
+use super::{json, kill_when, run, tools};
 
 /// Two blocks of the default model as a model of its own.
 fn two_blocks(folder: &Path) {
@@ -92,6 +92,34 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(&self.0).output();
+    }
+}
+
+/// An attached drafter is built, killed on the way or not, and built upon, from its folder and from its file.
+#[test]
+fn attached_drafters_are_built() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    two_blocks(folder);
+    let prompt = |i: usize| format!(r#"{{"id": "p{i}", "turns": ["Name {i} colours."]}}"#);
+    let prompts: Vec<String> = (2..8).map(prompt).collect();
+    std::fs::write(folder.join("prompts.jsonl"), prompts.join("\n")).unwrap();
+    let options = "--model two --prompts prompts.jsonl --eval-prompts prompts.jsonl --answers 6 --max-tokens 24 --steps 6 --draft-vocab 512 --checkpoint-seconds 0 --seed 3";
+    let build =
+        |out: &str| format!("build --draft-kind attached --keep-blocks 1 {options} --out {out}");
+    run(folder, &build("whole"));
+    let line = build("killed");
+    kill_when(folder, &line, "killed/train/history.jsonl", 3);
+    run(folder, &line);
+    let bytes = |path: &str| std::fs::read(folder.join(path)).unwrap();
+    assert!(bytes("whole/draft.gguf") == bytes("killed/draft.gguf"));
+    assert!(!folder.join("whole/train/target.states").exists());
+    let evaluation = json(&folder.join("whole/evaluation.json"));
+    assert!(evaluation["draft_step_cost"].as_f64().unwrap() > 0.0);
+    for from in ["whole/train/model", "whole/draft.gguf"] {
+        run(folder, &format!("build --from {from} {options} --out more"));
+        assert_ne!(bytes("more/draft.gguf"), bytes("whole/draft.gguf"));
+        std::fs::remove_dir_all(folder.join("more")).unwrap();
     }
 }
 
