@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::CheckpointError;
+use super::{CheckpointError, Description};
 use crate::model::{Attachment, Family, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
 
 /// Largest JSON file that is read.
@@ -86,10 +86,8 @@ impl Fields<'_> {
     }
 }
 
-/// Architecture and, for a draft, the token ids of its head and where it hangs on its target.
-pub(super) fn read(
-    folder: &Path,
-) -> Result<(ModelConfig, Option<Vec<u32>>, Option<Attachment>), CheckpointError> {
+/// What a folder says of its model.
+pub(super) fn read(folder: &Path) -> Result<Description, CheckpointError> {
     let path = folder.join("config.json");
     let map = object(&path)?.ok_or_else(|| {
         CheckpointError::corrupt(&path, "is missing: not a Hugging Face model folder")
@@ -105,10 +103,13 @@ pub(super) fn read(
     }
     config.check().map_err(|(field, reason)| fields.error(field, reason))?;
     let extension = folder.join("pleach.json");
-    let Some(map) = object(&extension)? else { return Ok((config, None, None)) };
+    let Some(map) = object(&extension)? else {
+        return Ok(Description { config, draft_vocab: None, attachment: None });
+    };
     let draft_vocab = Fields { path: &extension, map: &map }.token_ids("draft_vocab")?;
     let draft_vocab = Some(draft_vocab).filter(|ids| !ids.is_empty());
-    Ok((config, draft_vocab, attachment(&extension, &map)?))
+    let attachment = attachment(&extension, &map)?;
+    Ok(Description { config, draft_vocab, attachment })
 }
 
 /// Where an attached drafter hangs on its target: `"attached": {"blocks": […], "states": […]}`.

@@ -98,6 +98,13 @@ enum Store {
     Folder(safetensors::Folder),
 }
 
+/// What a file says of its model.
+struct Description {
+    config: ModelConfig,
+    draft_vocab: Option<Vec<u32>>,
+    attachment: Option<Attachment>,
+}
+
 /// An open model: configuration, tokenizer, chat template, and tensors on demand.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -126,20 +133,21 @@ impl Checkpoint {
         let folder = path.is_dir();
         let name = if folder { path.file_name() } else { path.file_stem() };
         let name = name.map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        let (store, (config, draft_vocab, attachment), (tokenizer, chat_template)) = if folder {
+        let (store, description, (tokenizer, chat_template)) = if folder {
             let store = Store::Folder(safetensors::Folder::open(path)?);
             (store, hf_config::read(path)?, tokenizer::from_folder(path)?)
         } else {
             let gguf = Gguf::open(path)?;
-            let model = (
-                gguf_model::config(&gguf)?,
-                gguf_model::draft_vocab(&gguf)?,
-                gguf_model::attachment(&gguf)?,
-            );
+            let model = Description {
+                config: gguf_model::config(&gguf)?,
+                draft_vocab: gguf_model::draft_vocab(&gguf)?,
+                attachment: gguf_model::attachment(&gguf)?,
+            };
             let template = gguf.get("tokenizer.chat_template").and_then(Value::as_str);
             let text = (tokenizer::from_gguf(&gguf)?, template.map(str::to_owned));
             (Store::Gguf(Box::new(gguf)), model, text)
         };
+        let Description { config, draft_vocab, attachment } = description;
         let path = path.into();
         Ok(Self { config, draft_vocab, attachment, tokenizer, chat_template, name, path, store })
     }

@@ -49,13 +49,20 @@ impl Attachment {
             format!("blocks {:?} are not {} of {total}", self.blocks, drafter.num_hidden_layers)
         } else if !rising(&self.states) || self.states.last().is_none_or(|&state| state > total) {
             format!("states {:?} are none of 0 to {total}", self.states)
-        } else if heads(target) != heads(drafter) || target.rope != drafter.rope {
+        } else if heads(target) != heads(drafter) || !turn_alike(target, drafter) {
             "its attention heads or rotary embedding are not the target's".into()
         } else {
             return Ok(());
         };
         Err(ModelError::Attachment(problem))
     }
+}
+
+/// Whether two models turn queries and keys by the same angles, however their files say so.
+fn turn_alike(one: &ModelConfig, other: &ModelConfig) -> bool {
+    let turns = |config: &ModelConfig| rope_table(config).rotations(2);
+    let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-4 * a.abs().max(1e-4);
+    turns(one).iter().zip(&turns(other)).all(close)
 }
 
 /// Names of the projections: `[hidden, (1 + states) hidden]` for the first step, `[hidden, 2 hidden]` for further
@@ -216,5 +223,60 @@ impl AttachedDrafter {
         logits.resize(count * self.head_rows(), 0.0);
         matmul(pool, &[&self.tables.head], activations, logits, self.head_rows());
         logits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Family, RopeConfig, RopeScaling};
+
+    fn config(blocks: usize) -> ModelConfig {
+        ModelConfig {
+            family: Family::Llama,
+            vocab_size: 100,
+            hidden_size: 64,
+            intermediate_size: 96,
+            num_hidden_layers: blocks,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 16,
+            max_position_embeddings: 512,
+            rms_norm_eps: 1e-5,
+            rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
+            sliding_window: None,
+            tie_word_embeddings: true,
+            bos_token_id: None,
+            eos_token_ids: vec![1],
+        }
+    }
+
+    #[test]
+    fn an_attachment_fits_or_says_what_does_not() {
+        let check = |blocks: &[usize], states: &[usize], drafter: &ModelConfig| {
+            let attachment = Attachment { blocks: blocks.into(), states: states.into() };
+            attachment.check(&config(6), drafter).map_err(|error| error.to_string())
+        };
+        let two = config(2);
+        assert_eq!(check(&[4, 5], &[2, 4, 6], &two), Ok(()));
+        // The same angles, said in another way.
+        let mut factors = two.clone();
+        factors.rope.scaling = RopeScaling::Factors(vec![1.0; 8]);
+        assert_eq!(check(&[1, 3], &[0], &factors), Ok(()));
+        for blocks in [&[5][..], &[5, 4], &[5, 6], &[]] {
+            assert!(check(blocks, &[2], &two).unwrap_err().contains("blocks"), "{blocks:?}");
+        }
+        for states in [&[7][..], &[4, 2], &[2, 2], &[]] {
+            assert!(check(&[4, 5], states, &two).unwrap_err().contains("states"), "{states:?}");
+        }
+        for change in [
+            |config: &mut ModelConfig| config.num_key_value_heads = 4,
+            |config: &mut ModelConfig| config.head_dim = 32,
+            |config: &mut ModelConfig| config.rope.theta = 20_000.0,
+        ] {
+            let mut other = two.clone();
+            change(&mut other);
+            assert!(check(&[4, 5], &[2], &other).unwrap_err().contains("heads"));
+        }
     }
 }

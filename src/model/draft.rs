@@ -5,6 +5,10 @@ use std::sync::Arc;
 use super::{AttachedDrafter, Decoder, ModelConfig};
 
 /// A model that drafts for another.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a process has one or two of them, and moves each once"
+)]
 pub enum Draft {
     /// A pruned model of its own, with its own K/V cache.
     Standalone(Decoder),
