@@ -18,9 +18,10 @@ use support::Server;
 
 /// What became of a test, or what it lacks.
 type Outcome = Result<Completion, Failed>;
+type Test = fn() -> Outcome;
 
 fn main() {
-    let tests: [(&str, fn() -> Outcome); 7] = [
+    let tests: [(&str, Test); 7] = [
         ("the_python_client", the_python_client),
         ("the_python_frameworks", the_python_frameworks),
         ("the_node_client", the_node_client),

@@ -15,6 +15,8 @@ use pleach::server::{AppState, Serving, load, router};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
+#[path = "server/bounds.rs"]
+mod bounds;
 #[path = "server/document.rs"]
 mod document;
 #[path = "server/flywheel.rs"]
@@ -314,7 +316,7 @@ async fn health_models_and_metrics() {
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     let (status, _) =
         send("POST", "/v1/completions", &json!({"prompt": "x", "n": 65}).to_string()).await;
-    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(status, StatusCode::BAD_REQUEST, "coming back would not help");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -336,7 +336,7 @@ fn answer(
                         | FinishReason::StopString
                         | FinishReason::Grammar => "stop",
                         FinishReason::Length => "length",
-                        FinishReason::Error(reason) => {
+                        FinishReason::Error(reason) | FinishReason::GrammarError(reason) => {
                             eprintln!("prompt {}: {reason}", answer.prompt.id);
                             work.writer.finish(answer.index, answer.finished)?;
                             continue;

@@ -112,9 +112,18 @@ impl Engine {
         error: &RoundError,
         events: &mut Vec<(RequestId, Event)>,
     ) {
-        tracing::error!(%error, request = id.0, "a sequence cannot go on");
         self.scheduler.discard(id);
-        self.finish(id, FinishReason::Error(error.to_string()), events);
+        let reason = match error {
+            RoundError::Grammar(_) => {
+                tracing::info!(%error, request = id.0, "a sequence's grammar ends it");
+                FinishReason::GrammarError(error.to_string())
+            }
+            RoundError::Logits(_) | RoundError::Bug => {
+                tracing::error!(%error, request = id.0, "a sequence cannot go on");
+                FinishReason::Error(error.to_string())
+            }
+        };
+        self.finish(id, reason, events);
     }
 
     pub(super) fn finish(

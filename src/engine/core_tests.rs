@@ -257,7 +257,7 @@ fn stop_tokens_and_eos_cut_the_round() {
     let all = run(&mut engine, std::slice::from_ref(&base))[0].ids();
     for stop in [all[2], all[9], all[13]] {
         let first = all.iter().position(|&id| id == stop).unwrap();
-        let request = Request { stop_token_ids: vec![stop], ..base.clone() };
+        let request = Request { stop_token_ids: [stop].into(), ..base.clone() };
         let output = &run(&mut engine, &[request])[0];
         assert_eq!(output.ids(), all[..=first]);
         assert_eq!(output.reason, FinishReason::StopToken(stop));
@@ -445,7 +445,7 @@ fn a_failing_target_ends_its_sequence_alone() {
     target.on_one = Fault::Nan;
     let mut engine = Engine::with_models(Box::new(target), None, config()).unwrap();
     let bad = Request::greedy(vec![4, 1], 5);
-    let good = Request { stop_token_ids: vec![1], ..Request::greedy(vec![4, 2], 5) };
+    let good = Request { stop_token_ids: [1].into(), ..Request::greedy(vec![4, 2], 5) };
     let outputs = run(&mut engine, &[bad, good]);
     assert!(matches!(outputs[0].reason, FinishReason::Error(_)));
     assert!(!matches!(outputs[1].reason, FinishReason::Error(_)));

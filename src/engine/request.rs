@@ -1,5 +1,7 @@
 //! What goes into the engine and what comes out of it.
 
+use std::sync::Arc;
+
 use super::SequenceStats;
 use crate::grammar::Grammar;
 use crate::sampling::{ParamError, SamplingParams};
@@ -25,7 +27,7 @@ pub struct Request {
     /// Of the requests that wait, those with a lower number run earlier; equals in order of arrival.
     pub priority: i64,
     /// Tokens that end the sequence besides the model's own.
-    pub stop_token_ids: Vec<u32>,
+    pub stop_token_ids: Arc<[u32]>,
     /// The text so far, where stop strings end the sequence.
     pub stop: Option<StoppingText>,
     /// Whether the model's end-of-sequence tokens are ordinary tokens.
@@ -66,7 +68,7 @@ impl Request {
             params: SamplingParams::greedy(),
             max_tokens,
             priority: 0,
-            stop_token_ids: Vec::new(),
+            stop_token_ids: Arc::default(),
             stop: None,
             ignore_eos: false,
             num_speculative_tokens: None,
@@ -221,6 +223,8 @@ pub enum FinishReason {
     Grammar,
     /// `max_tokens` or the context limit; the end of a prompt that is only read.
     Length,
+    /// The request's grammar is stuck, or too costly to follow any further.
+    GrammarError(String),
     /// The sequence cannot go on.
     Error(String),
 }
@@ -233,6 +237,7 @@ impl FinishReason {
             Self::Eos | Self::StopToken(_) | Self::StopString => "stop",
             Self::Grammar => "grammar",
             Self::Length => "length",
+            Self::GrammarError(_) => "grammar_error",
             Self::Error(_) => "error",
         }
     }
@@ -287,7 +292,7 @@ mod tests {
         assert_eq!(refused(Request::greedy(vec![1; 8], 1)), Err("prompt"));
         assert_eq!(refused(Request::greedy(vec![100], 1)), Err("prompt"));
         assert_eq!(refused(Request::greedy(vec![1], 0)), Err("max_tokens"));
-        let stop = Request { stop_token_ids: vec![100], ..Request::greedy(vec![1], 1) };
+        let stop = Request { stop_token_ids: [100].into(), ..Request::greedy(vec![1], 1) };
         assert_eq!(refused(stop), Err("stop_token_ids"));
         let logprobs = Request { top_logprobs: Some(21), ..Request::greedy(vec![1], 1) };
         assert_eq!(refused(logprobs), Err("top_logprobs"));

@@ -79,7 +79,7 @@ impl Sequence {
         let params = request.params;
         let mut ends = if request.ignore_eos { Vec::new() } else { eos_token_ids.to_vec() };
         let own_ends = ends.len();
-        ends.extend(&request.stop_token_ids);
+        ends.extend(&*request.stop_token_ids);
         let history =
             if params.uses_history() { History::new(&request.prompt) } else { History::default() };
         let prompt_tokens = request.prompt.len();

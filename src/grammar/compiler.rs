@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use llguidance::api::{GrammarInit, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
@@ -11,13 +11,16 @@ use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
 use super::GrammarState;
+use super::bounds::{self, MAX_SOURCE_BYTES};
 
-/// Longest text of a grammar, in bytes.
-const MAX_SOURCE_BYTES: usize = 256 << 10;
+/// What the lexer of one grammar may cost to build: the library's own measure, 50,000 a millisecond.
+const INITIAL_LEXER_FUEL: u64 = 1_000_000;
 /// Lexer states of one sequence at most, 1 to 2 kB each.
 const MAX_LEXER_STATES: usize = 30_000;
-/// Compiled grammars that are kept for the next request.
+/// Grammars that are kept for the next request, compiled or refused.
 const MAX_CACHED: usize = 64;
+/// Text of the grammars that are kept, in bytes: compiled they take some 30 times as much.
+const MAX_CACHED_BYTES: usize = 4 * MAX_SOURCE_BYTES;
 /// White space between the tokens of JSON: some, but not without end.
 const WHITESPACE: &str = r"[ \n\t]{1,16}";
 
@@ -90,7 +93,14 @@ impl Grammar {
 /// Compiles grammars for one tokenizer.
 pub struct GrammarCompiler {
     factory: ParserFactory,
-    compiled: Mutex<HashMap<String, Grammar>>,
+    known: Mutex<Known>,
+}
+
+/// What came of the grammars asked for last, by their text.
+#[derive(Default)]
+struct Known {
+    results: HashMap<String, Result<Grammar, GrammarError>>,
+    bytes: usize,
 }
 
 impl GrammarCompiler {
@@ -121,8 +131,9 @@ impl GrammarCompiler {
         factory.quiet();
         let limits = factory.limits_mut();
         limits.max_lexer_states = MAX_LEXER_STATES;
+        limits.initial_lexer_fuel = INITIAL_LEXER_FUEL;
         limits.verbose_errors = false;
-        Ok(Self { factory, compiled: Mutex::default() })
+        Ok(Self { factory, known: Mutex::default() })
     }
 
     /// The bytes that an ordinary token stands for, which need not be a character.
@@ -133,23 +144,26 @@ impl GrammarCompiler {
         Some(bytes).filter(|b| b.first().is_some_and(|b| *b != TokTrie::SPECIAL_TOKEN_MARKER))
     }
 
-    /// Compiles a grammar, or finds it compiled. May take many milliseconds: not for an async task.
+    /// Compiles a grammar, or finds what came of it before. May take many milliseconds and much stack: requests have
+    /// it done by [`GrammarWorkers`](super::GrammarWorkers).
     ///
     /// # Errors
-    /// [`GrammarError`] if it is wrong, too long or too costly.
+    /// [`GrammarError`] if it is wrong, too long, too deep or too costly.
     pub fn compile(&self, source: &GrammarSource) -> Result<Grammar, GrammarError> {
         if matches!(source, GrammarSource::Choice(choices) if choices.is_empty()) {
             return Err(GrammarError("must not be empty".into()));
         }
         let grammar = source.grammar();
-        let key = serde_json::to_string(&grammar).map_err(|e| GrammarError(e.to_string()))?;
-        if key.len() > MAX_SOURCE_BYTES {
-            return Err(GrammarError(format!("is longer than {MAX_SOURCE_BYTES} bytes")));
+        let key = key(&grammar)?;
+        if let Some(known) = self.known().results.get(&key) {
+            return known.clone();
         }
-        let compiled = || self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = compiled().get(&key) {
-            return Ok(known.clone());
-        }
+        let result = bounds::check(source).and_then(|()| self.compile_admitted(grammar));
+        self.known().keep(key, result.clone());
+        result
+    }
+
+    fn compile_admitted(&self, grammar: TopLevelGrammar) -> Result<Grammar, GrammarError> {
         let init = GrammarInit::Serialized(grammar);
         let parser =
             catch_unwind(AssertUnwindSafe(|| self.factory.create_parser_from_init_default(init)))
@@ -162,12 +176,40 @@ impl GrammarCompiler {
         if first.is_zero() {
             return Err(GrammarError("admits no text at all".into()));
         }
-        let grammar = Grammar(Arc::new(matcher));
-        let mut compiled = compiled();
-        if compiled.len() >= MAX_CACHED {
-            compiled.clear();
-        }
-        compiled.insert(key, grammar.clone());
-        Ok(grammar)
+        Ok(Grammar(Arc::new(matcher)))
     }
+
+    /// Has a grammar refused from now on.
+    pub(super) fn refuse(&self, source: &GrammarSource, error: &GrammarError) {
+        if let Ok(key) = key(&source.grammar()) {
+            self.known().keep(key, Err(error.clone()));
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn keep(&mut self, key: String, result: Result<Grammar, GrammarError>) {
+        // A grammar that was given up stays refused, even if it compiled in the end.
+        if self.results.contains_key(&key) {
+            return;
+        }
+        if self.results.len() >= MAX_CACHED || self.bytes + key.len() > MAX_CACHED_BYTES {
+            *self = Self::default();
+        }
+        self.bytes += key.len();
+        self.results.insert(key, result);
+    }
+}
+
+/// The text that a grammar is known by.
+fn key(grammar: &TopLevelGrammar) -> Result<String, GrammarError> {
+    let key = serde_json::to_string(grammar).map_err(|e| GrammarError(e.to_string()))?;
+    if key.len() > MAX_SOURCE_BYTES {
+        return Err(GrammarError(format!("is longer than {MAX_SOURCE_BYTES} bytes")));
+    }
+    Ok(key)
 }

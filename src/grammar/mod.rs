@@ -1,12 +1,15 @@
 //! Grammars that an output must follow: JSON schemas, regular expressions and context-free grammars,
 //! compiled and matched by `llguidance`. Knows tokens and masks; nothing of models or HTTP.
 
+mod bounds;
 mod compiler;
 mod state;
+mod worker;
 
 pub(crate) use compiler::with_whitespace;
 pub use compiler::{Grammar, GrammarCompiler, GrammarError, GrammarSource};
 pub use state::GrammarState;
+pub use worker::{Busy, Compilation, DEADLINE, GrammarWorkers};
 
 #[cfg(test)]
 mod tests;

@@ -80,7 +80,7 @@ impl GrammarState {
     fn mask(&mut self, place: usize) -> Result<&SimpleVob, GrammarError> {
         if place == self.masks.len() && place == self.drafted {
             let mask = self.matcher.compute_mask_or_eos();
-            self.masks.push(mask.map_err(|e| GrammarError(e.to_string()))?);
+            self.masks.push(mask.map_err(|e| stuck(&e))?);
         }
         Ok(&self.masks[place])
     }
@@ -93,7 +93,7 @@ impl GrammarState {
         self.masks.clear();
         let back = std::mem::take(&mut self.drafted) - accepted;
         let moved = self.matcher.rollback(back).and_then(|()| self.matcher.consume_token(last));
-        moved.map_err(|e| GrammarError(e.to_string()))
+        moved.map_err(|e| stuck(&e))
     }
 
     /// Whether nothing can follow but the end.
@@ -101,4 +101,10 @@ impl GrammarState {
     pub fn is_complete(&self) -> bool {
         self.matcher.is_stopped()
     }
+}
+
+/// Why a grammar cannot be followed; the library's notes on its own state are for nobody.
+fn stuck(error: &dyn std::fmt::Display) -> GrammarError {
+    let text = error.to_string();
+    GrammarError(text.split("\n<").next().unwrap_or(&text).trim_end().to_owned())
 }

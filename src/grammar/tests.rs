@@ -29,7 +29,7 @@ fn tokenizer() -> Tokenizer {
     tokenizer
 }
 
-fn compiler() -> GrammarCompiler {
+pub(super) fn compiler() -> GrammarCompiler {
     GrammarCompiler::new(&tokenizer(), VOCAB, &[EOS]).unwrap()
 }
 

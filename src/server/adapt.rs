@@ -9,22 +9,34 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::respond::PromptTokens;
+use super::respond::{Prepared, PromptTokens, respond};
+use super::state::Serving;
 use super::{ApiError, AppState, Body, chat};
 
+/// Makes a chat completion ready to run, streamed or not.
+pub(super) fn prepare(
+    serving: &Serving,
+    mut request: Value,
+    stream: bool,
+) -> Result<Prepared, ApiError> {
+    if stream {
+        request["stream"] = json!(true);
+        request["stream_options"] = json!({"include_usage": true});
+    }
+    chat::prepare(serving, Body::from(request))
+}
+
 /// A whole answer.
-pub(super) async fn whole(state: &AppState, request: Value) -> Result<Value, ApiError> {
-    let answer = chat::complete(state, Body::from(request)).await?;
+pub(super) async fn whole(state: &AppState, request: Prepared) -> Result<Value, ApiError> {
+    let answer = respond(state, request).await?;
     let bytes = to_bytes(answer.into_body(), usize::MAX).await;
     let answer = bytes.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
     answer.ok_or_else(|| ApiError::internal("the answer cannot be read back"))
 }
 
 /// A streamed answer; dropping it cancels the request.
-pub(super) async fn streamed(state: &AppState, mut request: Value) -> Result<Chunks, ApiError> {
-    request["stream"] = json!(true);
-    request["stream_options"] = json!({"include_usage": true});
-    let answer = chat::complete(state, Body::from(request)).await?;
+pub(super) async fn streamed(state: &AppState, request: Prepared) -> Result<Chunks, ApiError> {
+    let answer = respond(state, request).await?;
     let prompt_tokens = answer.extensions().get().map_or(0, |PromptTokens(count)| *count);
     let body = answer.into_body().into_data_stream();
     Ok(Chunks { body, text: Vec::new(), prompt_tokens })
@@ -50,7 +62,14 @@ impl Chunks {
                     None => continue,            // a comment that keeps the connection alive
                 }
             }
-            self.text.extend_from_slice(&self.body.next().await?.ok()?);
+            match self.body.next().await {
+                Some(Ok(more)) => self.text.extend_from_slice(&more),
+                // An end without [DONE] is none.
+                _ => {
+                    let error = ApiError::internal("the answer broke off").body();
+                    return Some(json!(error));
+                }
+            }
         }
     }
 }

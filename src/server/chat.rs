@@ -7,7 +7,7 @@ use axum::extract::rejection::BytesRejection;
 use axum::response::Response;
 
 use super::generation::Generation;
-use super::respond::{Format, respond};
+use super::respond::{Format, Prepared, respond};
 use super::state::Serving;
 use super::tools::Callable;
 use super::wire::{Chat, Conversation, Prediction, Templated};
@@ -18,12 +18,12 @@ pub(super) async fn chat_completions(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    complete(&state, Body::parse(bytes)?).await
+    let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?)).await?;
+    respond(&state, prepared).await
 }
 
-/// Answers a chat completion.
-pub(super) async fn complete(state: &AppState, mut body: Body) -> Result<Response, ApiError> {
-    let serving = state.serving()?;
+/// Makes a chat completion ready to run.
+pub(super) fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
     let wanted: Chat = body.read()?;
     let room = serving.engine.limits().max_model_len;
     let max_tokens = wanted.max_completion_tokens.or(wanted.max_tokens).unwrap_or(room);
@@ -47,7 +47,7 @@ pub(super) async fn complete(state: &AppState, mut body: Body) -> Result<Respons
         generation.calls = Some(format);
     }
     let tokens = serving.encode(Format::Chat.prompt(), &prompt.text(serving)?, false)?;
-    respond(state, serving, generation, vec![tokens], Format::Chat).await
+    Ok(Prepared { generation, prompts: vec![tokens], format: Format::Chat })
 }
 
 /// A conversation on its way to be a prompt.
@@ -87,9 +87,11 @@ pub(super) async fn apply_template(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Templated>, ApiError> {
-    let serving = state.serving()?;
-    let mut body = Body::parse(bytes)?;
-    let prompt = Prompt::read(&mut body)?;
-    body.finish()?;
-    Ok(Json(Templated { prompt: prompt.text(serving)? }))
+    let templated = state.prepare(|serving| {
+        let mut body = Body::parse(bytes)?;
+        let prompt = Prompt::read(&mut body)?;
+        body.finish()?;
+        Ok(Templated { prompt: prompt.text(serving)? })
+    });
+    templated.await.map(Json)
 }

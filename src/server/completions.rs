@@ -5,23 +5,27 @@ use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::Response;
 
+use super::bounds::PROMPTS;
 use super::generation::{Generation, in_range};
-use super::respond::{Format, respond};
+use super::respond::{Format, Prepared, respond};
+use super::state::Serving;
 use super::wire::{Completion, OnePrompt};
 use super::{ApiError, AppState, Body};
 use crate::engine::Readout;
 
 /// OpenAI's default for this endpoint.
 const DEFAULT_MAX_TOKENS: usize = 16;
-/// Most prompts in one request.
-const MAX_PROMPTS: usize = 128;
 
 pub(super) async fn completions(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let serving = state.serving()?;
-    let mut body = Body::parse(bytes)?;
+    let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?)).await?;
+    respond(&state, prepared).await
+}
+
+/// Makes a completion ready to run.
+fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
     let wanted: Completion = body.read()?;
     let max_tokens = wanted.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
     let echo = wanted.echo.unwrap_or(false);
@@ -41,8 +45,8 @@ pub(super) async fn completions(
         best(&mut generation, best_of)?;
     }
     let prompts = wanted.prompt.into_list();
-    if prompts.len() > MAX_PROMPTS {
-        let message = format!("`prompt` takes 1 to {MAX_PROMPTS} prompts");
+    if prompts.len() > PROMPTS {
+        let message = format!("`prompt` takes 1 to {PROMPTS} prompts");
         return Err(ApiError::invalid("prompt", message));
     }
     let mut encoded = Vec::new();
@@ -58,7 +62,7 @@ pub(super) async fn completions(
         encoded.push(tokens);
         generation.echo.extend(echo.then_some(text));
     }
-    respond(&state, serving, generation, encoded, Format::Text).await
+    Ok(Prepared { generation, prompts: encoded, format: Format::Text })
 }
 
 /// Generates `best_of` choices to keep the best of.

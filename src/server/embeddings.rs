@@ -7,7 +7,9 @@ use axum::extract::rejection::BytesRejection;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
+use super::bounds::INPUTS;
 use super::keys::Metered;
+use super::state::Serving;
 use super::wire::{
     Embedding, EmbeddingList, EmbeddingNumbers, EmbeddingUsage, Embeddings, EncodingFormat,
     OnePrompt,
@@ -15,8 +17,6 @@ use super::wire::{
 use super::{ApiError, AppState, Body};
 use crate::engine::{Event, FinishReason, Readout, Request};
 
-/// Most inputs in one request.
-const MAX_INPUTS: usize = 2048;
 /// Inputs of one request that run at a time.
 const AT_A_TIME: usize = 8;
 
@@ -24,14 +24,47 @@ pub(super) async fn embeddings(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Json<EmbeddingList>, ApiError> {
+    let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?));
+    let (requests, encoding_format) = prepared.await?;
     let serving = state.serving()?;
-    let mut body = Body::parse(bytes)?;
+    let at_a_time = AT_A_TIME.min(state.queue.room()).max(1);
+    let _place = state.queue.enter(requests.len().min(at_a_time), "input")?;
+    let prompt_tokens = requests.iter().map(|request| request.prompt.len()).sum();
+    let mut data = Vec::with_capacity(requests.len());
+    for requests in requests.chunks(at_a_time) {
+        let mut readers = Vec::new();
+        for request in requests {
+            let length = request.prompt.len();
+            readers.push(Metered::new(length, serving.engine.submit(request.clone()).await?));
+        }
+        for reader in readers {
+            let values = read(reader).await?;
+            data.push(Embedding {
+                object: "embedding",
+                index: data.len(),
+                embedding: match encoding_format {
+                    Some(EncodingFormat::Base64) => EmbeddingNumbers::Base64(base64(&values)),
+                    Some(EncodingFormat::Float) | None => EmbeddingNumbers::Float(values),
+                },
+            });
+        }
+    }
+    let usage = EmbeddingUsage { prompt_tokens, total_tokens: prompt_tokens };
+    let model = serving.name().to_owned();
+    Ok(Json(EmbeddingList { object: "list", data, model, usage }))
+}
+
+/// The requests for the hidden states of all inputs, and how these are to be written.
+fn prepare(
+    serving: &Serving,
+    mut body: Body,
+) -> Result<(Vec<Request>, Option<EncodingFormat>), ApiError> {
     let wanted: Embeddings = body.read()?;
     body.finish()?;
     serving.check_model(wanted.model.as_deref())?;
     let inputs = wanted.input.into_list();
-    if inputs.len() > MAX_INPUTS {
-        let message = format!("`input` takes 1 to {MAX_INPUTS} texts");
+    if inputs.len() > INPUTS {
+        let message = format!("`input` takes 1 to {INPUTS} texts");
         return Err(ApiError::invalid("input", message));
     }
     let mut requests = Vec::new();
@@ -47,30 +80,7 @@ pub(super) async fn embeddings(
         })?;
         requests.push(request);
     }
-    let _place = state.queue.enter(requests.len().min(AT_A_TIME))?;
-    let prompt_tokens = requests.iter().map(|request| request.prompt.len()).sum();
-    let mut data = Vec::with_capacity(requests.len());
-    for requests in requests.chunks(AT_A_TIME) {
-        let mut readers = Vec::new();
-        for request in requests {
-            let length = request.prompt.len();
-            readers.push(Metered::new(length, serving.engine.submit(request.clone()).await?));
-        }
-        for reader in readers {
-            let values = read(reader).await?;
-            data.push(Embedding {
-                object: "embedding",
-                index: data.len(),
-                embedding: match wanted.encoding_format {
-                    Some(EncodingFormat::Base64) => EmbeddingNumbers::Base64(base64(&values)),
-                    Some(EncodingFormat::Float) | None => EmbeddingNumbers::Float(values),
-                },
-            });
-        }
-    }
-    let usage = EmbeddingUsage { prompt_tokens, total_tokens: prompt_tokens };
-    let model = serving.name().to_owned();
-    Ok(Json(EmbeddingList { object: "list", data, model, usage }))
+    Ok((requests, wanted.encoding_format))
 }
 
 /// An embedding of length 1.

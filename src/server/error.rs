@@ -7,6 +7,9 @@ use axum::response::{IntoResponse, Response};
 use super::wire::{AnthropicFailure, AnthropicFailureDetail, Failure, FailureDetail};
 use crate::engine::{RequestError, SubmitError};
 
+/// Bytes of a message: what it quotes may be megabytes long.
+const MESSAGE_BYTES: usize = 4 << 10;
+
 /// An answer other than success.
 #[derive(Debug, Clone)]
 pub struct ApiError {
@@ -22,7 +25,7 @@ impl ApiError {
     /// The request is at fault; `param` names the field.
     #[must_use]
     pub fn invalid(param: &str, message: impl Into<String>) -> Self {
-        let param = Some(param.to_owned());
+        let param = Some(param[..param.floor_char_boundary(MESSAGE_BYTES)].to_owned());
         Self { param, ..Self::status(StatusCode::BAD_REQUEST, message) }
     }
 
@@ -48,7 +51,12 @@ impl ApiError {
     /// Any other status.
     #[must_use]
     pub fn status(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code: None, retry_after: 1 }
+        let mut message = message.into();
+        if message.len() > MESSAGE_BYTES {
+            message.truncate(message.floor_char_boundary(MESSAGE_BYTES));
+            message += "...";
+        }
+        Self { status, message, param: None, code: None, retry_after: 1 }
     }
 
     /// There is no such model here, but another.
@@ -84,6 +92,11 @@ impl ApiError {
     #[must_use]
     pub fn unavailable(message: &str) -> Self {
         Self::status(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
+    /// Whether the request is at fault.
+    pub(super) fn is_clients(&self) -> bool {
+        self.status.is_client_error()
     }
 
     /// The error as a JSON body.

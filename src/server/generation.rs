@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokenizers::Tokenizer;
 use tokio::sync::mpsc;
 
+use super::bounds::CHOICES;
 use super::keys::Metered;
 use super::queue::Place;
 use super::respond::Format;
@@ -18,17 +19,12 @@ use crate::sampling::SamplingParams;
 use crate::text::{CallFormat, StoppingText};
 use crate::traffic::{Recorded, Recorder};
 
-/// Most choices of one prompt.
-const MAX_CHOICES: usize = 128;
-/// Most stop strings.
-const MAX_STOPS: usize = 16;
-
 /// Checks a number of choices.
 pub(super) fn in_range(field: &str, choices: usize) -> Result<(), ApiError> {
-    if (1..=MAX_CHOICES).contains(&choices) {
+    if (1..=CHOICES).contains(&choices) {
         return Ok(());
     }
-    Err(ApiError::invalid(field, format!("`{field}` must be between 1 and {MAX_CHOICES}")))
+    Err(ApiError::invalid(field, format!("`{field}` must be between 1 and {CHOICES}")))
 }
 
 /// What chat and plain completions have in common.
@@ -90,19 +86,26 @@ impl Generation {
         let _: RouterDefaults = body.read()?;
         serving.check_model(wanted.model.as_deref())?;
         let stop = wanted.stop.map(Stop::into_list).unwrap_or_default();
-        if stop.len() > MAX_STOPS || stop.iter().any(String::is_empty) {
-            let message = format!("`stop` takes up to {MAX_STOPS} strings, none empty");
-            return Err(ApiError::invalid("stop", message));
+        if stop.iter().any(String::is_empty) {
+            return Err(ApiError::invalid("stop", "the strings of `stop` must not be empty"));
         }
+        let mut stop_token_ids = wanted.stop_token_ids.unwrap_or_default();
+        stop_token_ids.sort_unstable();
+        stop_token_ids.dedup();
         let logit_bias = wanted
             .logit_bias
             .into_iter()
             .flatten()
-            .map(|(id, bias)| id.parse().map(|id| (id, bias.0)))
-            .collect::<Result<Vec<(u32, f32)>, _>>()
-            .map_err(|_| {
-                ApiError::invalid("logit_bias", "the keys of `logit_bias` must be token ids")
-            })?;
+            .map(|(text, bias)| {
+                // One way to write each, so that none is there twice.
+                let id = text.parse().ok().filter(|id: &u32| id.to_string() == text);
+                let id = id.ok_or_else(|| {
+                    let message = "the keys of `logit_bias` must be token ids, written plainly";
+                    ApiError::invalid("logit_bias", message)
+                });
+                Ok((id?, bias.0))
+            })
+            .collect::<Result<Vec<(u32, f32)>, ApiError>>()?;
         let number = |given: Option<Number>, default| given.map_or(default, |number| number.0);
         let params = SamplingParams {
             temperature: number(wanted.temperature, 1.0),
@@ -126,7 +129,7 @@ impl Generation {
         let request = Request {
             params,
             max_tokens,
-            stop_token_ids: wanted.stop_token_ids.unwrap_or_default(),
+            stop_token_ids: stop_token_ids.into(),
             ignore_eos: wanted.ignore_eos.unwrap_or(false),
             num_speculative_tokens: wanted.num_speculative_tokens,
             priority: wanted.priority.unwrap_or(0),
@@ -158,6 +161,7 @@ impl Generation {
         format: Format,
         place: Place,
     ) -> Result<mpsc::Receiver<Piece>, ApiError> {
+        let form = self.grammar.as_ref().map(|(field, _)| *field);
         if let Some((field, source)) = self.grammar.take() {
             self.request.grammar = Some(serving.compile(field, source).await?);
         }
@@ -198,6 +202,7 @@ impl Generation {
                 choice,
                 pieces: sender.clone(),
                 text: text.clone(),
+                form,
                 stopped: None,
                 ends,
                 echo: self.echo.get(choice / self.choices).cloned(),
@@ -220,7 +225,7 @@ struct Ends(Vec<u32>);
 
 impl Ends {
     fn of(request: &Request, serving: &Serving) -> Self {
-        let mut ends = request.stop_token_ids.clone();
+        let mut ends = request.stop_token_ids.to_vec();
         if !request.ignore_eos {
             ends.extend(&serving.eos_token_ids);
         }
@@ -233,6 +238,8 @@ struct Reader {
     choice: usize,
     pieces: mpsc::Sender<Piece>,
     text: StoppingText,
+    /// The field that gives the output's form.
+    form: Option<&'static str>,
     /// The stop string that ended it, by its place.
     stopped: Option<usize>,
     ends: Ends,
@@ -326,6 +333,10 @@ impl Reader {
         let stop = stop.filter(|_| !self.prompt_only);
         let reason = match reason {
             FinishReason::Error(reason) => Err(ApiError::internal(reason)),
+            FinishReason::GrammarError(reason) => {
+                let field = self.form.unwrap_or("response_format");
+                Err(ApiError::invalid(field, format!("`{field}`: {reason}")))
+            }
             _ if self.prompt_only => {
                 stats.generated_tokens = 0;
                 Ok(wire::FinishReason::Length)

@@ -75,7 +75,9 @@ impl Output {
         let (mut stop, mut used) = ((Value::Null, Value::Null), Value::Null);
         while let Some(chunk) = chunks.next().await {
             if let Some(error) = chunk.get("error") {
-                let error = json!({"type": "api_error", "message": error["message"]});
+                let clients = error["type"] == "invalid_request_error";
+                let kind = if clients { "invalid_request_error" } else { "api_error" };
+                let error = json!({"type": kind, "message": error["message"]});
                 self.events.send(&json!({"type": "error", "error": error})).await;
                 return;
             }

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 use super::adapt;
 use super::chat::Prompt;
 use super::message_output::{Output, content, stopped, usage};
+use super::respond::Prepared;
+use super::state::Serving;
 use super::wire::messages::{
     Block, Dialogue, Messages, MessagesTool, MessagesToolChoice, Speaker, Turn, Words,
 };
@@ -26,7 +28,9 @@ pub(super) async fn count_tokens(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Response {
-    count(&state, bytes).unwrap_or_else(refusal)
+    let counted = state.prepare(|serving| count(serving, Body::parse(bytes)?)).await;
+    let counted = counted.map(|tokens| Json(json!({"input_tokens": tokens})).into_response());
+    counted.unwrap_or_else(refusal)
 }
 
 fn refusal(error: ApiError) -> Response {
@@ -37,8 +41,30 @@ async fn answer(
     state: &AppState,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
+    let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?)).await?;
     let name = state.serving()?.name().to_owned();
-    let mut body = Body::parse(bytes)?;
+    let stream = prepared.generation.stream;
+    let id = format!("msg_{}", uuid::Uuid::new_v4().simple());
+    let mut message = json!({
+        "id": id, "type": "message", "role": "assistant", "model": name, "content": [],
+        "stop_reason": null, "stop_sequence": null,
+    });
+    if stream {
+        let chunks = adapt::streamed(state, prepared).await?;
+        let (events, response) = adapt::events();
+        tokio::spawn(Output::new(events).forward(message, chunks));
+        return Ok(response);
+    }
+    let chat = adapt::whole(state, prepared).await?;
+    let choice = &chat["choices"][0];
+    message["content"] = content(&choice["message"]);
+    (message["stop_reason"], message["stop_sequence"]) = stopped(choice);
+    message["usage"] = usage(&chat["usage"]);
+    Ok(Json(message).into_response())
+}
+
+/// Makes the chat completion that a message stands for ready to run.
+fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
     let wanted: Messages = body.read()?;
     let mut request = request(body.read()?)?;
     body.finish()?;
@@ -50,34 +76,16 @@ async fn answer(
     });
     let fields = fields.as_object().into_iter().flatten();
     fields.for_each(|(name, value)| request[name] = value.clone());
-    let id = format!("msg_{}", uuid::Uuid::new_v4().simple());
-    let mut message = json!({
-        "id": id, "type": "message", "role": "assistant", "model": name, "content": [],
-        "stop_reason": null, "stop_sequence": null,
-    });
-    if wanted.stream.unwrap_or(false) {
-        let chunks = adapt::streamed(state, request).await?;
-        let (events, response) = adapt::events();
-        tokio::spawn(Output::new(events).forward(message, chunks));
-        return Ok(response);
-    }
-    let chat = adapt::whole(state, request).await?;
-    let choice = &chat["choices"][0];
-    message["content"] = content(&choice["message"]);
-    (message["stop_reason"], message["stop_sequence"]) = stopped(choice);
-    message["usage"] = usage(&chat["usage"]);
-    Ok(Json(message).into_response())
+    adapt::prepare(serving, request, wanted.stream.unwrap_or(false))
 }
 
-fn count(state: &AppState, bytes: Result<Bytes, BytesRejection>) -> Result<Response, ApiError> {
-    let serving = state.serving()?;
-    let mut body = Body::parse(bytes)?;
+fn count(serving: &Serving, mut body: Body) -> Result<usize, ApiError> {
     let request = request(body.read()?)?;
     body.finish()?;
     serving.check_model(request["model"].as_str())?;
     let text = Prompt::read(&mut Body::from(request))?.text(serving)?;
     let tokens = serving.encode("messages", &text, false)?;
-    Ok(Json(json!({"input_tokens": tokens.len()})).into_response())
+    Ok(tokens.len())
 }
 
 /// The chat completion that a conversation stands for.

@@ -3,6 +3,7 @@
 mod adapt;
 mod admin;
 mod body;
+mod bounds;
 mod chat;
 mod completions;
 mod embeddings;

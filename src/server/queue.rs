@@ -41,8 +41,20 @@ impl Queue {
         }
     }
 
-    /// Places for `count` sequences, or 429 and when to come back.
-    pub(super) fn enter(self: &Arc<Self>, count: usize) -> Result<Place, ApiError> {
+    /// Sequences that there is room for.
+    pub(super) fn room(&self) -> usize {
+        self.all
+    }
+
+    /// Places for the `count` sequences that `field` asks for, or 429 and when to come back.
+    pub(super) fn enter(self: &Arc<Self>, count: usize, field: &str) -> Result<Place, ApiError> {
+        if count > self.all {
+            let message = format!(
+                "`{field}` asks for {count} sequences; this server has room for {}, waiting ones included",
+                self.all
+            );
+            return Err(ApiError::invalid(field, message));
+        }
         let permits = u32::try_from(count).ok();
         let permit = permits.and_then(|n| Arc::clone(&self.places).try_acquire_many_owned(n).ok());
         match permit {
@@ -141,12 +153,12 @@ mod tests {
     #[test]
     fn places_are_given_back_whole() {
         let queue = Arc::new(Queue::new(2, 2));
-        let (one, three) = (queue.enter(1).unwrap(), queue.enter(3).unwrap());
-        assert!(queue.enter(1).is_err());
+        let (one, three) = (queue.enter(1, "n").unwrap(), queue.enter(3, "n").unwrap());
+        assert!(queue.enter(1, "n").is_err());
         drop(three);
-        let _two = queue.enter(2).unwrap();
-        assert!(queue.enter(2).is_err() && queue.enter(usize::MAX).is_err());
+        let _two = queue.enter(2, "n").unwrap();
+        assert!(queue.enter(2, "n").is_err() && queue.enter(usize::MAX, "n").is_err());
         drop(one);
-        assert!(queue.enter(2).is_ok());
+        assert!(queue.enter(2, "n").is_ok());
     }
 }

@@ -61,16 +61,21 @@ struct Responder {
     calls: Option<CallFormat>,
 }
 
+/// A request that is ready to run.
+pub(super) struct Prepared {
+    pub(super) generation: Generation,
+    pub(super) prompts: Vec<Vec<u32>>,
+    pub(super) format: Format,
+}
+
 /// Runs a generation and answers in its format.
-pub(super) async fn respond(
-    state: &AppState,
-    serving: &Arc<Serving>,
-    mut generation: Generation,
-    prompts: Vec<Vec<u32>>,
-    format: Format,
-) -> Result<Response, ApiError> {
+pub(super) async fn respond(state: &AppState, prepared: Prepared) -> Result<Response, ApiError> {
+    let serving = state.serving()?;
+    let Prepared { mut generation, prompts, format } = prepared;
     let count = prompts.len() * generation.choices;
-    let place = state.queue.enter(count)?;
+    // What more choices of one prompt would do, fewer prompts do as well.
+    let field = if generation.choices == 1 { format.prompt() } else { "n" };
+    let place = state.queue.enter(count, field)?;
     let stream = generation.stream;
     let (prefix, object) = match format {
         Format::Chat if stream => ("chatcmpl", "chat.completion.chunk"),
@@ -122,11 +127,16 @@ struct Growing {
     texts: Vec<String>,
     end: Option<FinishReason>,
     stop: Option<StopReason>,
+    /// What ended it, where that was the request's fault.
+    failure: Option<ApiError>,
 }
 
 impl Growing {
-    /// Mean log-probability of the tokens.
+    /// Mean log-probability of the tokens; a choice that failed is the worst.
     fn score(&self) -> f32 {
+        if self.failure.is_some() {
+            return f32::NEG_INFINITY;
+        }
         let sum: f32 = self.tokens.iter().filter_map(|token| token.logprob).sum();
         sum / self.tokens.len().max(1) as f32
     }
@@ -144,10 +154,19 @@ impl Responder {
             choice.tokens.extend(piece.tokens);
             choice.texts.extend(piece.texts);
             if let Some(end) = piece.end {
-                choice.end = Some(end.reason?);
+                (choice.end, choice.failure) = ending(end.reason)?;
                 choice.stop = end.stop;
                 stats[piece.choice] = end.stats;
             }
+        }
+        if choices.iter().any(|choice| choice.end.is_none()) {
+            return Err(broken_off());
+        }
+        // One choice that stands makes an answer.
+        if choices.iter().all(|choice| choice.failure.is_some())
+            && let Some(failure) = choices.swap_remove(0).failure
+        {
+            return Err(failure);
         }
         let usage = Usage::new(self.prompt_tokens, &stats, self.best_of.0);
         let choices = self.best(choices).into_iter().enumerate();
@@ -176,6 +195,7 @@ impl Responder {
             pleach: self.sources(&choice.tokens, choice.texts),
             finish_reason,
             stop_reason: choice.stop,
+            error: choice.failure.map(|failure| failure.body().error),
         }
     }
 
@@ -213,14 +233,20 @@ impl Responder {
             (0..self.count).map(|_| self.calls.map(Calls::new)).collect();
         let mut offsets = vec![0; self.count];
         let mut stats = vec![SequenceStats::default(); self.count];
+        let (mut ended, mut failures) = (0, Vec::new());
         while let Some(piece) = pieces.recv().await {
             let index = piece.choice;
-            let (mut finish_reason, mut stop_reason) = (None, None);
+            let (mut finish_reason, mut stop_reason, mut failure) = (None, None, None);
             if let Some(end) = piece.end {
-                match end.reason {
-                    Ok(reason) => finish_reason = Some(reason),
-                    Err(error) => {
-                        events.send(&error.body()).await;
+                match ending(end.reason) {
+                    Ok((reason, failed)) => {
+                        finish_reason = reason;
+                        failure = failed.as_ref().map(|failed| failed.body().error);
+                        failures.extend(failed.map(|failed| failed.body()));
+                        ended += 1;
+                    }
+                    Err(fault) => {
+                        events.send(&fault.body()).await;
                         return;
                     }
                 }
@@ -256,12 +282,19 @@ impl Responder {
             chunk.choices[0].pleach = self.sources(&piece.tokens, piece.texts);
             chunk.choices[0].finish_reason = finish_reason;
             chunk.choices[0].stop_reason = stop_reason;
+            chunk.choices[0].error = failure;
             offsets[index] += length;
             if !events.send(&chunk).await {
                 return;
             }
         }
-        if self.include_usage {
+        if ended < self.count {
+            events.send(&broken_off().body()).await;
+            return;
+        }
+        if failures.len() == self.count {
+            events.send(&failures[0]).await;
+        } else if self.include_usage {
             let usage = Usage::new(self.prompt_tokens, &stats, self.best_of.0);
             let header = self.header.clone();
             events.send(&Answer { header, choices: Vec::new(), usage: Some(Some(usage)) }).await;
@@ -272,8 +305,8 @@ impl Responder {
     /// A chunk of one choice.
     fn chunk(&self, index: usize, text: ChoiceText) -> Answer {
         let (finish_reason, stop_reason) = (None, None);
-        let (logprobs, pleach) = (None, None);
-        let choice = Choice { index, text, logprobs, finish_reason, stop_reason, pleach };
+        let (logprobs, pleach, error) = (None, None, None);
+        let choice = Choice { index, text, logprobs, finish_reason, stop_reason, pleach, error };
         Answer {
             header: self.header.clone(),
             choices: vec![choice],
@@ -304,6 +337,24 @@ impl Responder {
             Format::Text => logprobs::completion(&serving.tokenizer, prompt, tokens, offset),
         })
     }
+}
+
+/// How a choice ended, and what failed where that was the request's fault.
+///
+/// # Errors
+/// The server's own fault, which ends the whole answer.
+fn ending(
+    reason: Result<FinishReason, ApiError>,
+) -> Result<(Option<FinishReason>, Option<ApiError>), ApiError> {
+    match reason {
+        Ok(reason) => Ok((Some(reason), None)),
+        Err(failure) if failure.is_clients() => Ok((Some(FinishReason::Error), Some(failure))),
+        Err(fault) => Err(fault),
+    }
+}
+
+fn broken_off() -> ApiError {
+    ApiError::internal("the answer broke off")
 }
 
 /// The stream to the client.

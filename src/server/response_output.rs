@@ -193,8 +193,9 @@ impl Output {
         while let Some(chunk) = chunks.next().await {
             if let Some(error) = chunk.get("error") {
                 self.response["status"] = json!("failed");
-                self.response["error"] =
-                    json!({"code": "server_error", "message": error["message"]});
+                let clients = error["type"] == "invalid_request_error";
+                let code = if clients { "invalid_prompt" } else { "server_error" };
+                self.response["error"] = json!({"code": code, "message": error["message"]});
                 let failed = json!({"type": "response.failed", "response": self.response});
                 self.send(&events, vec![failed]).await;
                 return;

@@ -10,7 +10,9 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::adapt;
+use super::respond::Prepared;
 use super::response_output::Output;
+use super::state::Serving;
 use super::wire::responses::{
     Input, InputItem, Responses, ResponsesTool, ResponsesToolChoice, TextFormat,
 };
@@ -20,14 +22,31 @@ pub(super) async fn responses(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let model = state.serving()?.name().to_owned();
-    let mut body = Body::parse(bytes)?;
+    let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?)).await;
+    let (response, prepared) = prepared?;
+    let mut output = Output::new(response);
+    if prepared.generation.stream {
+        let chunks = adapt::streamed(&state, prepared).await.map_err(own)?;
+        let (events, response) = adapt::events();
+        tokio::spawn(output.forward(chunks, events));
+        return Ok(response);
+    }
+    let chat = adapt::whole(&state, prepared).await.map_err(own)?;
+    let choice = &chat["choices"][0];
+    output.add(&choice["message"]);
+    output.finish(&choice["finish_reason"], &chat["usage"]);
+    Ok(Json(output.into_response()).into_response())
+}
+
+/// The response before it begins, and the chat completion that it stands for, ready to run.
+fn prepare(serving: &Serving, mut body: Body) -> Result<(Value, Prepared), ApiError> {
     let wanted: Responses = body.read()?;
     body.finish()?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
     let response = json!({
         "id": format!("resp_{}", uuid::Uuid::new_v4().simple()),
-        "object": "response", "created_at": created, "model": model, "status": "in_progress",
+        "object": "response", "created_at": created, "model": serving.name(),
+        "status": "in_progress",
         "error": null, "incomplete_details": null,
         "metadata": wanted.metadata.clone().unwrap_or_default(),
         "instructions": wanted.instructions, "output": [],
@@ -42,19 +61,8 @@ pub(super) async fn responses(
         )},
     });
     let stream = wanted.stream.unwrap_or(false);
-    let request = request(wanted);
-    let mut output = Output::new(response);
-    if stream {
-        let chunks = adapt::streamed(&state, request).await.map_err(own)?;
-        let (events, response) = adapt::events();
-        tokio::spawn(output.forward(chunks, events));
-        return Ok(response);
-    }
-    let chat = adapt::whole(&state, request).await.map_err(own)?;
-    let choice = &chat["choices"][0];
-    output.add(&choice["message"]);
-    output.finish(&choice["finish_reason"], &chat["usage"]);
-    Ok(Json(output.into_response()).into_response())
+    let prepared = adapt::prepare(serving, request(wanted), stream).map_err(own)?;
+    Ok((response, prepared))
 }
 
 /// A chat completion's fault, under this API's names.

@@ -1,5 +1,6 @@
 //! What the handlers share: the model once it is loaded, and the room for requests.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,11 +10,13 @@ use axum::http::{HeaderName, HeaderValue, Method};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::Value;
 use tokenizers::Tokenizer;
-use tokio::sync::SetOnce;
+use tokio::sync::{Semaphore, SetOnce, oneshot};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
 use super::admin::Drafts;
+use super::bounds::BODIES_BYTES;
 use super::keys::Keys;
 use super::queue::Queue;
 use super::wire::Message;
@@ -21,7 +24,7 @@ use super::{ApiError, ConnectionLimits, TlsError, tls};
 use crate::config::{Access, Config};
 use crate::config_file::FileError;
 use crate::engine::EngineHandle;
-use crate::grammar::{Grammar, GrammarCompiler, GrammarSource};
+use crate::grammar::{Busy, DEADLINE, Grammar, GrammarCompiler, GrammarSource, GrammarWorkers};
 use crate::text::{CallFormat, ChatTemplate, Ending, Mark};
 use crate::traffic::Recorder;
 
@@ -39,16 +42,13 @@ pub struct Serving {
     pub template: Option<ChatTemplate>,
     /// Tokens that end an answer.
     pub eos_token_ids: Vec<u32>,
-    /// Compiles grammars for its tokens, unless those have no known bytes.
-    pub grammars: Option<Arc<GrammarCompiler>>,
+    /// Compile grammars for its tokens, unless those have no known bytes.
+    pub grammars: Option<GrammarWorkers>,
     /// Its drafts.
     pub(super) drafts: Drafts,
     /// Bytes that one token stands for, at most.
     longest_token: usize,
 }
-
-/// Bytes of a text above which other requests must not wait while it is taken apart.
-const LONG_TEXT: usize = 16 << 10;
 
 impl Serving {
     /// A model as loaded, under its name.
@@ -62,10 +62,13 @@ impl Serving {
     ) -> Self {
         let longest_token = tokenizer.get_vocab(true).keys().map(String::len).max();
         let vocab_size = engine.limits().vocab_size;
-        let grammars = GrammarCompiler::new(&tokenizer, vocab_size, &eos_token_ids)
-            .inspect_err(|error| tracing::warn!(%error, "serving without grammars"))
-            .ok()
-            .map(Arc::new);
+        let compiler = GrammarCompiler::new(&tokenizer, vocab_size, &eos_token_ids);
+        let compiler = compiler.map_err(|error| error.to_string());
+        let start = |compiler| GrammarWorkers::start(Arc::new(compiler)).map_err(|e| e.to_string());
+        let grammars = compiler
+            .and_then(start)
+            .inspect_err(|error| tracing::warn!(error, "serving without grammars"))
+            .ok();
         let (tokenizer, longest_token) = (Arc::new(tokenizer), longest_token.unwrap_or(1).max(1));
         let (names, aliases) = (vec![name], Vec::new());
         Self {
@@ -132,19 +135,26 @@ impl Serving {
         template.render_to(ending, &messages, tools).map_err(|e| invalid(&e.to_string()))
     }
 
-    /// Compiles what `field` asks for, off the async threads.
+    /// Compiles what `field` asks for, on threads of its own and within a time.
     pub(super) async fn compile(
         &self,
         field: &str,
         source: GrammarSource,
     ) -> Result<Grammar, ApiError> {
-        let compiler = self.grammars.clone().ok_or_else(|| {
+        let workers = self.grammars.as_ref().ok_or_else(|| {
             ApiError::invalid(field, format!("`{field}` is not supported with this model"))
         })?;
-        tokio::task::spawn_blocking(move || compiler.compile(&source))
-            .await
-            .map_err(|e| ApiError::internal(e.to_string()))?
-            .map_err(|e| ApiError::invalid(field, format!("`{field}`: {e}")))
+        let busy = |busy: Busy| ApiError::rate_limited(&busy.to_string(), 1);
+        let (sender, compiled) = oneshot::channel();
+        let compilation = workers.submit(source, move |result| drop(sender.send(result)));
+        let compilation = compilation.map_err(busy)?;
+        let result = match timeout(DEADLINE, compiled).await {
+            Ok(Ok(result)) => result,
+            // It waited for as long.
+            Ok(Err(_)) => return Err(busy(Busy)),
+            Err(_) => Err(compilation.overdue().map_err(busy)?),
+        };
+        result.map_err(|e| ApiError::invalid(field, format!("`{field}`: {e}")))
     }
 
     /// The texts of a format of calls that are special tokens here.
@@ -156,7 +166,8 @@ impl Serving {
 
     /// The bytes of a token: those of its text, where it is special or its bytes are unknown.
     pub(super) fn token_bytes(&self, id: u32, text: &str) -> Vec<u8> {
-        let known = self.grammars.as_ref().and_then(|grammars| grammars.token_bytes(id));
+        let known = self.grammars.as_ref();
+        let known = known.and_then(|grammars| grammars.compiler().token_bytes(id));
         known.map_or_else(|| text.as_bytes().to_vec(), <[u8]>::to_vec)
     }
 
@@ -184,9 +195,7 @@ impl Serving {
         if text.len() / self.longest_token > limit {
             return Err(ApiError::too_long(field, &format!("{} bytes", text.len()), limit));
         }
-        let encode = || self.tokenizer.encode(text, special);
-        let quick = text.len() < LONG_TEXT;
-        let encoding = if quick { encode() } else { tokio::task::block_in_place(encode) };
+        let encoding = self.tokenizer.encode(text, special);
         Ok(encoding.map_err(|e| ApiError::internal(e.to_string()))?.get_ids().to_vec())
     }
 }
@@ -196,6 +205,10 @@ impl Serving {
 pub struct AppState {
     serving: Arc<SetOnce<Arc<Serving>>>,
     pub(super) queue: Arc<Queue>,
+    /// Bytes that large bodies may still hold.
+    pub(super) bodies: Arc<Semaphore>,
+    /// Room for those who read requests.
+    preparing: Arc<Semaphore>,
     pub(super) metrics: PrometheusHandle,
     pub(super) started: u64,
     http: Arc<Http>,
@@ -239,7 +252,34 @@ impl AppState {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
         let queue = Arc::new(Queue::new(running, waiting));
         let (serving, http, draining) = (Arc::default(), Arc::default(), Arc::default());
-        Self { serving, queue, metrics, started, http, recorder: None, draining }
+        let bodies = Arc::new(Semaphore::new(BODIES_BYTES));
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let preparing = Arc::new(Semaphore::new(threads));
+        let recorder = None;
+        Self { serving, queue, bodies, preparing, metrics, started, http, recorder, draining }
+    }
+
+    /// Does the work that comes before a request can run (reading it, its template, its tokens), on as many threads
+    /// as there are cores: never on those that answer others.
+    pub(super) async fn prepare<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Serving) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let serving = Arc::clone(self.serving()?);
+        let permit = Arc::clone(&self.preparing).acquire_owned().await;
+        let permit = permit.expect("invariant: the semaphore is never closed");
+        let span = tracing::Span::current();
+        let work = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            span.in_scope(|| work(&serving))
+        });
+        match work.await {
+            Ok(result) => result,
+            Err(error) => match error.try_into_panic() {
+                Ok(bug) => std::panic::resume_unwind(bug),
+                Err(_) => Err(ApiError::unavailable("the server is shutting down")),
+            },
+        }
     }
 
     /// The same with the limits, keys, certificate and origins of a configuration.

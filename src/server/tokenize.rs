@@ -14,8 +14,10 @@ pub(super) async fn tokenize(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Tokens>, ApiError> {
-    let serving = state.serving()?;
-    let mut body = Body::parse(bytes)?;
+    state.prepare(|serving| tokens(serving, Body::parse(bytes)?)).await.map(Json)
+}
+
+fn tokens(serving: &Serving, mut body: Body) -> Result<Tokens, ApiError> {
     let conversation = body.has("messages").then(|| Prompt::read(&mut body)).transpose()?;
     let wanted: Tokenize = body.read()?;
     body.finish()?;
@@ -35,7 +37,7 @@ pub(super) async fn tokenize(
     let tokens = serving.encode(field, &text, special)?;
     let name = |&id: &u32| serving.tokenizer.id_to_token(id).unwrap_or_default();
     let names = wanted.return_token_strs.unwrap_or(false);
-    Ok(Json(Tokens {
+    Ok(Tokens {
         count: tokens.len(),
         max_model_len: serving.engine.limits().max_model_len,
         token_strs: names.then(|| tokens.iter().map(name).collect()),
@@ -43,7 +45,7 @@ pub(super) async fn tokenize(
             Some(true) => TokenList::Pieces(tokens.iter().map(|id| piece(serving, *id)).collect()),
             _ => TokenList::Ids(tokens),
         },
-    }))
+    })
 }
 
 fn piece(serving: &Serving, id: u32) -> TokenPiece {
@@ -59,11 +61,13 @@ pub(super) async fn detokenize(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Detokenized>, ApiError> {
-    let serving = state.serving()?;
-    let mut body = Body::parse(bytes)?;
-    let Detokenize { model, tokens } = body.read()?;
-    body.finish()?;
-    serving.check_model(model.as_deref())?;
-    let text = serving.decode("tokens", &tokens)?;
+    let text = state.prepare(|serving| {
+        let mut body = Body::parse(bytes)?;
+        let Detokenize { model, tokens } = body.read()?;
+        body.finish()?;
+        serving.check_model(model.as_deref())?;
+        serving.decode("tokens", &tokens)
+    });
+    let text = text.await?;
     Ok(Json(Detokenized { content: text.clone(), prompt: text }))
 }

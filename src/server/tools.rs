@@ -14,8 +14,6 @@ use crate::grammar::{GrammarSource, with_whitespace};
 use crate::text::calls::{CallParser, Part, Texts};
 use crate::text::{CallFormat, Mark};
 
-/// Functions in one request at most.
-const MAX_TOOLS: usize = 128;
 /// Calls in one answer at most.
 const MAX_CALLS: usize = 32;
 
@@ -130,9 +128,6 @@ fn literal(text: &str, marks: &[Mark]) -> String {
 
 fn check(tools: &[Tool]) -> Result<(), ApiError> {
     let invalid = |message: String| Err(ApiError::invalid("tools", message));
-    if tools.len() > MAX_TOOLS {
-        return invalid(format!("`tools` takes up to {MAX_TOOLS} functions"));
-    }
     for (place, tool) in tools.iter().enumerate() {
         let name = &tool.function.name;
         let known = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';

@@ -51,20 +51,22 @@ impl StoppingText {
 /// Looks for stop strings in a text that arrives in pieces.
 #[derive(Debug, Clone)]
 struct StopStrings {
-    stops: Vec<String>,
+    stops: Arc<[String]>,
     /// Text that could be the beginning of a stop string.
     held: String,
 }
 
 impl StopStrings {
     fn new(stops: Vec<String>) -> Self {
-        Self { stops, held: String::new() }
+        Self { stops: stops.into(), held: String::new() }
     }
 
     /// Adds a piece of text; returns what may be shown, and the place of the stop string that was reached.
     fn push(&mut self, piece: &str) -> (String, Option<usize>) {
         self.held.push_str(piece);
-        let found = self.stops.iter().enumerate();
+        // The search prepares for the whole stop string first, so it waits until there is room for one.
+        let fits = |(_, stop): &(usize, &String)| stop.len() <= self.held.len();
+        let found = self.stops.iter().enumerate().filter(fits);
         let found = found.filter_map(|(place, stop)| Some((self.held.find(&**stop)?, place)));
         if let Some((at, place)) = found.min() {
             self.held.truncate(at);
@@ -83,7 +85,10 @@ impl StopStrings {
 
 /// Length of the longest end of `text` that begins `stop`.
 pub(super) fn overlap(text: &str, stop: &str) -> usize {
-    stop.char_indices().map(|(at, _)| at).rev().find(|at| text.ends_with(&stop[..*at])).unwrap_or(0)
+    // Of a long stop string no more is looked at than there is text.
+    let longest = text.len().min(stop.len().saturating_sub(1));
+    let ends = (text.len() - longest..text.len()).filter(|at| text.is_char_boundary(*at));
+    ends.map(|at| &text[at..]).find(|end| stop.starts_with(end)).map_or(0, str::len)
 }
 
 #[cfg(test)]
@@ -118,5 +123,32 @@ mod tests {
         assert_eq!(stops.push("cx"), ("abcx".to_owned(), None));
         assert_eq!(stops.push("äab"), ("ä".to_owned(), None));
         assert_eq!(stops.finish(), "ab");
+    }
+
+    #[test]
+    fn an_overlap_is_the_longest_end_that_begins_the_stop() {
+        for (text, stop, expected) in [
+            ("", "abc", 0),
+            ("xab", "abc", 2),
+            ("aaa", "aaaa", 3),
+            ("aaa", "aa", 1),
+            ("xä", "äb", 2),
+            ("xa", "äb", 0),
+            ("ab", "", 0),
+            ("日本", "本日", 3),
+        ] {
+            assert_eq!(overlap(text, stop), expected, "{text} {stop}");
+        }
+    }
+
+    /// A stop string of megabytes costs a token no more than a short one.
+    #[test]
+    fn long_stops_are_not_walked() {
+        let mut stops = StopStrings::new(vec!["x".repeat(64 << 20)]);
+        let started = std::time::Instant::now();
+        for _ in 0..1000 {
+            assert_eq!(stops.push("yes "), ("yes ".to_owned(), None));
+        }
+        assert!(started.elapsed().as_secs_f64() < 5.0);
     }
 }

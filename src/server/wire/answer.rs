@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{FunctionKind, ToolCall};
+use super::{FailureDetail, FunctionKind, ToolCall};
 use crate::engine::SequenceStats;
 use crate::spec::Proposer;
 
@@ -53,6 +53,9 @@ pub(crate) struct Choice {
     /// Where its tokens came from, if that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pleach: Option<Sources>,
+    /// What ended it, where that was the request's fault and other choices stand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<FailureDetail>,
 }
 
 /// The text of a choice.
@@ -150,6 +153,8 @@ pub(crate) enum FinishReason {
     Length,
     /// Functions are called.
     ToolCalls,
+    /// The form that was asked for cannot be followed any further: see `error`.
+    Error,
 }
 
 impl FinishReason {

@@ -12,7 +12,8 @@ pub(crate) struct Messages {
     /// Tokens to generate at most.
     #[schemars(range(min = 1))]
     pub(crate) max_tokens: usize,
-    /// Texts that end the answer and are not part of it; 16 at most.
+    /// Texts that end the answer and are not part of it; 16 at most, of 1,024 bytes each
+    /// and 4,096 in all.
     pub(crate) stop_sequences: Option<Vec<String>>,
     /// Divisor of the logits; 0 takes the most likely token. 1 where it is left out.
     #[schemars(range(min = 0, max = 100))]
@@ -42,8 +43,8 @@ pub(crate) struct Messages {
 pub(crate) struct Dialogue {
     /// Name of the served model; may be left out.
     pub(crate) model: Option<String>,
-    /// The conversation so far. A last turn of the assistant is one to go on with.
-    #[schemars(length(min = 1))]
+    /// The conversation so far, of 4,096 turns at most. A last turn of the assistant is one to go on with.
+    #[schemars(length(min = 1, max = 4096))]
     pub(crate) messages: Vec<Turn>,
     /// What the assistant is and does.
     pub(crate) system: Option<Words>,

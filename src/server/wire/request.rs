@@ -17,9 +17,10 @@ pub(crate) struct Sampling {
     /// Choices per prompt.
     #[schemars(range(min = 1, max = 128))]
     pub(crate) n: Option<usize>,
-    /// Texts that end the answer and are not part of it; 16 at most.
+    /// Texts that end the answer and are not part of it; 16 at most, of 1,024 bytes each and 4,096 in all.
     pub(crate) stop: Option<Stop>,
-    /// Tokens that end the answer.
+    /// Tokens that end the answer; 256 at most.
+    #[schemars(length(max = 256))]
     pub(crate) stop_token_ids: Option<Vec<u32>>,
     /// Whether the model's end-of-sequence tokens are ordinary tokens.
     pub(crate) ignore_eos: Option<bool>,
@@ -45,7 +46,8 @@ pub(crate) struct Sampling {
     /// Taken off the logit of a generated token once per occurrence.
     #[schemars(range(min = -2, max = 2))]
     pub(crate) frequency_penalty: Option<Number>,
-    /// Added to the logits of single tokens, by token id: -100 to 100.
+    /// Added to the logits of single tokens, by token id: -100 to 100. Ids are written plainly, 1,024 at most.
+    #[schemars(extend("maxProperties" = 1024))]
     pub(crate) logit_bias: Option<BTreeMap<String, Number>>,
     /// Send the answer as server-sent events while it is generated.
     pub(crate) stream: Option<bool>,
@@ -122,7 +124,7 @@ pub(crate) struct Form {
     pub(crate) structured_outputs: Option<StructuredOutputs>,
     /// A JSON schema, as an object or as its text.
     pub(crate) guided_json: Option<Value>,
-    /// A regular expression for the whole output.
+    /// A regular expression for the whole output, of 8 kB at most.
     pub(crate) guided_regex: Option<String>,
     /// The outputs there may be.
     pub(crate) guided_choice: Option<Vec<String>>,
@@ -184,8 +186,8 @@ pub(crate) struct StructuredOutputs {
 /// A conversation to be answered.
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct Conversation {
-    /// The conversation so far.
-    #[schemars(length(min = 1))]
+    /// The conversation so far; 4,096 messages at most.
+    #[schemars(length(min = 1, max = 4096))]
     pub(crate) messages: Vec<Message>,
     /// Go on with the last message instead of beginning a new one.
     pub(crate) continue_final_message: Option<bool>,
