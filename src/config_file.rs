@@ -30,12 +30,12 @@ pub enum ConfigError {
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The system could not read it.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// The system's reason.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// The contents are not what is expected.
     #[error("{}: {reason}", path.display())]
@@ -59,7 +59,7 @@ impl FileError {
 /// [`FileError`] naming the file and the line.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
     let text = std::fs::read_to_string(path)
-        .map_err(|source| FileError::Io { path: path.into(), source })?;
+        .map_err(|error| FileError::Io { path: path.into(), error })?;
     toml::from_str(&text).map_err(|error| {
         let before = error.span().and_then(|span| text.get(..span.start));
         let line = before.map_or(1, |before| before.matches('\n').count() + 1);

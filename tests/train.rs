@@ -76,7 +76,7 @@ fn small() -> (ModelConfig, Vec<Weight>, Vec<f32>) {
     config.num_key_value_heads = 2;
     config.head_dim = 32;
     config.vocab_size = 50;
-    config.sliding_window = Some(pleach::model::SlidingWindow { window: 6, first_layer: 1 });
+    config.sliding_window = Some(pleach::model::SlidingWindow::from_layer(6, 1, 2));
     let mut random = fastrand::Rng::with_seed(3);
     let mut values = |len: usize, scale: f32| -> Vec<f32> {
         (0..len).map(|_| (random.f32() - 0.5) * 2.0 * scale).collect()

@@ -22,7 +22,7 @@ pub(crate) struct Args {
     /// File to write.
     #[arg(long, env = "PLEACH_OUT", value_name = "GGUF", default_value = "draft.gguf")]
     pub(crate) out: PathBuf,
-    /// Format of the matrices.
+    /// Format of the matrices; those whose rows do not fill its blocks stay in f16.
     #[arg(long, value_enum, default_value = "q4_0")]
     pub(crate) dtype: Format,
     /// Name of the draft in its file.
@@ -53,15 +53,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Format::F16 => DType::F16,
     };
     let mut tensors = Vec::new();
+    let mut kept_wide = 0;
     for name in tensor_names(&checkpoint.config, |name| checkpoint.has(name)) {
         let tensor = checkpoint.tensor(&name)?;
-        let dtype = if tensor.shape.len() == 2 { dtype } else { DType::F16 };
-        let width = tensor.shape.last().copied().unwrap_or(0);
-        let data = Some(dtype)
-            .filter(|dtype| width.is_multiple_of(dtype.block_size()))
-            .and_then(|dtype| dtype.quantize(&tensor.to_f32()))
-            .with_context(|| format!("{name}: rows of {width} do not fill blocks of {dtype:?}"))?;
+        let fills = match tensor.shape[..] {
+            [_, inputs] => inputs.is_multiple_of(dtype.block_size()),
+            _ => false,
+        };
+        kept_wide += usize::from(tensor.shape.len() == 2 && !fills);
+        let dtype = if fills { dtype } else { DType::F16 };
+        let data =
+            dtype.quantize(&tensor.to_f32()).with_context(|| format!("{name}: {dtype:?}"))?;
         tensors.push((name, RawTensor { dtype, shape: tensor.shape, data }));
+    }
+    if kept_wide > 0 {
+        eprintln!("{kept_wide} matrices stay in f16: their rows do not fill blocks of {dtype:?}");
     }
     let mut more = vec![("general.type", Meta::Text("draft".into()))];
     let vocab = checkpoint.draft_vocab.clone();

@@ -218,15 +218,12 @@ fn write_blocks(
     dtype: DType,
     more: Vec<Weight>,
 ) -> Result<()> {
-    let mut config = checkpoint.config.clone();
-    config.num_hidden_layers = kept.len();
-    if let Some(window) = &mut config.sliding_window {
-        window.first_layer = kept.iter().filter(|block| **block < window.first_layer).count();
-    }
+    checkpoint.check_tensors()?;
+    let config = checkpoint.config.with_blocks(kept);
     folder_files(folder, &config, dtype, checkpoint)?;
     let mut names = vec![("model.embed_tokens.weight".to_owned(), None)];
     for (new, old) in kept.iter().enumerate() {
-        for name in layer_tensor_names(*old, |name| checkpoint.has(name)) {
+        for name in layer_tensor_names(config.family, *old, |name| checkpoint.has(name)) {
             let written = name.replacen(&format!(".{old}."), &format!(".{new}."), 1);
             names.push((name, Some(written)));
         }

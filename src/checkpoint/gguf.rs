@@ -90,7 +90,7 @@ impl Gguf {
     /// # Errors
     /// [`CheckpointError`] naming the file and what is wrong with it.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let io = |source| CheckpointError::Io { path: path.into(), source };
+        let io = |error| CheckpointError::Io { path: path.into(), error };
         let mut file = File::open(path).map_err(io)?;
         let size = file.metadata().map_err(io)?.len();
         let mut header = Header { reader: BufReader::new(&mut file), path, left: size };
@@ -149,6 +149,10 @@ impl Gguf {
         self.metadata.get(key)
     }
 
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.metadata.keys().map(String::as_str)
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -156,7 +160,7 @@ impl Gguf {
     /// Format, shape and raw bytes of a tensor.
     pub(crate) fn read(&mut self, name: &str) -> Result<Option<super::RawTensor>, CheckpointError> {
         let Some(info) = self.tensors.get(name) else { return Ok(None) };
-        let io = |source| CheckpointError::Io { path: self.path.clone(), source };
+        let io = |error| CheckpointError::Io { path: self.path.clone(), error };
         let mut data = vec![0; info.bytes];
         self.file.seek(SeekFrom::Start(info.offset)).map_err(io)?;
         self.file.read_exact(&mut data).map_err(io)?;
@@ -191,7 +195,7 @@ impl Header<'_> {
         self.left -= bytes.len() as u64;
         self.reader
             .read_exact(bytes)
-            .map_err(|source| CheckpointError::Io { path: self.path.into(), source })
+            .map_err(|error| CheckpointError::Io { path: self.path.into(), error })
     }
 
     fn u32(&mut self) -> Result<u32, CheckpointError> {

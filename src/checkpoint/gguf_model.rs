@@ -1,11 +1,16 @@
 //! What GGUF metadata and tensor names say about a model.
 
 use std::borrow::Cow;
+use std::path::Path;
+
+use serde_json::{Map, Value as Json};
 
 use super::gguf::{Gguf, Value};
-use super::{CheckpointError, RawTensor};
+use super::hf_config::{Fields, layer_types};
+use super::{CheckpointError, RawTensor, rope};
 use crate::model::{
     Attachment, Family, ModelConfig, PROJECTIONS, RopeConfig, RopeScaling, SlidingWindow,
+    yarn_attention,
 };
 
 struct Keys<'a> {
@@ -46,6 +51,56 @@ impl Keys<'_> {
     }
 }
 
+impl Keys<'_> {
+    /// Says which keys of the architecture are not read.
+    fn warn_of_unknown(&self) {
+        let prefix = self.key("");
+        let mut unknown: Vec<&str> = self
+            .gguf
+            .keys()
+            .filter_map(|key| key.strip_prefix(&prefix))
+            .filter(|name| !KNOWN.contains(name))
+            .collect();
+        unknown.sort_unstable();
+        if !unknown.is_empty() {
+            let file = self.gguf.path().display();
+            tracing::warn!(%file, keys = unknown.join(", "), "keys that are not known are ignored");
+        }
+    }
+}
+
+/// Keys of an architecture that are read, or that change nothing.
+const KNOWN: [&str; 28] = [
+    "attention.causal",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window",
+    "attention.value_length",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "expert_count",
+    "expert_used_count",
+    "feed_forward_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_log_multiplier",
+    "tensor_data_layout",
+    "vocab_size",
+];
+
 /// The architecture, from the metadata.
 pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, CheckpointError> {
     let arch = gguf.get("general.architecture").and_then(Value::as_str).unwrap_or_default();
@@ -65,6 +120,16 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, CheckpointError> {
     if keys.optional_usize("expert_count")?.unwrap_or(0) > 0 {
         return Err(keys.error("expert_count", "mixtures of experts are not supported"));
     }
+    let parts = gguf.get("split.count").and_then(Value::as_u64).unwrap_or(1);
+    if parts > 1 {
+        let part = gguf.get("split.no").and_then(Value::as_u64).unwrap_or(0) + 1;
+        let reason =
+            format!("this is part {part} of {parts}; join them with `llama-gguf-split --merge`");
+        return Err(CheckpointError::field(gguf.path(), "split.count", reason));
+    }
+    if keys.optional_usize("attention.causal")? == Some(0) {
+        return Err(keys.error("attention.causal", "false is not supported"));
+    }
     let hidden_size = keys.usize("embedding_length")?;
     let heads = keys.usize("attention.head_count")?;
     let head_dim = match keys.optional_usize("attention.key_length")? {
@@ -79,41 +144,51 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, CheckpointError> {
             .find_map(|name| gguf.tensors.get(*name).and_then(|t| t.shape.first().copied()))
             .ok_or_else(|| keys.error("vocab_size", "is missing"))?,
     };
-    let max_position_embeddings = keys.usize("context_length")?;
-    let original = keys.optional_usize("rope.scaling.original_context_length")?;
-    let factor = keys.optional_f64("rope.scaling.factor")?;
-    let kind = gguf.get(&keys.key("rope.scaling.type")).and_then(Value::as_str).unwrap_or("none");
-    let scaling = match (kind, factor) {
-        _ if gguf.tensors.contains_key("rope_freqs.weight") => RopeScaling::Factors(factors(gguf)?),
-        ("none", _) => RopeScaling::None,
-        ("linear", Some(factor)) => RopeScaling::Linear { factor },
-        ("yarn", Some(factor)) => RopeScaling::Yarn {
-            factor,
-            original_max_position_embeddings: original.unwrap_or(max_position_embeddings),
-            beta_fast: 32.0,
-            beta_slow: 1.0,
-            attention_factor: keys.optional_f64("rope.scaling.attn_factor")?,
-        },
-        _ => return Err(keys.error("rope.scaling.type", format!("`{kind}` is not supported"))),
+    for (name, means) in [
+        ("rope.dimension_count", "partial rotation"),
+        ("attention.value_length", "values of another width"),
+    ] {
+        if let Some(size) = keys.optional_usize(name)?.filter(|size| *size != head_dim) {
+            let reason = format!("{size} beside heads of {head_dim}: {means} is not supported");
+            return Err(keys.error(name, reason));
+        }
+    }
+    let num_hidden_layers = keys.usize("block_count")?;
+    let positions = keys.usize("context_length")?;
+    let extension = extension(gguf)?;
+    let scaling = match &extension {
+        Some(extension) => extension.scaling(positions)?,
+        None => None,
     };
+    let scaling = match scaling {
+        Some(scaling) => scaling,
+        None => scaling_by_keys(&keys, positions)?,
+    };
+    let original = keys.optional_usize("rope.scaling.original_context_length")?;
+    let window = keys.optional_usize("attention.sliding_window")?.filter(|window| *window > 0);
+    let layers = extension.as_ref().map_or(Ok(None), Extension::layers)?;
+    let sliding_window = window.map(|window| match layers {
+        Some(layers) => SlidingWindow { window, layers },
+        None => SlidingWindow::from_layer(window, 0, num_hidden_layers.min(1 << 20)),
+    });
+    keys.warn_of_unknown();
     let token =
         |key: &str| gguf.get(key).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
-    let mut eos_token_ids: Vec<u32> = ["eos_token_id", "eot_token_id", "eom_token_id"]
+    let eos_token_ids = ["eos_token_id", "eot_token_id", "eom_token_id"]
         .iter()
-        .filter_map(|name| token(&format!("tokenizer.ggml.{name}")))
-        .collect();
-    eos_token_ids.sort_unstable();
-    eos_token_ids.dedup();
-    let config = ModelConfig {
+        .filter_map(|name| token(&format!("tokenizer.ggml.{name}")));
+    let mut config = ModelConfig {
         family,
         vocab_size,
         hidden_size,
         intermediate_size: keys.usize("feed_forward_length")?,
-        num_hidden_layers: keys.usize("block_count")?,
+        num_hidden_layers,
         num_attention_heads: heads,
         num_key_value_heads: keys.optional_usize("attention.head_count_kv")?.unwrap_or(heads),
         head_dim,
-        max_position_embeddings,
+        // Without the original context, the length is that of the scaled one.
+        max_position_embeddings: original
+            .map_or(positions, |original| scaling.reach(positions, original)),
         rms_norm_eps: keys
             .optional_f64("attention.layer_norm_rms_epsilon")?
             .ok_or_else(|| keys.error("attention.layer_norm_rms_epsilon", "is missing"))?,
@@ -121,23 +196,120 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, CheckpointError> {
             theta: keys.optional_f64("rope.freq_base")?.unwrap_or(10_000.0),
             scaling,
         },
-        sliding_window: keys
-            .optional_usize("attention.sliding_window")?
-            .filter(|window| *window > 0)
-            .map(|window| SlidingWindow { window, first_layer: 0 }),
+        sliding_window,
         tie_word_embeddings: tied,
         bos_token_id: token("tokenizer.ggml.bos_token_id"),
-        eos_token_ids,
+        eos_token_ids: Vec::new(),
     };
+    config.end_at(eos_token_ids);
     config.check().map_err(|(field, reason)| CheckpointError::field(gguf.path(), field, reason))?;
     Ok(config)
 }
+
+/// The key of what Hugging Face's `config.json` can say and GGUF has no keys for: `rope_scaling` and
+/// `layer_types`, as JSON.
+pub(super) const EXTENSION: &str = "pleach.config";
+
+/// What stands under [`EXTENSION`].
+struct Extension<'a> {
+    path: &'a Path,
+    map: Map<String, Json>,
+}
+
+fn extension(gguf: &Gguf) -> Result<Option<Extension<'_>>, CheckpointError> {
+    let Some(value) = gguf.get(EXTENSION) else { return Ok(None) };
+    let map = value.as_str().and_then(|text| serde_json::from_str(text).ok());
+    let map = map.ok_or_else(|| {
+        CheckpointError::field(gguf.path(), EXTENSION, "is no JSON object".to_owned())
+    })?;
+    Ok(Some(Extension { path: gguf.path(), map }))
+}
+
+impl Extension<'_> {
+    fn scaling(&self, positions: usize) -> Result<Option<RopeScaling>, CheckpointError> {
+        let Some(Json::Object(map)) = self.map.get("rope_scaling") else { return Ok(None) };
+        let fields = Fields { path: self.path, prefix: "pleach.config: rope_scaling.", map };
+        rope::parse(&fields, positions).map(Some)
+    }
+
+    fn layers(&self) -> Result<Option<Vec<bool>>, CheckpointError> {
+        let Some(types) = self.map.get("layer_types") else { return Ok(None) };
+        let wrong = || CheckpointError::field(self.path, EXTENSION, "layer_types is no such list");
+        layer_types(types).ok_or_else(wrong).map(Some)
+    }
+}
+
+/// The rotary scaling by llama.cpp's keys, as llama.cpp reads them.
+fn scaling_by_keys(keys: &Keys, positions: usize) -> Result<RopeScaling, CheckpointError> {
+    let given = |name| Ok(keys.optional_f64(name)?.filter(|value| *value != 0.0));
+    let factor = match given("rope.scaling.factor")? {
+        Some(factor) => factor,
+        None => given("rope.scale_linear")?.unwrap_or(1.0),
+    };
+    let kind = keys.gguf.get(&keys.key("rope.scaling.type")).and_then(Value::as_str);
+    let scaling = match kind.unwrap_or("linear") {
+        "none" => RopeScaling::None,
+        "linear" if factor == 1.0 => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor },
+        "yarn" => yarn_by_keys(keys, factor, positions)?,
+        kind => {
+            return Err(keys.error("rope.scaling.type", format!("`{kind}` is not supported")));
+        }
+    };
+    if !keys.gguf.tensors.contains_key(FACTORS) {
+        return Ok(scaling);
+    }
+    let divisors = factors(keys.gguf)?;
+    match scaling {
+        RopeScaling::Linear { factor } => {
+            let scaled = divisors.iter().map(|by| (f64::from(*by) * factor) as f32);
+            Ok(RopeScaling::Factors(scaled.collect()))
+        }
+        RopeScaling::Yarn { .. } => {
+            let reason = format!("yarn beside a tensor {FACTORS} is not supported");
+            Err(keys.error("rope.scaling.type", reason))
+        }
+        _ => Ok(RopeScaling::Factors(divisors)),
+    }
+}
+
+fn yarn_by_keys(
+    keys: &Keys,
+    factor: f64,
+    positions: usize,
+) -> Result<RopeScaling, CheckpointError> {
+    for (name, neutral) in
+        [("rope.scaling.yarn_ext_factor", 1.0), ("rope.scaling.yarn_log_multiplier", 0.0)]
+    {
+        if let Some(value) = keys.optional_f64(name)?.filter(|value| *value != neutral) {
+            return Err(keys.error(name, format!("{value} is not supported")));
+        }
+    }
+    let mut attention_factor = None;
+    for name in ["rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor"] {
+        if let Some(by) = keys.optional_f64(name)? {
+            // What YaRN itself multiplies by comes on top.
+            attention_factor = Some(by * yarn_attention(factor));
+        }
+    }
+    let original = keys.optional_usize("rope.scaling.original_context_length")?;
+    Ok(RopeScaling::Yarn {
+        factor,
+        original_max_position_embeddings: original.unwrap_or(positions),
+        beta_fast: keys.optional_f64("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+        beta_slow: keys.optional_f64("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+        attention_factor,
+    })
+}
+
+/// The tensor of per-frequency divisors.
+pub(super) const FACTORS: &str = "rope_freqs.weight";
 
 /// Per-frequency divisors of the rotary embedding.
 fn factors(gguf: &Gguf) -> Result<Vec<f32>, CheckpointError> {
     // The directory is shared, the file handle is not: open it anew for this one small tensor.
     let mut copy = Gguf::open(gguf.path())?;
-    let tensor = copy.read("rope_freqs.weight")?.expect("the caller has seen it");
+    let tensor = copy.read(FACTORS)?.expect("the caller has seen it");
     Ok(tensor.to_f32())
 }
 

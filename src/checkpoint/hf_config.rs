@@ -4,15 +4,15 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{CheckpointError, Description};
-use crate::model::{Attachment, Family, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
+use super::{CheckpointError, Description, rope};
+use crate::model::{Attachment, Family, ModelConfig, RopeConfig, SlidingWindow};
 
 /// Largest JSON file that is read.
 const MAX_BYTES: u64 = 64 << 20;
 
 /// Parses a JSON object; `None` where the file does not exist.
 pub(super) fn object(path: &Path) -> Result<Option<Map<String, Value>>, CheckpointError> {
-    let io = |source| CheckpointError::Io { path: path.into(), source };
+    let io = |error| CheckpointError::Io { path: path.into(), error };
     match std::fs::metadata(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(io(e)),
@@ -27,21 +27,23 @@ pub(super) fn object(path: &Path) -> Result<Option<Map<String, Value>>, Checkpoi
         .map_err(|e| CheckpointError::corrupt(path, e.to_string()))
 }
 
-struct Fields<'a> {
-    path: &'a Path,
-    map: &'a Map<String, Value>,
+/// Fields of a JSON object, and what an error calls them: `prefix` and the field.
+pub(super) struct Fields<'a> {
+    pub(super) path: &'a Path,
+    pub(super) prefix: &'a str,
+    pub(super) map: &'a Map<String, Value>,
 }
 
 impl Fields<'_> {
-    fn error(&self, field: &str, reason: impl Into<String>) -> CheckpointError {
-        CheckpointError::field(self.path, field, reason)
+    pub(super) fn error(&self, field: &str, reason: impl Into<String>) -> CheckpointError {
+        CheckpointError::field(self.path, &format!("{}{field}", self.prefix), reason)
     }
 
-    fn get(&self, field: &str) -> Option<&Value> {
+    pub(super) fn get(&self, field: &str) -> Option<&Value> {
         self.map.get(field).filter(|v| !v.is_null())
     }
 
-    fn optional_usize(&self, field: &str) -> Result<Option<usize>, CheckpointError> {
+    pub(super) fn optional_usize(&self, field: &str) -> Result<Option<usize>, CheckpointError> {
         self.get(field)
             .map(|v| {
                 v.as_u64()
@@ -56,13 +58,13 @@ impl Fields<'_> {
         self.optional_usize(field)?.ok_or_else(|| self.error(field, "is missing"))
     }
 
-    fn optional_f64(&self, field: &str) -> Result<Option<f64>, CheckpointError> {
+    pub(super) fn optional_f64(&self, field: &str) -> Result<Option<f64>, CheckpointError> {
         self.get(field)
             .map(|v| v.as_f64().ok_or_else(|| self.error(field, format!("{v} is no number"))))
             .transpose()
     }
 
-    fn f64(&self, field: &str) -> Result<f64, CheckpointError> {
+    pub(super) fn f64(&self, field: &str) -> Result<f64, CheckpointError> {
         self.optional_f64(field)?.ok_or_else(|| self.error(field, "is missing"))
     }
 
@@ -92,21 +94,23 @@ pub(super) fn read(folder: &Path) -> Result<Description, CheckpointError> {
     let map = object(&path)?.ok_or_else(|| {
         CheckpointError::corrupt(&path, "is missing: not a Hugging Face model folder")
     })?;
-    let fields = Fields { path: &path, map: &map };
+    let fields = Fields { path: &path, prefix: "", map: &map };
     let mut config = config(&fields)?;
+    warn_of_unknown(&fields);
     let generation = folder.join("generation_config.json");
     if let Some(map) = object(&generation)? {
-        let ids = Fields { path: &generation, map: &map }.token_ids("eos_token_id")?;
-        config.eos_token_ids.extend(ids);
-        config.eos_token_ids.sort_unstable();
-        config.eos_token_ids.dedup();
+        // What transformers generates by comes first.
+        let fields = Fields { path: &generation, prefix: "", map: &map };
+        let own = std::mem::replace(&mut config.eos_token_ids, fields.token_ids("eos_token_id")?);
+        config.end_at(own);
     }
     config.check().map_err(|(field, reason)| fields.error(field, reason))?;
     let extension = folder.join("pleach.json");
     let Some(map) = object(&extension)? else {
         return Ok(Description { config, draft_vocab: None, attachment: None });
     };
-    let draft_vocab = Fields { path: &extension, map: &map }.token_ids("draft_vocab")?;
+    let fields = Fields { path: &extension, prefix: "", map: &map };
+    let draft_vocab = fields.token_ids("draft_vocab")?;
     let draft_vocab = Some(draft_vocab).filter(|ids| !ids.is_empty());
     let attachment = attachment(&extension, &map)?;
     Ok(Description { config, draft_vocab, attachment })
@@ -128,8 +132,91 @@ fn attachment(
     }
 }
 
+/// Fields of `config.json` that are read, or that change nothing in a forward pass without training.
+const KNOWN: [&str; 50] = [
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_name_or_path",
+    "architectures",
+    "attention_bias",
+    "attention_dropout",
+    "attn_implementation",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "head_dim",
+    "hidden_act",
+    "hidden_size",
+    "id2label",
+    "initializer_range",
+    "intermediate_size",
+    "is_llama_config",
+    "label2id",
+    "layer_types",
+    "max_position_embeddings",
+    "max_window_layers",
+    "mlp_bias",
+    "model_type",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "partial_rotary_factor",
+    "pretraining_tp",
+    "quantization_config",
+    "return_dict",
+    "rms_norm_eps",
+    "rope_interleaved",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "sliding_window",
+    "tie_word_embeddings",
+    "tokenizer_class",
+    "torch_dtype",
+    "transformers.js_config",
+    "transformers_version",
+    "unk_token_id",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_cache",
+    "use_sliding_window",
+    "vocab_size",
+];
+
+/// Fields that would change the computation, and the value at which they do not.
+const NEUTRAL: [(&str, f64); 9] = [
+    ("partial_rotary_factor", 1.0),
+    ("rotary_pct", 1.0),
+    ("embedding_multiplier", 1.0),
+    ("residual_multiplier", 1.0),
+    ("logits_scaling", 1.0),
+    ("final_logit_softcapping", 0.0),
+    ("attn_logit_softcapping", 0.0),
+    ("num_experts", 0.0),
+    ("num_local_experts", 0.0),
+];
+
+fn warn_of_unknown(fields: &Fields) {
+    let neutral = |name: &str| NEUTRAL.iter().any(|(field, _)| *field == name);
+    let unknown: Vec<&str> = fields
+        .map
+        .iter()
+        .filter(|(name, value)| !value.is_null() && !neutral(name))
+        .map(|(name, _)| name.as_str())
+        .filter(|name| !KNOWN.contains(name))
+        .collect();
+    if !unknown.is_empty() {
+        let file = fields.path.display();
+        tracing::warn!(%file, fields = unknown.join(", "), "fields that are not known are ignored");
+    }
+}
+
 fn config(fields: &Fields) -> Result<ModelConfig, CheckpointError> {
-    let family = match fields.get("model_type").and_then(Value::as_str).unwrap_or_default() {
+    let model_type = fields.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let family = match model_type {
         "llama" | "mistral" => Family::Llama,
         "qwen2" => Family::Qwen2,
         "qwen3" => Family::Qwen3,
@@ -140,6 +227,19 @@ fn config(fields: &Fields) -> Result<ModelConfig, CheckpointError> {
             ));
         }
     };
+    if let Some(quantization) = fields.get("quantization_config") {
+        let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed");
+        let reason = format!(
+            "weights quantised by `{method}` are not supported; take the folder of the unquantised \
+             model or a .gguf file"
+        );
+        return Err(fields.error("quantization_config", reason));
+    }
+    for (field, neutral) in NEUTRAL {
+        if let Some(value) = fields.optional_f64(field)?.filter(|value| *value != neutral) {
+            return Err(fields.error(field, format!("{value} is not supported")));
+        }
+    }
     if let Some(act) = fields.get("hidden_act").and_then(Value::as_str)
         && act != "silu"
     {
@@ -148,33 +248,24 @@ fn config(fields: &Fields) -> Result<ModelConfig, CheckpointError> {
     let hidden_size = fields.usize("hidden_size")?;
     let heads = fields.usize("num_attention_heads")?;
     let max_position_embeddings = fields.usize("max_position_embeddings")?;
-    let window = fields.optional_usize("sliding_window")?;
-    let sliding_window = match family {
-        Family::Llama => window.map(|window| SlidingWindow { window, first_layer: 0 }),
-        Family::Qwen2 | Family::Qwen3 if fields.bool("use_sliding_window")? => {
-            let first_layer = fields.optional_usize("max_window_layers")?.unwrap_or(0);
-            window.map(|window| SlidingWindow { window, first_layer })
-        }
-        Family::Qwen2 | Family::Qwen3 => None,
-    };
-    if sliding_window.is_some_and(|w| w.window == 0) {
-        return Err(fields.error("sliding_window", "is 0"));
-    }
+    let num_hidden_layers = fields.usize("num_hidden_layers")?;
+    let sliding_window = sliding_window(fields, model_type, num_hidden_layers)?;
+    let (rope, original) = rope(fields, max_position_embeddings)?;
     Ok(ModelConfig {
         family,
         vocab_size: fields.usize("vocab_size")?,
         hidden_size,
         intermediate_size: fields.usize("intermediate_size")?,
-        num_hidden_layers: fields.usize("num_hidden_layers")?,
+        num_hidden_layers,
         num_attention_heads: heads,
         num_key_value_heads: fields.optional_usize("num_key_value_heads")?.unwrap_or(heads),
         head_dim: match fields.optional_usize("head_dim")? {
             Some(dim) => dim,
             None => hidden_size.checked_div(heads).unwrap_or(0),
         },
-        max_position_embeddings,
+        max_position_embeddings: rope.scaling.reach(max_position_embeddings, original),
         rms_norm_eps: fields.f64("rms_norm_eps")?,
-        rope: rope(fields, max_position_embeddings)?,
+        rope,
         sliding_window,
         tie_word_embeddings: fields.bool("tie_word_embeddings")?,
         bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
@@ -182,51 +273,91 @@ fn config(fields: &Fields) -> Result<ModelConfig, CheckpointError> {
     })
 }
 
-/// `rope_theta` and `rope_scaling`, or both in the newer `rope_parameters`.
-fn rope(fields: &Fields, max_position_embeddings: usize) -> Result<RopeConfig, CheckpointError> {
-    let object = fields.get("rope_parameters").or_else(|| fields.get("rope_scaling"));
-    let empty = Map::new();
-    let map = match object {
-        None => &empty,
-        Some(Value::Object(map)) => map,
-        Some(v) => return Err(fields.error("rope_scaling", format!("{v} is not an object"))),
+/// Which blocks have a window: `layer_types` where that is given, else what the model type says of
+/// `sliding_window`.
+fn sliding_window(
+    fields: &Fields,
+    model_type: &str,
+    blocks: usize,
+) -> Result<Option<SlidingWindow>, CheckpointError> {
+    let window = match model_type {
+        "mistral" => fields.optional_usize("sliding_window")?,
+        "qwen2" | "qwen3" if fields.bool("use_sliding_window")? => {
+            fields.optional_usize("sliding_window")?
+        }
+        _ => None,
     };
-    let inner = Fields { path: fields.path, map };
+    let first = match model_type {
+        "mistral" => 0,
+        _ => fields.optional_usize("max_window_layers")?.unwrap_or(0),
+    };
+    let own = window.map(|window| SlidingWindow::from_layer(window, first, blocks.min(1 << 20)));
+    let Some(types) = fields.get("layer_types") else { return Ok(own.filter(has_layers)) };
+    let layers = layer_types(types).ok_or_else(|| {
+        let reason = "is no list of `full_attention` and `sliding_attention`";
+        fields.error("layer_types", reason)
+    })?;
+    if layers.len() != blocks {
+        let reason = format!("{} entries for {blocks} blocks", layers.len());
+        return Err(fields.error("layer_types", reason));
+    }
+    let Some(own) = own else {
+        if layers.contains(&true) {
+            let reason = format!(
+                "names `sliding_attention`, which {model_type} has only with a `sliding_window` \
+                 that is in use"
+            );
+            return Err(fields.error("layer_types", reason));
+        }
+        return Ok(None);
+    };
+    if model_type == "mistral" && layers != own.layers {
+        let reason = "is not what `sliding_window` says: mistral's is in every block";
+        return Err(fields.error("layer_types", reason));
+    }
+    Ok(Some(SlidingWindow { window: own.window, layers }).filter(has_layers))
+}
+
+fn has_layers(window: &SlidingWindow) -> bool {
+    window.layers.contains(&true)
+}
+
+/// Whether each block of a `layer_types` list has a window.
+pub(super) fn layer_types(types: &Value) -> Option<Vec<bool>> {
+    let one = |kind: &Value| match kind.as_str()? {
+        "full_attention" => Some(false),
+        "sliding_attention" => Some(true),
+        _ => None,
+    };
+    types.as_array()?.iter().map(one).collect()
+}
+
+/// `rope_theta` and `rope_scaling`, or both in the newer `rope_parameters`; and the positions that are
+/// scaled.
+fn rope(fields: &Fields, positions: usize) -> Result<(RopeConfig, usize), CheckpointError> {
+    let names = ["rope_parameters", "rope_scaling"];
+    let found = names.iter().find_map(|name| Some((*name, fields.get(name)?)));
+    let empty = Map::new();
+    let (name, map) = match found {
+        None => ("rope_scaling", &empty),
+        Some((name, Value::Object(map))) => (name, map),
+        Some((name, v)) => return Err(fields.error(name, format!("{v} is not an object"))),
+    };
+    if let Some((kind, _)) = map.iter().find(|(_, value)| value.is_object()) {
+        let reason =
+            format!("`{kind}` is an object: rotary settings per kind of block are not supported");
+        return Err(fields.error(name, reason));
+    }
+    let prefix = format!("{name}.");
+    let inner = Fields { path: fields.path, prefix: &prefix, map };
+    if let Some(share) = inner.optional_f64("partial_rotary_factor")?.filter(|share| *share != 1.0)
+    {
+        return Err(inner.error("partial_rotary_factor", format!("{share} is not supported")));
+    }
     let theta = match inner.optional_f64("rope_theta")? {
         Some(theta) => theta,
         None => fields.optional_f64("rope_theta")?.unwrap_or(10_000.0),
     };
-    let kind = inner.get("rope_type").or_else(|| inner.get("type")).and_then(Value::as_str);
-    let original = match inner.optional_usize("original_max_position_embeddings")? {
-        Some(original) => original,
-        None => max_position_embeddings,
-    };
-    let scaling = match kind.unwrap_or("default") {
-        "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: inner.f64("factor")? },
-        "dynamic" => RopeScaling::Dynamic {
-            factor: inner.f64("factor")?,
-            original_max_position_embeddings: original,
-        },
-        "llama3" => RopeScaling::Llama3 {
-            factor: inner.f64("factor")?,
-            low_freq_factor: inner.f64("low_freq_factor")?,
-            high_freq_factor: inner.f64("high_freq_factor")?,
-            original_max_position_embeddings: original,
-        },
-        "yarn" => RopeScaling::Yarn {
-            factor: inner.f64("factor")?,
-            original_max_position_embeddings: original,
-            beta_fast: inner.optional_f64("beta_fast")?.unwrap_or(32.0),
-            beta_slow: inner.optional_f64("beta_slow")?.unwrap_or(1.0),
-            attention_factor: inner.optional_f64("attention_factor")?,
-        },
-        other => {
-            return Err(fields.error(
-                "rope_scaling.rope_type",
-                format!("`{other}` is not supported; linear, dynamic, llama3 and yarn are"),
-            ));
-        }
-    };
-    Ok(RopeConfig { theta, scaling })
+    let original = inner.optional_usize("original_max_position_embeddings")?.unwrap_or(positions);
+    Ok((RopeConfig { theta, scaling: rope::parse(&inner, positions)? }, original))
 }

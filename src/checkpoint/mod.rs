@@ -7,31 +7,35 @@ mod digest;
 mod gguf;
 mod gguf_model;
 mod hf_config;
+mod rope;
 mod safetensors;
 pub mod source;
+mod special;
 mod tokenizer;
 pub mod write;
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
 pub use digest::sha256;
 pub use gguf::{Gguf, Value};
 pub use gguf_model::ATTACHMENT;
+pub use special::SpecialTokens;
 
-use crate::model::{Attachment, ModelConfig};
+use crate::model::{Attachment, ModelConfig, tensor_names};
 use crate::ops::DType;
 
 /// What can be wrong with a model file.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// The system could not read it.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// The system's reason.
-        source: io::Error,
+        error: io::Error,
     },
     /// The contents break the format's rules.
     #[error("{}: {reason}", path.display())]
@@ -118,6 +122,8 @@ pub struct Checkpoint {
     pub tokenizer: Option<tokenizers::Tokenizer>,
     /// The chat template (Jinja), where the file has one.
     pub chat_template: Option<String>,
+    /// The special tokens by role, as the chat template knows them.
+    pub special_tokens: SpecialTokens,
     /// A short name for people.
     pub name: String,
     path: PathBuf,
@@ -147,9 +153,77 @@ impl Checkpoint {
             let text = (tokenizer::from_gguf(&gguf)?, template.map(str::to_owned));
             (Store::Gguf(Box::new(gguf)), model, text)
         };
-        let Description { config, draft_vocab, attachment } = description;
-        let path = path.into();
-        Ok(Self { config, draft_vocab, attachment, tokenizer, chat_template, name, path, store })
+        let Description { mut config, draft_vocab, attachment } = description;
+        let special_tokens = match &store {
+            Store::Folder(_) => special::from_folder(path, &config, tokenizer.as_ref())?,
+            Store::Gguf(gguf) => special::from_gguf(gguf),
+        };
+        if let (Some(tokenizer), Some(eos)) = (&tokenizer, special_tokens.get("eos_token")) {
+            config.end_at(tokenizer.token_to_id(eos));
+        }
+        Ok(Self {
+            config,
+            draft_vocab,
+            attachment,
+            tokenizer,
+            chat_template,
+            special_tokens,
+            name,
+            path: path.into(),
+            store,
+        })
+    }
+
+    /// Checks that the blocks have all that every model of the family has, and that the head is there where
+    /// it is not the embedding; says which tensors are there and never read.
+    ///
+    /// # Errors
+    /// [`CheckpointError::MissingTensor`].
+    pub fn check_tensors(&self) -> Result<(), CheckpointError> {
+        let names = tensor_names(&self.config, |name| self.has(name));
+        let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
+        let untied = !self.config.tie_word_embeddings && self.has(embedding);
+        let mut needed = names.iter().map(String::as_str).chain(untied.then_some(head));
+        if let Some(name) = needed.find(|name| !self.has(name)) {
+            let module = name.strip_suffix("weight");
+            let similar = module.and_then(|module| self.stored().find(|n| n.starts_with(module)));
+            return Err(match similar {
+                Some(similar) => {
+                    let reason =
+                        format!("is missing; there is {similar}, which is no format that is read");
+                    CheckpointError::field(&self.path, name, reason)
+                }
+                None => {
+                    CheckpointError::MissingTensor { path: self.path.clone(), name: name.into() }
+                }
+            });
+        }
+        let known: HashSet<String> = match &self.store {
+            Store::Folder(_) => names.into_iter().chain([embedding.into(), head.into()]).collect(),
+            Store::Gguf(_) => {
+                let names = names.iter().map(String::as_str).chain([embedding, head]);
+                let names = names.filter_map(gguf_model::tensor_name);
+                names.chain([gguf_model::FACTORS.to_owned()]).collect()
+            }
+        };
+        let mut unread: Vec<&str> = self
+            .stored()
+            .filter(|name| !known.contains(*name) && !name.ends_with("rotary_emb.inv_freq"))
+            .collect();
+        unread.sort_unstable();
+        if let Some(first) = unread.first() {
+            let (file, count) = (self.path.display(), unread.len());
+            tracing::warn!(%file, first, count, "tensors that the model has no place for are ignored");
+        }
+        Ok(())
+    }
+
+    /// The names of all tensors, as the file has them.
+    fn stored(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        match &self.store {
+            Store::Folder(folder) => Box::new(folder.names()),
+            Store::Gguf(gguf) => Box::new(gguf.tensors.keys().map(String::as_str)),
+        }
     }
 
     /// The file or folder.
@@ -193,6 +267,6 @@ impl Checkpoint {
             Store::Gguf(gguf) => vec![gguf.path().to_owned()],
             Store::Folder(folder) => folder.files(),
         };
-        sha256(&files).map_err(|source| CheckpointError::Io { path: self.path.clone(), source })
+        sha256(&files).map_err(|error| CheckpointError::Io { path: self.path.clone(), error })
     }
 }

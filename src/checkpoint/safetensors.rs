@@ -15,7 +15,8 @@ use crate::ops::DType;
 #[derive(Debug)]
 struct Entry {
     file: usize,
-    dtype: DType,
+    /// The format, or the name of one that is not read here.
+    dtype: Result<DType, String>,
     shape: Vec<usize>,
     start: u64,
     bytes: usize,
@@ -31,7 +32,10 @@ pub(super) struct Folder {
 impl Folder {
     pub(super) fn open(folder: &Path) -> Result<Self, CheckpointError> {
         let index = folder.join("model.safetensors.index.json");
-        let names: BTreeSet<String> = match hf_config::object(&index)? {
+        // The whole file comes first; an index beside it is left from before.
+        let whole = folder.join("model.safetensors").exists();
+        let map = if whole { None } else { hf_config::object(&index)? };
+        let names: BTreeSet<String> = match map {
             None => BTreeSet::from(["model.safetensors".to_owned()]),
             Some(map) => map
                 .get("weight_map")
@@ -56,7 +60,7 @@ impl Folder {
     }
 
     fn add(&mut self, path: &Path) -> Result<(), CheckpointError> {
-        let io = |source| CheckpointError::Io { path: path.into(), source };
+        let io = |error| CheckpointError::Io { path: path.into(), error };
         let corrupt = |reason: String| CheckpointError::corrupt(path, reason);
         let mut file = File::open(path).map_err(io)?;
         let size = file.metadata().map_err(io)?.len();
@@ -72,10 +76,10 @@ impl Folder {
             serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
         for (name, info) in metadata.tensors() {
             let dtype = match info.dtype {
-                Dtype::F32 => DType::F32,
-                Dtype::F16 => DType::F16,
-                Dtype::BF16 => DType::BF16,
-                _ => continue,
+                Dtype::F32 => Ok(DType::F32),
+                Dtype::F16 => Ok(DType::F16),
+                Dtype::BF16 => Ok(DType::BF16),
+                other => Err(format!("{other:?}")),
             };
             let (start, end) = info.data_offsets;
             let data = 8 + header;
@@ -99,6 +103,10 @@ impl Folder {
         self.entries.contains_key(name)
     }
 
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
     pub(super) fn files(&self) -> Vec<PathBuf> {
         self.files.iter().map(|(path, _)| path.clone()).collect()
     }
@@ -106,10 +114,17 @@ impl Folder {
     pub(super) fn read(&mut self, name: &str) -> Result<Option<RawTensor>, CheckpointError> {
         let Some(entry) = self.entries.get(name) else { return Ok(None) };
         let (path, file) = &mut self.files[entry.file];
-        let io = |source| CheckpointError::Io { path: path.clone(), source };
+        let dtype = entry.dtype.as_ref().map_err(|dtype| {
+            let reason = format!(
+                "its format is {dtype}; F32, F16 and BF16 are read. Take the folder of the unquantised model \
+                 or a .gguf file"
+            );
+            CheckpointError::field(path, name, reason)
+        })?;
+        let io = |error| CheckpointError::Io { path: path.clone(), error };
         let mut data = vec![0; entry.bytes];
         file.seek(SeekFrom::Start(entry.start)).map_err(io)?;
         file.read_exact(&mut data).map_err(io)?;
-        Ok(Some(RawTensor { dtype: entry.dtype, shape: entry.shape.clone(), data }))
+        Ok(Some(RawTensor { dtype: *dtype, shape: entry.shape.clone(), data }))
     }
 }

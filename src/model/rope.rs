@@ -5,17 +5,44 @@ use std::f64::consts::PI;
 use super::{ModelConfig, RopeScaling};
 use crate::ops::RopeTable;
 
-/// The rotation table of a model. Formulas follow the models' reference implementations; YaRN is
-/// Peng et al., arXiv 2309.00071.
+/// The rotation table of a model.
 #[must_use]
 pub fn rope_table(config: &ModelConfig) -> RopeTable {
+    let (scaled, attention_factor) = scaled_frequencies(config);
+    RopeTable::new(scaled.iter().map(|f| *f as f32).collect(), attention_factor as f32)
+}
+
+/// YaRN's multiplier of cosine and sine where none is given.
+#[must_use]
+pub fn yarn_attention(factor: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 }
+}
+
+/// What the scaling divides every frequency by.
+#[must_use]
+pub fn rope_divisors(config: &ModelConfig) -> Vec<f32> {
+    match &config.rope.scaling {
+        RopeScaling::Factors(factors) => factors.clone(),
+        _ => {
+            let plain = frequencies(config.rope.theta, config.head_dim);
+            let (scaled, _) = scaled_frequencies(config);
+            plain.iter().zip(scaled).map(|(plain, scaled)| (plain / scaled) as f32).collect()
+        }
+    }
+}
+
+/// The geometric series of frequencies of a base.
+fn frequencies(theta: f64, head_dim: usize) -> Vec<f64> {
+    (0..head_dim / 2)
+        .map(|i| 1.0 / f64::from((theta as f32).powf((2 * i) as f32 / head_dim as f32)))
+        .collect()
+}
+
+/// Frequencies and the multiplier of cosine and sine. Formulas follow the models' reference
+/// implementations; YaRN is Peng et al., arXiv 2309.00071.
+fn scaled_frequencies(config: &ModelConfig) -> (Vec<f64>, f64) {
     let dim = config.head_dim as f64;
-    let frequencies = |theta: f64| -> Vec<f64> {
-        (0..config.head_dim / 2)
-            .map(|i| 1.0 / f64::from((theta as f32).powf((2 * i) as f32 / dim as f32)))
-            .collect()
-    };
-    let plain = frequencies(config.rope.theta);
+    let plain = frequencies(config.rope.theta, config.head_dim);
     let mut attention_factor = 1.0;
     let scaled: Vec<f64> = match &config.rope.scaling {
         RopeScaling::None => plain,
@@ -29,7 +56,7 @@ pub fn rope_table(config: &ModelConfig) -> RopeTable {
             let (longest, trained) =
                 (config.max_position_embeddings as f64, *original_max_position_embeddings as f64);
             let stretch = factor * longest.max(trained) / trained - (factor - 1.0);
-            frequencies(config.rope.theta * stretch.powf(dim / (dim - 2.0)))
+            frequencies(config.rope.theta * stretch.powf(dim / (dim - 2.0)), config.head_dim)
         }
         RopeScaling::Llama3 {
             factor,
@@ -57,8 +84,7 @@ pub fn rope_table(config: &ModelConfig) -> RopeTable {
             beta_slow,
             attention_factor: given,
         } => {
-            attention_factor =
-                given.unwrap_or_else(|| if *factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 });
+            attention_factor = given.unwrap_or_else(|| yarn_attention(*factor));
             let trained = *original_max_position_embeddings as f64;
             let index = |turns: f64| {
                 dim * (trained / (turns * 2.0 * PI)).ln() / (2.0 * config.rope.theta.ln())
@@ -76,5 +102,5 @@ pub fn rope_table(config: &ModelConfig) -> RopeTable {
                 .collect()
         }
     };
-    RopeTable::new(scaled.iter().map(|f| *f as f32).collect(), attention_factor as f32)
+    (scaled, attention_factor)
 }

@@ -16,7 +16,7 @@ use crate::metrics::DRAFT_FAILURES;
 use crate::model::{CudaDecoder, Decoder, Draft, Lender, ModelConfig, ModelError};
 use crate::ops::ThreadPool;
 use crate::ops::cuda::{CudaError, Device};
-use crate::text::{ChatTemplate, TemplateError};
+use crate::text::{ChatTemplate, TemplateError, end_at_turns};
 
 /// Why a model cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -72,8 +72,8 @@ impl Models {
         let path = resolve(&config.model, &config.cache_dir)?;
         let mut checkpoint = Checkpoint::open(&path)?;
         let pool = Arc::new(ThreadPool::new(config.threads));
+        let template = template(&mut checkpoint, config)?;
         let target = Decoder::load(&mut checkpoint, &pool)?;
-        let template = template(&checkpoint, config)?;
         let aliases = aliases(&config.model, &path);
         let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
         let loader = DraftLoader { config: config.clone(), lender: target.lender() };
@@ -119,15 +119,16 @@ fn load_on_cuda(config: &Config, index: usize) -> Result<(Serving, JoinHandle<()
     let device = Device::open(index)?;
     let path = resolve(&config.model, &config.cache_dir)?;
     let mut checkpoint = Checkpoint::open(&path)?;
+    let template = template(&mut checkpoint, config)?;
     let target = CudaDecoder::load(&mut checkpoint, &device)?;
     let mut load_draft = |source| -> Result<(String, CudaDecoder), LoadError> {
         let mut draft = Checkpoint::open(&resolve(source, &config.cache_dir)?)?;
+        stretch_positions(&mut draft, config);
         check_positions(config, target.config(), &draft.config)?;
         let decoder = CudaDecoder::load_draft(&mut draft, &target, &mut checkpoint)?;
         Ok((draft.name, decoder))
     };
     let (draft_name, draft) = usable(config.draft.as_ref().map(&mut load_draft)).unzip();
-    let template = template(&checkpoint, config)?;
     let aliases = aliases(&config.model, &path);
     let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
     let name = checkpoint.name;
@@ -149,16 +150,26 @@ fn load_on_cuda(config: &Config, index: usize) -> Result<(Serving, JoinHandle<()
     Ok((serving.named(&config.served_model_names, aliases), thread))
 }
 
-/// The chat template, which writes calls as the configuration says.
+/// The chat template, which writes calls as the configuration says; the model's configuration takes from it
+/// where a turn ends, and from the server's how long a context is to be.
 fn template(
-    checkpoint: &Checkpoint,
+    checkpoint: &mut Checkpoint,
     config: &Config,
 ) -> Result<Option<ChatTemplate>, TemplateError> {
     let template = ChatTemplate::of(checkpoint)?;
+    end_at_turns(checkpoint, template.as_ref());
+    stretch_positions(checkpoint, config);
     Ok(match config.tool_call_parser {
         Some(format) => template.map(|template| template.with_calls(format)),
         None => template,
     })
+}
+
+/// Makes room in dynamically scaled positions for the context that is to be served.
+fn stretch_positions(checkpoint: &mut Checkpoint, config: &Config) {
+    if let Some(wanted) = config.engine.max_model_len {
+        checkpoint.config.stretch_positions(wanted);
+    }
 }
 
 fn start(mut engine: Engine) -> (EngineHandle, JoinHandle<()>) {
@@ -208,6 +219,7 @@ impl DraftLoader {
     pub(super) fn load(&self, source: &Source) -> Result<(String, Draft), LoadError> {
         let path = resolve(source, &self.config.cache_dir)?;
         let mut checkpoint = Checkpoint::open(&path)?;
+        stretch_positions(&mut checkpoint, &self.config);
         let draft = self.lender.load_draft(&mut checkpoint)?;
         check_positions(&self.config, self.lender.config(), draft.config())?;
         Ok((checkpoint.name, draft))

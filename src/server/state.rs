@@ -239,8 +239,8 @@ pub enum SetupError {
     Tls(#[from] TlsError),
     #[error("--tls-certificate and --tls-key need each other")]
     HalfTls,
-    #[error("--record-traffic {}: {source}", folder.display())]
-    Recording { folder: PathBuf, source: std::io::Error },
+    #[error("--record-traffic {}: {error}", folder.display())]
+    Recording { folder: PathBuf, error: std::io::Error },
     #[error("--cors-origin {0} is no origin")]
     Origin(String),
 }
@@ -313,7 +313,7 @@ impl AppState {
         let recorder = config.recording.clone().map(|recording| {
             let folder = recording.folder.clone();
             tracing::info!(folder = %folder.display(), share = recording.share, "recording traffic");
-            Recorder::start(recording).map_err(|source| SetupError::Recording { folder, source })
+            Recorder::start(recording).map_err(|error| SetupError::Recording { folder, error })
         });
         let recorder = recorder.transpose()?.map(Arc::new);
         Ok(Self { http: Arc::new(http), recorder, ..self })

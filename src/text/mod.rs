@@ -12,4 +12,4 @@ use detokenizer::Detokenizer;
 pub use detokenizer::Mark;
 use python_json::{indented_python_json, python_json};
 pub use stop::StoppingText;
-pub use template::{ChatTemplate, Ending, TemplateError};
+pub use template::{ChatTemplate, Ending, TemplateError, end_at_turns};

@@ -6,15 +6,23 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde_json::Value;
+use tokenizers::Tokenizer;
 
 use super::spelled_out::spelled_out;
 use super::{CallFormat, indented_python_json, python_json};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, SpecialTokens};
 
 /// Instructions that rendering may take: about a second's worth.
 const FUEL: u64 = 20_000_000;
 /// Bytes that a prompt may have: more than any request.
 const MAX_PROMPT: usize = 32 << 20;
+
+/// Lets generation end where the template ends an assistant's message, too.
+pub fn end_at_turns(checkpoint: &mut Checkpoint, template: Option<&ChatTemplate>) {
+    if let (Some(template), Some(tokenizer)) = (template, &checkpoint.tokenizer) {
+        checkpoint.config.end_at(template.end_of_turn(tokenizer));
+    }
+}
 
 /// Marks, while a prompt is rendered, where its last message goes on.
 const GOES_ON: &str = "\u{f8ff}goes on\u{f8ff}";
@@ -39,8 +47,7 @@ pub enum Ending {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    bos_token: String,
-    eos_token: String,
+    special_tokens: SpecialTokens,
     /// How calls of functions are written.
     calls: CallFormat,
     /// Whether it describes functions and writes their calls itself.
@@ -83,8 +90,10 @@ impl ChatTemplate {
             .map_err(|e| TemplateError(e.to_string()))?;
         let known = CallFormat::of_template(source);
         let (calls, knows_calls) = (known.unwrap_or(CallFormat::Hermes), known.is_some());
-        let (bos_token, eos_token) = (bos_token.into(), eos_token.into());
-        Ok(Self { environment, bos_token, eos_token, calls, knows_calls })
+        let special_tokens = [("bos_token", bos_token), ("eos_token", eos_token)];
+        let special_tokens =
+            special_tokens.map(|(role, text)| (role.to_owned(), text.to_owned())).into();
+        Ok(Self { environment, special_tokens, calls, knows_calls })
     }
 
     /// The same for a model that writes calls in the given format, whether its template shows it or not.
@@ -108,12 +117,22 @@ impl ChatTemplate {
     /// As [`new`](Self::new).
     pub fn of(checkpoint: &Checkpoint) -> Result<Option<Self>, TemplateError> {
         let Some(source) = &checkpoint.chat_template else { return Ok(None) };
-        let text = |id: Option<u32>| {
-            id.and_then(|id| checkpoint.tokenizer.as_ref()?.id_to_token(id)).unwrap_or_default()
-        };
-        let config = &checkpoint.config;
-        let (bos, eos) = (config.bos_token_id, config.eos_token_ids.first().copied());
-        Self::new(source, &text(bos), &text(eos)).map(Some)
+        let mut template = Self::new(source, "", "")?;
+        template.special_tokens.extend(checkpoint.special_tokens.clone());
+        Ok(Some(template))
+    }
+
+    /// The special token that follows an assistant's message, where one does.
+    #[must_use]
+    pub fn end_of_turn(&self, tokenizer: &Tokenizer) -> Option<u32> {
+        let say = |role, content| serde_json::json!({"role": role, "content": content});
+        let messages = [say("user", "Hi"), say("assistant", GOES_ON)];
+        let text = self.render_to(Ending::Conversation, &messages, &[]).ok()?;
+        let (_, rest) = text.rsplit_once(GOES_ON)?;
+        let encoding = tokenizer.encode(rest.trim_start(), false).ok()?;
+        let first = *encoding.get_ids().first()?;
+        let special = tokenizer.get_added_tokens_decoder().get(&first)?.special;
+        special.then_some(first)
     }
 
     /// The prompt of a conversation, ending where the assistant is to speak, which may call `tools`.
@@ -157,8 +176,7 @@ impl ChatTemplate {
             messages => minijinja::value::Serde(messages),
             tools => (!tools.is_empty()).then_some(minijinja::value::Serde(tools)),
             add_generation_prompt => ending == Ending::Assistant,
-            bos_token => self.bos_token.as_str(),
-            eos_token => self.eos_token.as_str(),
+            ..minijinja::Value::from_pairs(self.special_tokens.clone())
         };
         let mut prompt = Prompt::default();
         let rendered = template.render_captured_to(conversation, &mut prompt).map(drop);

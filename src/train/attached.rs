@@ -214,12 +214,11 @@ impl Lesson for AttachedLesson {
             let rope = Arc::new(rope);
             for (index, own) in own.iter_mut().enumerate() {
                 let layer = Layer { config, weights, index, pool: &pool };
-                let window = config.sliding_window.filter(|window| index >= window.first_layer);
                 let attention = ChainAttention {
                     heads: config.num_attention_heads,
                     kv_heads: config.num_key_value_heads,
                     head_dim: config.head_dim,
-                    window: window.map(|window| window.window),
+                    window: config.window(index),
                     steps: step + 1,
                     chains: Arc::clone(&batch.chains[index]),
                     rope: Arc::clone(&rope),

@@ -103,10 +103,7 @@ impl Network {
                 heads: config.num_attention_heads,
                 kv_heads: config.num_key_value_heads,
                 head_dim: config.head_dim,
-                window: config
-                    .sliding_window
-                    .filter(|window| index >= window.first_layer)
-                    .map(|window| window.window),
+                window: config.window(index),
                 sequences: Arc::clone(&sequences),
                 rope: Arc::clone(&rope),
                 pool: Arc::clone(&pool),

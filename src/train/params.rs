@@ -154,7 +154,12 @@ impl Parameters {
     /// What candle says.
     pub fn leaves(&self) -> CandleResult<Weights> {
         let leaves = self.weights()?.into_par_iter().map(|(name, shape, mut values)| {
-            if let Some(format) = self.rounding.filter(|_| shape.len() == 2)
+            // A matrix whose rows do not fill the format's blocks is packed in another one.
+            let fills = |format: &DType| match shape[..] {
+                [_, inputs] => inputs.is_multiple_of(format.block_size()),
+                _ => false,
+            };
+            if let Some(format) = self.rounding.filter(fills)
                 && let Some(bytes) = format.quantize(&values)
             {
                 format.dequantize(&bytes, &mut values);

@@ -146,7 +146,7 @@ fn distance(expected: &[f32], got: &[f32]) -> f64 {
 fn the_decoder_agrees_with_the_cpu_and_with_itself() {
     let Some(device) = device() else { return };
     let temporary = tempfile::tempdir().unwrap();
-    let window = SlidingWindow { window: 21, first_layer: 0 };
+    let window = SlidingWindow::from_layer(21, 0, 2);
     let wide = ModelConfig {
         hidden_size: 256,
         intermediate_size: 256,

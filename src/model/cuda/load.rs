@@ -134,7 +134,7 @@ impl Loader<'_> {
                 heads: config.num_attention_heads,
                 kv_heads: config.num_key_value_heads,
                 head_dim: dim,
-                window: config.sliding_window.filter(|w| index >= w.first_layer).map(|w| w.window),
+                window: config.window(index),
             },
         })
     }
@@ -146,6 +146,7 @@ impl Loader<'_> {
         draft_vocab: Option<Arc<[u32]>>,
     ) -> Result<CudaDecoder, ModelError> {
         let config = self.checkpoint.config.clone();
+        self.checkpoint.check_tensors()?;
         if !HEAD_DIMS.contains(&config.head_dim) {
             let reason =
                 format!("heads of {} values; CUDA kernels take 64 and 128", config.head_dim);

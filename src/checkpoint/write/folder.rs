@@ -1,0 +1,189 @@
+//! Everything of a Hugging Face folder but the weights.
+
+use std::io::Write;
+use std::path::Path;
+
+use serde_json::{Map, Value as Json, json};
+
+use super::{atomically, json_file};
+use crate::checkpoint::{Checkpoint, CheckpointError, hf_config, rope};
+use crate::model::{Family, ModelConfig, RopeScaling, SlidingWindow};
+use crate::ops::DType;
+
+/// Files of a folder that say how its model is used; a copy of the model keeps them as they are.
+const SETTINGS: [&str; 6] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+];
+
+/// Writes everything of a Hugging Face folder but the weights: `config.json`, and the settings of generation
+/// and tokenizer as `like` has them.
+///
+/// # Errors
+/// What the file system says, or a configuration that Hugging Face's format cannot hold.
+pub fn folder_files(
+    folder: &Path,
+    config: &ModelConfig,
+    dtype: DType,
+    like: &Checkpoint,
+) -> Result<(), CheckpointError> {
+    std::fs::create_dir_all(folder)
+        .map_err(|error| CheckpointError::Io { path: folder.into(), error })?;
+    json_file(&folder.join("config.json"), &hf_config(config, dtype, like)?)?;
+    if !like.path().is_dir() {
+        return settings(folder, config, like);
+    }
+    for name in SETTINGS {
+        let path = like.path().join(name);
+        if path.exists() {
+            let bytes = std::fs::read(&path);
+            let bytes = bytes.map_err(|error| CheckpointError::Io { path, error })?;
+            atomically(&folder.join(name), |writer| writer.write_all(&bytes))?;
+        }
+    }
+    Ok(())
+}
+
+/// Settings of a model that comes from a GGUF file.
+fn settings(folder: &Path, config: &ModelConfig, like: &Checkpoint) -> Result<(), CheckpointError> {
+    json_file(
+        &folder.join("generation_config.json"),
+        &json!({"bos_token_id": config.bos_token_id, "eos_token_id": eos(config)}),
+    )?;
+    let Some(tokenizer) = &like.tokenizer else { return Ok(()) };
+    let text = tokenizer
+        .to_string(false)
+        .map_err(|e| CheckpointError::corrupt(folder, format!("tokenizer: {e}")))?;
+    atomically(&folder.join("tokenizer.json"), |w| w.write_all(text.as_bytes()))?;
+    let mut settings = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": null,
+        "eos_token": null,
+        "chat_template": like.chat_template,
+        "model_max_length": config.max_position_embeddings,
+        "clean_up_tokenization_spaces": false,
+    });
+    for (role, text) in &like.special_tokens {
+        settings[role] = json!(text);
+    }
+    json_file(&folder.join("tokenizer_config.json"), &settings)
+}
+
+fn eos(config: &ModelConfig) -> Json {
+    match config.eos_token_ids[..] {
+        [] => Json::Null,
+        [id] => json!(id),
+        ref ids => json!(ids),
+    }
+}
+
+/// `config.json` of a model with this configuration: that of the folder `like` but for its blocks and its
+/// float format, or, where `like` is a GGUF file, one made of the configuration.
+///
+/// # Errors
+/// A configuration that Hugging Face's format cannot hold.
+pub fn hf_config(
+    config: &ModelConfig,
+    dtype: DType,
+    like: &Checkpoint,
+) -> Result<Json, CheckpointError> {
+    let known = if like.path().is_dir() {
+        hf_config::object(&like.path().join("config.json"))?
+    } else {
+        None
+    };
+    let mut map = known.unwrap_or_else(|| of_config(config, like));
+    let dtype = match dtype {
+        DType::F16 => "float16",
+        DType::BF16 => "bfloat16",
+        _ => "float32",
+    };
+    let name = if map.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+    map.insert(name.into(), json!(dtype));
+    map.insert("num_hidden_layers".into(), json!(config.num_hidden_layers));
+    put_windows(&mut map, config, like)?;
+    Ok(Json::Object(map))
+}
+
+/// Which blocks have a window, in the words of the model type.
+fn put_windows(
+    map: &mut Map<String, Json>,
+    config: &ModelConfig,
+    like: &Checkpoint,
+) -> Result<(), CheckpointError> {
+    let Some(window) = &config.sliding_window else {
+        if map.get("use_sliding_window") == Some(&json!(true)) {
+            map.insert("use_sliding_window".into(), json!(false));
+        }
+        if map.contains_key("layer_types") {
+            let types = vec!["full_attention"; config.num_hidden_layers];
+            map.insert("layer_types".into(), json!(types));
+        }
+        return Ok(());
+    };
+    map.insert("sliding_window".into(), json!(window.window));
+    if config.family == Family::Llama {
+        if window.first_layer() == Some(0) {
+            return Ok(());
+        }
+        let reason = "a Hugging Face folder of this family has a window in every block or in none";
+        return Err(CheckpointError::field(like.path(), "layer_types", reason));
+    }
+    map.insert("use_sliding_window".into(), json!(true));
+    map.insert("layer_types".into(), layer_types(window));
+    map.insert("max_window_layers".into(), json!(window.first_layer().unwrap_or(0)));
+    Ok(())
+}
+
+/// A window's blocks as `layer_types`.
+pub(super) fn layer_types(window: &SlidingWindow) -> Json {
+    let kind = |uses: &bool| if *uses { "sliding_attention" } else { "full_attention" };
+    window.layers.iter().map(kind).collect()
+}
+
+/// The inverse of reading `config.json`.
+fn of_config(config: &ModelConfig, like: &Checkpoint) -> Map<String, Json> {
+    let (model_type, architecture) = match (config.family, &config.sliding_window) {
+        (Family::Llama, None) => ("llama", "LlamaForCausalLM"),
+        (Family::Llama, Some(_)) => ("mistral", "MistralForCausalLM"),
+        (Family::Qwen2, _) => ("qwen2", "Qwen2ForCausalLM"),
+        (Family::Qwen3, _) => ("qwen3", "Qwen3ForCausalLM"),
+    };
+    let positions = match config.rope.scaling {
+        // The field counts the positions before they are scaled.
+        RopeScaling::Linear { factor } => {
+            (config.max_position_embeddings as f64 / factor).round() as usize
+        }
+        _ => config.max_position_embeddings,
+    };
+    let mut fields = json!({
+        "architectures": [architecture],
+        "model_type": model_type,
+        "hidden_act": "silu",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": positions,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope.theta,
+        "rope_scaling": rope::to_json(&config.rope.scaling, positions),
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": eos(config),
+    });
+    if config.family == Family::Llama {
+        fields["attention_bias"] = json!(like.has("model.layers.0.self_attn.q_proj.bias"));
+        fields["mlp_bias"] = json!(like.has("model.layers.0.mlp.up_proj.bias"));
+    }
+    match fields {
+        Json::Object(map) => map,
+        _ => Map::new(),
+    }
+}

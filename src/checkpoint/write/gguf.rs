@@ -1,0 +1,207 @@
+//! GGUF files.
+
+use std::borrow::Cow;
+use std::io::Write;
+use std::path::Path;
+
+use serde_json::{Map, Value as Json};
+
+use super::atomically;
+use super::folder::layer_types;
+use crate::checkpoint::{CheckpointError, RawTensor, gguf_model, rope};
+use crate::model::{Family, ModelConfig, RopeScaling, rope_divisors, yarn_attention};
+use crate::ops::DType;
+
+/// A metadata value of a GGUF file.
+pub enum Meta<'a> {
+    /// `u32`
+    Number(u32),
+    /// `f32`
+    Float(f32),
+    /// `string`
+    Text(Cow<'a, str>),
+    /// `[u32]`
+    Numbers(&'a [u32]),
+}
+
+const ALIGNMENT: usize = 32;
+
+/// Writes a GGUF file (version 3): the configuration, further metadata, and tensors by their Hugging
+/// Face names, rows in Hugging Face order.
+///
+/// # Errors
+/// What the file system says, or a tensor without a GGUF name.
+pub fn gguf_file(
+    path: &Path,
+    name: &str,
+    config: &ModelConfig,
+    more: &[(&str, Meta)],
+    tensors: &[(String, RawTensor)],
+) -> Result<(), CheckpointError> {
+    let own = gguf_metadata(name, config);
+    let divisors = needs_divisors(&config.rope.scaling).then(|| divisors(config));
+    let mut named = Vec::with_capacity(tensors.len() + 1);
+    for (name, tensor) in tensors {
+        let gguf_name = gguf_model::tensor_name(name).ok_or_else(|| {
+            CheckpointError::corrupt(path, format!("GGUF has no name for tensor {name}"))
+        })?;
+        named.push((gguf_name, tensor, gguf_model::to_gguf_rows(config, name, tensor)));
+    }
+    let divisors = divisors
+        .iter()
+        .map(|tensor| (gguf_model::FACTORS.to_owned(), tensor, Cow::Borrowed(&tensor.data[..])));
+    named.extend(divisors);
+    let mut header = b"GGUF".to_vec();
+    header.extend(3u32.to_le_bytes());
+    header.extend((named.len() as u64).to_le_bytes());
+    header.extend(((own.len() + more.len()) as u64).to_le_bytes());
+    for (key, value) in own.iter().map(|(key, value)| (key.as_str(), value)) {
+        put_meta(&mut header, key, value);
+    }
+    for (key, value) in more {
+        put_meta(&mut header, key, value);
+    }
+    let mut offset = 0u64;
+    for (name, tensor, data) in &named {
+        put_text(&mut header, name);
+        header.extend((tensor.shape.len() as u32).to_le_bytes());
+        for size in tensor.shape.iter().rev() {
+            header.extend((*size as u64).to_le_bytes());
+        }
+        header.extend(tensor.dtype.ggml_id().to_le_bytes());
+        header.extend(offset.to_le_bytes());
+        offset += data.len().next_multiple_of(ALIGNMENT) as u64;
+    }
+    header.resize(header.len().next_multiple_of(ALIGNMENT), 0);
+    atomically(path, |writer| {
+        writer.write_all(&header)?;
+        for (_, _, bytes) in &named {
+            writer.write_all(bytes)?;
+            let padding = bytes.len().next_multiple_of(ALIGNMENT) - bytes.len();
+            writer.write_all(&[0; ALIGNMENT][..padding])?;
+        }
+        Ok(())
+    })
+}
+
+/// Whether a scaling is written as the frequencies' divisors, for want of keys that llama.cpp knows.
+fn needs_divisors(scaling: &RopeScaling) -> bool {
+    use RopeScaling::{Dynamic, Factors, Llama3};
+    matches!(scaling, Factors(_) | Llama3 { .. } | Dynamic { .. })
+}
+
+fn divisors(config: &ModelConfig) -> RawTensor {
+    let values = rope_divisors(config);
+    let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    RawTensor { dtype: DType::F32, shape: vec![values.len()], data }
+}
+
+fn gguf_metadata<'a>(name: &'a str, config: &ModelConfig) -> Vec<(String, Meta<'a>)> {
+    let arch = match config.family {
+        Family::Llama => "llama",
+        Family::Qwen2 => "qwen2",
+        Family::Qwen3 => "qwen3",
+    };
+    let mut meta = vec![
+        ("general.architecture".to_owned(), Meta::Text(arch.into())),
+        ("general.name".to_owned(), Meta::Text(name.into())),
+    ];
+    for (key, value) in [
+        ("block_count", config.num_hidden_layers),
+        ("context_length", config.max_position_embeddings),
+        ("embedding_length", config.hidden_size),
+        ("feed_forward_length", config.intermediate_size),
+        ("attention.head_count", config.num_attention_heads),
+        ("attention.head_count_kv", config.num_key_value_heads),
+        ("attention.key_length", config.head_dim),
+        ("attention.value_length", config.head_dim),
+        ("rope.dimension_count", config.head_dim),
+        ("vocab_size", config.vocab_size),
+    ] {
+        meta.push((format!("{arch}.{key}"), Meta::Number(value as u32)));
+    }
+    if let Some(window) = &config.sliding_window {
+        let key = format!("{arch}.attention.sliding_window");
+        meta.push((key, Meta::Number(window.window as u32)));
+    }
+    let mut float = |key: &str, value: f64| {
+        meta.push((format!("{arch}.{key}"), Meta::Float(value as f32)));
+    };
+    float("attention.layer_norm_rms_epsilon", config.rms_norm_eps);
+    float("rope.freq_base", config.rope.theta);
+    let kind = match &config.rope.scaling {
+        RopeScaling::None => "none",
+        RopeScaling::Linear { factor } => {
+            float("rope.scaling.factor", *factor);
+            "linear"
+        }
+        RopeScaling::Yarn { factor, attention_factor, beta_fast, beta_slow, .. } => {
+            float("rope.scaling.factor", *factor);
+            if let Some(attention) = attention_factor {
+                float("rope.scaling.attn_factor", *attention / yarn_attention(*factor));
+            }
+            if (*beta_fast, *beta_slow) != (32.0, 1.0) {
+                float("rope.scaling.yarn_beta_fast", *beta_fast);
+                float("rope.scaling.yarn_beta_slow", *beta_slow);
+            }
+            "yarn"
+        }
+        // Their divisors are a tensor.
+        RopeScaling::Factors(_) | RopeScaling::Llama3 { .. } | RopeScaling::Dynamic { .. } => {
+            "none"
+        }
+    };
+    if let RopeScaling::Yarn { original_max_position_embeddings: original, .. } =
+        config.rope.scaling
+    {
+        let key = format!("{arch}.rope.scaling.original_context_length");
+        meta.push((key, Meta::Number(original as u32)));
+    }
+    meta.push((format!("{arch}.rope.scaling.type"), Meta::Text(kind.into())));
+    meta.extend(extension(config).map(|text| (gguf_model::EXTENSION.into(), text)));
+    meta
+}
+
+/// What GGUF's own keys cannot say, or not exactly.
+fn extension(config: &ModelConfig) -> Option<Meta<'static>> {
+    let mut map = Map::new();
+    let scaling = rope::to_json(&config.rope.scaling, config.max_position_embeddings);
+    if !scaling.is_null() {
+        map.insert("rope_scaling".into(), scaling);
+    }
+    if let Some(window) = config.sliding_window.as_ref().filter(|w| w.first_layer() != Some(0)) {
+        map.insert("layer_types".into(), layer_types(window));
+    }
+    (!map.is_empty()).then(|| Meta::Text(Json::Object(map).to_string().into()))
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    out.extend((text.len() as u64).to_le_bytes());
+    out.extend(text.as_bytes());
+}
+
+fn put_meta(out: &mut Vec<u8>, key: &str, value: &Meta) {
+    // Type ids of the format.
+    let (u32_id, f32_id, string_id, array_id) = (4u32, 6u32, 8u32, 9u32);
+    put_text(out, key);
+    match value {
+        Meta::Number(v) => {
+            out.extend(u32_id.to_le_bytes());
+            out.extend(v.to_le_bytes());
+        }
+        Meta::Float(v) => {
+            out.extend(f32_id.to_le_bytes());
+            out.extend(v.to_le_bytes());
+        }
+        Meta::Text(text) => {
+            out.extend(string_id.to_le_bytes());
+            put_text(out, text);
+        }
+        Meta::Numbers(values) => {
+            out.extend(array_id.to_le_bytes());
+            out.extend(u32_id.to_le_bytes());
+            out.extend((values.len() as u64).to_le_bytes());
+            out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+        }
+    }
+}

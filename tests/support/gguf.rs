@@ -1,0 +1,142 @@
+//! Metadata of GGUF files, changed in place: for files as other programs write them.
+
+#![allow(clippy::unwrap_used, unreachable_pub, dead_code, reason = "support of tests")]
+
+use std::path::Path;
+
+/// A metadata value of a file that another program wrote.
+pub enum Foreign<'a> {
+    Number(u32),
+    Float(f32),
+    Bool(bool),
+    Text(&'a str),
+    Texts(Vec<String>),
+    Numbers(Vec<i32>),
+    Floats(Vec<f32>),
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    out.extend((text.len() as u64).to_le_bytes());
+    out.extend(text.as_bytes());
+}
+
+fn put(out: &mut Vec<u8>, key: &str, value: &Foreign) {
+    put_text(out, key);
+    let id = |out: &mut Vec<u8>, ids: &[u32]| {
+        ids.iter().for_each(|id| out.extend(id.to_le_bytes()));
+    };
+    match value {
+        Foreign::Number(value) => {
+            id(out, &[4]);
+            out.extend(value.to_le_bytes());
+        }
+        Foreign::Float(value) => {
+            id(out, &[6]);
+            out.extend(value.to_le_bytes());
+        }
+        Foreign::Bool(value) => {
+            id(out, &[7]);
+            out.push(u8::from(*value));
+        }
+        Foreign::Text(text) => {
+            id(out, &[8]);
+            put_text(out, text);
+        }
+        Foreign::Texts(texts) => {
+            id(out, &[9, 8]);
+            out.extend((texts.len() as u64).to_le_bytes());
+            texts.iter().for_each(|text| put_text(out, text));
+        }
+        Foreign::Floats(values) => {
+            id(out, &[9, 6]);
+            out.extend((values.len() as u64).to_le_bytes());
+            out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        }
+        Foreign::Numbers(values) => {
+            id(out, &[9, 5]);
+            out.extend((values.len() as u64).to_le_bytes());
+            out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        }
+    }
+}
+
+/// Adds metadata to a file.
+pub fn add(path: &Path, values: &[(&str, Foreign)]) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let mut more = Vec::new();
+    for (key, value) in values {
+        put(&mut more, key, value);
+    }
+    // Tensors begin at multiples of 32 bytes: one value more fills what is missing.
+    let key = "test.padding";
+    let bare = 8 + key.len() + 4 + 8;
+    let padding = (more.len() + bare).next_multiple_of(32) - more.len() - bare;
+    put(&mut more, key, &Foreign::Text(&"x".repeat(padding)));
+    let count = u64::from_le_bytes(bytes[16..24].try_into().unwrap()) + values.len() as u64 + 1;
+    bytes[16..24].copy_from_slice(&count.to_le_bytes());
+    bytes.splice(24..24, more);
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Whether a file has a key or a tensor of this name.
+pub fn has(path: &Path, name: &str) -> bool {
+    std::fs::read(path).unwrap().windows(name.len()).any(|window| window == name.as_bytes())
+}
+
+/// Gives a key or a tensor another name of the same length, as if it were not there.
+pub fn hide(path: &Path, name: &str) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let at = bytes.windows(name.len()).position(|window| window == name.as_bytes());
+    let at = at.unwrap_or_else(|| panic!("no {name}"));
+    bytes[at + name.len() - 1] = b'_';
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// The 96 tokens of a byte-level vocabulary without merges, and two special tokens in place of the last.
+pub fn letters() -> Vec<String> {
+    let letters = ('!'..='~').map(String::from).chain(["Ġ".to_owned(), "Ċ".to_owned()]);
+    let mut tokens: Vec<String> = letters.collect();
+    tokens.truncate(96);
+    (tokens[1], tokens[2]) = ("<|start|>".into(), "<|end|>".into());
+    tokens
+}
+
+/// Such a vocabulary as `tokenizer.json`.
+pub fn letters_json() -> String {
+    let vocab: serde_json::Map<_, _> =
+        letters().into_iter().enumerate().map(|(id, token)| (token, id.into())).collect();
+    let special = |id: usize, content: &str| {
+        serde_json::json!({"id": id, "content": content, "special": true, "single_word": false,
+            "lstrip": false, "rstrip": false, "normalized": false})
+    };
+    let level = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false,
+        "trim_offsets": true, "use_regex": true});
+    serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(1, "<|start|>"), special(2, "<|end|>")],
+        "normalizer": null, "pre_tokenizer": level, "post_processor": null, "decoder": level,
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    })
+    .to_string()
+}
+
+/// A template that ends every message with a special token.
+pub const TEMPLATE: &str = "{% for m in messages %}<|start|>{{ m.role }}:{{ m.content }}<|end|>\n\
+    {% endfor %}{% if add_generation_prompt %}<|start|>assistant:{% endif %}";
+
+/// Gives a GGUF file that vocabulary.
+pub fn add_letters(path: &Path) {
+    let tokens = letters();
+    let kinds = (0..tokens.len()).map(|id| if id == 1 || id == 2 { 3 } else { 1 }).collect();
+    add(
+        path,
+        &[
+            ("tokenizer.ggml.model", Foreign::Text("gpt2")),
+            ("tokenizer.ggml.pre", Foreign::Text("gpt-2")),
+            ("tokenizer.ggml.tokens", Foreign::Texts(tokens)),
+            ("tokenizer.ggml.token_type", Foreign::Numbers(kinds)),
+            ("tokenizer.ggml.merges", Foreign::Texts(Vec::new())),
+            ("tokenizer.chat_template", Foreign::Text(TEMPLATE)),
+        ],
+    );
+}
