@@ -21,12 +21,18 @@ mod bounds;
 mod document;
 #[path = "server/flywheel.rs"]
 mod flywheel;
+#[path = "support/gguf.rs"]
+mod gguf;
 #[path = "server/messages.rs"]
 mod messages;
 #[path = "server/parameters.rs"]
 mod parameters;
+#[path = "support/random_model.rs"]
+mod random_model;
 #[path = "server/reading.rs"]
 mod reading;
+#[path = "server/spaces.rs"]
+mod spaces;
 #[path = "server/tools.rs"]
 mod tools;
 

@@ -16,7 +16,7 @@ use super::{ApiError, Body, structured, wire};
 use crate::engine::{Event, FinishReason, PromptToken, Request, SequenceStats, TokenOut};
 use crate::grammar::GrammarSource;
 use crate::sampling::SamplingParams;
-use crate::text::{CallFormat, StoppingText};
+use crate::text::{CallFormat, Continuations, StoppingText};
 use crate::traffic::{Recorded, Recorder};
 
 /// Checks a number of choices.
@@ -62,6 +62,8 @@ pub(super) struct Piece {
     pub(super) tokens: Vec<TokenOut>,
     /// What each token added to the text; empty where it is held back for the next one.
     pub(super) texts: Vec<String>,
+    /// Where each token begins, in characters of the choice's text.
+    pub(super) offsets: Vec<usize>,
     /// Set on the last piece.
     pub(super) end: Option<End>,
 }
@@ -205,6 +207,7 @@ impl Generation {
                 form,
                 stopped: None,
                 ends,
+                echoed: self.echo.get(choice / self.choices).map_or(0, |echo| echo.chars().count()),
                 echo: self.echo.get(choice / self.choices).cloned(),
                 prompt_only: self.prompt_only,
                 span: SequenceSpan::start(choice),
@@ -245,6 +248,8 @@ struct Reader {
     ends: Ends,
     /// Text that comes first.
     echo: Option<String>,
+    /// Its characters.
+    echoed: usize,
     /// Whether nothing else does.
     prompt_only: bool,
     /// What a trace is told of it.
@@ -297,9 +302,8 @@ impl Reader {
     /// Records the answer, where that is wanted.
     fn record(&mut self, reason: &wire::FinishReason) {
         let Some((recorder, mut record)) = self.record.take() else { return };
-        let text = |tokens| self.tokenizer.decode(tokens, false).unwrap_or_default();
-        record.prompt = text(&record.prompt_tokens);
-        record.response = text(&record.response_tokens);
+        record.prompt = self.tokenizer.decode(&record.prompt_tokens, false).unwrap_or_default();
+        record.response = Continuations::new(&self.tokenizer).text(&record.response_tokens);
         record.finish_reason = match reason {
             wire::FinishReason::Length => "length".into(),
             _ => "stop".into(),
@@ -313,6 +317,7 @@ impl Reader {
             if self.ends.0.contains(&token.id) {
                 continue;
             }
+            piece.offsets.push(self.echoed + self.text.position());
             let (text, stopped) = self.text.push(token.id);
             self.stopped = self.stopped.or(stopped);
             piece.text += &text;

@@ -1,22 +1,22 @@
 //! Log-probabilities in the two shapes of the API.
 
+use std::sync::Arc;
+
 use tokenizers::Tokenizer;
 
 use super::state::Serving;
 use super::wire::{Logprobs, TokenLogprob, TopLogprob};
 use crate::engine::{PromptToken, TokenOut};
+use crate::text::{Continuations, Detokenizer};
 
 /// Stands for the logarithm of 0, which JSON cannot say; OpenAI's value.
 const IMPOSSIBLE: f32 = -9999.0;
 
-fn text(tokenizer: &Tokenizer, id: u32) -> String {
-    tokenizer.decode(&[id], false).unwrap_or_default()
-}
-
 /// Chat: one entry per token.
 pub(super) fn chat(serving: &Serving, tokens: &[TokenOut]) -> Logprobs {
+    let texts = Continuations::new(&serving.tokenizer);
     let entry = |id: u32, logprob: f32| {
-        let token = text(&serving.tokenizer, id);
+        let token = texts.text(&[id]);
         let bytes = serving.token_bytes(id, &token);
         TopLogprob { logprob: logprob.max(IMPOSSIBLE), bytes, token }
     };
@@ -27,29 +27,59 @@ pub(super) fn chat(serving: &Serving, tokens: &[TokenOut]) -> Logprobs {
     Logprobs::Chat { content: content.collect(), refusal: None }
 }
 
-/// Plain completions: parallel lists, of prompt tokens and generated ones; `offset` is the length of the
-/// text before them.
+/// Plain completions: parallel lists, of prompt tokens and generated ones. `text` is what the prompt is echoed
+/// as; `offsets` are the places in the text where generated tokens begin.
 pub(super) fn completion(
-    tokenizer: &Tokenizer,
+    tokenizer: &Arc<Tokenizer>,
+    text: &str,
     prompt: &[PromptToken],
     generated: &[TokenOut],
-    mut offset: usize,
+    offsets: &[usize],
 ) -> Logprobs {
-    let prompt = prompt.iter().map(|token| (token.id, token.logprob, &token.top_logprobs));
-    let generated = generated.iter().map(|token| (token.id, token.logprob, &token.top_logprobs));
-    let (mut tokens, mut token_logprobs, mut top_logprobs, mut text_offset) =
-        (vec![], vec![], vec![], vec![]);
-    for (id, logprob, top) in prompt.chain(generated) {
-        let piece = text(tokenizer, id);
+    let texts = Continuations::new(tokenizer);
+    let (mut tokens, mut text_offset) = (vec![], vec![]);
+    for (token, offset) in prompt_texts(tokenizer, &texts, text, prompt) {
+        tokens.push(token);
         text_offset.push(offset);
-        offset += piece.chars().count();
+    }
+    tokens.extend(generated.iter().map(|token| texts.text(&[token.id])));
+    text_offset.extend(offsets);
+    let prompt = prompt.iter().map(|token| (token.logprob, &token.top_logprobs));
+    let generated = generated.iter().map(|token| (token.logprob, &token.top_logprobs));
+    let (mut token_logprobs, mut top_logprobs) = (vec![], vec![]);
+    for (piece, (logprob, top)) in tokens.iter().zip(prompt.chain(generated)) {
         // The token's own is there even where it is none of the most likely.
         top_logprobs.push(logprob.map(|own| {
-            let top = top.iter().map(|(id, p)| (text(tokenizer, *id), p.max(IMPOSSIBLE)));
+            let top = top.iter().map(|(id, p)| (texts.text(&[*id]), p.max(IMPOSSIBLE)));
             [(piece.clone(), own.max(IMPOSSIBLE))].into_iter().chain(top).collect()
         }));
-        tokens.push(piece);
         token_logprobs.push(logprob.map(|p| p.max(IMPOSSIBLE)));
     }
     Logprobs::Text { tokens, token_logprobs, top_logprobs, text_offset }
+}
+
+/// Texts of a prompt's tokens, and where they begin in `text`. A token that the tokenizer put before the text is
+/// no part of it, and the text's own first token begins without a space that only marks a word.
+fn prompt_texts(
+    tokenizer: &Arc<Tokenizer>,
+    texts: &Continuations<'_>,
+    text: &str,
+    prompt: &[PromptToken],
+) -> Vec<(String, usize)> {
+    let mut read = Detokenizer::at_start(Arc::clone(tokenizer));
+    let special = tokenizer.get_added_tokens_decoder();
+    let mut begun = false;
+    let mut all = Vec::new();
+    for (place, token) in prompt.iter().enumerate() {
+        let own = texts.text(&[token.id]);
+        let added = place == 0
+            && special.get(&token.id).is_some_and(|token| token.special)
+            && !text.starts_with(&own);
+        let offset = read.position();
+        let piece = if added { String::new() } else { read.push(token.id) };
+        let first = !added && !begun && !piece.is_empty();
+        begun |= !added;
+        all.push((if first { piece } else { own }, offset));
+    }
+    all
 }

@@ -125,6 +125,7 @@ struct Growing {
     prompt: Vec<PromptToken>,
     tokens: Vec<TokenOut>,
     texts: Vec<String>,
+    offsets: Vec<usize>,
     end: Option<FinishReason>,
     stop: Option<StopReason>,
     /// What ended it, where that was the request's fault.
@@ -153,6 +154,7 @@ impl Responder {
             choice.prompt.extend(piece.prompt);
             choice.tokens.extend(piece.tokens);
             choice.texts.extend(piece.texts);
+            choice.offsets.extend(piece.offsets);
             if let Some(end) = piece.end {
                 (choice.end, choice.failure) = ending(end.reason)?;
                 choice.stop = end.stop;
@@ -176,6 +178,8 @@ impl Responder {
 
     fn choice(&self, index: usize, choice: Growing) -> Choice {
         let mut finish_reason = choice.end;
+        let read = (&choice.prompt[..], &choice.tokens[..]);
+        let logprobs = self.logprobs(&choice.text, read, &choice.offsets);
         let text = match self.format {
             Format::Text => ChoiceText::Text(choice.text),
             Format::Chat => {
@@ -191,7 +195,7 @@ impl Responder {
         Choice {
             index,
             text,
-            logprobs: self.logprobs(&choice.prompt, &choice.tokens, 0),
+            logprobs,
             pleach: self.sources(&choice.tokens, choice.texts),
             finish_reason,
             stop_reason: choice.stop,
@@ -231,7 +235,6 @@ impl Responder {
         }
         let mut calls: Vec<Option<Calls>> =
             (0..self.count).map(|_| self.calls.map(Calls::new)).collect();
-        let mut offsets = vec![0; self.count];
         let mut stats = vec![SequenceStats::default(); self.count];
         let (mut ended, mut failures) = (0, Vec::new());
         while let Some(piece) = pieces.recv().await {
@@ -253,7 +256,8 @@ impl Responder {
                 stats[index] = end.stats;
                 stop_reason = end.stop;
             }
-            let length = piece.text.chars().count();
+            let read = (&piece.prompt[..], &piece.tokens[..]);
+            let logprobs = self.logprobs(&piece.text, read, &piece.offsets);
             // The last chunk of a choice has an empty delta where no text is left.
             let (text, empty) = match self.format {
                 Format::Text => {
@@ -278,12 +282,11 @@ impl Responder {
                 continue;
             }
             let mut chunk = self.chunk(index, text);
-            chunk.choices[0].logprobs = self.logprobs(&piece.prompt, &piece.tokens, offsets[index]);
+            chunk.choices[0].logprobs = logprobs;
             chunk.choices[0].pleach = self.sources(&piece.tokens, piece.texts);
             chunk.choices[0].finish_reason = finish_reason;
             chunk.choices[0].stop_reason = stop_reason;
             chunk.choices[0].error = failure;
-            offsets[index] += length;
             if !events.send(&chunk).await {
                 return;
             }
@@ -325,16 +328,17 @@ impl Responder {
         self.token_sources.then(|| Sources { sources: sources() })
     }
 
+    /// Log-probabilities of prompt and generated tokens, which begin at `offsets` in the text.
     fn logprobs(
         &self,
-        prompt: &[PromptToken],
-        tokens: &[TokenOut],
-        offset: usize,
+        text: &str,
+        (prompt, tokens): (&[PromptToken], &[TokenOut]),
+        offsets: &[usize],
     ) -> Option<Logprobs> {
         let serving = &self.serving;
         self.logprobs.then(|| match self.format {
             Format::Chat => logprobs::chat(serving, tokens),
-            Format::Text => logprobs::completion(&serving.tokenizer, prompt, tokens, offset),
+            Format::Text => logprobs::completion(&serving.tokenizer, text, prompt, tokens, offsets),
         })
     }
 }

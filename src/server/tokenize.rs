@@ -9,6 +9,7 @@ use super::chat::Prompt;
 use super::state::Serving;
 use super::wire::{Detokenize, Detokenized, PieceText, TokenList, TokenPiece, Tokenize, Tokens};
 use super::{ApiError, AppState, Body};
+use crate::text::Continuations;
 
 pub(super) async fn tokenize(
     State(state): State<AppState>,
@@ -49,7 +50,7 @@ fn tokens(serving: &Serving, mut body: Body) -> Result<Tokens, ApiError> {
 }
 
 fn piece(serving: &Serving, id: u32) -> TokenPiece {
-    let text = serving.tokenizer.decode(&[id], false).unwrap_or_default();
+    let text = Continuations::new(&serving.tokenizer).text(&[id]);
     let piece = String::from_utf8(serving.token_bytes(id, &text));
     TokenPiece {
         id,

@@ -4,27 +4,88 @@ use std::sync::Arc;
 
 use tokenizers::Tokenizer;
 
+/// Tokens of a text that others go on with. A decoder strips the space that a text begins with, but none
+/// behind these.
+fn anchor(tokenizer: &Tokenizer) -> Vec<u32> {
+    let usable = |ids: &[u32]| {
+        let byte = |id: &u32| tokenizer.id_to_token(*id).is_none_or(|t| t.starts_with("<0x"));
+        let text = tokenizer.decode(ids, true).unwrap_or_default();
+        !text.is_empty() && !text.contains('\u{fffd}') && !ids.iter().any(byte)
+    };
+    let mut encoded = ["a", "0", "."].iter().filter_map(|text| tokenizer.encode(*text, false).ok());
+    let found = encoded.find(|encoding| usable(encoding.get_ids()));
+    found.map_or_else(Vec::new, |encoding| encoding.get_ids().to_vec())
+}
+
+/// Texts of tokens that go on with a text, special ones and all.
+pub struct Continuations<'a> {
+    tokenizer: &'a Tokenizer,
+    anchor: Vec<u32>,
+    known: String,
+}
+
+impl<'a> Continuations<'a> {
+    /// Texts by this tokenizer.
+    #[must_use]
+    pub fn new(tokenizer: &'a Tokenizer) -> Self {
+        let anchor = anchor(tokenizer);
+        let known = tokenizer.decode(&anchor, false).unwrap_or_default();
+        Self { tokenizer, anchor, known }
+    }
+
+    /// The text of these tokens, with the spaces they begin with.
+    #[must_use]
+    pub fn text(&self, ids: &[u32]) -> String {
+        let decode = |ids: &[u32]| self.tokenizer.decode(ids, false).unwrap_or_default();
+        let all = decode(&[&self.anchor, ids].concat());
+        all.strip_prefix(&self.known).map_or_else(|| decode(ids), str::to_owned)
+    }
+}
+
 /// Turns tokens into text as they come; holds back bytes that do not make a character yet.
 ///
 /// Each piece is the difference between two decodings of a short window, so that context-dependent
 /// decoders (leading spaces, multi-byte characters) come out right at a cost linear in the text.
 #[derive(Debug, Clone)]
-pub(super) struct Detokenizer {
+pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     window: Vec<u32>,
+    /// Tokens at the window's front that stand for what comes before all text.
+    anchor: usize,
     /// Tokens of the window whose text has been handed out.
     emitted: usize,
+    /// Characters that have been handed out.
+    position: usize,
     /// Special tokens that are text nevertheless.
     marks: Vec<Mark>,
+    /// Whether the others are left out.
+    skip_special: bool,
 }
 
 /// A special token and its text.
 pub type Mark = (u32, &'static str);
 
 impl Detokenizer {
-    /// A detokenizer at the start of a text.
+    /// A detokenizer of what goes on with a text, an answer with its prompt for instance.
     pub(super) fn new(tokenizer: Arc<Tokenizer>) -> Self {
-        Self { tokenizer, window: Vec::new(), emitted: 0, marks: Vec::new() }
+        let window = anchor(&tokenizer);
+        let anchor = window.len();
+        let (emitted, position, marks) = (anchor, 0, Vec::new());
+        Self { tokenizer, window, anchor, emitted, position, marks, skip_special: true }
+    }
+
+    /// A detokenizer at the start of a text, special tokens included.
+    #[must_use]
+    pub fn at_start(tokenizer: Arc<Tokenizer>) -> Self {
+        let (window, marks) = (Vec::new(), Vec::new());
+        let (anchor, emitted, position) = (0, 0, 0);
+        Self { tokenizer, window, anchor, emitted, position, marks, skip_special: false }
+    }
+
+    /// Characters of the text so far, less what is held back.
+    #[must_use]
+    pub fn position(&self) -> usize {
+        self.position
     }
 
     /// The same with special tokens that are text nevertheless.
@@ -33,15 +94,16 @@ impl Detokenizer {
     }
 
     fn decode(&self, ids: &[u32]) -> String {
-        self.tokenizer.decode(ids, true).unwrap_or_default()
+        self.tokenizer.decode(ids, self.skip_special).unwrap_or_default()
     }
 
     /// The text that `token` completes; empty while a character is incomplete.
-    pub(super) fn push(&mut self, token: u32) -> String {
+    pub fn push(&mut self, token: u32) -> String {
         if let Some((_, text)) = self.marks.iter().find(|(id, _)| *id == token).copied() {
             let before = self.finish();
-            self.window.clear();
-            self.emitted = 0;
+            self.window.truncate(self.anchor);
+            self.emitted = self.anchor;
+            self.position += text.chars().count();
             return before + text;
         }
         self.window.push(token);
@@ -51,10 +113,9 @@ impl Detokenizer {
         }
         let known = self.decode(&self.window[..self.emitted]);
         let piece = all.strip_prefix(&known).unwrap_or_default().to_owned();
-        if self.emitted > 0 {
-            self.window.drain(..self.emitted);
-        }
+        self.window.drain(self.anchor..self.emitted);
         self.emitted = self.window.len();
+        self.position += piece.chars().count();
         piece
     }
 
@@ -63,6 +124,8 @@ impl Detokenizer {
         let all = self.decode(&self.window);
         let known = self.decode(&self.window[..self.emitted]);
         self.emitted = self.window.len();
-        all.strip_prefix(&known).unwrap_or_default().to_owned()
+        let piece = all.strip_prefix(&known).unwrap_or_default().to_owned();
+        self.position += piece.chars().count();
+        piece
     }
 }

@@ -8,8 +8,7 @@ mod stop;
 mod template;
 
 pub use calls::CallFormat;
-use detokenizer::Detokenizer;
-pub use detokenizer::Mark;
+pub use detokenizer::{Continuations, Detokenizer, Mark};
 use python_json::{indented_python_json, python_json};
 pub use stop::StoppingText;
 pub use template::{ChatTemplate, Ending, TemplateError, end_at_turns};

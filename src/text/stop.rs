@@ -14,7 +14,7 @@ pub struct StoppingText {
 }
 
 impl StoppingText {
-    /// An empty text that ends at one of `stops`, none of which is empty.
+    /// A text that goes on with another one and ends at one of `stops`, none of which is empty.
     #[must_use]
     pub fn new(tokenizer: Arc<Tokenizer>, stops: Vec<String>) -> Self {
         Self { text: Detokenizer::new(tokenizer), stops: StopStrings::new(stops) }
@@ -39,6 +39,12 @@ impl StoppingText {
             text += &self.stops.finish();
         }
         (text, reached)
+    }
+
+    /// Characters of the text so far, with those that may begin a stop string.
+    #[must_use]
+    pub fn position(&self) -> usize {
+        self.text.position()
     }
 
     /// The stop string at a place.
