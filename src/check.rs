@@ -9,9 +9,10 @@ use serde_json::json;
 
 use crate::config::Config;
 use crate::engine::{
-    Engine, EngineConfig, EngineError, Event, FinishReason, Request, expected_speedup,
+    CacheNeeds, Engine, EngineConfig, EngineError, Event, FinishReason, Request, expected_speedup,
 };
 use crate::kv_cache::BLOCK_SIZE;
+use crate::memory;
 use crate::prompts::{Prompt, PromptsError, VALIDATION_PROMPTS, read_prompts, spread};
 use crate::server::{LoadError, Models};
 use crate::spec::StepCost;
@@ -143,8 +144,11 @@ pub fn check(config: &Config, options: &Options) -> Result<Report, CheckError> {
     let draft = models.draft.transpose().map_err(CheckError::Draft)?;
     let (name, draft) = draft.unzip();
     let target = &models.target;
+    let available = memory::available();
+    let mut engine_config = config.engine.clone();
+    engine_config.fit_blocks(CacheNeeds::of(target, draft.as_ref()), available)?;
     let (limits, kv_blocks) =
-        config.engine.resolve(target.config(), draft.as_ref().map(|draft| draft.config()))?;
+        engine_config.resolve(target.config(), draft.as_ref().map(|draft| draft.config()))?;
     let kv = |blocks| {
         target.kv_cache_bytes(blocks) + draft.as_ref().map_or(0, |d| d.kv_cache_bytes(blocks))
     };
@@ -157,7 +161,7 @@ pub fn check(config: &Config, options: &Options) -> Result<Report, CheckError> {
         kv_blocks,
         kv_cache: kv(kv_blocks),
         kv_cache_full: kv(full),
-        available: available_memory(),
+        available,
     };
     if let Some(available) = memory.available.filter(|free| (memory.kv_cache as u64) > *free) {
         let megabytes = |bytes: u64| bytes / 1_000_000;
@@ -177,7 +181,7 @@ pub fn check(config: &Config, options: &Options) -> Result<Report, CheckError> {
         adaptive: false,
         max_num_seqs: BATCH.min(limits.max_num_seqs),
         num_blocks: Some(kv_blocks),
-        ..config.engine.clone()
+        ..engine_config
     };
     let mut engine = Engine::new(models.target, draft, engine_config)?;
     let room = limits.max_model_len;
@@ -267,16 +271,6 @@ fn predict(target: &StepCost, draft: Option<f64>, alpha: f64, most: usize) -> Op
         tokens_per_second_without: 1.0 / one,
         by_num_speculative_tokens,
     })
-}
-
-/// Bytes that this process may still take: what the machine has free, within its control group's limit.
-fn available_memory() -> Option<u64> {
-    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let free = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024;
-    let group = number("/sys/fs/cgroup/memory.max").zip(number("/sys/fs/cgroup/memory.current"));
-    Some(group.map_or(free, |(most, current)| free.min(most.saturating_sub(current))))
 }
 
 impl std::fmt::Display for Report {

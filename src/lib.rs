@@ -15,6 +15,7 @@ pub mod energy;
 pub mod engine;
 pub mod grammar;
 pub mod kv_cache;
+pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod ops;

@@ -10,6 +10,12 @@ mod bounds;
 mod draft;
 #[path = "faults/engine.rs"]
 mod engine;
+#[path = "support/gguf.rs"]
+mod gguf;
+#[path = "faults/memory.rs"]
+mod memory;
+#[path = "support/random_model.rs"]
+mod random_model;
 #[path = "faults/shutdown.rs"]
 mod shutdown;
 mod support;

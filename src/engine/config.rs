@@ -2,7 +2,7 @@
 
 use super::EngineLimits;
 use crate::kv_cache::BLOCK_SIZE;
-use crate::model::ModelConfig;
+use crate::model::{Decoder, Draft, ModelConfig};
 use crate::ops::cuda::CudaError;
 
 /// Size and behaviour of an engine.
@@ -14,7 +14,7 @@ pub struct EngineConfig {
     pub max_num_batched_tokens: usize,
     /// Positions of one sequence; `None` for the model's own limit.
     pub max_model_len: Option<usize>,
-    /// Blocks of the K/V cache; `None` for four sequences of full length.
+    /// Blocks of the K/V cache; `None` for four sequences of full length, or as many as fit into memory.
     pub num_blocks: Option<usize>,
     /// Whether sequences share the full blocks of what they have in common, and find those of sequences
     /// that have ended, until the room is needed. The output is the same with and without.
@@ -79,12 +79,100 @@ pub enum EngineError {
         "the drafter that serves is attached to its target and cannot be compared with another; start the server with --draft"
     )]
     AttachedDrafter,
+    /// The memory that is left does not hold the keys and values of one sequence.
+    #[error(
+        "one sequence of {positions} tokens needs {needed} MB of K/V cache, and {free} MB are left beside the \
+         weights: set --max-model-len to {fitting} or less"
+    )]
+    Memory {
+        /// Positions of one sequence.
+        positions: usize,
+        /// Megabytes of its keys and values.
+        needed: u64,
+        /// Megabytes that are left.
+        free: u64,
+        /// Positions that would fit.
+        fitting: usize,
+    },
     /// A CUDA device has too little memory, or fails.
     #[error(transparent)]
     Cuda(#[from] CudaError),
 }
 
+/// What decides how many blocks a K/V cache can have.
+#[derive(Debug, Clone, Copy)]
+pub struct CacheNeeds<'a> {
+    /// The target's shape.
+    pub target: &'a ModelConfig,
+    /// The draft model's.
+    pub draft: Option<&'a ModelConfig>,
+    /// Bytes of one block: the target's and the draft model's.
+    pub block_bytes: usize,
+}
+
+impl<'a> CacheNeeds<'a> {
+    /// The needs of decoders on the CPU.
+    #[must_use]
+    pub fn of(target: &'a Decoder, draft: Option<&'a Draft>) -> Self {
+        Self {
+            target: target.config(),
+            draft: draft.map(Draft::config),
+            block_bytes: target.kv_cache_bytes(1)
+                + draft.map_or(0, |draft| draft.kv_cache_bytes(1)),
+        }
+    }
+}
+
 impl EngineConfig {
+    /// Chooses a number of blocks that fits into `free` bytes, less a tenth for the rows of a pass. A number
+    /// that is set already stays.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the settings or the models do not fit together, or one sequence not into memory.
+    pub fn fit_blocks(
+        &mut self,
+        needs: CacheNeeds<'_>,
+        free: Option<u64>,
+    ) -> Result<(), EngineError> {
+        let (limits, wanted) = self.resolve(needs.target, needs.draft)?;
+        let bytes = |blocks: usize| (blocks as u64).saturating_mul(needs.block_bytes as u64);
+        let fit = free.map(|free| free / 10 * 9 / needs.block_bytes.max(1) as u64);
+        if self.num_blocks.is_some() {
+            if fit.is_some_and(|fit| wanted as u64 > fit) {
+                let (megabytes, free) =
+                    (bytes(wanted) / 1_000_000, free.map(|free| free / 1_000_000));
+                tracing::warn!(
+                    blocks = wanted,
+                    megabytes,
+                    free,
+                    "the K/V cache is larger than memory"
+                );
+            }
+            return Ok(());
+        }
+        let chosen = fit.map_or(wanted, |fit| wanted.min(usize::try_from(fit).unwrap_or(wanted)));
+        let one = limits.max_model_len.div_ceil(BLOCK_SIZE);
+        if chosen < one {
+            return Err(EngineError::Memory {
+                positions: limits.max_model_len,
+                needed: bytes(one).div_ceil(1_000_000),
+                free: free.unwrap_or(0) / 1_000_000,
+                fitting: chosen * BLOCK_SIZE,
+            });
+        }
+        if chosen < wanted {
+            tracing::info!(
+                blocks = chosen,
+                wanted,
+                megabytes = bytes(chosen) / 1_000_000,
+                sequences = chosen / one,
+                "the K/V cache is as large as memory allows"
+            );
+        }
+        self.num_blocks = Some(chosen);
+        Ok(())
+    }
+
     /// Limits and number of blocks for a target and, perhaps, a draft model.
     ///
     /// # Errors
@@ -132,5 +220,33 @@ impl EngineConfig {
             },
         };
         Ok((limits, num_blocks))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::test_model::TestModel;
+    use crate::model::Forward;
+
+    /// The cache takes what is left, down to one sequence, and not less.
+    #[test]
+    fn the_cache_fits_into_memory() {
+        let model = TestModel::new(1);
+        let needs = CacheNeeds { target: model.config(), draft: None, block_bytes: 1000 };
+        let fit = |free: Option<u64>, mut config: EngineConfig| {
+            config.fit_blocks(needs, free).map(|()| config.num_blocks)
+        };
+        let config =
+            EngineConfig { max_model_len: Some(10 * BLOCK_SIZE), ..EngineConfig::default() };
+        assert_eq!(fit(None, config.clone()), Ok(Some(40)));
+        assert_eq!(fit(Some(1 << 40), config.clone()), Ok(Some(40)));
+        assert_eq!(fit(Some(25_000), config.clone()), Ok(Some(22)));
+        assert_eq!(fit(Some(11_200), config.clone()), Ok(Some(10)));
+        let error = fit(Some(10_000), config.clone()).unwrap_err().to_string();
+        let expected = format!("--max-model-len to {} or less", 9 * BLOCK_SIZE);
+        assert!(error.contains(&expected), "{error}");
+        let set = EngineConfig { num_blocks: Some(7), ..config };
+        assert_eq!(fit(Some(0), set), Ok(Some(7)), "what is set is set");
     }
 }

@@ -7,8 +7,10 @@ use super::report;
 use super::scheduler::{Schedule, Scheduler};
 use super::sequence::Sequence;
 use super::{
-    EngineConfig, EngineError, EngineLimits, EngineStats, Event, Request, RequestError, RequestId,
+    CacheNeeds, EngineConfig, EngineError, EngineLimits, EngineStats, Event, Request, RequestError,
+    RequestId,
 };
+use crate::memory;
 use crate::model::{CudaDecoder, CudaRunner, Decoder, Draft, Forward, Rows, Runner};
 use crate::sampling::Processor;
 use crate::spec::{Acceptance, Cascade, DraftModel, StepCost};
@@ -41,15 +43,17 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine over a target and perhaps a draft model, each with a cache of its own.
+    /// An engine over a target and perhaps a draft model, each with a cache of its own. Without a number of
+    /// blocks, the caches take what they want of the memory that is left, and at most most of it.
     ///
     /// # Errors
     /// [`EngineError`] if the settings or the models do not fit together.
     pub fn new(
         target: Decoder,
         draft: Option<Draft>,
-        config: EngineConfig,
+        mut config: EngineConfig,
     ) -> Result<Self, EngineError> {
+        config.fit_blocks(CacheNeeds::of(&target, draft.as_ref()), memory::available())?;
         let (_, num_blocks) = config.resolve(target.config(), draft.as_ref().map(Draft::config))?;
         let target = Runner::new(target, num_blocks);
         let (target, draft) = match draft {
@@ -71,15 +75,13 @@ impl Engine {
         draft: Option<CudaDecoder>,
         mut config: EngineConfig,
     ) -> Result<Self, EngineError> {
-        let models = (target.config().clone(), draft.as_ref().map(|draft| draft.config().clone()));
-        let resolve = |config: &EngineConfig| config.resolve(&models.0, models.1.as_ref());
-        if config.num_blocks.is_none() {
-            let block = target.block_bytes() + draft.as_ref().map_or(0, CudaDecoder::block_bytes);
-            // What is left is for the rows of a pass.
-            let fit = target.device().free_bytes()? / 10 * 9 / block;
-            config.num_blocks = Some(resolve(&config)?.1.min(fit).max(1));
-        }
-        let (limits, num_blocks) = resolve(&config)?;
+        let needs = CacheNeeds {
+            target: target.config(),
+            draft: draft.as_ref().map(|draft| draft.config()),
+            block_bytes: target.block_bytes() + draft.as_ref().map_or(0, CudaDecoder::block_bytes),
+        };
+        config.fit_blocks(needs, Some(target.device().free_bytes()? as u64))?;
+        let (limits, num_blocks) = config.resolve(needs.target, needs.draft)?;
         let runner = |decoder| CudaRunner::new(decoder, num_blocks, limits.max_model_len);
         let target = Box::new(runner(target)?);
         let draft = draft.map(runner).transpose()?.map(|draft| Box::new(draft) as Box<dyn Forward>);

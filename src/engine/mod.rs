@@ -19,7 +19,7 @@ mod stats;
 mod test_model;
 
 pub use comparison::{Comparison, DraftScore, Outcome, expected_speedup};
-pub use config::{EngineConfig, EngineError};
+pub use config::{CacheNeeds, EngineConfig, EngineError};
 pub use core::Engine;
 pub use decode_time::DecodeTime;
 pub use handle::{EngineHandle, SubmitError};
