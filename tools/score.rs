@@ -5,7 +5,7 @@ mod likelihood;
 mod remote;
 mod tasks;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::common::{Chat, Journal, Manifest, ModelArgs, Progress, beside, spread};
 use crate::endpoint::{self, Endpoint};
-use likelihood::Text;
+use likelihood::{Score, Text};
 use tasks::{Metrics, Question, TASKS, Task};
 
 /// Scores a model on public tasks as lm-evaluation-harness does: the same wording, the same metrics.
@@ -254,25 +254,62 @@ fn likelihoods(
     graded: &mut impl FnMut(Task, usize, Metrics) -> Result<()>,
 ) -> Result<()> {
     let mut workspace = Workspace::new();
-    let mut waiting = questions.into_iter().peekable();
-    while waiting.peek().is_some() {
-        let (mut asked, mut groups, mut rows) = (Vec::new(), Vec::new(), 0);
-        while rows < BATCH_ROWS
-            && let Some((task, number, question)) = waiting.next()
-        {
-            let group = reader
+    let mut waiting = questions.into_iter();
+    // Groups of texts that no pass has taken, and the questions they belong to, in one order.
+    let mut parts: VecDeque<Vec<Text>> = VecDeque::new();
+    let mut asked: VecDeque<Asked> = VecDeque::new();
+    loop {
+        let (mut groups, mut rows) = (Vec::new(), 0);
+        while rows < BATCH_ROWS {
+            if let Some(group) = parts.pop_front() {
+                rows += likelihood::num_rows(&group);
+                groups.push(group);
+                continue;
+            }
+            let Some((task, number, question)) = waiting.next() else { break };
+            let texts = reader
                 .texts(&question)
                 .with_context(|| format!("{}, record {}", task.name, number + 1))?;
-            rows += likelihood::num_rows(&group);
-            groups.push(group);
-            asked.push((task, number, question));
+            // Pieces of a long text share nothing, and all at once would not fit into memory.
+            parts = match question {
+                Question::Text(_) => texts.into_iter().map(|text| vec![text]).collect(),
+                _ => VecDeque::from([texts]),
+            };
+            asked.push_back(Asked { task, number, question, missing: parts.len(), scores: vec![] });
         }
-        let scores = likelihood::score(decoder, &mut workspace, &groups);
-        for ((task, number, question), scores) in asked.into_iter().zip(scores) {
-            graded(task, number, question.grade(&scores))?;
+        let scores = match groups[..] {
+            [] => Vec::new(),
+            _ => likelihood::score(decoder, &mut workspace, &groups),
+        };
+        let mut scores = scores.into_iter();
+        while let Some(first) = asked.front_mut() {
+            while first.missing > 0
+                && let Some(part) = scores.next()
+            {
+                first.scores.extend(part);
+                first.missing -= 1;
+            }
+            if first.missing > 0 {
+                break;
+            }
+            let grades = first.question.grade(&first.scores);
+            graded(first.task, first.number, grades)?;
+            asked.pop_front();
+        }
+        if groups.is_empty() {
+            return Ok(());
         }
     }
-    Ok(())
+}
+
+/// A question some of whose texts are scored.
+struct Asked {
+    task: Task,
+    number: usize,
+    question: Question,
+    /// Groups of texts that are not.
+    missing: usize,
+    scores: Vec<Score>,
 }
 
 /// Means with the standard error of the sample mean.

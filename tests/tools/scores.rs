@@ -86,3 +86,25 @@ fn a_model_is_scored_and_goes_on_after_a_kill() {
         .unwrap();
     assert!((f32 / value("perplexity", "word_perplexity") - 1.0).abs() < 0.05);
 }
+
+/// A text longer than a pass is scored in pieces, wherever a pass ends.
+#[test]
+fn a_long_text_is_scored_in_pieces() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let text: String = (0..700).map(|n| format!("{n} bottles on the wall. ")).collect();
+    let record = serde_json::json!({"text": text}).to_string();
+    let short = serde_json::json!({"text": "The sun is a star."}).to_string();
+    let perplexity = |name: &str, records: &[&str]| {
+        std::fs::write(folder.join(format!("{name}.jsonl")), records.join("\n")).unwrap();
+        let tasks = format!("--tasks perplexity={name}.jsonl");
+        run(folder, &format!("score --data . {tasks} --max-length 300 --json {name}.json"));
+        let scores = json(&folder.join(format!("{name}.json")));
+        scores["tasks"]["perplexity"]["byte_perplexity"]["value"].as_f64().unwrap()
+    };
+    let once = perplexity("once", &[&record]);
+    let twice = perplexity("twice", &[&record, &record]);
+    assert!((once - twice).abs() < 1e-9 && once > 1.0, "{once} {twice}");
+    let mixed = perplexity("mixed", &[&short, &record, &short]);
+    assert!((once - mixed).abs() < 0.1 && mixed != once, "{once} {mixed}");
+}
