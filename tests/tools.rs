@@ -8,10 +8,14 @@ mod support;
 mod builds;
 #[path = "tools/endpoints.rs"]
 mod endpoints;
+#[path = "support/gguf.rs"]
+mod gguf;
 #[path = "tools/scores.rs"]
 mod scores;
 #[path = "tools/search.rs"]
 mod search;
+#[path = "tools/tiny.rs"]
+mod tiny;
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -27,7 +31,7 @@ fn tools(folder: &Path, arguments: &[&str]) -> Output {
 }
 
 fn run(folder: &Path, line: &str) -> String {
-    let output = tools(folder, &line.split(' ').collect::<Vec<_>>());
+    let output = tools(folder, &line.split_whitespace().collect::<Vec<_>>());
     let (out, err) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{line}\n{out}\n{err}");
@@ -41,7 +45,7 @@ fn json(path: &Path) -> Value {
 /// Starts a command and kills it as soon as a file has so many lines.
 fn kill_when(folder: &Path, line: &str, file: &str, lines: usize) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_pleach-tools"))
-        .args(line.split(' '))
+        .args(line.split_whitespace())
         .current_dir(folder)
         .spawn()
         .unwrap();
@@ -238,7 +242,7 @@ fn errors_say_what_to_do() {
         ("search --data bad.jsonl --keep-blocks 2-30", "--keep-blocks: the model has 30 blocks"),
         ("train --model nowhere --data y --out z --steps 1", "nowhere"),
     ] {
-        let output = tools(temporary.path(), &line.split(' ').collect::<Vec<_>>());
+        let output = tools(temporary.path(), &line.split_whitespace().collect::<Vec<_>>());
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && text.contains(expected), "{line}: {text}");
     }

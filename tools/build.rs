@@ -12,7 +12,9 @@ use pleach::model::{ModelConfig, tensor_names};
 use pleach::ops::DType;
 use serde::Serialize;
 
-use crate::common::{Manifest, ModelArgs, save_folder};
+use crate::common::{
+    Chat, Manifest, ModelArgs, PROMPTS, VALIDATION_PROMPTS, read_prompts, save_folder,
+};
 use crate::prune::DraftKind;
 use crate::{endpoint, evaluate, generate, importance, pack, paper, prune, report, traffic, train};
 
@@ -114,11 +116,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut manifest = Manifest::new("build", args)?;
     let checkpoint = args.model.open()?;
     manifest.model(&checkpoint)?;
+    args.prompts.iter().try_for_each(|path| manifest.file(path))?;
+    check_end(args, &checkpoint)?;
     let config = &checkpoint.config;
-    let (start, keep) = match &args.from {
-        Some(from) => {
-            let mut start = Checkpoint::open(from)?;
-            manifest.model(&start)?;
+    let mut earlier = args.from.as_deref().map(Checkpoint::open).transpose()?;
+    earlier.iter().try_for_each(|draft| manifest.model(draft))?;
+    let begun = begin(args, &manifest)?;
+    let (start, keep) = match (&args.from, &mut earlier) {
+        (Some(from), Some(start)) => {
             let same = |of: &ModelConfig| (of.hidden_size, of.vocab_size, of.num_attention_heads);
             ensure!(
                 same(&start.config) == same(config),
@@ -128,11 +133,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             );
             println!("1/6, 2/6 going on from {}", from.display());
             let blocks = start.config.num_hidden_layers;
-            let folder = if from.is_dir() { from.clone() } else { unpack(args, &mut start)? };
+            let folder = if from.is_dir() { from.clone() } else { unpack(args, start)? };
             (folder, blocks)
         }
-        None if args.draft_kind == DraftKind::Attached => attach(args, config)?,
-        None => {
+        _ if args.draft_kind == DraftKind::Attached => attach(args, config)?,
+        _ => {
             let budget = FLOP_SHARE * config.flops_per_token(512, config.vocab_size) as f64;
             let blocks = budget - config.head_flops(args.draft_vocab) as f64;
             let keep = (blocks / config.block_flops(512) as f64).max(1.0) as usize;
@@ -209,6 +214,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         &out.join("build.json"),
         serde_json::json!({"keep_blocks": keep, "evaluation": evaluation}),
     )?;
+    let _ = std::fs::remove_file(&begun);
     report::write(out)?;
     println!(
         "done in {:.1} minutes: pleach --model {} --draft {}",
@@ -216,6 +222,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         args.model.model,
         draft.display()
     );
+    Ok(())
+}
+
+/// Notes in OUT what is built there; refuses to go on with what another build has left.
+pub(crate) fn begin(args: &Args, manifest: &Manifest) -> Result<PathBuf> {
+    let [begun, finished] = ["begun.json", "build.json"].map(|name| args.out.join(name));
+    let first = if begun.exists() { &begun } else { &finished };
+    manifest.begin(&begun, &finished, first)?;
+    Ok(begun)
+}
+
+/// Finds before the first step what would end the last ones: a configuration that cannot be written, weights
+/// that are not there, prompts that cannot be read.
+pub(crate) fn check_end(args: &Args, checkpoint: &Checkpoint) -> Result<()> {
+    checkpoint.check_tensors()?;
+    Chat::new(checkpoint)?;
+    write::hf_config(&checkpoint.config, DType::F32, checkpoint)?;
+    read_prompts(args.prompts.as_deref(), PROMPTS)?;
+    read_prompts(args.eval_prompts.as_deref(), VALIDATION_PROMPTS)?;
     Ok(())
 }
 
@@ -238,7 +263,12 @@ fn unpack(args: &Args, draft: &mut Checkpoint) -> Result<PathBuf> {
         shape: tensor.shape.clone(),
         values: Box::new(|| Ok(tensor.to_f32())),
     });
-    model.config = draft.config.clone();
+    model.config = ModelConfig {
+        tie_word_embeddings: model.config.tie_word_embeddings,
+        bos_token_id: model.config.bos_token_id,
+        eos_token_ids: model.config.eos_token_ids.clone(),
+        ..draft.config.clone()
+    };
     model.attachment = draft.attachment.clone();
     let folder = args.out.join("unpacked");
     save_folder(&folder, &model, &lazy.collect::<Vec<_>>(), None)?;

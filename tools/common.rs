@@ -1,12 +1,13 @@
 //! What the commands share: models, prompts, conversations, progress, and the note of what was done.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use pleach::checkpoint::source::{self, DEFAULT_MODEL, Source};
 use pleach::checkpoint::write::{LazyTensor, folder_files, safetensors_file};
@@ -62,11 +63,13 @@ impl ModelArgs {
     pub(crate) fn load(&self, draft: Option<&Source>) -> Result<Loaded> {
         let pool = self.pool();
         let mut checkpoint = self.open()?;
+        let chat = Chat::new(&checkpoint)?;
+        checkpoint.config.end_at(chat.ends.iter().copied());
         let target = Decoder::load(&mut checkpoint, &pool)?;
         let mut draft = self.open_draft(draft)?;
         let decoder =
             draft.as_mut().map(|draft| Decoder::load_draft(draft, &target, &pool)).transpose()?;
-        Ok(Loaded { chat: Chat::new(&checkpoint)?, checkpoint, target, draft, decoder })
+        Ok(Loaded { chat, checkpoint, target, draft, decoder })
     }
 }
 
@@ -88,7 +91,8 @@ pub(crate) const CALIBRATION: &str = include_str!("data/calibration.txt");
 pub(crate) struct Chat {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
-    eos: Vec<u32>,
+    /// Tokens that end an answer; the first is what the model itself ends its turns with.
+    ends: Vec<u32>,
 }
 
 impl Chat {
@@ -97,7 +101,10 @@ impl Chat {
             bail!("{}: the model has no tokenizer", checkpoint.path().display());
         };
         let template = ChatTemplate::of(checkpoint)?;
-        Ok(Self { tokenizer, template, eos: checkpoint.config.eos_token_ids.clone() })
+        let turn = template.as_ref().and_then(|template| template.end_of_turn(&tokenizer));
+        let others = checkpoint.config.eos_token_ids.iter().copied();
+        let ends = turn.into_iter().chain(others.filter(|id| turn != Some(*id))).collect();
+        Ok(Self { tokenizer, template, ends })
     }
 
     /// The prompt of a conversation: user turns with the answers between them. Models without a chat
@@ -116,10 +123,10 @@ impl Chat {
         Ok(encoding.map_err(|e| anyhow::anyhow!("tokenizer: {e}"))?.get_ids().to_vec())
     }
 
-    /// An answer that is text already, its end-of-sequence token included.
+    /// An answer that is text already, with the token that ends a turn.
     pub(crate) fn encode_answer(&self, text: &str) -> Result<Vec<u32>> {
         let mut tokens = self.encode_text(text, false)?;
-        tokens.extend(self.eos.first());
+        tokens.extend(self.ends.first());
         Ok(tokens)
     }
 
@@ -129,7 +136,10 @@ impl Chat {
     }
 
     pub(crate) fn decode(&self, tokens: &[u32]) -> Result<String> {
-        let text = tokens.strip_suffix(&self.eos[..self.eos.len().min(1)]).unwrap_or(tokens);
+        let text = match tokens {
+            [text @ .., last] if self.ends.contains(last) => text,
+            _ => tokens,
+        };
         self.tokenizer.decode(text, true).map_err(|e| anyhow::anyhow!("tokenizer: {e}"))
     }
 }
@@ -253,6 +263,61 @@ impl Manifest {
         note["inputs"] == Value::from(self.inputs.clone()) && note["options"] == self.options
     }
 
+    /// Notes at `note` what is begun. Where `output` is there already, what began it must have had the same
+    /// inputs and options but for those that say how much, where or how fast; `finished` is the note of a
+    /// run that came to its end.
+    pub(crate) fn begin(&self, note: &Path, finished: &Path, output: &Path) -> Result<()> {
+        if output.exists() {
+            let read = |path: &Path| -> Option<Value> {
+                serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+            };
+            let known = read(note).or_else(|| read(finished)).with_context(|| {
+                format!(
+                    "{}: is there, and no note tells what made it; remove it, or take another --out",
+                    output.display()
+                )
+            })?;
+            let differs = self.differences(&known);
+            ensure!(
+                differs.is_empty(),
+                "{}: was begun with other settings: {}; remove it, or take another --out",
+                output.display(),
+                differs.join(", ")
+            );
+        }
+        Ok(write::json_file(note, &json!({"inputs": self.inputs, "options": self.options}))?)
+    }
+
+    /// What a note tells of other inputs and options, in words.
+    fn differences(&self, note: &Value) -> Vec<String> {
+        let mut differs = Vec::new();
+        let own = Value::from(self.inputs.clone());
+        let (own, theirs) = (files(&own), files(&note["inputs"]));
+        for at in 0..own.len().max(theirs.len()) {
+            let name = |files: &[(String, String)]| {
+                files.get(at).map_or("nothing".to_owned(), |(name, _)| name.clone())
+            };
+            let hash = |files: &[(String, String)]| files.get(at).map(|(_, hash)| hash.clone());
+            if hash(&own) != hash(&theirs) {
+                let (now, then) = (name(&own), name(&theirs));
+                let then = if now == then { "another".to_owned() } else { then };
+                differs.push(format!("{now} (was {then})"));
+            }
+        }
+        let (mut own, mut theirs) = (BTreeMap::new(), BTreeMap::new());
+        flatten("", &self.options, &mut own);
+        flatten("", &note["options"], &mut theirs);
+        let names: BTreeSet<&String> = own.keys().chain(theirs.keys()).collect();
+        for name in names {
+            let [now, then] =
+                [&own, &theirs].map(|options| options.get(name).unwrap_or(&Value::Null));
+            if now != then {
+                differs.push(format!("--{} {now} (was {then})", name.replace('_', "-")));
+            }
+        }
+        differs
+    }
+
     /// Writes the note; `results` are its own fields.
     pub(crate) fn write(&self, path: &Path, results: Value) -> Result<()> {
         let note = json!({
@@ -265,6 +330,57 @@ impl Manifest {
         });
         Ok(write::json_file(path, &note)?)
     }
+}
+
+/// Options that say how much is done, where and how fast; and names of files, whose contents are inputs.
+const BESIDE_THE_POINT: [&str; 18] = [
+    "answers",
+    "batch",
+    "cache_dir",
+    "checkpoint_seconds",
+    "data",
+    "endpoint",
+    "eval_prompts",
+    "from",
+    "from_traffic",
+    "limit",
+    "minutes",
+    "model",
+    "out",
+    "prompts",
+    "score_limit",
+    "steps",
+    "threads",
+    "traffic",
+];
+
+/// The options that decide what is made, by name.
+fn flatten(name: &str, options: &Value, all: &mut BTreeMap<String, Value>) {
+    match options {
+        Value::Object(fields) => {
+            for (field, value) in fields {
+                if value.is_object() || !BESIDE_THE_POINT.contains(&field.as_str()) {
+                    flatten(field, value, all);
+                }
+            }
+        }
+        Value::Null => {}
+        value => drop(all.insert(name.to_owned(), value.clone())),
+    }
+}
+
+/// The inputs of a note: names and hashes.
+fn files(inputs: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let one = |input: &Value| {
+        let name = if input["model"].is_null() {
+            text(&input["path"])
+        } else {
+            format!("model {}", text(&input["model"]))
+        };
+        (name, text(&input["sha256"]))
+    };
+    inputs.as_array().map(|all| all.iter().map(one).collect()).unwrap_or_default()
 }
 
 /// What a command has done so far, a line of JSON each, so that it can go on where it was ended. The first

@@ -213,12 +213,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         manifest.file(path)?;
     }
     let note = beside(&args.out, ".manifest.json");
+    let begun = beside(&args.out, ".begun.json");
     let clock = Clock::open(beside(&args.out, ".seconds"))?;
     if manifest.is_done(&note) && args.out.exists() {
         clock.forget();
         eprintln!("{} is done already", args.out.display());
         return Ok(());
     }
+    manifest.begin(&begun, &note, &args.out)?;
     let writer = Writer::open(&args.out, args.top_logprobs, &prompts)?;
     let total = args.minutes.map_or(prompts.len() as u64, |minutes| (minutes * 60.0) as u64);
     let waiting: VecDeque<(usize, Prompt)> =
@@ -261,6 +263,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "selected": writer.selected,
         }),
     )?;
+    let _ = std::fs::remove_file(&begun);
     clock.forget();
     Ok(())
 }

@@ -59,6 +59,8 @@ pub(crate) fn run(args: &build::Args) -> Result<()> {
     let checkpoint = args.model.open()?;
     manifest.model(&checkpoint)?;
     args.prompts.iter().try_for_each(|path| manifest.file(path))?;
+    build::check_end(args, &checkpoint)?;
+    let begun = build::begin(args, &manifest)?;
     let config = &checkpoint.config;
     let total = config.num_hidden_layers;
     let (pruned, keep) = build::cut(args, config, total - total / 6)?;
@@ -152,6 +154,7 @@ pub(crate) fn run(args: &build::Args) -> Result<()> {
         &out.join("build.json"),
         serde_json::json!({"keep_blocks": keep, "steps": steps, "table": table}),
     )?;
+    let _ = std::fs::remove_file(&begun);
     report::write(out)?;
     println!("done in {:.1} minutes", started.elapsed().as_secs_f64() / 60.0);
     Ok(())

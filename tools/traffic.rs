@@ -52,6 +52,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         eprintln!("{} is done already", args.out.display());
         return Ok(());
     }
+    let begun = beside(&args.out, ".begun.json");
+    manifest.begin(&begun, &note, &args.out)?;
     let mut examples = Vec::new();
     for (number, line) in lines(&kept)?.enumerate() {
         let recorded: Recorded = serde_json::from_str(&line?)?;
@@ -135,6 +137,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!("{} of {total} recorded answers, {} tokens", writer.written, writer.tokens);
     let results = serde_json::json!({"answers": writer.written, "tokens": writer.tokens});
     manifest.write(&note, results)?;
+    let _ = std::fs::remove_file(&begun);
     clock.forget();
     Ok(())
 }

@@ -153,6 +153,8 @@ pub(crate) enum Rounding {
 /// What an attached drafter reads while it trains; gone afterwards.
 const TARGET_STATES: &str = "target.states";
 
+/// The note of a run that has not ended.
+const BEGUN: &str = "begun.json";
 /// Times the validation loss is computed.
 const VALIDATIONS: f64 = 12.0;
 
@@ -161,19 +163,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .context("--checkpoint-seconds: a number of seconds is needed")?;
     let mut manifest = Manifest::new("train", args)?;
     let mut checkpoint = Checkpoint::open(&args.model)?;
+    checkpoint.check_tensors()?;
     manifest.model(&checkpoint)?;
     manifest.file(&args.data)?;
-    let note = args.out.join("train.json");
-    let state = args.out.join("state.safetensors");
-    if manifest.is_done(&note) {
-        for leftover in [&state, &args.out.join(TARGET_STATES)] {
-            let _ = std::fs::remove_file(leftover);
-        }
-        eprintln!("{} is done already", args.out.display());
-        return Ok(());
-    }
-    std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
-
     let top_path = beside(&args.data, ".topk");
     let loss = args.loss.unwrap_or(if top_path.exists() { Loss::KL } else { Loss::Ce });
     // The answers' tokens are a distribution too: all on one token.
@@ -187,7 +179,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "--loss {loss} needs {}, made by `generate --top-logprobs`",
             top.display()
         );
+        manifest.file(top)?;
     }
+    let note = args.out.join("train.json");
+    let state = args.out.join("state.safetensors");
+    if manifest.is_done(&note) {
+        for leftover in [&state, &args.out.join(TARGET_STATES)] {
+            let _ = std::fs::remove_file(leftover);
+        }
+        eprintln!("{} is done already", args.out.display());
+        return Ok(());
+    }
+    std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
+    manifest.begin(&args.out.join(BEGUN), &note, &state)?;
     let config = checkpoint.config.clone();
     let max_len = args.batch_tokens.min(config.max_position_embeddings);
     let data = Dataset::read(&args.data, top, max_len, config.vocab_size)?;
@@ -280,6 +284,7 @@ fn learn<L: Lesson>(
         serde_json::json!({"last": last, "draft_vocab": vocab.len(), "answer_tokens": num_tokens}),
     )?;
     let _ = std::fs::remove_file(&state);
+    let _ = std::fs::remove_file(args.out.join(BEGUN));
     println!("{}", folder.display());
     Ok(())
 }
