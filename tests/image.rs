@@ -165,6 +165,9 @@ fn the_context_has_all_that_the_manifest_names() {
     for bench in manifest["bench"].as_array().unwrap() {
         named.push(format!("benches/{}.rs", bench["name"].as_str().unwrap()));
     }
+    for test in manifest["test"].as_array().unwrap() {
+        named.push(format!("tests/{}.rs", test["name"].as_str().unwrap()));
+    }
     for path in named {
         assert!(folder.join(&path).is_file() && ignore.admits(&path), "{path}");
     }
