@@ -186,7 +186,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         checkpoint_seconds: args.checkpoint_seconds,
         seed: args.seed,
         threads: args.model.threads,
-        ..train::Args::for_draft(args.model.model.clone(), start, answers, out.join("train"))
+        ..train::Args::for_draft(&args.model, start, answers, out.join("train"))
     })?;
     println!("5/6 packing");
     let draft = out.join("draft.gguf");

@@ -252,6 +252,7 @@ fn fine_tune(
     };
     train::run(&train::Args {
         target: args.model.model.clone(),
+        cache_dir: args.model.cache_dir.clone(),
         chain_steps: 1,
         model: pruned.into(),
         data: data.into(),

@@ -144,12 +144,7 @@ fn try_draft(args: &Args, measured: &Path, keep: usize, total: usize) -> Result<
         draft_vocab: args.draft_vocab,
         seed: args.seed,
         threads: args.model.threads,
-        ..train::Args::for_draft(
-            args.model.model.clone(),
-            pruned,
-            args.data.clone(),
-            folder.join("train"),
-        )
+        ..train::Args::for_draft(&args.model, pruned, args.data.clone(), folder.join("train"))
     })?;
     pack::run(&pack::Args {
         model: folder.join("train/model"),

@@ -105,6 +105,9 @@ pub(crate) struct Args {
     /// The model that an attached drafter reads.
     #[arg(long, value_name = "SOURCE", default_value = DEFAULT_MODEL)]
     pub(crate) target: Source,
+    /// Where fetched models are kept.
+    #[arg(long, env = "PLEACH_CACHE_DIR")]
+    pub(crate) cache_dir: Option<PathBuf>,
     /// Steps that the chains of an attached drafter are unrolled over.
     #[arg(long, default_value_t = 3)]
     pub(crate) chain_steps: usize,
@@ -112,9 +115,15 @@ pub(crate) struct Args {
 
 impl Args {
     /// How a draft is trained; how long, and with what seed, is still to be said.
-    pub(crate) fn for_draft(target: Source, model: PathBuf, data: PathBuf, out: PathBuf) -> Self {
+    pub(crate) fn for_draft(
+        target: &ModelArgs,
+        model: PathBuf,
+        data: PathBuf,
+        out: PathBuf,
+    ) -> Self {
         Self {
-            target,
+            target: target.model.clone(),
+            cache_dir: target.cache_dir.clone(),
             chain_steps: 3,
             model,
             data,
@@ -238,7 +247,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return learn(args, manifest, checkpoint, trainer, &vocab, checkpoints);
     };
     let path = args.out.join(TARGET_STATES);
-    let target = ModelArgs { model: args.target.clone(), threads: args.threads, cache_dir: None };
+    let target = ModelArgs {
+        model: args.target.clone(),
+        threads: args.threads,
+        cache_dir: args.cache_dir.clone(),
+    };
     let states = attach::target_states(&path, &target, &data, &args.data, &config, &attachment)?;
     let Frozen { embedding, head, head_row } = frozen;
     let network = AttachedNetwork { config, attachment, embedding, head, head_row };
