@@ -315,7 +315,7 @@ impl Targets {
     }
 }
 
-/// What a [`DistillLoss`] saw.
+/// What a loss was made of.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
 pub struct Tally {
     /// Sum of the losses.
