@@ -10,7 +10,7 @@
 #   docker run --rm -p 8080:8080 -v pleach:/var/cache/pleach -e PLEACH_MODEL=hf:... --gpus all pleach:cuda
 
 ARG RUST_VERSION=1.95.0
-# The version of kernels/nvcc-wheels.txt; a GPU's driver must know it. Ubuntu 22.04 has an older C library than the
+# The version of kernels/cuda/nvcc-wheels.txt; a GPU's driver must know it. Ubuntu 22.04 has an older C library than the
 # image that the program runs in, as it must.
 ARG CUDA_IMAGE=nvidia/cuda:13.0.1-devel-ubuntu22.04
 

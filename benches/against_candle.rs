@@ -10,8 +10,8 @@ use candle_transformers::models::quantized_llama::ModelWeights;
 use pleach::checkpoint::{Checkpoint, source};
 use pleach::kv_cache::{BlockPool, BlockTable, blocks_for};
 use pleach::model::{Decoder, KvCache, Rows, Workspace};
-use pleach::ops::ThreadPool;
 use pleach::sampling::argmax;
+use pleach_kernels::ThreadPool;
 
 const CONTEXT: usize = 64;
 const TOKENS: usize = 48;

@@ -1,5 +1,5 @@
 //! What a CUDA device does: matrix products against its memory's bandwidth, and the engine on a model of random
-//! weights. `tools/gpu-check.sh` runs it; needs the feature `cuda`.
+//! weights. `kernels/cuda/gpu-check.sh` runs it; needs the feature `cuda`.
 //!
 //! The draft is the target's first blocks, and the target's other blocks add nothing: they cost what they cost, and
 //! every draft token is accepted.
@@ -16,8 +16,8 @@ use pleach::engine::{Engine, EngineConfig, Event, Request};
 use pleach::model::{
     CudaDecoder, CudaRunner, Family, Forward, ModelConfig, RopeConfig, RopeScaling, tensor_names,
 };
-use pleach::ops::DType;
-use pleach::ops::cuda::{Device, Tensor, Weights};
+use pleach_kernels::DType;
+use pleach_kernels::cuda::{Device, Tensor, Weights};
 use serde_json::{Map, Value, json};
 
 #[path = "../tests/support/random_model.rs"]

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
-use pleach::ops::{
+use pleach_kernels::{
     Activations, AttentionShape, CacheFormat, Ceilings, DType, LayerCache, PackedMatrix,
     ThreadPool, matmul, paged_attention, rms_norm_quantized, silu_mul_quantized,
 };
@@ -127,8 +127,9 @@ fn silu_and_quantise(bencher: Bencher, rows: usize) {
 #[cfg(target_arch = "x86_64")]
 #[divan::bench(args = [(1536, 576, 3072), (1536, 1536, 576), (3072, 1536, 576)])]
 fn gemm_bf16(bencher: Bencher, (m, k, n): (usize, usize, usize)) {
-    use pleach::ops::{MatRef, gemm_bf16};
-    if !gemm_bf16::available() {
+    use pleach_kernels::MatRef;
+    use pleach_kernels::training::gemm;
+    if !gemm::available() {
         eprintln!("SKIPPED: no AMX bf16 on this machine");
         return;
     }
@@ -136,6 +137,6 @@ fn gemm_bf16(bencher: Bencher, (m, k, n): (usize, usize, usize)) {
     let mut c = vec![0.0; m * n];
     bencher.counter(ItemsCount::new(2 * m * n * k)).bench_local(|| {
         let (a, b) = (MatRef::new(&a, m, k, k), MatRef::new(&b, k, n, n));
-        gemm_bf16::gemm(a, b, black_box(&mut c), false);
+        gemm::gemm(a, b, black_box(&mut c), false);
     });
 }

@@ -10,10 +10,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::check;
 use crate::checkpoint::source::{self, DEFAULT_MODEL, Source};
 use crate::engine::EngineConfig;
-use crate::ops::available_threads;
 use crate::server::ConnectionLimits;
 use crate::text::CallFormat;
 use crate::traffic::Recording;
+use pleach_kernels::available_threads;
 
 /// File name of the draft that belongs to the default model.
 const DEFAULT_DRAFT: &str = "smollm2-135m-instruct.gguf";

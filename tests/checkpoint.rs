@@ -14,13 +14,13 @@ use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::write::{Meta, gguf_file};
 use pleach::kv_cache::{BlockPool, BlockTable};
 use pleach::model::{Decoder, RopeScaling, Rows, Workspace, tensor_names};
-use pleach::ops::{DType, ThreadPool};
+use pleach_kernels::{DType, ThreadPool};
 use serde_json::{Value, json};
 
-#[path = "support/gguf.rs"]
-mod gguf;
+mod support;
 
-use gguf::Foreign;
+use support::gguf::{self, Foreign};
+use support::program;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name)
@@ -504,7 +504,7 @@ async fn models_come_from_a_hub() {
     tokio::spawn(async move { axum::serve(listener, Router::new().fallback(hub)).await });
     let temporary = tempfile::tempdir().unwrap();
     let prune = |source: &str, out: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pleach-tools"));
+        let mut command = Command::new(program("pleach-tools"));
         command
             .args(["prune", "--list", "1", "--model", source, "--out"])
             .arg(temporary.path().join(out))

@@ -1,10 +1,10 @@
 //! The engine on the default model: what it says depends on nothing but the request.
 
-mod engine_support;
+mod support;
 
-use engine_support::{engine, ids, prompt, questions, run};
 use pleach::engine::{EngineConfig, EngineHandle, Event, FinishReason, Request};
 use pleach::sampling::SamplingParams;
+use support::engines::{engine, ids, prompt, questions, run};
 
 fn config() -> EngineConfig {
     EngineConfig { num_blocks: Some(128), num_speculative_tokens: 0, ..Default::default() }
@@ -65,7 +65,7 @@ fn output_does_not_depend_on_what_is_cached() {
         for other in &mut others {
             for (output, expected) in run(other, &requests).iter().zip(&expected) {
                 assert_eq!(output.ids(), expected.ids(), "turn {turn}");
-                let logprobs = |output: &engine_support::Output| -> Vec<u32> {
+                let logprobs = |output: &support::engines::Output| -> Vec<u32> {
                     output.tokens.iter().map(|t| t.logprob.unwrap().to_bits()).collect()
                 };
                 assert_eq!(logprobs(output), logprobs(expected), "turn {turn}");

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use pleach::checkpoint::{Checkpoint, source};
 use pleach::kv_cache::{BlockPool, BlockTable, blocks_for};
 use pleach::model::{Decoder, Precision, Rows, Workspace};
-use pleach::ops::ThreadPool;
 use pleach::text::ChatTemplate;
+use pleach_kernels::ThreadPool;
 use safetensors::SafeTensors;
 
 fn goldens() -> PathBuf {

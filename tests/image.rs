@@ -134,9 +134,12 @@ fn the_image_builds_from_its_context() {
     let (build, cuda) = (&builds[0].1, &builds[1].1);
     // CUDA's needs its compiler. It may differ in nothing but the feature, whose sources must be there.
     assert_eq!(&cuda.replace(" --features cuda", ""), build);
-    for source in
-        ["kernels/matmul.cu", "kernels/pleach_kernels.h", "kernels/common.cuh", "build.rs"]
-    {
+    for source in [
+        "kernels/cuda/matmul.cu",
+        "kernels/cuda/pleach_kernels.h",
+        "kernels/cuda/common.cuh",
+        "kernels/build.rs",
+    ] {
         assert!(folder.join(source).is_file(), "{source} is not in the build context");
     }
     let out = folder.join("out");
@@ -157,8 +160,17 @@ fn the_context_has_all_that_the_manifest_names() {
     let ignore = Ignore::read(&fs::read_to_string(folder.join(".dockerignore")).unwrap());
     let manifest: toml::Table =
         fs::read_to_string(folder.join("Cargo.toml")).unwrap().parse().unwrap();
-    let mut named =
-        vec!["src/lib.rs".to_owned(), manifest["package"]["build"].as_str().unwrap().to_owned()];
+    let mut named: Vec<String> = [
+        "src/lib.rs",
+        "kernels/Cargo.toml",
+        "kernels/build.rs",
+        "kernels/src/lib.rs",
+        "tools/Cargo.toml",
+        "tools/src/main.rs",
+        "benches/against_candle.rs",
+    ]
+    .map(str::to_owned)
+    .into();
     for bin in manifest["bin"].as_array().unwrap() {
         named.push(bin["path"].as_str().unwrap().to_owned());
     }

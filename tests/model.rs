@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use pleach::checkpoint::{Checkpoint, source};
 use pleach::kv_cache::{BlockPool, BlockTable};
 use pleach::model::{Decoder, Precision, Rows, Workspace};
-use pleach::ops::ThreadPool;
+use pleach_kernels::ThreadPool;
 
 /// The opening of Pride and Prejudice (public domain).
 const TEXT: &str = include_str!("data/pride.txt");

@@ -1,14 +1,14 @@
 //! Speculation on the default model is lossless: the same tokens at temperature 0, the same
 //! distribution above.
 
-mod engine_support;
+mod support;
 
 use std::collections::HashMap;
 
-use engine_support::{engine, engine_with_attached, ids, prompt, questions, run};
 use pleach::engine::{EngineConfig, Request};
 use pleach::sampling::SamplingParams;
 use pleach::spec::Proposer;
+use support::engines::{engine, engine_with_attached, ids, prompt, questions, run};
 
 /// A perfect draft, and one that is often wrong.
 const DRAFTS: [usize; 2] = [30, 27];

@@ -7,7 +7,7 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
-use crate::ops::DType;
+use pleach_kernels::DType;
 
 /// A metadata value.
 #[derive(Debug, Clone, PartialEq)]

@@ -24,7 +24,7 @@ pub use gguf_model::ATTACHMENT;
 pub use special::SpecialTokens;
 
 use crate::model::{Attachment, ModelConfig, tensor_names};
-use crate::ops::DType;
+use pleach_kernels::DType;
 
 /// What can be wrong with a model file.
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,7 @@ use safetensors::tensor::Metadata;
 use serde_json::Value;
 
 use super::{CheckpointError, RawTensor, hf_config};
-use crate::ops::DType;
+use pleach_kernels::DType;
 
 #[derive(Debug)]
 struct Entry {

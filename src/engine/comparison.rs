@@ -13,8 +13,8 @@ use super::sequence::Sequence;
 use super::{Engine, EngineError, EngineLimits, report};
 use crate::kv_cache::{BLOCK_SIZE, BlockTable};
 use crate::model::{Forward, Rows};
-use crate::ops::arg_max;
 use crate::spec::{DraftModel, StepCost};
+use pleach_kernels::arg_max;
 
 /// Tokens of a prompt and of an answer that a sample has at most, beyond the first block.
 const PROMPT: usize = 64;

@@ -3,7 +3,7 @@
 use super::EngineLimits;
 use crate::kv_cache::BLOCK_SIZE;
 use crate::model::{Decoder, Draft, ModelConfig};
-use crate::ops::cuda::CudaError;
+use pleach_kernels::cuda::CudaError;
 
 /// Size and behaviour of an engine.
 #[derive(Debug, Clone, PartialEq)]

@@ -5,12 +5,11 @@ mod hash;
 mod pool;
 mod table;
 
+pub use pleach_kernels::BLOCK_SIZE;
+
 pub use hash::{BlockHash, BlockHashes};
 pub use pool::BlockPool;
 pub use table::BlockTable;
-
-/// Positions per block.
-pub const BLOCK_SIZE: usize = 16;
 
 /// Blocks that hold `positions` positions.
 #[must_use]

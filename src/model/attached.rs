@@ -18,7 +18,7 @@ use std::sync::Arc;
 use super::decoder::{KvCache, Layer, Loader, ModelError, Pass};
 use super::rope::rope_table;
 use super::{ModelConfig, Rows};
-use crate::ops::{
+use pleach_kernels::{
     Activations, PackedMatrix, RopeTable, ThreadPool, embed, matmul, rms_norm, rms_norm_quantized,
 };
 

@@ -6,8 +6,8 @@ use super::attached::{AttachedDrafter, Tables};
 use super::draft::Draft;
 use super::{ModelConfig, Rows, rope::rope_table};
 use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::ops::cuda::CudaError;
-use crate::ops::{
+use pleach_kernels::cuda::CudaError;
+use pleach_kernels::{
     Activations, AttentionShape, CacheFormat, LayerCache, OpsError, PackedMatrix, RopeTable,
     ThreadPool, add_bias, embed, matmul, matmul_add, paged_attention, rms_norm, rms_norm_heads,
     rms_norm_quantized, silu_mul_quantized,

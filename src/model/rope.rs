@@ -3,7 +3,7 @@
 use std::f64::consts::PI;
 
 use super::{ModelConfig, RopeScaling};
-use crate::ops::RopeTable;
+use pleach_kernels::RopeTable;
 
 /// The rotation table of a model.
 #[must_use]

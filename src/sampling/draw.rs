@@ -87,7 +87,7 @@ impl Draws {
     }
 }
 
-/// Philox4x32-10 (Salmon et al., SC 2011): 128 random bits of a counter and a key; as `kernels/verify.cu` draws.
+/// Philox4x32-10 (Salmon et al., SC 2011): 128 random bits of a counter and a key; as `kernels/cuda/verify.cu` draws.
 fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let a = 0xd251_1f53 * u64::from(counter[0]);

@@ -1,6 +1,6 @@
 //! Log-probabilities of the raw logits, for clients that ask for them.
 
-use crate::ops::sum_exp;
+use pleach_kernels::sum_exp;
 
 /// Logarithm of the sum of exponentials. Shape `[vocab_size]`.
 #[must_use]

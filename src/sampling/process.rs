@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{Distribution, SamplingParams};
-use crate::ops::{arg_max, scaled_exp};
+use pleach_kernels::{arg_max, scaled_exp};
 
 /// Logits no token can be drawn from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

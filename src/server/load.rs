@@ -14,9 +14,9 @@ use crate::config::{ComputeDevice, Config};
 use crate::engine::{Engine, EngineError, EngineHandle};
 use crate::metrics::DRAFT_FAILURES;
 use crate::model::{CudaDecoder, Decoder, Draft, Lender, ModelConfig, ModelError};
-use crate::ops::ThreadPool;
-use crate::ops::cuda::{CudaError, Device};
 use crate::text::{ChatTemplate, TemplateError, end_at_turns};
+use pleach_kernels::ThreadPool;
+use pleach_kernels::cuda::{CudaError, Device};
 
 /// Why a model cannot be served.
 #[derive(Debug, thiserror::Error)]

@@ -6,8 +6,8 @@ use super::{DraftToken, Load, Match, Prices, Proposal, Proposer, Speculation};
 use crate::grammar::GrammarState;
 use crate::kv_cache::BlockTable;
 use crate::model::Forward;
-use crate::ops::{arg_max, sum_exp};
 use crate::sampling::{Draws, History, Processor, SamplingParams};
+use pleach_kernels::{arg_max, sum_exp};
 
 /// A chance of acceptance under which drafting is tried even where it has failed so far.
 const HOPE: f64 = 0.8;

@@ -1,11 +1,9 @@
-//! `pleach check` and `pleach-tools top`, on the default model.
+//! `pleach check`, on the default model.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use serde_json::{Value, json};
-
-use super::support::Server;
+use serde_json::Value;
 
 fn check(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pleach"))
@@ -66,33 +64,4 @@ fn a_pair_that_does_not_fit_is_refused() {
         assert!(!output.status.success() && text.contains(expected), "{arguments:?}: {text}");
         assert!(output.stdout.is_empty(), "{arguments:?}");
     }
-}
-
-#[test]
-fn top_shows_what_the_server_does() {
-    let server = Server::start(&["--fixed-drafts", "--max-model-len", "512"]);
-    let top = |url: &str| {
-        Command::new(env!("CARGO_BIN_EXE_pleach-tools"))
-            .args(["top", "--once", "--interval", "2", "--url", url])
-            .output()
-            .unwrap()
-    };
-    let url = format!("http://{}", server.address);
-    let body =
-        json!({"prompt": "1, 2, 3, 4,", "max_tokens": 400, "temperature": 0, "stream": true});
-    let busy = server.send(
-        "POST",
-        "/v1/completions",
-        "content-type: application/json\r\n",
-        &body.to_string(),
-    );
-    let output = top(&url);
-    drop(busy);
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains("tokens per target pass") && text.contains("1 running"), "{text}");
-    assert!(!text.contains("0.0 per second") && !text.contains("– times"), "{text}");
-    // What is no pleach is told apart from one that is idle.
-    let output = top(&format!("{url}/v1/nothing"));
-    assert!(!output.status.success());
 }

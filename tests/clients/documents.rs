@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use super::support::Server;
+use super::support::{self, Server};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -27,11 +27,8 @@ fn documents() -> Vec<(String, String)> {
 
 /// The flags that `PROGRAM COMMAND --help` explains; `None` where there is no such command.
 fn flags(program: &str, command: Option<&str>) -> Option<BTreeSet<String>> {
-    let path = match program {
-        "pleach" => env!("CARGO_BIN_EXE_pleach"),
-        _ => env!("CARGO_BIN_EXE_pleach-tools"),
-    };
-    let output = Command::new(path).args(command).arg("--help").output().unwrap();
+    let output =
+        Command::new(support::program(program)).args(command).arg("--help").output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
     output.status.success().then(|| found(&help))
 }

@@ -5,11 +5,11 @@ use std::process::Command;
 
 use pleach::memory;
 use pleach::model::{Family, ModelConfig, RopeConfig, RopeScaling};
-use pleach::ops::DType;
+use pleach_kernels::DType;
 use serde_json::json;
 
 use super::support::Server;
-use super::{gguf, random_model};
+use super::support::{gguf, random_model};
 
 /// Bytes of the keys and values of one position of the model below.
 const POSITION: u64 = 2 * 4 * 8 * 128 * 2;

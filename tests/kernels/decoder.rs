@@ -11,10 +11,10 @@ use pleach::model::{
     CudaDecoder, CudaRunner, Decoder, Family, Forward, ModelConfig, Precision, RopeConfig,
     RopeScaling, Rows, Runner, SlidingWindow,
 };
-use pleach::ops::cuda::{CudaError, Device, Tensor, Weights};
-use pleach::ops::{DType, ThreadPool};
+use pleach_kernels::cuda::{CudaError, Device, Tensor, Weights};
+use pleach_kernels::{DType, ThreadPool};
 
-use super::random_model::write_model;
+use super::support::random_model::write_model;
 
 /// The emulator as a device: the kernels built for the CPU into a shared library, once.
 pub(crate) fn device() -> Option<Arc<Device>> {
@@ -26,12 +26,12 @@ pub(crate) fn device() -> Option<Arc<Device>> {
         let library = folder.join(format!("libpleach_kernels-{}.so", std::process::id()));
         let mut objects = Vec::new();
         std::thread::scope(|scope| {
-            for source in super::sources("kernels", "cu") {
+            for source in super::sources("kernels/cuda", "cu") {
                 let object = folder.join(source.with_extension("o").file_name().unwrap());
                 objects.push(object.clone());
                 let compiler = &compiler;
                 scope.spawn(move || {
-                    let kernels = super::root().join("kernels");
+                    let kernels = super::root().join("kernels/cuda");
                     let flags = ["-std=c++17", "-O2", "-fPIC", "-Wno-unknown-pragmas"];
                     let status = Command::new(compiler)
                         .args(flags)

@@ -11,15 +11,15 @@ use pleach::grammar::{Grammar, GrammarCompiler, GrammarSource};
 use pleach::model::{
     CudaDecoder, CudaRunner, Family, Forward, ModelConfig, Rows, Verified, VerifyTask,
 };
-use pleach::ops::DType;
-use pleach::ops::cuda::{CudaError, Device, Draw, Tensor, Verifier, VerifySequence};
 use pleach::sampling::{LogitsError, SamplingParams};
+use pleach_kernels::DType;
+use pleach_kernels::cuda::{CudaError, Device, Draw, Tensor, Verifier, VerifySequence};
 use tokenizers::Tokenizer;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 use super::decoder::{config, device};
-use super::random_model::write_model;
+use super::support::random_model::write_model;
 
 const VOCAB: usize = 131;
 const BLOCKS: usize = 64;

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use pleach::checkpoint::{Gguf, Value as Key};
 use pleach::model::{Family, ModelConfig, RopeConfig, RopeScaling};
-use pleach::ops::DType;
+use pleach_kernels::DType;
 use serde_json::{Value, json};
 
-use super::gguf::{self, Foreign};
+use super::support::gguf::{self, Foreign};
 use super::{AppState, Config, load, router, send, send_to};
 use clap::Parser;
 
@@ -35,7 +35,7 @@ fn write_model(path: &Path) {
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
     };
-    super::random_model::write_model(path, &config, 5, &|_| DType::F16, &|_| 1.0);
+    super::support::random_model::write_model(path, &config, 5, &|_| DType::F16, &|_| 1.0);
     let scores = list("tokenizer.ggml.scores").iter().map(|s| s.as_f64().unwrap() as f32);
     let kinds = list("tokenizer.ggml.token_type").iter().map(|k| k.as_u64().unwrap() as i32);
     gguf::add(

@@ -9,9 +9,22 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+pub mod engines;
+pub mod gguf;
+pub mod random_model;
+
+/// A program of this workspace: cargo builds both before it runs the tests of both packages.
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let path = test.ancestors().nth(2).unwrap().join(name);
+    assert!(path.exists(), "{}: not built; `cargo build --release` builds it", path.display());
+    path
+}
 
 /// A running server; killed when dropped.
 pub struct Server {
@@ -36,7 +49,7 @@ impl Server {
 
     /// The same with environment variables.
     pub fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_pleach"))
+        let mut process = Command::new(program("pleach"))
             .args(["--port", "0", "--threads", "2"])
             .args(arguments)
             .envs(environment.iter().copied())

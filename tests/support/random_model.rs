@@ -7,7 +7,7 @@ use std::path::Path;
 use pleach::checkpoint::RawTensor;
 use pleach::checkpoint::write::{Meta, gguf_file};
 use pleach::model::{Family, ModelConfig};
-use pleach::ops::DType;
+use pleach_kernels::DType;
 
 /// Random weights of a format whose products keep the size of their inputs.
 fn random_tensor(

@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json, json};
 use super::{atomically, json_file};
 use crate::checkpoint::{Checkpoint, CheckpointError, hf_config, rope};
 use crate::model::{Family, ModelConfig, RopeScaling, SlidingWindow};
-use crate::ops::DType;
+use pleach_kernels::DType;
 
 /// Files of a folder that say how its model is used; a copy of the model keeps them as they are.
 const SETTINGS: [&str; 6] = [

@@ -10,7 +10,7 @@ use super::atomically;
 use super::folder::layer_types;
 use crate::checkpoint::{CheckpointError, RawTensor, gguf_model, rope};
 use crate::model::{Family, ModelConfig, RopeScaling, rope_divisors, yarn_attention};
-use crate::ops::DType;
+use pleach_kernels::DType;
 
 /// A metadata value of a GGUF file.
 pub enum Meta<'a> {

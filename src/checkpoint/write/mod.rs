@@ -15,7 +15,7 @@ pub use folder::{folder_files, hf_config};
 pub use gguf::{Meta, gguf_file};
 
 use super::CheckpointError;
-use crate::ops::DType;
+use pleach_kernels::DType;
 
 /// How the names of files begin that are still being written; a killed process leaves them behind.
 pub const BEGUN: &str = ".writing-";

@@ -6,8 +6,8 @@ use super::{CudaDecoder, Layer, Stack};
 use crate::checkpoint::{Checkpoint, RawTensor};
 use crate::model::decoder::{check_draft, check_shape};
 use crate::model::{ModelConfig, ModelError};
-use crate::ops::cuda::{Device, Table, Tensor, Weights};
-use crate::ops::{AttentionShape, DType};
+use pleach_kernels::cuda::{Device, Table, Tensor, Weights};
+use pleach_kernels::{AttentionShape, DType};
 
 /// Head widths the attention kernel takes.
 const HEAD_DIMS: [usize; 2] = [64, 128];

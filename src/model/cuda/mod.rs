@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use super::{Forward, ModelConfig, Rows, Verified, VerifyTask};
 use crate::kv_cache::BLOCK_SIZE;
-use crate::ops::cuda::{
+use crate::sampling::LogitsError;
+use pleach_kernels::cuda::{
     AttentionInputs, Batch, BatchRows, CudaError, Device, Graphs, HostBuffer, KvLayer, PassKey,
     QkvInputs, Table, Tensor, Verifier, Weights,
 };
-use crate::ops::{AttentionShape, DType};
-use crate::sampling::LogitsError;
+use pleach_kernels::{AttentionShape, DType};
 
 /// Matrices whose outputs stand side by side; neighbours in one format are one matrix.
 struct Stack {

@@ -1,8 +1,8 @@
 //! Rounds from the engine's terms into the kernel's, and back.
 
 use crate::model::{Verified, VerifyTask};
-use crate::ops::cuda::{Draw, VerifiedRow, VerifySequence};
 use crate::sampling::LogitsError;
+use pleach_kernels::cuda::{Draw, VerifiedRow, VerifySequence};
 
 pub(super) fn sequence<'a>(task: &'a VerifyTask<'_>) -> VerifySequence<'a> {
     let (params, draws) = (task.params, task.draws);

@@ -1,0 +1,34 @@
+//! The kernels for processors.
+
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod amx;
+mod attention;
+mod ceilings;
+pub(crate) mod isa;
+mod lanes;
+mod mat_ref;
+mod matmul;
+mod norm;
+mod pool;
+mod reduce;
+mod rope;
+mod shared_mut;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod training;
+mod weights;
+
+pub use activations::Activations;
+pub use attention::{AttentionShape, BLOCK_SIZE, CacheFormat, LayerCache, paged_attention};
+pub use ceilings::Ceilings;
+pub use mat_ref::MatRef;
+pub use matmul::{matmul, matmul_add};
+pub use norm::{
+    add_assign, add_bias, rms_norm, rms_norm_heads, rms_norm_quantized, silu_mul,
+    silu_mul_quantized,
+};
+pub use pool::{ThreadPool, available_threads};
+pub use reduce::{arg_max, scaled_exp, sum_exp};
+pub use rope::RopeTable;
+pub use weights::{OpsError, PackedMatrix, embed};

@@ -1,0 +1,202 @@
+//! Norms, residuals and the gated activation.
+
+use crate::cpu::activations::{Activations, BLOCK};
+use crate::cpu::isa::{Isa, per_isa};
+use crate::cpu::lanes::exp;
+use crate::cpu::pool::ThreadPool;
+use crate::cpu::shared_mut::SharedMut;
+
+/// `out = x / rms(x) * weight` for every row of `weight.len()` values.
+///
+/// # Panics
+/// If `x` and `out` differ in length or do not hold whole rows.
+pub fn rms_norm(pool: &ThreadPool, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let width = weight.len();
+    assert!(x.len() == out.len() && x.len().is_multiple_of(width), "rows of {width}");
+    let isa = Isa::best();
+    let parts = SharedMut::new(out);
+    pool.run(x.len() / width, &|row| {
+        // SAFETY: each task has its own row.
+        let out = unsafe { parts.slice(row * width, width) };
+        norm_row(isa, &x[row * width..][..width], weight, eps, out);
+    });
+}
+
+/// As [`rms_norm`], into the operand of a product: `out` takes the norms of `count` rows of `x`, row i of
+/// them at index `row(i)`, in two int8 planes.
+///
+/// # Panics
+/// If a row does not exist.
+pub fn rms_norm_quantized(
+    pool: &ThreadPool,
+    x: &[f32],
+    count: usize,
+    row: impl Fn(usize) -> usize + Sync,
+    weight: &[f32],
+    eps: f32,
+    out: &mut Activations,
+) {
+    let (isa, width) = (Isa::best(), weight.len());
+    out.fill(pool, count, width, 1, true, &|i, _, out| {
+        norm_row(isa, &x[row(i) * width..][..width], weight, eps, out);
+    });
+}
+
+/// RMS norm of every head in place: `x` holds rows of `stride` values, in which `heads` heads of
+/// `weight.len()` values start at `offset` (Qwen3's query and key norm).
+pub fn rms_norm_heads(
+    pool: &ThreadPool,
+    x: &mut [f32],
+    weight: &[f32],
+    eps: f32,
+    heads: usize,
+    stride: usize,
+    offset: usize,
+) {
+    let isa = Isa::best();
+    let width = weight.len();
+    let rows = x.len() / stride;
+    let parts = SharedMut::new(x);
+    pool.run(rows, &|row| {
+        // SAFETY: each task has its own row.
+        let heads = unsafe { parts.slice(row * stride + offset, heads * width) };
+        let mut copy = [0f32; 512];
+        for head in heads.chunks_exact_mut(width) {
+            let copy = &mut copy[..width];
+            copy.copy_from_slice(head);
+            norm_row(isa, copy, weight, eps, head);
+        }
+    });
+}
+
+/// `x += y`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn add_assign(x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len(), "lengths");
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+/// `x += bias` for rows of `stride` values, at `offset`.
+pub fn add_bias(x: &mut [f32], bias: &[f32], stride: usize, offset: usize) {
+    for row in x.chunks_exact_mut(stride) {
+        add_assign(&mut row[offset..offset + bias.len()], bias);
+    }
+}
+
+/// `out = silu(gate) * up` for rows `[gate | up]` of `2 n` values; `out` has rows of `n`.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn silu_mul(pool: &ThreadPool, gate_up: &[f32], n: usize, out: &mut [f32]) {
+    assert!(gate_up.len() == 2 * out.len() && out.len().is_multiple_of(n), "rows of {n}");
+    let isa = Isa::best();
+    let parts = SharedMut::new(out);
+    let rows = gate_up.len() / (2 * n);
+    pool.run(rows, &|row| {
+        let (gate, up) = gate_up[row * 2 * n..][..2 * n].split_at(n);
+        // SAFETY: each task has its own row.
+        silu_row(isa, gate, up, unsafe { parts.slice(row * n, n) });
+    });
+}
+
+/// As [`silu_mul`], into the operand of a product, in one int8 plane.
+///
+/// # Panics
+/// If `gate_up` does not hold whole rows.
+pub fn silu_mul_quantized(pool: &ThreadPool, gate_up: &[f32], n: usize, out: &mut Activations) {
+    assert!(gate_up.len().is_multiple_of(2 * n), "rows of {n}");
+    let (isa, rows) = (Isa::best(), gate_up.len() / (2 * n));
+    // A few rows alone would leave threads idle.
+    let parts = if rows < pool.threads() && n.is_multiple_of(4 * BLOCK) { 4 } else { 1 };
+    out.fill(pool, rows, n, parts, false, &|row, part, out| {
+        let (gate, up) = gate_up[row * 2 * n..][..2 * n].split_at(n);
+        let part = part * out.len()..(part + 1) * out.len();
+        silu_row(isa, &gate[part.clone()], &up[part], out);
+    });
+}
+
+per_isa! {
+    fn norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        // 16 partial sums, added in a fixed order.
+        let mut parts = [0f32; 16];
+        let (chunks, rest) = x.as_chunks::<16>();
+        for chunk in chunks {
+            for (part, v) in parts.iter_mut().zip(chunk) {
+                *part = v.mul_add(*v, *part);
+            }
+        }
+        for (part, v) in parts.iter_mut().zip(rest) {
+            *part = v.mul_add(*v, *part);
+        }
+        let mean = parts.iter().sum::<f32>() / x.len() as f32;
+        let scale = 1.0 / (mean + eps).sqrt();
+        for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
+            *out = x * scale * w;
+        }
+    }
+}
+
+per_isa! {
+    fn silu_row(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        for ((out, g), u) in out.iter_mut().zip(gate).zip(up) {
+            *out = g / (1.0 + exp(-g)) * u;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::Random;
+
+    #[test]
+    fn norm_agrees_with_f64_and_paths_agree() {
+        let mut random = Random::new();
+        for width in [1, 31, 64, 576] {
+            let (x, w) = (random.vec(3 * width), random.vec(width));
+            let mut out = vec![f32::NAN; x.len()];
+            rms_norm(&ThreadPool::new(2), &x, &w, 1e-5, &mut out);
+            for (x, out) in x.chunks(width).zip(out.chunks(width)) {
+                let mean = x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / width as f64;
+                for i in 0..width {
+                    let want = f64::from(x[i]) / (mean + 1e-5).sqrt() * f64::from(w[i]);
+                    assert!((f64::from(out[i]) - want).abs() <= 1e-6 * want.abs() + 1e-9);
+                }
+                for isa in Isa::supported() {
+                    let mut other = vec![f32::NAN; width];
+                    norm_row(isa, x, &w, 1e-5, &mut other);
+                    assert_eq!(other, out, "{isa:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn silu_agrees_with_f64_and_paths_agree() {
+        let mut random = Random::new();
+        let n = 77;
+        let mut x = random.vec(2 * n);
+        x.iter_mut().for_each(|v| *v *= 30.0);
+        x[5] = f32::NAN;
+        let mut out = vec![1.0; n];
+        silu_mul(&ThreadPool::new(1), &x, n, &mut out);
+        assert!(out[5].is_nan());
+        for i in (0..n).filter(|i| *i != 5) {
+            let g = f64::from(x[i]);
+            let want = g / (1.0 + (-g).exp()) * f64::from(x[n + i]);
+            assert!((f64::from(out[i]) - want).abs() <= 1e-6 * want.abs() + 1e-12);
+        }
+        for isa in Isa::supported() {
+            let mut other = vec![0.0; n];
+            silu_row(isa, &x[..n], &x[n..], &mut other);
+            assert!(
+                other
+                    .iter()
+                    .zip(&out)
+                    .all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan())
+            );
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! How far a draft's distribution is from its target's, and the gradient of it.
+
+use crate::cpu::isa::{Isa, per_isa};
+use crate::cpu::lanes::{exp, sum_lanes};
+
+/// Weights of the divergences that make a loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Divergence {
+    /// Forward KL, `KL(target || draft)`, up to the target's own entropy: a cross-entropy.
+    pub forward_kl: f32,
+    /// Reverse KL, `KL(draft || target)`.
+    pub reverse_kl: f32,
+    /// Total variation: the chance that a token drawn from the draft is rejected.
+    pub total_variation: f32,
+}
+
+impl Divergence {
+    /// Forward KL alone.
+    pub const FORWARD_KL: Self = Self { forward_kl: 1.0, reverse_kl: 0.0, total_variation: 0.0 };
+}
+
+/// Least probability that reverse KL grants the target on a column without a weight.
+const UNSEEN: f32 = 1e-8;
+
+/// Divergence of `softmax(logits)` from target probabilities that are known on a few columns; each
+/// column stands there once. Total variation takes the others to be 0, reverse KL spreads what is left
+/// of the target evenly over them. Returns the loss and the most likely column; `logits` become the
+/// gradient.
+#[must_use]
+pub fn distill_row(
+    logits: &mut [f32],
+    targets: &[(u32, f32)],
+    divergence: Divergence,
+) -> (f32, u32) {
+    let Divergence { forward_kl, reverse_kl, total_variation } = divergence;
+    let mut max = f32::NEG_INFINITY;
+    let mut best = 0;
+    for (column, &logit) in logits.iter().enumerate() {
+        if logit > max {
+            (max, best) = (logit, column);
+        }
+    }
+    let weight: f32 = targets.iter().map(|target| target.1).sum();
+    let dot: f32 = targets.iter().map(|&(column, p)| p * logits[column as usize]).sum();
+    let raw = if reverse_kl > 0.0 { logits.to_vec() } else { Vec::new() };
+    let mut sum = 0.0;
+    exp_row(Isa::best(), max, logits, &mut sum);
+    let log_sum = max + sum.ln();
+    // What each listed column adds to the gradient beside its share of all columns' factor.
+    let listed: Vec<(usize, f32, f32)> = targets
+        .iter()
+        .map(|&(column, p)| (column as usize, p, logits[column as usize] / sum))
+        .collect();
+
+    let mut loss = forward_kl * (weight * log_sum - dot);
+    let mut factor = forward_kl * weight;
+    if total_variation > 0.0 {
+        let below = listed.iter().filter(|(_, p, q)| q < p).map(|(_, _, q)| q).sum::<f32>();
+        let overlap: f32 = listed.iter().map(|(_, p, q)| p.min(*q)).sum();
+        loss += total_variation * (1.0 - overlap);
+        factor += total_variation * below;
+    }
+    scale_row(Isa::best(), 1.0 / sum, logits);
+    if reverse_kl > 0.0 {
+        let others = (logits.len() - targets.len()).max(1) as f32;
+        let unseen = ((1.0 - weight) / others).max(UNSEEN).ln();
+        let ratio = |(q, logit): (&f32, &f32)| q * (logit - log_sum - unseen);
+        let mut divergence: f32 = logits.iter().zip(&raw).map(ratio).sum();
+        divergence += listed.iter().map(|(_, p, q)| q * (unseen - p.ln())).sum::<f32>();
+        loss += reverse_kl * divergence;
+        for (q, logit) in logits.iter_mut().zip(&raw) {
+            *q *= factor + reverse_kl * (logit - log_sum - unseen - divergence);
+        }
+        for &(column, p, q) in &listed {
+            logits[column] += reverse_kl * q * (unseen - p.ln());
+        }
+    } else {
+        scale_row(Isa::best(), factor, logits);
+    }
+    for &(column, p, q) in &listed {
+        let below = if q < p { q } else { 0.0 };
+        logits[column] -= forward_kl * p + total_variation * below;
+    }
+    (loss, best as u32)
+}
+
+per_isa! {
+    fn exp_row(max: f32, row: &mut [f32], sum: &mut f32) {
+        for v in row.iter_mut() {
+            *v = exp(*v - max);
+        }
+        *sum = sum_lanes(row.len(), |i| row[i]);
+    }
+}
+
+per_isa! {
+    fn scale_row(by: f32, row: &mut [f32]) {
+        for v in row.iter_mut() {
+            *v *= by;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::{Random, check_gradient};
+
+    #[test]
+    fn gradients_are_the_slopes() {
+        let mut random = Random::new();
+        let x = random.vec(50);
+        let targets = [(3, 0.5), (17, 0.25), (40, 0.01)];
+        for divergence in [
+            Divergence::FORWARD_KL,
+            Divergence { forward_kl: 0.0, reverse_kl: 1.0, total_variation: 0.0 },
+            Divergence { forward_kl: 0.0, reverse_kl: 0.0, total_variation: 1.0 },
+            Divergence { forward_kl: 0.5, reverse_kl: 0.7, total_variation: 2.0 },
+        ] {
+            let mut dx = x.clone();
+            let (loss, best) = distill_row(&mut dx, &targets, divergence);
+            assert!(x.iter().all(|v| *v <= x[best as usize]));
+            assert!(loss > 0.0, "{divergence:?}");
+            check_gradient(&x, &dx, |x| {
+                f64::from(distill_row(&mut x.to_vec(), &targets, divergence).0)
+            });
+        }
+    }
+
+    /// A draft that is the target has no divergence from it, and no gradient.
+    #[test]
+    fn the_target_itself_loses_nothing() {
+        let mut random = Random::new();
+        let logits: Vec<f32> = random.vec(9).iter().map(|v| v * 3.0).collect();
+        let sum: f32 = logits.iter().map(|v| v.exp()).sum();
+        let targets: Vec<_> = (0..9).map(|i| (i as u32, logits[i].exp() / sum)).collect();
+        for (reverse_kl, total_variation) in [(1.0, 0.0), (0.0, 1.0)] {
+            let mut gradient = logits.clone();
+            let divergence = Divergence { forward_kl: 0.0, reverse_kl, total_variation };
+            let (loss, _) = distill_row(&mut gradient, &targets, divergence);
+            assert!(loss.abs() < 1e-5, "{divergence:?}: {loss}");
+            if reverse_kl > 0.0 {
+                assert!(gradient.iter().all(|g| g.abs() < 1e-5), "{gradient:?}");
+            }
+        }
+    }
+}

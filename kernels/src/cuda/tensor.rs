@@ -1,0 +1,310 @@
+//! What lives on a device: rows of numbers, weight matrices, and the host memory results come back to.
+
+use std::ffi::{c_int, c_void};
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::device::Memory;
+use super::{CudaError, Device};
+use crate::DType;
+
+/// `PleachDType` of a float format.
+pub(super) fn float_code(what: &'static str, dtype: DType) -> Result<c_int, CudaError> {
+    match dtype {
+        DType::BF16 => Ok(0),
+        DType::F16 => Ok(1),
+        DType::F32 => Ok(2),
+        _ => Err(CudaError::Argument { what, reason: format!("{dtype:?} is no float format") }),
+    }
+}
+
+/// `PleachFormat` of a weight format.
+fn format_code(what: &'static str, dtype: DType) -> Result<c_int, CudaError> {
+    match dtype {
+        DType::BF16 => Ok(0),
+        DType::F16 => Ok(1),
+        DType::Q4_0 => Ok(2),
+        DType::Q4_1 => Ok(3),
+        DType::Q8_0 => Ok(4),
+        DType::Q4_K => Ok(5),
+        DType::Q5_K => Ok(6),
+        DType::Q6_K => Ok(7),
+        DType::F32 => {
+            Err(CudaError::Argument { what, reason: "no F32 weights on CUDA devices".into() })
+        }
+    }
+}
+
+/// `[rows, cols]` numbers, row-major without gaps.
+pub struct Tensor {
+    pub(super) memory: Memory,
+    pub(super) dtype: DType,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+}
+
+impl Tensor {
+    /// A tensor of a float format with undefined contents.
+    ///
+    /// # Errors
+    /// If there is no memory left, or the format is no float format.
+    pub fn new(
+        device: &Arc<Device>,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Self, CudaError> {
+        float_code("a tensor", dtype)?;
+        let memory = Memory::new(device, rows * cols * dtype.block_bytes())?;
+        Ok(Self { memory, dtype, rows, cols })
+    }
+
+    /// A tensor with the values given, rounded to `dtype`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    ///
+    /// # Panics
+    /// If there are not `rows * cols` values.
+    pub fn from_f32(
+        device: &Arc<Device>,
+        dtype: DType,
+        [rows, cols]: [usize; 2],
+        values: &[f32],
+    ) -> Result<Self, CudaError> {
+        assert_eq!(values.len(), rows * cols, "[{rows}, {cols}]");
+        let mut tensor = Self::new(device, dtype, rows, cols)?;
+        let bytes = dtype.quantize(values).expect("invariant: a float format");
+        tensor.memory.write(&bytes)?;
+        Ok(tensor)
+    }
+
+    /// Gives the tensor other rows; its contents are undefined then.
+    ///
+    /// # Errors
+    /// If there is no memory left.
+    pub fn set_rows(&mut self, rows: usize) -> Result<(), CudaError> {
+        let bytes = rows * self.cols * self.dtype.block_bytes();
+        if bytes > self.memory.bytes {
+            self.memory = Memory::new(&self.memory.device, bytes)?;
+        }
+        self.rows = rows;
+        Ok(())
+    }
+
+    /// The values of one row, once everything before is done.
+    ///
+    /// # Errors
+    /// What went wrong in the kernels before, or in the copy.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row(&self, row: usize) -> Result<Vec<f32>, CudaError> {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        let device = &self.memory.device;
+        let mut bytes = vec![0u8; self.cols * self.dtype.block_bytes()];
+        device.enter()?;
+        let from = self.pointer().cast::<u8>().wrapping_add(row * bytes.len());
+        // SAFETY: the row lies within the memory, and the host's bytes, as many, live until the copy is done.
+        let status = unsafe {
+            let (to, count) = (bytes.as_mut_ptr().cast(), bytes.len() as i64);
+            (device.kernels.pleach_download)(to, from.cast(), count, device.stream)
+        };
+        // Waits even if the copy did not start, so that nothing writes to the bytes later.
+        let done = device.synchronize();
+        device.check("copying from the device", status)?;
+        done?;
+        let mut values = vec![0.0; self.cols];
+        self.dtype.dequantize(&bytes, &mut values);
+        Ok(values)
+    }
+
+    /// `[rows, cols]`
+    #[must_use]
+    pub fn shape(&self) -> [usize; 2] {
+        [self.rows, self.cols]
+    }
+
+    pub(super) fn pointer(&self) -> *mut c_void {
+        self.memory.pointer
+    }
+}
+
+/// A weight matrix as its file stores it, to look rows up in.
+pub struct Table {
+    pub(super) memory: Memory,
+    pub(super) format: c_int,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+}
+
+/// A weight matrix laid out for the product.
+pub struct Weights {
+    pub(super) memory: Memory,
+    pub(super) format: c_int,
+    pub(super) dtype: DType,
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+}
+
+/// Checks that `bytes` hold a matrix.
+fn check_size(
+    what: &'static str,
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+    bytes: &[u8],
+) -> Result<(), CudaError> {
+    if dtype.bytes_for(cols).and_then(|row| row.checked_mul(rows)) == Some(bytes.len()) {
+        return Ok(());
+    }
+    let reason =
+        format!("a {dtype:?} matrix of {rows} x {cols} does not take {} bytes", bytes.len());
+    Err(CudaError::Argument { what, reason })
+}
+
+impl Table {
+    /// Copies a row-major matrix stored as `dtype` to the device.
+    ///
+    /// # Errors
+    /// If there is no memory left, or the bytes do not fit the shape.
+    pub fn new(
+        device: &Arc<Device>,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        bytes: &[u8],
+    ) -> Result<Self, CudaError> {
+        let format = format_code("a table", dtype)?;
+        check_size("a table", dtype, rows, cols, bytes)?;
+        let mut memory = Memory::new(device, bytes.len())?;
+        memory.write(bytes)?;
+        Ok(Self { memory, format, rows, cols })
+    }
+
+    /// Memory it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.memory.bytes
+    }
+}
+
+impl Weights {
+    /// Packs a row-major matrix stored as `dtype`, without changing a value.
+    ///
+    /// # Errors
+    /// If there is no memory left, the bytes do not fit the shape, or the kernel does not take the width: it must
+    /// be whole blocks of the format, and a multiple of 32.
+    pub fn pack(
+        device: &Arc<Device>,
+        dtype: DType,
+        outputs: usize,
+        inputs: usize,
+        bytes: &[u8],
+    ) -> Result<Self, CudaError> {
+        let what = "packing weights";
+        let format = format_code(what, dtype)?;
+        check_size(what, dtype, outputs, inputs, bytes)?;
+        let (rows, cols) = (outputs as i64, inputs as i64);
+        // SAFETY: the function computes with three numbers.
+        let packed = unsafe { (device.kernels.pleach_packed_bytes)(rows, cols, format) };
+        let Ok(packed) = usize::try_from(packed) else {
+            let reason = format!("a width of {inputs} is no multiple of 32");
+            return Err(CudaError::Argument { what, reason });
+        };
+        let mut stored = Memory::new(device, bytes.len())?;
+        stored.write(bytes)?;
+        let memory = Memory::new(device, packed)?;
+        // SAFETY: `stored` holds the matrix, checked above, and `memory` as much as the function says it writes.
+        let status = unsafe {
+            let pack = device.kernels.pleach_pack;
+            pack(stored.pointer, memory.pointer, rows, cols, format, device.stream)
+        };
+        device.check(what, status)?;
+        Ok(Self { memory, format, dtype, outputs, inputs })
+    }
+
+    /// Rows of the matrix.
+    #[must_use]
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Memory it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.memory.bytes
+    }
+}
+
+/// Numbers on the host that come from a device.
+pub struct HostBuffer {
+    memory: Memory,
+    len: usize,
+}
+
+impl HostBuffer {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// If there is no memory left.
+    pub fn new(device: &Arc<Device>) -> Result<Self, CudaError> {
+        Ok(Self { memory: Memory::on_host(device, 0)?, len: 0 })
+    }
+
+    /// The values of an f32 tensor, once everything before is done.
+    ///
+    /// # Errors
+    /// What went wrong in the kernels before, or in the copy.
+    pub fn read(&mut self, from: &Tensor) -> Result<&[f32], CudaError> {
+        self.read_rows(from, std::iter::once(0..from.rows))
+    }
+
+    /// The values of some rows of an f32 tensor, ranges one behind the other, once everything before is done.
+    ///
+    /// # Errors
+    /// What went wrong in the kernels before, or in a copy.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    pub fn read_rows(
+        &mut self,
+        from: &Tensor,
+        ranges: impl Iterator<Item = Range<usize>> + Clone,
+    ) -> Result<&[f32], CudaError> {
+        if from.dtype != DType::F32 {
+            let reason = format!("{:?} is not F32", from.dtype);
+            return Err(CudaError::Argument { what: "reading a tensor", reason });
+        }
+        let device = &from.memory.device;
+        let row = from.cols * size_of::<f32>();
+        let bytes = ranges.clone().map(|range| range.len()).sum::<usize>() * row;
+        self.len = bytes / size_of::<f32>();
+        if bytes > self.memory.bytes {
+            self.memory = Memory::on_host(device, bytes)?;
+        }
+        device.enter()?;
+        let (mut to, mut status) = (self.memory.pointer.cast::<u8>(), 0);
+        for range in ranges.filter(|range| !range.is_empty()) {
+            assert!(range.end <= from.rows, "rows {range:?} of {}", from.rows);
+            let first = from.pointer().cast::<u8>().wrapping_add(range.start * row);
+            // SAFETY: the rows lie within the tensor, the host's memory holds as many bytes, and it lives until the
+            // copy is done, just below.
+            status |= unsafe {
+                let download = device.kernels.pleach_download;
+                download(to.cast(), first.cast(), (range.len() * row) as i64, device.stream)
+            };
+            to = to.wrapping_add(range.len() * row);
+        }
+        device.synchronize()?;
+        device.check("copying from the device", status)?;
+        Ok(self.values())
+    }
+
+    /// What was read last.
+    #[must_use]
+    pub fn values(&self) -> &[f32] {
+        // SAFETY: the memory is the host's, initialised, aligned for any type, and holds as many values.
+        unsafe { std::slice::from_raw_parts(self.memory.pointer.cast(), self.len) }
+    }
+}

@@ -1,0 +1,375 @@
+//! `evaluate`: how well a draft drafts.
+
+mod sample;
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use pleach::checkpoint::source::Source;
+use pleach::checkpoint::write::json_file;
+use pleach::engine::{
+    Engine, EngineConfig, Event, FinishReason, Request, SequenceStats, TokenSource,
+};
+use pleach::sampling::SamplingParams;
+use serde::{Deserialize, Serialize};
+
+use crate::shared::journal::Journal;
+use crate::shared::manifest::{Manifest, beside};
+use crate::shared::model_args::ModelArgs;
+use crate::shared::progress::Progress;
+use pleach::prompts::{Prompt, VALIDATION_PROMPTS, read_prompts, spread};
+use sample::Sample;
+
+/// Measures the acceptance of a draft for its target on prompts.
+///
+/// alpha is the chance that a draft token is accepted given that all before it were; the draft acceptance
+/// rate is accepted over drafted; the mean acceptance length is the tokens that one pass of the target
+/// yields, 1 + accepted / drafts. Every turn of every prompt is answered, always with
+/// --num-speculative-tokens draft tokens a round.
+///
+/// With --json, finished conversations are noted in OUT.partial.jsonl, and an evaluation that is started
+/// again with the same options goes on after them.
+#[derive(Debug, Clone, clap::Args, Serialize)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The draft. Default: for the default model, the draft in `drafts/`.
+    #[arg(long, env = "PLEACH_DRAFT", value_name = "SOURCE")]
+    pub(crate) draft: Option<Source>,
+    /// Prompts (JSONL with "id", "category" and "turns"). Default: 72 built-in ones.
+    #[arg(long, env = "PLEACH_PROMPTS", value_name = "JSONL")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Use at most so many prompts, spread evenly over the file.
+    #[arg(long)]
+    pub(crate) limit: Option<usize>,
+    /// Tokens of an answer, at most.
+    #[arg(long, default_value_t = 128)]
+    pub(crate) max_tokens: usize,
+    /// Draft tokens per round.
+    #[arg(long, env = "PLEACH_NUM_SPECULATIVE_TOKENS", default_value_t = 4, value_name = "K")]
+    pub(crate) num_speculative_tokens: usize,
+    /// Sampling temperature; 0 takes the likeliest token.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) temperature: f32,
+    /// Seed of sampling.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Answers written at the same time.
+    #[arg(long, default_value_t = 8)]
+    pub(crate) batch: usize,
+    /// Keep the first answer to a prompt of each of so many categories, with where its tokens came from.
+    #[arg(long, env = "PLEACH_SAMPLES", default_value_t = 0, value_name = "N")]
+    pub(crate) samples: usize,
+    /// Where the result goes.
+    #[arg(long, value_name = "OUT")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// Sums over answers.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Counts {
+    answers: u64,
+    generated: u64,
+    drafts: u64,
+    drafted: u64,
+    accepted: u64,
+    recovered: u64,
+    bonus: u64,
+    target_passes: u64,
+    accepted_per_position: Vec<u64>,
+    drafted_per_position: Vec<u64>,
+}
+
+/// What is reported of a group of answers.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Report {
+    pub(crate) mean_acceptance_length: f64,
+    pub(crate) alpha: f64,
+    pub(crate) draft_acceptance_rate: f64,
+    /// Share of the rounds in which the draft token at each place was accepted.
+    pub(crate) accepted_per_position: Vec<f64>,
+    pub(crate) answers: u64,
+    pub(crate) generated_tokens: u64,
+    pub(crate) drafts: u64,
+    pub(crate) draft_tokens: u64,
+    pub(crate) accepted_tokens: u64,
+    pub(crate) recovered_tokens: u64,
+    pub(crate) bonus_tokens: u64,
+    pub(crate) target_passes: u64,
+}
+
+/// The whole result.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Evaluation {
+    #[serde(flatten)]
+    pub(crate) all: Report,
+    pub(crate) num_speculative_tokens: usize,
+    pub(crate) temperature: f32,
+    /// Seconds of a draft step over those of a target step, measured here.
+    pub(crate) draft_step_cost: f64,
+    /// FLOPs of a draft token over those of a target token, at 512 tokens of context.
+    pub(crate) draft_flop_share: f64,
+    pub(crate) categories: BTreeMap<String, Report>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) samples: Vec<Sample>,
+}
+
+impl From<&SequenceStats> for Counts {
+    fn from(stats: &SequenceStats) -> Self {
+        Self {
+            answers: 1,
+            generated: stats.generated_tokens as u64,
+            drafts: stats.drafts,
+            drafted: stats.draft_tokens,
+            accepted: stats.accepted_tokens,
+            recovered: stats.recovered_tokens,
+            bonus: stats.bonus_tokens,
+            target_passes: stats.target_passes,
+            accepted_per_position: stats.accepted_per_position.clone(),
+            drafted_per_position: stats.drafted_per_position.clone(),
+        }
+    }
+}
+
+impl Counts {
+    fn add(&mut self, other: &Self) {
+        self.answers += other.answers;
+        self.generated += other.generated;
+        self.drafts += other.drafts;
+        self.drafted += other.drafted;
+        self.accepted += other.accepted;
+        self.recovered += other.recovered;
+        self.bonus += other.bonus;
+        self.target_passes += other.target_passes;
+        for (sums, more) in [
+            (&mut self.accepted_per_position, &other.accepted_per_position),
+            (&mut self.drafted_per_position, &other.drafted_per_position),
+        ] {
+            sums.resize(sums.len().max(more.len()), 0);
+            sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+        }
+    }
+
+    fn report(&self) -> Report {
+        let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
+        let accepted = self.accepted_per_position.iter().copied().chain(std::iter::repeat(0));
+        let places = accepted.zip(&self.drafted_per_position);
+        Report {
+            mean_acceptance_length: 1.0 + ratio(self.accepted, self.drafts),
+            alpha: ratio(self.accepted, self.accepted + self.recovered),
+            draft_acceptance_rate: ratio(self.accepted, self.drafted),
+            accepted_per_position: places.map(|(a, d)| ratio(a, *d)).collect(),
+            answers: self.answers,
+            generated_tokens: self.generated,
+            drafts: self.drafts,
+            draft_tokens: self.drafted,
+            accepted_tokens: self.accepted,
+            recovered_tokens: self.recovered,
+            bonus_tokens: self.bonus,
+            target_passes: self.target_passes,
+        }
+    }
+}
+
+/// A conversation in the making.
+struct Conversation {
+    prompt: Prompt,
+    answers: Vec<String>,
+    tokens: Vec<u32>,
+    counts: Counts,
+    /// Of each token, whether it was drafted.
+    drafted: Vec<bool>,
+    /// Whether the first answer is kept, and the answer.
+    sampled: bool,
+    sample: Option<Sample>,
+}
+
+/// A finished conversation, as the journal keeps it.
+#[derive(Serialize, Deserialize)]
+struct Done {
+    id: String,
+    category: String,
+    counts: Counts,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sample: Option<Sample>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Evaluation> {
+    ensure!(args.num_speculative_tokens > 0, "--num-speculative-tokens must be at least 1");
+    let mut manifest = Manifest::new("evaluate", args)?;
+    let prompts = spread(read_prompts(args.prompts.as_deref(), VALIDATION_PROMPTS)?, args.limit);
+    let loaded = args.model.load(args.draft.as_ref())?;
+    let draft = loaded
+        .decoder
+        .context("no draft: name one with --draft, or build one with `pleach-tools build`")?;
+    manifest.model(&loaded.checkpoint)?;
+    loaded.draft.iter().try_for_each(|draft| manifest.model(draft))?;
+    if let Some(path) = &args.prompts {
+        manifest.file(path)?;
+    }
+    let config = loaded.target.config();
+    let draft_flop_share = draft.flops_per_token(512) as f64
+        / config.flops_per_token(512, loaded.target.head_rows()) as f64;
+    let engine_config = EngineConfig {
+        max_num_seqs: args.batch,
+        num_speculative_tokens: args.num_speculative_tokens,
+        ngram: false,
+        adaptive: false,
+        seed: Some(args.seed),
+        max_model_len: Some(config.max_position_embeddings.min(8192)),
+        prefix_caching: false, // every repeat does the same work
+        ..EngineConfig::default()
+    };
+    let mut engine = Engine::new(loaded.target, Some(draft), engine_config)?;
+    let costs = engine.measure_costs(256.min(engine.limits().max_model_len - 2), &[1], 15);
+
+    let (mut journal, done) = match &args.json {
+        Some(out) => {
+            let (journal, done) = Journal::open(beside(out, ".partial.jsonl"), &manifest)?;
+            (Some(journal), done)
+        }
+        None => (None, Vec::<Done>::new()),
+    };
+    let total = prompts.len() as u64;
+    let mut samples: Vec<Sample> = done.iter().filter_map(|done| done.sample.clone()).collect();
+    let known: HashSet<&str> = done.iter().map(|done| done.id.as_str()).collect();
+    let mut seen = HashSet::new();
+    let mut waiting: VecDeque<Conversation> = prompts
+        .into_iter()
+        .map(|prompt| {
+            let sampled = seen.len() < args.samples && seen.insert(prompt.category.clone());
+            (prompt, sampled)
+        })
+        .filter(|(prompt, _)| !known.contains(prompt.id.as_str()))
+        .map(|(prompt, sampled)| Conversation {
+            prompt,
+            answers: Vec::new(),
+            tokens: Vec::new(),
+            counts: Counts::default(),
+            drafted: Vec::new(),
+            sampled,
+            sample: None,
+        })
+        .collect();
+    let mut running = HashMap::new();
+    let (mut all, mut counts) = (Counts::default(), BTreeMap::<String, Counts>::new());
+    for done in &done {
+        all.add(&done.counts);
+        counts.entry(done.category.clone()).or_default().add(&done.counts);
+    }
+    let mut progress = Progress::new("evaluating", total);
+    let mut finished = done.len() as u64;
+    while !waiting.is_empty() || !running.is_empty() {
+        while running.len() < args.batch {
+            let Some(next) = waiting.pop_front() else { break };
+            let turns = &next.prompt.turns[..=next.answers.len()];
+            let tokens = loaded.chat.encode(turns, &next.answers)?;
+            let request = Request {
+                params: SamplingParams {
+                    temperature: args.temperature,
+                    ..SamplingParams::default()
+                },
+                ..Request::greedy(tokens, args.max_tokens)
+            };
+            match engine.submit(request) {
+                Ok(id) => drop(running.insert(id, next)),
+                Err(error) => {
+                    eprintln!("prompt {} left out: {error}", next.prompt.id);
+                    finished += 1;
+                }
+            }
+        }
+        for (id, event) in engine.step() {
+            match event {
+                Event::Tokens(out) => {
+                    let conversation = running.get_mut(&id);
+                    let conversation = conversation.expect("invariant: submitted above");
+                    conversation.tokens.extend(out.iter().map(|token| token.id));
+                    let drafted =
+                        out.iter().map(|token| matches!(token.source, TokenSource::Accepted(_)));
+                    conversation.drafted.extend(drafted);
+                }
+                Event::Prompt(_) | Event::Embedding(_) => {}
+                Event::Finished { reason, stats } => {
+                    let mut conversation = running.remove(&id).expect("invariant: submitted above");
+                    if let FinishReason::Error(reason) = reason {
+                        anyhow::bail!("prompt {}: {reason}", conversation.prompt.id);
+                    }
+                    conversation.counts.add(&Counts::from(&stats));
+                    let text = loaded.chat.decode(&conversation.tokens)?;
+                    let tokens = std::mem::take(&mut conversation.tokens);
+                    let drafted = std::mem::take(&mut conversation.drafted);
+                    if conversation.sampled && conversation.answers.is_empty() {
+                        let prompt = &conversation.prompt;
+                        conversation.sample =
+                            Some(Sample::new(&loaded.chat, prompt, &tokens, &drafted)?);
+                    }
+                    conversation.answers.push(text);
+                    if conversation.answers.len() < conversation.prompt.turns.len() {
+                        waiting.push_front(conversation);
+                    } else {
+                        let Conversation {
+                            prompt: Prompt { id, category, .. },
+                            counts: own,
+                            sample,
+                            ..
+                        } = conversation;
+                        samples.extend(sample.clone());
+                        all.add(&own);
+                        counts.entry(category.clone()).or_default().add(&own);
+                        if let Some(journal) = &mut journal {
+                            journal.push(&Done { id, category, counts: own, sample })?;
+                        }
+                        finished += 1;
+                    }
+                }
+            }
+        }
+        let length = 1.0 + all.accepted as f64 / all.drafts.max(1) as f64;
+        progress.set(finished, format!("mean acceptance length {length:.3}"));
+    }
+    progress.finish();
+
+    samples.sort_by(|a, b| a.category.cmp(&b.category));
+    let evaluation = Evaluation {
+        all: all.report(),
+        num_speculative_tokens: args.num_speculative_tokens,
+        temperature: args.temperature,
+        draft_step_cost: costs.draft_step_cost().unwrap_or_default(),
+        draft_flop_share,
+        categories: counts.iter().map(|(name, counts)| (name.clone(), counts.report())).collect(),
+        samples,
+    };
+    print(&evaluation);
+    if let Some(path) = &args.json {
+        json_file(path, &evaluation)?;
+        manifest.write(&beside(path, ".manifest.json"), serde_json::json!({}))?;
+    }
+    journal.into_iter().for_each(Journal::remove);
+    Ok(evaluation)
+}
+
+fn print(evaluation: &Evaluation) {
+    println!("category         answers  tokens   alpha   rate  mean acceptance length");
+    let line = |name: &str, r: &Report| {
+        println!(
+            "{name:<16} {:>7} {:>7}  {:.3}  {:.3}  {:.3}",
+            r.answers,
+            r.generated_tokens,
+            r.alpha,
+            r.draft_acceptance_rate,
+            r.mean_acceptance_length
+        );
+    };
+    for (name, report) in &evaluation.categories {
+        line(name, report);
+    }
+    line("all", &evaluation.all);
+    println!(
+        "accepted per position {:.3?}; a draft step costs {:.3} target steps and {:.3} of the FLOPs",
+        evaluation.all.accepted_per_position,
+        evaluation.draft_step_cost,
+        evaluation.draft_flop_share,
+    );
+}

@@ -1,0 +1,205 @@
+//! `importance`: how much each block, and each run of blocks, changes what passes through it.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use pleach::checkpoint::write;
+use pleach::kv_cache::{BlockPool, BlockTable, blocks_for};
+use pleach::model::{Decoder, Rows, Workspace};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::shared::chart;
+use crate::shared::chat::Chat;
+use crate::shared::manifest::{Manifest, beside};
+use crate::shared::model_args::ModelArgs;
+use crate::shared::progress::Progress;
+use crate::shared::texts::CALIBRATION;
+
+/// Measures how much each decoder block, and each run of blocks, changes its input.
+///
+/// Angular distance (Gromov et al., arXiv 2403.17887) between the input and the output of every run of
+/// n blocks, and block influence (ShortGPT, arXiv 2403.03853), averaged over the tokens of a text.
+/// Runs with a small distance can be cut. Prints a table, and writes JSON and a heat map beside it.
+#[derive(Debug, Clone, clap::Args, Serialize)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Where the result goes; the heat map lies beside it, ending in .svg.
+    #[arg(long, env = "PLEACH_OUT", default_value = "importance.json")]
+    pub(crate) out: PathBuf,
+    /// Plain text to measure on. Default: a part of two novels.
+    #[arg(long, env = "PLEACH_TEXT")]
+    pub(crate) text: Option<PathBuf>,
+    /// Tokens to measure on, in pieces of 512.
+    #[arg(long, env = "PLEACH_TOKENS", default_value_t = 8192)]
+    pub(crate) tokens: usize,
+}
+
+impl Args {
+    /// On the built-in text.
+    pub(crate) fn of(model: ModelArgs, out: PathBuf) -> Self {
+        Self { model, out, text: None, tokens: 8192 }
+    }
+}
+
+/// What was measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Importance {
+    /// SHA-256 of the model's weights.
+    pub(crate) model: String,
+    pub(crate) num_blocks: usize,
+    pub(crate) tokens: usize,
+    /// One minus the mean cosine of each block's input and output.
+    pub(crate) block_influence: Vec<f64>,
+    /// `[n - 1][start]`: mean angle, as a share of 180 degrees, between input and output of the n blocks
+    /// from `start` on.
+    pub(crate) angular_distance: Vec<Vec<f64>>,
+}
+
+impl Importance {
+    /// First of the `n` blocks in a row that change their input least.
+    pub(crate) fn best_run(&self, n: usize) -> Option<(usize, f64)> {
+        let runs = self.angular_distance.get(n.checked_sub(1)?)?;
+        runs.iter().copied().enumerate().min_by(|a, b| a.1.total_cmp(&b.1))
+    }
+}
+
+const PIECE: usize = 512;
+
+/// Sums over tokens, all that has to survive an interruption.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Sums {
+    tokens: usize,
+    /// `[from][to - from - 1]` of (angle, cosine).
+    pairs: Vec<Vec<(f64, f64)>>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Importance> {
+    let mut manifest = Manifest::new("importance", args)?;
+    let mut checkpoint = args.model.open()?;
+    manifest.model(&checkpoint)?;
+    if let Some(text) = &args.text {
+        manifest.file(text)?;
+    }
+    let note = beside(&args.out, ".manifest.json");
+    let partial = beside(&args.out, ".partial");
+    if manifest.is_done(&note) && args.out.exists() {
+        let importance = serde_json::from_slice(&std::fs::read(&args.out)?)?;
+        let _ = std::fs::remove_file(&partial);
+        eprintln!("{} is done already", args.out.display());
+        return Ok(importance);
+    }
+    let text = match &args.text {
+        Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,
+        None => CALIBRATION.to_owned(),
+    };
+    let tokens = Chat::new(&checkpoint)?.encode_text(&text, false)?;
+    let decoder = Decoder::load(&mut checkpoint, &args.model.pool())?;
+    let pieces: Vec<&[u32]> =
+        tokens.chunks_exact(PIECE).take(args.tokens.div_ceil(PIECE)).collect();
+    ensure!(!pieces.is_empty(), "the text has {} tokens; {PIECE} are needed", tokens.len());
+
+    let blocks = decoder.config().num_hidden_layers;
+    let mut sums =
+        Sums { tokens: 0, pairs: (0..blocks).map(|i| vec![(0.0, 0.0); blocks - i]).collect() };
+    let saved = std::fs::read(&partial)
+        .ok()
+        .and_then(|b| serde_json::from_slice::<(String, Sums)>(&b).ok());
+    let identity = format!("{} {}", checkpoint.fingerprint()?, text.len());
+    if let Some((_, saved)) =
+        saved.filter(|(of, saved)| *of == identity && saved.pairs.len() == blocks)
+    {
+        sums = saved;
+    }
+    let mut progress = Progress::new("measuring blocks", pieces.len() as u64);
+    let mut workspace = Workspace::new();
+    for piece in &pieces[(sums.tokens / (PIECE - 1)).min(pieces.len())..] {
+        measure(&decoder, piece, &mut workspace, &mut sums);
+        write::json_file(&partial, &(&identity, &sums))?;
+        progress.set((sums.tokens / (PIECE - 1)) as u64, String::new());
+    }
+    progress.finish();
+
+    let mean = |from: usize, n: usize| {
+        let (angle, cosine) = sums.pairs[from][n - 1];
+        (angle / sums.tokens as f64, cosine / sums.tokens as f64)
+    };
+    let importance = Importance {
+        model: checkpoint.fingerprint()?,
+        num_blocks: blocks,
+        tokens: sums.tokens,
+        block_influence: (0..blocks).map(|i| 1.0 - mean(i, 1).1).collect(),
+        angular_distance: (1..=blocks)
+            .map(|n| (0..=blocks - n).map(|from| mean(from, n).0).collect())
+            .collect(),
+    };
+    write::json_file(&args.out, &importance)?;
+    chart::heat_map(&args.out.with_extension("svg"), &importance)?;
+    manifest.write(&note, serde_json::json!({"tokens": sums.tokens}))?;
+    let _ = std::fs::remove_file(&partial);
+    print(&importance);
+    Ok(importance)
+}
+
+/// Adds one piece of text. The first position is left out: it is where models park attention, and its
+/// hidden state is like no other.
+fn measure(decoder: &Decoder, piece: &[u32], workspace: &mut Workspace, sums: &mut Sums) {
+    let blocks = blocks_for(piece.len());
+    let (mut pool, mut table) = (BlockPool::new(blocks), BlockTable::default());
+    assert!(table.reserve(piece.len(), &mut pool), "invariant: sized for the piece");
+    let mut rows = Rows::default();
+    rows.push(&table, 0, piece.iter().copied(), 0);
+    let mut states: Vec<Vec<f32>> = Vec::new();
+    let mut cache = decoder.new_kv_cache(blocks);
+    decoder.forward_observed(&rows, &mut cache, workspace, &mut |_, hidden| {
+        states.push(hidden.to_vec());
+    });
+    let width = decoder.config().hidden_size;
+    let pairs: Vec<(usize, usize)> =
+        (0..states.len()).flat_map(|a| (a + 1..states.len()).map(move |b| (a, b))).collect();
+    let norms: Vec<Vec<f64>> = states
+        .par_iter()
+        .map(|state| state.chunks_exact(width).map(|row| dot(row, row).sqrt()).collect())
+        .collect();
+    let added: Vec<(f64, f64)> = pairs
+        .par_iter()
+        .map(|&(a, b)| {
+            let rows = states[a].chunks_exact(width).zip(states[b].chunks_exact(width)).enumerate();
+            rows.skip(1).fold((0.0, 0.0), |(angles, cosines), (row, (x, y))| {
+                let cosine = dot(x, y) / (norms[a][row] * norms[b][row]).max(1e-30);
+                let cosine = cosine.clamp(-1.0, 1.0);
+                (angles + cosine.acos() / std::f64::consts::PI, cosines + cosine)
+            })
+        })
+        .collect();
+    for ((a, b), (angle, cosine)) in pairs.into_iter().zip(added) {
+        let sum = &mut sums.pairs[a][b - a - 1];
+        *sum = (sum.0 + angle, sum.1 + cosine);
+    }
+    sums.tokens += piece.len() - 1;
+}
+
+/// In 16 partial sums, so that it is quick.
+fn dot(x: &[f32], y: &[f32]) -> f64 {
+    let mut parts = [0f32; 16];
+    for (x, y) in x.chunks(16).zip(y.chunks(16)) {
+        for ((part, x), y) in parts.iter_mut().zip(x).zip(y) {
+            *part += x * y;
+        }
+    }
+    parts.iter().map(|part| f64::from(*part)).sum()
+}
+
+fn print(importance: &Importance) {
+    println!("block  influence");
+    for (block, influence) in importance.block_influence.iter().enumerate() {
+        println!("{block:>5}  {influence:.4}");
+    }
+    println!("\ncut n blocks  best start  angular distance");
+    for n in 1..importance.num_blocks {
+        if let Some((start, distance)) = importance.best_run(n) {
+            println!("{n:>12}  {start:>10}  {distance:.4}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! How a training run went, for people: a table and a picture.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use pleach::checkpoint::write::atomically;
+use pleach_train::Point;
+use serde::{Deserialize, Serialize};
+
+use crate::shared::chart;
+
+/// One line of `losses.csv`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Row {
+    #[serde(flatten)]
+    pub(crate) point: Point,
+    pub(crate) validation_loss: Option<f64>,
+    pub(crate) validation_agreement: Option<f64>,
+}
+
+/// The run so far, for people.
+pub(super) struct History {
+    folder: PathBuf,
+    pub(super) points: Vec<Row>,
+}
+
+impl History {
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("history.jsonl");
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let points = text.lines().map(serde_json::from_str).collect::<serde_json::Result<_>>();
+        let points = points.with_context(|| path.display().to_string())?;
+        Ok(Self { folder: folder.into(), points })
+    }
+
+    /// Forgets what came after the checkpoint.
+    pub(super) fn keep(&mut self, steps: u32) {
+        self.points.retain(|row| row.point.step <= steps);
+    }
+
+    pub(super) fn push(&mut self, point: Point, validation: Option<(f64, f64)>) {
+        let (validation_loss, validation_agreement) = validation.unzip();
+        self.points.push(Row { point, validation_loss, validation_agreement });
+    }
+
+    /// Validations so far.
+    pub(super) fn validations(&self) -> usize {
+        self.points.iter().filter(|row| row.validation_loss.is_some()).count()
+    }
+
+    /// The last validation.
+    pub(super) fn last_validation(&self) -> (Option<&Row>, String) {
+        let row = self.points.iter().rev().find(|row| row.validation_loss.is_some());
+        let text = row.and_then(|row| {
+            let (loss, agreement) = (row.validation_loss?, row.validation_agreement?);
+            Some(format!("{loss:.3} / {:.1} %", agreement * 100.0))
+        });
+        (row, text.unwrap_or_else(|| "none yet".into()))
+    }
+
+    pub(super) fn save(&self) -> Result<()> {
+        atomically(&self.folder.join("history.jsonl"), |writer| {
+            for row in &self.points {
+                serde_json::to_writer(&mut *writer, row)?;
+                writer.write_all(b"\n")?;
+            }
+            Ok(())
+        })?;
+        atomically(&self.folder.join("losses.csv"), |writer| {
+            writeln!(
+                writer,
+                "step,seconds,tokens,epoch,learning_rate,loss,agreement,gradient_norm,validation_loss,validation_agreement"
+            )?;
+            for Row { point: p, validation_loss, validation_agreement } in &self.points {
+                let optional = |v: &Option<f64>| v.map_or(String::new(), |v| v.to_string());
+                writeln!(
+                    writer,
+                    "{},{:.2},{},{},{},{},{},{},{},{}",
+                    p.step,
+                    p.seconds,
+                    p.tokens,
+                    p.epoch,
+                    p.learning_rate,
+                    p.loss,
+                    p.agreement,
+                    p.gradient_norm,
+                    optional(validation_loss),
+                    optional(validation_agreement),
+                )?;
+            }
+            Ok(())
+        })?;
+        chart::losses(&self.folder.join("loss.svg"), &self.points)
+    }
+}

@@ -1,0 +1,405 @@
+//! `train`: the pruned model learns from the unpruned one's answers.
+
+mod history;
+mod loss;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use pleach::checkpoint::Checkpoint;
+use pleach::checkpoint::source::{DEFAULT_MODEL, Source};
+use pleach::checkpoint::write::LazyTensor;
+use pleach_kernels::training::Divergence;
+use pleach_kernels::{DType, available_threads};
+use pleach_train::{
+    Adapt, AttachedLesson, AttachedNetwork, Budget, Dataset, Distillation, Lesson, Network,
+    Options, Parameters, Trainer, block_weights,
+};
+use serde::Serialize;
+
+use crate::shared::attach;
+use crate::shared::manifest::{Manifest, beside};
+use crate::shared::model_args::ModelArgs;
+use crate::shared::model_folder::save_folder;
+use crate::shared::progress::Progress;
+use history::History;
+pub(crate) use history::Row;
+pub(crate) use loss::Loss;
+
+/// Trains a pruned model on the answers of the unpruned one (self-data distillation).
+///
+/// With --loss kl (the default where the answers have a .topk file) it learns the unpruned model's
+/// distribution at every token of the answers, forward KL over its likeliest tokens; with --loss ce the
+/// answers' tokens alone. reverse-kl and tv (total variation, the chance that a drawn token is rejected)
+/// learn from the distribution too, and mixtures are weighted sums: --loss kl=0.5,tv=0.5. All block
+/// weights are trained, or with --lora-rank a low-rank addition to each matrix. Embedding and head stay
+/// as they are; the head is trimmed to the tokens that occur.
+///
+/// An attached drafter (`prune --draft-kind attached`) also reads what its --target computed at every position of the
+/// answers, and its chains are unrolled over --chain-steps.
+///
+/// Writes DIR/model, a Hugging Face folder, DIR/losses.csv and DIR/loss.svg, and with --lora-rank
+/// DIR/adapter, the additions alone in PEFT's format. A run that is started again
+/// goes on at its last checkpoint.
+#[derive(Debug, Clone, clap::Args, Serialize)]
+pub(crate) struct Args {
+    /// The pruned model: a folder written by `pleach-tools prune`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Answers, written by `pleach-tools generate`.
+    #[arg(long, value_name = "JSONL")]
+    pub(crate) data: PathBuf,
+    /// Folder to write.
+    #[arg(long, env = "PLEACH_OUT", value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// What to learn: kl, reverse-kl, tv, a mixture like kl=0.5,tv=0.5, or ce.
+    #[arg(long, value_name = "LOSS")]
+    pub(crate) loss: Option<Loss>,
+    /// Train low-rank additions of this rank instead of all weights (LoRA).
+    #[arg(long, value_name = "R")]
+    pub(crate) lora_rank: Option<usize>,
+    /// Strength of the low-rank additions.
+    #[arg(long, default_value_t = 32.0)]
+    pub(crate) lora_alpha: f32,
+    /// Train for so many minutes.
+    #[arg(long, conflicts_with = "steps")]
+    pub(crate) minutes: Option<f64>,
+    /// Train for so many steps.
+    #[arg(long)]
+    pub(crate) steps: Option<u32>,
+    /// Rows of the draft's head: the tokens that carry most of the target's probability.
+    #[arg(long, default_value_t = 8192, value_name = "TOKENS")]
+    pub(crate) draft_vocab: usize,
+    /// Highest step size of AdamW. Default: 2e-3, 5e-4 with --lora-rank.
+    #[arg(long)]
+    pub(crate) learning_rate: Option<f32>,
+    /// Share of the run in which the step size rises; it falls as a cosine afterwards.
+    #[arg(long, default_value_t = 0.03)]
+    pub(crate) warmup: f64,
+    /// Decay of the matrices.
+    #[arg(long, default_value_t = 0.01)]
+    pub(crate) weight_decay: f32,
+    /// Norm that gradients are clipped to.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) max_norm: f32,
+    /// Tokens in one batch.
+    #[arg(long, default_value_t = 1536)]
+    pub(crate) batch_tokens: usize,
+    /// Batches in one step.
+    #[arg(long, default_value_t = 2)]
+    pub(crate) accumulation: usize,
+    /// Train through the rounding of this format, in which the draft will be packed
+    /// (straight-through gradients).
+    #[arg(long, value_enum, default_value = "q4_0")]
+    pub(crate) round_to: Rounding,
+    /// Share of the answers kept apart for the validation loss.
+    #[arg(long, default_value_t = 0.02)]
+    pub(crate) validation: f64,
+    /// Seconds between checkpoints.
+    #[arg(long, env = "PLEACH_CHECKPOINT_SECONDS", default_value_t = 120.0)]
+    pub(crate) checkpoint_seconds: f64,
+    /// Order of the answers, and the start of low-rank additions.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Threads that compute. Default: the cores this process may use.
+    #[arg(long, env = "PLEACH_THREADS")]
+    pub(crate) threads: Option<usize>,
+    /// The model that an attached drafter reads.
+    #[arg(long, value_name = "SOURCE", default_value = DEFAULT_MODEL)]
+    pub(crate) target: Source,
+    /// Where fetched models are kept.
+    #[arg(long, env = "PLEACH_CACHE_DIR")]
+    pub(crate) cache_dir: Option<PathBuf>,
+    /// Steps that the chains of an attached drafter are unrolled over.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) chain_steps: usize,
+}
+
+impl Args {
+    /// How a draft is trained; how long, and with what seed, is still to be said.
+    pub(crate) fn for_draft(
+        target: &ModelArgs,
+        model: PathBuf,
+        data: PathBuf,
+        out: PathBuf,
+    ) -> Self {
+        Self {
+            target: target.model.clone(),
+            cache_dir: target.cache_dir.clone(),
+            chain_steps: 3,
+            model,
+            data,
+            out,
+            loss: Some(Loss::KL),
+            lora_rank: None,
+            lora_alpha: 32.0,
+            minutes: None,
+            steps: None,
+            draft_vocab: 8192,
+            learning_rate: None,
+            warmup: 0.03,
+            weight_decay: 0.01,
+            max_norm: 1.0,
+            batch_tokens: 1536,
+            accumulation: 2,
+            round_to: Rounding::Q4_0,
+            validation: 0.02,
+            checkpoint_seconds: 120.0,
+            seed: 0,
+            threads: None,
+        }
+    }
+}
+
+/// Formats that training can round to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+pub(crate) enum Rounding {
+    None,
+    #[value(name = "q4_0")]
+    Q4_0,
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+/// What an attached drafter reads while it trains; gone afterwards.
+const TARGET_STATES: &str = "target.states";
+
+/// The note of a run that has not ended.
+const BEGUN: &str = "begun.json";
+/// Times the validation loss is computed.
+const VALIDATIONS: f64 = 12.0;
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let checkpoints = Duration::try_from_secs_f64(args.checkpoint_seconds)
+        .context("--checkpoint-seconds: a number of seconds is needed")?;
+    let mut manifest = Manifest::new("train", args)?;
+    let mut checkpoint = Checkpoint::open(&args.model)?;
+    checkpoint.check_tensors()?;
+    manifest.model(&checkpoint)?;
+    manifest.file(&args.data)?;
+    let top_path = beside(&args.data, ".topk");
+    let loss = args.loss.unwrap_or(if top_path.exists() { Loss::KL } else { Loss::Ce });
+    // The answers' tokens are a distribution too: all on one token.
+    let (top, divergence) = match loss {
+        Loss::Distribution(divergence) => (Some(top_path.as_path()), divergence),
+        Loss::Ce => (None, Divergence::FORWARD_KL),
+    };
+    if let Some(top) = top {
+        ensure!(
+            top.exists(),
+            "--loss {loss} needs {}, made by `generate --top-logprobs`",
+            top.display()
+        );
+        manifest.file(top)?;
+    }
+    let note = args.out.join("train.json");
+    let state = args.out.join("state.safetensors");
+    if manifest.is_done(&note) {
+        for leftover in [&state, &args.out.join(TARGET_STATES)] {
+            let _ = std::fs::remove_file(leftover);
+        }
+        eprintln!("{} is done already", args.out.display());
+        return Ok(());
+    }
+    std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
+    manifest.begin(&args.out.join(BEGUN), &note, &state)?;
+    let config = checkpoint.config.clone();
+    let max_len = args.batch_tokens.min(config.max_position_embeddings);
+    let data = Dataset::read(&args.data, top, max_len, config.vocab_size)?;
+    let vocab = data.frequent_tokens(args.draft_vocab, config.vocab_size, &config.eos_token_ids);
+
+    let adapt = match args.lora_rank {
+        Some(0) => bail!("--lora-rank must be at least 1"),
+        Some(rank) => Adapt::Lora { rank, alpha: args.lora_alpha },
+        None => Adapt::Full,
+    };
+    let weights = block_weights(&mut checkpoint)?;
+    let mut parameters = Parameters::new(weights, adapt, args.seed)?;
+    parameters.round_to(match args.round_to {
+        Rounding::None => None,
+        Rounding::Q4_0 => Some(DType::Q4_0),
+        Rounding::Q8_0 => Some(DType::Q8_0),
+    });
+    let frozen = Frozen::of(&mut checkpoint, &vocab)?;
+    let threads = args.threads.unwrap_or_else(available_threads).max(1);
+    let options = Options {
+        budget: match (args.minutes, args.steps) {
+            (Some(minutes), _) => Budget::Seconds(minutes * 60.0),
+            (None, Some(steps)) => Budget::Steps(steps),
+            (None, None) => bail!("say how long to train: --minutes or --steps"),
+        },
+        learning_rate: args.learning_rate.unwrap_or(match adapt {
+            Adapt::Full => 2e-3,
+            Adapt::Lora { .. } => 5e-4,
+        }),
+        warmup: args.warmup,
+        weight_decay: args.weight_decay,
+        max_norm: args.max_norm,
+        rows: args.batch_tokens,
+        accumulation: args.accumulation.max(1),
+        threads,
+        validation: args.validation,
+        seed: args.seed,
+    };
+    let Some(attachment) = checkpoint.attachment.clone() else {
+        let Frozen { embedding, head, head_row } = frozen;
+        let network = Network::new(config, embedding, head)?;
+        let lesson = Distillation { network, data, head_row, divergence };
+        let trainer = Trainer::new(lesson, parameters, options)?;
+        return learn(args, manifest, checkpoint, trainer, &vocab, checkpoints);
+    };
+    let path = args.out.join(TARGET_STATES);
+    let target = ModelArgs {
+        model: args.target.clone(),
+        threads: args.threads,
+        cache_dir: args.cache_dir.clone(),
+    };
+    let states = attach::target_states(&path, &target, &data, &args.data, &config, &attachment)?;
+    let Frozen { embedding, head, head_row } = frozen;
+    let network = AttachedNetwork { config, attachment, embedding, head, head_row };
+    let lesson = AttachedLesson::new(network, data, states, args.chain_steps.max(1), divergence)?;
+    let trainer = Trainer::new(lesson, parameters, options)?;
+    learn(args, manifest, checkpoint, trainer, &vocab, checkpoints)?;
+    Ok(std::fs::remove_file(&path)?)
+}
+
+/// Trains, and writes what came of it.
+fn learn<L: Lesson>(
+    args: &Args,
+    manifest: Manifest,
+    mut checkpoint: Checkpoint,
+    mut trainer: Trainer<L>,
+    vocab: &[u32],
+    checkpoints: Duration,
+) -> Result<()> {
+    let note = args.out.join("train.json");
+    let state = args.out.join("state.safetensors");
+    let (trained, num_tokens) =
+        (trainer.parameters().num_trained(), trainer.lesson().data().num_tokens());
+    let mut history = History::open(&args.out)?;
+    if state.exists() {
+        trainer.resume(&state)?;
+        eprintln!("going on at step {}", trainer.num_steps());
+    }
+    history.keep(trainer.num_steps());
+    let (kept, used) = trainer.split();
+    eprintln!(
+        "{used} answers to train on, {kept} for validation, {num_tokens} tokens; {trained} numbers are trained"
+    );
+    fit(&mut trainer, &mut history, &state, checkpoints)?;
+
+    let folder = args.out.join("model");
+    save_model(&folder, &mut checkpoint, trainer.parameters(), vocab)?;
+    if let Some(adapter) = trainer.parameters().adapter() {
+        adapter.write(&args.out.join("adapter"), &args.model.display().to_string())?;
+    }
+    let last = history.points.last().map(serde_json::to_value).transpose()?;
+    manifest.write(
+        &note,
+        serde_json::json!({"last": last, "draft_vocab": vocab.len(), "answer_tokens": num_tokens}),
+    )?;
+    let _ = std::fs::remove_file(&state);
+    let _ = std::fs::remove_file(args.out.join(BEGUN));
+    println!("{}", folder.display());
+    Ok(())
+}
+
+/// What is not trained of a model: its embedding, its head trimmed to some tokens, and the head's row of every
+/// token.
+struct Frozen {
+    embedding: Vec<f32>,
+    head: Vec<f32>,
+    head_row: Vec<Option<u32>>,
+}
+
+impl Frozen {
+    fn of(checkpoint: &mut Checkpoint, vocab: &[u32]) -> Result<Self> {
+        let config = checkpoint.config.clone();
+        let embedding = checkpoint.tensor("model.embed_tokens.weight")?.to_f32();
+        let own = if checkpoint.has("lm_head.weight") && !config.tie_word_embeddings {
+            Some(checkpoint.tensor("lm_head.weight")?.to_f32())
+        } else {
+            None
+        };
+        let full = own.as_ref().unwrap_or(&embedding);
+        let width = config.hidden_size;
+        let head =
+            vocab.iter().flat_map(|id| &full[*id as usize * width..][..width]).copied().collect();
+        let mut head_row = vec![None; config.vocab_size];
+        for (row, id) in vocab.iter().enumerate() {
+            head_row[*id as usize] = Some(row as u32);
+        }
+        Ok(Self { embedding, head, head_row })
+    }
+}
+
+fn fit<L: Lesson>(
+    trainer: &mut Trainer<L>,
+    history: &mut History,
+    state: &Path,
+    checkpoints: Duration,
+) -> Result<()> {
+    let mut progress = Progress::new("training", 10_000);
+    let mut saved = Instant::now();
+    while trainer.progress() < 1.0 {
+        // By what is noted, so that an interruption changes nothing.
+        let due = trainer.progress() >= history.validations() as f64 / VALIDATIONS;
+        let validation = if due { trainer.validate()? } else { None };
+        let point = trainer.step()?;
+        history.push(point, validation);
+        let (_, seen) = history.last_validation();
+        progress.set(
+            (trainer.progress() * 10_000.0) as u64,
+            format!(
+                "step {}, loss {:.3}, agreement {:.1} %, validation {seen}, {:.0} tokens/s",
+                point.step,
+                point.loss,
+                point.agreement * 100.0,
+                point.tokens as f64 / point.seconds,
+            ),
+        );
+        if saved.elapsed() >= checkpoints {
+            // The history first: what it has beyond the checkpoint is forgotten.
+            history.save()?;
+            trainer.save(state)?;
+            saved = Instant::now();
+        }
+    }
+    if let (Some(row), validation) = (history.points.last_mut(), trainer.validate()?) {
+        (row.validation_loss, row.validation_agreement) = validation.unzip();
+    }
+    history.save()?;
+    progress.finish();
+    let (row, seen) = history.last_validation();
+    if let Some(row) = row {
+        println!("step {}: validation {seen}", row.point.step);
+    }
+    Ok(())
+}
+
+/// Writes the trained model as a Hugging Face folder.
+fn save_model(
+    folder: &Path,
+    checkpoint: &mut Checkpoint,
+    parameters: &Parameters,
+    vocab: &[u32],
+) -> Result<()> {
+    let mut weights = parameters.weights()?;
+    for name in ["model.embed_tokens.weight", "lm_head.weight"] {
+        if checkpoint.has(name) {
+            let tensor = checkpoint.tensor(name)?;
+            weights.push((name.into(), tensor.shape.clone(), tensor.to_f32()));
+        }
+    }
+    let tensors: Vec<LazyTensor> = weights
+        .iter()
+        .map(|(name, shape, values)| LazyTensor {
+            name: name.clone(),
+            dtype: DType::F32,
+            shape: shape.clone(),
+            values: Box::new(move || Ok(values.clone())),
+        })
+        .collect();
+    save_folder(folder, checkpoint, &tensors, Some(vocab))
+}

@@ -1,0 +1,156 @@
+//! What `prune` and `train` need for an attached drafter: projections to start from, and the target's states.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use pleach::checkpoint::{Checkpoint, sha256};
+use pleach::kv_cache::{BlockPool, BlockTable, blocks_for};
+use pleach::model::{Attachment, Decoder, KvCache, ModelConfig, PROJECTIONS, Rows, Workspace};
+use pleach_kernels::{ThreadPool, rms_norm};
+use pleach_train::{AttachedNetwork, Dataset, TargetStates, Weight};
+
+use crate::shared::chat::Chat;
+use crate::shared::model_args::ModelArgs;
+use crate::shared::progress::Progress;
+use crate::shared::ridge::Ridge;
+use crate::shared::texts::CALIBRATION;
+
+/// Tokens of text in one pass, and such passes.
+const PIECE: usize = 512;
+const PIECES: usize = 24;
+
+/// The target's states of one text after the other.
+struct Reader {
+    decoder: Decoder,
+    cache: KvCache,
+    table: BlockTable,
+    workspace: Workspace,
+}
+
+impl Reader {
+    fn new(decoder: Decoder, longest: usize) -> Self {
+        let blocks = blocks_for(longest);
+        let (mut pool, mut table) = (BlockPool::new(blocks), BlockTable::default());
+        assert!(table.reserve(longest, &mut pool), "invariant: sized for the longest text");
+        Self { cache: decoder.new_kv_cache(blocks), decoder, table, workspace: Workspace::new() }
+    }
+
+    /// All states of a text: `[blocks + 1]` of `[tokens, hidden]`.
+    fn read(&mut self, tokens: &[u32]) -> Vec<Vec<f32>> {
+        let mut rows = Rows::default();
+        rows.push(&self.table, 0, tokens.iter().copied(), 0);
+        let mut states = Vec::new();
+        let Self { decoder, cache, workspace, .. } = self;
+        decoder.forward_observed(&rows, cache, workspace, &mut |_, hidden| {
+            states.push(hidden.to_vec());
+        });
+        states
+    }
+}
+
+/// Where a drafter of the last `keep` blocks reads: a third, two thirds and all of the depth.
+pub(crate) fn attachment(config: &ModelConfig, kept: &[usize]) -> Attachment {
+    let total = config.num_hidden_layers;
+    let mut states: Vec<usize> = [1, 2, 3].map(|third| (third * total / 3).max(1)).into();
+    states.dedup();
+    Attachment { blocks: kept.to_vec(), states }
+}
+
+/// The projections of a drafter that is not trained yet: linear maps onto what the first kept block reads in the
+/// target, from what the drafter will read in its place, over some text.
+pub(crate) fn projections(
+    model: &ModelArgs,
+    checkpoint: &mut Checkpoint,
+    attachment: &Attachment,
+) -> Result<Vec<Weight>> {
+    let tokens = Chat::new(checkpoint)?.encode_text(CALIBRATION, false)?;
+    let decoder = Decoder::load(checkpoint, &model.pool())?;
+    let config = decoder.config().clone();
+    let width = config.hidden_size;
+    let norm = |x: &[f32], out: &mut Vec<f32>| {
+        let start = out.len();
+        out.resize(start + x.len(), 0.0);
+        let (ones, eps) = (vec![1.0; width], config.rms_norm_eps as f32);
+        rms_norm(&ThreadPool::new(1), x, &ones, eps, &mut out[start..]);
+    };
+    let first_block = attachment.blocks[0];
+    let inputs = [1 + attachment.states.len(), 2].map(|parts| parts * width);
+    let mut ridges = inputs.map(|inputs| Ridge::new(inputs, width));
+    let mut reader = Reader::new(decoder, PIECE);
+    let pieces: Vec<&[u32]> = tokens.chunks_exact(PIECE).take(PIECES).collect();
+    ensure!(!pieces.is_empty(), "the text has {} tokens; {PIECE} are needed", tokens.len());
+    let mut progress = Progress::new("projections", pieces.len() as u64);
+    for (done, piece) in pieces.iter().enumerate() {
+        let states = reader.read(piece);
+        let row = |state: usize, place: usize| &states[state][place * width..][..width];
+        let (mut of_target, mut of_own, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+        // The first position's state is like no other.
+        for place in 1..piece.len() - 1 {
+            norm(row(0, place + 1), &mut of_target);
+            attachment.states.iter().for_each(|&state| norm(row(state, place), &mut of_target));
+            norm(row(0, place + 1), &mut of_own);
+            norm(row(config.num_hidden_layers, place), &mut of_own);
+            wanted.extend_from_slice(row(first_block, place + 1));
+        }
+        let [first, next] = &mut ridges;
+        first.observe(&of_target, &wanted)?;
+        next.observe(&of_own, &wanted)?;
+        progress.set(done as u64 + 1, String::new());
+    }
+    progress.finish();
+    let solved =
+        ridges.into_iter().zip(PROJECTIONS).zip(inputs).map(|((ridge, name), inputs)| {
+            Ok((name.to_owned(), vec![width, inputs], ridge.solve()?))
+        });
+    solved.collect()
+}
+
+/// What the target computed at every position of the answers, from `path`, or computed and written there.
+pub(crate) fn target_states(
+    path: &Path,
+    target: &ModelArgs,
+    data: &Dataset,
+    answers: &Path,
+    config: &ModelConfig,
+    attachment: &Attachment,
+) -> Result<TargetStates> {
+    let mut checkpoint = target.open()?;
+    attachment.check(&checkpoint.config, config)?;
+    let of_answers = sha256(&[answers]).with_context(|| answers.display().to_string())?;
+    let identity = format!("{} {of_answers} {attachment:?}", checkpoint.fingerprint()?);
+    let width = AttachedNetwork::state_width(config, attachment);
+    let positions = data.sequences().map(<[u32]>::len).sum();
+    let open = || TargetStates::open(path, &identity, width, positions);
+    if let Some(states) = open()? {
+        return Ok(states);
+    }
+    let decoder = Decoder::load(&mut checkpoint, &target.pool())?;
+    let longest = data.sequences().map(<[u32]>::len).max().unwrap_or(1);
+    let mut reader = Reader::new(decoder, longest);
+    let cells = config.num_key_value_heads * config.head_dim;
+    let hidden = config.hidden_size;
+    let mut progress = Progress::new("reading the target's states", positions as u64);
+    let mut done = 0;
+    TargetStates::write(path, &identity, |writer| {
+        let (mut keys, mut values) = (vec![0.0; cells], vec![0.0; cells]);
+        for tokens in data.sequences() {
+            let states = reader.read(tokens);
+            for place in 0..tokens.len() {
+                for &state in &attachment.states {
+                    writer.push(&states[state][place * hidden..][..hidden])?;
+                }
+                for &block in &attachment.blocks {
+                    let slot = reader.table.slot(place);
+                    reader.cache.read(block, slot, &mut keys, &mut values);
+                    writer.push(&keys)?;
+                    writer.push(&values)?;
+                }
+            }
+            done += tokens.len() as u64;
+            progress.set(done, String::new());
+        }
+        Ok(())
+    })?;
+    progress.finish();
+    open()?.with_context(|| format!("{}: was not written whole", path.display()))
+}

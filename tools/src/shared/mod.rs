@@ -1,0 +1,13 @@
+//! What the commands share.
+
+pub(crate) mod attach;
+pub(crate) mod chart;
+pub(crate) mod chat;
+pub(crate) mod endpoint;
+pub(crate) mod journal;
+pub(crate) mod manifest;
+pub(crate) mod model_args;
+pub(crate) mod model_folder;
+pub(crate) mod progress;
+mod ridge;
+pub(crate) mod texts;

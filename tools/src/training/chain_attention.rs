@@ -1,0 +1,247 @@
+//! Attention of an attached drafter's chains: fixed keys and values of the target, and the chain's own.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+
+use super::gemm::product;
+use super::ops::{dense, result, values, with_values};
+use pleach_kernels::training::{softmax, softmax_gradient};
+use pleach_kernels::{MatRef, RopeTable, ThreadPool};
+
+/// The chains of one sequence: one begins behind each of its positions from `first` on.
+#[derive(Debug, Clone)]
+pub(super) struct Chains {
+    /// Their rows in every step.
+    pub(super) rows: Range<usize>,
+    /// Last position of the target that the first chain sees.
+    pub(super) first: usize,
+    /// The target's keys, rotated, and values: `[positions, kv_heads, head_dim]`.
+    pub(super) keys: Arc<Vec<f32>>,
+    pub(super) values: Arc<Vec<f32>>,
+}
+
+/// The last of `steps` steps of all chains: rows of `[query | key | value]` heads, `[steps, rows]` of them, to
+/// rows of query heads. A row sees the target's positions up to where its chain begins, and its chain's own.
+pub(super) struct ChainAttention {
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+    pub(super) window: Option<usize>,
+    pub(super) steps: usize,
+    pub(super) chains: Arc<[Chains]>,
+    /// Set to the positions of all rows of all steps.
+    pub(super) rope: Arc<RopeTable>,
+    pub(super) pool: Arc<ThreadPool>,
+}
+
+/// One sequence and query head: where its query, key and value lie in a row, and its key in the target's.
+struct Head<'a> {
+    chains: &'a Chains,
+    query: usize,
+    key: usize,
+    value: usize,
+    target: usize,
+}
+
+/// Attention weights of one head: `[chains, positions]` and `[chains, steps]`.
+#[derive(Default)]
+struct Scores {
+    target: Vec<f32>,
+    own: Vec<f32>,
+    row: Vec<f32>,
+}
+
+impl ChainAttention {
+    fn stride(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    fn num_rows(&self) -> usize {
+        self.chains.last().map_or(0, |chains| chains.rows.end)
+    }
+
+    fn heads(&self) -> impl Iterator<Item = Head<'_>> {
+        let dim = self.head_dim;
+        let group = self.heads / self.kv_heads;
+        self.chains.iter().flat_map(move |chains| {
+            (0..self.heads).map(move |head| Head {
+                chains,
+                query: head * dim,
+                key: (self.heads + head / group) * dim,
+                value: (self.heads + self.kv_heads + head / group) * dim,
+                target: head / group * dim,
+            })
+        })
+    }
+
+    fn rotated(&self, qkv: &[f32]) -> Vec<f32> {
+        let mut qkv = qkv.to_vec();
+        let heads = self.heads + self.kv_heads;
+        self.rope.apply(&self.pool, &mut qkv, heads, self.stride(), 0);
+        qkv
+    }
+
+    /// Where one head of a chain's row of a step lies.
+    fn at(&self, head: &Head<'_>, step: usize, chain: usize, column: usize) -> Range<usize> {
+        let row = step * self.num_rows() + head.chains.rows.start + chain;
+        let start = row * self.stride() + column;
+        start..start + self.head_dim
+    }
+
+    fn queries<'a>(&self, qkv: &'a [f32], head: &Head<'_>) -> MatRef<'a> {
+        let start = self.at(head, self.steps - 1, 0, head.query).start;
+        MatRef::new(&qkv[start..], head.chains.rows.len(), self.head_dim, self.stride())
+    }
+
+    /// One head of the target's keys or values.
+    fn target<'a>(&self, cells: &'a [f32], head: &Head<'_>) -> MatRef<'a> {
+        let width = self.kv_heads * self.head_dim;
+        let positions = cells.len() / width;
+        MatRef::new(&cells[head.target..], positions, self.head_dim, width)
+    }
+
+    /// The target's positions that a chain's row sees in this step.
+    fn seen(&self, chains: &Chains, chain: usize) -> Range<usize> {
+        let end = chains.first + chain + 1;
+        let past = |window: usize| (end + self.steps).saturating_sub(window).min(end);
+        self.window.map_or(0, past)..end
+    }
+
+    fn weights(&self, qkv: &[f32], head: &Head<'_>, scores: &mut Scores) -> Result<()> {
+        let Scores { target, own, row } = scores;
+        let keys = self.target(&head.chains.keys, head);
+        let (count, positions, steps) = (head.chains.rows.len(), keys.rows(), self.steps);
+        target.resize(count * positions, 0.0);
+        own.resize(count * steps, 0.0);
+        product(self.queries(qkv, head), keys.t(), target, false)?;
+        for chain in 0..count {
+            let query = &qkv[self.at(head, steps - 1, chain, head.query)];
+            let own = &mut own[chain * steps..][..steps];
+            for (step, own) in own.iter_mut().enumerate() {
+                *own = dot(query, &qkv[self.at(head, step, chain, head.key)]);
+            }
+            let seen = self.seen(head.chains, chain);
+            let target = &mut target[chain * positions..][..positions];
+            row.clear();
+            row.extend_from_slice(&target[seen.clone()]);
+            row.extend_from_slice(own);
+            softmax(row, self.scale());
+            target.fill(0.0);
+            let (of_target, of_own) = row.split_at(seen.len());
+            target[seen].copy_from_slice(of_target);
+            own.copy_from_slice(of_own);
+        }
+        Ok(())
+    }
+}
+
+fn dot(x: &[f32], y: &[f32]) -> f32 {
+    x.iter().zip(y).map(|(x, y)| x * y).sum()
+}
+
+/// `out += by * x`
+fn add_scaled(out: &mut [f32], by: f32, x: &[f32]) {
+    out.iter_mut().zip(x).for_each(|(out, x)| *out += by * x);
+}
+
+impl CustomOp1 for ChainAttention {
+    fn name(&self) -> &'static str {
+        "chain-attention"
+    }
+
+    fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let qkv = self.rotated(values(qkv, layout)?);
+        let (dim, width) = (self.head_dim, self.heads * self.head_dim);
+        let mut out = vec![0.0; self.num_rows() * width];
+        let (mut scores, mut part) = (Scores::default(), Vec::new());
+        for head in self.heads() {
+            self.weights(&qkv, &head, &mut scores)?;
+            let cells = self.target(&head.chains.values, &head);
+            let count = head.chains.rows.len();
+            part.resize(count * dim, 0.0);
+            let weights = MatRef::new(&scores.target, count, cells.rows(), cells.rows());
+            product(weights, cells, &mut part, false)?;
+            for (chain, part) in part.chunks_exact(dim).enumerate() {
+                let row = head.chains.rows.start + chain;
+                let out = &mut out[row * width + head.query..][..dim];
+                out.copy_from_slice(part);
+                for step in 0..self.steps {
+                    let value = &qkv[self.at(&head, step, chain, head.value)];
+                    add_scaled(out, scores.own[chain * self.steps + step], value);
+                }
+            }
+        }
+        result(out, (self.num_rows(), width))
+    }
+
+    fn bwd(&self, qkv: &Tensor, _: &Tensor, dout: &Tensor) -> Result<Option<Tensor>> {
+        let (dim, width, steps) = (self.head_dim, self.heads * self.head_dim, self.steps);
+        with_values([qkv, &dout.contiguous()?], |[x, dout]| {
+            let x = self.rotated(x);
+            let mut dx = vec![0.0; x.len()];
+            let mut scores = Scores::default();
+            let (mut dtarget, mut dquery, mut weights, mut gradient) =
+                (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            for head in self.heads() {
+                self.weights(&x, &head, &mut scores)?;
+                let (keys, cells) = (
+                    self.target(&head.chains.keys, &head),
+                    self.target(&head.chains.values, &head),
+                );
+                let (count, positions) = (head.chains.rows.len(), keys.rows());
+                dtarget.resize(count * positions, 0.0);
+                let start = head.chains.rows.start * width + head.query;
+                let dout = &dout[start..];
+                let of_head = MatRef::new(dout, count, dim, width);
+                product(of_head, cells.t(), &mut dtarget, false)?;
+                let mut own_gradients = vec![0.0; count * steps];
+                for chain in 0..count {
+                    let dout = &dout[chain * width..][..dim];
+                    let seen = self.seen(head.chains, chain);
+                    let dtarget = &mut dtarget[chain * positions..][..positions];
+                    weights.clear();
+                    weights.extend_from_slice(&scores.target[chain * positions..][seen.clone()]);
+                    weights.extend_from_slice(&scores.own[chain * steps..][..steps]);
+                    gradient.clear();
+                    gradient.extend_from_slice(&dtarget[seen.clone()]);
+                    for step in 0..steps {
+                        let place = self.at(&head, step, chain, head.value);
+                        gradient.push(dot(dout, &x[place.clone()]));
+                        add_scaled(&mut dx[place], weights[seen.len() + step], dout);
+                    }
+                    softmax_gradient(&weights, &mut gradient, self.scale());
+                    let (of_target, of_own) = gradient.split_at(seen.len());
+                    dtarget.fill(0.0);
+                    dtarget[seen].copy_from_slice(of_target);
+                    own_gradients[chain * steps..][..steps].copy_from_slice(of_own);
+                }
+                dquery.resize(count * dim, 0.0);
+                product(
+                    MatRef::new(&dtarget, count, positions, positions),
+                    keys,
+                    &mut dquery,
+                    false,
+                )?;
+                for (chain, part) in dquery.chunks_exact(dim).enumerate() {
+                    let query = self.at(&head, steps - 1, chain, head.query);
+                    add_scaled(&mut dx[query.clone()], 1.0, part);
+                    for step in 0..steps {
+                        let key = self.at(&head, step, chain, head.key);
+                        let by = own_gradients[chain * steps + step];
+                        add_scaled(&mut dx[query.clone()], by, &x[key.clone()]);
+                        add_scaled(&mut dx[key], by, &x[query.clone()]);
+                    }
+                }
+            }
+            let heads = self.heads + self.kv_heads;
+            self.rope.apply_transposed(&self.pool, &mut dx, heads, self.stride(), 0);
+            dense(dx, qkv.shape()).map(Some)
+        })
+    }
+}

@@ -1,0 +1,190 @@
+//! The decoder as a differentiable graph over packed sequences.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor};
+
+use super::ops::{Attention, DistillLoss, Linear, RmsNorm, SiluMul, Tally, Targets};
+use pleach::model::{ModelConfig, rope_table};
+use pleach_kernels::training::Divergence;
+use pleach_kernels::{RopeTable, ThreadPool};
+
+/// Several sequences side by side, and what is to be learnt from them.
+#[derive(Debug, Default, Clone)]
+pub struct Batch {
+    /// Tokens of all sequences.
+    pub tokens: Vec<u32>,
+    /// Rows of each sequence.
+    pub sequences: Vec<Range<usize>>,
+    pub(super) targets: Targets,
+}
+
+/// What is frozen: the architecture, the embedding table and the head's rows.
+pub struct Network {
+    config: ModelConfig,
+    /// `[vocab_size, hidden]`
+    embedding: Vec<f32>,
+    /// `[head_rows, hidden]`
+    head: Tensor,
+    rope: RopeTable,
+}
+
+/// Weights by their Hugging Face names.
+pub type Weights = BTreeMap<String, Tensor>;
+
+impl Network {
+    /// A network over a frozen embedding, `[vocab_size, hidden]`, and head, `[head_rows, hidden]`.
+    ///
+    /// # Errors
+    /// If the head is not made of whole rows.
+    pub fn new(config: ModelConfig, embedding: Vec<f32>, head: Vec<f32>) -> Result<Self> {
+        let width = config.hidden_size;
+        let head = Tensor::from_vec(head.clone(), (head.len() / width, width), &Device::Cpu)?;
+        let rope = rope_table(&config);
+        Ok(Self { config, embedding, head, rope })
+    }
+
+    /// The architecture.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Sum of the losses of a batch, as a tensor to differentiate, and what it is made of.
+    pub(super) fn loss(
+        &self,
+        weights: &Weights,
+        batch: &Batch,
+        divergence: Divergence,
+        training: bool,
+    ) -> Result<(Tensor, Tally)> {
+        let hidden = self.hidden_states(weights, batch)?;
+        DistillLoss::apply(&hidden, &self.head, batch.targets.clone(), divergence, training)
+    }
+
+    /// Sum of the forward KL of a batch, as a scalar to differentiate.
+    ///
+    /// # Errors
+    /// What candle says, for instance about a missing weight.
+    pub fn loss_sum(&self, weights: &Weights, batch: &Batch) -> Result<Tensor> {
+        Ok(self.loss(weights, batch, Divergence::FORWARD_KL, true)?.0)
+    }
+
+    /// Logits of all rows, `[rows, head_rows]`.
+    ///
+    /// # Errors
+    /// What candle says, for instance about a missing weight.
+    pub fn logits(&self, weights: &Weights, batch: &Batch) -> Result<Tensor> {
+        self.hidden_states(weights, batch)?.apply_op2(&self.head, Linear)
+    }
+
+    /// Normed output of the last block, `[rows, hidden]`.
+    fn hidden_states(&self, weights: &Weights, batch: &Batch) -> Result<Tensor> {
+        let config = &self.config;
+        let width = config.hidden_size;
+        let pool = Arc::new(ThreadPool::new(1));
+        let mut rope = self.rope.clone();
+        let positions: Vec<u32> =
+            batch.sequences.iter().flat_map(|rows| 0..rows.len() as u32).collect();
+        rope.set_positions(&positions);
+        let rope = Arc::new(rope);
+        let sequences: Arc<[Range<usize>]> = batch.sequences.clone().into();
+
+        let mut hidden = Vec::with_capacity(batch.tokens.len() * width);
+        for token in &batch.tokens {
+            hidden.extend_from_slice(&self.embedding[*token as usize * width..][..width]);
+        }
+        let mut hidden = Tensor::from_vec(hidden, (batch.tokens.len(), width), &Device::Cpu)?;
+        for index in 0..config.num_hidden_layers {
+            let layer = Layer { config, weights, index, pool: &pool };
+            let attention = Attention {
+                heads: config.num_attention_heads,
+                kv_heads: config.num_key_value_heads,
+                head_dim: config.head_dim,
+                window: config.window(index),
+                sequences: Arc::clone(&sequences),
+                rope: Arc::clone(&rope),
+                pool: Arc::clone(&pool),
+            };
+            hidden = layer.forward(&hidden, |qkv| qkv.apply_op1(attention))?;
+        }
+        let norm = get(weights, "model.norm.weight")?;
+        hidden.apply_op2(norm, RmsNorm { eps: config.rms_norm_eps as f32, pool })
+    }
+}
+
+pub(super) fn get<'a>(weights: &'a Weights, name: &str) -> Result<&'a Tensor> {
+    weights.get(name).ok_or_else(|| candle_core::Error::Msg(format!("no weight {name}")))
+}
+
+/// The weights of one block.
+pub(super) struct Layer<'a> {
+    pub(super) config: &'a ModelConfig,
+    pub(super) weights: &'a Weights,
+    pub(super) index: usize,
+    pub(super) pool: &'a Arc<ThreadPool>,
+}
+
+impl Layer<'_> {
+    /// The block's output, `[rows, hidden]`; `attend` makes the heads' values of their queries, keys and values.
+    pub(super) fn forward(
+        &self,
+        hidden: &Tensor,
+        attend: impl FnOnce(Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let x = self.norm(hidden, "input_layernorm")?;
+        let attended = attend(self.qkv(&x)?)?;
+        let hidden = (hidden + self.linear(&attended, &["self_attn.o_proj"])?)?;
+        let x = self.norm(&hidden, "post_attention_layernorm")?;
+        let gated = self
+            .linear(&x, &["mlp.gate_proj", "mlp.up_proj"])?
+            .apply_op1(SiluMul { pool: Arc::clone(self.pool) })?;
+        hidden + self.linear(&gated, &["mlp.down_proj"])?
+    }
+
+    fn name(&self, module: &str, kind: &str) -> String {
+        format!("model.layers.{}.{module}.{kind}", self.index)
+    }
+
+    fn norm(&self, x: &Tensor, module: &str) -> Result<Tensor> {
+        let weight = get(self.weights, &self.name(module, "weight"))?;
+        let eps = self.config.rms_norm_eps as f32;
+        x.apply_op2(weight, RmsNorm { eps, pool: Arc::clone(self.pool) })
+    }
+
+    /// Projections of one input, side by side.
+    fn linear(&self, x: &Tensor, modules: &[&str]) -> Result<Tensor> {
+        let names = |kind| modules.iter().map(move |module| self.name(module, kind));
+        let weights: Vec<_> =
+            names("weight").map(|name| get(self.weights, &name)).collect::<Result<_>>()?;
+        let y = match weights[..] {
+            [weight] => x.apply_op2(weight, Linear)?,
+            _ => x.apply_op2(&Tensor::cat(&weights, 0)?, Linear)?,
+        };
+        let biases: Vec<_> = names("bias").filter_map(|name| self.weights.get(&name)).collect();
+        if biases.is_empty() {
+            return Ok(y);
+        }
+        y.broadcast_add(&Tensor::cat(&biases, 0)?)
+    }
+
+    fn qkv(&self, x: &Tensor) -> Result<Tensor> {
+        let modules = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
+        let qkv = self.linear(x, &modules)?;
+        if !self.weights.contains_key(&self.name("self_attn.q_norm", "weight")) {
+            return Ok(qkv);
+        }
+        let (config, rows) = (self.config, x.dim(0)?);
+        let dim = config.head_dim;
+        let (q, kv) = (config.num_attention_heads * dim, config.num_key_value_heads * dim);
+        let head_norm = |start: usize, width: usize, module: &str| {
+            let heads = qkv.narrow(1, start, width)?.contiguous()?.reshape(((), dim))?;
+            self.norm(&heads, module)?.reshape((rows, width))
+        };
+        let q_normed = head_norm(0, q, "self_attn.q_norm")?;
+        let k_normed = head_norm(q, kv, "self_attn.k_norm")?;
+        Tensor::cat(&[&q_normed, &k_normed, &qkv.narrow(1, q + kv, kv)?], 1)
+    }
+}

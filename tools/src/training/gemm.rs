@@ -1,0 +1,49 @@
+//! Matrix products of training: our bf16 kernels where the machine has them, candle's product elsewhere.
+
+use candle_core::{Device, Result, Tensor};
+
+use pleach_kernels::MatRef;
+#[cfg(target_arch = "x86_64")]
+use pleach_kernels::training::gemm as bf16;
+
+/// `c = a b`, or `c += a b` with `accumulate`; `c` is `[a.rows, b.cols]`, row-major and dense.
+pub(super) fn product(a: MatRef, b: MatRef, c: &mut [f32], accumulate: bool) -> Result<()> {
+    #[cfg(target_arch = "x86_64")]
+    if bf16::available() {
+        bf16::gemm(a, b, c, accumulate);
+        return Ok(());
+    }
+    by_candle(a, b, c, accumulate)
+}
+
+fn by_candle(a: MatRef, b: MatRef, c: &mut [f32], accumulate: bool) -> Result<()> {
+    let product = tensor(a)?.matmul(&tensor(b)?)?.flatten_all()?.to_vec1::<f32>()?;
+    for (c, value) in c.iter_mut().zip(product) {
+        *c = if accumulate { *c + value } else { value };
+    }
+    Ok(())
+}
+
+fn tensor(m: MatRef) -> Result<Tensor> {
+    Tensor::from_vec(m.to_dense(), (m.rows(), m.cols()), &Device::Cpu)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Strided and transposed operands, against the definition.
+    #[test]
+    fn candle_agrees_with_the_definition() {
+        let x: Vec<f32> = (0..70u16).map(|v| f32::from(v * 37 % 19) - 9.0).collect();
+        let (a, b) = (MatRef::new(&x, 3, 4, 7), MatRef::new(&x[20..], 5, 4, 6).t());
+        let mut c = vec![1.0; 15];
+        by_candle(a, b, &mut c, true).unwrap();
+        for i in 0..3 {
+            for j in 0..5 {
+                let dot: f32 = (0..4).map(|k| x[i * 7 + k] * x[20 + j * 6 + k]).sum();
+                assert_eq!(c[i * 5 + j], 1.0 + dot);
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Training a pruned model on what the unpruned one wrote.
+//!
+//! [`Network`] is the decoder of [`pleach::model`] once more, as a graph of candle operations with our
+//! own kernels inside, over packed sequences; [`Dataset`] packs answers and the target's distribution
+//! into it; [`Parameters`] holds what is trained; [`Trainer`] runs the steps on several threads.
+
+mod adapter;
+mod attached;
+mod chain_attention;
+mod data;
+mod decoder;
+mod gemm;
+mod ops;
+mod params;
+mod slerp;
+mod target_states;
+mod trainer;
+
+pub use adapter::Adapter;
+pub use attached::{AttachedLesson, AttachedNetwork};
+pub use data::{Dataset, Example, Origin, TopK, TopKWriter};
+pub use decoder::{Batch, Network, Weights};
+pub use ops::Tally;
+pub use params::{Adapt, Parameters, Weight, block_weights};
+pub use slerp::slerp;
+pub use target_states::{TargetStates, TargetStatesWriter};
+pub use trainer::{Budget, Distillation, Lesson, Options, Point, Trainer};
+
+use std::path::PathBuf;
+
+/// Why a model cannot be trained.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// The model to start from cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] pleach::checkpoint::CheckpointError),
+    /// A file of examples or of the run's state is unreadable or wrong.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The options do not fit the model or the data.
+    #[error("{0}")]
+    Options(String),
+    /// The loss is no number any more.
+    #[error("the loss became {loss} at step {step}; try a lower learning rate")]
+    Diverged {
+        /// The step.
+        step: u32,
+        /// The loss.
+        loss: f64,
+    },
+}
+
+impl TrainError {
+    fn file(path: &std::path::Path, reason: impl ToString) -> Self {
+        Self::File { path: path.into(), reason: reason.to_string() }
+    }
+}

