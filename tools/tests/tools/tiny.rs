@@ -11,7 +11,7 @@ use super::support::{Server, gguf};
 use super::{json as read, run, tools};
 
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens").join(name)
 }
 
 /// A golden that can speak: its weights with a tokenizer, a template and perhaps another scaling.

@@ -175,7 +175,7 @@ mod tests {
     /// Texts are as likely together as alone, to the bit, and the likelihoods of all next tokens sum to 1.
     #[test]
     fn sharing_changes_nothing() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/llama-tied");
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/goldens/llama-tied");
         let mut checkpoint = Checkpoint::open(Path::new(folder)).unwrap();
         let decoder = Decoder::load(&mut checkpoint, &Arc::new(ThreadPool::new(2))).unwrap();
         let mut workspace = Workspace::new();
