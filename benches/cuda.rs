@@ -12,7 +12,7 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::write::{gguf_file, json_file};
-use pleach::engine::{Engine, EngineConfig, Event, Request};
+use pleach::engine::{Engine, EngineConfig, Request};
 use pleach::model::{
     CudaDecoder, CudaRunner, Family, Forward, ModelConfig, RopeConfig, RopeScaling, tensor_names,
 };
@@ -256,14 +256,7 @@ type Said = (u32, Option<f32>);
 /// Seconds of a request, and its tokens with their log-probabilities.
 fn time(engine: &mut Engine, request: Request) -> Result<(f64, Vec<Said>)> {
     let started = Instant::now();
-    engine.submit(request)?;
-    let mut all = Vec::new();
-    while engine.has_work() {
-        for (_, event) in engine.step() {
-            if let Event::Tokens(tokens) = event {
-                all.extend(tokens.iter().map(|token| (token.id, token.logprob)));
-            }
-        }
-    }
+    let answer = engine.answer(vec![request])?.remove(0);
+    let all = answer.tokens.iter().map(|token| (token.id, token.logprob)).collect();
     Ok((started.elapsed().as_secs_f64(), all))
 }

@@ -1,7 +1,7 @@
 //! `pleach check`: whether a model and its draft fit each other and this machine, and what they promise,
 //! before anything is served.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::config::Config;
 use crate::engine::{
-    CacheNeeds, Engine, EngineConfig, EngineError, Event, FinishReason, Request, expected_speedup,
+    CacheNeeds, Engine, EngineConfig, EngineError, FinishReason, Request, expected_speedup,
 };
 use crate::kv_cache::BLOCK_SIZE;
 use crate::memory;
@@ -231,16 +231,16 @@ fn accept(
     encode: impl Fn(&Prompt) -> Result<Vec<u32>, CheckError>,
 ) -> Result<Acceptance, CheckError> {
     let failed = |prompt: &Prompt, reason| CheckError::Prompt { id: prompt.id.clone(), reason };
-    let mut asked = HashMap::new();
+    let mut requests = Vec::new();
     for prompt in prompts {
-        let submitted = engine.submit(Request::greedy(encode(prompt)?, ANSWER));
-        asked.insert(submitted.map_err(|e| failed(prompt, e.to_string()))?, prompt);
+        let request = Request::greedy(encode(prompt)?, ANSWER);
+        request.validate(engine.limits()).map_err(|e| failed(prompt, e.to_string()))?;
+        requests.push(request);
     }
-    while engine.has_work() {
-        for (id, event) in engine.step() {
-            if let Event::Finished { reason: FinishReason::Error(reason), .. } = event {
-                return Err(failed(asked[&id], reason));
-            }
+    let answers = engine.answer(requests).expect("invariant: valid requests");
+    for (prompt, answer) in prompts.iter().zip(answers) {
+        if let FinishReason::Error(reason) = answer.reason {
+            return Err(failed(prompt, reason));
         }
     }
     let stats = engine.stats();

@@ -65,7 +65,7 @@ fn output_does_not_depend_on_what_is_cached() {
         for other in &mut others {
             for (output, expected) in run(other, &requests).iter().zip(&expected) {
                 assert_eq!(output.ids(), expected.ids(), "turn {turn}");
-                let logprobs = |output: &support::engines::Output| -> Vec<u32> {
+                let logprobs = |output: &pleach::engine::Answer| -> Vec<u32> {
                     output.tokens.iter().map(|t| t.logprob.unwrap().to_bits()).collect()
                 };
                 assert_eq!(logprobs(output), logprobs(expected), "turn {turn}");

@@ -156,6 +156,12 @@ impl Engine {
         (self.scheduler.pool().num_used(), self.scheduler.pool().num_blocks())
     }
 
+    /// Whether a draft model drafts.
+    #[must_use]
+    pub fn has_draft_model(&self) -> bool {
+        self.cascade.draft().is_some_and(|draft| !draft.is_broken())
+    }
+
     /// Whether any sequence is unfinished.
     #[must_use]
     pub fn has_work(&self) -> bool {

@@ -8,6 +8,7 @@ mod core;
 mod decode_time;
 mod handle;
 mod measure;
+mod offline;
 mod readout;
 mod report;
 mod request;
@@ -24,6 +25,7 @@ pub use core::Engine;
 pub use decode_time::DecodeTime;
 pub use handle::{EngineHandle, SubmitError};
 pub use measure::MeasuredCosts;
+pub use offline::Answer;
 pub use request::{
     EngineLimits, Event, FinishReason, MAX_TOP_LOGPROBS, PromptToken, Readout, Request,
     RequestError, RequestId, TokenOut, TokenSource,

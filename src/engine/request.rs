@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::SequenceStats;
 use crate::grammar::Grammar;
 use crate::sampling::{ParamError, SamplingParams};
-use crate::spec::Proposer;
+use crate::spec::{Proposer, Proposers};
 use crate::text::StoppingText;
 
 /// Most alternatives a request may ask log-probabilities for.
@@ -35,6 +35,8 @@ pub struct Request {
     /// Draft tokens per round: `None` for the engine's value, 0 for no speculation, otherwise a
     /// bound on the engine's value.
     pub num_speculative_tokens: Option<usize>,
+    /// Who drafts, of those that the engine has.
+    pub proposers: Proposers,
     /// What the generated text must follow.
     pub grammar: Option<Grammar>,
     /// What the client expects as the output: drafted from while the output follows it.
@@ -72,6 +74,7 @@ impl Request {
             stop: None,
             ignore_eos: false,
             num_speculative_tokens: None,
+            proposers: Proposers::default(),
             grammar: None,
             prediction: Vec::new(),
             top_logprobs: None,

@@ -10,7 +10,9 @@ use crate::model::{Verified, VerifyTask};
 use crate::sampling::{
     Draws, History, LogitsError, Processor, SamplingParams, log_sum_exp, top_logprobs,
 };
-use crate::spec::{Acceptance, DraftToken, FinalToken, Speculation, Verdict, rejection_sample};
+use crate::spec::{
+    Acceptance, DraftToken, FinalToken, Proposers, Speculation, Verdict, rejection_sample,
+};
 use crate::text::StoppingText;
 
 pub(super) struct Sequence {
@@ -83,6 +85,8 @@ impl Sequence {
         let history =
             if params.uses_history() { History::new(&request.prompt) } else { History::default() };
         let prompt_tokens = request.prompt.len();
+        let Proposers { draft_model, ngram: wanted } = request.proposers;
+        let proposers = Proposers { draft_model, ngram: ngram && wanted };
         Self {
             history,
             // A seed is a promise of the same output, so it pays the price of coupling.
@@ -91,7 +95,7 @@ impl Sequence {
                 Readout::Embedding => 0,
                 _ => request.num_speculative_tokens.unwrap_or(usize::MAX).min(max_speculative),
             },
-            speculation: Speculation::new(prompt_tokens, ngram, request.prediction, acceptance),
+            speculation: Speculation::new(prompt_tokens, proposers, request.prediction, acceptance),
             stats: SequenceStats { prompt_tokens, ..Default::default() },
             submitted: Instant::now(),
             last_tokens: None,

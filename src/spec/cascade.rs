@@ -316,7 +316,8 @@ impl Chain<'_, '_> {
         let drafted = &task.proposal.tokens;
         let own = drafted.iter().rev().take_while(|t| t.proposer == Proposer::DraftModel).count();
         let missing = draft.missing(state, task.tokens.len(), drafted.len(), own);
-        let Some(missing) = missing.filter(|_| !state.draft.failed) else { return 0.0 };
+        let may = state.draft_model && !state.draft.failed;
+        let Some(missing) = missing.filter(|_| may) else { return 0.0 };
         // Catching up is paid once and used by the rounds to come.
         let rounds = task.tokens_left.clamp(1, HORIZON) as f64;
         let context = task.tokens.len();

@@ -16,5 +16,5 @@ pub use cost::{Load, Prices, StepCost};
 pub use draft_model::{DraftModel, DraftPass};
 pub use ngram::{Match, NgramIndex};
 pub use prediction::Prediction;
-pub use proposer::{DraftToken, Proposal, Proposer, Speculation};
+pub use proposer::{DraftToken, Proposal, Proposer, Proposers, Speculation};
 pub use rejection::{FinalToken, Verdict, rejection_sample};

@@ -26,6 +26,22 @@ impl Proposer {
     }
 }
 
+/// Who may draft for a sequence, beside the client's own prediction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proposers {
+    /// The draft model.
+    pub draft_model: bool,
+    /// The sequence's own text.
+    pub ngram: bool,
+}
+
+impl Default for Proposers {
+    /// All of them.
+    fn default() -> Self {
+        Self { draft_model: true, ngram: true }
+    }
+}
+
 /// A proposed token and the distribution it was drawn from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DraftToken {
@@ -77,6 +93,8 @@ pub(super) struct TargetStates {
 /// What speculation remembers of a sequence.
 #[derive(Debug)]
 pub struct Speculation {
+    /// Whether the draft model may draft.
+    pub(super) draft_model: bool,
     pub(super) index: Option<NgramIndex>,
     /// The n-gram match at the sequence's end.
     pub(super) found: Option<Match>,
@@ -93,12 +111,18 @@ pub struct Speculation {
 }
 
 impl Speculation {
-    /// A new sequence with a prompt of `prompt_len` tokens, which drafts from its own text if `ngram`,
-    /// and from a prediction where there is one.
+    /// A new sequence with a prompt of `prompt_len` tokens, for which `proposers` draft, and a prediction where
+    /// there is one.
     #[must_use]
-    pub fn new(prompt_len: usize, ngram: bool, prediction: Vec<u32>, known: &Acceptance) -> Self {
+    pub fn new(
+        prompt_len: usize,
+        proposers: Proposers,
+        prediction: Vec<u32>,
+        known: &Acceptance,
+    ) -> Self {
         Self {
-            index: ngram.then(NgramIndex::default),
+            draft_model: proposers.draft_model,
+            index: proposers.ngram.then(NgramIndex::default),
             found: None,
             prediction: (!prediction.is_empty()).then(|| Prediction::new(prediction)),
             acceptance: known.of_new_sequence(),

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::write::{Meta, gguf_file};
-use pleach::engine::{Engine, EngineConfig, Event, Request};
+use pleach::engine::{Engine, EngineConfig, Request, TokenOut};
 use pleach::grammar::{Grammar, GrammarCompiler, GrammarSource};
 use pleach::model::{
     CudaDecoder, CudaRunner, Family, Forward, ModelConfig, Rows, Verified, VerifyTask,
@@ -29,18 +29,10 @@ type Said = (u32, Option<f32>, Vec<(u32, f32)>);
 
 /// Runs requests together to their ends.
 fn run(engine: &mut Engine, requests: &[Request]) -> Vec<Vec<Said>> {
-    let ids: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
-    let mut out = vec![Vec::new(); ids.len()];
-    while engine.has_work() {
-        for (id, event) in engine.step() {
-            if let Event::Tokens(tokens) = event {
-                out[ids.iter().position(|known| *known == id).unwrap()]
-                    .extend(tokens.into_iter().map(|t| (t.id, t.logprob, t.top_logprobs)));
-            }
-        }
-    }
+    let answers = engine.answer(requests.to_vec()).unwrap();
     assert_eq!(engine.cache_blocks().0, 0, "blocks leaked");
-    out
+    let said = |token: TokenOut| (token.id, token.logprob, token.top_logprobs);
+    answers.into_iter().map(|answer| answer.tokens.into_iter().map(said).collect()).collect()
 }
 
 /// A target on the device that decides rounds itself, or leaves them to the host; counts those it decides.

@@ -7,15 +7,12 @@
     reason = "test support, shared by several test binaries that each use a part of it"
 )]
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use pleach::checkpoint::write::{Meta, gguf_file};
 use pleach::checkpoint::{ATTACHMENT, Checkpoint, RawTensor, source};
-use pleach::engine::{
-    Engine, EngineConfig, Event, FinishReason, Request, RequestId, SequenceStats, TokenOut,
-};
+use pleach::engine::{Answer, Engine, EngineConfig, Request};
 use pleach::model::{Decoder, Draft, PROJECTIONS, layer_tensor_names};
 use pleach_kernels::{DType, ThreadPool};
 
@@ -93,42 +90,11 @@ pub fn prompt(text: &str) -> Vec<u32> {
     tokenizer.encode(text, false).unwrap().get_ids().to_vec()
 }
 
-pub struct Output {
-    pub tokens: Vec<TokenOut>,
-    pub reason: FinishReason,
-    pub stats: SequenceStats,
-}
-
-impl Output {
-    pub fn ids(&self) -> Vec<u32> {
-        self.tokens.iter().map(|token| token.id).collect()
-    }
-}
-
 /// Runs all requests together to their end.
-pub fn run(engine: &mut Engine, requests: &[Request]) -> Vec<Output> {
-    let ids: Vec<RequestId> =
-        requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
-    let mut tokens: HashMap<RequestId, Vec<TokenOut>> = HashMap::new();
-    let mut ends = HashMap::new();
-    while engine.has_work() {
-        for (id, event) in engine.step() {
-            match event {
-                Event::Tokens(new) => tokens.entry(id).or_default().extend(new),
-                Event::Prompt(_) | Event::Embedding(_) => {}
-                Event::Finished { reason, stats } => {
-                    ends.insert(id, (reason, stats));
-                }
-            }
-        }
-    }
+pub fn run(engine: &mut Engine, requests: &[Request]) -> Vec<Answer> {
+    let answers = engine.answer(requests.to_vec()).unwrap();
     assert_eq!(engine.cache_blocks().0, 0, "blocks leaked");
-    ids.into_iter()
-        .map(|id| {
-            let (reason, stats) = ends.remove(&id).unwrap();
-            Output { tokens: tokens.remove(&id).unwrap_or_default(), reason, stats }
-        })
-        .collect()
+    answers
 }
 
 pub const QUESTIONS: [&str; 8] = [
@@ -149,6 +115,6 @@ pub fn questions(max_tokens: usize) -> Vec<Request> {
 }
 
 /// Token ids of each output.
-pub fn ids(outputs: &[Output]) -> Vec<Vec<u32>> {
-    outputs.iter().map(Output::ids).collect()
+pub fn ids(outputs: &[Answer]) -> Vec<Vec<u32>> {
+    outputs.iter().map(Answer::ids).collect()
 }

@@ -203,6 +203,20 @@ fn from_a_model_to_a_draft() {
         assert!(bench[field].as_f64().unwrap() > 0.0);
     }
     assert!(bench["verify_cost"]["8"].is_number());
+    for streams in ["1", "8", "64"] {
+        assert!(bench["streams_tokens_per_s"][streams].as_f64().unwrap() > 0.0);
+    }
+    // Drawn answers are the same too, whoever drafts.
+    let four = "bench --draft draft.gguf --repeats 1 --prompts prompts.jsonl --limit 2 --max-tokens 12 --temperature 1";
+    assert!(run(folder, &format!("{four} --json four.json")).contains("identical"));
+    let four = &json(&folder.join("four.json"))["speculation"];
+    assert_eq!(four["none"]["geometric_mean"].as_f64(), Some(1.0));
+    for way in ["ngram", "draft", "both"] {
+        assert!(four[way]["worst"].as_f64().unwrap() > 0.0, "{way}");
+        let task = four[way]["tasks"].as_object().unwrap().values().next().unwrap();
+        assert!(task["tokens_per_s"].as_f64().unwrap() > 0.0, "{task}");
+    }
+    assert_eq!(four["ngram"]["tasks"]["one"]["accepted"]["draft_model"][1].as_u64(), Some(0));
 
     let manifest = json(&folder.join("answers.jsonl.manifest.json"));
     assert_eq!(manifest["inputs"][0]["sha256"].as_str().unwrap().len(), 64);

@@ -1,0 +1,164 @@
+//! `bench`: how fast a model runs here.
+
+mod speculation;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Result;
+use pleach::checkpoint::source::Source;
+use pleach::checkpoint::write::json_file;
+use pleach::engine::{Engine, EngineConfig, Request};
+use pleach::kv_cache::blocks_for;
+use pleach::prompts::{read_prompts, spread};
+use serde::Serialize;
+
+use crate::shared::model_args::ModelArgs;
+
+/// Times decoding, prefill, verification, drafting and up to 64 answers at once; with --prompts, also
+/// speculation on those prompts.
+///
+/// Each figure is the median of several. Run it on an otherwise idle machine. With --prompts every prompt is answered in
+/// turns without speculation, with n-grams alone, with the draft model alone and with both, and the answers are
+/// compared: they must be the same, token for token, above temperature 0 too.
+#[derive(Debug, Clone, clap::Args, Serialize)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The draft. Default: for the default model, the draft in `drafts/`.
+    #[arg(long, env = "PLEACH_DRAFT", value_name = "SOURCE")]
+    pub(crate) draft: Option<Source>,
+    /// Repeats of every measurement.
+    #[arg(long, default_value_t = 15)]
+    pub(crate) repeats: usize,
+    /// Measure speculation on these prompts (JSONL with "id", "category" and "turns").
+    #[arg(long, env = "PLEACH_PROMPTS", value_name = "JSONL")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Use at most so many prompts, spread evenly over the file.
+    #[arg(long)]
+    pub(crate) limit: Option<usize>,
+    /// Tokens of an answer to a prompt, at most.
+    #[arg(long, default_value_t = 128)]
+    pub(crate) max_tokens: usize,
+    /// Temperature of the answers to prompts. Above 0 they are drawn with seeds.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) temperature: f32,
+    /// Draft tokens per round, at most.
+    #[arg(long, env = "PLEACH_NUM_SPECULATIVE_TOKENS", default_value_t = 8, value_name = "K")]
+    pub(crate) num_speculative_tokens: usize,
+    /// Where the result goes.
+    #[arg(long, value_name = "OUT")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+const ROWS: [usize; 6] = [1, 2, 4, 8, 16, 32];
+const CONTEXT: usize = 64;
+const LONG_CONTEXT: usize = 1024;
+const PROMPT: usize = 512;
+const DECODED: usize = 128;
+/// Answers at once.
+const STREAMS: [usize; 5] = [1, 8, 16, 32, 64];
+const MOST_STREAMS: usize = 64;
+
+/// What one model does on this machine.
+#[derive(Debug, Serialize)]
+struct Report {
+    threads: usize,
+    decode_tokens_per_s: f64,
+    /// After 1,024 tokens of context, where the model has so many.
+    decode_1024_tokens_per_s: Option<f64>,
+    prefill_tokens_per_s: f64,
+    /// Rows → seconds of a target pass over those of one row.
+    verify_cost: BTreeMap<usize, f64>,
+    draft_step_cost: Option<f64>,
+    /// Answers of 128 tokens at once without speculation → tokens per second, prompts included.
+    streams_tokens_per_s: BTreeMap<usize, f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    speculation: Option<speculation::Report>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let prompts = match &args.prompts {
+        Some(path) => Some(spread(read_prompts(Some(path), "")?, args.limit)),
+        None => None,
+    };
+    let loaded = args.model.load(args.draft.as_ref())?;
+    let positions = loaded.target.config().max_position_embeddings;
+    let config = EngineConfig {
+        max_model_len: Some(positions.min(2048)),
+        max_num_seqs: MOST_STREAMS,
+        num_blocks: Some(MOST_STREAMS * blocks_for(CONTEXT + DECODED + 1)),
+        num_speculative_tokens: args.num_speculative_tokens,
+        prefix_caching: false, // every repeat does the same work
+        ..EngineConfig::default()
+    };
+    let vocab = loaded.target.config().vocab_size as u32;
+    let mut engine = Engine::new(loaded.target, loaded.decoder, config)?;
+    let costs = engine.measure_costs(CONTEXT, &ROWS, args.repeats);
+    let synthetic = |length: usize, tokens: usize| Request {
+        ignore_eos: true,
+        num_speculative_tokens: Some(0),
+        ..Request::greedy((0..length as u32).map(|i| i * 31 % vocab).collect(), tokens)
+    };
+
+    // Whole requests, as they are served: sampling and scheduling included.
+    let repeats = args.repeats.clamp(1, 5);
+    let mut time = |streams: usize, length: usize, tokens: usize| -> Result<f64> {
+        let mut seconds = Vec::new();
+        for _ in 0..repeats {
+            let requests = vec![synthetic(length, tokens); streams];
+            let started = Instant::now();
+            engine.answer(requests)?;
+            seconds.push(started.elapsed().as_secs_f64());
+        }
+        seconds.sort_by(f64::total_cmp);
+        Ok(seconds[seconds.len() / 2])
+    };
+    let decode = time(1, CONTEXT, DECODED + 1)? - time(1, CONTEXT, 1)?;
+    let long = if positions > LONG_CONTEXT + DECODED {
+        Some(time(1, LONG_CONTEXT, DECODED + 1)? - time(1, LONG_CONTEXT, 1)?)
+    } else {
+        None
+    };
+    let mut report = Report {
+        threads: args.model.num_threads(),
+        decode_tokens_per_s: DECODED as f64 / decode,
+        decode_1024_tokens_per_s: long.map(|seconds| DECODED as f64 / seconds),
+        prefill_tokens_per_s: PROMPT as f64 / time(1, PROMPT, 1)?,
+        verify_cost: ROWS.iter().filter_map(|&n| Some((n, costs.verify_cost(n)?))).collect(),
+        draft_step_cost: costs.draft_step_cost(),
+        streams_tokens_per_s: STREAMS
+            .into_iter()
+            .map(|n| Ok((n, (n * DECODED) as f64 / time(n, CONTEXT, DECODED)?)))
+            .collect::<Result<_>>()?,
+        speculation: None,
+    };
+    print(&report);
+    if let Some(prompts) = prompts {
+        let speculation = speculation::measure(&mut engine, &loaded.chat, &prompts, args)?;
+        print!("{speculation}");
+        report.speculation = Some(speculation);
+    }
+    if let Some(path) = &args.json {
+        json_file(path, &report)?;
+    }
+    Ok(())
+}
+
+fn print(report: &Report) {
+    println!("decode    {:>8.1} tokens/s after {CONTEXT} tokens", report.decode_tokens_per_s);
+    if let Some(rate) = report.decode_1024_tokens_per_s {
+        println!("          {rate:>8.1} tokens/s after {LONG_CONTEXT} tokens");
+    }
+    println!("prefill   {:>8.1} tokens/s ({PROMPT} tokens)", report.prefill_tokens_per_s);
+    for (rows, cost) in &report.verify_cost {
+        println!("verify    {rows:>8} rows cost {cost:.2} times one");
+    }
+    if let Some(cost) = report.draft_step_cost {
+        println!("draft     {cost:>8.3} target steps per draft step");
+    }
+    for (streams, rate) in &report.streams_tokens_per_s {
+        println!("streams   {rate:>8.1} tokens/s, {streams} at once, without speculation");
+    }
+}
