@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics::{
+    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::engine::{NoDraft, Outcome};
@@ -37,6 +39,10 @@ pub const ACCEPTED_PER_POSITION: &str = "pleach_spec_decode_accepted_tokens_per_
 pub const PROPOSER_DRAFT_TOKENS: &str = "pleach_spec_decode_proposer_draft_tokens_total";
 /// Draft tokens accepted and sent; label `proposer`.
 pub const PROPOSER_ACCEPTED_TOKENS: &str = "pleach_spec_decode_proposer_accepted_tokens_total";
+/// Seconds of one step that drafting took: draft passes, and the rows that verified draft tokens; label `proposer`.
+pub const PROPOSER_SPENT: &str = "pleach_spec_decode_proposer_spent_seconds";
+/// Seconds that the tokens accepted in one step would have taken without them; label `proposer`.
+pub const PROPOSER_SAVED: &str = "pleach_spec_decode_proposer_saved_seconds";
 /// Tokens drawn after a rejection.
 pub const RECOVERED_TOKENS: &str = "pleach_spec_decode_recovered_tokens_total";
 /// Tokens drawn when nothing was rejected: after full acceptance, in rounds without draft tokens, and in
@@ -122,7 +128,16 @@ const UPKEEP: Duration = Duration::from_secs(5);
 pub fn install() -> Result<PrometheusHandle, BuildError> {
     let mut builder = PrometheusBuilder::new().set_buckets(&SECONDS)?;
     for (names, buckets) in [
-        (&[INTER_TOKEN_LATENCY, DECODE_STEP, DECODE_STEP_WITHOUT][..], &STEP_SECONDS[..]),
+        (
+            &[
+                INTER_TOKEN_LATENCY,
+                DECODE_STEP,
+                DECODE_STEP_WITHOUT,
+                PROPOSER_SPENT,
+                PROPOSER_SAVED,
+            ][..],
+            &STEP_SECONDS[..],
+        ),
         (&[REQUEST_DURATION], &REQUEST_SECONDS),
         (&[REQUEST_PROMPT_TOKENS, REQUEST_GENERATED_TOKENS], &TOKENS),
     ] {
@@ -203,6 +218,9 @@ fn describe() {
     for proposer in Proposer::ALL {
         counter!(PROPOSER_DRAFT_TOKENS, "proposer" => proposer.name()).increment(0);
         counter!(PROPOSER_ACCEPTED_TOKENS, "proposer" => proposer.name()).increment(0);
+        for name in [PROPOSER_SPENT, PROPOSER_SAVED] {
+            histogram!(name, "proposer" => proposer.name()).record_many(0.0, 0);
+        }
     }
     for model in ["target", "draft"] {
         counter!(FORWARD_PASSES, "model" => model).increment(0);
@@ -240,6 +258,8 @@ fn describe() {
         (DECODE_STEP, "Seconds of generating tokens in one step, draft passes included."),
         (DECODE_STEP_WITHOUT, "Seconds the same tokens would take without speculation, estimated."),
         (REQUEST_DURATION, "Seconds from submission to the end."),
+        (PROPOSER_SPENT, "Seconds of one step that drafting took, by proposer."),
+        (PROPOSER_SAVED, "Seconds that accepted draft tokens saved in one step, by proposer."),
     ] {
         describe_histogram!(name, Unit::Seconds, help);
     }

@@ -280,7 +280,7 @@ impl Engine {
         };
         comparison.tokens += sample.answer as u64;
         report::compared(sample.answer, candidate, current);
-        let (target, most) = (&self.target_cost, self.limits.num_speculative_tokens);
+        let (target, most) = (&self.costs.target, self.limits.num_speculative_tokens);
         let tokens = comparison.tokens;
         let score = |before: DraftScore, accepted: u64, timing: &Timing| {
             let accepted_tokens = before.accepted_tokens + accepted;
@@ -311,7 +311,7 @@ impl Engine {
         if outcome == Outcome::Switched {
             let rows = self.config.max_num_batched_tokens;
             self.cascade.set_draft(DraftModel::standalone(contest.candidate, rows));
-            self.draft_cost = contest.candidate_timing.cost;
+            self.costs.replace_draft(&contest.candidate_timing.cost);
             self.acceptance.forget_draft_model();
             for sequence in self.sequences.values_mut() {
                 sequence.speculation.new_draft_model();

@@ -13,7 +13,7 @@ use super::{
 use crate::memory;
 use crate::model::{CudaDecoder, CudaRunner, Decoder, Draft, Forward, Rows, Runner};
 use crate::sampling::Processor;
-use crate::spec::{Acceptance, Cascade, DraftModel, StepCost};
+use crate::spec::{Acceptance, Cascade, Costs, DraftModel};
 
 /// Many sequences, one target and perhaps one draft model. Single-threaded: see
 /// [`super::EngineHandle`] for use from many tasks.
@@ -28,8 +28,7 @@ pub struct Engine {
     pub(super) limits: EngineLimits,
     eos_token_ids: Vec<u32>,
     pub(super) stats: EngineStats,
-    pub(super) target_cost: StepCost,
-    pub(super) draft_cost: StepCost,
+    pub(super) costs: Costs,
     pub(super) acceptance: Acceptance,
     /// The draft model that may take over, and how it fares.
     pub(super) contest: Option<Contest>,
@@ -127,8 +126,7 @@ impl Engine {
             config,
             limits,
             stats: EngineStats::default(),
-            target_cost: StepCost::default(),
-            draft_cost: StepCost::default(),
+            costs: Costs::default(),
             acceptance: Acceptance::default(),
             contest: None,
             comparison: None,

@@ -715,8 +715,8 @@ fn prompts_are_read_whole_in_any_chunks() {
 /// An engine in which a target pass takes long, so that acceptance alone decides.
 fn patient(draft: Option<TestModel>) -> Engine {
     let mut engine = engine(&EngineConfig { ngram: draft.is_none(), ..config() }, draft);
-    engine.target_cost.measured(1, 1e3);
-    engine.target_cost.measured(8, 1.1e3);
+    engine.costs.target.measured(1, 1e3);
+    engine.costs.target.measured(8, 1.1e3);
     engine
 }
 

@@ -1,5 +1,8 @@
 //! What generating tokens takes, and what it would take without speculation.
 
+use super::{Event, ProposerSeconds, RequestId};
+use crate::spec::{Proposal, Proposer};
+
 /// A step that generated tokens.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct GeneratingStep {
@@ -39,6 +42,28 @@ impl DecodeTime {
     }
 }
 
+/// What drafting took and gave in one step: `rows` seconds for the rows of all draft tokens, `drafting` for the draft
+/// passes, and `token` for each token without speculation.
+pub(super) fn by_proposer(
+    proposals: &[Proposal],
+    events: &[(RequestId, Event)],
+    rows: f64,
+    drafting: f64,
+    token: f64,
+) -> [ProposerSeconds; 3] {
+    let mut time = [ProposerSeconds::default(); 3];
+    let drafted = proposals.iter().flat_map(|proposal| &proposal.tokens);
+    let row = rows / drafted.clone().count().max(1) as f64;
+    drafted.for_each(|draft| time[draft.proposer as usize].spent += row);
+    time[Proposer::DraftModel as usize].spent += drafting;
+    let accepted = events.iter().filter_map(|(_, event)| match event {
+        Event::Tokens(tokens) => Some(tokens.iter().filter_map(|token| token.source.proposer())),
+        _ => None,
+    });
+    accepted.flatten().for_each(|proposer| time[proposer as usize].saved += token);
+    time
+}
+
 impl GeneratingStep {
     /// What the step took and would have taken, where a pass with one row of each sequence takes
     /// `plain` seconds; `None` where nothing was generated.
@@ -66,6 +91,8 @@ impl GeneratingStep {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::{TokenOut, TokenSource};
+    use crate::spec::DraftToken;
 
     fn step(rows: usize, prompt_rows: usize, sequences: usize, tokens: usize) -> DecodeTime {
         let plain = if sequences == 1 { 1.0 } else { 1.2 };
@@ -73,6 +100,22 @@ mod tests {
         let step =
             GeneratingStep { rows, prompt_rows, sequences, tokens, target_seconds, draft_seconds };
         step.time(plain).unwrap()
+    }
+
+    /// Rows are shared by the draft tokens, passes are the draft model's, and each accepted token saves a step.
+    #[test]
+    fn proposers_have_what_they_took_and_gave() {
+        let token = |proposer| DraftToken::copied(7, proposer);
+        let mut proposal = Proposal::default();
+        proposal.tokens =
+            [Proposer::Ngram, Proposer::Ngram, Proposer::DraftModel].map(token).into();
+        let sent = [TokenSource::Accepted(Proposer::Ngram), TokenSource::Recovered]
+            .map(|source| TokenOut { id: 7, source, logprob: None, top_logprobs: Vec::new() });
+        let events = [(RequestId(0), Event::Tokens(sent.into()))];
+        let [draft, ngram, prediction] = by_proposer(&[proposal], &events, 0.3, 0.5, 2.0);
+        assert!((draft.spent - 0.6).abs() < 1e-9 && draft.saved == 0.0);
+        assert!((ngram.spent - 0.2).abs() < 1e-9 && ngram.saved == 2.0);
+        assert_eq!(prediction, ProposerSeconds::default());
     }
 
     #[test]

@@ -6,15 +6,17 @@ use std::time::Instant;
 use super::Engine;
 use crate::kv_cache::BlockTable;
 use crate::model::{DraftInput, Forward, Rows};
-use crate::spec::Load;
+use crate::spec::{DraftStep, Load};
 
 /// Seconds of forward passes, each the median of several.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MeasuredCosts {
     /// Rows of one sequence in a target pass, all with logits → seconds.
     pub target: Vec<(usize, f64)>,
-    /// One row through the draft model, if there is one.
+    /// One row through the draft model behind a pass of the target, if there is one.
     pub draft: Option<f64>,
+    /// One row through it behind another draft pass.
+    pub draft_further: Option<f64>,
 }
 
 impl MeasuredCosts {
@@ -24,10 +26,16 @@ impl MeasuredCosts {
         Some(self.target_seconds(rows)? / self.target_seconds(1)?)
     }
 
-    /// Seconds of a draft step over those of a target step.
+    /// Seconds of a draft step behind a target step over those of a target step.
     #[must_use]
     pub fn draft_step_cost(&self) -> Option<f64> {
         Some(self.draft? / self.target_seconds(1)?)
+    }
+
+    /// The same behind another draft step.
+    #[must_use]
+    pub fn draft_further_step_cost(&self) -> Option<f64> {
+        Some(self.draft_further? / self.target_seconds(1)?)
     }
 
     fn target_seconds(&self, rows: usize) -> Option<f64> {
@@ -78,7 +86,7 @@ impl Engine {
             table.reserve(limit.min(far.max(context + most) + 1), self.scheduler.pool_mut());
         assert!(reserved, "invariant: an idle engine has room for one sequence");
         let chunk = self.config.max_num_batched_tokens;
-        let mut costs = MeasuredCosts { target: Vec::new(), draft: None };
+        let mut costs = MeasuredCosts { target: Vec::new(), draft: None, draft_further: None };
         let target = self.target.as_mut();
         prefill(target, &table, far, chunk);
         // Round-robin, so that a busy moment of the machine touches every count alike.
@@ -92,11 +100,11 @@ impl Engine {
             }
         }
         if far > context {
-            self.target_cost.measured_attention(median(&mut attention) / (far - context) as f64);
+            self.costs.target.measured_attention(median(&mut attention) / (far - context) as f64);
         }
         for (mut samples, &rows) in samples.into_iter().zip(row_counts) {
             let seconds = median(&mut samples);
-            self.target_cost.measured(Load::default().sequence(rows, context), seconds);
+            self.costs.target.measured(Load::default().sequence(rows, context), seconds);
             costs.target.push((rows, seconds));
         }
         if let Some(draft) = self.cascade.draft_mut() {
@@ -105,18 +113,21 @@ impl Engine {
                 prefill(*draft, &table, context, chunk);
             }
             for rows in DRAFT_ROWS.into_iter().filter(|&rows| context + rows <= limit) {
-                // As it is served: the target's weights have just passed through the caches.
-                let behind_target = |_| {
+                let mut samples = [Vec::new(), Vec::new()];
+                for _ in 0..repeats.max(1) {
+                    // As it is served: the target's weights have just passed through the caches.
                     time(target, &table, context, 1);
-                    match &mut draft {
-                        Some(draft) => time(*draft, &table, context, rows),
+                    let steps = match &mut draft {
+                        Some(draft) => [0, 1].map(|_| time(*draft, &table, context, rows)),
                         None => time_attached(target, &table, context, rows),
-                    }
-                };
-                let mut samples: Vec<f64> = (0..repeats.max(1)).map(behind_target).collect();
-                let seconds = median(&mut samples);
-                self.draft_cost.measured(rows, seconds);
-                costs.draft = costs.draft.or(Some(seconds));
+                    };
+                    samples.iter_mut().zip(steps).for_each(|(samples, step)| samples.push(step));
+                }
+                let [first, further] = samples.each_mut().map(|samples| median(samples));
+                self.costs.measured_draft(DraftStep::First, rows, first);
+                self.costs.measured_draft(DraftStep::Further, rows, further);
+                costs.draft = costs.draft.or(Some(first));
+                costs.draft_further = costs.draft_further.or(Some(further));
             }
         }
         table.truncate(0, self.scheduler.pool_mut());
@@ -144,13 +155,14 @@ fn time(model: &mut dyn Forward, table: &BlockTable, context: usize, count: usiz
     started.elapsed().as_secs_f64()
 }
 
-/// Seconds of one step of the attached drafter for `count` chains, behind a pass whose last row is at `context`.
+/// Seconds of the first step of the attached drafter for `count` chains, behind a pass whose last row is at
+/// `context`, and of a further one.
 fn time_attached(
     target: &mut dyn Forward,
     table: &BlockTable,
     context: usize,
     count: usize,
-) -> f64 {
+) -> [f64; 2] {
     let mut rows = Rows::default();
     rows.clear();
     rows.push(table, context, tokens(target, context..context + count), count);
@@ -158,9 +170,12 @@ fn time_attached(
     let mut states = Vec::new();
     drafter.read_states(0, &mut states);
     let states = states.repeat(count);
-    let started = Instant::now();
-    drafter.step(&rows, DraftInput::Target(&states));
-    started.elapsed().as_secs_f64()
+    let from: Vec<u32> = (0..count as u32).collect();
+    [DraftInput::Target(&states), DraftInput::Own(&from)].map(|input| {
+        let started = Instant::now();
+        drafter.step(&rows, input);
+        started.elapsed().as_secs_f64()
+    })
 }
 
 /// Some token for each position.

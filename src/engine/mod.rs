@@ -31,4 +31,6 @@ pub use request::{
     RequestError, RequestId, TokenOut, TokenSource,
 };
 pub use scheduler::{Schedule, Scheduled, Scheduler};
-pub use stats::{EngineStats, NoDraft, PassCost, PassCosts, ProposerCounts, SequenceStats};
+pub use stats::{
+    EngineStats, NoDraft, PassCost, PassCosts, ProposerCounts, ProposerSeconds, SequenceStats,
+};

@@ -5,9 +5,12 @@ use metrics::{counter, gauge, histogram};
 use super::scheduler::Scheduler;
 use super::sequence::Latency;
 use super::stats::RoundFlops;
-use super::{DecodeTime, FinishReason, NoDraft, Outcome, SequenceStats, TokenOut, TokenSource};
+use super::{
+    DecodeTime, FinishReason, NoDraft, Outcome, ProposerSeconds, SequenceStats, TokenOut,
+    TokenSource,
+};
 use crate::metrics as names;
-use crate::spec::{DraftPass, DraftToken};
+use crate::spec::{DraftPass, DraftToken, Proposer};
 
 const TARGET: (&str, &str) = ("model", "target");
 const DRAFT: (&str, &str) = ("model", "draft");
@@ -34,6 +37,16 @@ pub(super) fn queue_time(seconds: f64) {
 pub(super) fn decode_time(time: DecodeTime) {
     histogram!(names::DECODE_STEP).record(time.seconds);
     histogram!(names::DECODE_STEP_WITHOUT).record(time.without_speculation);
+}
+
+pub(super) fn proposers(seconds: [ProposerSeconds; 3]) {
+    for (proposer, time) in Proposer::ALL.into_iter().zip(seconds) {
+        if time.spent > 0.0 {
+            let label = [("proposer", proposer.name())];
+            histogram!(names::PROPOSER_SPENT, &label).record(time.spent);
+            histogram!(names::PROPOSER_SAVED, &label).record(time.saved);
+        }
+    }
 }
 
 pub(super) fn no_draft(reason: NoDraft) {

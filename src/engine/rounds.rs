@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use super::decode_time::GeneratingStep;
+use super::decode_time::{GeneratingStep, by_proposer};
 use super::report;
 use super::scheduler::Scheduled;
 use super::sequence::{Round, RoundError, Sequence};
@@ -29,7 +29,7 @@ impl Engine {
         let load = load(items);
         let rate = self.tokens_per_second(items);
         let prices = match rate.filter(|_| self.config.adaptive) {
-            Some(rate) => Prices::new(&self.target_cost, &self.draft_cost, rate),
+            Some(rate) => Prices::new(&self.costs, rate),
             None => Prices::free(),
         };
         let mut tasks = Vec::new();
@@ -75,8 +75,7 @@ impl Engine {
         for pass in passes {
             self.stats.draft.record(pass.rows, pass.decode, pass.seconds);
             self.stats.draft_flops += pass.flops;
-            let machine = self.draft_cost.observe(pass.rows, pass.seconds);
-            self.target_cost.scale(machine);
+            self.costs.observe_draft(pass.step, pass.rows, pass.seconds);
             self.draft_seconds += pass.seconds;
         }
         proposals
@@ -87,7 +86,7 @@ impl Engine {
     /// prompts.
     fn tokens_per_second(&self, items: &[Scheduled]) -> Option<f64> {
         let tokens: f64 = items.iter().map(|i| self.sequences[&i.id].speculation.gain()).sum();
-        Some(tokens / self.target_cost.seconds(one_row_each(items.iter()))?)
+        Some(tokens / self.costs.target.seconds(one_row_each(items.iter()))?)
     }
 
     /// Runs the target over all items and their draft tokens, and commits what stands.
@@ -117,16 +116,14 @@ impl Engine {
         self.stats.target_flops += flops;
         report::target_pass(flops);
         let seconds_drafting = std::mem::take(&mut self.draft_seconds);
+        let without = load(items);
+        let with = items.iter().zip(proposals).fold(without, |load, (item, proposal)| {
+            load.further(proposal.tokens.len(), item.start + item.count)
+        });
         let mut cost = 1.0;
         if decode {
-            let without = load(items);
-            let with = items.iter().zip(proposals);
-            let with = with.fold(without, |load, (item, proposal)| {
-                load.further(proposal.tokens.len(), item.start + item.count)
-            });
-            let machine = self.target_cost.observe(with, seconds);
-            self.draft_cost.scale(machine);
-            let without = self.target_cost.seconds(without);
+            self.costs.observe_target(with, seconds);
+            let without = self.costs.target.seconds(without);
             cost = without.map_or(1.0, |without| (seconds + seconds_drafting) / without);
         }
 
@@ -181,10 +178,22 @@ impl Engine {
             draft_seconds: seconds_drafting,
         };
         let plain = one_row_each(items.iter().filter(|item| item.completes));
-        if let Some(time) = self.target_cost.seconds(plain).and_then(|plain| step.time(plain)) {
+        let [plain, with, without] =
+            [plain, with, without].map(|load| self.costs.target.seconds(load));
+        let (Some(plain), Some(with), Some(without)) = (plain, with, without) else {
+            return events;
+        };
+        if let Some(time) = step.time(plain) {
             self.stats.decode_time.add(time);
             report::decode_time(time);
         }
+        let rows = (with - without).max(0.0);
+        let token = plain / sequences.max(1) as f64;
+        let time = by_proposer(proposals, &events, rows, seconds_drafting, token);
+        for (sum, more) in self.stats.proposer_seconds.iter_mut().zip(time) {
+            sum.add(more);
+        }
+        report::proposers(time);
         events
     }
 

@@ -14,6 +14,22 @@ pub struct ProposerCounts {
     pub accepted_tokens: u64,
 }
 
+/// What drafting by one proposer took and gave, by the measured costs of passes.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct ProposerSeconds {
+    /// Seconds spent: the draft passes, and the rows that verified the draft tokens.
+    pub spent: f64,
+    /// Seconds that generating the accepted tokens would have taken without them.
+    pub saved: f64,
+}
+
+impl ProposerSeconds {
+    pub(crate) fn add(&mut self, more: Self) {
+        self.spent += more.spent;
+        self.saved += more.saved;
+    }
+}
+
 /// What one sequence took.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct SequenceStats {
@@ -185,6 +201,8 @@ pub struct EngineStats {
     pub drafted_per_position: Vec<u64>,
     /// Draft tokens by proposer, in the order of [`Proposer::ALL`].
     pub proposers: [ProposerCounts; 3],
+    /// Time by proposer, in the order of [`Proposer::ALL`].
+    pub proposer_seconds: [ProposerSeconds; 3],
     /// Forward passes of the target.
     pub target: PassCosts,
     /// Forward passes of the draft model.

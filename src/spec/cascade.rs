@@ -2,7 +2,7 @@
 //! the draft model, whichever promises most, for as long as a draft token is worth what it costs.
 
 use super::draft_model::DraftModel;
-use super::{DraftToken, Load, Match, Prices, Proposal, Proposer, Speculation};
+use super::{DraftStep, DraftToken, Load, Match, Prices, Proposal, Proposer, Speculation};
 use crate::grammar::GrammarState;
 use crate::kv_cache::BlockTable;
 use crate::model::Forward;
@@ -13,6 +13,9 @@ use pleach_kernels::{arg_max, sum_exp};
 const HOPE: f64 = 0.8;
 /// Rounds that catching up on a text is shared by, at most.
 const HORIZON: usize = 64;
+/// Weight of a new round in the usage of the draft model, and the least usage that is reckoned with.
+const USAGE: f64 = 0.005;
+const RARELY: f64 = 0.1;
 
 /// One sequence's part of a proposal.
 #[derive(Debug)]
@@ -69,19 +72,54 @@ struct Asked<'a> {
     draft: &'a DraftModel,
     /// Chains that ask at a time.
     sharing: usize,
+    /// The pass's place in the round.
+    step: DraftStep,
+    /// Share of the rounds in which the draft model was asked, of late.
+    usage: f64,
+}
+
+/// What may be spent, in tokens, on asking the draft model where it does not promise to pay, so that what has become
+/// better is noticed: a hundredth of what is generated.
+#[derive(Debug, Clone, Copy)]
+struct Trials {
+    budget: f64,
+}
+
+impl Trials {
+    /// Share of the generated tokens.
+    const SHARE: f64 = 0.01;
+    /// Tokens that can be saved up: enough to read a prompt of a few hundred tokens.
+    const MOST: f64 = 10.0;
+
+    fn earn(&mut self, rounds: usize) {
+        self.budget = (self.budget + Self::SHARE * rounds as f64).min(Self::MOST);
+    }
+
+    /// Spends `price` where there is so much.
+    fn spend(&mut self, price: f64) -> bool {
+        let enough = price <= self.budget;
+        if enough {
+            self.budget -= price;
+        }
+        enough
+    }
 }
 
 /// Proposes draft tokens for all sequences, with a draft model or without.
 pub struct Cascade {
     draft: Option<DraftModel>,
     processor: Processor,
+    trials: Trials,
+    /// Share of the rounds in which the draft model was asked, of late.
+    usage: f64,
 }
 
 impl Cascade {
     /// A cascade over a draft model, where there is one.
     #[must_use]
     pub fn new(draft: Option<DraftModel>) -> Self {
-        Self { draft, processor: Processor::new() }
+        let trials = Trials { budget: 1.0 };
+        Self { draft, processor: Processor::new(), trials, usage: 1.0 }
     }
 
     /// The draft model.
@@ -98,6 +136,7 @@ impl Cascade {
     /// Puts another draft model in the place of the old one.
     pub fn set_draft(&mut self, draft: DraftModel) {
         self.draft = Some(draft);
+        self.usage = 1.0;
     }
 
     /// Fills in the proposals for a pass of `target` that is `load` without them. Failures of the
@@ -127,13 +166,16 @@ impl Cascade {
                 task.state.draft = draft.view(task.state.draft, task.table, task.tokens.len());
             }
         }
+        self.trials.earn(chains.len());
+        let mut step = DraftStep::First;
         loop {
             let draft = self.draft.as_ref().filter(|draft| !draft.is_broken());
             let mut open = chains.iter().filter(|chain| !chain.closed).count();
             let mut drafting = Vec::new();
             for (index, chain) in chains.iter_mut().enumerate().filter(|(_, c)| !c.closed) {
-                let asked = draft.map(|draft| Asked { draft, sharing: open });
-                if chain.copy(&mut load, prices, asked) {
+                let usage = self.usage;
+                let asked = draft.map(|draft| Asked { draft, sharing: open, step, usage });
+                if chain.copy(&mut load, prices, asked, &mut self.trials) {
                     drafting.push(index);
                 } else {
                     chain.closed = true;
@@ -143,7 +185,12 @@ impl Cascade {
             if drafting.is_empty() {
                 break;
             }
-            self.pass(&mut chains, &drafting, target, &mut load, prices);
+            self.pass(&mut chains, &drafting, target, &mut load, prices, step);
+            step = DraftStep::Further;
+        }
+        for Chain { task, .. } in chains.iter().filter(|chain| chain.task.state.draft_model) {
+            let asked = f64::from(u8::from(task.proposal.passes > 0));
+            self.usage += USAGE * (asked - self.usage);
         }
         for Chain { task, .. } in chains {
             let drafted = &task.proposal.tokens;
@@ -162,8 +209,9 @@ impl Cascade {
         target: &mut dyn Forward,
         load: &mut Load,
         prices: &Prices<'_>,
+        step: DraftStep,
     ) {
-        let Self { draft: Some(draft), processor } = self else { return };
+        let Self { draft: Some(draft), processor, .. } = self else { return };
         draft.clear();
         let mut complete = Vec::new();
         for &index in drafting {
@@ -183,7 +231,7 @@ impl Cascade {
         let ids = draft.draft_vocab().cloned();
         let head_rows = draft.head_rows();
         let (mut failures, mut masked) = (0, Vec::new());
-        let Some(logits) = draft.run(target) else { return };
+        let Some(logits) = draft.run(target, step) else { return };
         for (index, logits) in complete.into_iter().zip(logits.chunks_exact(head_rows)) {
             let chain = &mut chains[index];
             let task = &mut *chain.task;
@@ -229,13 +277,20 @@ impl Cascade {
 
 impl Chain<'_, '_> {
     /// Copies what is worth copying. Returns whether the draft model should go on; `None` without one.
-    fn copy(&mut self, load: &mut Load, prices: &Prices<'_>, asked: Option<Asked<'_>>) -> bool {
+    fn copy(
+        &mut self,
+        load: &mut Load,
+        prices: &Prices<'_>,
+        asked: Option<Asked<'_>>,
+        trials: &mut Trials,
+    ) -> bool {
         loop {
             let room = self.task.num_tokens - self.task.proposal.tokens.len();
             if room == 0 || self.closed {
                 return false;
             }
-            let drafting = asked.map_or(0.0, |asked| self.draft_value(room, *load, prices, asked));
+            let value = |asked| self.draft_value(room, *load, prices, asked, trials);
+            let drafting = asked.map_or(0.0, value);
             let context = self.task.tokens.len();
             let copies = [self.predicted(), self.matching()].into_iter().flatten();
             let best = copies
@@ -309,8 +364,15 @@ impl Chain<'_, '_> {
     }
 
     /// Tokens that the draft model promises beyond what it costs, with up to `room` of its own.
-    fn draft_value(&self, room: usize, load: Load, prices: &Prices<'_>, asked: Asked<'_>) -> f64 {
-        let Asked { draft, sharing } = asked;
+    fn draft_value(
+        &self,
+        room: usize,
+        load: Load,
+        prices: &Prices<'_>,
+        asked: Asked<'_>,
+        trials: &mut Trials,
+    ) -> f64 {
+        let Asked { draft, sharing, step, usage } = asked;
         let task = &*self.task;
         let state = &*task.state;
         let drafted = &task.proposal.tokens;
@@ -318,20 +380,23 @@ impl Chain<'_, '_> {
         let missing = draft.missing(state, task.tokens.len(), drafted.len(), own);
         let may = state.draft_model && !state.draft.failed;
         let Some(missing) = missing.filter(|_| may) else { return 0.0 };
-        // Catching up is paid once and used by the rounds to come.
-        let rounds = task.tokens_left.clamp(1, HORIZON) as f64;
+        // Catching up is paid once and used by the rounds to come that ask.
+        let catch_up = (prices.draft_pass(step, missing) - prices.draft_pass(step, 1)).max(0.0);
+        let rounds = (task.tokens_left.min(HORIZON) as f64 * usage.max(RARELY)).max(1.0);
         let context = task.tokens.len();
-        let once = (prices.draft_pass(missing) - prices.draft_pass(1)).max(0.0) / rounds;
-        let pass = prices.draft_pass(sharing) / sharing as f64;
-        let value = |alpha: f64| {
-            let price = |length| prices.rows(load, length, context) + length as f64 * pass;
-            best(room, self.chance, |_| alpha, price).1 - once
+        let pass = |step| prices.draft_pass(step, sharing) / sharing as f64;
+        let (next, further) = (pass(step), pass(DraftStep::Further));
+        let price = |length: usize| {
+            prices.rows(load, length, context) + next + (length as f64 - 1.0) * further
         };
+        let value = |alpha: f64| best(room, self.chance, |_| alpha, price).1 - catch_up / rounds;
         let promised = value(state.acceptance.draft_model());
+        if promised > 0.0 || !drafted.is_empty() {
+            return promised;
+        }
         // Now and then it is tried where it could pay if only it were better.
-        let trial =
-            promised <= 0.0 && task.proposal.tokens.is_empty() && state.idle >= state.patience;
-        if trial { value(HOPE) } else { promised }
+        let hoped = value(HOPE);
+        if hoped > 0.0 && trials.spend(catch_up + price(1)) { hoped } else { promised }
     }
 }
 

@@ -1,4 +1,4 @@
-//! What forward passes cost, and what that is worth in tokens.
+//! What forward passes cost, in seconds.
 
 use std::collections::BTreeMap;
 
@@ -129,7 +129,7 @@ impl StepCost {
     }
 
     /// Seconds of a pass with `rows` rows that attend to nothing.
-    fn matrices(&self, rows: usize) -> Option<f64> {
+    pub(super) fn matrices(&self, rows: usize) -> Option<f64> {
         let point = |(&rows, &(seconds, _)): (&usize, &(f64, f64))| (rows as f64, seconds);
         let below = self.points.range(..=rows).next_back().map(point);
         let above = self.points.range(rows + 1..).next().map(point);
@@ -146,45 +146,6 @@ impl StepCost {
         let from = if above.is_some() { a } else { b };
         let slope = if above.is_some() { slope } else { slope.max(0.0) };
         Some(from.1 + slope * (rows as f64 - from.0))
-    }
-}
-
-/// What computing more costs, in tokens that would otherwise be generated in the same time.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Prices<'a> {
-    /// Costs of target and draft passes and tokens per second, where known.
-    known: Option<(&'a StepCost, &'a StepCost, f64)>,
-}
-
-impl<'a> Prices<'a> {
-    /// Prices at a rate of `tokens_per_second`.
-    #[must_use]
-    pub fn new(target: &'a StepCost, draft: &'a StepCost, tokens_per_second: f64) -> Self {
-        Self { known: Some((target, draft, tokens_per_second)) }
-    }
-
-    /// Prices of 0: every draft token is worth a try.
-    #[must_use]
-    pub fn free() -> Self {
-        Self::default()
-    }
-
-    /// `more` rows of a sequence with `context` positions that is part of a target pass of `load`.
-    #[must_use]
-    pub fn rows(&self, load: Load, more: usize, context: usize) -> f64 {
-        let price = |(target, _, rate): (&StepCost, &StepCost, f64)| {
-            let added = target.seconds(load.further(more, context))? - target.seconds(load)?;
-            Some((rate * added).max(0.0))
-        };
-        self.known.and_then(price).unwrap_or(0.0)
-    }
-
-    /// A draft pass with `rows` rows.
-    #[must_use]
-    pub fn draft_pass(&self, rows: usize) -> f64 {
-        let price =
-            |(_, draft, rate): (&StepCost, &StepCost, f64)| Some(rate * draft.matrices(rows)?);
-        self.known.and_then(price).unwrap_or(0.0)
     }
 }
 
@@ -263,19 +224,5 @@ mod tests {
             let error = cost.seconds(load).unwrap() / truth(load) - 1.0;
             assert!(error.abs() < 0.2, "{load:?}: {error}");
         }
-    }
-
-    #[test]
-    fn prices_are_in_tokens() {
-        let (mut target, mut draft) = (StepCost::default(), StepCost::default());
-        target.measured_attention(0.01);
-        target.measured(1, 1.0);
-        target.measured(5, 2.0);
-        draft.measured(1, 0.1);
-        let prices = Prices::new(&target, &draft, 3.0);
-        assert_eq!((prices.rows(1.into(), 4, 0), prices.rows(1.into(), 0, 9)), (3.0, 0.0));
-        assert!((prices.rows(1.into(), 4, 100) - 6.0).abs() < 1e-9);
-        assert!((prices.draft_pass(1) - 0.3).abs() < 1e-12);
-        assert_eq!((Prices::free().rows(1.into(), 4, 7), Prices::free().draft_pass(9)), (0.0, 0.0));
     }
 }

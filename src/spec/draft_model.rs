@@ -10,14 +10,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Speculation;
 use super::draft_cache::{DraftCache, Readings};
+use super::{DraftStep, Speculation};
 use crate::kv_cache::{BLOCK_SIZE, BlockTable};
 use crate::model::{DraftInput, Forward, ModelConfig, Rows};
 
 /// One forward pass of the draft model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DraftPass {
+    /// Its place in the round.
+    pub step: DraftStep,
     /// Rows computed.
     pub rows: usize,
     /// Whether no sequence had more to catch up on than a round leaves behind.
@@ -227,7 +229,11 @@ impl DraftModel {
 
     /// Runs the pass. The logits, `[complete sequences, head_rows]`, or `None` if the model failed for
     /// good: the draft is a convenience, whatever goes wrong in it must not end a sequence.
-    pub(super) fn run<'a>(&'a mut self, target: &'a mut dyn Forward) -> Option<&'a [f32]> {
+    pub(super) fn run<'a>(
+        &'a mut self,
+        target: &'a mut dyn Forward,
+        step: DraftStep,
+    ) -> Option<&'a [f32]> {
         let Self { kind, config, head_rows, rows, broken, passes, failures, .. } = self;
         let rows = &*rows;
         let started = Instant::now();
@@ -257,7 +263,7 @@ impl DraftModel {
         };
         let seconds = started.elapsed().as_secs_f64();
         let decode = rows.len() <= 2 * rows.logit_rows.len();
-        passes.push(DraftPass { rows: rows.len(), decode, seconds, flops });
+        passes.push(DraftPass { step, rows: rows.len(), decode, seconds, flops });
         Some(logits)
     }
 }

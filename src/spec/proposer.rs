@@ -75,8 +75,6 @@ pub struct Proposal {
     pub(super) left_out: Option<(u32, f32)>,
 }
 
-/// Rounds without the draft model after which it is tried again; twice as many each time.
-const PATIENCE: u32 = 64;
 /// Weight of a new round in what is usual.
 const NEW: f64 = 0.1;
 
@@ -102,9 +100,6 @@ pub struct Speculation {
     pub(super) acceptance: Acceptance,
     pub(super) draft: DraftCache,
     pub(super) states: TargetStates,
-    /// Rounds since the draft model was last asked, and before it is asked for a trial.
-    pub(super) idle: u32,
-    pub(super) patience: u32,
     prompt_len: usize,
     /// Tokens of a round and its time over that without speculation, of late.
     usual: (f64, f64),
@@ -128,8 +123,6 @@ impl Speculation {
             acceptance: known.of_new_sequence(),
             draft: DraftCache::default(),
             states: TargetStates::default(),
-            idle: 0,
-            patience: PATIENCE,
             prompt_len,
             usual: (1.0, 1.0),
         }
@@ -157,7 +150,6 @@ impl Speculation {
     pub fn new_draft_model(&mut self) {
         self.draft = DraftCache::default();
         self.acceptance.forget_draft_model();
-        (self.idle, self.patience) = (0, PATIENCE);
     }
 
     /// Learns from a round: `tokens` are all known ones, of which the last `new` came of `proposal`,
@@ -174,11 +166,6 @@ impl Speculation {
     ) {
         let known = tokens.len() - new;
         self.draft.truncate(known + accepted);
-        if proposal.passes == 0 {
-            self.idle += 1;
-        } else if std::mem::take(&mut self.idle) >= self.patience {
-            self.patience *= 2;
-        }
         self.usual.0 += NEW * (new as f64 - self.usual.0);
         self.usual.1 += NEW * (cost - self.usual.1);
         let own = &mut self.acceptance;

@@ -184,7 +184,15 @@ impl Look<'_> {
                 let series = |name| format!("{name}{{proposer=\"{}\"}}", proposer.name());
                 let accepted = self.grown(&series(names::PROPOSER_ACCEPTED_TOKENS));
                 let drafted = self.grown(&series(names::PROPOSER_DRAFT_TOKENS));
-                format!("{} {accepted} of {drafted} ({})", proposer.name(), of(accepted, drafted))
+                let [saved, spent] = [names::PROPOSER_SAVED, names::PROPOSER_SPENT].map(|name| {
+                    self.grown(&format!("{name}_sum{{proposer=\"{}\"}}", proposer.name()))
+                });
+                format!(
+                    "{} {accepted} of {drafted} ({}), {} s saved a second spent",
+                    proposer.name(),
+                    of(accepted, drafted),
+                    over(saved, spent)
+                )
             })
             .into();
         let without: Vec<(&str, f64)> = NoDraft::ALL
@@ -231,7 +239,7 @@ impl Look<'_> {
                 if places.is_empty() { "–".into() } else { places.join(" ") },
             ),
         );
-        line("proposers", by_proposer.join(", "));
+        line("proposers", by_proposer.join("; "));
         line("rounds", format!("with drafts {}{}", of(drafts, rounds), reasons.concat()));
         line(
             "passes",
@@ -299,6 +307,8 @@ mod tests {
              pleach_decode_step_without_speculation_seconds_sum 0.75\n\
              pleach_spec_decode_proposer_draft_tokens_total{proposer=\"ngram\"} 40\n\
              pleach_spec_decode_proposer_accepted_tokens_total{proposer=\"ngram\"} 20\n\
+             pleach_spec_decode_proposer_saved_seconds_sum{proposer=\"ngram\"} 0.3\n\
+             pleach_spec_decode_proposer_spent_seconds_sum{proposer=\"ngram\"} 0.1\n\
              pleach_spec_decode_rounds_without_drafts_total{reason=\"no_match\"} 30\n\
              pleach_kv_cache_used_blocks 3\npleach_kv_cache_blocks 12\n",
             now + Duration::from_secs(2),
@@ -315,7 +325,7 @@ mod tests {
             "50 % accepted, mean acceptance length 3.00, by position 80 % 40 %",
             "2.00 tokens per target pass",
             "1.50 times the speed without",
-            "ngram 20 of 40 (50 %)",
+            "ngram 20 of 40 (50 %), 3.00 s saved a second spent",
             "with drafts 25 %, no_match 75 %",
             "3 of 12 blocks (25 %)",
             "first      median –",

@@ -71,7 +71,10 @@ struct Report {
     prefill_tokens_per_s: f64,
     /// Rows → seconds of a target pass over those of one row.
     verify_cost: BTreeMap<usize, f64>,
+    /// Behind a target step, in target steps.
     draft_step_cost: Option<f64>,
+    /// Behind another draft step.
+    draft_further_step_cost: Option<f64>,
     /// Answers of 128 tokens at once without speculation → tokens per second, prompts included.
     streams_tokens_per_s: BTreeMap<usize, f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -128,6 +131,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         prefill_tokens_per_s: PROMPT as f64 / time(1, PROMPT, 1)?,
         verify_cost: ROWS.iter().filter_map(|&n| Some((n, costs.verify_cost(n)?))).collect(),
         draft_step_cost: costs.draft_step_cost(),
+        draft_further_step_cost: costs.draft_further_step_cost(),
         streams_tokens_per_s: STREAMS
             .into_iter()
             .map(|n| Ok((n, (n * DECODED) as f64 / time(n, CONTEXT, DECODED)?)))
@@ -156,7 +160,10 @@ fn print(report: &Report) {
         println!("verify    {rows:>8} rows cost {cost:.2} times one");
     }
     if let Some(cost) = report.draft_step_cost {
-        println!("draft     {cost:>8.3} target steps per draft step");
+        println!("draft     {cost:>8.3} target steps per draft step behind a target step");
+    }
+    if let Some(cost) = report.draft_further_step_cost {
+        println!("          {cost:>8.3} behind another draft step");
     }
     for (streams, rate) in &report.streams_tokens_per_s {
         println!("streams   {rate:>8.1} tokens/s, {streams} at once, without speculation");
