@@ -70,13 +70,12 @@ pub(crate) struct Args {
     /// instead of cutting the model.
     #[arg(long, value_name = "DRAFT", conflicts_with = "keep_blocks")]
     pub(crate) from: Option<PathBuf>,
-    /// A standalone draft is a model of its own that reads the text; an attached one is the model's last blocks,
-    /// which read what the model has computed: a step costs a third and a prompt nothing, but it runs on the CPU
-    /// alone.
+    /// A standalone draft is a model of its own that reads the text; an attached one is a few of the model's blocks
+    /// that read what the model has computed: a prompt costs it nothing, but it runs on the CPU alone.
     #[arg(long, value_enum, default_value = "standalone")]
     pub(crate) draft_kind: prune::DraftKind,
     /// Blocks of the model that stay. Default: in a standalone draft, as many as fit a quarter of its FLOPs; in
-    /// an attached one, two; with --recipe paper, five of six.
+    /// an attached one, four; with --recipe paper, five of six.
     #[arg(long)]
     pub(crate) keep_blocks: Option<usize>,
     /// Rows of the draft's head.
@@ -308,14 +307,14 @@ pub(crate) fn for_minutes(minutes: Option<f64>) -> String {
 }
 
 /// Blocks that an attached drafter keeps.
-const ATTACHED_BLOCKS: usize = 2;
+const ATTACHED_BLOCKS: usize = 4;
 
-/// Keeps the last --keep-blocks and starts their projections. Returns the folder and the number of blocks.
+/// Keeps --keep-blocks and starts their projections. Returns the folder and the number of blocks.
 fn attach(args: &Args, config: &ModelConfig) -> Result<(PathBuf, usize)> {
     let total = config.num_hidden_layers;
     let keep = args.keep_blocks.unwrap_or(ATTACHED_BLOCKS);
     ensure!((1..total).contains(&keep), "--keep-blocks must be 1 to {}", total - 1);
-    println!("1/6, 2/6 attaching the last {keep} of {total} blocks");
+    println!("1/6, 2/6 attaching {keep} of {total} blocks");
     let pruned = args.out.join("pruned");
     prune::run(&prune::Args::attached(args.model.clone(), pruned.clone(), keep, total))?;
     Ok((pruned, keep))

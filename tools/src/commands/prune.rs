@@ -22,8 +22,9 @@ use crate::shared::model_folder::write_note;
 /// Name the blocks yourself (--list), or let --importance choose the run of blocks that changes its
 /// input least: as many as --blocks says, or as few as bring the FLOPs per token down to --flop-share.
 ///
-/// With --draft-kind attached the first blocks are cut, and projections take their place that read what the
-/// target has computed; --blocks 28 keeps the last two blocks of thirty.
+/// With --draft-kind attached projections take the place of what is cut, which read what the target has computed. Without
+/// --list the last two blocks stay, and those between them and the first at even distances: --blocks 26 keeps 10, 20, 28
+/// and 29 of thirty.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -68,19 +69,12 @@ impl Args {
         }
     }
 
-    /// To attach the last `keep` of `total` blocks.
+    /// To attach `keep` of `total` blocks.
     pub(crate) fn attached(model: ModelArgs, out: PathBuf, keep: usize, total: usize) -> Self {
-        let blocks = Some(total - keep);
-        let draft_kind = DraftKind::Attached;
         Self {
-            model,
-            out,
-            list: None,
-            blocks,
-            flop_share: None,
-            draft_kind,
+            draft_kind: DraftKind::Attached,
             importance: None,
-            dtype: None,
+            ..Self::of(model, out, total - keep, PathBuf::new())
         }
     }
 }
@@ -91,7 +85,7 @@ impl Args {
 pub(crate) enum DraftKind {
     /// A model of its own, with fewer blocks.
     Standalone,
-    /// The last blocks, which read what the target has computed.
+    /// A few blocks, which read what the target has computed.
     Attached,
 }
 
@@ -176,8 +170,12 @@ fn choose(args: &Args, checkpoint: &Checkpoint) -> Result<BTreeSet<usize>> {
         (None, None) => bail!("say what to cut: --list, --blocks or --flop-share"),
     };
     ensure!(count < total, "--blocks {count} would leave nothing of {total} blocks");
-    if count == 0 || args.draft_kind == DraftKind::Attached {
-        return Ok((0..count).collect());
+    if args.draft_kind == DraftKind::Attached {
+        let kept = attach::kept_blocks(total, total - count);
+        return Ok((0..total).filter(|block| !kept.contains(block)).collect());
+    }
+    if count == 0 {
+        return Ok(BTreeSet::new());
     }
     let path = args.importance.as_ref().context(
         "--blocks and --flop-share need --importance, made by `pleach-tools importance`",

@@ -48,7 +48,17 @@ impl Reader {
     }
 }
 
-/// Where a drafter of the last `keep` blocks reads: a third, two thirds and all of the depth.
+/// The blocks that an attached drafter keeps, rising: the last two, which end what the target computes, and before them
+/// some at even distances, whose attention finds in the text what no state of the newest position says.
+pub(crate) fn kept_blocks(total: usize, keep: usize) -> Vec<usize> {
+    let last = keep.min(2);
+    let spread = keep - last;
+    // Where many are kept, they make room for those behind them.
+    let place = |i: usize| (i * total / (spread + 1)).min(total - last - 1 - (spread - i));
+    (1..=spread).map(place).chain(total - last..total).collect()
+}
+
+/// Where a drafter of the `kept` blocks reads: a third, two thirds and all of the depth.
 pub(crate) fn attachment(config: &ModelConfig, kept: &[usize]) -> Attachment {
     let total = config.num_hidden_layers;
     let mut states: Vec<usize> = [1, 2, 3].map(|third| (third * total / 3).max(1)).into();
@@ -153,4 +163,23 @@ pub(crate) fn target_states(
     })?;
     progress.finish();
     open()?.with_context(|| format!("{}: was not written whole", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::kept_blocks;
+
+    #[test]
+    fn blocks_are_kept_at_even_distances_and_at_the_end() {
+        assert_eq!(kept_blocks(30, 1), [29]);
+        assert_eq!(kept_blocks(30, 2), [28, 29]);
+        assert_eq!(kept_blocks(30, 4), [10, 20, 28, 29]);
+        for total in 2..40 {
+            for keep in 1..total {
+                let kept = kept_blocks(total, keep);
+                assert!(kept.is_sorted_by(|a, b| a < b), "{keep} of {total}: {kept:?}");
+                assert_eq!((kept.len(), kept[keep - 1]), (keep, total - 1));
+            }
+        }
+    }
 }

@@ -6,8 +6,8 @@ use candle_core::{Device, Error, Result, Tensor};
 
 use super::chain_attention::{ChainAttention, Chains};
 use super::data::Sequence;
-use super::decoder::{Layer, Weights, get};
-use super::ops::{DistillLoss, Linear, RmsNorm, Tally, Targets};
+use super::decoder::{Layer, Weights, fuse, get};
+use super::ops::{DistillLoss, HeadShape, Linear, RmsNorm, Tally, Targets};
 use super::trainer::Lesson;
 use super::{Dataset, TargetStates};
 use pleach::model::{Attachment, ModelConfig, PROJECTIONS, rope_table};
@@ -85,7 +85,8 @@ impl AttachedLesson {
     ) -> Result<Self> {
         let AttachedNetwork { config, attachment, embedding, head, head_row } = network;
         let width = config.hidden_size;
-        let head = Tensor::from_vec(head.clone(), (head.len() / width, width), &Device::Cpu)?;
+        let shape = (head.len() / width, width);
+        let head = Tensor::from_vec(head, shape, &Device::Cpu)?;
         let mut starts = vec![0];
         starts.extend(data.sequences().scan(0, |end, tokens| {
             *end += tokens.len();
@@ -185,6 +186,7 @@ impl Lesson for AttachedLesson {
 
     fn loss(&self, weights: &Weights, pack: &[usize], training: bool) -> Result<(Tensor, Tally)> {
         let (config, width) = (&self.config, self.config.hidden_size);
+        let weights = &fuse(weights, config)?;
         let eps = config.rms_norm_eps as f32;
         let pool = Arc::new(ThreadPool::new(1));
         let batch = self.batch(pack)?;
@@ -215,10 +217,7 @@ impl Lesson for AttachedLesson {
             for (index, own) in own.iter_mut().enumerate() {
                 let layer = Layer { config, weights, index, pool: &pool };
                 let attention = ChainAttention {
-                    heads: config.num_attention_heads,
-                    kv_heads: config.num_key_value_heads,
-                    head_dim: config.head_dim,
-                    window: config.window(index),
+                    shape: HeadShape::of(config, index),
                     steps: step + 1,
                     chains: Arc::clone(&batch.chains[index]),
                     rope: Arc::clone(&rope),

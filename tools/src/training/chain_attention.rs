@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::gemm::product;
-use super::ops::{dense, result, values, with_values};
+use super::ops::{HeadShape, dense, result, values, with_values};
 use pleach_kernels::training::{softmax, softmax_gradient};
 use pleach_kernels::{MatRef, RopeTable, ThreadPool};
 
@@ -25,10 +25,7 @@ pub(super) struct Chains {
 /// The last of `steps` steps of all chains: rows of `[query | key | value]` heads, `[steps, rows]` of them, to
 /// rows of query heads. A row sees the target's positions up to where its chain begins, and its chain's own.
 pub(super) struct ChainAttention {
-    pub(super) heads: usize,
-    pub(super) kv_heads: usize,
-    pub(super) head_dim: usize,
-    pub(super) window: Option<usize>,
+    pub(super) shape: HeadShape,
     pub(super) steps: usize,
     pub(super) chains: Arc<[Chains]>,
     /// Set to the positions of all rows of all steps.
@@ -54,63 +51,44 @@ struct Scores {
 }
 
 impl ChainAttention {
-    fn stride(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head_dim
-    }
-
-    fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
-    }
-
     fn num_rows(&self) -> usize {
         self.chains.last().map_or(0, |chains| chains.rows.end)
     }
 
     fn heads(&self) -> impl Iterator<Item = Head<'_>> {
-        let dim = self.head_dim;
-        let group = self.heads / self.kv_heads;
+        let HeadShape { heads, kv_heads, head_dim, .. } = self.shape;
         self.chains.iter().flat_map(move |chains| {
-            (0..self.heads).map(move |head| Head {
-                chains,
-                query: head * dim,
-                key: (self.heads + head / group) * dim,
-                value: (self.heads + self.kv_heads + head / group) * dim,
-                target: head / group * dim,
+            (0..heads).map(move |head| {
+                let [query, key, value] = self.shape.columns(head);
+                Head { chains, query, key, value, target: head / (heads / kv_heads) * head_dim }
             })
         })
-    }
-
-    fn rotated(&self, qkv: &[f32]) -> Vec<f32> {
-        let mut qkv = qkv.to_vec();
-        let heads = self.heads + self.kv_heads;
-        self.rope.apply(&self.pool, &mut qkv, heads, self.stride(), 0);
-        qkv
     }
 
     /// Where one head of a chain's row of a step lies.
     fn at(&self, head: &Head<'_>, step: usize, chain: usize, column: usize) -> Range<usize> {
         let row = step * self.num_rows() + head.chains.rows.start + chain;
-        let start = row * self.stride() + column;
-        start..start + self.head_dim
+        let start = row * self.shape.stride() + column;
+        start..start + self.shape.head_dim
     }
 
     fn queries<'a>(&self, qkv: &'a [f32], head: &Head<'_>) -> MatRef<'a> {
         let start = self.at(head, self.steps - 1, 0, head.query).start;
-        MatRef::new(&qkv[start..], head.chains.rows.len(), self.head_dim, self.stride())
+        MatRef::new(&qkv[start..], head.chains.rows.len(), self.shape.head_dim, self.shape.stride())
     }
 
     /// One head of the target's keys or values.
     fn target<'a>(&self, cells: &'a [f32], head: &Head<'_>) -> MatRef<'a> {
-        let width = self.kv_heads * self.head_dim;
+        let width = self.shape.kv_heads * self.shape.head_dim;
         let positions = cells.len() / width;
-        MatRef::new(&cells[head.target..], positions, self.head_dim, width)
+        MatRef::new(&cells[head.target..], positions, self.shape.head_dim, width)
     }
 
     /// The target's positions that a chain's row sees in this step.
     fn seen(&self, chains: &Chains, chain: usize) -> Range<usize> {
         let end = chains.first + chain + 1;
         let past = |window: usize| (end + self.steps).saturating_sub(window).min(end);
-        self.window.map_or(0, past)..end
+        self.shape.window.map_or(0, past)..end
     }
 
     fn weights(&self, qkv: &[f32], head: &Head<'_>, scores: &mut Scores) -> Result<()> {
@@ -131,7 +109,7 @@ impl ChainAttention {
             row.clear();
             row.extend_from_slice(&target[seen.clone()]);
             row.extend_from_slice(own);
-            softmax(row, self.scale());
+            softmax(row, self.shape.scale());
             target.fill(0.0);
             let (of_target, of_own) = row.split_at(seen.len());
             target[seen].copy_from_slice(of_target);
@@ -156,8 +134,9 @@ impl CustomOp1 for ChainAttention {
     }
 
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let qkv = self.rotated(values(qkv, layout)?);
-        let (dim, width) = (self.head_dim, self.heads * self.head_dim);
+        let HeadShape { heads, head_dim: dim, .. } = self.shape;
+        let qkv = self.shape.rotated(&self.rope, &self.pool, values(qkv, layout)?);
+        let width = heads * dim;
         let mut out = vec![0.0; self.num_rows() * width];
         let (mut scores, mut part) = (Scores::default(), Vec::new());
         for head in self.heads() {
@@ -181,9 +160,10 @@ impl CustomOp1 for ChainAttention {
     }
 
     fn bwd(&self, qkv: &Tensor, _: &Tensor, dout: &Tensor) -> Result<Option<Tensor>> {
-        let (dim, width, steps) = (self.head_dim, self.heads * self.head_dim, self.steps);
+        let HeadShape { heads, kv_heads, head_dim: dim, .. } = self.shape;
+        let (width, steps) = (heads * dim, self.steps);
         with_values([qkv, &dout.contiguous()?], |[x, dout]| {
-            let x = self.rotated(x);
+            let x = self.shape.rotated(&self.rope, &self.pool, x);
             let mut dx = vec![0.0; x.len()];
             let mut scores = Scores::default();
             let (mut dtarget, mut dquery, mut weights, mut gradient) =
@@ -215,7 +195,7 @@ impl CustomOp1 for ChainAttention {
                         gradient.push(dot(dout, &x[place.clone()]));
                         add_scaled(&mut dx[place], weights[seen.len() + step], dout);
                     }
-                    softmax_gradient(&weights, &mut gradient, self.scale());
+                    softmax_gradient(&weights, &mut gradient, self.shape.scale());
                     let (of_target, of_own) = gradient.split_at(seen.len());
                     dtarget.fill(0.0);
                     dtarget[seen].copy_from_slice(of_target);
@@ -239,8 +219,8 @@ impl CustomOp1 for ChainAttention {
                     }
                 }
             }
-            let heads = self.heads + self.kv_heads;
-            self.rope.apply_transposed(&self.pool, &mut dx, heads, self.stride(), 0);
+            let stride = self.shape.stride();
+            self.rope.apply_transposed(&self.pool, &mut dx, heads + kv_heads, stride, 0);
             dense(dx, qkv.shape()).map(Some)
         })
     }

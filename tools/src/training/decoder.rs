@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 
-use super::ops::{Attention, DistillLoss, Linear, RmsNorm, SiluMul, Tally, Targets};
+use super::ops::{Attention, DistillLoss, HeadShape, Linear, RmsNorm, SiluMul, Tally, Targets};
 use pleach::model::{ModelConfig, rope_table};
 use pleach_kernels::training::Divergence;
 use pleach_kernels::{RopeTable, ThreadPool};
@@ -41,7 +41,8 @@ impl Network {
     /// If the head is not made of whole rows.
     pub fn new(config: ModelConfig, embedding: Vec<f32>, head: Vec<f32>) -> Result<Self> {
         let width = config.hidden_size;
-        let head = Tensor::from_vec(head.clone(), (head.len() / width, width), &Device::Cpu)?;
+        let shape = (head.len() / width, width);
+        let head = Tensor::from_vec(head, shape, &Device::Cpu)?;
         let rope = rope_table(&config);
         Ok(Self { config, embedding, head, rope })
     }
@@ -84,6 +85,7 @@ impl Network {
     fn hidden_states(&self, weights: &Weights, batch: &Batch) -> Result<Tensor> {
         let config = &self.config;
         let width = config.hidden_size;
+        let weights = &fuse(weights, config)?;
         let pool = Arc::new(ThreadPool::new(1));
         let mut rope = self.rope.clone();
         let positions: Vec<u32> =
@@ -100,10 +102,7 @@ impl Network {
         for index in 0..config.num_hidden_layers {
             let layer = Layer { config, weights, index, pool: &pool };
             let attention = Attention {
-                heads: config.num_attention_heads,
-                kv_heads: config.num_key_value_heads,
-                head_dim: config.head_dim,
-                window: config.window(index),
+                shape: HeadShape::of(config, index),
                 sequences: Arc::clone(&sequences),
                 rope: Arc::clone(&rope),
                 pool: Arc::clone(&pool),
@@ -119,7 +118,32 @@ pub(super) fn get<'a>(weights: &'a Weights, name: &str) -> Result<&'a Tensor> {
     weights.get(name).ok_or_else(|| candle_core::Error::Msg(format!("no weight {name}")))
 }
 
-/// The weights of one block.
+/// Projections of one input, which are computed side by side: the name of all, and their own.
+const FUSED: [(&str, &[&str]); 2] = [
+    ("self_attn.qkv_proj", &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+    ("mlp.gate_up_proj", &["mlp.gate_proj", "mlp.up_proj"]),
+];
+
+/// The weights, and those of projections of one input side by side. Made once for all the times that a loss uses a
+/// block.
+pub(super) fn fuse(weights: &Weights, config: &ModelConfig) -> Result<Weights> {
+    let mut all = weights.clone();
+    for index in 0..config.num_hidden_layers {
+        for (fused, modules) in FUSED {
+            for kind in ["weight", "bias"] {
+                let name = |module: &str| format!("model.layers.{index}.{module}.{kind}");
+                let parts: Vec<&Tensor> =
+                    modules.iter().filter_map(|module| weights.get(&name(module))).collect();
+                if parts.len() == modules.len() {
+                    all.insert(name(fused), Tensor::cat(&parts, 0)?);
+                }
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// The weights of one block, [fused](fuse).
 pub(super) struct Layer<'a> {
     pub(super) config: &'a ModelConfig,
     pub(super) weights: &'a Weights,
@@ -136,12 +160,11 @@ impl Layer<'_> {
     ) -> Result<Tensor> {
         let x = self.norm(hidden, "input_layernorm")?;
         let attended = attend(self.qkv(&x)?)?;
-        let hidden = (hidden + self.linear(&attended, &["self_attn.o_proj"])?)?;
+        let hidden = (hidden + self.linear(&attended, "self_attn.o_proj")?)?;
         let x = self.norm(&hidden, "post_attention_layernorm")?;
-        let gated = self
-            .linear(&x, &["mlp.gate_proj", "mlp.up_proj"])?
-            .apply_op1(SiluMul { pool: Arc::clone(self.pool) })?;
-        hidden + self.linear(&gated, &["mlp.down_proj"])?
+        let gated =
+            self.linear(&x, FUSED[1].0)?.apply_op1(SiluMul { pool: Arc::clone(self.pool) })?;
+        hidden + self.linear(&gated, "mlp.down_proj")?
     }
 
     fn name(&self, module: &str, kind: &str) -> String {
@@ -154,25 +177,16 @@ impl Layer<'_> {
         x.apply_op2(weight, RmsNorm { eps, pool: Arc::clone(self.pool) })
     }
 
-    /// Projections of one input, side by side.
-    fn linear(&self, x: &Tensor, modules: &[&str]) -> Result<Tensor> {
-        let names = |kind| modules.iter().map(move |module| self.name(module, kind));
-        let weights: Vec<_> =
-            names("weight").map(|name| get(self.weights, &name)).collect::<Result<_>>()?;
-        let y = match weights[..] {
-            [weight] => x.apply_op2(weight, Linear)?,
-            _ => x.apply_op2(&Tensor::cat(&weights, 0)?, Linear)?,
-        };
-        let biases: Vec<_> = names("bias").filter_map(|name| self.weights.get(&name)).collect();
-        if biases.is_empty() {
-            return Ok(y);
+    fn linear(&self, x: &Tensor, module: &str) -> Result<Tensor> {
+        let y = x.apply_op2(get(self.weights, &self.name(module, "weight"))?, Linear)?;
+        match self.weights.get(&self.name(module, "bias")) {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
         }
-        y.broadcast_add(&Tensor::cat(&biases, 0)?)
     }
 
     fn qkv(&self, x: &Tensor) -> Result<Tensor> {
-        let modules = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
-        let qkv = self.linear(x, &modules)?;
+        let qkv = self.linear(x, FUSED[0].0)?;
         if !self.weights.contains_key(&self.name("self_attn.q_norm", "weight")) {
             return Ok(qkv);
         }
