@@ -12,9 +12,9 @@ use crate::engine::{
     CacheNeeds, Engine, EngineConfig, EngineError, FinishReason, Request, expected_speedup,
 };
 use crate::kv_cache::BLOCK_SIZE;
+use crate::loading::{LoadError, Models};
 use crate::memory;
 use crate::prompts::{Prompt, PromptsError, VALIDATION_PROMPTS, read_prompts, spread};
-use crate::server::{LoadError, Models};
 use crate::spec::StepCost;
 use crate::text::TemplateError;
 

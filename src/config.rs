@@ -7,10 +7,8 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::check;
 use crate::checkpoint::source::{self, DEFAULT_MODEL, Source};
 use crate::engine::EngineConfig;
-use crate::server::ConnectionLimits;
 use crate::text::CallFormat;
 use crate::traffic::Recording;
 use pleach_kernels::available_threads;
@@ -59,14 +57,6 @@ pub struct CheckArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
-}
-
-impl CheckArgs {
-    /// What acceptance is to be measured on.
-    #[must_use]
-    pub fn options(&self) -> check::Options {
-        check::Options { prompts: self.prompts.clone(), limit: Some(self.limit) }
-    }
 }
 
 /// Serves a language model over the OpenAI API, drafting with its own pruned copy.
@@ -287,6 +277,28 @@ pub struct Access {
     pub cors_origins: Vec<String>,
     /// Whether request bodies are logged.
     pub log_prompts: bool,
+}
+
+/// Bounds on connections.
+#[derive(Debug, Clone)]
+pub struct ConnectionLimits {
+    /// Connections at a time; further ones wait to be accepted.
+    pub connections: usize,
+    /// How long a client may take to send a request's head, or its body, how long a connection may
+    /// idle between requests, and how long a client may take nothing of its answer.
+    pub patience: Duration,
+    /// How long running requests may go on after a shutdown was asked for.
+    pub drain: Duration,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            patience: Duration::from_secs(30),
+            drain: Duration::from_secs(30),
+        }
+    }
 }
 
 impl From<Args> for Config {

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use pleach::check::Options;
 use pleach::config::{CheckArgs, Command, Config, LogFormat};
 use pleach::config_file::{self, ConfigError};
 use pleach::server::{AppState, export_spans, load, run};
@@ -70,7 +71,8 @@ fn start() -> anyhow::Result<()> {
 }
 
 fn report(config: &Config, args: &CheckArgs) -> anyhow::Result<()> {
-    let report = pleach::check::check(config, &args.options())?;
+    let options = Options { prompts: args.prompts.clone(), limit: Some(args.limit) };
+    let report = pleach::check::check(config, &options)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
@@ -88,7 +90,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("cannot listen on {}", config.address))?;
     let address = listener.local_addr()?;
-    let metrics = pleach::metrics::install()?;
+    let metrics = pleach::exporter::install()?;
     let state =
         AppState::new(config.engine.max_num_seqs, config.max_queue, metrics).configure(&config)?;
     // The listener answers /health with 503 while the model loads.

@@ -311,7 +311,7 @@ fn special_tokens_come_from_the_tokenizer() {
     let check = |settings: Value, expected: &str, ends: &[u32]| {
         write("tokenizer_config.json", settings.to_string());
         let checkpoint = Checkpoint::open(&folder).unwrap();
-        let template = pleach::text::ChatTemplate::of(&checkpoint).unwrap().unwrap();
+        let template = checkpoint.compile_template().unwrap().unwrap();
         assert_eq!(template.render(&[], &[]).unwrap(), expected, "{settings}");
         assert_eq!(checkpoint.config.eos_token_ids, ends, "{settings}");
     };
@@ -342,8 +342,8 @@ fn special_tokens_come_from_the_tokenizer() {
     assert_eq!(checkpoint.special_tokens["bos_token"], "<|start|>");
     // The template ends turns with a token that no key names.
     checkpoint.config.eos_token_ids = vec![0];
-    let template = pleach::text::ChatTemplate::of(&checkpoint).unwrap();
-    pleach::text::end_at_turns(&mut checkpoint, template.as_ref());
+    let template = checkpoint.compile_template().unwrap();
+    checkpoint.end_at_turns(template.as_ref());
     assert_eq!(checkpoint.config.eos_token_ids, [0, 2]);
 }
 
@@ -566,7 +566,7 @@ fn damaged_tokenizers_and_templates_never_panic() {
     let messages = [serde_json::json!({"role": "user", "content": "hello, wörld"})];
     let try_out = || -> Result<(), Box<dyn std::error::Error>> {
         let checkpoint = Checkpoint::open(folder)?;
-        if let Some(template) = pleach::text::ChatTemplate::of(&checkpoint)? {
+        if let Some(template) = checkpoint.compile_template()? {
             let text = template.render(&messages, &[])?;
             assert!(text.len() < 1 << 20, "a short template writes a short text");
         }

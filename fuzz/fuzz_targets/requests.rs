@@ -20,7 +20,7 @@ fn server() -> &'static (Runtime, AppState) {
     static SERVER: OnceLock<(Runtime, AppState)> = OnceLock::new();
     SERVER.get_or_init(|| {
         let runtime = Runtime::new().expect("a runtime starts");
-        let state = AppState::new(16, 16, pleach::metrics::install().expect("the first recorder"));
+        let state = AppState::new(16, 16, pleach::exporter::install().expect("the first recorder"));
         let flags = ["--threads", "1", "--no-speculation", "--max-model-len", "64"];
         let arguments = ["pleach", "--model", MODEL].into_iter().chain(flags);
         let config = Config::from(Args::parse_from(arguments));

@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json};
 use super::gguf::{Gguf, Value};
 use super::hf_config::{Fields, layer_types};
 use super::{CheckpointError, RawTensor, rope};
-use crate::model::{
+use crate::checkpoint::architecture::{
     Attachment, Family, ModelConfig, PROJECTIONS, RopeConfig, RopeScaling, SlidingWindow,
     yarn_attention,
 };

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::{CheckpointError, Description, rope};
-use crate::model::{Attachment, Family, ModelConfig, RopeConfig, SlidingWindow};
+use crate::checkpoint::architecture::{Attachment, Family, ModelConfig, RopeConfig, SlidingWindow};
 
 /// Largest JSON file that is read.
 const MAX_BYTES: u64 = 64 << 20;

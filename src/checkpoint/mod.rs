@@ -3,6 +3,8 @@
 //! Tensors carry their Hugging Face names and row order whatever the file. Opening reads headers only;
 //! tensors are read one at a time, so that loading needs little more memory than the packed model.
 
+pub mod architecture;
+mod chat_template;
 mod digest;
 mod gguf;
 mod gguf_model;
@@ -23,7 +25,7 @@ pub use gguf::{Gguf, Value};
 pub use gguf_model::ATTACHMENT;
 pub use special::SpecialTokens;
 
-use crate::model::{Attachment, ModelConfig, tensor_names};
+use crate::checkpoint::architecture::{Attachment, ModelConfig, tensor_names};
 use pleach_kernels::DType;
 
 /// What can be wrong with a model file.

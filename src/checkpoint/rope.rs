@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::CheckpointError;
 use super::hf_config::Fields;
-use crate::model::RopeScaling;
+use crate::checkpoint::architecture::RopeScaling;
 
 /// Reads a `rope_scaling` object; `positions` is the model's `max_position_embeddings`.
 pub(super) fn parse(inner: &Fields, positions: usize) -> Result<RopeScaling, CheckpointError> {

@@ -8,7 +8,7 @@ use tokenizers::Tokenizer;
 
 use super::gguf::{Gguf, Value};
 use super::{CheckpointError, hf_config};
-use crate::model::ModelConfig;
+use crate::checkpoint::architecture::ModelConfig;
 
 /// The text of the special token of each role.
 pub type SpecialTokens = BTreeMap<String, String>;

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::Rows;
 use super::attached::{AttachedDrafter, Tables};
 use super::draft::Draft;
-use super::{ModelConfig, Rows, rope::rope_table};
+use crate::checkpoint::architecture::{AttachmentError, ModelConfig, rope_table};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use pleach_kernels::cuda::CudaError;
 use pleach_kernels::{
@@ -37,11 +38,9 @@ pub enum ModelError {
         /// What does not fit.
         error: OpsError,
     },
-    /// An attached draft names a block or a state that its target does not have, or lacks others.
-    #[error(
-        "the attached draft does not fit the target: {0}; build a draft from this target with `pleach-tools build`"
-    )]
-    Attachment(String),
+    /// An attached draft does not fit its target.
+    #[error(transparent)]
+    Attachment(#[from] AttachmentError),
     /// The draft does not fit its target.
     #[error(
         "the draft does not fit the target: {what} is {draft}, the target's is {target}; build a draft from this target with `pleach-tools build`"

@@ -8,12 +8,12 @@ use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::StatusCode;
 
-use super::load::{DraftLoader, LoadError};
 use super::state::Serving;
 use super::wire::{DraftChange, DraftComparison, DraftStatus};
 use super::{ApiError, AppState, Body};
 use crate::checkpoint::source::Source;
 use crate::engine::{Comparison, EngineError, Outcome};
+use crate::loading::{DraftLoader, LoadError};
 use crate::metrics::INFO;
 use crate::model::{Draft, Runner};
 

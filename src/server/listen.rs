@@ -28,35 +28,13 @@ const MAX_HEADERS: usize = 64;
 /// How long streams have to say that they were cut off.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Bounds on connections.
-#[derive(Debug, Clone)]
-pub struct ConnectionLimits {
-    /// Connections at a time; further ones wait to be accepted.
-    pub connections: usize,
-    /// How long a client may take to send a request's head, or its body, how long a connection may
-    /// idle between requests, and how long a client may take nothing of its answer.
-    pub patience: Duration,
-    /// How long running requests may go on after a shutdown was asked for.
-    pub drain: Duration,
-}
-
-impl Default for ConnectionLimits {
-    fn default() -> Self {
-        Self {
-            connections: 4096,
-            patience: Duration::from_secs(30),
-            drain: Duration::from_secs(30),
-        }
-    }
-}
-
 /// Why the server ended by itself.
 #[derive(Debug, thiserror::Error)]
 #[error("the engine has stopped")]
 pub struct EngineStopped;
 
 /// Serves until `shutdown` resolves. Then no connection is accepted, running requests may end within
-/// [`ConnectionLimits::drain`], and the rest end with an error.
+/// [`ConnectionLimits::drain`](crate::config::ConnectionLimits::drain), and the rest end with an error.
 ///
 /// # Errors
 /// [`EngineStopped`] if the engine ends by itself; requests in flight have had their error by then.

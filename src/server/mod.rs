@@ -42,8 +42,8 @@ use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetReques
 
 use body::Body;
 pub use error::ApiError;
-pub use listen::{ConnectionLimits, EngineStopped, run};
-pub use load::{LoadError, Models, load};
+pub use listen::{EngineStopped, run};
+pub use load::load;
 pub use spans::export_spans;
 pub use state::{AppState, Serving, SetupError};
 pub use tls::TlsError;

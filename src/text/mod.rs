@@ -11,4 +11,4 @@ pub use calls::CallFormat;
 pub use detokenizer::{Continuations, Detokenizer, Mark};
 use python_json::{indented_python_json, python_json};
 pub use stop::StoppingText;
-pub use template::{ChatTemplate, Ending, TemplateError, end_at_turns};
+pub use template::{ChatTemplate, Ending, TemplateError};

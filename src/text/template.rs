@@ -1,5 +1,6 @@
 //! The model's chat template, rendered as `transformers` renders it.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use minijinja::syntax::SyntaxConfig;
@@ -10,19 +11,11 @@ use tokenizers::Tokenizer;
 
 use super::spelled_out::spelled_out;
 use super::{CallFormat, indented_python_json, python_json};
-use crate::checkpoint::{Checkpoint, SpecialTokens};
 
 /// Instructions that rendering may take: about a second's worth.
 const FUEL: u64 = 20_000_000;
 /// Bytes that a prompt may have: more than any request.
 const MAX_PROMPT: usize = 32 << 20;
-
-/// Lets generation end where the template ends an assistant's message, too.
-pub fn end_at_turns(checkpoint: &mut Checkpoint, template: Option<&ChatTemplate>) {
-    if let (Some(template), Some(tokenizer)) = (template, &checkpoint.tokenizer) {
-        checkpoint.config.end_at(template.end_of_turn(tokenizer));
-    }
-}
 
 /// Marks, while a prompt is rendered, where its last message goes on.
 const GOES_ON: &str = "\u{f8ff}goes on\u{f8ff}";
@@ -47,7 +40,8 @@ pub enum Ending {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    special_tokens: SpecialTokens,
+    /// Their text, by role.
+    special_tokens: BTreeMap<String, String>,
     /// How calls of functions are written.
     calls: CallFormat,
     /// Whether it describes functions and writes their calls itself.
@@ -111,15 +105,11 @@ impl ChatTemplate {
         self.calls
     }
 
-    /// The template of a model, with its special tokens; `None` where it has none.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
-    pub fn of(checkpoint: &Checkpoint) -> Result<Option<Self>, TemplateError> {
-        let Some(source) = &checkpoint.chat_template else { return Ok(None) };
-        let mut template = Self::new(source, "", "")?;
-        template.special_tokens.extend(checkpoint.special_tokens.clone());
-        Ok(Some(template))
+    /// The same with the special tokens that the template knows by their roles.
+    #[must_use]
+    pub fn with_special_tokens(mut self, tokens: BTreeMap<String, String>) -> Self {
+        self.special_tokens.extend(tokens);
+        self
     }
 
     /// The special token that follows an assistant's message, where one does.

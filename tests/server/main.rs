@@ -30,7 +30,7 @@ mod tools;
 fn state() -> &'static AppState {
     static STATE: OnceLock<AppState> = OnceLock::new();
     STATE.get_or_init(|| {
-        let state = AppState::new(64, 0, pleach::metrics::install().unwrap());
+        let state = AppState::new(64, 0, pleach::exporter::install().unwrap());
         state.serve(serving(&[]));
         state
     })

@@ -6,8 +6,8 @@ use std::path::Path;
 use serde_json::{Map, Value as Json, json};
 
 use super::{atomically, json_file};
+use crate::checkpoint::architecture::{Family, ModelConfig, RopeScaling, SlidingWindow};
 use crate::checkpoint::{Checkpoint, CheckpointError, hf_config, rope};
-use crate::model::{Family, ModelConfig, RopeScaling, SlidingWindow};
 use pleach_kernels::DType;
 
 /// Files of a folder that say how its model is used; a copy of the model keeps them as they are.

@@ -8,8 +8,10 @@ use serde_json::{Map, Value as Json};
 
 use super::atomically;
 use super::folder::layer_types;
+use crate::checkpoint::architecture::{
+    Family, ModelConfig, RopeScaling, rope_divisors, yarn_attention,
+};
 use crate::checkpoint::{CheckpointError, RawTensor, gguf_model, rope};
-use crate::model::{Family, ModelConfig, RopeScaling, rope_divisors, yarn_attention};
 use pleach_kernels::DType;
 
 /// A metadata value of a GGUF file.

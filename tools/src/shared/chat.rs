@@ -19,7 +19,7 @@ impl Chat {
         let Some(tokenizer) = checkpoint.tokenizer.clone() else {
             bail!("{}: the model has no tokenizer", checkpoint.path().display());
         };
-        let template = ChatTemplate::of(checkpoint)?;
+        let template = checkpoint.compile_template()?;
         let turn = template.as_ref().and_then(|template| template.end_of_turn(&tokenizer));
         let others = checkpoint.config.eos_token_ids.iter().copied();
         let ends = turn.into_iter().chain(others.filter(|id| turn != Some(*id))).collect();

@@ -1,0 +1,249 @@
+//! From a configuration to a model that runs: for the server, and for `pleach check`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokenizers::Tokenizer;
+
+use crate::checkpoint::source::{Source, SourceError, resolve};
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::config::{ComputeDevice, Config};
+use crate::engine::{Engine, EngineError, EngineHandle};
+use crate::metrics::DRAFT_FAILURES;
+use crate::model::{CudaDecoder, Decoder, Draft, Lender, ModelConfig, ModelError};
+use crate::text::{ChatTemplate, TemplateError};
+use pleach_kernels::ThreadPool;
+use pleach_kernels::cuda::{CudaError, Device};
+
+/// Why a model cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each wraps the error of one step")]
+pub enum LoadError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error("{}: the model has no tokenizer", .0.display())]
+    NoTokenizer(PathBuf),
+    #[error(
+        "the draft has {positions} positions, fewer than the {wanted} served; lower max_model_len"
+    )]
+    ShortDraft { positions: usize, wanted: usize },
+    #[error("this runs on the CPU alone; leave out `--device`")]
+    OnCpuAlone,
+}
+
+/// The models of a configuration, in memory, to compute on the CPU.
+pub struct Models {
+    /// The target's name.
+    pub name: String,
+    /// What it is called besides.
+    pub aliases: Vec<String>,
+    /// The target.
+    pub target: Decoder,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its chat template, where it has one.
+    pub template: Option<ChatTemplate>,
+    /// The draft and its name, or why it cannot be used; `None` where none is configured.
+    pub draft: Option<Result<(String, Draft), LoadError>>,
+}
+
+impl Models {
+    /// Fetches and loads the model and its draft.
+    ///
+    /// # Errors
+    /// [`LoadError`] where the model itself cannot be served.
+    pub fn load(config: &Config) -> Result<Self, LoadError> {
+        if config.device != ComputeDevice::Cpu {
+            return Err(LoadError::OnCpuAlone);
+        }
+        let path = resolve(&config.model, &config.cache_dir)?;
+        let mut checkpoint = Checkpoint::open(&path)?;
+        let pool = Arc::new(ThreadPool::new(config.threads));
+        let template = template(&mut checkpoint, config)?;
+        let target = Decoder::load(&mut checkpoint, &pool)?;
+        let aliases = aliases(&config.model, &path);
+        let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
+        let loader = DraftLoader { config: config.clone(), lender: target.lender() };
+        let draft = config.draft.as_ref().map(|source| loader.load(source));
+        let name = checkpoint.name;
+        Ok(Self { name, aliases, target, tokenizer, template, draft })
+    }
+}
+
+/// A model whose engine runs.
+pub struct Running {
+    /// Its name.
+    pub name: String,
+    /// What it is called besides.
+    pub aliases: Vec<String>,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its chat template, where it has one.
+    pub template: Option<ChatTemplate>,
+    /// Tokens that end an answer.
+    pub eos_token_ids: Vec<u32>,
+    /// The draft's name, where one drafts.
+    pub draft: Option<String>,
+    /// Loads further drafts of it; `None` where they cannot be switched.
+    pub loader: Option<DraftLoader>,
+    /// The engine.
+    pub engine: EngineHandle,
+    /// The engine's thread.
+    pub thread: JoinHandle<()>,
+}
+
+/// Fetches and loads the model and its draft, and starts the engine. A draft that cannot be used is reported and left
+/// out: the model runs without it.
+///
+/// # Errors
+/// [`LoadError`] where the model itself cannot be served.
+pub fn start(config: &Config) -> Result<Running, LoadError> {
+    match config.device {
+        ComputeDevice::Cpu => start_on_cpu(config),
+        ComputeDevice::Cuda(index) => start_on_cuda(config, index),
+    }
+}
+
+fn start_on_cpu(config: &Config) -> Result<Running, LoadError> {
+    let Models { name, aliases, target, tokenizer, template, draft } = Models::load(config)?;
+    let (draft_name, draft) = usable(draft).unzip();
+    let model = target.config();
+    tracing::info!(
+        model = %name,
+        blocks = model.num_hidden_layers,
+        draft_blocks = draft.as_ref().map(|d| d.config().num_hidden_layers),
+        draft_head_rows = draft.as_ref().map(Draft::head_rows),
+        megabytes = target.memory_bytes() / 1_000_000,
+        threads = config.threads,
+        "model loaded"
+    );
+    let eos_token_ids = model.eos_token_ids.clone();
+    let loader = Some(DraftLoader { config: config.clone(), lender: target.lender() });
+    let (engine, thread) = run(Engine::new(target, draft, config.engine.clone())?);
+    let draft = draft_name;
+    Ok(Running { name, aliases, tokenizer, template, eos_token_ids, draft, loader, engine, thread })
+}
+
+fn start_on_cuda(config: &Config, index: usize) -> Result<Running, LoadError> {
+    // A device that is not there is known before a model is fetched.
+    let device = Device::open(index)?;
+    let path = resolve(&config.model, &config.cache_dir)?;
+    let mut checkpoint = Checkpoint::open(&path)?;
+    let template = template(&mut checkpoint, config)?;
+    let target = CudaDecoder::load(&mut checkpoint, &device)?;
+    let mut load_draft = |source| -> Result<(String, CudaDecoder), LoadError> {
+        let mut draft = Checkpoint::open(&resolve(source, &config.cache_dir)?)?;
+        stretch_positions(&mut draft, config);
+        check_positions(config, target.config(), &draft.config)?;
+        let decoder = CudaDecoder::load_draft(&mut draft, &target, &mut checkpoint)?;
+        Ok((draft.name, decoder))
+    };
+    let (draft_name, draft) = usable(config.draft.as_ref().map(&mut load_draft)).unzip();
+    let aliases = aliases(&config.model, &path);
+    let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
+    let name = checkpoint.name;
+    let model = target.config();
+    tracing::info!(
+        model = %name,
+        blocks = model.num_hidden_layers,
+        draft_blocks = draft.as_ref().map(|d| d.config().num_hidden_layers),
+        draft_head_rows = draft.as_ref().map(CudaDecoder::head_rows),
+        megabytes = target.memory_bytes() / 1_000_000,
+        device = device.name(),
+        "model loaded"
+    );
+    let eos_token_ids = model.eos_token_ids.clone();
+    let (engine, thread) = run(Engine::on_cuda(target, draft, config.engine.clone())?);
+    let (draft, loader) = (draft_name, None);
+    Ok(Running { name, aliases, tokenizer, template, eos_token_ids, draft, loader, engine, thread })
+}
+
+/// The chat template, which writes calls as the configuration says; the model's configuration takes from it
+/// where a turn ends, and from the server's how long a context is to be.
+fn template(
+    checkpoint: &mut Checkpoint,
+    config: &Config,
+) -> Result<Option<ChatTemplate>, TemplateError> {
+    let template = checkpoint.compile_template()?;
+    checkpoint.end_at_turns(template.as_ref());
+    stretch_positions(checkpoint, config);
+    Ok(match config.tool_call_parser {
+        Some(format) => template.map(|template| template.with_calls(format)),
+        None => template,
+    })
+}
+
+/// Makes room in dynamically scaled positions for the context that is to be served.
+fn stretch_positions(checkpoint: &mut Checkpoint, config: &Config) {
+    if let Some(wanted) = config.engine.max_model_len {
+        checkpoint.config.stretch_positions(wanted);
+    }
+}
+
+fn run(mut engine: Engine) -> (EngineHandle, JoinHandle<()>) {
+    // Before anything else computes: what is measured beside it seems slow for good.
+    engine.profile();
+    EngineHandle::start(engine)
+}
+
+/// What a model is called besides its name.
+fn aliases(source: &Source, path: &Path) -> Vec<String> {
+    let mut aliases = vec![source.to_string()];
+    aliases.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));
+    if let Source::Hub { repo, .. } = source {
+        aliases.extend([repo.clone(), format!("hf:{repo}")]);
+    }
+    aliases
+}
+
+/// The draft, where it can be used; else says why not.
+fn usable<D>(draft: Option<Result<D, LoadError>>) -> Option<D> {
+    let failed = |error: &LoadError| {
+        tracing::error!(%error, "serving without the draft");
+        metrics::counter!(DRAFT_FAILURES).increment(1);
+    };
+    draft?.inspect_err(failed).ok()
+}
+
+fn check_positions(
+    config: &Config,
+    target: &ModelConfig,
+    draft: &ModelConfig,
+) -> Result<(), LoadError> {
+    let wanted = config.engine.max_model_len.unwrap_or(target.max_position_embeddings);
+    let positions = draft.max_position_embeddings;
+    if positions < wanted { Err(LoadError::ShortDraft { positions, wanted }) } else { Ok(()) }
+}
+
+/// Loads drafts of a model that may be serving.
+#[derive(Clone)]
+pub struct DraftLoader {
+    config: Config,
+    lender: Lender,
+}
+
+impl DraftLoader {
+    /// Fetches and loads a draft; gives its name too.
+    ///
+    /// # Errors
+    /// [`LoadError`] where it does not fit the model.
+    pub fn load(&self, source: &Source) -> Result<(String, Draft), LoadError> {
+        let path = resolve(source, &self.config.cache_dir)?;
+        let mut checkpoint = Checkpoint::open(&path)?;
+        stretch_positions(&mut checkpoint, &self.config);
+        let draft = self.lender.load_draft(&mut checkpoint)?;
+        check_positions(&self.config, self.lender.config(), draft.config())?;
+        Ok((checkpoint.name, draft))
+    }
+}
