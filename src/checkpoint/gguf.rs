@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use super::CheckpointError;
+use super::{CheckpointError, TensorInfo};
 use pleach_kernels::DType;
 
 /// A metadata value.
@@ -67,7 +67,7 @@ impl Value {
 
 /// Where a tensor lies.
 #[derive(Debug, Clone)]
-pub(crate) struct TensorInfo {
+pub(crate) struct Entry {
     pub(crate) dtype: DType,
     /// Outermost dimension first.
     pub(crate) shape: Vec<usize>,
@@ -81,7 +81,7 @@ pub struct Gguf {
     path: PathBuf,
     file: File,
     metadata: HashMap<String, Value>,
-    pub(crate) tensors: HashMap<String, TensorInfo>,
+    pub(crate) tensors: HashMap<String, Entry>,
 }
 
 impl Gguf {
@@ -135,7 +135,7 @@ impl Gguf {
                     ),
                 ));
             }
-            let info = TensorInfo { dtype, shape, offset, bytes };
+            let info = Entry { dtype, shape, offset, bytes };
             if tensors.insert(name.clone(), info).is_some() {
                 return Err(CheckpointError::corrupt(path, format!("tensor {name} occurs twice")));
             }
@@ -155,6 +155,12 @@ impl Gguf {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Format and shape of a tensor.
+    pub(crate) fn info(&self, name: &str) -> Option<TensorInfo> {
+        let entry = self.tensors.get(name)?;
+        Some(TensorInfo { dtype: entry.dtype, shape: entry.shape.clone() })
     }
 
     /// Format, shape and raw bytes of a tensor.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json};
 
 use super::gguf::{Gguf, Value};
 use super::hf_config::{Fields, layer_types};
-use super::{CheckpointError, RawTensor, rope};
+use super::{CheckpointError, RawTensor, TensorInfo, rope};
 use crate::checkpoint::architecture::{
     Attachment, Family, ModelConfig, PROJECTIONS, RopeConfig, RopeScaling, SlidingWindow,
     yarn_attention,
@@ -382,6 +382,11 @@ fn interleaved_heads(config: &ModelConfig, name: &str) -> Option<usize> {
         _ => return None,
     };
     (config.family == Family::Llama).then_some(heads)
+}
+
+/// Format and shape of a tensor, by its Hugging Face name.
+pub(super) fn info(gguf: &Gguf, name: &str) -> Option<TensorInfo> {
+    gguf.info(&tensor_name(name)?)
 }
 
 /// Reads a tensor by its Hugging Face name.

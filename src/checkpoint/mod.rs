@@ -77,6 +77,15 @@ impl CheckpointError {
     }
 }
 
+/// What a file says of a tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// The format of its values.
+    pub dtype: DType,
+    /// Rows first.
+    pub shape: Vec<usize>,
+}
+
 /// A tensor as it lies in the file.
 #[derive(Debug, Clone)]
 pub struct RawTensor {
@@ -254,10 +263,23 @@ impl Checkpoint {
             Store::Folder(folder) => folder.read(name)?,
             Store::Gguf(gguf) => gguf_model::read(gguf, &self.config, name)?,
         };
-        tensor.ok_or_else(|| CheckpointError::MissingTensor {
-            path: self.path.clone(),
-            name: name.into(),
-        })
+        tensor.ok_or_else(|| self.missing(name))
+    }
+
+    /// Format and shape of a tensor, without reading it.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] where it is not there, or in a format that is not read.
+    pub fn info(&self, name: &str) -> Result<TensorInfo, CheckpointError> {
+        let info = match &self.store {
+            Store::Folder(folder) => folder.info(name)?,
+            Store::Gguf(gguf) => gguf_model::info(gguf, name),
+        };
+        info.ok_or_else(|| self.missing(name))
+    }
+
+    fn missing(&self, name: &str) -> CheckpointError {
+        CheckpointError::MissingTensor { path: self.path.clone(), name: name.into() }
     }
 
     /// SHA-256 of the weight files in order of name, in hex.

@@ -9,7 +9,7 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde_json::Value;
 
-use super::{CheckpointError, RawTensor, hf_config};
+use super::{CheckpointError, RawTensor, TensorInfo, hf_config};
 use pleach_kernels::DType;
 
 #[derive(Debug)]
@@ -111,20 +111,26 @@ impl Folder {
         self.files.iter().map(|(path, _)| path.clone()).collect()
     }
 
-    pub(super) fn read(&mut self, name: &str) -> Result<Option<RawTensor>, CheckpointError> {
+    pub(super) fn info(&self, name: &str) -> Result<Option<TensorInfo>, CheckpointError> {
         let Some(entry) = self.entries.get(name) else { return Ok(None) };
-        let (path, file) = &mut self.files[entry.file];
         let dtype = entry.dtype.as_ref().map_err(|dtype| {
             let reason = format!(
                 "its format is {dtype}; F32, F16 and BF16 are read. Take the folder of the unquantised model \
                  or a .gguf file"
             );
-            CheckpointError::field(path, name, reason)
+            CheckpointError::field(&self.files[entry.file].0, name, reason)
         })?;
+        Ok(Some(TensorInfo { dtype: *dtype, shape: entry.shape.clone() }))
+    }
+
+    pub(super) fn read(&mut self, name: &str) -> Result<Option<RawTensor>, CheckpointError> {
+        let Some(TensorInfo { dtype, shape }) = self.info(name)? else { return Ok(None) };
+        let entry = &self.entries[name];
+        let (path, file) = &mut self.files[entry.file];
         let io = |error| CheckpointError::Io { path: path.clone(), error };
         let mut data = vec![0; entry.bytes];
         file.seek(SeekFrom::Start(entry.start)).map_err(io)?;
         file.read_exact(&mut data).map_err(io)?;
-        Ok(Some(RawTensor { dtype: *dtype, shape: entry.shape.clone(), data }))
+        Ok(Some(RawTensor { dtype, shape, data }))
     }
 }

@@ -21,13 +21,13 @@ struct Loader<'a> {
 
 /// The format of activations and of float weights: that of the file's float matrices; BF16, whose range no model
 /// leaves, where they are F32 or quantised.
-fn activation_dtype(checkpoint: &mut Checkpoint) -> Result<DType, ModelError> {
+fn activation_dtype(checkpoint: &Checkpoint) -> Result<DType, ModelError> {
     let mut found = Vec::new();
     for name in
         ["model.layers.0.self_attn.q_proj.weight", "lm_head.weight", "model.embed_tokens.weight"]
     {
         if checkpoint.has(name) {
-            found.push(checkpoint.tensor(name)?.dtype);
+            found.push(checkpoint.info(name)?.dtype);
         }
     }
     let f16 = found.contains(&DType::F16) && !found.contains(&DType::BF16);
@@ -207,7 +207,7 @@ impl CudaDecoder {
                 let from =
                     if own_head || own_embedding { &mut *checkpoint } else { target_checkpoint };
                 let name = format!("{}.weight", head_name(from));
-                let rows = from.tensor(&name)?.shape[0];
+                let rows = from.info(&name)?.shape[0];
                 let mut loader = Loader { checkpoint: from, device, dtype };
                 let mut stored = loader.stored(&name, [rows, hidden])?;
                 let wanted = vocab.as_ref().map_or(vocab_size, |vocab| vocab.len());

@@ -57,10 +57,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let names = all_names(&models[0]);
     let mut shapes = Vec::new();
     for name in &names {
-        let shape = models[0].tensor(name)?.shape;
-        for (path, other) in args.model.iter().zip(&mut models).skip(1) {
+        let shape = models[0].info(name)?.shape;
+        for (path, other) in args.model.iter().zip(&models).skip(1) {
             ensure!(
-                other.has(name) && other.tensor(name)?.shape == shape,
+                other.has(name) && other.info(name)?.shape == shape,
                 "{}: {name} is missing or has another shape than in {}",
                 path.display(),
                 args.model[0].display()

@@ -123,7 +123,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let kept: Vec<usize> =
         (0..checkpoint.config.num_hidden_layers).filter(|block| !cut.contains(block)).collect();
     ensure!(!kept.is_empty(), "no block would be left");
-    let stored = checkpoint.tensor("model.layers.0.self_attn.q_proj.weight")?.dtype;
+    let stored = checkpoint.info("model.layers.0.self_attn.q_proj.weight")?.dtype;
     let own = if stored.is_quantized() { DType::F32 } else { stored };
     let dtype = args.dtype.map_or(own, DType::from);
     match args.draft_kind {
@@ -234,7 +234,7 @@ fn write_blocks(
     }
     let mut shapes = Vec::new();
     for (name, _) in &names {
-        shapes.push(checkpoint.tensor(name)?.shape);
+        shapes.push(checkpoint.info(name)?.shape);
     }
     let checkpoint = std::cell::RefCell::new(checkpoint);
     let mut tensors: Vec<LazyTensor> = names

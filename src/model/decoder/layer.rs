@@ -1,0 +1,116 @@
+//! One decoder block.
+
+use crate::model::Rows;
+use pleach_kernels::{
+    Activations, AttentionShape, LayerCache, PackedMatrix, RopeTable, ThreadPool, add_bias, matmul,
+    matmul_add, paged_attention, rms_norm_heads, rms_norm_quantized, silu_mul_quantized,
+};
+
+pub(super) struct Projection {
+    pub(super) weight: PackedMatrix,
+    pub(super) bias: Option<Vec<f32>>,
+}
+
+/// One decoder block.
+pub(in crate::model) struct Layer {
+    pub(super) input_norm: Vec<f32>,
+    /// Query, key, value; written side by side.
+    pub(super) qkv: [Projection; 3],
+    /// Norms of every query and key head.
+    pub(super) qk_norm: Option<[Vec<f32>; 2]>,
+    pub(super) output: Projection,
+    pub(super) post_norm: Vec<f32>,
+    /// Gate, up; written side by side.
+    pub(super) gate_up: [Projection; 2],
+    pub(super) down: Projection,
+    pub(super) attention: AttentionShape,
+}
+
+/// What the blocks of a pass share.
+pub(in crate::model) struct Pass<'a> {
+    pub(in crate::model) pool: &'a ThreadPool,
+    pub(in crate::model) eps: f32,
+    pub(in crate::model) rows: &'a Rows,
+    /// Set to the rows' positions.
+    pub(in crate::model) rope: &'a RopeTable,
+}
+
+impl Layer {
+    /// Computes the block for all rows of `hidden`, `[rows, hidden]`, in place, and writes their keys and values.
+    /// `wide` and `activations` are work space.
+    pub(in crate::model) fn forward(
+        &self,
+        pass: &Pass<'_>,
+        cache: &mut LayerCache,
+        hidden: &mut [f32],
+        wide: &mut Vec<f32>,
+        activations: &mut Activations,
+    ) {
+        let Pass { pool, eps, rows, rope } = *pass;
+        let (count, shape) = (rows.len(), &self.attention);
+        let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        let stride = q + 2 * kv;
+        let every = |row| row;
+
+        rms_norm_quantized(pool, hidden, count, every, &self.input_norm, eps, activations);
+        wide.resize(count * stride, 0.0);
+        project(pool, &self.qkv, activations, wide, stride);
+        if let Some([q_norm, k_norm]) = &self.qk_norm {
+            rms_norm_heads(pool, wide, q_norm, eps, shape.heads, stride, 0);
+            rms_norm_heads(pool, wide, k_norm, eps, shape.kv_heads, stride, q);
+        }
+        cache.write(pool, shape, Some(rope), wide, stride, &rows.slots);
+        paged_attention(
+            pool,
+            shape,
+            wide,
+            stride,
+            cache,
+            &rows.cu_seqlens_q,
+            &rows.positions,
+            |sequence| rows.block_table(sequence),
+            activations,
+        );
+        add_projection(pool, &self.output, activations, hidden);
+
+        rms_norm_quantized(pool, hidden, count, every, &self.post_norm, eps, activations);
+        let inner = self.gate_up[0].weight.out_features();
+        wide.resize(count * 2 * inner, 0.0);
+        project(pool, &self.gate_up, activations, wide, 2 * inner);
+        silu_mul_quantized(pool, wide, inner, activations);
+        add_projection(pool, &self.down, activations, hidden);
+    }
+
+    /// Memory of the block's matrices.
+    pub(in crate::model) fn bytes(&self) -> usize {
+        let projections = self.qkv.iter().chain([&self.output]).chain(&self.gate_up);
+        projections.chain([&self.down]).map(|projection| projection.weight.bytes()).sum()
+    }
+}
+
+/// Writes the outputs of several projections side by side into rows of `stride` values.
+fn project<const N: usize>(
+    pool: &ThreadPool,
+    projections: &[Projection; N],
+    x: &Activations,
+    out: &mut [f32],
+    stride: usize,
+) {
+    matmul(pool, &projections.each_ref().map(|p| &p.weight), x, out, stride);
+    let mut offset = 0;
+    for projection in projections {
+        if let Some(bias) = &projection.bias {
+            add_bias(out, bias, stride, offset);
+        }
+        offset += projection.weight.out_features();
+    }
+}
+
+/// Adds the output of a projection to rows of its own width.
+fn add_projection(pool: &ThreadPool, projection: &Projection, x: &Activations, out: &mut [f32]) {
+    let width = projection.weight.out_features();
+    matmul_add(pool, &projection.weight, x, out, width);
+    if let Some(bias) = &projection.bias {
+        add_bias(out, bias, width, 0);
+    }
+}

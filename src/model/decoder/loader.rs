@@ -1,0 +1,104 @@
+//! Tensors of a checkpoint, packed for the kernels.
+
+use super::error::{ModelError, check_shape};
+use super::layer::{Layer, Projection};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::architecture::ModelConfig;
+use pleach_kernels::{AttentionShape, PackedMatrix};
+
+/// How the weights are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// As in the file: quantised weights multiply int8 activations. Keys and values are kept as f16.
+    AsStored,
+    /// Decoded to f32, keys and values too: slow and large, for reference.
+    F32,
+}
+
+/// Reads and packs tensors, checking their shapes.
+pub(in crate::model) struct Loader<'a> {
+    pub(in crate::model) checkpoint: &'a mut Checkpoint,
+    pub(in crate::model) precision: Precision,
+}
+
+impl Loader<'_> {
+    pub(in crate::model) fn matrix(
+        &mut self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<PackedMatrix, ModelError> {
+        let tensor = self.checkpoint.tensor(name)?;
+        check_shape(name, &tensor.shape, &[rows, cols])?;
+        let pack = |error| ModelError::Pack { name: name.into(), error };
+        match self.precision {
+            Precision::AsStored => {
+                PackedMatrix::pack(tensor.dtype, rows, cols, &tensor.data).map_err(pack)
+            }
+            Precision::F32 => PackedMatrix::from_f32(rows, cols, &tensor.to_f32()).map_err(pack),
+        }
+    }
+
+    pub(in crate::model) fn vector(
+        &mut self,
+        name: &str,
+        len: usize,
+    ) -> Result<Vec<f32>, ModelError> {
+        let tensor = self.checkpoint.tensor(name)?;
+        check_shape(name, &tensor.shape, &[len])?;
+        Ok(tensor.to_f32())
+    }
+
+    fn projection(
+        &mut self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Projection, ModelError> {
+        let weight = self.matrix(&format!("{name}.weight"), rows, cols)?;
+        let bias = format!("{name}.bias");
+        let bias = if self.checkpoint.has(&bias) { Some(self.vector(&bias, rows)?) } else { None };
+        Ok(Projection { weight, bias })
+    }
+
+    pub(in crate::model) fn layer(
+        &mut self,
+        config: &ModelConfig,
+        index: usize,
+    ) -> Result<Layer, ModelError> {
+        let name = |rest: &str| format!("model.layers.{index}.{rest}");
+        let (hidden, dim) = (config.hidden_size, config.head_dim);
+        let q = config.num_attention_heads * dim;
+        let kv = config.num_key_value_heads * dim;
+        let inner = config.intermediate_size;
+        let q_norm = name("self_attn.q_norm.weight");
+        let qk_norm = if self.checkpoint.has(&q_norm) {
+            let k_norm = self.vector(&name("self_attn.k_norm.weight"), dim)?;
+            Some([self.vector(&q_norm, dim)?, k_norm])
+        } else {
+            None
+        };
+        Ok(Layer {
+            input_norm: self.vector(&name("input_layernorm.weight"), hidden)?,
+            qkv: [
+                self.projection(&name("self_attn.q_proj"), q, hidden)?,
+                self.projection(&name("self_attn.k_proj"), kv, hidden)?,
+                self.projection(&name("self_attn.v_proj"), kv, hidden)?,
+            ],
+            qk_norm,
+            output: self.projection(&name("self_attn.o_proj"), hidden, q)?,
+            post_norm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
+            gate_up: [
+                self.projection(&name("mlp.gate_proj"), inner, hidden)?,
+                self.projection(&name("mlp.up_proj"), inner, hidden)?,
+            ],
+            down: self.projection(&name("mlp.down_proj"), hidden, inner)?,
+            attention: AttentionShape {
+                heads: config.num_attention_heads,
+                kv_heads: config.num_key_value_heads,
+                head_dim: dim,
+                window: config.window(index),
+            },
+        })
+    }
+}

@@ -1,0 +1,280 @@
+//! The decoder that serves: target and draft differ only in configuration and weights.
+
+mod error;
+mod layer;
+mod lender;
+mod loader;
+
+use std::sync::Arc;
+
+use super::Rows;
+use super::draft::Draft;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::architecture::{ModelConfig, rope_table};
+pub use error::ModelError;
+pub(super) use error::{check_draft, check_shape};
+pub(super) use layer::{Layer, Pass};
+pub use lender::Lender;
+pub(super) use loader::Loader;
+pub use loader::Precision;
+use pleach_kernels::{
+    Activations, CacheFormat, LayerCache, PackedMatrix, RopeTable, ThreadPool, embed, matmul,
+    rms_norm, rms_norm_quantized,
+};
+
+/// A decoder-only transformer, packed for the kernels. Valid by construction: `forward` cannot fail.
+pub struct Decoder {
+    config: ModelConfig,
+    embedding: Arc<PackedMatrix>,
+    layers: Vec<Layer>,
+    norm: Vec<f32>,
+    head: Arc<PackedMatrix>,
+    draft_vocab: Option<Arc<[u32]>>,
+    rope: RopeTable,
+    cache_format: CacheFormat,
+    pool: Arc<ThreadPool>,
+}
+
+/// Keys and values of all layers for all blocks of the pool.
+pub struct KvCache {
+    pub(super) layers: Vec<LayerCache>,
+    head_dim: usize,
+}
+
+impl KvCache {
+    /// The keys and values that block `layer` keeps of a slot, rotated, `[kv_heads, head_dim]` each.
+    ///
+    /// # Panics
+    /// If there is no such block or slot.
+    pub fn read(&self, layer: usize, slot: u32, keys: &mut [f32], values: &mut [f32]) {
+        self.layers[layer].read(slot, self.head_dim, keys, values);
+    }
+}
+
+/// Buffers of one forward pass; they grow to the largest batch seen and are then reused.
+#[derive(Default)]
+pub struct Workspace {
+    activations: Activations,
+    /// `[rows, hidden]`: the residual stream.
+    hidden: Vec<f32>,
+    /// `[rows, q + k + v]` or `[rows, gate | up]`.
+    wide: Vec<f32>,
+    /// `[logit_rows, head_rows]`
+    logits: Vec<f32>,
+    rope: Option<RopeTable>,
+}
+
+impl Workspace {
+    /// Empty buffers.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Decoder {
+    /// Loads a model as its file stores it.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the tensor or field.
+    pub fn load(checkpoint: &mut Checkpoint, pool: &Arc<ThreadPool>) -> Result<Self, ModelError> {
+        Self::load_with(checkpoint, pool, Precision::AsStored)
+    }
+
+    /// Loads a model at a chosen precision.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the tensor or field.
+    pub fn load_with(
+        checkpoint: &mut Checkpoint,
+        pool: &Arc<ThreadPool>,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
+        let config = checkpoint.config.clone();
+        let mut loader = Loader { checkpoint, precision };
+        let embedding = Arc::new(loader.matrix(
+            "model.embed_tokens.weight",
+            config.vocab_size,
+            config.hidden_size,
+        )?);
+        let head = if config.tie_word_embeddings || !loader.checkpoint.has("lm_head.weight") {
+            Arc::clone(&embedding)
+        } else {
+            Arc::new(loader.matrix("lm_head.weight", config.vocab_size, config.hidden_size)?)
+        };
+        Self::assemble(loader, config, embedding, head, None, pool)
+    }
+
+    /// What drafts of this model share with it.
+    #[must_use]
+    pub fn lender(&self) -> Lender {
+        let (embedding, head) = (Arc::clone(&self.embedding), Arc::clone(&self.head));
+        Lender { config: self.config.clone(), embedding, head, pool: Arc::clone(&self.pool) }
+    }
+
+    /// Loads a draft of `target`. The embedding, and the head's rows, are the target's own where the
+    /// draft leaves them out.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming what does not fit the target, the tensor or the field.
+    pub fn load_draft(
+        checkpoint: &mut Checkpoint,
+        target: &Self,
+        pool: &Arc<ThreadPool>,
+    ) -> Result<Draft, ModelError> {
+        Lender { pool: Arc::clone(pool), ..target.lender() }.load_draft(checkpoint)
+    }
+
+    fn assemble(
+        mut loader: Loader,
+        config: ModelConfig,
+        embedding: Arc<PackedMatrix>,
+        head: Arc<PackedMatrix>,
+        draft_vocab: Option<Arc<[u32]>>,
+        pool: &Arc<ThreadPool>,
+    ) -> Result<Self, ModelError> {
+        loader.checkpoint.check_tensors()?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| loader.layer(&config, index))
+            .collect::<Result<_, _>>()?;
+        let norm = loader.vector("model.norm.weight", config.hidden_size)?;
+        let rope = rope_table(&config);
+        let pool = Arc::clone(pool);
+        let cache_format = match loader.precision {
+            Precision::AsStored => CacheFormat::F16,
+            Precision::F32 => CacheFormat::F32,
+        };
+        Ok(Self { config, embedding, layers, norm, head, draft_vocab, rope, cache_format, pool })
+    }
+
+    /// The architecture.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Rows of the output head.
+    #[must_use]
+    pub fn head_rows(&self) -> usize {
+        self.head.out_features()
+    }
+
+    /// Token ids of the head's rows, where the head is trimmed.
+    #[must_use]
+    pub fn draft_vocab(&self) -> Option<&Arc<[u32]>> {
+        self.draft_vocab.as_ref()
+    }
+
+    /// Memory of the matrices this decoder holds alone or shares.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let head = if Arc::ptr_eq(&self.embedding, &self.head) { 0 } else { self.head.bytes() };
+        self.layer_bytes() + self.embedding.bytes() + head
+    }
+
+    /// The same without the embedding and head that are `target`'s own.
+    #[must_use]
+    pub fn memory_bytes_beside(&self, target: &Self) -> usize {
+        let theirs = |table: &Arc<PackedMatrix>| {
+            Arc::ptr_eq(table, &target.embedding) || Arc::ptr_eq(table, &target.head)
+        };
+        let head = (!Arc::ptr_eq(&self.embedding, &self.head)).then_some(&self.head);
+        let tables = [&self.embedding].into_iter().chain(head).filter(|table| !theirs(table));
+        self.layer_bytes() + tables.map(|table| table.bytes()).sum::<usize>()
+    }
+
+    fn layer_bytes(&self) -> usize {
+        self.layers.iter().map(Layer::bytes).sum()
+    }
+
+    /// Bytes of a cache of `num_blocks` blocks.
+    #[must_use]
+    pub fn kv_cache_bytes(&self, num_blocks: usize) -> usize {
+        let bytes = |l: &Layer| LayerCache::bytes(num_blocks, &l.attention, self.cache_format);
+        self.layers.iter().map(bytes).sum()
+    }
+
+    /// A cache of `num_blocks` blocks for this decoder.
+    #[must_use]
+    pub fn new_kv_cache(&self, num_blocks: usize) -> KvCache {
+        let layer = |l: &Layer| LayerCache::new(num_blocks, &l.attention, self.cache_format);
+        let layers = self.layers.iter().map(layer).collect();
+        KvCache { layers, head_dim: self.config.head_dim }
+    }
+
+    /// Computes all rows, writes their keys and values, and returns the logits of `rows.logit_rows`,
+    /// `[logit_rows, head_rows]`.
+    ///
+    /// # Panics
+    /// If a token, slot or block lies outside the model or the cache.
+    pub fn forward<'w>(
+        &self,
+        rows: &Rows,
+        cache: &mut KvCache,
+        workspace: &'w mut Workspace,
+    ) -> &'w [f32] {
+        self.forward_and_observe(rows, cache, workspace, &mut |_, _| {})
+    }
+
+    /// As [`forward`](Self::forward); `observe` sees the hidden states as in
+    /// [`forward_observed`](Self::forward_observed).
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_and_observe<'w>(
+        &self,
+        rows: &Rows,
+        cache: &mut KvCache,
+        workspace: &'w mut Workspace,
+        observe: &mut dyn FnMut(usize, &[f32]),
+    ) -> &'w [f32] {
+        self.forward_observed(rows, cache, workspace, observe);
+        let wanted = &rows.logit_rows;
+        let Workspace { activations, hidden, logits, .. } = workspace;
+        // Only the wanted rows are normed and multiplied.
+        let (pool, eps) = (&*self.pool, self.config.rms_norm_eps as f32);
+        let row = |index: usize| wanted[index] as usize;
+        rms_norm_quantized(pool, hidden, wanted.len(), row, &self.norm, eps, activations);
+        logits.resize(wanted.len() * self.head_rows(), 0.0);
+        matmul(pool, &[&self.head], activations, logits, self.head_rows());
+        logits
+    }
+
+    /// The hidden state of a row of the last pass, behind the final norm: `[hidden]`.
+    ///
+    /// # Panics
+    /// If the pass had no such row.
+    pub fn hidden_state(&self, workspace: &Workspace, row: usize, out: &mut [f32]) {
+        let width = self.config.hidden_size;
+        let hidden = &workspace.hidden[row * width..][..width];
+        rms_norm(&self.pool, hidden, &self.norm, self.config.rms_norm_eps as f32, out);
+    }
+
+    /// The blocks alone, without the head: `observe` sees the hidden states, `[rows, hidden]`, before
+    /// block 0 (index 0) and after each block i (index i + 1).
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_observed(
+        &self,
+        rows: &Rows,
+        cache: &mut KvCache,
+        workspace: &mut Workspace,
+        observe: &mut dyn FnMut(usize, &[f32]),
+    ) {
+        let count = rows.len();
+        let width = self.config.hidden_size;
+        let Workspace { activations, hidden, wide, rope, .. } = workspace;
+        let rope = rope.get_or_insert_with(|| self.rope.clone());
+        rope.set_positions(&rows.positions);
+        hidden.resize(count * width, 0.0);
+        let pool = &*self.pool;
+        embed(pool, &self.embedding, &rows.tokens, hidden);
+        observe(0, hidden);
+        let pass = Pass { pool, eps: self.config.rms_norm_eps as f32, rows, rope };
+        for (index, layer) in self.layers.iter().enumerate() {
+            layer.forward(&pass, &mut cache.layers[index], hidden, wide, activations);
+            observe(index + 1, hidden);
+        }
+    }
+}
