@@ -252,5 +252,4 @@ impl Engine {
 }
 
 #[cfg(test)]
-#[path = "core_tests.rs"]
 mod tests;

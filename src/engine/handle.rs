@@ -253,5 +253,4 @@ fn refuse(events: &mpsc::Sender<Event>, reason: &str) {
 }
 
 #[cfg(test)]
-#[path = "handle_tests.rs"]
 mod tests;

@@ -332,5 +332,4 @@ fn share(entry: &Entry, count: usize, lookahead: usize) -> Scheduled {
 }
 
 #[cfg(test)]
-#[path = "scheduler_tests.rs"]
 mod tests;

@@ -214,5 +214,4 @@ fn adjust(logits: &mut [f32], ids: Option<&[u32]>, params: &SamplingParams, hist
 }
 
 #[cfg(test)]
-#[path = "process_tests.rs"]
 mod tests;

@@ -62,5 +62,4 @@ pub fn rejection_sample<E>(
 }
 
 #[cfg(test)]
-#[path = "rejection_tests.rs"]
 mod tests;
