@@ -25,7 +25,7 @@ pub use core::Engine;
 pub use decode_time::DecodeTime;
 pub use handle::{EngineHandle, SubmitError};
 pub use measure::MeasuredCosts;
-pub use offline::Answer;
+pub use offline::{Answer, Batch};
 pub use request::{
     EngineLimits, Event, FinishReason, MAX_TOP_LOGPROBS, PromptToken, Readout, Request,
     RequestError, RequestId, TokenOut, TokenSource,

@@ -2,15 +2,13 @@
 
 mod sample;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::source::Source;
 use pleach::checkpoint::write::json_file;
-use pleach::engine::{
-    Engine, EngineConfig, Event, FinishReason, Request, SequenceStats, TokenSource,
-};
+use pleach::engine::{Batch, Engine, EngineConfig, FinishReason, Request, SequenceStats};
 use pleach::sampling::SamplingParams;
 use serde::{Deserialize, Serialize};
 
@@ -176,10 +174,7 @@ impl Counts {
 struct Conversation {
     prompt: Prompt,
     answers: Vec<String>,
-    tokens: Vec<u32>,
     counts: Counts,
-    /// Of each token, whether it was drafted.
-    drafted: Vec<bool>,
     /// Whether the first answer is kept, and the answer.
     sampled: bool,
     sample: Option<Sample>,
@@ -245,14 +240,12 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
         .map(|(prompt, sampled)| Conversation {
             prompt,
             answers: Vec::new(),
-            tokens: Vec::new(),
             counts: Counts::default(),
-            drafted: Vec::new(),
             sampled,
             sample: None,
         })
         .collect();
-    let mut running = HashMap::new();
+    let mut running = Batch::default();
     let (mut all, mut counts) = (Counts::default(), BTreeMap::<String, Counts>::new());
     for done in &done {
         all.add(&done.counts);
@@ -272,59 +265,34 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
                 },
                 ..Request::greedy(tokens, args.max_tokens)
             };
-            match engine.submit(request) {
-                Ok(id) => drop(running.insert(id, next)),
-                Err(error) => {
-                    eprintln!("prompt {} left out: {error}", next.prompt.id);
-                    finished += 1;
-                }
+            if let Err((error, next)) = running.submit(&mut engine, request, next) {
+                eprintln!("prompt {} left out: {error}", next.prompt.id);
+                finished += 1;
             }
         }
-        for (id, event) in engine.step() {
-            match event {
-                Event::Tokens(out) => {
-                    let conversation = running.get_mut(&id);
-                    let conversation = conversation.expect("invariant: submitted above");
-                    conversation.tokens.extend(out.iter().map(|token| token.id));
-                    let drafted =
-                        out.iter().map(|token| matches!(token.source, TokenSource::Accepted(_)));
-                    conversation.drafted.extend(drafted);
-                }
-                Event::Prompt(_) | Event::Embedding(_) => {}
-                Event::Finished { reason, stats } => {
-                    let mut conversation = running.remove(&id).expect("invariant: submitted above");
-                    if let FinishReason::Error(reason) = reason {
-                        anyhow::bail!("prompt {}: {reason}", conversation.prompt.id);
-                    }
-                    conversation.counts.add(&Counts::from(&stats));
-                    let text = loaded.chat.decode(&conversation.tokens)?;
-                    let tokens = std::mem::take(&mut conversation.tokens);
-                    let drafted = std::mem::take(&mut conversation.drafted);
-                    if conversation.sampled && conversation.answers.is_empty() {
-                        let prompt = &conversation.prompt;
-                        conversation.sample =
-                            Some(Sample::new(&loaded.chat, prompt, &tokens, &drafted)?);
-                    }
-                    conversation.answers.push(text);
-                    if conversation.answers.len() < conversation.prompt.turns.len() {
-                        waiting.push_front(conversation);
-                    } else {
-                        let Conversation {
-                            prompt: Prompt { id, category, .. },
-                            counts: own,
-                            sample,
-                            ..
-                        } = conversation;
-                        samples.extend(sample.clone());
-                        all.add(&own);
-                        counts.entry(category.clone()).or_default().add(&own);
-                        if let Some(journal) = &mut journal {
-                            journal.push(&Done { id, category, counts: own, sample })?;
-                        }
-                        finished += 1;
-                    }
-                }
+        for (mut conversation, answer) in running.step(&mut engine) {
+            if let FinishReason::Error(reason) = &answer.reason {
+                anyhow::bail!("prompt {}: {reason}", conversation.prompt.id);
             }
+            conversation.counts.add(&Counts::from(&answer.stats));
+            if conversation.sampled && conversation.answers.is_empty() {
+                let sample = Sample::new(&loaded.chat, &conversation.prompt, &answer.tokens)?;
+                conversation.sample = Some(sample);
+            }
+            conversation.answers.push(loaded.chat.decode(&answer.ids())?);
+            if conversation.answers.len() < conversation.prompt.turns.len() {
+                waiting.push_front(conversation);
+                continue;
+            }
+            let Conversation { prompt: Prompt { id, category, .. }, counts: own, sample, .. } =
+                conversation;
+            samples.extend(sample.clone());
+            all.add(&own);
+            counts.entry(category.clone()).or_default().add(&own);
+            if let Some(journal) = &mut journal {
+                journal.push(&Done { id, category, counts: own, sample })?;
+            }
+            finished += 1;
         }
         let length = 1.0 + all.accepted as f64 / all.drafts.max(1) as f64;
         progress.set(finished, format!("mean acceptance length {length:.3}"));

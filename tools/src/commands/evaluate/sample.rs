@@ -1,6 +1,7 @@
 //! Answers that show which of their tokens were drafted.
 
 use anyhow::Result;
+use pleach::engine::TokenOut;
 use serde::{Deserialize, Serialize};
 
 use crate::shared::chat::Chat;
@@ -23,20 +24,17 @@ pub(crate) struct Piece {
 }
 
 impl Sample {
-    pub(super) fn new(
-        chat: &Chat,
-        prompt: &Prompt,
-        tokens: &[u32],
-        drafted: &[bool],
-    ) -> Result<Self> {
+    pub(super) fn new(chat: &Chat, prompt: &Prompt, tokens: &[TokenOut]) -> Result<Self> {
+        let drafted = |token: &TokenOut| token.source.proposer().is_some();
+        let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
         let (mut answer, mut end, mut shown) = (Vec::new(), 0, 0);
-        for run in drafted.chunk_by(|a, b| a == b) {
+        for run in tokens.chunk_by(|a, b| drafted(a) == drafted(b)) {
             end += run.len();
-            let text = chat.decode(&tokens[..end])?;
+            let text = chat.decode(&ids[..end])?;
             // A character that is not complete yet belongs to the next piece.
             let text = text.trim_end_matches('\u{FFFD}');
             let piece = text.get(shown..).unwrap_or_default();
-            answer.push(Piece { text: piece.to_owned(), drafted: run[0] });
+            answer.push(Piece { text: piece.to_owned(), drafted: drafted(&run[0]) });
             shown = shown.max(text.len());
         }
         let (category, prompt) = (prompt.category.clone(), prompt.turns[0].clone());

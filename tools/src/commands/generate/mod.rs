@@ -4,13 +4,13 @@ mod clock;
 mod remote;
 mod writer;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use pleach::engine::{
-    Engine, EngineConfig, Event, FinishReason, MAX_TOP_LOGPROBS, Request, RequestId,
+    Batch, Engine, EngineConfig, FinishReason, MAX_TOP_LOGPROBS, Request, TokenOut,
 };
 use pleach::kv_cache::blocks_for;
 use pleach::model::Decoder;
@@ -110,6 +110,14 @@ impl Running {
             tokens: Vec::new(),
             top: Vec::new(),
             origin: None,
+        }
+    }
+
+    /// Takes in what the model has generated.
+    fn said(&mut self, tokens: Vec<TokenOut>) {
+        for token in tokens {
+            self.tokens.push(token.id);
+            self.top.push(token.top_logprobs);
         }
     }
 
@@ -293,7 +301,7 @@ fn answer(
     let args = work.args;
     let longest = args.max_prompt_tokens + args.max_tokens + 1;
     let mut engine = batch_engine(loaded.target, args.batch, longest)?;
-    let mut running: HashMap<RequestId, Running> = HashMap::new();
+    let mut running = Batch::default();
     let mut again: Vec<Running> = Vec::new();
     loop {
         let late = work.is_late();
@@ -318,53 +326,45 @@ fn answer(
                 top_logprobs: (args.top_logprobs > 0).then_some(args.top_logprobs),
                 ..Request::greedy(seen, args.max_tokens)
             };
-            running.insert(engine.submit(request)?, next);
+            running.submit(&mut engine, request, next).map_err(|(error, _)| error)?;
         }
         if late || running.is_empty() {
             break;
         }
-        for (id, event) in engine.step() {
-            match event {
-                Event::Tokens(out) => {
-                    let answer = running.get_mut(&id).expect("invariant: submitted above");
-                    work.tokens += out.len();
-                    for token in out {
-                        answer.tokens.push(token.id);
-                        answer.top.push(token.top_logprobs);
-                    }
+        for (mut answer, said) in running.step(&mut engine) {
+            let reason = match said.reason {
+                FinishReason::Eos
+                | FinishReason::StopToken(_)
+                | FinishReason::StopString
+                | FinishReason::Grammar => "stop",
+                FinishReason::Length => "length",
+                FinishReason::Error(reason) | FinishReason::GrammarError(reason) => {
+                    eprintln!("prompt {}: {reason}", answer.prompt.id);
+                    work.writer.finish(answer.index, answer.finished)?;
+                    continue;
                 }
-                Event::Prompt(_) | Event::Embedding(_) => {}
-                Event::Finished { reason, .. } => {
-                    let mut answer = running.remove(&id).expect("invariant: submitted above");
-                    let reason = match reason {
-                        FinishReason::Eos
-                        | FinishReason::StopToken(_)
-                        | FinishReason::StopString
-                        | FinishReason::Grammar => "stop",
-                        FinishReason::Length => "length",
-                        FinishReason::Error(reason) | FinishReason::GrammarError(reason) => {
-                            eprintln!("prompt {}: {reason}", answer.prompt.id);
-                            work.writer.finish(answer.index, answer.finished)?;
-                            continue;
-                        }
-                    };
-                    let text = loaded.chat.decode(&answer.tokens)?;
-                    let (text, reason) = answer.select(&loaded.chat, text, reason)?;
-                    answer.finish(text, reason);
-                    if answer.is_done() {
-                        work.writer.finish(answer.index, answer.finished)?;
-                    } else {
-                        again.push(answer);
-                    }
-                }
+            };
+            answer.said(said.tokens);
+            let text = loaded.chat.decode(&answer.tokens)?;
+            let (text, reason) = answer.select(&loaded.chat, text, reason)?;
+            answer.finish(text, reason);
+            if answer.is_done() {
+                work.writer.finish(answer.index, answer.finished)?;
+            } else {
+                again.push(answer);
             }
         }
+        work.tokens = engine.stats().generated_tokens as usize;
         work.show()?;
     }
     // An answer that was cut off cannot be checked.
     let worth =
         |answer: &Running| answer.tokens.len() >= SHORTEST_CUT && answer.prompt.reference.is_none();
-    for mut answer in running.into_values().chain(again) {
+    let unfinished = running.into_unfinished().map(|(mut answer, tokens)| {
+        answer.said(tokens);
+        answer
+    });
+    for mut answer in unfinished.chain(again) {
         if worth(&answer) {
             let text = loaded.chat.decode(&answer.tokens)?;
             answer.finish(text, "length");
