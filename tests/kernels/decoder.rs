@@ -17,10 +17,10 @@ use pleach_kernels::{DType, ThreadPool};
 use super::support::random_model::write_model;
 
 /// The emulator as a device: the kernels built for the CPU into a shared library, once.
-pub(crate) fn device() -> Option<Arc<Device>> {
-    static LIBRARY: OnceLock<Option<PathBuf>> = OnceLock::new();
+pub(crate) fn device() -> Arc<Device> {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     let library = LIBRARY.get_or_init(|| {
-        let compiler = super::compiler()?;
+        let compiler = super::compiler();
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
         std::fs::create_dir_all(&folder).unwrap();
         let library = folder.join(format!("libpleach_kernels-{}.so", std::process::id()));
@@ -48,9 +48,9 @@ pub(crate) fn device() -> Option<Arc<Device>> {
         let linked =
             Command::new(&compiler).arg("-shared").args(&objects).arg("-o").arg(&library).status();
         assert!(linked.unwrap().success(), "the kernels do not link");
-        Some(library)
+        library
     });
-    Some(Device::open_with(library.as_ref()?, 0).unwrap())
+    Device::open_with(library, 0).unwrap()
 }
 
 pub(crate) fn config(family: Family) -> ModelConfig {
@@ -142,9 +142,8 @@ fn distance(expected: &[f32], got: &[f32]) -> f64 {
 
 /// Every family and weight format: near the CPU's f32 arithmetic on the same weights, prompt chunks, single rows and
 /// contexts of more than one split in one batch, and the same bits for a row whatever it is computed with.
-#[test]
-fn the_decoder_agrees_with_the_cpu_and_with_itself() {
-    let Some(device) = device() else { return };
+pub(crate) fn the_decoder_agrees_with_the_cpu_and_with_itself() {
+    let device = device();
     let temporary = tempfile::tempdir().unwrap();
     let window = SlidingWindow::from_layer(21, 0, 2);
     let wide = ModelConfig {
@@ -238,9 +237,8 @@ fn the_decoder_agrees_with_the_cpu_and_with_itself() {
 
 /// Passes that repeat are recorded and replayed: the same bits as launch by launch, for new positions, in company, and
 /// where the context grows into another split of attention.
-#[test]
-fn recorded_passes_are_the_same() {
-    let Some(device) = device() else { return };
+pub(crate) fn recorded_passes_are_the_same() {
+    let device = device();
     let temporary = tempfile::tempdir().unwrap();
     let path = temporary.path().join("model.gguf");
     write_model(&path, &config(Family::Qwen2), 3, &|_| DType::BF16, &|_| 1.0);
@@ -261,8 +259,7 @@ fn recorded_passes_are_the_same() {
     assert!((12..22).contains(&replayed), "{replayed} of 22 passes");
 }
 
-#[test]
-fn what_cannot_be_done_is_said() {
+pub(crate) fn what_cannot_be_done_is_said() {
     if !cfg!(feature = "cuda") {
         let error = Device::open(0).unwrap_err();
         assert_eq!(error, CudaError::NotBuilt);
@@ -270,7 +267,7 @@ fn what_cannot_be_done_is_said() {
     }
     let error = Device::open_with(Path::new("/nowhere.so"), 0).unwrap_err();
     assert!(matches!(error, CudaError::Library { .. }), "{error}");
-    let Some(device) = device() else { return };
+    let device = device();
 
     // Tensors that do not fit are refused before anything is launched.
     let tensor =
@@ -311,7 +308,7 @@ fn what_cannot_be_done_is_said() {
         device.add_rms_norm(&mut residual, Some(&norm), &norm, None, &mut normed, 1e-5),
         "delta is BF16 [1, 64]",
     );
-    let other = super::decoder::device().unwrap();
+    let other = super::decoder::device();
     let foreign = Tensor::new(&other, DType::BF16, 1, 64).unwrap();
     refused(
         device.add_rms_norm(&mut residual, None, &foreign, None, &mut normed, 1e-5),
@@ -328,8 +325,7 @@ fn what_cannot_be_done_is_said() {
 }
 
 /// The program itself.
-#[test]
-fn the_server_says_that_it_has_no_cuda() {
+pub(crate) fn the_server_says_that_it_has_no_cuda() {
     let run = |device: &str| {
         let output = Command::new(env!("CARGO_BIN_EXE_pleach"))
             .args(["--port", "0", "--device", device])

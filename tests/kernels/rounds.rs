@@ -165,9 +165,8 @@ fn requests() -> Vec<Request> {
 
 /// The whole engine, alone and together: the same tokens and log-probabilities, bit for bit, with and without
 /// speculation.
-#[test]
-fn speculation_on_cuda_changes_nothing() {
-    let Some(device) = device() else { return };
+pub(crate) fn speculation_on_cuda_changes_nothing() {
+    let device = device();
     let models = Models::new(&device);
     let requests = requests();
     let (mut plain, _) = models.engine(true, false, 512);
@@ -183,9 +182,8 @@ fn speculation_on_cuda_changes_nothing() {
 
 /// Rounds that the device decides are those that the host decides over the same logits, drawn with the same numbers:
 /// also where draft tokens are rejected by chance.
-#[test]
-fn the_device_decides_as_the_host_does() {
-    let Some(device) = device() else { return };
+pub(crate) fn the_device_decides_as_the_host_does() {
+    let device = device();
     let models = Models::new(&device);
     let mut requests = requests();
     let by_chance = SamplingParams { temperature: 0.7, ..SamplingParams::default() };
@@ -216,9 +214,8 @@ fn the_device_decides_as_the_host_does() {
     println!("{rounds} rounds on the device; {stats:?}");
 }
 
-#[test]
-fn rounds_that_do_not_fit_are_refused() {
-    let Some(device) = device() else { return };
+pub(crate) fn rounds_that_do_not_fit_are_refused() {
+    let device = device();
     let draw = Draw {
         temperature: 0.0,
         top_p: 1.0,

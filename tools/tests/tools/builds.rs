@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use libtest_mimic::{Completion, Failed};
 use pleach::traffic::Recorded;
 use serde_json::Value;
 
@@ -96,8 +97,7 @@ impl Drop for SmallDisk {
 }
 
 /// An attached drafter is built, killed on the way or not, and built upon.
-#[test]
-fn attached_drafters_are_built() {
+pub(crate) fn attached_drafters_are_built() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     two_blocks(folder);
@@ -120,11 +120,8 @@ fn attached_drafters_are_built() {
     assert!(bytes("more/draft.gguf") != bytes("whole/draft.gguf"));
 }
 
-/// A build that is killed at random moments ends with the files of an undisturbed one, bit for bit.
-#[test]
-fn a_killed_build_ends_the_same() {
-    let temporary = tempfile::tempdir().unwrap();
-    let folder = temporary.path();
+/// What a build of eight short answers needs in a folder, and its command line, for a folder in it.
+fn small_build(folder: &Path) -> String {
     two_blocks(folder);
     let prompt = |i: usize| {
         let turns = if i == 2 { r#"["Name a colour.", "And another."]"# } else { r#"["Say it."]"# };
@@ -133,12 +130,46 @@ fn a_killed_build_ends_the_same() {
     let prompts: Vec<String> = (0..8).map(prompt).collect();
     std::fs::write(folder.join("prompts.jsonl"), prompts.join("\n")).unwrap();
     std::fs::write(folder.join("eval.jsonl"), prompts[1..3].join("\n")).unwrap();
-    let build = "build --model ../two --keep-blocks 1 --prompts ../prompts.jsonl --eval-prompts ../eval.jsonl --answers 8 --max-tokens 24 --steps 8 --draft-vocab 512 --checkpoint-seconds 0 --seed 3 --out draft";
+    "build --model ../two --keep-blocks 1 --prompts ../prompts.jsonl --eval-prompts ../eval.jsonl --answers 8 --max-tokens 24 --steps 8 --draft-vocab 512 --checkpoint-seconds 0 --seed 3 --out draft".to_owned()
+}
+
+/// A build whose disk was full while it wrote the pruned model, a checkpoint, and the trained model ends as an
+/// undisturbed one does.
+pub(crate) fn a_build_whose_disk_was_full_ends_the_same() -> Result<Completion, Failed> {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let Some(disk) = SmallDisk::mount(folder.join("full")) else {
+        return Ok(Completion::ignored_with("needs the right to mount a small disk"));
+    };
+    let build = small_build(folder);
+    std::fs::create_dir(folder.join("whole")).unwrap();
+    run(&folder.join("whole"), &build);
+    for megabytes in [60, 190, 250] {
+        disk.resize(megabytes);
+        let output = tools(&disk.0, &build.split(' ').collect::<Vec<_>>());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains("No space left"), "{error}");
+    }
+    disk.resize(2000);
+    run(&disk.0, &build);
+    let [whole, full] = [&folder.join("whole"), &disk.0].map(|folder| contents(folder));
+    assert!(whole.keys().eq(full.keys()));
+    for (name, bytes) in &whole {
+        assert!(*bytes == full[name], "{name} differs after a full disk");
+    }
+    Ok(Completion::Completed)
+}
+
+/// A build that is killed at random moments ends with the files of an undisturbed one, bit for bit.
+pub(crate) fn a_killed_build_ends_the_same() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let build = small_build(folder);
     for name in ["whole", "killed"] {
         std::fs::create_dir(folder.join(name)).unwrap();
     }
     let started = Instant::now();
-    run(&folder.join("whole"), build);
+    run(&folder.join("whole"), &build);
     let seconds = started.elapsed().as_secs_f64();
     let seed = fastrand::u64(..);
     let mut random = fastrand::Rng::with_seed(seed);
@@ -154,7 +185,7 @@ fn a_killed_build_ends_the_same() {
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    run(&folder.join("killed"), build);
+    run(&folder.join("killed"), &build);
     let [whole, killed] = ["whole", "killed"].map(|name| contents(&folder.join(name)));
     let names = |all: &BTreeMap<String, Vec<u8>>| all.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&whole), names(&killed), "seed {seed}");
@@ -162,25 +193,6 @@ fn a_killed_build_ends_the_same() {
         assert!(*bytes == killed[name], "{name} differs, seed {seed}");
     }
     assert!(whole["draft/train/model/model.safetensors"].len() > 1_000_000);
-
-    // So does one whose disk was full while it wrote the pruned model, a checkpoint, and the trained model.
-    if let Some(disk) = SmallDisk::mount(folder.join("full")) {
-        for megabytes in [60, 190, 250] {
-            disk.resize(megabytes);
-            let output = tools(&disk.0, &build.split(' ').collect::<Vec<_>>());
-            let error = String::from_utf8_lossy(&output.stderr);
-            assert!(!output.status.success() && error.contains("No space left"), "{error}");
-        }
-        disk.resize(2000);
-        run(&disk.0, build);
-        let full = contents(&disk.0);
-        assert_eq!(names(&whole), names(&full));
-        for (name, bytes) in &whole {
-            assert!(*bytes == full[name], "{name} differs after a full disk");
-        }
-    } else {
-        eprintln!("SKIPPED: a full disk, for want of the right to mount a small one");
-    }
 
     // Going on from an earlier build.
     let from = build
@@ -238,8 +250,7 @@ fn a_killed_build_ends_the_same() {
     assert!(!page.contains("src=") && !page.contains("href="), "it needs nothing else");
 }
 
-#[test]
-fn the_recipe_of_the_paper() {
+pub(crate) fn the_recipe_of_the_paper() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     two_blocks(folder);

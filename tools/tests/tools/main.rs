@@ -1,4 +1,5 @@
-//! The commands of `pleach-tools`, one after the other, on the default model.
+//! The commands of `pleach-tools`, one after the other, on the default model. A harness of its own says what a test lacks
+//! that cannot be run here.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -15,7 +16,47 @@ mod top;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use libtest_mimic::{Arguments, Trial};
 use serde_json::Value;
+
+fn main() {
+    let tests: [(&str, fn()); 15] = [
+        ("builds::attached_drafters_are_built", builds::attached_drafters_are_built),
+        ("builds::a_killed_build_ends_the_same", builds::a_killed_build_ends_the_same),
+        ("builds::the_recipe_of_the_paper", builds::the_recipe_of_the_paper),
+        (
+            "endpoints::an_endpoint_takes_the_place_of_the_model",
+            endpoints::an_endpoint_takes_the_place_of_the_model,
+        ),
+        ("from_a_model_to_a_draft", from_a_model_to_a_draft),
+        ("errors_say_what_to_do", errors_say_what_to_do),
+        (
+            "scores::a_model_is_scored_and_goes_on_after_a_kill",
+            scores::a_model_is_scored_and_goes_on_after_a_kill,
+        ),
+        ("scores::a_long_text_is_scored_in_pieces", scores::a_long_text_is_scored_in_pieces),
+        ("search::the_number_of_blocks_is_searched", search::the_number_of_blocks_is_searched),
+        ("tiny::a_draft_of_llama_3", tiny::a_draft_of_llama_3),
+        ("tiny::every_scaling_is_pruned_and_packed", tiny::every_scaling_is_pruned_and_packed),
+        ("tiny::a_pruned_folder_keeps_the_settings", tiny::a_pruned_folder_keeps_the_settings),
+        (
+            "tiny::a_build_that_cannot_end_does_not_begin",
+            tiny::a_build_that_cannot_end_does_not_begin,
+        ),
+        ("tiny::nothing_goes_on_from_another_run", tiny::nothing_goes_on_from_another_run),
+        ("top::top_shows_what_the_server_does", top::top_shows_what_the_server_does),
+    ];
+    let trial = |(name, test): (&str, fn())| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    };
+    let mut trials: Vec<Trial> = tests.map(trial).into();
+    let full = "builds::a_build_whose_disk_was_full_ends_the_same";
+    trials.push(Trial::ignorable_test(full, builds::a_build_whose_disk_was_full_ends_the_same));
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
 
 fn tools(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pleach-tools"))
@@ -56,7 +97,6 @@ fn kill_when(folder: &Path, line: &str, file: &str, lines: usize) {
 }
 
 /// Every step runs, leaves what it promises, and is not done twice.
-#[test]
 fn from_a_model_to_a_draft() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
@@ -223,7 +263,6 @@ fn from_a_model_to_a_draft() {
     assert_eq!(manifest["options"]["max_tokens"], 12);
 }
 
-#[test]
 fn errors_say_what_to_do() {
     let temporary = tempfile::tempdir().unwrap();
     std::fs::write(temporary.path().join("bad.jsonl"), "{\"turns\": [\"x\"]}\n{\"turns\": 1}\n")

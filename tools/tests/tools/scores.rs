@@ -2,8 +2,7 @@
 
 use super::{json, kill_when, run};
 
-#[test]
-fn a_model_is_scored_and_goes_on_after_a_kill() {
+pub(crate) fn a_model_is_scored_and_goes_on_after_a_kill() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     let put = |name: &str, lines: &[&str]| {
@@ -88,8 +87,7 @@ fn a_model_is_scored_and_goes_on_after_a_kill() {
 }
 
 /// A text longer than a pass is scored in pieces, wherever a pass ends.
-#[test]
-fn a_long_text_is_scored_in_pieces() {
+pub(crate) fn a_long_text_is_scored_in_pieces() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     let text: String = (0..700).map(|n| format!("{n} bottles on the wall. ")).collect();

@@ -71,8 +71,7 @@ fn prompts(folder: &Path) {
 }
 
 /// Llama 3's scaling goes through every step, from both formats, and the draft serves.
-#[test]
-fn a_draft_of_llama_3() {
+pub(crate) fn a_draft_of_llama_3() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     prompts(folder);
@@ -108,8 +107,7 @@ fn a_draft_of_llama_3() {
 }
 
 /// The other scalings and windows, from folder to pruned folder to packed draft.
-#[test]
-fn every_scaling_is_pruned_and_packed() {
+pub(crate) fn every_scaling_is_pruned_and_packed() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     let yarn = json!({"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 64,
@@ -146,8 +144,7 @@ fn every_scaling_is_pruned_and_packed() {
 }
 
 /// A pruned folder is used as the original is.
-#[test]
-fn a_pruned_folder_keeps_the_settings() {
+pub(crate) fn a_pruned_folder_keeps_the_settings() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     speaking(&folder.join("model"), "qwen2-window", None);
@@ -166,8 +163,7 @@ fn a_pruned_folder_keeps_the_settings() {
 }
 
 /// What the end of a build needs is looked at before its first step.
-#[test]
-fn a_build_that_cannot_end_does_not_begin() {
+pub(crate) fn a_build_that_cannot_end_does_not_begin() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     prompts(folder);
@@ -181,8 +177,7 @@ fn a_build_that_cannot_end_does_not_begin() {
 }
 
 /// Files of one run are no beginning of another.
-#[test]
-fn nothing_goes_on_from_another_run() {
+pub(crate) fn nothing_goes_on_from_another_run() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     prompts(folder);

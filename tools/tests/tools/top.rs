@@ -6,8 +6,7 @@ use serde_json::json;
 
 use super::support::Server;
 
-#[test]
-fn top_shows_what_the_server_does() {
+pub(crate) fn top_shows_what_the_server_does() {
     let server = Server::start(&["--fixed-drafts", "--max-model-len", "512"]);
     let top = |url: &str| {
         Command::new(env!("CARGO_BIN_EXE_pleach-tools"))
