@@ -51,7 +51,15 @@ impl Engine {
         if sequence.speculate > 0 {
             let (tokens, new) = (&sequence.tokens, round.tokens.len());
             let speculation = &mut sequence.speculation;
-            speculation.observe(tokens, new, proposal, round.accepted, cost, &mut self.acceptance);
+            speculation.observe(
+                tokens,
+                new,
+                proposal,
+                round.accepted,
+                round.bonus_prob,
+                cost,
+                &mut self.acceptance,
+            );
         }
         let latency = sequence.tokens_sent(round.tokens.len());
         report::latency(latency, round.tokens.len());

@@ -64,6 +64,8 @@ pub(super) struct Round {
     pub(super) tokens: Vec<TokenOut>,
     /// Draft tokens that stand, cut ones included.
     pub(super) accepted: usize,
+    /// The target's probability of a bonus token, where it is known.
+    pub(super) bonus_prob: Option<f32>,
     pub(super) finish: Option<FinishReason>,
 }
 
@@ -184,7 +186,8 @@ impl Sequence {
         let Verified { accepted, last, logprobs } = outcome?;
         let stands = accepted == draft.len();
         let last = if stands { FinalToken::Bonus(last) } else { FinalToken::Recovered(last) };
-        self.take(draft, Verdict { accepted, last }, |sequence, index, _| {
+        let verdict = Verdict { accepted, last, bonus_prob: None };
+        self.take(draft, verdict, |sequence, index, _| {
             sequence.top_logprobs.map(|_| (logprobs[index], Vec::new()))
         })
     }
@@ -209,7 +212,12 @@ impl Sequence {
         let complete = |g: &GrammarState| g.drafted() == verdict.accepted && g.is_complete();
         let complete = verdict.accepted > 0 && self.grammar.as_ref().is_some_and(complete);
         let last_token = (!complete).then_some((last, source));
-        let mut round = Round { tokens: Vec::new(), accepted: verdict.accepted, finish: None };
+        let mut round = Round {
+            tokens: Vec::new(),
+            accepted: verdict.accepted,
+            bonus_prob: verdict.bonus_prob,
+            finish: None,
+        };
         for (index, (id, source)) in accepted.chain(last_token).enumerate() {
             let (logprob, top_logprobs) = told(self, index, id).unzip();
             let top_logprobs = top_logprobs.unwrap_or_default();

@@ -18,9 +18,9 @@ impl Chance {
         self.hits / self.weight
     }
 
-    /// Counts an outcome; the weight of all together never exceeds `memory`.
-    fn observe(&mut self, hit: bool, memory: f64) {
-        self.hits += f64::from(u8::from(hit));
+    /// Counts an outcome, 0, 1 or the chance of it; the weight of all together never exceeds `memory`.
+    fn observe(&mut self, hit: f64, memory: f64) {
+        self.hits += hit;
         self.weight += 1.0;
         let kept = (memory / self.weight).min(1.0);
         self.hits *= kept;
@@ -114,11 +114,11 @@ impl Acceptance {
             Proposer::Prediction => &mut self.prediction,
             _ => &mut self.ngram,
         };
-        chances[length_class(length)].observe(hit, memory);
+        chances[length_class(length)].observe(f64::from(u8::from(hit)), memory);
     }
 
-    /// Learns whether a token of the draft model was, or would have been, right.
-    pub fn observe_drafted(&mut self, confidence: f32, hit: bool) {
+    /// Learns whether a token of the draft model was right, or how likely it would have been.
+    pub fn observe_drafted(&mut self, confidence: f32, hit: f64) {
         self.confidence[confidence_class(confidence)].observe(hit, self.memory);
         self.draft_model.observe(hit, self.memory);
     }
@@ -151,7 +151,7 @@ mod tests {
     fn sequences_start_from_the_engine_and_learn_faster() {
         let mut engine = Acceptance::default();
         (0..300).for_each(|_| engine.observe_copied(Proposer::Ngram, 2, true));
-        (0..300).for_each(|_| engine.observe_drafted(0.35, false));
+        (0..300).for_each(|_| engine.observe_drafted(0.35, 0.0));
         assert!(engine.copied(Proposer::Ngram, 2) > 0.98);
         assert!(engine.confident(0.35) < 0.02 && engine.draft_model() < 0.02);
         assert_eq!(engine.copied(Proposer::Prediction, 2), 0.5, "each learns for itself");

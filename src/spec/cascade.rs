@@ -2,6 +2,7 @@
 //! the draft model, whichever promises most, for as long as a draft token is worth what it costs.
 
 use super::draft_model::DraftModel;
+use super::proposer::LeftOut;
 use super::{DraftStep, DraftToken, Load, Match, Prices, Proposal, Proposer, Speculation};
 use crate::grammar::GrammarState;
 use crate::kv_cache::BlockTable;
@@ -261,9 +262,8 @@ impl Cascade {
             let id = task.draws.draft(&draft_probs, task.tokens.len());
             if chance < prices.rows(*load, 1, task.tokens.len()) {
                 chain.closed = true;
-                if task.params.temperature == 0.0 || task.draws.is_coupled() {
-                    task.proposal.left_out = Some((id, confidence));
-                }
+                let coupled = task.draws.is_coupled().then_some(id);
+                task.proposal.left_out = Some(LeftOut { draft_probs, coupled, confidence });
                 continue;
             }
             chain.chance = chance;

@@ -71,8 +71,32 @@ pub struct Proposal {
     pub tokens: Vec<DraftToken>,
     /// Forward passes of the draft model that the sequence took part in.
     pub passes: u64,
-    /// A token that was left out as too unlikely, and the draft model's confidence in it.
-    pub(super) left_out: Option<(u32, f32)>,
+    /// A token that was left out as too unlikely.
+    pub(super) left_out: Option<LeftOut>,
+}
+
+/// A draft token that was not worth verifying.
+#[derive(Debug)]
+pub(super) struct LeftOut {
+    /// The draft model's distribution.
+    pub(super) draft_probs: Distribution,
+    /// The token, where draws are coupled: then the target's own draw tells whether it would have stood.
+    pub(super) coupled: Option<u32>,
+    /// Probability of the draft model's most likely token at temperature 1.
+    pub(super) confidence: f32,
+}
+
+impl LeftOut {
+    /// The chance that it would have been accepted, as the token tells that came instead, which the target gave
+    /// probability `prob`: over the target's draws, `min(1, draft_prob / prob)` averages to the probability that both
+    /// distributions have in common, which is the chance of acceptance.
+    fn chance(&self, came: u32, prob: Option<f32>) -> Option<f64> {
+        match (self.coupled, prob) {
+            (Some(id), _) => Some(f64::from(u8::from(id == came))),
+            (None, Some(prob)) => Some(f64::from((self.draft_probs.prob(came) / prob).min(1.0))),
+            (None, None) => None,
+        }
+    }
 }
 
 /// Weight of a new round in what is usual.
@@ -153,14 +177,15 @@ impl Speculation {
     }
 
     /// Learns from a round: `tokens` are all known ones, of which the last `new` came of `proposal`,
-    /// whose first `accepted` tokens stand. The round took `cost` times as long as without
-    /// speculation. `engine` learns the same.
+    /// whose first `accepted` tokens stand; the target gave a bonus token probability `bonus_prob`. The round took
+    /// `cost` times as long as without speculation. `engine` learns the same.
     pub fn observe(
         &mut self,
         tokens: &[u32],
         new: usize,
         proposal: &Proposal,
         accepted: usize,
+        bonus_prob: Option<f32>,
         cost: f64,
         engine: &mut Acceptance,
     ) {
@@ -171,17 +196,19 @@ impl Speculation {
         let own = &mut self.acceptance;
         for (place, token) in proposal.tokens.iter().enumerate().take(accepted + 1) {
             if token.proposer == Proposer::DraftModel {
-                own.observe_drafted(token.confidence, place < accepted);
-                engine.observe_drafted(token.confidence, place < accepted);
+                let chance = f64::from(u8::from(place < accepted));
+                own.observe_drafted(token.confidence, chance);
+                engine.observe_drafted(token.confidence, chance);
             }
         }
         // A token that was left out is judged by the one that came instead.
         let place = known + proposal.tokens.len();
-        if let Some(((id, confidence), &came)) = proposal.left_out.zip(tokens.get(place))
+        if let Some((left_out, &came)) = proposal.left_out.as_ref().zip(tokens.get(place))
             && accepted == proposal.tokens.len()
+            && let Some(chance) = left_out.chance(came, bonus_prob)
         {
-            own.observe_drafted(confidence, id == came);
-            engine.observe_drafted(confidence, id == came);
+            own.observe_drafted(left_out.confidence, chance);
+            engine.observe_drafted(left_out.confidence, chance);
         }
         self.observe_copies(tokens, known, engine);
     }
@@ -211,5 +238,35 @@ impl Speculation {
                 prediction.advance(&upto[self.prompt_len..]);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampling::Draws;
+
+    /// What a left-out token is held to be worth averages to how often it would have stood.
+    #[test]
+    fn left_out_tokens_are_judged_by_what_came() {
+        let weights = |w: [f32; 4]| {
+            Distribution::from_weights((0..4).zip(w).collect()).expect("there are weights")
+        };
+        let draft_probs = weights([0.6, 0.3, 0.1, 0.0]);
+        let target = weights([0.2, 0.3, 0.1, 0.4]);
+        let common: f64 =
+            (0..4).map(|id| f64::from(draft_probs.prob(id).min(target.prob(id)))).sum();
+        let left_out = LeftOut { draft_probs, coupled: None, confidence: 0.6 };
+        let draws = 20_000;
+        let sum: f64 = (0..draws)
+            .map(|seed| {
+                let came = Draws::new(seed).sample(&target, 7);
+                left_out.chance(came, Some(target.prob(came))).expect("the probability is known")
+            })
+            .sum();
+        assert!((sum / draws as f64 - common).abs() < 0.01, "{} for {common}", sum / draws as f64);
+        assert_eq!(left_out.chance(0, None), None, "nothing is known");
+        let coupled = LeftOut { coupled: Some(2), ..left_out };
+        assert_eq!([1, 2].map(|came| coupled.chance(came, Some(0.5))), [Some(0.0), Some(1.0)]);
     }
 }

@@ -16,12 +16,20 @@ pub enum FinalToken {
 }
 
 /// The outcome of a round: the first `accepted` draft tokens, then one more token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Verdict {
     /// **Accepted tokens**: the length of the prefix of draft tokens that stands.
     pub accepted: usize,
     /// The **recovered token** after a rejection, or the **bonus token** after none.
     pub last: FinalToken,
+    /// The target's probability of a bonus token, where it is known.
+    pub bonus_prob: Option<f32>,
+}
+
+impl Verdict {
+    fn recovered(accepted: usize, id: u32) -> Self {
+        Self { accepted, last: FinalToken::Recovered(id), bonus_prob: None }
+    }
 }
 
 /// Decides a round. The draft tokens stand at `position` and after; `target_probs(i)` is the
@@ -44,7 +52,7 @@ pub fn rejection_sample<E>(
             if id == token.id {
                 continue;
             }
-            return Ok(Verdict { accepted, last: FinalToken::Recovered(id) });
+            return Ok(Verdict::recovered(accepted, id));
         }
         let target_prob = f64::from(target.prob(token.id));
         let draft_prob = f64::from(token.draft_probs.prob(token.id));
@@ -54,11 +62,12 @@ pub fn rejection_sample<E>(
         }
         let left = target.residual(&token.draft_probs).unwrap_or(target);
         let id = draws.sample(&left, position);
-        return Ok(Verdict { accepted, last: FinalToken::Recovered(id) });
+        return Ok(Verdict::recovered(accepted, id));
     }
     let accepted = draft.len();
-    let id = draws.sample(&target_probs(accepted)?, position + accepted);
-    Ok(Verdict { accepted, last: FinalToken::Bonus(id) })
+    let target = target_probs(accepted)?;
+    let id = draws.sample(&target, position + accepted);
+    Ok(Verdict { accepted, last: FinalToken::Bonus(id), bonus_prob: Some(target.prob(id)) })
 }
 
 #[cfg(test)]

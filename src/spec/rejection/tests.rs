@@ -21,8 +21,11 @@ fn greedy(draft: &[u32], target: &[u32]) -> Verdict {
 
 #[test]
 fn one_hot_rounds_accept_the_matching_prefix() {
-    let bonus = |accepted, id| Verdict { accepted, last: FinalToken::Bonus(id) };
-    let recovered = |accepted, id| Verdict { accepted, last: FinalToken::Recovered(id) };
+    let bonus = |accepted, id| {
+        let last = FinalToken::Bonus(id);
+        Verdict { accepted, last, bonus_prob: Some(1.0) }
+    };
+    let recovered = Verdict::recovered;
     assert_eq!(greedy(&[5, 6, 7], &[5, 6, 7, 8]), bonus(3, 8));
     assert_eq!(greedy(&[5, 6, 7], &[5, 6, 9, 8]), recovered(2, 9));
     assert_eq!(greedy(&[5, 6, 7], &[1, 6, 7, 8]), recovered(0, 1));
@@ -36,7 +39,7 @@ fn rows_after_a_rejection_are_not_asked_for() {
         0 => Ok(Distribution::one_hot(3)),
         _ => Err("asked too far"),
     });
-    assert_eq!(verdict, Ok(Verdict { accepted: 0, last: FinalToken::Recovered(3) }));
+    assert_eq!(verdict, Ok(Verdict::recovered(0, 3)));
     let failed = rejection_sample(&draft, &Draws::new(0), 0, |_| Err::<Distribution, _>("nan"));
     assert_eq!(failed, Err("nan"));
 }
