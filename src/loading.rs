@@ -42,12 +42,30 @@ pub enum LoadError {
     OnCpuAlone,
 }
 
+/// A model's files, open, with what is known before anything is loaded.
+struct Opened {
+    checkpoint: Checkpoint,
+    aliases: Vec<String>,
+    template: Option<ChatTemplate>,
+    tokenizer: Tokenizer,
+}
+
+impl Opened {
+    /// Fetches the model and opens it.
+    fn open(config: &Config) -> Result<Self, LoadError> {
+        let path = resolve(&config.model, &config.cache_dir)?;
+        let mut checkpoint = Checkpoint::open(&path)?;
+        let template = template(&mut checkpoint, config)?;
+        let aliases = aliases(&config.model, &path);
+        let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
+        Ok(Self { checkpoint, aliases, template, tokenizer })
+    }
+}
+
 /// The models of a configuration, in memory, to compute on the CPU.
 pub struct Models {
     /// The target's name.
     pub name: String,
-    /// What it is called besides.
-    pub aliases: Vec<String>,
     /// The target.
     pub target: Decoder,
     /// Its tokenizer.
@@ -67,18 +85,23 @@ impl Models {
         if config.device != ComputeDevice::Cpu {
             return Err(LoadError::OnCpuAlone);
         }
-        let path = resolve(&config.model, &config.cache_dir)?;
-        let mut checkpoint = Checkpoint::open(&path)?;
-        let pool = Arc::new(ThreadPool::new(config.threads));
-        let template = template(&mut checkpoint, config)?;
-        let target = Decoder::load(&mut checkpoint, &pool)?;
-        let aliases = aliases(&config.model, &path);
-        let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
-        let loader = DraftLoader { config: config.clone(), lender: target.lender() };
-        let draft = config.draft.as_ref().map(|source| loader.load(source));
-        let name = checkpoint.name;
-        Ok(Self { name, aliases, target, tokenizer, template, draft })
+        let mut model = Opened::open(config)?;
+        let (target, draft) = load_on_cpu(config, &mut model.checkpoint)?;
+        let Opened { checkpoint, template, tokenizer, .. } = model;
+        Ok(Self { name: checkpoint.name, target, tokenizer, template, draft })
     }
+}
+
+/// Loads the target and the draft that is configured.
+fn load_on_cpu(
+    config: &Config,
+    checkpoint: &mut Checkpoint,
+) -> Result<(Decoder, Option<Result<(String, Draft), LoadError>>), LoadError> {
+    let pool = Arc::new(ThreadPool::new(config.threads));
+    let target = Decoder::load(checkpoint, &pool)?;
+    let loader = DraftLoader { config: config.clone(), lender: target.lender() };
+    let draft = config.draft.as_ref().map(|source| loader.load(source));
+    Ok((target, draft))
 }
 
 /// A model whose engine runs.
@@ -109,64 +132,76 @@ pub struct Running {
 /// # Errors
 /// [`LoadError`] where the model itself cannot be served.
 pub fn start(config: &Config) -> Result<Running, LoadError> {
-    match config.device {
-        ComputeDevice::Cpu => start_on_cpu(config),
-        ComputeDevice::Cuda(index) => start_on_cuda(config, index),
-    }
-}
-
-fn start_on_cpu(config: &Config) -> Result<Running, LoadError> {
-    let Models { name, aliases, target, tokenizer, template, draft } = Models::load(config)?;
-    let (draft_name, draft) = usable(draft).unzip();
-    let model = target.config();
-    tracing::info!(
-        model = %name,
-        blocks = model.num_hidden_layers,
-        draft_blocks = draft.as_ref().map(|d| d.config().num_hidden_layers),
-        draft_head_rows = draft.as_ref().map(Draft::head_rows),
-        megabytes = target.memory_bytes() / 1_000_000,
-        threads = config.threads,
-        "model loaded"
-    );
-    let eos_token_ids = model.eos_token_ids.clone();
-    let loader = Some(DraftLoader { config: config.clone(), lender: target.lender() });
-    let (engine, thread) = run(Engine::new(target, draft, config.engine.clone())?);
-    let draft = draft_name;
+    // A device that is not there is known before a model is fetched.
+    let device = match config.device {
+        ComputeDevice::Cpu => None,
+        ComputeDevice::Cuda(index) => Some(Device::open(index)?),
+    };
+    let mut model = Opened::open(config)?;
+    let Placed { mut engine, draft, loader } = match &device {
+        None => place_on_cpu(config, &mut model.checkpoint)?,
+        Some(device) => place_on_cuda(config, &mut model.checkpoint, device)?,
+    };
+    // Before anything else computes: what is measured beside it seems slow for good.
+    engine.profile();
+    let (engine, thread) = EngineHandle::start(engine);
+    let Opened { checkpoint, aliases, template, tokenizer } = model;
+    let eos_token_ids = checkpoint.config.eos_token_ids;
+    let name = checkpoint.name;
     Ok(Running { name, aliases, tokenizer, template, eos_token_ids, draft, loader, engine, thread })
 }
 
-fn start_on_cuda(config: &Config, index: usize) -> Result<Running, LoadError> {
-    // A device that is not there is known before a model is fetched.
-    let device = Device::open(index)?;
-    let path = resolve(&config.model, &config.cache_dir)?;
-    let mut checkpoint = Checkpoint::open(&path)?;
-    let template = template(&mut checkpoint, config)?;
-    let target = CudaDecoder::load(&mut checkpoint, &device)?;
+/// An engine over models in memory, not started yet.
+struct Placed {
+    engine: Engine,
+    /// The draft's name, where one drafts.
+    draft: Option<String>,
+    /// Loads further drafts; `None` where they cannot be switched.
+    loader: Option<DraftLoader>,
+}
+
+fn place_on_cpu(config: &Config, checkpoint: &mut Checkpoint) -> Result<Placed, LoadError> {
+    let (target, draft) = load_on_cpu(config, checkpoint)?;
+    let (name, draft) = usable(draft).unzip();
+    let shape = draft.as_ref().map(|draft| (draft.config().num_hidden_layers, draft.head_rows()));
+    tell(checkpoint, target.memory_bytes(), shape, &format!("{} threads", config.threads));
+    let loader = Some(DraftLoader { config: config.clone(), lender: target.lender() });
+    let engine = Engine::new(target, draft, config.engine.clone())?;
+    Ok(Placed { engine, draft: name, loader })
+}
+
+fn place_on_cuda(
+    config: &Config,
+    checkpoint: &mut Checkpoint,
+    device: &Arc<Device>,
+) -> Result<Placed, LoadError> {
+    let target = CudaDecoder::load(checkpoint, device)?;
     let mut load_draft = |source| -> Result<(String, CudaDecoder), LoadError> {
         let mut draft = Checkpoint::open(&resolve(source, &config.cache_dir)?)?;
         stretch_positions(&mut draft, config);
         check_positions(config, target.config(), &draft.config)?;
-        let decoder = CudaDecoder::load_draft(&mut draft, &target, &mut checkpoint)?;
+        let decoder = CudaDecoder::load_draft(&mut draft, &target, checkpoint)?;
         Ok((draft.name, decoder))
     };
-    let (draft_name, draft) = usable(config.draft.as_ref().map(&mut load_draft)).unzip();
-    let aliases = aliases(&config.model, &path);
-    let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
-    let name = checkpoint.name;
-    let model = target.config();
+    let (name, draft) = usable(config.draft.as_ref().map(&mut load_draft)).unzip();
+    let shape = draft.as_ref().map(|draft| (draft.config().num_hidden_layers, draft.head_rows()));
+    tell(checkpoint, target.memory_bytes(), shape, device.name());
+    let engine = Engine::on_cuda(target, draft, config.engine.clone())?;
+    Ok(Placed { engine, draft: name, loader: None })
+}
+
+/// Logs what was loaded; of the draft, its blocks and the rows of its head.
+fn tell(model: &Checkpoint, bytes: usize, draft: Option<(usize, usize)>, on: &str) {
+    let (draft_blocks, draft_head_rows) = draft.unzip();
     tracing::info!(
-        model = %name,
-        blocks = model.num_hidden_layers,
-        draft_blocks = draft.as_ref().map(|d| d.config().num_hidden_layers),
-        draft_head_rows = draft.as_ref().map(CudaDecoder::head_rows),
-        megabytes = target.memory_bytes() / 1_000_000,
-        device = device.name(),
+        model = %model.name,
+        blocks = model.config.num_hidden_layers,
+        draft_blocks,
+        draft_head_rows,
+        megabytes = bytes / 1_000_000,
+        on,
         "model loaded"
     );
-    let eos_token_ids = model.eos_token_ids.clone();
-    let (engine, thread) = run(Engine::on_cuda(target, draft, config.engine.clone())?);
-    let (draft, loader) = (draft_name, None);
-    Ok(Running { name, aliases, tokenizer, template, eos_token_ids, draft, loader, engine, thread })
 }
 
 /// The chat template, which writes calls as the configuration says; the model's configuration takes from it
@@ -189,12 +224,6 @@ fn stretch_positions(checkpoint: &mut Checkpoint, config: &Config) {
     if let Some(wanted) = config.engine.max_model_len {
         checkpoint.config.stretch_positions(wanted);
     }
-}
-
-fn run(mut engine: Engine) -> (EngineHandle, JoinHandle<()>) {
-    // Before anything else computes: what is measured beside it seems slow for good.
-    engine.profile();
-    EngineHandle::start(engine)
 }
 
 /// What a model is called besides its name.
