@@ -151,7 +151,7 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::sync::{Barrier, mpsc};
 
     use serde_json::{Value, json};
 
@@ -217,10 +217,18 @@ mod tests {
     #[test]
     fn what_was_refused_once_is_not_compiled_again() {
         let workers = GrammarWorkers::start(Arc::new(compiler())).unwrap();
+        // Every thread is held up, so that the grammar is given up before anybody compiles it.
+        let barrier = Arc::new(Barrier::new(THREADS + 1));
+        for _ in 0..THREADS {
+            let barrier = Arc::clone(&barrier);
+            let held = move |_| drop(barrier.wait());
+            workers.submit(GrammarSource::json_object(), held).unwrap();
+        }
         let source = GrammarSource::Regex("[ab]+".into());
         let compilation = workers.submit(source.clone(), |_| ()).unwrap();
         compilation.progress.started.store(true, Ordering::Release);
         let error = compilation.overdue().unwrap();
+        barrier.wait();
         assert_eq!(compiled(&workers, source), Err(error.to_string()));
         assert_eq!(compiled(&workers, GrammarSource::Regex("[cd]+".into())), Ok(()));
     }
