@@ -14,7 +14,8 @@ use crate::traffic::Recording;
 use pleach_kernels::available_threads;
 
 /// File name of the draft that belongs to the default model.
-const DEFAULT_DRAFT: &str = "smollm2-135m-instruct.gguf";
+const DEFAULT_DRAFTS: [&str; 2] =
+    ["smollm2-135m-instruct.gguf", "smollm2-135m-instruct-standalone.gguf"];
 
 /// What the program is asked to do: to serve, unless a command is named.
 #[derive(Debug, Clone, Parser)]
@@ -309,7 +310,11 @@ impl From<Args> for Config {
             _ if num_speculative_tokens == 0 => None,
             Some(Source::Path(path)) if path.as_os_str() == "none" => None,
             Some(draft) => Some(draft),
-            None if args.model == Source::Pypi => default_draft().map(Source::Path),
+            None if args.model == Source::Pypi => match args.device {
+                ComputeDevice::Cpu => default_draft(),
+                ComputeDevice::Cuda(_) => default_standalone_draft(),
+            }
+            .map(Source::Path),
             None => None,
         };
         let defaults = EngineConfig::default();
@@ -357,10 +362,20 @@ impl From<Args> for Config {
     }
 }
 
-/// The draft of the default model: in `$PLEACH_DRAFT_DIR`, or in `drafts/` here or beside any folder
+/// The draft of the default model, an attached one: in `$PLEACH_DRAFT_DIR`, or in `drafts/` here or beside any folder
 /// the program lies in.
 #[must_use]
 pub fn default_draft() -> Option<PathBuf> {
+    shipped(DEFAULT_DRAFTS[0])
+}
+
+/// The standalone draft of the default model, for devices that run no attached one.
+#[must_use]
+pub fn default_standalone_draft() -> Option<PathBuf> {
+    shipped(DEFAULT_DRAFTS[1])
+}
+
+fn shipped(draft: &str) -> Option<PathBuf> {
     let named = std::env::var_os("PLEACH_DRAFT_DIR").map(PathBuf::from);
     let here = std::env::current_dir().ok();
     let program = std::env::current_exe().ok();
@@ -368,6 +383,6 @@ pub fn default_draft() -> Option<PathBuf> {
     named
         .into_iter()
         .chain(here.into_iter().chain(around).map(|dir| dir.join("drafts")))
-        .map(|dir| dir.join(DEFAULT_DRAFT))
+        .map(|dir| dir.join(draft))
         .find(|path| path.is_file())
 }

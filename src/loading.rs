@@ -42,6 +42,9 @@ pub enum LoadError {
     OnCpuAlone,
 }
 
+/// A draft and its name, or why it cannot be used; `None` where none is configured.
+pub type MaybeDraft = Option<Result<(String, Draft), LoadError>>;
+
 /// A model's files, open, with what is known before anything is loaded.
 struct Opened {
     checkpoint: Checkpoint,
@@ -73,7 +76,7 @@ pub struct Models {
     /// Its chat template, where it has one.
     pub template: Option<ChatTemplate>,
     /// The draft and its name, or why it cannot be used; `None` where none is configured.
-    pub draft: Option<Result<(String, Draft), LoadError>>,
+    pub draft: MaybeDraft,
 }
 
 impl Models {
@@ -96,7 +99,7 @@ impl Models {
 fn load_on_cpu(
     config: &Config,
     checkpoint: &mut Checkpoint,
-) -> Result<(Decoder, Option<Result<(String, Draft), LoadError>>), LoadError> {
+) -> Result<(Decoder, MaybeDraft), LoadError> {
     let pool = Arc::new(ThreadPool::new(config.threads));
     let target = Decoder::load(checkpoint, &pool)?;
     let loader = DraftLoader { config: config.clone(), lender: target.lender() };

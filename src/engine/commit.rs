@@ -5,7 +5,7 @@ use super::scheduler::Scheduled;
 use super::sequence::{Round, RoundError};
 use super::stats::RoundFlops;
 use super::{Engine, Event, FinishReason, NoDraft, RequestId};
-use crate::spec::{DraftModel, DraftToken, Proposal, Proposer};
+use crate::spec::{Decided, DraftModel, DraftToken, Proposal, Proposer};
 
 impl Engine {
     /// Brings scheduler, speculation and statistics up to date with one sequence's share of a pass,
@@ -51,15 +51,8 @@ impl Engine {
         if sequence.speculate > 0 {
             let (tokens, new) = (&sequence.tokens, round.tokens.len());
             let speculation = &mut sequence.speculation;
-            speculation.observe(
-                tokens,
-                new,
-                proposal,
-                round.accepted,
-                round.bonus_prob,
-                cost,
-                &mut self.acceptance,
-            );
+            let decided = Decided { accepted: round.accepted, bonus_prob: round.bonus_prob, cost };
+            speculation.observe(tokens, new, proposal, decided, &mut self.acceptance);
         }
         let latency = sequence.tokens_sent(round.tokens.len());
         report::latency(latency, round.tokens.len());

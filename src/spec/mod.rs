@@ -18,5 +18,5 @@ pub use draft_model::{DraftModel, DraftPass};
 pub use ngram::{Match, NgramIndex};
 pub use prediction::Prediction;
 pub use prices::{Costs, DraftStep, Prices};
-pub use proposer::{DraftToken, Proposal, Proposer, Proposers, Speculation};
+pub use proposer::{Decided, DraftToken, Proposal, Proposer, Proposers, Speculation};
 pub use rejection::{FinalToken, Verdict, rejection_sample};

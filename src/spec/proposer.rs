@@ -75,6 +75,17 @@ pub struct Proposal {
     pub(super) left_out: Option<LeftOut>,
 }
 
+/// What became of a proposal.
+#[derive(Debug, Clone, Copy)]
+pub struct Decided {
+    /// Draft tokens that stand.
+    pub accepted: usize,
+    /// The target's probability of a bonus token, where it is known.
+    pub bonus_prob: Option<f32>,
+    /// How many times as long as without speculation the round took.
+    pub cost: f64,
+}
+
 /// A draft token that was not worth verifying.
 #[derive(Debug)]
 pub(super) struct LeftOut {
@@ -176,19 +187,17 @@ impl Speculation {
         self.acceptance.forget_draft_model();
     }
 
-    /// Learns from a round: `tokens` are all known ones, of which the last `new` came of `proposal`,
-    /// whose first `accepted` tokens stand; the target gave a bonus token probability `bonus_prob`. The round took
-    /// `cost` times as long as without speculation. `engine` learns the same.
+    /// Learns from a round: `tokens` are all known ones, of which the last `new` came of `proposal`, as the target has
+    /// `decided`. `engine` learns the same.
     pub fn observe(
         &mut self,
         tokens: &[u32],
         new: usize,
         proposal: &Proposal,
-        accepted: usize,
-        bonus_prob: Option<f32>,
-        cost: f64,
+        decided: Decided,
         engine: &mut Acceptance,
     ) {
+        let Decided { accepted, bonus_prob, cost } = decided;
         let known = tokens.len() - new;
         self.draft.truncate(known + accepted);
         self.usual.0 += NEW * (new as f64 - self.usual.0);

@@ -24,11 +24,9 @@ fn a_pair_is_measured_before_it_serves() {
         value.unwrap()
     };
     assert!(positive("/memory/target_weights") > 5e7);
-    // 30 blocks of 3 heads of 64 values, keys and values, two bytes each; the draft's beside them.
-    let target = 40.0 * 16.0 * 30.0 * 3.0 * 64.0 * 2.0 * 2.0;
+    // 30 blocks of 3 heads of 64 values, keys and values, two bytes each. The default draft is attached and has none.
+    let expected = 40.0 * 16.0 * 30.0 * 3.0 * 64.0 * 2.0 * 2.0;
     let draft = pleach::config::default_draft().is_some();
-    let layers = report.pointer("/layers/1").and_then(Value::as_f64).unwrap();
-    let expected = if draft { target * (1.0 + layers / 30.0) } else { target };
     assert_eq!(positive("/memory/kv_cache"), expected);
     assert_eq!(positive("/memory/kv_cache_full"), expected / 40.0 * 32.0 * 16.0);
     for rows in [1, 2, 4, 8] {
@@ -41,6 +39,15 @@ fn a_pair_is_measured_before_it_serves() {
         let best = positive("/prediction/num_speculative_tokens");
         let path = format!("/prediction/by_num_speculative_tokens/{best}");
         assert_eq!(positive(&path), positive("/prediction/speedup"));
+    }
+    if let Some(standalone) = pleach::config::default_standalone_draft() {
+        let standalone = standalone.to_str().unwrap();
+        let memory = ["--json", "--limit", "1", "--max-model-len", "512", "--kv-blocks", "40"];
+        let output = check(&[&memory[..], &["--draft", standalone]].concat());
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let layers = report.pointer("/layers/1").and_then(Value::as_f64).unwrap();
+        let cache = report.pointer("/memory/kv_cache").and_then(Value::as_f64);
+        assert_eq!(cache, Some(expected * (1.0 + layers / 30.0)), "its cache lies beside");
     }
     let output = check(&["--draft", "none", "--max-model-len", "256"]);
     let text = String::from_utf8_lossy(&output.stdout);

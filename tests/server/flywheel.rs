@@ -111,7 +111,7 @@ async fn outcome(app: &Router) -> Value {
 /// A draft takes the place of a worse one under live streams, which do not notice; a worse one does not.
 #[tokio::test(flavor = "multi_thread")]
 async fn drafts_change_under_live_streams() {
-    let Some(good) = pleach::config::default_draft() else { return };
+    let Some(good) = pleach::config::default_standalone_draft() else { return };
     // Without its last norm, a draft says the same everywhere.
     let folder = tempfile::tempdir().unwrap();
     let bad = folder.path().join("bad.gguf");
@@ -172,7 +172,7 @@ async fn drafts_change_under_live_streams() {
     assert_eq!(twice, StatusCode::CONFLICT, "{error}");
     let switched = outcome(&app).await;
     assert_eq!(switched["comparison"]["state"], "switched", "{switched}");
-    assert_eq!(switched["draft"], "smollm2-135m-instruct");
+    assert_eq!(switched["draft"], "smollm2-135m-instruct-standalone");
     let share = |draft: &str| switched["comparison"][draft]["acceptance"].as_f64().unwrap();
     assert!(share("candidate") > 0.2 && share("current") < 0.1, "{switched}");
     assert!(streams.iter().any(|stream| !stream.is_finished()), "they run on");
@@ -195,7 +195,7 @@ async fn drafts_change_under_live_streams() {
     assert_eq!(admin(&app, "POST", "sesame", &change(&bad)).await.0, StatusCode::ACCEPTED);
     let refused = outcome(&app).await;
     assert_eq!(refused["comparison"]["state"], "refused", "{refused}");
-    assert_eq!(refused["draft"], "smollm2-135m-instruct");
+    assert_eq!(refused["draft"], "smollm2-135m-instruct-standalone");
     assert_eq!(admin(&app, "POST", "sesame", &change(&bad)).await.0, StatusCode::ACCEPTED);
     let stopped = admin(&app, "DELETE", "sesame", &json!(null)).await.1;
     assert_eq!(stopped["comparison"]["state"], "stopped");
