@@ -7,7 +7,8 @@ use axum::extract::rejection::BytesRejection;
 use axum::response::Response;
 
 use super::generation::Generation;
-use super::respond::{Format, Prepared, respond};
+use super::respond::{Format, respond};
+use super::running::Prepared;
 use super::state::Serving;
 use super::tools::Callable;
 use super::wire::{Chat, Conversation, Prediction, Templated};

@@ -7,7 +7,8 @@ use axum::response::Response;
 
 use super::bounds::PROMPTS;
 use super::generation::{Generation, in_range};
-use super::respond::{Format, Prepared, respond};
+use super::respond::{Format, respond};
+use super::running::Prepared;
 use super::state::Serving;
 use super::wire::{Completion, OnePrompt};
 use super::{ApiError, AppState, Body};

@@ -4,7 +4,9 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use super::wire::{AnthropicFailure, AnthropicFailureDetail, Failure, FailureDetail};
+use super::wire::{
+    AnthropicFailure, AnthropicFailureDetail, Failure, FailureDetail, ResponseError,
+};
 use crate::engine::{RequestError, SubmitError};
 
 /// Bytes of a message: what it quotes may be megabytes long.
@@ -112,8 +114,8 @@ impl ApiError {
 }
 
 impl ApiError {
-    /// The error in the shape Anthropic's clients expect.
-    pub(super) fn into_anthropic_response(self) -> Response {
+    /// The error in Anthropic's words.
+    pub(super) fn anthropic(&self) -> AnthropicFailureDetail {
         let kind = match self.status {
             StatusCode::NOT_FOUND => "not_found_error",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
@@ -121,7 +123,18 @@ impl ApiError {
             status if status.is_client_error() => "invalid_request_error",
             _ => "api_error",
         };
-        let error = AnthropicFailureDetail { kind, message: self.message.clone() };
+        AnthropicFailureDetail { kind, message: self.message.clone() }
+    }
+
+    /// What went wrong in a response.
+    pub(super) fn response_error(&self) -> ResponseError {
+        let code = if self.is_clients() { "invalid_prompt" } else { "server_error" };
+        ResponseError { code, message: self.message.clone() }
+    }
+
+    /// The error in the shape Anthropic's clients expect.
+    pub(super) fn into_anthropic_response(self) -> Response {
+        let error = self.anthropic();
         let mut response = self.into_response();
         let body = Json(AnthropicFailure { kind: "error", error }).into_response();
         response.headers_mut().remove(header::CONTENT_LENGTH);

@@ -1,22 +1,23 @@
-//! From a validated request to pieces of text: one task per choice, feeding one channel.
+//! From a request's common fields to sequences of the engine: one task per choice, feeding one channel.
 
 use std::sync::Arc;
 
-use tokenizers::Tokenizer;
 use tokio::sync::mpsc;
 
 use super::bounds::CHOICES;
 use super::keys::Metered;
+use super::pieces::{Ends, Piece, Reader};
 use super::queue::Place;
 use super::respond::Format;
 use super::spans::SequenceSpan;
 use super::state::Serving;
-use super::wire::{Number, RouterDefaults, Sampling, Stop, StopReason};
-use super::{ApiError, Body, structured, wire};
-use crate::engine::{Event, FinishReason, PromptToken, Request, SequenceStats, TokenOut};
+use super::tools::Calls;
+use super::wire::{Number, RouterDefaults, Sampling, Stop};
+use super::{ApiError, Body, structured};
+use crate::engine::Request;
 use crate::grammar::GrammarSource;
 use crate::sampling::SamplingParams;
-use crate::text::{CallFormat, Continuations, StoppingText};
+use crate::text::{CallFormat, StoppingText};
 use crate::traffic::{Recorded, Recorder};
 
 /// Checks a number of choices.
@@ -50,31 +51,6 @@ pub(super) struct Generation {
     pub(super) store: bool,
     /// What records them.
     pub(super) recorder: Option<Arc<Recorder>>,
-}
-
-/// A part of one choice.
-#[derive(Default)]
-pub(super) struct Piece {
-    pub(super) choice: usize,
-    pub(super) text: String,
-    /// The prompt, where its log-probabilities are wanted.
-    pub(super) prompt: Vec<PromptToken>,
-    pub(super) tokens: Vec<TokenOut>,
-    /// What each token added to the text; empty where it is held back for the next one.
-    pub(super) texts: Vec<String>,
-    /// Where each token begins, in characters of the choice's text.
-    pub(super) offsets: Vec<usize>,
-    /// Set on the last piece.
-    pub(super) end: Option<End>,
-}
-
-/// How a choice ended.
-pub(super) struct End {
-    /// Why, or what failed.
-    pub(super) reason: Result<wire::FinishReason, ApiError>,
-    /// The text or token of the request that ended it, where one did.
-    pub(super) stop: Option<StopReason>,
-    pub(super) stats: SequenceStats,
 }
 
 impl Generation {
@@ -204,6 +180,7 @@ impl Generation {
                 choice,
                 pieces: sender.clone(),
                 text: text.clone(),
+                calls: self.calls.map(Calls::new),
                 form,
                 stopped: None,
                 ends,
@@ -220,135 +197,5 @@ impl Generation {
             });
         }
         Ok(receiver)
-    }
-}
-
-/// Tokens that end a sequence and are no text.
-struct Ends(Vec<u32>);
-
-impl Ends {
-    fn of(request: &Request, serving: &Serving) -> Self {
-        let mut ends = request.stop_token_ids.to_vec();
-        if !request.ignore_eos {
-            ends.extend(&serving.eos_token_ids);
-        }
-        Self(ends)
-    }
-}
-
-/// Reads one sequence's events.
-struct Reader {
-    choice: usize,
-    pieces: mpsc::Sender<Piece>,
-    text: StoppingText,
-    /// The field that gives the output's form.
-    form: Option<&'static str>,
-    /// The stop string that ended it, by its place.
-    stopped: Option<usize>,
-    ends: Ends,
-    /// Text that comes first.
-    echo: Option<String>,
-    /// Its characters.
-    echoed: usize,
-    /// Whether nothing else does.
-    prompt_only: bool,
-    /// What a trace is told of it.
-    span: Option<SequenceSpan>,
-    tokenizer: Arc<Tokenizer>,
-    /// What is recorded of it, and where.
-    record: Option<(Arc<Recorder>, Recorded)>,
-}
-
-impl Reader {
-    /// Turns events into pieces, until the sequence ends or nobody listens.
-    async fn read(mut self, mut events: Metered) {
-        loop {
-            let event = events.recv().await;
-            let text = self.echo.take().unwrap_or_default();
-            let mut piece = Piece { choice: self.choice, text, ..Piece::default() };
-            match event {
-                Some(Event::Prompt(tokens)) => piece.prompt = tokens,
-                Some(Event::Embedding(_)) => {}
-                Some(Event::Tokens(_)) if self.prompt_only => {}
-                Some(Event::Tokens(tokens)) => {
-                    self.span.iter().for_each(|span| span.round(&tokens));
-                    if let Some((_, record)) = &mut self.record {
-                        record.response_tokens.extend(tokens.iter().map(|token| token.id));
-                    }
-                    self.add(tokens, &mut piece);
-                }
-                Some(Event::Finished { reason, stats }) => {
-                    if let Some(span) = self.span.take() {
-                        span.end(reason.name(), &stats);
-                    }
-                    piece.end = Some(self.finish(reason, stats, &mut piece.text));
-                }
-                None => {
-                    let reason = Err(ApiError::internal("the engine has stopped"));
-                    piece.end = Some(End { reason, stop: None, stats: SequenceStats::default() });
-                }
-            }
-            let ended = piece.end.is_some();
-            if let Some(End { reason: Ok(reason), .. }) = &piece.end {
-                self.record(reason);
-            }
-            // Dropping the events cancels a sequence that has not ended.
-            if self.pieces.send(piece).await.is_err() || ended {
-                return;
-            }
-        }
-    }
-
-    /// Records the answer, where that is wanted.
-    fn record(&mut self, reason: &wire::FinishReason) {
-        let Some((recorder, mut record)) = self.record.take() else { return };
-        record.prompt = self.tokenizer.decode(&record.prompt_tokens, false).unwrap_or_default();
-        record.response = Continuations::new(&self.tokenizer).text(&record.response_tokens);
-        record.finish_reason = match reason {
-            wire::FinishReason::Length => "length".into(),
-            _ => "stop".into(),
-        };
-        recorder.keep(record);
-    }
-
-    /// Adds tokens to a piece.
-    fn add(&mut self, tokens: Vec<TokenOut>, piece: &mut Piece) {
-        for token in tokens {
-            if self.ends.0.contains(&token.id) {
-                continue;
-            }
-            piece.offsets.push(self.echoed + self.text.position());
-            let (text, stopped) = self.text.push(token.id);
-            self.stopped = self.stopped.or(stopped);
-            piece.text += &text;
-            piece.tokens.push(token);
-            piece.texts.push(text);
-        }
-    }
-
-    /// The end of a sequence, with what was held back of its text.
-    fn finish(&mut self, reason: FinishReason, mut stats: SequenceStats, text: &mut String) -> End {
-        let (rest, stopped) = self.text.finish();
-        *text += &rest;
-        let stopped = self.stopped.or(stopped).map(|place| self.text.stop(place).to_owned());
-        let stop = match reason {
-            FinishReason::StopToken(id) => Some(StopReason::Token(id)),
-            _ => stopped.map(StopReason::Text),
-        };
-        let stop = stop.filter(|_| !self.prompt_only);
-        let reason = match reason {
-            FinishReason::Error(reason) => Err(ApiError::internal(reason)),
-            FinishReason::GrammarError(reason) => {
-                let field = self.form.unwrap_or("response_format");
-                Err(ApiError::invalid(field, format!("`{field}`: {reason}")))
-            }
-            _ if self.prompt_only => {
-                stats.generated_tokens = 0;
-                Ok(wire::FinishReason::Length)
-            }
-            FinishReason::Length if stop.is_none() => Ok(wire::FinishReason::Length),
-            _ => Ok(wire::FinishReason::Stop),
-        };
-        End { reason, stop, stats }
     }
 }

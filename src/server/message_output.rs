@@ -1,49 +1,60 @@
-//! The output of a message in Anthropic's shape: its blocks, and the events that tell of them.
+//! Answers of `/v1/messages`: whole, and as the events of a message that grows.
 
-use serde_json::{Value, json};
+use serde_json::Map;
 
-use super::adapt::{Chunks, Events};
+use super::ApiError;
+use super::pieces::{Call, Message, Said};
+use super::running::{Running, Whole};
+use super::sse::Events;
+use super::wire::{
+    BlockDelta, ContentBlock, FinishReason, MessageAnswer, MessageEnd, MessageEvent, MessageStop,
+    MessageUsage, StopReason,
+};
 
-/// The blocks of a whole answer.
-pub(super) fn content(message: &Value) -> Value {
-    let mut blocks = Vec::new();
-    let calls = message["tool_calls"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let text = message["content"].as_str().unwrap_or_default();
-    if !text.is_empty() || calls.is_empty() {
-        blocks.push(json!({"type": "text", "text": text}));
+/// A message of a model before anything is said.
+pub(super) fn message(model: String) -> MessageAnswer {
+    MessageAnswer {
+        id: format!("msg_{}", uuid::Uuid::new_v4().simple()),
+        kind: "message",
+        role: "assistant",
+        model,
+        content: Vec::new(),
+        stop_reason: None,
+        stop_sequence: None,
+        usage: MessageUsage::default(),
     }
-    for call in calls {
-        let arguments = call["function"]["arguments"].as_str().unwrap_or_default();
+}
+
+impl MessageAnswer {
+    /// The message with all that is said.
+    pub(super) fn with(mut self, whole: Whole) -> Self {
+        let MessageEnd { stop_reason, stop_sequence } = end(whole.reason, whole.stop);
+        (self.stop_reason, self.stop_sequence) = (stop_reason, stop_sequence);
+        self.content = blocks(whole.message);
+        self.usage = whole.usage.into();
+        self
+    }
+}
+
+fn blocks(mut message: Message) -> Vec<ContentBlock> {
+    let text = message.content().map(|text| ContentBlock::Text { text });
+    let call = |Call { id, name, arguments }| {
         // They are cut where the tokens ran out.
-        let input = serde_json::from_str(arguments).unwrap_or_else(|_| json!({}));
-        let name = &call["function"]["name"];
-        blocks.push(json!({"type": "tool_use", "id": call["id"], "name": name, "input": input}));
-    }
-    blocks.into()
-}
-
-/// Why a choice ended, and the text that ended it.
-pub(super) fn stopped(choice: &Value) -> (Value, Value) {
-    let reason = match choice["finish_reason"].as_str() {
-        Some("length") => "max_tokens",
-        Some("tool_calls") => "tool_use",
-        _ if choice["stop_reason"].is_string() => {
-            return (json!("stop_sequence"), choice["stop_reason"].clone());
-        }
-        _ => "end_turn",
+        let input = serde_json::from_str(&arguments).unwrap_or_default();
+        ContentBlock::ToolUse { id, name, input }
     };
-    (json!(reason), Value::Null)
+    text.into_iter().chain(message.calls.into_iter().map(call)).collect()
 }
 
-/// Tokens that came from the cache are counted apart.
-pub(super) fn usage(chat: &Value) -> Value {
-    let count = |value: &Value| value.as_u64().unwrap_or_default();
-    let cached = count(&chat["prompt_tokens_details"]["cached_tokens"]);
-    json!({
-        "input_tokens": count(&chat["prompt_tokens"]) - cached,
-        "cache_read_input_tokens": cached, "cache_creation_input_tokens": 0,
-        "output_tokens": count(&chat["completion_tokens"]),
-    })
+/// Why a message ended, and the text that ended it.
+fn end(reason: FinishReason, stop: Option<StopReason>) -> MessageEnd {
+    let (reason, stop_sequence) = match (reason, stop) {
+        (FinishReason::Length, _) => (MessageStop::MaxTokens, None),
+        (FinishReason::ToolCalls, _) => (MessageStop::ToolUse, None),
+        (_, Some(StopReason::Text(text))) => (MessageStop::StopSequence, Some(text)),
+        _ => (MessageStop::EndTurn, None),
+    };
+    MessageEnd { stop_reason: Some(reason), stop_sequence }
 }
 
 /// A message that is sent as it grows.
@@ -66,86 +77,89 @@ impl Output {
         Self { events, blocks: 0, open: None }
     }
 
-    /// Sends a chat completion's chunks as events of the message.
-    pub(super) async fn forward(mut self, mut message: Value, mut chunks: Chunks) {
-        message["usage"] = usage(&json!({"prompt_tokens": chunks.prompt_tokens}));
-        if !self.events.send(&json!({"type": "message_start", "message": message})).await {
+    /// Sends an answer as events of the message.
+    pub(super) async fn forward(mut self, mut message: MessageAnswer, mut running: Running) {
+        message.usage.input_tokens = running.prompt_tokens;
+        if !self.send(MessageEvent::MessageStart { message }).await {
             return;
         }
-        let (mut stop, mut used) = ((Value::Null, Value::Null), Value::Null);
-        while let Some(chunk) = chunks.next().await {
-            if let Some(error) = chunk.get("error") {
-                let clients = error["type"] == "invalid_request_error";
-                let kind = if clients { "invalid_request_error" } else { "api_error" };
-                let error = json!({"type": kind, "message": error["message"]});
-                self.events.send(&json!({"type": "error", "error": error})).await;
+        let (mut reason, mut stop) = (FinishReason::Stop, None);
+        loop {
+            let piece = match running.next().await {
+                Ok(Some(piece)) => piece,
+                Ok(None) => break,
+                Err(fault) => return self.fail(&fault).await,
+            };
+            if !self.add(piece.said).await {
                 return;
             }
-            let choice = &chunk["choices"][0];
-            if !self.add(&choice["delta"]).await {
-                return;
-            }
-            if !choice["finish_reason"].is_null() {
-                stop = stopped(choice);
-            }
-            if chunk["usage"].is_object() {
-                used = usage(&chunk["usage"]);
+            match piece.end.map(|end| (end.reason, end.stop)) {
+                None => {}
+                Some((Ok(why), text)) => (reason, stop) = (why, text),
+                Some((Err(failure), _)) => return self.fail(&failure).await,
             }
         }
         if self.blocks == 0 {
-            self.begin(Kind::Text, json!({"type": "text", "text": ""})).await;
+            self.begin(Kind::Text, ContentBlock::Text { text: String::new() }).await;
         }
         self.end().await;
-        let delta = json!({"stop_reason": stop.0, "stop_sequence": stop.1});
-        self.events.send(&json!({"type": "message_delta", "delta": delta, "usage": used})).await;
-        self.events.send(&json!({"type": "message_stop"})).await;
+        let (delta, usage) = (end(reason, stop), running.usage().into());
+        self.send(MessageEvent::MessageDelta { delta, usage }).await;
+        self.send(MessageEvent::MessageStop).await;
     }
 
-    /// Sends what a chunk adds; `false` where nobody listens any more.
-    async fn add(&mut self, delta: &Value) -> bool {
+    async fn fail(&self, failure: &ApiError) {
+        self.send(MessageEvent::Error { error: failure.anthropic() }).await;
+    }
+
+    /// Sends what a piece adds; `false` where nobody listens any more.
+    async fn add(&mut self, said: Vec<Said>) -> bool {
         let mut heard = true;
-        if let Some(text) = delta["content"].as_str().filter(|text| !text.is_empty()) {
-            if self.open != Some(Kind::Text) {
-                self.begin(Kind::Text, json!({"type": "text", "text": ""})).await;
-            }
-            heard = self.delta(json!({"type": "text_delta", "text": text})).await;
-        }
-        for call in delta["tool_calls"].as_array().into_iter().flatten() {
-            let function = &call["function"];
-            if call["id"].is_string() {
-                let (id, name) = (&call["id"], &function["name"]);
-                let block = json!({"type": "tool_use", "id": id, "name": name, "input": {}});
-                self.begin(Kind::ToolUse, block).await;
-            }
-            let more = function["arguments"].as_str().unwrap_or_default();
-            if !more.is_empty() {
-                let delta = json!({"type": "input_json_delta", "partial_json": more});
-                heard = self.delta(delta).await;
-            }
+        for said in said {
+            heard = match said {
+                Said::Text(text) => {
+                    if self.open != Some(Kind::Text) {
+                        let block = ContentBlock::Text { text: String::new() };
+                        self.begin(Kind::Text, block).await;
+                    }
+                    self.delta(BlockDelta::TextDelta { text }).await
+                }
+                Said::Call { id, name } => {
+                    let block = ContentBlock::ToolUse { id, name, input: Map::new() };
+                    self.begin(Kind::ToolUse, block).await
+                }
+                Said::Arguments(text) if text.is_empty() => continue,
+                Said::Arguments(partial_json) => {
+                    self.delta(BlockDelta::InputJsonDelta { partial_json }).await
+                }
+            };
         }
         heard
     }
 
-    async fn begin(&mut self, kind: Kind, block: Value) {
+    async fn begin(&mut self, kind: Kind, content_block: ContentBlock) -> bool {
         self.end().await;
         let index = self.blocks;
-        let event = json!({"type": "content_block_start", "index": index, "content_block": block});
-        self.events.send(&event).await;
         self.blocks += 1;
         self.open = Some(kind);
+        self.send(MessageEvent::ContentBlockStart { index, content_block }).await
     }
 
-    async fn delta(&self, delta: Value) -> bool {
+    async fn delta(&self, delta: BlockDelta) -> bool {
         let index = self.blocks - 1;
-        let event = json!({"type": "content_block_delta", "index": index, "delta": delta});
-        self.events.send(&event).await
+        self.send(MessageEvent::ContentBlockDelta { index, delta }).await
     }
 
     /// Ends the block that goes on, if there is one.
     async fn end(&mut self) {
         if self.open.take().is_some() {
-            let event = json!({"type": "content_block_stop", "index": self.blocks - 1});
-            self.events.send(&event).await;
+            let index = self.blocks - 1;
+            self.send(MessageEvent::ContentBlockStop { index }).await;
         }
+    }
+
+    /// Sends an event; `false` where nobody listens any more.
+    async fn send(&self, event: MessageEvent) -> bool {
+        self.events.send_named(event.name(), &event).await
     }
 }

@@ -9,9 +9,11 @@ use serde_json::{Value, json};
 
 use super::adapt;
 use super::chat::Prompt;
-use super::message_output::{Output, content, stopped, usage};
-use super::respond::Prepared;
+use super::message_output::{Output, message};
+use super::running::Prepared;
+use super::sse::events;
 use super::state::Serving;
+use super::wire::MessageTokens;
 use super::wire::messages::{
     Block, Dialogue, Messages, MessagesTool, MessagesToolChoice, Speaker, Turn, Words,
 };
@@ -29,7 +31,8 @@ pub(super) async fn count_tokens(
     bytes: Result<Bytes, BytesRejection>,
 ) -> Response {
     let counted = state.prepare(|serving| count(serving, Body::parse(bytes)?)).await;
-    let counted = counted.map(|tokens| Json(json!({"input_tokens": tokens})).into_response());
+    let counted =
+        counted.map(|tokens| Json(MessageTokens { input_tokens: tokens }).into_response());
     counted.unwrap_or_else(refusal)
 }
 
@@ -42,25 +45,15 @@ async fn answer(
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?)).await?;
-    let name = state.serving()?.name().to_owned();
+    let message = message(state.serving()?.name().to_owned());
     let stream = prepared.generation.stream;
-    let id = format!("msg_{}", uuid::Uuid::new_v4().simple());
-    let mut message = json!({
-        "id": id, "type": "message", "role": "assistant", "model": name, "content": [],
-        "stop_reason": null, "stop_sequence": null,
-    });
+    let running = prepared.start(state).await?;
     if stream {
-        let chunks = adapt::streamed(state, prepared).await?;
-        let (events, response) = adapt::events();
-        tokio::spawn(Output::new(events).forward(message, chunks));
+        let (events, response) = events();
+        tokio::spawn(Output::new(events).forward(message, running));
         return Ok(response);
     }
-    let chat = adapt::whole(state, prepared).await?;
-    let choice = &chat["choices"][0];
-    message["content"] = content(&choice["message"]);
-    (message["stop_reason"], message["stop_sequence"]) = stopped(choice);
-    message["usage"] = usage(&chat["usage"]);
-    Ok(Json(message).into_response())
+    Ok(Json(message.with(running.whole().await?)).into_response())
 }
 
 /// Makes the chat completion that a message stands for ready to run.

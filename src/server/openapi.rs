@@ -10,8 +10,9 @@ use serde_json::{Map, Value, json};
 
 use super::wire::{
     Answer, AnthropicFailure, Chat, Completion, Conversation, Detokenize, Detokenized, DraftChange,
-    DraftStatus, EmbeddingList, Embeddings, Failure, Form, Model, ModelList, RouterDefaults,
-    Sampling, Status, Templated, Tokenize, Tokens, Tools, Version, messages, responses,
+    DraftStatus, EmbeddingList, Embeddings, Failure, Form, MessageAnswer, MessageTokens, Model,
+    ModelList, ResponseAnswer, RouterDefaults, Sampling, Status, Templated, Tokenize, Tokens,
+    Tools, Version, messages, responses,
 };
 
 /// Answers with the document.
@@ -78,19 +79,17 @@ impl Document {
         ];
         self.post("/v1/completions", "Goes on with a text", &completion, answer, true);
         let request = [self.group::<responses::Responses>()];
-        self.post(
-            "/v1/responses",
-            "Answers a conversation, as a response",
-            &request,
-            anything(),
-            true,
-        );
+        let (summary, answer) =
+            ("Answers a conversation, as a response", self.answer::<ResponseAnswer>());
+        self.post("/v1/responses", summary, &request, answer, true);
         let dialogue = self.group::<messages::Dialogue>();
         let request = [dialogue.clone(), self.group::<messages::Messages>()];
         let summary = "Answers a conversation, in Anthropic's shape";
-        self.post("/v1/messages", summary, &request, anything(), true);
+        let answer = self.answer::<MessageAnswer>();
+        self.post("/v1/messages", summary, &request, answer, true);
         let summary = "Counts the tokens of a conversation, in Anthropic's shape";
-        self.post("/v1/messages/count_tokens", summary, &[dialogue], anything(), false);
+        let answer = self.answer::<MessageTokens>();
+        self.post("/v1/messages/count_tokens", summary, &[dialogue], answer, false);
         // What is refused before the handler is refused in OpenAI's shape.
         let failures = [self.answer::<AnthropicFailure>(), self.answer::<Failure>()];
         for path in ["/v1/messages", "/v1/messages/count_tokens"] {

@@ -1,27 +1,20 @@
 //! Answers: whole, or streamed as server-sent events.
 
-use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::response::sse::{Event as Sse, KeepAlive};
+use axum::Json;
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
-use serde::Serialize;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
-use super::generation::{Generation, Piece};
-use super::state::Serving;
-use super::tools::Calls;
+use super::pieces::{Call, Message, Said};
+use super::running::{Prepared, Running};
+use super::sse::{Events, events};
 use super::wire::{
-    Answer, AssistantMessage, Choice, ChoiceText, Delta, FinishReason, Header, Logprobs, Sources,
-    StopReason, TokenSource, Usage,
+    Answer, AssistantMessage, CalledFunction, Choice, ChoiceText, Delta, FinishReason,
+    FunctionKind, Header, Logprobs, Sources, StopReason, TokenSource, ToolCall, ToolCallDelta,
 };
 use super::{ApiError, AppState, logprobs};
-use crate::engine::{PromptToken, SequenceStats, TokenOut};
+use crate::engine::{PromptToken, TokenOut};
 use crate::spec::Proposer;
-use crate::text::CallFormat;
 
 /// Which of the two shapes an answer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,88 +33,62 @@ impl Format {
     }
 }
 
-/// Tokens of a streamed answer's prompts, known before its first event.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct PromptTokens(pub(super) usize);
-
 /// How one request is answered.
 struct Responder {
     format: Format,
     header: Header,
-    serving: Arc<Serving>,
-    prompt_tokens: usize,
-    /// Choices generated.
-    count: usize,
     /// Choices generated and kept for each prompt.
     best_of: (usize, usize),
     include_usage: bool,
     logprobs: bool,
     token_sources: bool,
-    /// How the answer calls functions, where it may.
-    calls: Option<CallFormat>,
-}
-
-/// A request that is ready to run.
-pub(super) struct Prepared {
-    pub(super) generation: Generation,
-    pub(super) prompts: Vec<Vec<u32>>,
-    pub(super) format: Format,
+    running: Running,
 }
 
 /// Runs a generation and answers in its format.
-pub(super) async fn respond(state: &AppState, prepared: Prepared) -> Result<Response, ApiError> {
-    let serving = state.serving()?;
-    let Prepared { mut generation, prompts, format } = prepared;
-    let count = prompts.len() * generation.choices;
-    // What more choices of one prompt would do, fewer prompts do as well.
-    let field = if generation.choices == 1 { format.prompt() } else { "n" };
-    let place = state.queue.enter(count, field)?;
+pub(super) async fn respond(
+    state: &AppState,
+    mut prepared: Prepared,
+) -> Result<Response, ApiError> {
+    let format = prepared.format;
+    let generation = &mut prepared.generation;
     let stream = generation.stream;
     let (prefix, object) = match format {
         Format::Chat if stream => ("chatcmpl", "chat.completion.chunk"),
         Format::Chat => ("chatcmpl", "chat.completion"),
         Format::Text => ("cmpl", "text_completion"),
     };
-    let responder = Responder {
-        format,
-        header: Header {
-            id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()),
-            object,
-            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
-            model: serving.name().to_owned(),
-            system_fingerprint: concat!("pleach-", env!("CARGO_PKG_VERSION")),
-        },
-        serving: Arc::clone(serving),
-        prompt_tokens: prompts.iter().map(Vec::len).sum(),
-        count,
-        best_of: (generation.choices, generation.kept),
-        include_usage: generation.include_usage,
-        logprobs: generation.request.top_logprobs.is_some(),
-        token_sources: generation.token_sources,
-        calls: generation.calls,
+    let header = Header {
+        id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()),
+        object,
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
+        model: state.serving()?.name().to_owned(),
+        system_fingerprint: concat!("pleach-", env!("CARGO_PKG_VERSION")),
     };
+    let best_of = (generation.choices, generation.kept);
+    let include_usage = generation.include_usage;
+    let logprobs = generation.request.top_logprobs.is_some();
+    let token_sources = generation.token_sources;
     if generation.kept < generation.choices {
         // The best are chosen by log-probability.
         generation.request.top_logprobs.get_or_insert(0);
     }
-    generation.recorder = state.recorder().filter(|_| generation.store);
-    let prompt_tokens = PromptTokens(responder.prompt_tokens);
-    let pieces = generation.start(serving, prompts, format, place).await?;
+    let running = prepared.start(state).await?;
+    let responder =
+        Responder { format, header, best_of, include_usage, logprobs, token_sources, running };
     if stream {
-        let (sender, events) = mpsc::channel(64);
-        tokio::spawn(responder.stream(pieces, sender));
-        let events = ReceiverStream::new(events);
-        let events = axum::response::Sse::new(events).keep_alive(KeepAlive::default());
-        Ok((Extension(prompt_tokens), events).into_response())
+        let (events, response) = events();
+        tokio::spawn(responder.stream(events));
+        Ok(response)
     } else {
-        Ok(Json(responder.whole(pieces).await?).into_response())
+        Ok(Json(responder.whole().await?).into_response())
     }
 }
 
 /// A choice as it grows.
 #[derive(Default)]
 struct Growing {
-    text: String,
+    message: Message,
     prompt: Vec<PromptToken>,
     tokens: Vec<TokenOut>,
     texts: Vec<String>,
@@ -144,25 +111,20 @@ impl Growing {
 }
 
 impl Responder {
-    async fn whole(self, mut pieces: mpsc::Receiver<Piece>) -> Result<Answer, ApiError> {
+    async fn whole(mut self) -> Result<Answer, ApiError> {
         let mut choices: Vec<Growing> = Vec::new();
-        choices.resize_with(self.count, Growing::default);
-        let mut stats = vec![SequenceStats::default(); self.count];
-        while let Some(piece) = pieces.recv().await {
+        choices.resize_with(self.running.choices(), Growing::default);
+        while let Some(piece) = self.running.next().await? {
             let choice = &mut choices[piece.choice];
-            choice.text += &piece.text;
+            piece.said.into_iter().for_each(|said| choice.message.add(said));
             choice.prompt.extend(piece.prompt);
             choice.tokens.extend(piece.tokens);
             choice.texts.extend(piece.texts);
             choice.offsets.extend(piece.offsets);
             if let Some(end) = piece.end {
-                (choice.end, choice.failure) = ending(end.reason)?;
                 choice.stop = end.stop;
-                stats[piece.choice] = end.stats;
+                (choice.end, choice.failure) = ending(end.reason);
             }
-        }
-        if choices.iter().any(|choice| choice.end.is_none()) {
-            return Err(broken_off());
         }
         // One choice that stands makes an answer.
         if choices.iter().all(|choice| choice.failure.is_some())
@@ -170,25 +132,23 @@ impl Responder {
         {
             return Err(failure);
         }
-        let usage = Usage::new(self.prompt_tokens, &stats, self.best_of.0);
+        let usage = self.running.usage();
         let choices = self.best(choices).into_iter().enumerate();
         let choices = choices.map(|(index, choice)| self.choice(index, choice)).collect();
         Ok(Answer { header: self.header, choices, usage: Some(Some(usage)) })
     }
 
-    fn choice(&self, index: usize, choice: Growing) -> Choice {
-        let mut finish_reason = choice.end;
+    fn choice(&self, index: usize, mut choice: Growing) -> Choice {
         let read = (&choice.prompt[..], &choice.tokens[..]);
-        let logprobs = self.logprobs(&choice.text, read, &choice.offsets);
+        let logprobs = self.logprobs(&choice.message.text, read, &choice.offsets);
         let text = match self.format {
-            Format::Text => ChoiceText::Text(choice.text),
+            Format::Text => ChoiceText::Text(choice.message.text),
             Format::Chat => {
-                let (content, tool_calls) = match self.calls {
-                    Some(format) => Calls::split(format, &choice.text),
-                    None => (Some(choice.text), None),
-                };
-                finish_reason = finish_reason.map(|reason| reason.with_calls(tool_calls.is_some()));
-                let (role, refusal) = ("assistant", None);
+                let (role, content) = ("assistant", choice.message.content());
+                let calls: Vec<ToolCall> =
+                    choice.message.calls.into_iter().map(ToolCall::from).collect();
+                let tool_calls = Some(calls).filter(|calls| !calls.is_empty());
+                let refusal = None;
                 ChoiceText::Message(AssistantMessage { role, content, refusal, tool_calls })
             }
         };
@@ -197,7 +157,7 @@ impl Responder {
             text,
             logprobs,
             pleach: self.sources(&choice.tokens, choice.texts),
-            finish_reason,
+            finish_reason: choice.end,
             stop_reason: choice.stop,
             error: choice.failure.map(|failure| failure.body().error),
         }
@@ -218,14 +178,10 @@ impl Responder {
         best
     }
 
-    async fn stream(
-        self,
-        mut pieces: mpsc::Receiver<Piece>,
-        sender: mpsc::Sender<Result<Sse, Infallible>>,
-    ) {
-        let events = Events(sender);
+    async fn stream(mut self, events: Events) {
+        let count = self.running.choices();
         if self.format == Format::Chat {
-            for index in 0..self.count {
+            for index in 0..count {
                 let (role, content) = (Some("assistant"), Some(String::new()));
                 let delta = Delta { role, content, tool_calls: None };
                 if !events.send(&self.chunk(index, ChoiceText::Delta(delta))).await {
@@ -233,49 +189,36 @@ impl Responder {
                 }
             }
         }
-        let mut calls: Vec<Option<Calls>> =
-            (0..self.count).map(|_| self.calls.map(Calls::new)).collect();
-        let mut stats = vec![SequenceStats::default(); self.count];
-        let (mut ended, mut failures) = (0, Vec::new());
-        while let Some(piece) = pieces.recv().await {
+        // Calls begun in each choice.
+        let mut calls = vec![0; count];
+        let mut failures = Vec::new();
+        loop {
+            let piece = match self.running.next().await {
+                Ok(Some(piece)) => piece,
+                Ok(None) => break,
+                Err(fault) => {
+                    events.send(&fault.body()).await;
+                    return;
+                }
+            };
             let index = piece.choice;
             let (mut finish_reason, mut stop_reason, mut failure) = (None, None, None);
             if let Some(end) = piece.end {
-                match ending(end.reason) {
-                    Ok((reason, failed)) => {
-                        finish_reason = reason;
-                        failure = failed.as_ref().map(|failed| failed.body().error);
-                        failures.extend(failed.map(|failed| failed.body()));
-                        ended += 1;
-                    }
-                    Err(fault) => {
-                        events.send(&fault.body()).await;
-                        return;
-                    }
-                }
-                stats[index] = end.stats;
                 stop_reason = end.stop;
+                let (reason, failed) = ending(end.reason);
+                finish_reason = reason;
+                failure = failed.as_ref().map(|failed| failed.body().error);
+                failures.extend(failed.map(|failed| failed.body()));
             }
             let read = (&piece.prompt[..], &piece.tokens[..]);
-            let logprobs = self.logprobs(&piece.text, read, &piece.offsets);
+            let delta = delta(piece.said, &mut calls[index]);
+            let added = delta.content.as_deref().unwrap_or_default();
+            let logprobs = self.logprobs(added, read, &piece.offsets);
             // The last chunk of a choice has an empty delta where no text is left.
-            let (text, empty) = match self.format {
-                Format::Text => {
-                    let empty = piece.text.is_empty();
-                    (ChoiceText::Text(piece.text), empty)
-                }
-                Format::Chat => {
-                    let delta = match &mut calls[index] {
-                        Some(calls) => {
-                            let delta = calls.push(&piece.text, finish_reason.is_some());
-                            finish_reason = finish_reason.map(|r| r.with_calls(calls.begun > 0));
-                            delta
-                        }
-                        None => Delta::text(piece.text),
-                    };
-                    let empty = delta.content.is_none() && delta.tool_calls.is_none();
-                    (ChoiceText::Delta(delta), empty)
-                }
+            let empty = delta.content.is_none() && delta.tool_calls.is_none();
+            let text = match self.format {
+                Format::Text => ChoiceText::Text(delta.content.unwrap_or_default()),
+                Format::Chat => ChoiceText::Delta(delta),
             };
             let reports = (self.logprobs || self.token_sources) && !piece.tokens.is_empty();
             if empty && !reports && finish_reason.is_none() {
@@ -291,18 +234,13 @@ impl Responder {
                 return;
             }
         }
-        if ended < self.count {
-            events.send(&broken_off().body()).await;
-            return;
-        }
-        if failures.len() == self.count {
+        if failures.len() == count {
             events.send(&failures[0]).await;
         } else if self.include_usage {
-            let usage = Usage::new(self.prompt_tokens, &stats, self.best_of.0);
-            let header = self.header.clone();
-            events.send(&Answer { header, choices: Vec::new(), usage: Some(Some(usage)) }).await;
+            let usage = Some(Some(self.running.usage()));
+            events.send(&Answer { header: self.header, choices: Vec::new(), usage }).await;
         }
-        events.end().await;
+        events.done().await;
     }
 
     /// A chunk of one choice.
@@ -335,7 +273,7 @@ impl Responder {
         (prompt, tokens): (&[PromptToken], &[TokenOut]),
         offsets: &[usize],
     ) -> Option<Logprobs> {
-        let serving = &self.serving;
+        let serving = &self.running.serving;
         self.logprobs.then(|| match self.format {
             Format::Chat => logprobs::chat(serving, tokens),
             Format::Text => logprobs::completion(&serving.tokenizer, text, prompt, tokens, offsets),
@@ -343,35 +281,40 @@ impl Responder {
     }
 }
 
-/// How a choice ended, and what failed where that was the request's fault.
-///
-/// # Errors
-/// The server's own fault, which ends the whole answer.
-fn ending(
-    reason: Result<FinishReason, ApiError>,
-) -> Result<(Option<FinishReason>, Option<ApiError>), ApiError> {
+/// Why a choice ended, and what failed where that was the request's fault.
+fn ending(reason: Result<FinishReason, ApiError>) -> (Option<FinishReason>, Option<ApiError>) {
     match reason {
-        Ok(reason) => Ok((Some(reason), None)),
-        Err(failure) if failure.is_clients() => Ok((Some(FinishReason::Error), Some(failure))),
-        Err(fault) => Err(fault),
+        Ok(reason) => (Some(reason), None),
+        Err(failure) => (Some(FinishReason::Error), Some(failure)),
     }
 }
 
-fn broken_off() -> ApiError {
-    ApiError::internal("the answer broke off")
+/// What a piece adds to a message in which `begun` calls have begun.
+fn delta(said: Vec<Said>, begun: &mut usize) -> Delta {
+    let (mut content, mut calls) = (String::new(), Vec::<ToolCallDelta>::new());
+    for said in said {
+        match said {
+            Said::Text(more) => content += &more,
+            Said::Call { id, name } => {
+                calls.push(ToolCallDelta::begin(*begun, id, name));
+                *begun += 1;
+            }
+            Said::Arguments(more) => match calls.last_mut() {
+                Some(call) => call.function.arguments += &more,
+                None => calls.push(ToolCallDelta::more(begun.saturating_sub(1), more)),
+            },
+        }
+    }
+    Delta {
+        role: None,
+        content: Some(content).filter(|text| !text.is_empty()),
+        tool_calls: Some(calls).filter(|calls| !calls.is_empty()),
+    }
 }
 
-/// The stream to the client.
-struct Events(mpsc::Sender<Result<Sse, Infallible>>);
-
-impl Events {
-    /// `false` where nobody listens any more.
-    async fn send(&self, data: &impl Serialize) -> bool {
-        let data = serde_json::to_string(data).expect("answers are JSON");
-        self.0.send(Ok(Sse::default().data(data))).await.is_ok()
-    }
-
-    async fn end(&self) {
-        let _ = self.0.send(Ok(Sse::default().data("[DONE]"))).await;
+impl From<Call> for ToolCall {
+    fn from(Call { id, name, arguments }: Call) -> Self {
+        let function = CalledFunction { name, arguments };
+        Self { id, kind: FunctionKind::Function, function }
     }
 }

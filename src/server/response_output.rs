@@ -1,15 +1,22 @@
-//! The output of a response: its items as they grow, and the events that tell of it.
+//! Answers of `/v1/responses`: the items of a response as they grow, and the events that tell of them.
 
-use serde_json::{Value, json};
-
-use super::adapt::{Chunks, Events};
+use super::ApiError;
+use super::pieces::{Message, Said};
+use super::running::{Running, Whole};
+use super::sse::Events;
+use super::wire::{
+    FinishReason, IncompleteDetails, OutputItem, OutputPart, ResponseAnswer, ResponseEvent,
+    ResponseEventData, ResponseStatus, Usage,
+};
 
 /// A response under way.
 pub(super) struct Output {
-    response: Value,
+    response: ResponseAnswer,
     items: Vec<Item>,
     /// Whether the last item goes on.
     open: bool,
+    /// Events that have not been sent.
+    events: Vec<ResponseEvent>,
     /// Events so far.
     sequence: u64,
 }
@@ -26,24 +33,27 @@ impl Item {
         }
     }
 
-    fn json(&self, status: &str) -> Value {
+    fn output(&self, status: ResponseStatus) -> OutputItem {
         match self {
             Self::Message { id, text } => {
                 // An item begins without its parts.
-                let content = if status == "in_progress" { json!([]) } else { json!([part(text)]) };
-                json!({"id": id, "type": "message", "role": "assistant", "status": status,
-                    "content": content})
+                let begins = status == ResponseStatus::InProgress;
+                let content = if begins { Vec::new() } else { vec![part(text)] };
+                OutputItem::Message { id: id.clone(), role: "assistant", status, content }
             }
-            Self::Call { id, call_id, name, arguments } => {
-                json!({"id": id, "type": "function_call", "status": status, "call_id": call_id,
-                    "name": name, "arguments": arguments})
-            }
+            Self::Call { id, call_id, name, arguments } => OutputItem::FunctionCall {
+                id: id.clone(),
+                status,
+                call_id: call_id.clone(),
+                name: name.clone(),
+                arguments: arguments.clone(),
+            },
         }
     }
 }
 
-fn part(text: &str) -> Value {
-    json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []})
+fn part(text: &str) -> OutputPart {
+    OutputPart { kind: "output_text", text: text.to_owned(), annotations: [], logprobs: [] }
 }
 
 fn new_id(prefix: &str) -> String {
@@ -52,167 +62,195 @@ fn new_id(prefix: &str) -> String {
 
 impl Output {
     /// A response without output yet.
-    pub(super) fn new(response: Value) -> Self {
-        Self { response, items: Vec::new(), open: false, sequence: 0 }
+    pub(super) fn new(response: ResponseAnswer) -> Self {
+        Self { response, items: Vec::new(), open: false, events: Vec::new(), sequence: 0 }
     }
 
-    /// Takes in a message of a chat completion, or a part of one; returns the events that tell of it.
-    pub(super) fn add(&mut self, message: &Value) -> Vec<Value> {
-        let mut events = Vec::new();
-        if let Some(more) = message["content"].as_str().filter(|text| !text.is_empty()) {
-            if !(self.open && matches!(self.items.last(), Some(Item::Message { .. }))) {
-                self.begin_message(&mut events);
-            }
-            if let Some(Item::Message { text, .. }) = self.items.last_mut() {
-                text.push_str(more);
-            }
-            let delta = json!({"content_index": 0, "delta": more, "logprobs": []});
-            events.push(self.event("response.output_text.delta", delta));
+    /// The response with all that is said.
+    pub(super) fn whole(mut self, whole: Whole) -> ResponseAnswer {
+        let Message { text, calls } = whole.message;
+        self.add(Said::Text(text));
+        for call in calls {
+            self.add(Said::Call { id: call.id, name: call.name });
+            self.add(Said::Arguments(call.arguments));
         }
-        for call in message["tool_calls"].as_array().into_iter().flatten() {
-            let function = &call["function"];
-            if let Some(call_id) = call["id"].as_str() {
-                self.close("completed", &mut events);
-                let (id, call_id) = (new_id("fc"), call_id.to_owned());
-                let name = function["name"].as_str().unwrap_or_default().to_owned();
-                self.begin(Item::Call { id, call_id, name, arguments: String::new() }, &mut events);
-            }
-            let more = function["arguments"].as_str().unwrap_or_default();
-            if let Some(Item::Call { arguments, .. }) = self.items.last_mut()
-                && !more.is_empty()
-            {
-                arguments.push_str(more);
-                let delta = json!({"delta": more});
-                events.push(self.event("response.function_call_arguments.delta", delta));
-            }
-        }
-        events
-    }
-
-    fn begin_message(&mut self, events: &mut Vec<Value>) {
-        self.close("completed", events);
-        self.begin(Item::Message { id: new_id("msg"), text: String::new() }, events);
-        let begun = json!({"content_index": 0, "part": part("")});
-        events.push(self.event("response.content_part.added", begun));
-    }
-
-    fn begin(&mut self, item: Item, events: &mut Vec<Value>) {
-        let begun = item.json("in_progress");
-        self.items.push(item);
-        self.open = true;
-        events.push(self.item_event("response.output_item.added", begun));
-    }
-
-    /// Ends the item that goes on, if there is one.
-    fn close(&mut self, status: &str, events: &mut Vec<Value>) {
-        let Some(item) = self.items.last().filter(|_| self.open) else { return };
-        let done = item.json(status);
-        match item {
-            Item::Message { text, .. } => {
-                let whole = json!({"content_index": 0, "text": text, "logprobs": []});
-                let whole_part = json!({"content_index": 0, "part": part(text)});
-                events.push(self.event("response.output_text.done", whole));
-                events.push(self.event("response.content_part.done", whole_part));
-            }
-            Item::Call { name, arguments, .. } => {
-                let whole = json!({"name": name, "arguments": arguments});
-                events.push(self.event("response.function_call_arguments.done", whole));
-            }
-        }
-        events.push(self.item_event("response.output_item.done", done));
-        self.open = false;
-    }
-
-    /// Ends the response; returns the events that tell of it.
-    pub(super) fn finish(&mut self, finish_reason: &Value, usage: &Value) -> Vec<Value> {
-        let mut events = Vec::new();
-        if self.items.is_empty() {
-            self.begin_message(&mut events);
-        }
-        let cut = finish_reason == "length";
-        let status = if cut { "incomplete" } else { "completed" };
-        self.close(status, &mut events);
-        let last = self.items.len() - 1;
-        let status_of = |place: usize| if place == last { status } else { "completed" };
-        let items = self.items.iter().enumerate();
-        self.response["output"] = items.map(|(place, item)| item.json(status_of(place))).collect();
-        self.response["status"] = json!(status);
-        if cut {
-            self.response["incomplete_details"] = json!({"reason": "max_output_tokens"});
-        }
-        self.response["usage"] = json!({
-            "input_tokens": usage["prompt_tokens"],
-            "input_tokens_details": usage["prompt_tokens_details"],
-            "output_tokens": usage["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": usage["total_tokens"],
-        });
-        let kind = if cut { "response.incomplete" } else { "response.completed" };
-        events.push(json!({"type": kind, "response": self.response}));
-        events
-    }
-
-    /// The response as it stands.
-    pub(super) fn into_response(self) -> Value {
+        self.finish(whole.reason, whole.usage);
         self.response
     }
 
-    /// An event about a part of the last item.
-    fn event(&self, kind: &str, mut event: Value) -> Value {
-        event["type"] = json!(kind);
-        event["item_id"] = json!(self.items.last().map(Item::id));
-        event["output_index"] = json!(self.items.len() - 1);
-        event
+    /// Sends an answer as events of a response.
+    pub(super) async fn forward(mut self, mut running: Running, events: Events) {
+        for kind in ["response.created", "response.in_progress"] {
+            self.response_event(kind);
+        }
+        if !self.send(&events).await {
+            return;
+        }
+        let mut reason = FinishReason::Stop;
+        let failure = loop {
+            let piece = match running.next().await {
+                Ok(Some(piece)) => piece,
+                Ok(None) => break None,
+                Err(fault) => break Some(fault),
+            };
+            piece.said.into_iter().for_each(|said| self.add(said));
+            if !self.send(&events).await {
+                return;
+            }
+            match piece.end.map(|end| end.reason) {
+                None => {}
+                Some(Ok(why)) => reason = why,
+                Some(Err(failure)) => break Some(failure),
+            }
+        };
+        match failure {
+            None => self.finish(reason, running.usage()),
+            Some(failure) => self.fail(&failure),
+        }
+        self.send(&events).await;
     }
 
-    /// An event about the last item.
-    fn item_event(&self, kind: &str, item: Value) -> Value {
-        json!({"type": kind, "output_index": self.items.len() - 1, "item": item})
+    /// Takes in what is said next.
+    fn add(&mut self, said: Said) {
+        match said {
+            Said::Text(more) | Said::Arguments(more) if more.is_empty() => {}
+            Said::Text(more) => {
+                if !(self.open && matches!(self.items.last(), Some(Item::Message { .. }))) {
+                    self.begin_message();
+                }
+                if let Some(Item::Message { text, .. }) = self.items.last_mut() {
+                    text.push_str(&more);
+                }
+                let (item_id, output_index) = self.place();
+                let data = ResponseEventData::TextDelta {
+                    item_id,
+                    output_index,
+                    content_index: 0,
+                    delta: more,
+                    logprobs: [],
+                };
+                self.event("response.output_text.delta", data);
+            }
+            Said::Call { id: call_id, name } => {
+                self.close(ResponseStatus::Completed);
+                let (id, arguments) = (new_id("fc"), String::new());
+                self.begin(Item::Call { id, call_id, name, arguments });
+            }
+            Said::Arguments(delta) => {
+                if let Some(Item::Call { arguments, .. }) = self.items.last_mut() {
+                    arguments.push_str(&delta);
+                    let (item_id, output_index) = self.place();
+                    let data = ResponseEventData::ArgumentsDelta { item_id, output_index, delta };
+                    self.event("response.function_call_arguments.delta", data);
+                }
+            }
+        }
     }
 
-    /// Sends events, numbered; `false` where nobody listens any more.
-    async fn send(&mut self, events: &Events, batch: Vec<Value>) -> bool {
-        for mut event in batch {
-            event["sequence_number"] = json!(self.sequence);
-            self.sequence += 1;
-            if !events.send(&event).await {
+    fn begin_message(&mut self) {
+        self.close(ResponseStatus::Completed);
+        self.begin(Item::Message { id: new_id("msg"), text: String::new() });
+        self.part_event("response.content_part.added", part(""));
+    }
+
+    fn begin(&mut self, item: Item) {
+        let begun = item.output(ResponseStatus::InProgress);
+        self.items.push(item);
+        self.open = true;
+        self.item_event("response.output_item.added", begun);
+    }
+
+    /// Ends the item that goes on, if there is one.
+    fn close(&mut self, status: ResponseStatus) {
+        let Some(item) = self.items.last().filter(|_| self.open) else { return };
+        let done = item.output(status);
+        let (item_id, output_index) = self.place();
+        match item {
+            Item::Message { text, .. } => {
+                let (text, part, content_index, logprobs) = (text.clone(), part(text), 0, []);
+                let data = ResponseEventData::Text {
+                    item_id,
+                    output_index,
+                    content_index,
+                    text,
+                    logprobs,
+                };
+                self.event("response.output_text.done", data);
+                self.part_event("response.content_part.done", part);
+            }
+            Item::Call { name, arguments, .. } => {
+                let (name, arguments) = (name.clone(), arguments.clone());
+                let data = ResponseEventData::Arguments { item_id, output_index, name, arguments };
+                self.event("response.function_call_arguments.done", data);
+            }
+        }
+        self.item_event("response.output_item.done", done);
+        self.open = false;
+    }
+
+    /// Ends the response.
+    fn finish(&mut self, reason: FinishReason, usage: Usage) {
+        if self.items.is_empty() {
+            self.begin_message();
+        }
+        let cut = reason == FinishReason::Length;
+        let status = if cut { ResponseStatus::Incomplete } else { ResponseStatus::Completed };
+        self.close(status);
+        let last = self.items.len() - 1;
+        let status_of =
+            |place: usize| if place == last { status } else { ResponseStatus::Completed };
+        let items = self.items.iter().enumerate();
+        self.response.output = items.map(|(place, item)| item.output(status_of(place))).collect();
+        self.response.status = status;
+        self.response.incomplete_details =
+            cut.then_some(IncompleteDetails { reason: "max_output_tokens" });
+        self.response.usage = Some(usage.into());
+        self.response_event(if cut { "response.incomplete" } else { "response.completed" });
+    }
+
+    /// Ends a response that failed.
+    fn fail(&mut self, failure: &ApiError) {
+        self.response.status = ResponseStatus::Failed;
+        self.response.error = Some(failure.response_error());
+        self.response_event("response.failed");
+    }
+
+    /// Identifier and place of the last item.
+    fn place(&self) -> (String, usize) {
+        let id = self.items.last().map(Item::id).unwrap_or_default();
+        (id.to_owned(), self.items.len().saturating_sub(1))
+    }
+
+    fn response_event(&mut self, kind: &'static str) {
+        let response = Box::new(self.response.clone());
+        self.event(kind, ResponseEventData::Response { response });
+    }
+
+    /// Tells of the last item.
+    fn item_event(&mut self, kind: &'static str, item: OutputItem) {
+        let (_, output_index) = self.place();
+        self.event(kind, ResponseEventData::Item { output_index, item });
+    }
+
+    /// Tells of the text of the last item.
+    fn part_event(&mut self, kind: &'static str, part: OutputPart) {
+        let (item_id, output_index) = self.place();
+        let data = ResponseEventData::Part { item_id, output_index, content_index: 0, part };
+        self.event(kind, data);
+    }
+
+    fn event(&mut self, kind: &'static str, data: ResponseEventData) {
+        self.events.push(ResponseEvent { kind, sequence_number: self.sequence, data });
+        self.sequence += 1;
+    }
+
+    /// Sends what has not been sent; `false` where nobody listens any more.
+    async fn send(&mut self, events: &Events) -> bool {
+        for event in self.events.drain(..) {
+            if !events.send_named(event.kind, &event).await {
                 return false;
             }
         }
         true
-    }
-
-    /// Sends a chat completion's chunks as events of a response.
-    pub(super) async fn forward(mut self, mut chunks: Chunks, events: Events) {
-        let begun = ["response.created", "response.in_progress"];
-        let begun = begun.map(|kind| json!({"type": kind, "response": self.response}));
-        if !self.send(&events, begun.to_vec()).await {
-            return;
-        }
-        let (mut reason, mut usage) = (Value::Null, Value::Null);
-        while let Some(chunk) = chunks.next().await {
-            if let Some(error) = chunk.get("error") {
-                self.response["status"] = json!("failed");
-                let clients = error["type"] == "invalid_request_error";
-                let code = if clients { "invalid_prompt" } else { "server_error" };
-                self.response["error"] = json!({"code": code, "message": error["message"]});
-                let failed = json!({"type": "response.failed", "response": self.response});
-                self.send(&events, vec![failed]).await;
-                return;
-            }
-            let choice = &chunk["choices"][0];
-            let batch = self.add(&choice["delta"]);
-            if !self.send(&events, batch).await {
-                return;
-            }
-            if !choice["finish_reason"].is_null() {
-                reason = choice["finish_reason"].clone();
-            }
-            if chunk["usage"].is_object() {
-                usage = chunk["usage"].clone();
-            }
-        }
-        let batch = self.finish(&reason, &usage);
-        self.send(&events, batch).await;
     }
 }

@@ -10,12 +10,14 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::adapt;
-use super::respond::Prepared;
 use super::response_output::Output;
+use super::running::Prepared;
+use super::sse::events;
 use super::state::Serving;
 use super::wire::responses::{
     Input, InputItem, Responses, ResponsesTool, ResponsesToolChoice, TextFormat,
 };
+use super::wire::{Number, ResponseAnswer, ResponseStatus, ResponseText, ToolMode};
 use super::{ApiError, AppState, Body};
 
 pub(super) async fn responses(
@@ -24,42 +26,50 @@ pub(super) async fn responses(
 ) -> Result<Response, ApiError> {
     let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?)).await;
     let (response, prepared) = prepared?;
-    let mut output = Output::new(response);
-    if prepared.generation.stream {
-        let chunks = adapt::streamed(&state, prepared).await.map_err(own)?;
-        let (events, response) = adapt::events();
-        tokio::spawn(output.forward(chunks, events));
+    let output = Output::new(response);
+    let stream = prepared.generation.stream;
+    let running = prepared.start(&state).await.map_err(own)?;
+    if stream {
+        let (events, response) = events();
+        tokio::spawn(output.forward(running, events));
         return Ok(response);
     }
-    let chat = adapt::whole(&state, prepared).await.map_err(own)?;
-    let choice = &chat["choices"][0];
-    output.add(&choice["message"]);
-    output.finish(&choice["finish_reason"], &chat["usage"]);
-    Ok(Json(output.into_response()).into_response())
+    let whole = running.whole().await.map_err(own)?;
+    Ok(Json(output.whole(whole)).into_response())
 }
 
 /// The response before it begins, and the chat completion that it stands for, ready to run.
-fn prepare(serving: &Serving, mut body: Body) -> Result<(Value, Prepared), ApiError> {
+fn prepare(serving: &Serving, mut body: Body) -> Result<(ResponseAnswer, Prepared), ApiError> {
     let wanted: Responses = body.read()?;
     body.finish()?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
-    let response = json!({
-        "id": format!("resp_{}", uuid::Uuid::new_v4().simple()),
-        "object": "response", "created_at": created, "model": serving.name(),
-        "status": "in_progress",
-        "error": null, "incomplete_details": null,
-        "metadata": wanted.metadata.clone().unwrap_or_default(),
-        "instructions": wanted.instructions, "output": [],
-        "parallel_tool_calls": wanted.parallel_tool_calls.unwrap_or(true),
-        "tool_choice": wanted.tool_choice.as_ref().map_or(json!("auto"), |choice| json!(choice)),
-        "tools": wanted.tools.as_deref().unwrap_or_default(), "store": false,
-        "temperature": wanted.temperature.map_or(1.0, |t| t.0), "top_p": wanted.top_p.map_or(1.0, |p| p.0),
-        "max_output_tokens": wanted.max_output_tokens,
-        "previous_response_id": null, "truncation": "disabled", "usage": null,
-        "text": {"format": wanted.text.as_ref().and_then(|text| text.format.as_ref()).map_or(
-            json!({"type": "text"}), |format| json!(format),
-        )},
-    });
+    let format = wanted.text.as_ref().and_then(|text| text.format.clone());
+    let response = ResponseAnswer {
+        id: format!("resp_{}", uuid::Uuid::new_v4().simple()),
+        object: "response",
+        created_at: created,
+        model: serving.name().to_owned(),
+        status: ResponseStatus::InProgress,
+        error: None,
+        incomplete_details: None,
+        metadata: wanted.metadata.clone().unwrap_or_default(),
+        instructions: wanted.instructions.clone(),
+        output: Vec::new(),
+        parallel_tool_calls: wanted.parallel_tool_calls.unwrap_or(true),
+        tool_choice: wanted
+            .tool_choice
+            .clone()
+            .unwrap_or(ResponsesToolChoice::Mode(ToolMode::Auto)),
+        tools: wanted.tools.clone().unwrap_or_default(),
+        store: false,
+        temperature: wanted.temperature.unwrap_or(Number(1.0)),
+        top_p: wanted.top_p.unwrap_or(Number(1.0)),
+        max_output_tokens: wanted.max_output_tokens,
+        previous_response_id: None,
+        truncation: "disabled",
+        usage: None,
+        text: ResponseText { format: format.unwrap_or(TextFormat::Text {}) },
+    };
     let stream = wanted.stream.unwrap_or(false);
     let prepared = adapt::prepare(serving, request(wanted), stream).map_err(own)?;
     Ok((response, prepared))

@@ -6,10 +6,8 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 
 use super::ApiError;
-use super::wire::{
-    CalledFunction, Delta, Function, FunctionKind, Tool, ToolCall, ToolCallDelta, ToolChoice,
-    ToolMode, Tools,
-};
+use super::pieces::Said;
+use super::wire::{Function, Tool, ToolChoice, ToolMode, Tools};
 use crate::grammar::{GrammarSource, with_whitespace};
 use crate::text::calls::{CallParser, Part, Texts};
 use crate::text::{CallFormat, Mark};
@@ -172,51 +170,26 @@ impl Calls {
         Self { format, parser: CallParser::new(format), begun: 0 }
     }
 
-    /// What a piece of text adds to the message; the last one gets what is left.
-    pub(super) fn push(&mut self, piece: &str, last: bool) -> Delta {
+    /// What a piece of text says: text, then calls. The last piece gets what is left.
+    pub(super) fn push(&mut self, piece: &str, last: bool) -> Vec<Said> {
         let mut parts = self.parser.push(piece);
         if last {
             parts.extend(self.parser.finish());
         }
-        let (mut content, mut calls) = (String::new(), Vec::<ToolCallDelta>::new());
+        let (mut text, mut calls) = (String::new(), Vec::new());
         for part in parts {
-            match part {
-                Part::Text(text) => content += &text,
-                Part::Call(name) => {
-                    calls.push(ToolCallDelta::begin(self.begun, new_id(self.format), name));
+            match (part, calls.last_mut()) {
+                (Part::Text(more), _) => text += &more,
+                (Part::Call(name), _) => {
+                    calls.push(Said::Call { id: new_id(self.format), name });
                     self.begun += 1;
                 }
-                Part::Arguments(text) => match calls.last_mut() {
-                    Some(call) => call.function.arguments += &text,
-                    None => calls.push(ToolCallDelta::more(self.begun - 1, text)),
-                },
+                (Part::Arguments(more), Some(Said::Arguments(arguments))) => *arguments += &more,
+                (Part::Arguments(more), _) => calls.push(Said::Arguments(more)),
             }
         }
-        Delta {
-            role: None,
-            content: Some(content).filter(|text| !text.is_empty()),
-            tool_calls: Some(calls).filter(|calls| !calls.is_empty()),
-        }
-    }
-
-    /// The content and the calls of a whole text.
-    pub(super) fn split(format: CallFormat, text: &str) -> (Option<String>, Option<Vec<ToolCall>>) {
-        let delta = Self::new(format).push(text, true);
-        let calls = delta.tool_calls.map(|calls| {
-            let call = |call: ToolCallDelta| ToolCall {
-                id: call.id.unwrap_or_default(),
-                kind: FunctionKind::Function,
-                function: CalledFunction {
-                    name: call.function.name.unwrap_or_default(),
-                    arguments: call.function.arguments,
-                },
-            };
-            calls.into_iter().map(call).collect()
-        });
-        // Without calls, no text is still a text.
-        let content =
-            if calls.is_none() { Some(delta.content.unwrap_or_default()) } else { delta.content };
-        (content, calls)
+        let text = Some(text).filter(|text| !text.is_empty()).map(Said::Text);
+        text.into_iter().chain(calls).collect()
     }
 }
 

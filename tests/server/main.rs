@@ -22,6 +22,7 @@ mod messages;
 mod parameters;
 mod reading;
 mod spaces;
+mod streams;
 #[path = "../support/mod.rs"]
 mod support;
 mod tools;

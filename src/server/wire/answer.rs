@@ -98,14 +98,6 @@ pub(crate) struct Delta {
     pub(crate) tool_calls: Option<Vec<ToolCallDelta>>,
 }
 
-impl Delta {
-    /// Nothing but perhaps words.
-    pub(crate) fn text(text: String) -> Self {
-        let content = Some(text).filter(|text| !text.is_empty());
-        Self { content, ..Self::default() }
-    }
-}
-
 /// The beginning of a call, or more of its arguments.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct ToolCallDelta {

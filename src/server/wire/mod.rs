@@ -5,8 +5,10 @@ mod admin;
 mod answer;
 mod failure;
 mod message;
+mod message_answer;
 pub(crate) mod messages;
 mod request;
+mod response_answer;
 pub(crate) mod responses;
 mod tool;
 
@@ -14,5 +16,7 @@ pub(crate) use admin::*;
 pub(crate) use answer::*;
 pub(crate) use failure::*;
 pub(crate) use message::*;
+pub(crate) use message_answer::*;
 pub(crate) use request::*;
+pub(crate) use response_answer::*;
 pub(crate) use tool::*;

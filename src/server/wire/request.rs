@@ -388,7 +388,7 @@ pub(crate) struct Detokenize {
 }
 
 /// A 32-bit number. What lies beside a whole number is not rounded to it, since ranges end there.
-#[derive(Clone, Copy, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "f64", into = "f32")]
 #[schemars(with = "f32", inline)]
 pub(crate) struct Number(pub(crate) f32);

@@ -153,7 +153,7 @@ pub(crate) enum OutputKind {
 }
 
 /// A tool.
-#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum ResponsesTool {
     /// A function that the model may call.
@@ -170,7 +170,7 @@ pub(crate) enum ResponsesTool {
 }
 
 /// Whether the model calls, and what.
-#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(
     untagged,
     deny_unknown_fields,
@@ -280,7 +280,7 @@ pub(crate) struct TextOptions {
 }
 
 /// What a text must be.
-#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum TextFormat {
     /// Any text.

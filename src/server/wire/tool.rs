@@ -59,7 +59,7 @@ pub(crate) enum ToolChoice {
 }
 
 /// Whether the model calls.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ToolMode {
     /// It does not, and is not told of the tools.

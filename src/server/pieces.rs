@@ -1,0 +1,240 @@
+//! An answer as it is generated, before it is written in the shape of an API: pieces of its choices, read
+//! off the events of their sequences.
+
+use std::sync::Arc;
+
+use tokenizers::Tokenizer;
+use tokio::sync::mpsc;
+
+use super::keys::Metered;
+use super::spans::SequenceSpan;
+use super::state::Serving;
+use super::tools::Calls;
+use super::wire::StopReason;
+use super::{ApiError, wire};
+use crate::engine::{Event, FinishReason, PromptToken, Request, SequenceStats, TokenOut};
+use crate::text::{Continuations, StoppingText};
+use crate::traffic::{Recorded, Recorder};
+
+/// What the model says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Said {
+    /// More text.
+    Text(String),
+    /// The beginning of a call of a function.
+    Call {
+        /// Ties the result to the call.
+        id: String,
+        /// The function.
+        name: String,
+    },
+    /// More of the arguments of the last call, which are the text of a JSON object.
+    Arguments(String),
+}
+
+/// All that the model says in one choice.
+#[derive(Debug, Default)]
+pub(super) struct Message {
+    pub(super) text: String,
+    pub(super) calls: Vec<Call>,
+}
+
+/// A call of a function.
+#[derive(Debug)]
+pub(super) struct Call {
+    /// Ties the result to the call.
+    pub(super) id: String,
+    /// The function.
+    pub(super) name: String,
+    /// The text of a JSON object, which is cut where the tokens ran out.
+    pub(super) arguments: String,
+}
+
+impl Message {
+    /// Adds what comes next.
+    pub(super) fn add(&mut self, said: Said) {
+        match said {
+            Said::Text(more) => self.text += &more,
+            Said::Call { id, name } => {
+                self.calls.push(Call { id, name, arguments: String::new() });
+            }
+            Said::Arguments(more) => {
+                if let Some(call) = self.calls.last_mut() {
+                    call.arguments += &more;
+                }
+            }
+        }
+    }
+
+    /// The text, which is absent where there are calls alone.
+    pub(super) fn content(&mut self) -> Option<String> {
+        let text = std::mem::take(&mut self.text);
+        Some(text).filter(|text| !text.is_empty() || self.calls.is_empty())
+    }
+}
+
+/// A part of one choice.
+#[derive(Default)]
+pub(super) struct Piece {
+    /// Its place among the choices of all prompts.
+    pub(super) choice: usize,
+    /// What it adds to the answer: text, then calls.
+    pub(super) said: Vec<Said>,
+    /// The prompt, where its log-probabilities are wanted.
+    pub(super) prompt: Vec<PromptToken>,
+    pub(super) tokens: Vec<TokenOut>,
+    /// What each token added to the text; empty where it is held back for the next one.
+    pub(super) texts: Vec<String>,
+    /// Where each token begins, in characters of the choice's text.
+    pub(super) offsets: Vec<usize>,
+    /// Set on the last piece.
+    pub(super) end: Option<End>,
+}
+
+/// How a choice ended.
+pub(super) struct End {
+    /// Why, or what failed.
+    pub(super) reason: Result<wire::FinishReason, ApiError>,
+    /// The text or token of the request that ended it, where one did.
+    pub(super) stop: Option<StopReason>,
+    pub(super) stats: SequenceStats,
+}
+
+/// Tokens that end a sequence and are no text.
+pub(super) struct Ends(Vec<u32>);
+
+impl Ends {
+    pub(super) fn of(request: &Request, serving: &Serving) -> Self {
+        let mut ends = request.stop_token_ids.to_vec();
+        if !request.ignore_eos {
+            ends.extend(&serving.eos_token_ids);
+        }
+        Self(ends)
+    }
+}
+
+/// Reads one sequence's events.
+pub(super) struct Reader {
+    pub(super) choice: usize,
+    pub(super) pieces: mpsc::Sender<Piece>,
+    pub(super) text: StoppingText,
+    /// Finds the calls in its text, where it may make any.
+    pub(super) calls: Option<Calls>,
+    /// The field that gives the output's form.
+    pub(super) form: Option<&'static str>,
+    /// The stop string that ended it, by its place.
+    pub(super) stopped: Option<usize>,
+    pub(super) ends: Ends,
+    /// Text that comes first.
+    pub(super) echo: Option<String>,
+    /// Its characters.
+    pub(super) echoed: usize,
+    /// Whether nothing else does.
+    pub(super) prompt_only: bool,
+    /// What a trace is told of it.
+    pub(super) span: Option<SequenceSpan>,
+    pub(super) tokenizer: Arc<Tokenizer>,
+    /// What is recorded of it, and where.
+    pub(super) record: Option<(Arc<Recorder>, Recorded)>,
+}
+
+impl Reader {
+    /// Turns events into pieces, until the sequence ends or nobody listens.
+    pub(super) async fn read(mut self, mut events: Metered) {
+        loop {
+            let event = events.recv().await;
+            let mut text = self.echo.take().unwrap_or_default();
+            let mut piece = Piece { choice: self.choice, ..Piece::default() };
+            match event {
+                Some(Event::Prompt(tokens)) => piece.prompt = tokens,
+                Some(Event::Embedding(_)) => {}
+                Some(Event::Tokens(_)) if self.prompt_only => {}
+                Some(Event::Tokens(tokens)) => {
+                    self.span.iter().for_each(|span| span.round(&tokens));
+                    if let Some((_, record)) = &mut self.record {
+                        record.response_tokens.extend(tokens.iter().map(|token| token.id));
+                    }
+                    self.add(tokens, &mut text, &mut piece);
+                }
+                Some(Event::Finished { reason, stats }) => {
+                    if let Some(span) = self.span.take() {
+                        span.end(reason.name(), &stats);
+                    }
+                    piece.end = Some(self.finish(reason, stats, &mut text));
+                }
+                None => {
+                    let reason = Err(ApiError::internal("the engine has stopped"));
+                    piece.end = Some(End { reason, stop: None, stats: SequenceStats::default() });
+                }
+            }
+            let ended = piece.end.is_some();
+            piece.said = match &mut self.calls {
+                Some(calls) => calls.push(&text, ended),
+                None if text.is_empty() => Vec::new(),
+                None => vec![Said::Text(text)],
+            };
+            if let Some(End { reason: Ok(reason), .. }) = &mut piece.end {
+                self.record(reason);
+                let called = self.calls.as_ref().is_some_and(|calls| calls.begun > 0);
+                *reason = reason.with_calls(called);
+            }
+            // Dropping the events cancels a sequence that has not ended.
+            if self.pieces.send(piece).await.is_err() || ended {
+                return;
+            }
+        }
+    }
+
+    /// Records the answer, where that is wanted.
+    fn record(&mut self, reason: &wire::FinishReason) {
+        let Some((recorder, mut record)) = self.record.take() else { return };
+        record.prompt = self.tokenizer.decode(&record.prompt_tokens, false).unwrap_or_default();
+        record.response = Continuations::new(&self.tokenizer).text(&record.response_tokens);
+        record.finish_reason = match reason {
+            wire::FinishReason::Length => "length".into(),
+            _ => "stop".into(),
+        };
+        recorder.keep(record);
+    }
+
+    /// Adds tokens to a piece, and what they say to its text.
+    fn add(&mut self, tokens: Vec<TokenOut>, whole: &mut String, piece: &mut Piece) {
+        for token in tokens {
+            if self.ends.0.contains(&token.id) {
+                continue;
+            }
+            piece.offsets.push(self.echoed + self.text.position());
+            let (text, stopped) = self.text.push(token.id);
+            self.stopped = self.stopped.or(stopped);
+            *whole += &text;
+            piece.tokens.push(token);
+            piece.texts.push(text);
+        }
+    }
+
+    /// The end of a sequence, with what was held back of its text.
+    fn finish(&mut self, reason: FinishReason, mut stats: SequenceStats, text: &mut String) -> End {
+        let (rest, stopped) = self.text.finish();
+        *text += &rest;
+        let stopped = self.stopped.or(stopped).map(|place| self.text.stop(place).to_owned());
+        let stop = match reason {
+            FinishReason::StopToken(id) => Some(StopReason::Token(id)),
+            _ => stopped.map(StopReason::Text),
+        };
+        let stop = stop.filter(|_| !self.prompt_only);
+        let reason = match reason {
+            FinishReason::Error(reason) => Err(ApiError::internal(reason)),
+            FinishReason::GrammarError(reason) => {
+                let field = self.form.unwrap_or("response_format");
+                Err(ApiError::invalid(field, format!("`{field}`: {reason}")))
+            }
+            _ if self.prompt_only => {
+                stats.generated_tokens = 0;
+                Ok(wire::FinishReason::Length)
+            }
+            FinishReason::Length if stop.is_none() => Ok(wire::FinishReason::Length),
+            _ => Ok(wire::FinishReason::Stop),
+        };
+        End { reason, stop, stats }
+    }
+}

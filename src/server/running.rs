@@ -1,0 +1,116 @@
+//! A request that is ready to run, and the answer that comes of it, whichever API it is written for.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::generation::Generation;
+use super::pieces::{Message, Piece};
+use super::respond::Format;
+use super::state::Serving;
+use super::wire::{FinishReason, StopReason, Usage};
+use super::{ApiError, AppState};
+use crate::engine::SequenceStats;
+
+/// A request that is ready to run.
+pub(super) struct Prepared {
+    pub(super) generation: Generation,
+    pub(super) prompts: Vec<Vec<u32>>,
+    pub(super) format: Format,
+}
+
+impl Prepared {
+    /// Begins to generate.
+    ///
+    /// # Errors
+    /// There is no room for the request, or the engine does not take it.
+    pub(super) async fn start(self, state: &AppState) -> Result<Running, ApiError> {
+        let serving = Arc::clone(state.serving()?);
+        let Self { mut generation, prompts, format } = self;
+        let per_prompt = generation.choices;
+        let count = prompts.len() * per_prompt;
+        // What more choices of one prompt would do, fewer prompts do as well.
+        let field = if per_prompt == 1 { format.prompt() } else { "n" };
+        let place = state.queue.enter(count, field)?;
+        generation.recorder = state.recorder().filter(|_| generation.store);
+        let prompt_tokens = prompts.iter().map(Vec::len).sum();
+        let pieces = generation.start(&serving, prompts, format, place).await?;
+        let stats = vec![SequenceStats::default(); count];
+        Ok(Running { serving, prompt_tokens, per_prompt, pieces, stats, ended: 0 })
+    }
+}
+
+/// A request that runs; dropping it cancels it.
+pub(super) struct Running {
+    /// What it runs on.
+    pub(super) serving: Arc<Serving>,
+    /// Tokens of its prompts.
+    pub(super) prompt_tokens: usize,
+    per_prompt: usize,
+    pieces: mpsc::Receiver<Piece>,
+    /// One per choice, set where it ends.
+    stats: Vec<SequenceStats>,
+    /// Choices that have ended.
+    ended: usize,
+}
+
+impl Running {
+    /// Choices of all prompts.
+    pub(super) fn choices(&self) -> usize {
+        self.stats.len()
+    }
+
+    /// The next piece of any choice; `None` after the ends of all.
+    ///
+    /// # Errors
+    /// The server's own fault, which ends the whole answer. Where a choice ends by the request's fault, its
+    /// last piece says so.
+    pub(super) async fn next(&mut self) -> Result<Option<Piece>, ApiError> {
+        let Some(mut piece) = self.pieces.recv().await else {
+            let whole = self.ended == self.stats.len();
+            return if whole { Ok(None) } else { Err(ApiError::internal("the answer broke off")) };
+        };
+        if let Some(end) = piece.end.take() {
+            if let Err(fault) = &end.reason
+                && !fault.is_clients()
+            {
+                return Err(fault.clone());
+            }
+            self.ended += 1;
+            self.stats[piece.choice] = end.stats.clone();
+            piece.end = Some(end);
+        }
+        Ok(Some(piece))
+    }
+
+    /// What the choices that have ended took.
+    pub(super) fn usage(&self) -> Usage {
+        Usage::new(self.prompt_tokens, &self.stats, self.per_prompt)
+    }
+
+    /// All of an answer that has one choice.
+    ///
+    /// # Errors
+    /// Whatever ended it early.
+    pub(super) async fn whole(mut self) -> Result<Whole, ApiError> {
+        let mut message = Message::default();
+        let (mut reason, mut stop) = (FinishReason::Stop, None);
+        while let Some(piece) = self.next().await? {
+            piece.said.into_iter().for_each(|said| message.add(said));
+            if let Some(end) = piece.end {
+                (reason, stop) = (end.reason?, end.stop);
+            }
+        }
+        Ok(Whole { message, reason, stop, usage: self.usage() })
+    }
+}
+
+/// A whole answer that has one choice.
+pub(super) struct Whole {
+    pub(super) message: Message,
+    /// Why it ended.
+    pub(super) reason: FinishReason,
+    /// The text or token of the request that ended it, where one did.
+    pub(super) stop: Option<StopReason>,
+    pub(super) usage: Usage,
+}

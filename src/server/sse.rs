@@ -1,0 +1,41 @@
+//! Server-sent events.
+
+use std::convert::Infallible;
+
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+/// Where the events of one answer are sent.
+pub(super) struct Events(mpsc::Sender<Result<Event, Infallible>>);
+
+/// A channel of events and the response that carries them.
+pub(super) fn events() -> (Events, Response) {
+    let (sender, receiver) = mpsc::channel(64);
+    let stream = Sse::new(ReceiverStream::new(receiver)).keep_alive(KeepAlive::default());
+    (Events(sender), stream.into_response())
+}
+
+impl Events {
+    /// Sends an event without a name; `false` where nobody listens any more.
+    pub(super) async fn send(&self, data: &impl Serialize) -> bool {
+        self.event(Event::default(), data).await
+    }
+
+    /// Sends an event with a name; `false` where nobody listens any more.
+    pub(super) async fn send_named(&self, name: &str, data: &impl Serialize) -> bool {
+        self.event(Event::default().event(name), data).await
+    }
+
+    /// Ends a stream as OpenAI's older endpoints do.
+    pub(super) async fn done(&self) {
+        let _ = self.0.send(Ok(Event::default().data("[DONE]"))).await;
+    }
+
+    async fn event(&self, event: Event, data: &impl Serialize) -> bool {
+        let data = serde_json::to_string(data).expect("answers are JSON");
+        self.0.send(Ok(event.data(data))).await.is_ok()
+    }
+}

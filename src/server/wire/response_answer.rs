@@ -1,0 +1,219 @@
+//! Answers of `/v1/responses`, whole and as events.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::responses::{ResponsesTool, ResponsesToolChoice, TextFormat};
+use super::{Number, PromptTokensDetails, Usage};
+
+/// A response.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct ResponseAnswer {
+    /// Identifies the response.
+    pub(crate) id: String,
+    /// `response`.
+    pub(crate) object: &'static str,
+    /// When it was begun, in seconds since 1970.
+    pub(crate) created_at: u64,
+    /// The model's name.
+    pub(crate) model: String,
+    /// How far it is.
+    pub(crate) status: ResponseStatus,
+    /// What failed, where something did.
+    pub(crate) error: Option<ResponseError>,
+    /// Why it is incomplete, where it is.
+    pub(crate) incomplete_details: Option<IncompleteDetails>,
+    /// As it was given.
+    pub(crate) metadata: BTreeMap<String, String>,
+    /// As they were given.
+    pub(crate) instructions: Option<String>,
+    /// Its messages and calls.
+    pub(crate) output: Vec<OutputItem>,
+    /// Whether the model may make several calls.
+    pub(crate) parallel_tool_calls: bool,
+    /// As it was given, or `auto`.
+    #[schemars(with = "Value")]
+    pub(crate) tool_choice: ResponsesToolChoice,
+    /// As they were given.
+    #[schemars(with = "Vec<Map<String, Value>>")]
+    pub(crate) tools: Vec<ResponsesTool>,
+    /// Always false.
+    pub(crate) store: bool,
+    /// As it was given, or 1.
+    pub(crate) temperature: Number,
+    /// As it was given, or 1.
+    pub(crate) top_p: Number,
+    /// As it was given.
+    pub(crate) max_output_tokens: Option<usize>,
+    /// Always null: responses are not stored.
+    pub(crate) previous_response_id: Option<String>,
+    /// `disabled`.
+    pub(crate) truncation: &'static str,
+    /// What it took; null while it goes on.
+    pub(crate) usage: Option<ResponseUsage>,
+    /// The form of its text.
+    pub(crate) text: ResponseText,
+}
+
+/// How far a response is, or an item of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ResponseStatus {
+    /// It goes on.
+    InProgress,
+    /// It is whole.
+    Completed,
+    /// It is cut.
+    Incomplete,
+    /// It failed.
+    Failed,
+}
+
+/// What failed.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct ResponseError {
+    /// `invalid_prompt` or `server_error`.
+    pub(crate) code: &'static str,
+    /// For people.
+    pub(crate) message: String,
+}
+
+/// Why a response is incomplete.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct IncompleteDetails {
+    /// `max_output_tokens`.
+    pub(crate) reason: &'static str,
+}
+
+/// The form of a response's text.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct ResponseText {
+    /// As it was given, or `{"type": "text"}`.
+    #[schemars(with = "Map<String, Value>")]
+    pub(crate) format: TextFormat,
+}
+
+/// A part of a response's output.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum OutputItem {
+    /// What the assistant says.
+    Message {
+        /// Identifies the message.
+        id: String,
+        /// `assistant`.
+        role: &'static str,
+        /// How far it is.
+        status: ResponseStatus,
+        /// Its text, in one part; none where it only begins.
+        content: Vec<OutputPart>,
+    },
+    /// A call of a function.
+    FunctionCall {
+        /// Identifies the item.
+        id: String,
+        /// How far it is.
+        status: ResponseStatus,
+        /// Ties the output to the call.
+        call_id: String,
+        /// The function.
+        name: String,
+        /// The text of a JSON object.
+        arguments: String,
+    },
+}
+
+/// A text.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct OutputPart {
+    /// `output_text`.
+    #[serde(rename = "type")]
+    pub(crate) kind: &'static str,
+    /// The text.
+    pub(crate) text: String,
+    /// Always empty.
+    pub(crate) annotations: [Value; 0],
+    /// Always empty.
+    pub(crate) logprobs: [Value; 0],
+}
+
+/// What a response took.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct ResponseUsage {
+    /// Tokens of the prompt.
+    pub(crate) input_tokens: usize,
+    /// More on the prompt's tokens.
+    pub(crate) input_tokens_details: PromptTokensDetails,
+    /// Tokens generated.
+    pub(crate) output_tokens: usize,
+    /// More on the generated tokens.
+    pub(crate) output_tokens_details: OutputTokensDetails,
+    /// Both.
+    pub(crate) total_tokens: usize,
+}
+
+/// More on generated tokens.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct OutputTokensDetails {
+    /// Always 0.
+    pub(crate) reasoning_tokens: usize,
+}
+
+impl From<Usage> for ResponseUsage {
+    fn from(usage: Usage) -> Self {
+        Self {
+            input_tokens: usage.prompt_tokens,
+            input_tokens_details: usage.prompt_tokens_details,
+            output_tokens: usage.completion_tokens,
+            output_tokens_details: OutputTokensDetails { reasoning_tokens: 0 },
+            total_tokens: usage.total_tokens,
+        }
+    }
+}
+
+/// An event of a response that is streamed.
+#[derive(Debug, Serialize)]
+pub(crate) struct ResponseEvent {
+    /// What it tells, for instance `response.completed`.
+    #[serde(rename = "type")]
+    pub(crate) kind: &'static str,
+    /// Its place among the events.
+    pub(crate) sequence_number: u64,
+    #[serde(flatten)]
+    pub(crate) data: ResponseEventData,
+}
+
+/// What an event tells of.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum ResponseEventData {
+    /// The response as it stands.
+    Response { response: Box<ResponseAnswer> },
+    /// An item as it stands.
+    Item { output_index: usize, item: OutputItem },
+    /// The text of an item as it stands.
+    Part { item_id: String, output_index: usize, content_index: usize, part: OutputPart },
+    /// More text.
+    TextDelta {
+        item_id: String,
+        output_index: usize,
+        content_index: usize,
+        delta: String,
+        logprobs: [Value; 0],
+    },
+    /// A whole text.
+    Text {
+        item_id: String,
+        output_index: usize,
+        content_index: usize,
+        text: String,
+        logprobs: [Value; 0],
+    },
+    /// More of the arguments of a call.
+    ArgumentsDelta { item_id: String, output_index: usize, delta: String },
+    /// The whole arguments of a call.
+    Arguments { item_id: String, output_index: usize, name: String, arguments: String },
+}

@@ -1,0 +1,57 @@
+//! Streams that fail on the way, in the shape of each API.
+
+use super::*;
+
+/// A schema that lets an output begin that it does not let end.
+fn stuck() -> Value {
+    json!({
+        "type": "object", "required": ["score"], "additionalProperties": false,
+        "properties": {"score": {"type": "integer", "minimum": 1, "maximum": 5}},
+        "patternProperties": {"^score$": {"type": "integer"}},
+    })
+}
+
+/// The events of a stream that fails by the request's fault.
+async fn failing(path: &str, body: Value) -> Vec<Value> {
+    // The model does not always begin what cannot be ended.
+    for _ in 0..64 {
+        let (status, text) = send("POST", path, &body.to_string()).await;
+        assert_eq!(status, StatusCode::OK, "{text}");
+        if text.contains("cannot be followed") {
+            let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+            let data = data.filter(|data| *data != "[DONE]");
+            return data.map(|data| serde_json::from_str(data).unwrap()).collect();
+        }
+    }
+    panic!("{path}: no stream fails");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_that_fails_ends_with_an_event_that_says_so() {
+    let format = json!({"type": "json_schema", "name": "s", "schema": stuck()});
+    let body = json!({"input": "Give an example.", "max_output_tokens": 60, "stream": true,
+                      "text": {"format": format}});
+    let events = failing("/v1/responses", body).await;
+    for (place, event) in events.iter().enumerate() {
+        assert_eq!(event["sequence_number"], place, "{event}");
+    }
+    let last = events.last().unwrap();
+    assert_eq!(last["type"], "response.failed", "{last}");
+    assert_eq!(last["response"]["status"], "failed");
+    assert_eq!(last["response"]["error"]["code"], "invalid_prompt");
+    assert_eq!(last["response"]["usage"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_fails_ends_with_an_event_that_says_so() {
+    let body = json!({"messages": [{"role": "user", "content": "Give an example."}],
+        "max_tokens": 60, "stream": true, "tool_choice": {"type": "any"},
+        "tools": [{"name": "score", "input_schema": stuck()}]});
+    let events = failing("/v1/messages", body).await;
+    assert_eq!(events[0]["type"], "message_start");
+    let last = events.last().unwrap();
+    assert_eq!(last["type"], "error", "{last}");
+    assert_eq!(last["error"]["type"], "invalid_request_error");
+    let other = |kind: &str| events.iter().any(|event| event["type"] == kind);
+    assert!(!other("message_stop") && !other("message_delta"));
+}
