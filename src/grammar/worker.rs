@@ -221,7 +221,9 @@ mod tests {
         let barrier = Arc::new(Barrier::new(THREADS + 1));
         for _ in 0..THREADS {
             let barrier = Arc::clone(&barrier);
-            let held = move |_| drop(barrier.wait());
+            let held = move |_| {
+                barrier.wait();
+            };
             workers.submit(GrammarSource::json_object(), held).unwrap();
         }
         let source = GrammarSource::Regex("[ab]+".into());
