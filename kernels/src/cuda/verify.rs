@@ -15,7 +15,7 @@ const WHAT: &str = "verify";
 /// `PLEACH_NONE`
 const NONE: u32 = u32::MAX;
 
-/// How one sequence draws; the fields are those of [`SamplingParams`](crate::sampling::SamplingParams).
+/// How one sequence draws; the fields are those of `SamplingParams` in the server.
 #[derive(Debug, Clone, Copy)]
 pub struct Draw {
     /// 0: the most likely token.
