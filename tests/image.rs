@@ -143,8 +143,8 @@ fn the_image_builds_from_its_context() {
         assert!(folder.join(source).is_file(), "{source} is not in the build context");
     }
     let out = folder.join("out");
-    // Our own packages lie elsewhere than in this checkout and are compiled again: without optimisation, which is the one
-    // difference to the image.
+    // Our own packages lie elsewhere than in this checkout and are compiled again: without optimisation, which beside the
+    // folder of dependencies is the one difference to the image.
     let quick = ["pleach", "pleach-kernels", "pleach-tools"]
         .map(|name| format!(" --config profile.release.package.{name}.opt-level=0"));
     let command = build
