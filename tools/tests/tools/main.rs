@@ -256,7 +256,8 @@ fn from_a_model_to_a_draft() {
         let task = four[way]["tasks"].as_object().unwrap().values().next().unwrap();
         assert!(task["tokens_per_s"].as_f64().unwrap() > 0.0, "{task}");
     }
-    assert_eq!(four["ngram"]["tasks"]["one"]["accepted"]["draft_model"][1].as_u64(), Some(0));
+    let alone = four["ngram"]["tasks"].as_object().unwrap().values();
+    assert!(alone.clone().all(|task| task["accepted"]["draft_model"][1] == 0), "{four}");
 
     let manifest = json(&folder.join("answers.jsonl.manifest.json"));
     assert_eq!(manifest["inputs"][0]["sha256"].as_str().unwrap().len(), 64);
