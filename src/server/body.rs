@@ -60,13 +60,6 @@ impl Body {
     }
 }
 
-/// The fields of an object.
-impl From<Value> for Body {
-    fn from(value: Value) -> Self {
-        Self(if let Value::Object(map) = value { map } else { Map::new() })
-    }
-}
-
 impl<'de> Deserializer<'de> for &mut Body {
     type Error = serde_json::Error;
 

@@ -1,4 +1,4 @@
-//! `POST /v1/chat/completions`, and what a conversation is as a prompt.
+//! `POST /v1/chat/completions`, and the prompt that its conversation is.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -6,29 +6,39 @@ use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::Response;
 
+use super::chat_prompt::{ChatPrompt, PastCall, PromptMessage};
+use super::dialect::Dialect;
+use super::functions::{CallChoice, Callable, Function};
 use super::generation::Generation;
 use super::respond::{Format, respond};
 use super::running::Prepared;
 use super::state::Serving;
-use super::tools::Callable;
-use super::wire::{Chat, Conversation, Prediction, Templated};
+use super::wire::{
+    Chat, Content, Conversation, Message, Prediction, Templated, Tool, ToolCall, ToolChoice,
+    ToolMode, Tools,
+};
 use super::{ApiError, AppState, Body};
-use crate::text::{CallFormat, ChatTemplate, Ending};
+use crate::text::Ending;
 
 pub(super) async fn chat_completions(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?)).await?;
-    respond(&state, prepared).await
+    respond(&state, prepared, Format::Chat).await
 }
 
 /// Makes a chat completion ready to run.
-pub(super) fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
+fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
     let wanted: Chat = body.read()?;
     let room = serving.engine.limits().max_model_len;
-    let max_tokens = wanted.max_completion_tokens.or(wanted.max_tokens).unwrap_or(room);
-    let prompt = Prompt::read(&mut body)?;
+    let (dialect, max_tokens) = match wanted.max_completion_tokens {
+        Some(max_tokens) => {
+            (Dialect { max_tokens: "max_completion_tokens", ..Dialect::CHAT }, max_tokens)
+        }
+        None => (Dialect::CHAT, wanted.max_tokens.unwrap_or(room)),
+    };
+    let prompt = read_prompt(&mut body)?;
     let mut generation = Generation::read(&mut body, serving, max_tokens)?;
     body.finish()?;
     let logprobs = wanted.logprobs.unwrap_or(false);
@@ -40,47 +50,27 @@ pub(super) fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, Api
         generation.request.prediction =
             serving.encode("prediction", &content.into_text(), false)?;
     }
-    if let Some(callable) = &prompt.callable {
-        let format = serving.template.as_ref().map_or(CallFormat::Hermes, ChatTemplate::calls);
-        let grammar =
-            callable.grammar(format, &serving.marks(format), generation.grammar.take())?;
-        generation.grammar = Some(("tools", grammar));
-        generation.calls = Some(format);
-    }
-    let tokens = serving.encode(Format::Chat.prompt(), &prompt.text(serving)?, false)?;
-    Ok(Prepared { generation, prompts: vec![tokens], format: Format::Chat })
+    prompt.prepare(serving, generation, dialect)
 }
 
-/// A conversation on its way to be a prompt.
-pub(super) struct Prompt {
-    conversation: Conversation,
-    ending: Ending,
-    callable: Option<Callable>,
-}
-
-impl Prompt {
-    /// Reads the fields that make it.
-    pub(super) fn read(body: &mut Body) -> Result<Self, ApiError> {
-        let conversation: Conversation = body.read()?;
-        let ending = match (conversation.continue_final_message, conversation.add_generation_prompt)
-        {
-            (Some(true), Some(true)) => {
-                let message =
-                    "`continue_final_message` and `add_generation_prompt` exclude each other";
-                return Err(ApiError::invalid("continue_final_message", message));
-            }
-            (Some(true), _) => Ending::LastMessage,
-            (_, Some(false)) => Ending::Conversation,
-            _ => Ending::Assistant,
-        };
-        Ok(Self { conversation, ending, callable: Callable::new(body.read()?)? })
-    }
-
-    /// The prompt's text.
-    pub(super) fn text(self, serving: &Serving) -> Result<String, ApiError> {
-        let tools = self.callable.map(|callable| callable.tools).unwrap_or_default();
-        serving.render(self.conversation.messages, &tools, self.ending)
-    }
+/// Reads the fields of a body that make a conversation.
+pub(super) fn read_prompt(body: &mut Body) -> Result<ChatPrompt, ApiError> {
+    let conversation: Conversation = body.read()?;
+    let ending = match (conversation.continue_final_message, conversation.add_generation_prompt) {
+        (Some(true), Some(true)) => {
+            let message = "`continue_final_message` and `add_generation_prompt` exclude each other";
+            return Err(ApiError::invalid("continue_final_message", message));
+        }
+        (Some(true), _) => Ending::LastMessage,
+        (_, Some(false)) => Ending::Conversation,
+        _ => Ending::Assistant,
+    };
+    let Tools { tools, tool_choice, parallel_tool_calls } = body.read()?;
+    let functions = tools.unwrap_or_default().into_iter().map(Function::from).collect();
+    let choice = tool_choice.map_or(CallChoice::Auto, CallChoice::from);
+    let callable = Callable::new(functions, choice, parallel_tool_calls.unwrap_or(true))?;
+    let messages = conversation.messages.into_iter().map(PromptMessage::from).collect();
+    Ok(ChatPrompt { messages, ending, callable })
 }
 
 /// `POST /apply-template`: the prompt that a conversation makes, as llama.cpp gives it.
@@ -90,9 +80,61 @@ pub(super) async fn apply_template(
 ) -> Result<Json<Templated>, ApiError> {
     let templated = state.prepare(|serving| {
         let mut body = Body::parse(bytes)?;
-        let prompt = Prompt::read(&mut body)?;
+        let prompt = read_prompt(&mut body)?;
         body.finish()?;
-        Ok(Templated { prompt: prompt.text(serving)? })
+        Ok(Templated { prompt: prompt.text(serving, Dialect::CHAT)? })
     });
     templated.await.map(Json)
+}
+
+impl From<Message> for PromptMessage {
+    fn from(message: Message) -> Self {
+        match message {
+            Message::System { content, name } | Message::Developer { content, name } => {
+                Self::System { text: content.into_text(), name }
+            }
+            Message::User { content, name } => Self::User { text: content.into_text(), name },
+            Message::Assistant { content, name, refusal, tool_calls, .. } => {
+                let text = content.map(Content::into_text).or(refusal).unwrap_or_default();
+                let calls = tool_calls.into_iter().flatten().map(PastCall::from).collect();
+                Self::Assistant { text, name, calls }
+            }
+            Message::Tool { content, tool_call_id, name } => {
+                Self::Result { text: content.into_text(), name, call_id: tool_call_id }
+            }
+        }
+    }
+}
+
+impl From<ToolCall> for PastCall {
+    fn from(call: ToolCall) -> Self {
+        Self::new(call.id, call.function.name, call.function.arguments)
+    }
+}
+
+impl From<Tool> for Function {
+    fn from(tool: Tool) -> Self {
+        let function = tool.function;
+        let (name, description) = (function.name, function.description);
+        Self { name, description, parameters: function.parameters }
+    }
+}
+
+impl From<ToolChoice> for CallChoice {
+    fn from(choice: ToolChoice) -> Self {
+        match choice {
+            ToolChoice::Mode(mode) => mode.into(),
+            ToolChoice::Named(named) => Self::Named(named.function.name),
+        }
+    }
+}
+
+impl From<ToolMode> for CallChoice {
+    fn from(mode: ToolMode) -> Self {
+        match mode {
+            ToolMode::None => Self::None,
+            ToolMode::Auto => Self::Auto,
+            ToolMode::Required => Self::Required,
+        }
+    }
 }

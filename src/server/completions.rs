@@ -6,6 +6,7 @@ use axum::extract::rejection::BytesRejection;
 use axum::response::Response;
 
 use super::bounds::PROMPTS;
+use super::dialect::Dialect;
 use super::generation::{Generation, in_range};
 use super::respond::{Format, respond};
 use super::running::Prepared;
@@ -22,7 +23,7 @@ pub(super) async fn completions(
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?)).await?;
-    respond(&state, prepared).await
+    respond(&state, prepared, Format::Text).await
 }
 
 /// Makes a completion ready to run.
@@ -63,7 +64,7 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
         encoded.push(tokens);
         generation.echo.extend(echo.then_some(text));
     }
-    Ok(Prepared { generation, prompts: encoded, format: Format::Text })
+    Ok(Prepared { generation, prompts: encoded, dialect: Dialect::COMPLETIONS })
 }
 
 /// Generates `best_of` choices to keep the best of.

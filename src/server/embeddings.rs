@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
 use super::bounds::INPUTS;
+use super::dialect::Dialect;
 use super::keys::Metered;
 use super::state::Serving;
 use super::wire::{
@@ -74,10 +75,8 @@ fn prepare(
             OnePrompt::Ids(ids) => ids,
         };
         let request = Request { readout: Readout::Embedding, ..Request::greedy(prompt, 1) };
-        request.validate(serving.engine.limits()).map_err(|e| {
-            let field = if e.field == "prompt" { "input" } else { e.field };
-            ApiError::invalid(field, format!("`{field}` {}", e.reason))
-        })?;
+        let valid = request.validate(serving.engine.limits());
+        valid.map_err(|fault| Dialect::EMBEDDINGS.fault(&fault))?;
         requests.push(request);
     }
     Ok((requests, wanted.encoding_format))

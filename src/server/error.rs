@@ -40,16 +40,6 @@ impl ApiError {
         Self { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
     }
 
-    /// The same fault under the name that a field has in another API.
-    #[must_use]
-    pub fn renamed(mut self, from: &str, to: &str) -> Self {
-        if self.param.as_deref() == Some(from) {
-            self.param = Some(to.to_owned());
-            self.message = self.message.replace(&format!("`{from}`"), &format!("`{to}`"));
-        }
-        self
-    }
-
     /// Any other status.
     #[must_use]
     pub fn status(status: StatusCode, message: impl Into<String>) -> Self {

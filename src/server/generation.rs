@@ -5,13 +5,13 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::bounds::CHOICES;
+use super::dialect::Dialect;
 use super::keys::Metered;
 use super::pieces::{Ends, Piece, Reader};
 use super::queue::Place;
-use super::respond::Format;
 use super::spans::SequenceSpan;
 use super::state::Serving;
-use super::tools::Calls;
+use super::tool_calls::Calls;
 use super::wire::{Number, RouterDefaults, Sampling, Stop};
 use super::{ApiError, Body, structured};
 use crate::engine::Request;
@@ -28,7 +28,23 @@ pub(super) fn in_range(field: &str, choices: usize) -> Result<(), ApiError> {
     Err(ApiError::invalid(field, format!("`{field}` must be between 1 and {CHOICES}")))
 }
 
-/// What chat and plain completions have in common.
+/// The strings that end an answer, which none but `field` gives.
+pub(super) fn stop_strings(field: &str, strings: Vec<String>) -> Result<Vec<String>, ApiError> {
+    if strings.iter().any(String::is_empty) {
+        return Err(ApiError::invalid(
+            field,
+            format!("the strings of `{field}` must not be empty"),
+        ));
+    }
+    Ok(strings)
+}
+
+/// The most likely tokens to draw from; vLLM's clients send -1 or 0 for all.
+pub(super) fn top_k(given: i64) -> Option<u32> {
+    (given > 0).then(|| given.min(u32::MAX.into()) as u32)
+}
+
+/// What is generated, as every API's request is read into it.
 pub(super) struct Generation {
     pub(super) request: Request,
     /// Texts that end a choice.
@@ -54,7 +70,27 @@ pub(super) struct Generation {
 }
 
 impl Generation {
-    /// Reads the common fields out of a body; up to `max_tokens` tokens are generated.
+    /// One whole text of up to `max_tokens` tokens for each prompt, drawn as `params` say.
+    pub(super) fn new(params: SamplingParams, max_tokens: usize) -> Self {
+        Self {
+            request: Request { params, max_tokens, ..Request::greedy(Vec::new(), 0) },
+            stop: Vec::new(),
+            grammar: None,
+            choices: 1,
+            kept: 1,
+            stream: false,
+            include_usage: false,
+            token_sources: false,
+            calls: None,
+            echo: Vec::new(),
+            prompt_only: false,
+            store: true,
+            recorder: None,
+        }
+    }
+
+    /// Reads the fields that chat and plain completions share out of a body; up to `max_tokens` tokens are
+    /// generated.
     pub(super) fn read(
         body: &mut Body,
         serving: &Serving,
@@ -63,10 +99,7 @@ impl Generation {
         let wanted: Sampling = body.read()?;
         let _: RouterDefaults = body.read()?;
         serving.check_model(wanted.model.as_deref())?;
-        let stop = wanted.stop.map(Stop::into_list).unwrap_or_default();
-        if stop.iter().any(String::is_empty) {
-            return Err(ApiError::invalid("stop", "the strings of `stop` must not be empty"));
-        }
+        let stop = stop_strings("stop", wanted.stop.map(Stop::into_list).unwrap_or_default())?;
         let mut stop_token_ids = wanted.stop_token_ids.unwrap_or_default();
         stop_token_ids.sort_unstable();
         stop_token_ids.dedup();
@@ -84,11 +117,10 @@ impl Generation {
                 Ok((id?, bias.0))
             })
             .collect::<Result<Vec<(u32, f32)>, ApiError>>()?;
-        let number = |given: Option<Number>, default| given.map_or(default, |number| number.0);
+        let number = |given: Option<Number>, default| given.map_or(default, f32::from);
         let params = SamplingParams {
             temperature: number(wanted.temperature, 1.0),
-            // vLLM's clients send -1 or 0 for no limit.
-            top_k: wanted.top_k.filter(|k| *k > 0).map(|k| k.min(u32::MAX.into()) as u32),
+            top_k: wanted.top_k.and_then(top_k),
             top_p: number(wanted.top_p, 1.0),
             min_p: number(wanted.min_p, 0.0),
             seed: wanted.seed.map(|seed| seed as u64),
@@ -104,17 +136,12 @@ impl Generation {
             let message = "`stream_options` needs `stream: true`";
             return Err(ApiError::invalid("stream_options", message));
         }
-        let request = Request {
-            params,
-            max_tokens,
-            stop_token_ids: stop_token_ids.into(),
-            ignore_eos: wanted.ignore_eos.unwrap_or(false),
-            num_speculative_tokens: wanted.num_speculative_tokens,
-            priority: wanted.priority.unwrap_or(0),
-            ..Request::greedy(Vec::new(), 0)
-        };
+        let mut generation = Self::new(params, max_tokens);
+        generation.request.stop_token_ids = stop_token_ids.into();
+        generation.request.ignore_eos = wanted.ignore_eos.unwrap_or(false);
+        generation.request.num_speculative_tokens = wanted.num_speculative_tokens;
+        generation.request.priority = wanted.priority.unwrap_or(0);
         Ok(Self {
-            request,
             stop,
             grammar: structured::grammar(body.read()?)?,
             choices,
@@ -122,11 +149,8 @@ impl Generation {
             stream,
             include_usage: wanted.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
             token_sources: wanted.return_token_sources.unwrap_or(false),
-            calls: None,
-            echo: Vec::new(),
-            prompt_only: false,
             store: wanted.store.is_none(),
-            recorder: None,
+            ..generation
         })
     }
 
@@ -136,7 +160,7 @@ impl Generation {
         mut self,
         serving: &Arc<Serving>,
         prompts: Vec<Vec<u32>>,
-        format: Format,
+        dialect: Dialect,
         place: Place,
     ) -> Result<mpsc::Receiver<Piece>, ApiError> {
         let form = self.grammar.as_ref().map(|(field, _)| *field);
@@ -149,17 +173,16 @@ impl Generation {
         self.request.stop = (!self.stop.is_empty()).then(|| text.clone());
         let limits = serving.engine.limits();
         let mut requests = Vec::new();
-        let field = format.prompt();
         for prompt in prompts {
             if prompt.len() >= limits.max_model_len {
                 let size = format!("{} tokens", prompt.len());
-                return Err(ApiError::too_long(field, &size, limits.max_model_len));
+                return Err(ApiError::too_long(dialect.prompt, &size, limits.max_model_len));
             }
             for choice in 0..self.choices {
                 let mut request = Request { prompt: prompt.clone(), ..self.request.clone() };
                 request.params.seed =
                     request.params.seed.map(|seed| seed.wrapping_add(choice as u64));
-                request.validate(limits)?;
+                request.validate(limits).map_err(|fault| dialect.fault(&fault))?;
                 requests.push(request);
             }
         }

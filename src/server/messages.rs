@@ -5,10 +5,11 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
 
-use super::adapt;
-use super::chat::Prompt;
+use super::chat_prompt::{ChatPrompt, PastCall, PromptMessage};
+use super::dialect::Dialect;
+use super::functions::{CallChoice, Callable, Function};
+use super::generation::{Generation, stop_strings, top_k};
 use super::message_output::{Output, message};
 use super::running::Prepared;
 use super::sse::events;
@@ -18,12 +19,14 @@ use super::wire::messages::{
     Block, Dialogue, Messages, MessagesTool, MessagesToolChoice, Speaker, Turn, Words,
 };
 use super::{ApiError, AppState, Body};
+use crate::sampling::SamplingParams;
+use crate::text::Ending;
 
 pub(super) async fn messages(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Response {
-    answer(&state, bytes).await.unwrap_or_else(refusal)
+    answer(&state, bytes).await.unwrap_or_else(ApiError::into_anthropic_response)
 }
 
 pub(super) async fn count_tokens(
@@ -33,11 +36,7 @@ pub(super) async fn count_tokens(
     let counted = state.prepare(|serving| count(serving, Body::parse(bytes)?)).await;
     let counted =
         counted.map(|tokens| Json(MessageTokens { input_tokens: tokens }).into_response());
-    counted.unwrap_or_else(refusal)
-}
-
-fn refusal(error: ApiError) -> Response {
-    error.renamed("stop", "stop_sequences").into_anthropic_response()
+    counted.unwrap_or_else(ApiError::into_anthropic_response)
 }
 
 async fn answer(
@@ -56,37 +55,37 @@ async fn answer(
     Ok(Json(message.with(running.whole().await?)).into_response())
 }
 
-/// Makes the chat completion that a message stands for ready to run.
+/// Makes a message ready to run.
 fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
     let wanted: Messages = body.read()?;
-    let mut request = request(body.read()?)?;
+    let dialogue: Dialogue = body.read()?;
     body.finish()?;
-    let fields = json!({
-        "max_tokens": wanted.max_tokens, "stop": wanted.stop_sequences,
-        "temperature": wanted.temperature, "top_p": wanted.top_p, "top_k": wanted.top_k,
-        "num_speculative_tokens": wanted.num_speculative_tokens,
-        "store": wanted.store.map(|_| false),
-    });
-    let fields = fields.as_object().into_iter().flatten();
-    fields.for_each(|(name, value)| request[name] = value.clone());
-    adapt::prepare(serving, request, wanted.stream.unwrap_or(false))
+    serving.check_model(dialogue.model.as_deref())?;
+    let params = SamplingParams {
+        temperature: wanted.temperature.map_or(1.0, f32::from),
+        top_p: wanted.top_p.map_or(1.0, f32::from),
+        top_k: wanted.top_k.and_then(top_k),
+        ..SamplingParams::default()
+    };
+    let mut generation = Generation::new(params, wanted.max_tokens);
+    generation.stop = stop_strings("stop_sequences", wanted.stop_sequences.unwrap_or_default())?;
+    generation.stream = wanted.stream.unwrap_or(false);
+    generation.store = wanted.store.is_none();
+    generation.request.num_speculative_tokens = wanted.num_speculative_tokens;
+    prompt(dialogue)?.prepare(serving, generation, Dialect::MESSAGES)
 }
 
 fn count(serving: &Serving, mut body: Body) -> Result<usize, ApiError> {
-    let request = request(body.read()?)?;
+    let dialogue: Dialogue = body.read()?;
     body.finish()?;
-    serving.check_model(request["model"].as_str())?;
-    let text = Prompt::read(&mut Body::from(request))?.text(serving)?;
-    let tokens = serving.encode("messages", &text, false)?;
-    Ok(tokens.len())
+    serving.check_model(dialogue.model.as_deref())?;
+    Ok(prompt(dialogue)?.tokens(serving, Dialect::MESSAGES)?.len())
 }
 
-/// The chat completion that a conversation stands for.
-fn request(dialogue: Dialogue) -> Result<Value, ApiError> {
-    let mut messages = Vec::new();
-    if let Some(system) = dialogue.system {
-        messages.push(json!({"role": "system", "content": system.into_text()}));
-    }
+fn prompt(dialogue: Dialogue) -> Result<ChatPrompt, ApiError> {
+    let system = dialogue.system.map(Words::into_text);
+    let system = system.map(|text| PromptMessage::System { text, name: None });
+    let mut messages: Vec<PromptMessage> = system.into_iter().collect();
     // A last turn of the assistant is one to go on with.
     let goes_on = matches!(dialogue.messages.last(), Some(Turn { role: Speaker::Assistant, .. }));
     for Turn { role, content } in dialogue.messages {
@@ -96,83 +95,76 @@ fn request(dialogue: Dialogue) -> Result<Value, ApiError> {
             Speaker::Assistant => messages.push(assistant(blocks)?),
         }
     }
-    let tools = dialogue.tools.map(|tools| {
-        let function = |tool: MessagesTool| {
-            let MessagesTool { name, description, input_schema, .. } = tool;
-            let function =
-                json!({"name": name, "description": description, "parameters": input_schema});
-            json!({"type": "function", "function": function})
-        };
-        tools.into_iter().map(function).collect::<Vec<_>>()
-    });
-    let (choice, alone) = match dialogue.tool_choice {
-        None => (Value::Null, None),
-        Some(MessagesToolChoice::None {}) => (json!("none"), None),
+    let functions = dialogue.tools.unwrap_or_default().into_iter().map(Function::from).collect();
+    let (choice, alone) = choice(dialogue.tool_choice);
+    Ok(ChatPrompt {
+        messages,
+        ending: if goes_on { Ending::LastMessage } else { Ending::Assistant },
+        callable: Callable::new(functions, choice, !alone)?,
+    })
+}
+
+/// What the model calls, and whether it makes one call at most.
+fn choice(choice: Option<MessagesToolChoice>) -> (CallChoice, bool) {
+    match choice {
+        None => (CallChoice::Auto, false),
+        Some(MessagesToolChoice::None {}) => (CallChoice::None, false),
         Some(MessagesToolChoice::Auto { disable_parallel_tool_use }) => {
-            (json!("auto"), disable_parallel_tool_use)
+            (CallChoice::Auto, disable_parallel_tool_use.unwrap_or(false))
         }
         Some(MessagesToolChoice::Any { disable_parallel_tool_use }) => {
-            (json!("required"), disable_parallel_tool_use)
+            (CallChoice::Required, disable_parallel_tool_use.unwrap_or(false))
         }
-        Some(MessagesToolChoice::Tool { name, disable_parallel_tool_use }) => {
-            (json!({"type": "function", "function": {"name": name}}), disable_parallel_tool_use)
-        }
-    };
-    Ok(json!({
-        "model": dialogue.model, "messages": messages, "tools": tools, "tool_choice": choice,
-        "parallel_tool_calls": alone.map(|alone| !alone),
-        "continue_final_message": goes_on,
-    }))
+        Some(MessagesToolChoice::Tool { name, .. }) => (CallChoice::Named(name), true),
+    }
+}
+
+impl From<MessagesTool> for Function {
+    fn from(MessagesTool { name, description, input_schema, .. }: MessagesTool) -> Self {
+        Self { name, description, parameters: Some(input_schema) }
+    }
 }
 
 fn misplaced(kind: &str, role: &str) -> ApiError {
     ApiError::invalid("messages", format!("`messages`: no `{kind}` in a turn of the {role}"))
 }
 
-/// A turn of the user: words, and results of calls.
-fn user(blocks: Vec<Block>, messages: &mut Vec<Value>) -> Result<(), ApiError> {
+/// Adds a turn of the user: words, and results of calls, each of which is a message.
+fn user(blocks: Vec<Block>, messages: &mut Vec<PromptMessage>) -> Result<(), ApiError> {
     let mut words = String::new();
-    let flush = |words: &mut String, messages: &mut Vec<Value>| {
-        if !words.is_empty() {
-            messages.push(json!({"role": "user", "content": std::mem::take(words)}));
-        }
-    };
     let first = messages.len();
     for block in blocks {
         match block {
             Block::Text { text, .. } => words += &text,
             Block::ToolUse { .. } => return Err(misplaced("tool_use", "user")),
             Block::ToolResult { tool_use_id, content, is_error, .. } => {
-                flush(&mut words, messages);
+                if !words.is_empty() {
+                    messages.push(PromptMessage::user(std::mem::take(&mut words)));
+                }
                 let result = content.map(Words::into_text).unwrap_or_default();
                 let failed = if is_error == Some(true) { "Error: " } else { "" };
-                messages.push(json!({
-                    "role": "tool", "tool_call_id": tool_use_id,
-                    "content": format!("{failed}{result}"),
-                }));
+                let text = format!("{failed}{result}");
+                messages.push(PromptMessage::Result { text, name: None, call_id: tool_use_id });
             }
         }
     }
-    flush(&mut words, messages);
-    if messages.len() == first {
-        messages.push(json!({"role": "user", "content": ""}));
+    if !words.is_empty() || messages.len() == first {
+        messages.push(PromptMessage::user(words));
     }
     Ok(())
 }
 
 /// A turn of the assistant: words, then calls.
-fn assistant(blocks: Vec<Block>) -> Result<Value, ApiError> {
-    let (mut words, mut calls) = (String::new(), Vec::new());
+fn assistant(blocks: Vec<Block>) -> Result<PromptMessage, ApiError> {
+    let (mut text, mut calls) = (String::new(), Vec::new());
     for block in blocks {
         match block {
-            Block::Text { text, .. } => words += &text,
+            Block::Text { text: more, .. } => text += &more,
             Block::ToolUse { id, name, input, .. } => {
-                let function = json!({"name": name, "arguments": json!(input).to_string()});
-                calls.push(json!({"id": id, "type": "function", "function": function}));
+                calls.push(PastCall { id, name, arguments: input.into() });
             }
             Block::ToolResult { .. } => return Err(misplaced("tool_result", "assistant")),
         }
     }
-    let calls = Some(calls).filter(|calls| !calls.is_empty());
-    Ok(json!({"role": "assistant", "content": words, "tool_calls": calls}))
+    Ok(PromptMessage::Assistant { text, name: None, calls })
 }

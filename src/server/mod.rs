@@ -1,13 +1,15 @@
 //! HTTP: the OpenAI API, health and metrics over one engine.
 
-mod adapt;
 mod admin;
 mod body;
 mod bounds;
 mod chat;
+mod chat_prompt;
 mod completions;
+mod dialect;
 mod embeddings;
 mod error;
+mod functions;
 mod generation;
 mod guard;
 mod keys;
@@ -30,7 +32,7 @@ mod state;
 mod structured;
 mod tls;
 mod tokenize;
-mod tools;
+mod tool_calls;
 mod wire;
 
 use axum::extract::{DefaultBodyLimit, Path, State};

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::keys::Metered;
 use super::spans::SequenceSpan;
 use super::state::Serving;
-use super::tools::Calls;
+use super::tool_calls::Calls;
 use super::wire::StopReason;
 use super::{ApiError, wire};
 use crate::engine::{Event, FinishReason, PromptToken, Request, SequenceStats, TokenOut};

@@ -23,16 +23,6 @@ pub(super) enum Format {
     Text,
 }
 
-impl Format {
-    /// The field that the prompt is made of.
-    pub(super) const fn prompt(self) -> &'static str {
-        match self {
-            Self::Chat => "messages",
-            Self::Text => "prompt",
-        }
-    }
-}
-
 /// How one request is answered.
 struct Responder {
     format: Format,
@@ -45,12 +35,12 @@ struct Responder {
     running: Running,
 }
 
-/// Runs a generation and answers in its format.
+/// Runs a generation and answers in a format.
 pub(super) async fn respond(
     state: &AppState,
     mut prepared: Prepared,
+    format: Format,
 ) -> Result<Response, ApiError> {
-    let format = prepared.format;
     let generation = &mut prepared.generation;
     let stream = generation.stream;
     let (prefix, object) = match format {

@@ -7,18 +7,23 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
 
-use super::adapt;
+use super::chat_prompt::{ChatPrompt, PastCall, PromptMessage};
+use super::dialect::Dialect;
+use super::functions::{CallChoice, Callable, Function};
+use super::generation::Generation;
 use super::response_output::Output;
 use super::running::Prepared;
 use super::sse::events;
 use super::state::Serving;
 use super::wire::responses::{
-    Input, InputItem, Responses, ResponsesTool, ResponsesToolChoice, TextFormat,
+    Input, InputItem, Responses, ResponsesTool, ResponsesToolChoice, Role, TextFormat,
 };
 use super::wire::{Number, ResponseAnswer, ResponseStatus, ResponseText, ToolMode};
 use super::{ApiError, AppState, Body};
+use crate::grammar::GrammarSource;
+use crate::sampling::SamplingParams;
+use crate::text::Ending;
 
 pub(super) async fn responses(
     State(state): State<AppState>,
@@ -28,23 +33,50 @@ pub(super) async fn responses(
     let (response, prepared) = prepared?;
     let output = Output::new(response);
     let stream = prepared.generation.stream;
-    let running = prepared.start(&state).await.map_err(own)?;
+    let running = prepared.start(&state).await?;
     if stream {
         let (events, response) = events();
         tokio::spawn(output.forward(running, events));
         return Ok(response);
     }
-    let whole = running.whole().await.map_err(own)?;
+    let whole = running.whole().await?;
     Ok(Json(output.whole(whole)).into_response())
 }
 
-/// The response before it begins, and the chat completion that it stands for, ready to run.
+/// The response before it begins, and what makes it, ready to run.
 fn prepare(serving: &Serving, mut body: Body) -> Result<(ResponseAnswer, Prepared), ApiError> {
     let wanted: Responses = body.read()?;
     body.finish()?;
+    serving.check_model(wanted.model.as_deref())?;
+    let response = begun(serving, &wanted);
+    let room = serving.engine.limits().max_model_len;
+    let params = SamplingParams {
+        temperature: wanted.temperature.map_or(1.0, f32::from),
+        top_p: wanted.top_p.map_or(1.0, f32::from),
+        ..SamplingParams::default()
+    };
+    let mut generation = Generation::new(params, wanted.max_output_tokens.unwrap_or(room));
+    generation.grammar = wanted.text.and_then(|text| text.format).and_then(grammar);
+    generation.stream = wanted.stream.unwrap_or(false);
+    generation.store = wanted.store.is_none();
+    generation.request.num_speculative_tokens = wanted.num_speculative_tokens;
+    let functions = wanted.tools.unwrap_or_default().into_iter().map(Function::from).collect();
+    let choice = wanted.tool_choice.map_or(CallChoice::Auto, CallChoice::from);
+    let parallel = wanted.parallel_tool_calls.unwrap_or(true);
+    let prompt = ChatPrompt {
+        messages: messages(wanted.instructions, wanted.input),
+        ending: Ending::Assistant,
+        callable: Callable::new(functions, choice, parallel)?,
+    };
+    Ok((response, prompt.prepare(serving, generation, Dialect::RESPONSES)?))
+}
+
+/// A response that has no output yet.
+fn begun(serving: &Serving, wanted: &Responses) -> ResponseAnswer {
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
     let format = wanted.text.as_ref().and_then(|text| text.format.clone());
-    let response = ResponseAnswer {
+    let choice = wanted.tool_choice.clone();
+    ResponseAnswer {
         id: format!("resp_{}", uuid::Uuid::new_v4().simple()),
         object: "response",
         created_at: created,
@@ -56,10 +88,7 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<(ResponseAnswer, Prepare
         instructions: wanted.instructions.clone(),
         output: Vec::new(),
         parallel_tool_calls: wanted.parallel_tool_calls.unwrap_or(true),
-        tool_choice: wanted
-            .tool_choice
-            .clone()
-            .unwrap_or(ResponsesToolChoice::Mode(ToolMode::Auto)),
+        tool_choice: choice.unwrap_or(ResponsesToolChoice::Mode(ToolMode::Auto)),
         tools: wanted.tools.clone().unwrap_or_default(),
         store: false,
         temperature: wanted.temperature.unwrap_or(Number(1.0)),
@@ -69,81 +98,69 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<(ResponseAnswer, Prepare
         truncation: "disabled",
         usage: None,
         text: ResponseText { format: format.unwrap_or(TextFormat::Text {}) },
-    };
-    let stream = wanted.stream.unwrap_or(false);
-    let prepared = adapt::prepare(serving, request(wanted), stream).map_err(own)?;
-    Ok((response, prepared))
-}
-
-/// A chat completion's fault, under this API's names.
-fn own(error: ApiError) -> ApiError {
-    let error = error.renamed("messages", "input").renamed("response_format", "text");
-    error.renamed("max_completion_tokens", "max_output_tokens")
-}
-
-/// The chat completion that a request stands for.
-fn request(wanted: Responses) -> Value {
-    let mut messages: Vec<Value> = Vec::new();
-    if let Some(instructions) = wanted.instructions {
-        messages.push(json!({"role": "system", "content": instructions}));
     }
-    match wanted.input {
-        Input::Text(text) => messages.push(json!({"role": "user", "content": text})),
+}
+
+/// What the text must be, as a grammar with the field that gives it.
+fn grammar(format: TextFormat) -> Option<(&'static str, GrammarSource)> {
+    let source = match format {
+        TextFormat::Text {} => return None,
+        TextFormat::JsonObject {} => GrammarSource::json_object(),
+        TextFormat::JsonSchema { schema, .. } => GrammarSource::JsonSchema(schema.into()),
+    };
+    Some(("text", source))
+}
+
+/// The conversation that a request continues.
+fn messages(instructions: Option<String>, input: Input) -> Vec<PromptMessage> {
+    let system = instructions.map(|text| PromptMessage::System { text, name: None });
+    let mut messages: Vec<PromptMessage> = system.into_iter().collect();
+    match input {
+        Input::Text(text) => messages.push(PromptMessage::user(text)),
         Input::Items(items) => items.into_iter().for_each(|item| add(item, &mut messages)),
     }
-    let tools = wanted.tools.map(|tools| {
-        let function = |tool| {
-            let ResponsesTool::Function { name, description, parameters, .. } = tool;
-            let function =
-                json!({"name": name, "description": description, "parameters": parameters});
-            json!({"type": "function", "function": function})
-        };
-        tools.into_iter().map(function).collect::<Vec<_>>()
-    });
-    let choice = wanted.tool_choice.map(|choice| match choice {
-        ResponsesToolChoice::Mode(mode) => json!(mode),
-        ResponsesToolChoice::Named { name, .. } => {
-            json!({"type": "function", "function": {"name": name}})
-        }
-    });
-    let format = wanted.text.and_then(|text| text.format).map(|format| match format {
-        TextFormat::Text {} => json!({"type": "text"}),
-        TextFormat::JsonObject {} => json!({"type": "json_object"}),
-        TextFormat::JsonSchema { name, schema, .. } => {
-            json!({"type": "json_schema", "json_schema": {"name": name, "schema": schema}})
-        }
-    });
-    json!({
-        "model": wanted.model, "messages": messages,
-        "tools": tools, "tool_choice": choice, "parallel_tool_calls": wanted.parallel_tool_calls,
-        "response_format": format,
-        "max_completion_tokens": wanted.max_output_tokens,
-        "temperature": wanted.temperature, "top_p": wanted.top_p,
-        "num_speculative_tokens": wanted.num_speculative_tokens,
-        "store": wanted.store.map(|_| false),
-    })
+    messages
 }
 
 /// Adds an item to a conversation; the calls of one turn belong to one message.
-fn add(item: InputItem, messages: &mut Vec<Value>) {
+fn add(item: InputItem, messages: &mut Vec<PromptMessage>) {
     match item {
         InputItem::Message { role, content, .. } => {
-            messages.push(json!({"role": role.name(), "content": content.into_text()}));
+            let (text, name) = (content.into_text(), None);
+            messages.push(match role {
+                Role::System | Role::Developer => PromptMessage::System { text, name },
+                Role::User => PromptMessage::User { text, name },
+                Role::Assistant => PromptMessage::Assistant { text, name, calls: Vec::new() },
+            });
         }
         InputItem::Output { call_id, output, .. } => {
-            let content = output.into_text();
-            messages.push(json!({"role": "tool", "tool_call_id": call_id, "content": content}));
+            let text = output.into_text();
+            messages.push(PromptMessage::Result { text, name: None, call_id });
         }
         InputItem::Call { call_id, name, arguments, .. } => {
-            let function = json!({"name": name, "arguments": arguments});
-            let call = json!({"id": call_id, "type": "function", "function": function});
-            match messages.last_mut().filter(|last| last["role"] == "assistant") {
-                Some(last) => match last["tool_calls"].as_array_mut() {
-                    Some(calls) => calls.push(call),
-                    None => last["tool_calls"] = json!([call]),
-                },
-                None => messages.push(json!({"role": "assistant", "tool_calls": [call]})),
+            let call = PastCall::new(call_id, name, arguments);
+            if let Some(PromptMessage::Assistant { calls, .. }) = messages.last_mut() {
+                calls.push(call);
+            } else {
+                let (text, calls) = (String::new(), vec![call]);
+                messages.push(PromptMessage::Assistant { text, name: None, calls });
             }
+        }
+    }
+}
+
+impl From<ResponsesTool> for Function {
+    fn from(tool: ResponsesTool) -> Self {
+        let ResponsesTool::Function { name, description, parameters, .. } = tool;
+        Self { name, description, parameters }
+    }
+}
+
+impl From<ResponsesToolChoice> for CallChoice {
+    fn from(choice: ResponsesToolChoice) -> Self {
+        match choice {
+            ResponsesToolChoice::Mode(mode) => mode.into(),
+            ResponsesToolChoice::Named { name, .. } => Self::Named(name),
         }
     }
 }

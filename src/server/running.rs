@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::dialect::Dialect;
 use super::generation::Generation;
 use super::pieces::{Message, Piece};
-use super::respond::Format;
 use super::state::Serving;
 use super::wire::{FinishReason, StopReason, Usage};
 use super::{ApiError, AppState};
@@ -16,7 +16,7 @@ use crate::engine::SequenceStats;
 pub(super) struct Prepared {
     pub(super) generation: Generation,
     pub(super) prompts: Vec<Vec<u32>>,
-    pub(super) format: Format,
+    pub(super) dialect: Dialect,
 }
 
 impl Prepared {
@@ -26,15 +26,15 @@ impl Prepared {
     /// There is no room for the request, or the engine does not take it.
     pub(super) async fn start(self, state: &AppState) -> Result<Running, ApiError> {
         let serving = Arc::clone(state.serving()?);
-        let Self { mut generation, prompts, format } = self;
+        let Self { mut generation, prompts, dialect } = self;
         let per_prompt = generation.choices;
         let count = prompts.len() * per_prompt;
         // What more choices of one prompt would do, fewer prompts do as well.
-        let field = if per_prompt == 1 { format.prompt() } else { "n" };
+        let field = if per_prompt == 1 { dialect.prompt } else { "n" };
         let place = state.queue.enter(count, field)?;
         generation.recorder = state.recorder().filter(|_| generation.store);
         let prompt_tokens = prompts.iter().map(Vec::len).sum();
-        let pieces = generation.start(&serving, prompts, format, place).await?;
+        let pieces = generation.start(&serving, prompts, dialect, place).await?;
         let stats = vec![SequenceStats::default(); count];
         Ok(Running { serving, prompt_tokens, per_prompt, pieces, stats, ended: 0 })
     }

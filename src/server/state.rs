@@ -8,7 +8,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::{HeaderName, HeaderValue, Method};
 use metrics_exporter_prometheus::PrometheusHandle;
-use serde_json::Value;
 use tokenizers::Tokenizer;
 use tokio::sync::{Semaphore, SetOnce, oneshot};
 use tokio::time::timeout;
@@ -19,13 +18,12 @@ use super::admin::Drafts;
 use super::bounds::BODIES_BYTES;
 use super::keys::Keys;
 use super::queue::Queue;
-use super::wire::Message;
 use super::{ApiError, TlsError, tls};
 use crate::config::{Access, Config, ConnectionLimits};
 use crate::config_file::FileError;
 use crate::engine::EngineHandle;
 use crate::grammar::{Busy, DEADLINE, Grammar, GrammarCompiler, GrammarSource, GrammarWorkers};
-use crate::text::{CallFormat, ChatTemplate, Ending, Mark};
+use crate::text::{CallFormat, ChatTemplate, Mark};
 use crate::traffic::Recorder;
 
 /// A loaded model, ready to answer.
@@ -115,24 +113,6 @@ impl Serving {
             }
             _ => Ok(()),
         }
-    }
-
-    /// The prompt of a conversation that may call `tools`, as the chat template has it.
-    pub(super) fn render(
-        &self,
-        messages: Vec<Message>,
-        tools: &[Value],
-        ending: Ending,
-    ) -> Result<String, ApiError> {
-        let invalid = |message: &str| ApiError::invalid("messages", message);
-        let template = self.template.as_ref().ok_or_else(|| {
-            invalid("this model has no chat template; use /v1/completions, or `prompt`")
-        })?;
-        if messages.is_empty() {
-            return Err(invalid("`messages` must not be empty"));
-        }
-        let messages: Vec<Value> = messages.into_iter().map(Message::into_template).collect();
-        template.render_to(ending, &messages, tools).map_err(|e| invalid(&e.to_string()))
     }
 
     /// Compiles what `field` asks for, on threads of its own and within a time.

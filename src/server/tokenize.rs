@@ -5,7 +5,8 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 
-use super::chat::Prompt;
+use super::chat::read_prompt;
+use super::dialect::Dialect;
 use super::state::Serving;
 use super::wire::{Detokenize, Detokenized, PieceText, TokenList, TokenPiece, Tokenize, Tokens};
 use super::{ApiError, AppState, Body};
@@ -19,7 +20,7 @@ pub(super) async fn tokenize(
 }
 
 fn tokens(serving: &Serving, mut body: Body) -> Result<Tokens, ApiError> {
-    let conversation = body.has("messages").then(|| Prompt::read(&mut body)).transpose()?;
+    let conversation = body.has("messages").then(|| read_prompt(&mut body)).transpose()?;
     let wanted: Tokenize = body.read()?;
     body.finish()?;
     serving.check_model(wanted.model.as_deref())?;
@@ -28,7 +29,7 @@ fn tokens(serving: &Serving, mut body: Body) -> Result<Tokens, ApiError> {
         (Some(prompt), None, None) => ("prompt", prompt, special.unwrap_or(true)),
         (None, Some(content), None) => ("content", content, special.unwrap_or(false)),
         (None, None, Some(conversation)) => {
-            ("messages", conversation.text(serving)?, special.unwrap_or(false))
+            ("messages", conversation.text(serving, Dialect::CHAT)?, special.unwrap_or(false))
         }
         _ => {
             let message = "give either `prompt`, `content` or `messages`";

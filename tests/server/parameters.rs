@@ -301,3 +301,58 @@ async fn stop_strings_leave_the_counts_whole() {
         }
     }
 }
+
+/// A fault has the name that the API at hand gives to the field, whatever others call it.
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_name_the_field_of_their_own_api() {
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    let unknown = json!({"type": "object", "properties": {"a": {"type": "nothing"}}});
+    let format = json!({"format": {"type": "json_schema", "name": "x", "schema": unknown}});
+    let named = json!([{"type": "function", "name": "no name"}]);
+    for (path, param, body) in [
+        ("/v1/responses", "max_output_tokens", json!({"input": "x", "max_output_tokens": 0})),
+        ("/v1/responses", "input", json!({"input": []})),
+        ("/v1/responses", "text", json!({"input": "x", "text": format})),
+        ("/v1/responses", "tools", json!({"input": "x", "tools": named})),
+        ("/v1/responses", "tool_choice", json!({"input": "x", "tool_choice": "required"})),
+        (
+            "/v1/chat/completions",
+            "max_completion_tokens",
+            json!({"messages": messages, "max_completion_tokens": 0}),
+        ),
+        ("/v1/chat/completions", "messages", json!({"messages": []})),
+        ("/v1/completions", "prompt", json!({"prompt": ""})),
+        ("/v1/completions", "logprobs", json!({"prompt": "x", "logprobs": 21})),
+        ("/tokenize", "messages", json!({"messages": []})),
+    ] {
+        let (status, text) = send("POST", path, &body.to_string()).await;
+        let error: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (status, &error["error"]["param"]),
+            (StatusCode::BAD_REQUEST, &json!(param)),
+            "{path} {body}: {text}"
+        );
+        assert!(
+            error["error"]["message"].as_str().unwrap().contains(&format!("`{param}")),
+            "{text}"
+        );
+    }
+    for (field, value) in [
+        ("max_tokens", json!(0)),
+        ("messages", json!([])),
+        ("stop_sequences", json!([""])),
+        ("tools", json!([{"name": "no name", "input_schema": {}}])),
+        ("tool_choice", json!({"type": "any"})),
+        ("temperature", json!(1000)),
+    ] {
+        let mut body = json!({"messages": messages, "max_tokens": 1});
+        body[field] = value;
+        let (status, text) = send("POST", "/v1/messages", &body.to_string()).await;
+        let error: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((status, &error["type"]), (StatusCode::BAD_REQUEST, &json!("error")), "{text}");
+        assert!(
+            error["error"]["message"].as_str().unwrap().contains(&format!("`{field}")),
+            "{text}"
+        );
+    }
+}

@@ -2,7 +2,6 @@
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 
 /// Text, whole or in parts.
@@ -130,50 +129,6 @@ pub(crate) struct CalledFunction {
 pub(crate) enum FunctionKind {
     /// A function.
     Function,
-}
-
-impl Message {
-    /// The message as chat templates read it: `content` is a text, and the arguments of calls are
-    /// objects where they are JSON.
-    pub(crate) fn into_template(self) -> Value {
-        let (role, content, name) = match self {
-            Self::System { content, name } | Self::Developer { content, name } => {
-                ("system", Some(content), name)
-            }
-            Self::User { content, name } => ("user", Some(content), name),
-            Self::Assistant { content, name, refusal, tool_calls, .. } => {
-                let content = content.or(refusal.map(Content::Text));
-                let mut message = template("assistant", content, name);
-                let calls: Vec<Value> = tool_calls.into_iter().flatten().map(call).collect();
-                if !calls.is_empty() {
-                    message.insert("tool_calls".into(), calls.into());
-                }
-                return message.into();
-            }
-            Self::Tool { content, tool_call_id, name } => {
-                let mut message = template("tool", Some(content), name);
-                message.insert("tool_call_id".into(), tool_call_id.into());
-                return message.into();
-            }
-        };
-        template(role, content, name).into()
-    }
-}
-
-fn template(role: &str, content: Option<Content>, name: Option<String>) -> Map<String, Value> {
-    let content = content.map(Content::into_text).unwrap_or_default();
-    let mut message = Map::new();
-    message.insert("role".into(), role.into());
-    message.insert("content".into(), content.into());
-    message.extend(name.map(|name| ("name".into(), name.into())));
-    message
-}
-
-fn call(call: ToolCall) -> Value {
-    let CalledFunction { name, arguments } = call.function;
-    let arguments: Value = serde_json::from_str(&arguments).unwrap_or(Value::String(arguments));
-    let function = json!({"name": name, "arguments": arguments});
-    json!({"id": call.id, "type": "function", "function": function})
 }
 
 /// A field that may only be absent or null.

@@ -260,6 +260,7 @@ pub(crate) enum MessagesToolChoice {
         /// Its name.
         name: String,
         /// Of no effect: it is called once.
+        #[expect(dead_code, reason = "of no effect")]
         disable_parallel_tool_use: Option<bool>,
     },
     /// It does not, and is not told of the tools.

@@ -211,16 +211,6 @@ pub(crate) enum Role {
     Assistant,
 }
 
-impl Role {
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::System | Self::Developer => "system",
-            Self::User => "user",
-            Self::Assistant => "assistant",
-        }
-    }
-}
-
 /// Text, whole or in parts.
 #[derive(Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "must be a string or a list of text parts: this is a text model")]

@@ -19,31 +19,29 @@ pub(crate) struct Tools {
 }
 
 /// A tool.
-#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Tool {
     /// `function`.
     #[serde(rename = "type")]
-    pub(crate) kind: FunctionKind,
+    #[expect(dead_code, reason = "has one value")]
+    kind: FunctionKind,
     /// The function.
     pub(crate) function: Function,
 }
 
 /// A function that the model may call.
-#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Function {
     /// Up to 64 letters, digits, `_` and `-`.
     #[schemars(regex(pattern = r"^[a-zA-Z0-9_-]{1,64}$"))]
     pub(crate) name: String,
     /// What it does, for the model.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) description: Option<String>,
     /// JSON schema of its arguments, an object; none where it is left out.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) parameters: Option<Map<String, Value>>,
     /// Of no effect: arguments always follow the schema.
-    #[serde(skip_serializing)]
     #[expect(dead_code, reason = "of no effect")]
     strict: Option<bool>,
 }

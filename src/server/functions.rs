@@ -1,55 +1,91 @@
-//! Functions that the model may call: who may be called, as a grammar of the answer, and the calls that
-//! an answer makes.
+//! Functions that the model may call, as every API's request is read into them, and the grammar of an answer
+//! that may call them.
 
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
 use super::ApiError;
-use super::pieces::Said;
-use super::wire::{Function, Tool, ToolChoice, ToolMode, Tools};
 use crate::grammar::{GrammarSource, with_whitespace};
-use crate::text::calls::{CallParser, Part, Texts};
+use crate::text::calls::Texts;
 use crate::text::{CallFormat, Mark};
 
 /// Calls in one answer at most.
 const MAX_CALLS: usize = 32;
 
+/// A function that the model may call.
+pub(super) struct Function {
+    pub(super) name: String,
+    /// What it does, for the model.
+    pub(super) description: Option<String>,
+    /// JSON schema of its arguments, an object.
+    pub(super) parameters: Option<Map<String, Value>>,
+}
+
+impl Function {
+    /// The function as chat templates read it.
+    fn template(&self) -> Value {
+        let mut function = Map::new();
+        function.insert("name".into(), self.name.clone().into());
+        let description = self.description.clone();
+        function.extend(description.map(|text| ("description".into(), text.into())));
+        let parameters = self.parameters.clone();
+        function.extend(parameters.map(|schema| ("parameters".into(), schema.into())));
+        json!({"type": "function", "function": function})
+    }
+}
+
+/// Which of the functions a request lets the model call.
+pub(super) enum CallChoice {
+    /// None, and the model is not told of them.
+    None,
+    /// Any or none: the model decides.
+    Auto,
+    /// Any, and at least one.
+    Required,
+    /// This one, once.
+    Named(String),
+}
+
 /// What an answer may call.
 pub(super) struct Callable {
-    /// The tools as chat templates read them.
-    pub(super) tools: Vec<Value>,
+    /// The functions as chat templates read them.
+    pub(super) rendered: Vec<Value>,
     functions: Vec<Function>,
     required: bool,
     parallel: bool,
 }
 
 impl Callable {
-    /// What a request lets the model call; `None` for nothing.
-    pub(super) fn new(wanted: Tools) -> Result<Option<Self>, ApiError> {
-        let tools = wanted.tools.unwrap_or_default();
-        check(&tools)?;
-        let rendered = tools.iter().map(|tool| json!(tool)).collect();
-        let mut functions: Vec<Function> = tools.into_iter().map(|tool| tool.function).collect();
-        let mut parallel = wanted.parallel_tool_calls.unwrap_or(true);
+    /// What a request lets the model call, several times where that is `parallel`; `None` for nothing.
+    ///
+    /// # Errors
+    /// `tools` or `tool_choice`, which every API has by these names.
+    pub(super) fn new(
+        mut functions: Vec<Function>,
+        choice: CallChoice,
+        mut parallel: bool,
+    ) -> Result<Option<Self>, ApiError> {
+        check(&functions)?;
+        let rendered = functions.iter().map(Function::template).collect();
         let invalid = |message: &str| Err(ApiError::invalid("tool_choice", message));
-        let required = match wanted.tool_choice {
-            Some(ToolChoice::Mode(ToolMode::None)) => return Ok(None),
-            Some(ToolChoice::Mode(ToolMode::Auto)) | None => false,
-            Some(ToolChoice::Mode(ToolMode::Required)) if functions.is_empty() => {
+        let required = match choice {
+            CallChoice::None => return Ok(None),
+            CallChoice::Auto => false,
+            CallChoice::Required if functions.is_empty() => {
                 return invalid("`tool_choice` needs `tools`");
             }
-            Some(ToolChoice::Mode(ToolMode::Required)) => true,
-            Some(ToolChoice::Named(named)) => {
-                functions.retain(|function| function.name == named.function.name);
+            CallChoice::Required => true,
+            CallChoice::Named(name) => {
+                functions.retain(|function| function.name == name);
                 if functions.is_empty() {
-                    return invalid("`tool_choice` names a function that `tools` has not");
+                    return invalid("`tool_choice` names a function that `tools` does not list");
                 }
                 parallel = false;
                 true
             }
         };
-        let callable = Self { tools: rendered, functions, required, parallel };
+        let callable = Self { rendered, functions, required, parallel };
         Ok((!callable.functions.is_empty()).then_some(callable))
     }
 
@@ -124,16 +160,15 @@ fn literal(text: &str, marks: &[Mark]) -> String {
     }
 }
 
-fn check(tools: &[Tool]) -> Result<(), ApiError> {
+fn check(functions: &[Function]) -> Result<(), ApiError> {
     let invalid = |message: String| Err(ApiError::invalid("tools", message));
-    for (place, tool) in tools.iter().enumerate() {
-        let name = &tool.function.name;
+    for (place, Function { name, .. }) in functions.iter().enumerate() {
         let known = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
         if name.is_empty() || name.len() > 64 || !name.bytes().all(known) {
-            let rule = "a name has 1 to 64 letters, digits, `_` and `-`";
-            return invalid(format!("`tools[{place}].function.name`: {rule}"));
+            let rule = "the function's name must have 1 to 64 letters, digits, `_` and `-`";
+            return invalid(format!("`tools[{place}]`: {rule}"));
         }
-        if tools[..place].iter().any(|other| other.function.name == *name) {
+        if functions[..place].iter().any(|other| other.name == *name) {
             return invalid(format!("`tools`: `{name}` is there twice"));
         }
     }
@@ -154,49 +189,4 @@ fn parameters(function: &Function) -> Result<Value, ApiError> {
         schema.entry("additionalProperties").or_insert(json!(false));
     }
     Ok(schema.into())
-}
-
-/// The calls of one choice, as its text grows.
-pub(super) struct Calls {
-    format: CallFormat,
-    parser: CallParser,
-    /// Calls begun.
-    pub(super) begun: usize,
-}
-
-impl Calls {
-    /// Of a choice in which calls are written in a format.
-    pub(super) fn new(format: CallFormat) -> Self {
-        Self { format, parser: CallParser::new(format), begun: 0 }
-    }
-
-    /// What a piece of text says: text, then calls. The last piece gets what is left.
-    pub(super) fn push(&mut self, piece: &str, last: bool) -> Vec<Said> {
-        let mut parts = self.parser.push(piece);
-        if last {
-            parts.extend(self.parser.finish());
-        }
-        let (mut text, mut calls) = (String::new(), Vec::new());
-        for part in parts {
-            match (part, calls.last_mut()) {
-                (Part::Text(more), _) => text += &more,
-                (Part::Call(name), _) => {
-                    calls.push(Said::Call { id: new_id(self.format), name });
-                    self.begun += 1;
-                }
-                (Part::Arguments(more), Some(Said::Arguments(arguments))) => *arguments += &more,
-                (Part::Arguments(more), _) => calls.push(Said::Arguments(more)),
-            }
-        }
-        let text = Some(text).filter(|text| !text.is_empty()).map(Said::Text);
-        text.into_iter().chain(calls).collect()
-    }
-}
-
-fn new_id(format: CallFormat) -> String {
-    match format {
-        // The only form that Mistral's templates take.
-        CallFormat::Mistral => (0..9).map(|_| fastrand::alphanumeric()).collect(),
-        _ => format!("call_{}", uuid::Uuid::new_v4().simple()),
-    }
 }
