@@ -2,6 +2,7 @@
 
 #![no_main]
 
+use std::path::Path;
 use std::sync::OnceLock;
 
 use axum::body::Body;
@@ -14,7 +15,22 @@ use pleach::server::{AppState, load, router};
 use tokio::runtime::Runtime;
 use tower::ServiceExt;
 
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/goldens/sentencepiece/model.gguf");
+#[path = "../../tests/support/gguf.rs"]
+mod gguf;
+
+/// A tiny model, which has no tokenizer of its own.
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/goldens/llama-tied");
+
+/// Puts the model in a folder, with a tokenizer of letters and a chat template.
+fn write_model(folder: &Path) {
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(Path::new(MODEL).join(name), folder.join(name)).expect("the model is copied");
+    }
+    let written = std::fs::write(folder.join("tokenizer.json"), gguf::letters_json());
+    written.expect("the tokenizer is written");
+    let written = std::fs::write(folder.join("chat_template.jinja"), gguf::TEMPLATE);
+    written.expect("the template is written");
+}
 
 fn server() -> &'static (Runtime, AppState) {
     static SERVER: OnceLock<(Runtime, AppState)> = OnceLock::new();
@@ -22,7 +38,10 @@ fn server() -> &'static (Runtime, AppState) {
         let runtime = Runtime::new().expect("a runtime starts");
         let state = AppState::new(16, 16, pleach::exporter::install().expect("the first recorder"));
         let flags = ["--threads", "1", "--no-speculation", "--max-model-len", "64"];
-        let arguments = ["pleach", "--model", MODEL].into_iter().chain(flags);
+        let folder = tempfile::tempdir().expect("a folder");
+        write_model(folder.path());
+        let model = folder.path().to_str().expect("its path is text");
+        let arguments = ["pleach", "--model", model].into_iter().chain(flags);
         let config = Config::from(Args::parse_from(arguments));
         state.serve(load(&config).expect("the model loads").0);
         (runtime, state)
