@@ -9,6 +9,7 @@ mod digest;
 mod gguf;
 mod gguf_model;
 mod hf_config;
+mod pre_tokenizer;
 mod rope;
 mod safetensors;
 pub mod source;

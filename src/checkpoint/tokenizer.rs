@@ -15,21 +15,12 @@ use tokenizers::normalizers::prepend::Prepend;
 use tokenizers::normalizers::replace::Replace;
 use tokenizers::normalizers::utils::Sequence as Normalizers;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::{SpecialToken, TemplateProcessing};
-use tokenizers::{
-    AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
-    Tokenizer,
-};
+use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, Tokenizer};
 
 use super::gguf::{Gguf, Value};
+use super::pre_tokenizer::PreTokenizer;
 use super::{CheckpointError, hf_config};
-
-/// Splits of Llama 3 and Qwen 2 before byte-level BPE, as their tokenizers define them.
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Tokenizer and chat template of a Hugging Face folder; either may be missing.
 pub(super) fn from_folder(
@@ -71,9 +62,12 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Option<Tokenizer>, CheckpointErro
     let key = "tokenizer.ggml.model";
     let Some(model) = gguf.get(key).and_then(Value::as_str) else { return Ok(None) };
     let tokens = strings(gguf, TOKENS)?;
-    let mut tokenizer = match model {
-        "gpt2" => byte_level(gguf, &tokens)?,
-        "llama" => sentence_piece(gguf, &tokens)?,
+    let (mut tokenizer, begins_texts) = match model {
+        "gpt2" => {
+            let words = PreTokenizer::of(gguf)?;
+            (byte_level(gguf, &tokens, words)?, words.begins_texts())
+        }
+        "llama" => (sentence_piece(gguf, &tokens)?, true),
         _ => {
             let reason = format!(
                 "`{model}` is not supported; gpt2 (byte-level BPE) and llama (SentencePiece) are"
@@ -95,7 +89,7 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Option<Tokenizer>, CheckpointErro
     tokenizer
         .add_tokens(added)
         .map_err(|e| CheckpointError::field(gguf.path(), TOKENS, e.to_string()))?;
-    tokenizer.with_post_processor(first_token(gguf, model, &tokens)?);
+    tokenizer.with_post_processor(first_token(gguf, begins_texts, &tokens)?);
     Ok(Some(tokenizer))
 }
 
@@ -103,6 +97,7 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 /// How SentencePiece writes a space.
 const SPACE: &str = "\u{2581}";
 const SCORES: &str = "tokenizer.ggml.scores";
+const MERGES: &str = "tokenizer.ggml.merges";
 
 fn strings<'a>(gguf: &'a Gguf, key: &str) -> Result<Vec<&'a str>, CheckpointError> {
     gguf.get(key)
@@ -115,16 +110,17 @@ fn flag(gguf: &Gguf, key: &str) -> Option<bool> {
     gguf.get(key).and_then(Value::as_u64).map(|flag| flag != 0)
 }
 
-/// What puts the first token of every text in its place, where the model wants one.
+/// What puts the first token of every text in its place, where the file wants one; `usual` is what it wants where it
+/// does not say it.
 fn first_token(
     gguf: &Gguf,
-    model: &str,
+    usual: bool,
     tokens: &[&str],
 ) -> Result<Option<TemplateProcessing>, CheckpointError> {
     let flag = flag(gguf, "tokenizer.ggml.add_bos_token");
     let key = "tokenizer.ggml.bos_token_id";
     let id = gguf.get(key).and_then(Value::as_u64);
-    let Some(id) = id.filter(|_| flag.unwrap_or(model == "llama")) else { return Ok(None) };
+    let Some(id) = id.filter(|_| flag.unwrap_or(usual)) else { return Ok(None) };
     let error = |reason: String| CheckpointError::field(gguf.path(), key, reason);
     let token = usize::try_from(id).ok().and_then(|id| tokens.get(id));
     let token = token.ok_or_else(|| error(format!("{id} is no token")))?;
@@ -194,73 +190,26 @@ fn sentence_piece(gguf: &Gguf, tokens: &[&str]) -> Result<Tokenizer, CheckpointE
     Ok(tokenizer)
 }
 
-/// Byte-level BPE with the merges of the metadata.
-fn byte_level(gguf: &Gguf, tokens: &[&str]) -> Result<Tokenizer, CheckpointError> {
-    let merges = strings(gguf, "tokenizer.ggml.merges")?
+/// Byte-level BPE of words, with the merges of the metadata.
+fn byte_level(
+    gguf: &Gguf,
+    tokens: &[&str],
+    words: PreTokenizer,
+) -> Result<Tokenizer, CheckpointError> {
+    let error = |reason: String| CheckpointError::field(gguf.path(), MERGES, reason);
+    let merges = strings(gguf, MERGES)?
         .into_iter()
         .map(|merge| merge.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())))
         .collect::<Option<Vec<_>>>()
-        .ok_or_else(|| {
-            CheckpointError::field(
-                gguf.path(),
-                "tokenizer.ggml.merges",
-                "has an entry that is no pair",
-            )
-        })?;
+        .ok_or_else(|| error("has an entry that is no pair".into()))?;
     let vocab: Vocab = tokens.iter().map(|token| (*token).to_owned()).zip(0..).collect();
     let bpe = BPE::builder()
         .vocab_and_merges(vocab, merges)
+        .ignore_merges(words.ignores_merges())
         .build()
-        .map_err(|e| CheckpointError::field(gguf.path(), "tokenizer.ggml.merges", e.to_string()))?;
+        .map_err(|e| error(e.to_string()))?;
     let mut tokenizer = Tokenizer::new(bpe);
-    tokenizer.with_pre_tokenizer(Some(pre_tokenizer(gguf)?));
+    tokenizer.with_pre_tokenizer(Some(words.build().map_err(|e| error(e.to_string()))?));
     tokenizer.with_decoder(Some(ByteLevel::new(false, true, true)));
     Ok(tokenizer)
-}
-
-/// Tokens of Llama 3's vocabulary.
-const LLAMA3_TOKENS: usize = 128_256;
-
-/// How models of a file's architecture split words, where the file does not say it.
-fn usual_pre_tokenizer(gguf: &Gguf) -> &'static str {
-    let tokens = gguf.get(TOKENS).and_then(Value::as_array).map_or(0, <[Value]>::len);
-    match gguf.get("general.architecture").and_then(Value::as_str) {
-        Some("qwen2" | "qwen3") => "qwen2",
-        Some("llama") if tokens == LLAMA3_TOKENS => "llama-bpe",
-        _ => "default",
-    }
-}
-
-fn pre_tokenizer(gguf: &Gguf) -> Result<PreTokenizerWrapper, CheckpointError> {
-    let key = "tokenizer.ggml.pre";
-    let name = gguf.get(key).and_then(Value::as_str).unwrap_or_else(|| {
-        let name = usual_pre_tokenizer(gguf);
-        let file = gguf.path().display();
-        tracing::warn!(%file, taken = name, "{key} is missing: words may be split in another way");
-        name
-    });
-    let split = |pattern: &str| -> Result<PreTokenizerWrapper, CheckpointError> {
-        let split = Split::new(
-            SplitPattern::Regex(pattern.into()),
-            SplitDelimiterBehavior::Isolated,
-            false,
-        )
-        .map_err(|e| CheckpointError::field(gguf.path(), key, e.to_string()))?;
-        Ok(Sequence::new(vec![split.into(), ByteLevel::new(false, true, false).into()]).into())
-    };
-    match name {
-        "smollm" => Ok(Sequence::new(vec![
-            Digits::new(true).into(),
-            ByteLevel::new(false, true, true).into(),
-        ])
-        .into()),
-        "llama-bpe" | "llama3" | "llama-v3" => split(LLAMA3),
-        "qwen2" | "deepseek-r1-qwen" => split(QWEN2),
-        "gpt-2" | "default" => Ok(ByteLevel::new(false, true, true).into()),
-        other => Err(CheckpointError::field(
-            gguf.path(),
-            key,
-            format!("`{other}` is not supported; smollm, llama-bpe, qwen2 and gpt-2 are"),
-        )),
-    }
 }

@@ -17,7 +17,9 @@ use pleach::model::{Decoder, RopeScaling, Rows, Workspace, tensor_names};
 use pleach_kernels::{DType, ThreadPool};
 use serde_json::{Value, json};
 
+#[path = "../support/mod.rs"]
 mod support;
+mod tokenizers;
 
 use support::gguf::{self, Foreign};
 use support::program;
@@ -524,82 +526,4 @@ async fn models_come_from_a_hub() {
     let output = prune("hf:pleach/huge", "other").await.unwrap();
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && error.contains("pleach/huge"), "{error}");
-}
-
-/// The same for a tokenizer and a chat template: an error or a working one, within a time.
-#[test]
-fn damaged_tokenizers_and_templates_never_panic() {
-    let temporary = tempfile::tempdir().unwrap();
-    let folder = temporary.path();
-    for file in ["config.json", "model.safetensors"] {
-        std::fs::copy(golden("llama-tied").join(file), folder.join(file)).unwrap();
-    }
-    // Byte-level BPE, as the models served have it, of 96 tokens.
-    let letters = ('!'..='~').chain(['Ġ', 'Ċ']);
-    let vocab: serde_json::Map<_, _> =
-        letters.enumerate().map(|(id, letter)| (letter.to_string(), id.into())).collect();
-    let tokenizer = serde_json::json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [
-            {"id": 96, "content": "<|end|>", "special": true, "single_word": false, "lstrip": false,
-             "rstrip": false, "normalized": false}],
-        "normalizer": {"type": "NFC"},
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
-                          "use_regex": true},
-        "post_processor": null,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
-                    "use_regex": true},
-        "model": {"type": "BPE", "vocab": vocab, "merges": []},
-    });
-    let template = "{{ bos_token }}{% for m in messages %}<{{ m['role'] | trim }}>{% if loop.last and \
-                    m.content.startswith('x') %}{{ raise_exception('no') }}{% endif %}\
-                    {{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}";
-    let files = [
-        (folder.join("tokenizer.json"), tokenizer.to_string()),
-        (folder.join("chat_template.jinja"), template.to_owned()),
-        (
-            folder.join("tokenizer_config.json"),
-            serde_json::json!({"chat_template": template, "bos_token": "!"}).to_string(),
-        ),
-    ];
-    let write_all = || files.iter().for_each(|(path, text)| std::fs::write(path, text).unwrap());
-    write_all();
-    let messages = [serde_json::json!({"role": "user", "content": "hello, wörld"})];
-    let try_out = || -> Result<(), Box<dyn std::error::Error>> {
-        let checkpoint = Checkpoint::open(folder)?;
-        if let Some(template) = checkpoint.compile_template()? {
-            let text = template.render(&messages, &[])?;
-            assert!(text.len() < 1 << 20, "a short template writes a short text");
-        }
-        if let Some(tokenizer) = &checkpoint.tokenizer {
-            let ids = tokenizer.encode("hello, wörld <|end|>", true).map_err(|e| e.to_string())?;
-            tokenizer.decode(ids.get_ids(), false).map_err(|e| e.to_string())?;
-        }
-        Ok(())
-    };
-    try_out().unwrap();
-    let seed = std::time::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_nanos() as u64);
-    println!("seed {seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
-    for (index, (path, text)) in files.iter().enumerate() {
-        if index == 2 {
-            std::fs::remove_file(&files[1].0).unwrap(); // it would come before the one in JSON
-        }
-        let whole = text.as_bytes();
-        for _ in 0..300 {
-            let mut bytes = whole.to_vec();
-            if random.u8(..4) == 0 {
-                bytes.truncate(random.usize(..whole.len()));
-            } else {
-                for _ in 0..random.usize(1..4) {
-                    // One bit, which keeps more files readable than any byte would.
-                    bytes[random.usize(..whole.len())] ^= 1 << random.u8(..8);
-                }
-            }
-            std::fs::write(path, &bytes).unwrap();
-            if let Err(error) = try_out() {
-                assert!(!error.to_string().is_empty());
-            }
-        }
-        write_all();
-    }
 }
