@@ -25,6 +25,8 @@ fn main() {
     let known = known.unwrap_or_else(|error| {
         panic!("{}: {error}; the feature `cuda` needs nvcc: set NVCC or CUDA_HOME", nvcc.display())
     });
+    let errors = String::from_utf8_lossy(&known.stderr);
+    assert!(known.status.success(), "{} --list-gpu-code: {errors}", nvcc.display());
     let known = String::from_utf8_lossy(&known.stdout).into_owned();
 
     let mut objects = Vec::new();

@@ -179,7 +179,7 @@ fn the_metrics_page() -> Outcome {
 /// The configuration, rules and alerts that `deploy/` carries, by Prometheus's own checks.
 fn the_alert_rules() -> Outcome {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus");
-    if Command::new("promtool").arg("--version").output().is_err() {
+    if !attempt(Command::new("promtool").arg("--version")) {
         return lacks("promtool");
     }
     let promtool = |arguments: [&str; 3]| {
