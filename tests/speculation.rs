@@ -27,7 +27,8 @@ fn repetitive(max_tokens: usize) -> Vec<Request> {
     let mut requests: Vec<Request> =
         texts.iter().map(|text| Request::greedy(prompt(text), max_tokens)).collect();
     requests[2].prediction =
-        prompt("for i in range(10):\n    print(i) # count\nfor j in range(9):\n    print(j)");
+        prompt("for i in range(10):\n    print(i) # count\nfor j in range(9):\n    print(j)")
+            .into();
     requests
 }
 

@@ -40,7 +40,7 @@ pub struct Request {
     /// What the generated text must follow.
     pub grammar: Option<Grammar>,
     /// What the client expects as the output: drafted from while the output follows it.
-    pub prediction: Vec<u32>,
+    pub prediction: Arc<[u32]>,
     /// `None` for no log-probabilities, otherwise how many alternatives to report beside the
     /// token's own.
     pub top_logprobs: Option<usize>,
@@ -76,7 +76,7 @@ impl Request {
             num_speculative_tokens: None,
             proposers: Proposers::default(),
             grammar: None,
-            prediction: Vec::new(),
+            prediction: Arc::default(),
             top_logprobs: None,
             readout: Readout::None,
         }
@@ -280,6 +280,18 @@ impl Event {
 mod tests {
     use super::*;
 
+    /// The choices of one request are clones of it.
+    #[test]
+    fn clones_share_what_is_large() {
+        let mut one = Request::greedy(vec![1], 1);
+        one.params.logit_bias = [(3, 1.0)].into();
+        one.prediction = [4, 5].into();
+        let other = one.clone();
+        assert!(Arc::ptr_eq(&one.params.logit_bias, &other.params.logit_bias));
+        assert!(Arc::ptr_eq(&one.prediction, &other.prediction));
+        assert!(Arc::ptr_eq(&one.stop_token_ids, &other.stop_token_ids));
+    }
+
     #[test]
     fn refusals_name_the_field() {
         let limits = EngineLimits {
@@ -300,6 +312,7 @@ mod tests {
         let logprobs = Request { top_logprobs: Some(21), ..Request::greedy(vec![1], 1) };
         assert_eq!(refused(logprobs), Err("top_logprobs"));
         for prediction in [vec![1; 9], vec![100]] {
+            let prediction = prediction.into();
             let request = Request { prediction, ..Request::greedy(vec![1], 1) };
             assert_eq!(refused(request), Err("prediction"));
         }

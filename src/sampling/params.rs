@@ -1,5 +1,7 @@
 //! What a request asks of sampling.
 
+use std::sync::Arc;
+
 /// A sampling parameter outside its range.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{field} {reason}")]
@@ -33,7 +35,7 @@ pub struct SamplingParams {
     /// Taken off the logit of a generated token once per occurrence (as OpenAI does); 0 is off.
     pub frequency_penalty: f32,
     /// Added to the logits of single tokens.
-    pub logit_bias: Vec<(u32, f32)>,
+    pub logit_bias: Arc<[(u32, f32)]>,
 }
 
 impl Default for SamplingParams {
@@ -47,7 +49,7 @@ impl Default for SamplingParams {
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
+            logit_bias: Arc::default(),
         }
     }
 }
@@ -89,7 +91,7 @@ impl SamplingParams {
         let offset = -2.0..=2.0;
         check(offset.contains(&self.presence_penalty), "presence_penalty", "must be in [-2, 2]")?;
         check(offset.contains(&self.frequency_penalty), "frequency_penalty", "must be in [-2, 2]")?;
-        for &(id, bias) in &self.logit_bias {
+        for &(id, bias) in &*self.logit_bias {
             check(
                 (id as usize) < vocab_size,
                 "logit_bias",
@@ -118,7 +120,7 @@ mod tests {
             ("min_p", |p| p.min_p = 1.5),
             ("repetition_penalty", |p| p.repetition_penalty = 1e-40),
             ("frequency_penalty", |p| p.frequency_penalty = 2.5),
-            ("logit_bias", |p| p.logit_bias.push((10, 1.0))),
+            ("logit_bias", |p| p.logit_bias = [(10, 1.0)].into()),
         ];
         for (field, change) in wrong {
             let mut params = SamplingParams::default();

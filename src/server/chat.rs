@@ -48,7 +48,7 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
     generation.request.top_logprobs = logprobs.then(|| wanted.top_logprobs.unwrap_or(0));
     if let Some(Prediction::Content { content }) = wanted.prediction {
         generation.request.prediction =
-            serving.encode("prediction", &content.into_text(), false)?;
+            serving.encode("prediction", &content.into_text(), false)?.into();
     }
     prompt.prepare(serving, generation, dialect)
 }

@@ -116,7 +116,7 @@ impl Generation {
                 });
                 Ok((id?, bias.0))
             })
-            .collect::<Result<Vec<(u32, f32)>, ApiError>>()?;
+            .collect::<Result<_, ApiError>>()?;
         let number = |given: Option<Number>, default| given.map_or(default, f32::from);
         let params = SamplingParams {
             temperature: number(wanted.temperature, 1.0),

@@ -1,5 +1,7 @@
 //! What the client expects as the answer, and how far the answer follows it.
 
+use std::sync::Arc;
+
 use super::Match;
 
 /// Tokens of a match that are compared, at most.
@@ -9,7 +11,7 @@ const COMPARED: usize = 16;
 /// it, it is taken up again at the next place that agrees with the output's last tokens.
 #[derive(Debug, Clone)]
 pub struct Prediction {
-    text: Vec<u32>,
+    text: Arc<[u32]>,
     next: usize,
     length: usize,
 }
@@ -17,7 +19,7 @@ pub struct Prediction {
 impl Prediction {
     /// The prediction `text`, from its start.
     #[must_use]
-    pub fn new(text: Vec<u32>) -> Self {
+    pub fn new(text: Arc<[u32]>) -> Self {
         Self { text, next: 0, length: COMPARED }
     }
 
@@ -65,7 +67,7 @@ mod tests {
 
     /// The predicted next token after each token of `output`, 0 for none.
     fn follow(text: &[u32], output: &[u32]) -> Vec<u32> {
-        let mut prediction = Prediction::new(text.to_vec());
+        let mut prediction = Prediction::new(text.into());
         let next = |p: &Prediction| p.position().map_or(0, |at| p.text()[at.next]);
         let mut nexts = vec![next(&prediction)];
         for end in 1..=output.len() {

@@ -1,5 +1,7 @@
 //! Who proposes draft tokens, what they propose, and what speculation remembers of a sequence.
 
+use std::sync::Arc;
+
 use super::draft_cache::DraftCache;
 use super::{Acceptance, Match, NgramIndex, Prediction};
 use crate::sampling::Distribution;
@@ -147,7 +149,7 @@ impl Speculation {
     pub fn new(
         prompt_len: usize,
         proposers: Proposers,
-        prediction: Vec<u32>,
+        prediction: Arc<[u32]>,
         known: &Acceptance,
     ) -> Self {
         Self {

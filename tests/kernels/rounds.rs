@@ -148,7 +148,7 @@ fn requests() -> Vec<Request> {
         repetition_penalty: 1.4,
         presence_penalty: 0.5,
         frequency_penalty: 0.3,
-        logit_bias: vec![(7, 2.5), (90, -4.0)],
+        logit_bias: [(7, 2.5), (90, -4.0)].into(),
         ..SamplingParams::greedy()
     };
     vec![

@@ -13,7 +13,7 @@ pub(super) fn sequence<'a>(task: &'a VerifyTask<'_>) -> VerifySequence<'a> {
         let certain = decides || matches!(entries, [(only, _)] if *only == id);
         (id, if certain { &[][..] } else { entries })
     });
-    let mut bias: Vec<(u32, f32)> = params.logit_bias.clone();
+    let mut bias = params.logit_bias.to_vec();
     bias.sort_by_key(|&(id, _)| id);
     bias.dedup_by(|later, first| {
         let same = later.0 == first.0;

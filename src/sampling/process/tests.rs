@@ -86,7 +86,7 @@ fn penalties_follow_their_definitions() {
         repetition_penalty: 2.0,
         presence_penalty: 0.5,
         frequency_penalty: 0.25,
-        logit_bias: vec![(3, 1.5)],
+        logit_bias: [(3, 1.5)].into(),
         ..Default::default()
     };
     let mut logits = [4.0, -1.0, 4.0, 4.0, 4.0];

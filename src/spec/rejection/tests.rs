@@ -150,7 +150,7 @@ fn all_params() -> Vec<SamplingParams> {
             repetition_penalty: 1.4,
             presence_penalty: 0.8,
             frequency_penalty: 0.5,
-            logit_bias: vec![(4, 1.0)],
+            logit_bias: [(4, 1.0)].into(),
             ..base
         },
     ]
