@@ -53,7 +53,8 @@ impl ChatPrompt {
         if let Some(callable) = &self.callable {
             let format = serving.template.as_ref().map_or(CallFormat::Hermes, ChatTemplate::calls);
             let marks = serving.marks(format);
-            let grammar = callable.grammar(format, &marks, generation.grammar.take())?;
+            generation.form = generation.grammar.take();
+            let grammar = callable.grammar(format, &marks, generation.form.clone())?;
             generation.grammar = Some(("tools", grammar));
             generation.calls = Some(format);
         }

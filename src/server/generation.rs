@@ -15,7 +15,7 @@ use super::tool_calls::Calls;
 use super::wire::{Number, RouterDefaults, Sampling, Stop};
 use super::{ApiError, Body, structured};
 use crate::engine::Request;
-use crate::grammar::GrammarSource;
+use crate::grammar::{Grammar, GrammarSource};
 use crate::sampling::SamplingParams;
 use crate::text::{CallFormat, StoppingText};
 use crate::traffic::{Recorded, Recorder};
@@ -51,6 +51,8 @@ pub(super) struct Generation {
     pub(super) stop: Vec<String>,
     /// The form of the output, and the field that asks for it.
     pub(super) grammar: Option<(&'static str, GrammarSource)>,
+    /// The form of its text alone, where the output may also call functions, and the field that asks for it.
+    pub(super) form: Option<(&'static str, GrammarSource)>,
     pub(super) choices: usize,
     /// The best of them that are answered.
     pub(super) kept: usize,
@@ -76,6 +78,7 @@ impl Generation {
             request: Request { params, max_tokens, ..Request::greedy(Vec::new(), 0) },
             stop: Vec::new(),
             grammar: None,
+            form: None,
             choices: 1,
             kept: 1,
             stream: false,
@@ -154,6 +157,20 @@ impl Generation {
         })
     }
 
+    /// The grammar of the output.
+    async fn compile(&mut self, serving: &Serving) -> Result<Option<Grammar>, ApiError> {
+        let Some((field, source)) = self.grammar.take() else { return Ok(None) };
+        let failed = match serving.compile(field, source).await {
+            Ok(grammar) => return Ok(Some(grammar)),
+            Err(failed) => failed,
+        };
+        // Of two fields, the one at fault is named.
+        if let Some((field, source)) = self.form.take() {
+            serving.compile(field, source).await?;
+        }
+        Err(failed)
+    }
+
     /// Submits every choice of every prompt; pieces arrive in order within a choice. Choice
     /// `p * choices + i` is choice i of prompt p. Dropping the receiver cancels them all.
     pub(super) async fn start(
@@ -164,9 +181,7 @@ impl Generation {
         place: Place,
     ) -> Result<mpsc::Receiver<Piece>, ApiError> {
         let form = self.grammar.as_ref().map(|(field, _)| *field);
-        if let Some((field, source)) = self.grammar.take() {
-            self.request.grammar = Some(serving.compile(field, source).await?);
-        }
+        self.request.grammar = self.compile(serving).await?;
         let marks = self.calls.map(|format| serving.marks(format)).unwrap_or_default();
         let text = StoppingText::new(Arc::clone(&serving.tokenizer), self.stop.clone());
         let text = text.showing(&marks);

@@ -19,6 +19,7 @@ mod bounds;
 mod document;
 mod flywheel;
 mod messages;
+mod naming;
 mod parameters;
 mod reading;
 mod spaces;

@@ -38,7 +38,9 @@ async fn a_response_that_fails_ends_with_an_event_that_says_so() {
     let last = events.last().unwrap();
     assert_eq!(last["type"], "response.failed", "{last}");
     assert_eq!(last["response"]["status"], "failed");
-    assert_eq!(last["response"]["error"]["code"], "invalid_prompt");
+    let error = &last["response"]["error"];
+    assert_eq!(error["code"], "invalid_prompt");
+    assert!(error["message"].as_str().unwrap().starts_with("`text`: "), "{error}");
     assert_eq!(last["response"]["usage"], Value::Null);
 }
 
@@ -52,6 +54,54 @@ async fn a_message_that_fails_ends_with_an_event_that_says_so() {
     let last = events.last().unwrap();
     assert_eq!(last["type"], "error", "{last}");
     assert_eq!(last["error"]["type"], "invalid_request_error");
+    let message = last["error"]["message"].as_str().unwrap();
+    assert!(message.starts_with("`tools`: "), "{message}");
     let other = |kind: &str| events.iter().any(|event| event["type"] == kind);
     assert!(!other("message_stop") && !other("message_delta"));
+}
+
+/// A failure names the field that the grammar came by.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_fails_names_the_field_of_its_grammar() {
+    let function = json!({"name": "score", "parameters": stuck()});
+    let named = json!({"type": "json_schema", "json_schema": {"name": "s", "schema": stuck()}});
+    let mut typed = function.clone();
+    typed["type"] = json!("function");
+    for (path, prompt, field, more) in [
+        ("/v1/chat/completions", "messages", "response_format", json!({"response_format": named})),
+        ("/v1/chat/completions", "messages", "guided_json", json!({"guided_json": stuck()})),
+        (
+            "/v1/chat/completions",
+            "messages",
+            "structured_outputs",
+            json!({"structured_outputs": {"json": stuck()}}),
+        ),
+        (
+            "/v1/chat/completions",
+            "messages",
+            "tools",
+            json!({"tool_choice": "required",
+            "tools": [{"type": "function", "function": function}]}),
+        ),
+        ("/v1/completions", "prompt", "guided_json", json!({"guided_json": stuck().to_string()})),
+        ("/v1/responses", "input", "tools", json!({"tool_choice": "required", "tools": [typed]})),
+    ] {
+        let asked = match prompt {
+            "messages" => json!([{"role": "user", "content": "Give an example."}]),
+            _ => json!("Give an example."),
+        };
+        let mut body = more;
+        body[prompt] = asked;
+        body["stream"] = json!(true);
+        let limit = if prompt == "input" { "max_output_tokens" } else { "max_tokens" };
+        body[limit] = json!(60);
+        let events = failing(path, body).await;
+        let last = events.last().unwrap();
+        let error = if prompt == "input" { &last["response"]["error"] } else { &last["error"] };
+        let message = error["message"].as_str().unwrap();
+        assert!(message.starts_with(&format!("`{field}`: ")), "{path}: {message}");
+        if prompt != "input" {
+            assert_eq!(error["param"], field, "{path}");
+        }
+    }
 }
