@@ -7,7 +7,7 @@ use serde::de::{DeserializeOwned, Deserializer, Error, Visitor};
 use serde::forward_to_deserialize_any;
 use serde_json::{Map, Value};
 
-use super::{ApiError, bounds};
+use super::{ApiError, bounds, json};
 
 /// The fields of a request that have not been read yet.
 pub(super) struct Body(Map<String, Value>);
@@ -16,13 +16,12 @@ impl Body {
     pub(super) fn parse(bytes: Result<Bytes, BytesRejection>) -> Result<Self, ApiError> {
         let bytes = bytes.map_err(|e| ApiError::status(e.status(), e.body_text()))?;
         bounds::check_text(&bytes)?;
-        match serde_json::from_slice(&bytes) {
-            Ok(Value::Object(map)) => {
+        match json::read(&bytes, None)? {
+            Value::Object(map) => {
                 bounds::check_fields(&map)?;
                 Ok(Self(map))
             }
-            Ok(_) => Err(ApiError::invalid("body", "the body must be a JSON object")),
-            Err(e) => Err(ApiError::invalid("body", format!("the body is not JSON: {e}"))),
+            _ => Err(ApiError::invalid("body", "the body must be a JSON object")),
         }
     }
 

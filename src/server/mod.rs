@@ -12,6 +12,7 @@ mod error;
 mod functions;
 mod generation;
 mod guard;
+mod json;
 mod keys;
 mod listen;
 mod load;

@@ -38,7 +38,7 @@ fn document() -> Value {
             "title": "pleach",
             "version": env!("CARGO_PKG_VERSION"),
             "description": "An OpenAI-compatible inference server that drafts with the served model's \
-                own pruned copy. Fields that are not listed are refused by name.",
+                own pruned copy. Fields that are not listed, and names that an object has twice, are refused by name.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": document.paths,

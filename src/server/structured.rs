@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::ApiError;
 use super::wire::{Form, ResponseFormat};
+use super::{ApiError, json};
 use crate::grammar::GrammarSource;
 
 /// The grammar that a request asks for, and the field that asks.
@@ -26,13 +26,16 @@ pub(super) fn grammar(form: Form) -> Result<Option<(&'static str, GrammarSource)
     add("response_format", format);
     if let Some(outputs) = form.structured_outputs {
         let field = "structured_outputs";
-        add(field, outputs.json.map(|schema| json(field, schema)).transpose()?);
+        add(field, outputs.json.map(|schema| schema_of(field, schema)).transpose()?);
         add(field, outputs.regex.map(GrammarSource::Regex));
         add(field, outputs.choice.map(GrammarSource::Choice));
         add(field, outputs.grammar.map(GrammarSource::Lark));
         add(field, outputs.json_object.filter(|on| *on).map(|_| GrammarSource::json_object()));
     }
-    add("guided_json", form.guided_json.map(|schema| json("guided_json", schema)).transpose()?);
+    add(
+        "guided_json",
+        form.guided_json.map(|schema| schema_of("guided_json", schema)).transpose()?,
+    );
     add("guided_regex", form.guided_regex.map(GrammarSource::Regex));
     add("guided_choice", form.guided_choice.map(GrammarSource::Choice));
     add("guided_grammar", form.guided_grammar.map(GrammarSource::Lark));
@@ -44,10 +47,9 @@ pub(super) fn grammar(form: Form) -> Result<Option<(&'static str, GrammarSource)
 }
 
 /// A schema, as an object or as its text.
-fn json(field: &str, schema: Value) -> Result<GrammarSource, ApiError> {
+fn schema_of(field: &str, schema: Value) -> Result<GrammarSource, ApiError> {
     let schema = match schema {
-        Value::String(text) => serde_json::from_str(&text)
-            .map_err(|e| ApiError::invalid(field, format!("`{field}` is not JSON: {e}")))?,
+        Value::String(text) => json::read(text.as_bytes(), Some(field))?,
         other => other,
     };
     Ok(GrammarSource::JsonSchema(schema))

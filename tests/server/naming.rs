@@ -69,3 +69,80 @@ async fn faults_have_the_names_of_their_api() {
         }
     }
 }
+
+/// Which of two values of one name counts is nobody's to guess.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_are_there_twice_are_refused() {
+    let (messages, chat) =
+        (r#""messages": [{"role": "user", "content": "hi"}]"#, "/v1/chat/completions");
+    for (path, field, name, body) in [
+        (
+            chat,
+            "logit_bias",
+            "11",
+            format!(r#"{{{messages}, "logit_bias": {{"11": 1, "12": 1, "11": -1}}}}"#),
+        ),
+        (
+            chat,
+            "temperature",
+            "temperature",
+            format!(r#"{{{messages}, "temperature": 0, "temperature": 1}}"#),
+        ),
+        (
+            chat,
+            "messages",
+            "role",
+            r#"{"messages": [{"role": "user", "role": "system", "content": "hi"}]}"#.into(),
+        ),
+        (chat, "metadata", "k", format!(r#"{{{messages}, "metadata": {{"k": "a", "k": "a"}}}}"#)),
+        (
+            chat,
+            "guided_json",
+            "type",
+            format!(r#"{{{messages}, "guided_json": {{"type": "object", "type": "array"}}}}"#),
+        ),
+        (
+            chat,
+            "guided_json",
+            "type",
+            format!(r#"{{{messages}, "guided_json": "{{\"type\": 1, \"type\": 2}}"}}"#),
+        ),
+        (
+            chat,
+            "tools",
+            "a",
+            format!(
+                r#"{{{messages}, "tools": [{{"type": "function", "function": {{"name": "f", "parameters": {{"properties": {{"a": {{}}, "a": {{}}}}}}}}}}]}}"#
+            ),
+        ),
+        ("/v1/completions", "prompt", "prompt", r#"{"prompt": "a", "prompt": "b"}"#.into()),
+        (
+            "/v1/completions",
+            "logit_bias",
+            "7",
+            r#"{"prompt": "a", "logit_bias": {"7": 1, "\u0037": 1}}"#.into(),
+        ),
+        (
+            "/v1/responses",
+            "metadata",
+            "k",
+            r#"{"input": "a", "metadata": {"k": "a", "k": "b"}}"#.into(),
+        ),
+        (
+            "/v1/messages",
+            "system",
+            "text",
+            format!(
+                r#"{{{messages}, "max_tokens": 1, "system": [{{"type": "text", "text": "a", "text": "b"}}]}}"#
+            ),
+        ),
+        ("/v1/embeddings", "input", "input", r#"{"input": "a", "input": "b"}"#.into()),
+        ("/tokenize", "prompt", "prompt", r#"{"prompt": "a", "prompt": "a"}"#.into()),
+    ] {
+        let (param, message) = fault(path, &body).await;
+        assert!(message.contains(&format!("`{name}` is there twice")), "{path}: {message}");
+        if path != "/v1/messages" {
+            assert_eq!(param.as_deref(), Some(field), "{path}: {message}");
+        }
+    }
+}
