@@ -54,11 +54,6 @@ pub enum CheckError {
     Prompt { id: String, reason: String },
     #[error(transparent)]
     Template(#[from] TemplateError),
-    #[error(
-        "the K/V cache of {blocks} blocks needs {needed} MB beside the weights, and {available} MB are free; \
-         lower --kv-blocks, --max-model-len or --max-num-seqs"
-    )]
-    Memory { blocks: usize, needed: u64, available: u64 },
 }
 
 /// What was found. Bytes, seconds, and ratios to a target pass of one row.
@@ -163,14 +158,6 @@ pub fn check(config: &Config, options: &Options) -> Result<Report, CheckError> {
         kv_cache_full: kv(full),
         available,
     };
-    if let Some(available) = memory.available.filter(|free| (memory.kv_cache as u64) > *free) {
-        let megabytes = |bytes: u64| bytes / 1_000_000;
-        return Err(CheckError::Memory {
-            blocks: kv_blocks,
-            needed: megabytes(memory.kv_cache as u64),
-            available: megabytes(available),
-        });
-    }
     let layers = [target.config(), draft.as_ref().map_or(target.config(), |draft| draft.config())];
     let layers = layers.map(|config| config.num_hidden_layers);
     let speculates = draft.is_some() && limits.num_speculative_tokens > 0;

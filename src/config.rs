@@ -145,7 +145,8 @@ pub struct Args {
     /// Print the settings and where each comes from, as such a file, and exit.
     #[arg(long)]
     pub print_config: bool,
-    /// Blocks of 16 positions in the K/V cache. Default: sized for the running sequences.
+    /// Blocks of 16 positions in the K/V cache; the server does not start where they do not fit into memory. Default:
+    /// four sequences of full length, or as many as fit.
     #[arg(long, env = "PLEACH_KV_BLOCKS")]
     pub kv_blocks: Option<usize>,
     /// Compute every prompt whole. Otherwise blocks of 16 tokens that a prompt shares with an earlier text

@@ -9,7 +9,8 @@ use tokenizers::Tokenizer;
 use crate::checkpoint::source::{Source, SourceError, resolve};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{ComputeDevice, Config};
-use crate::engine::{Engine, EngineError, EngineHandle};
+use crate::engine::{CacheNeeds, Engine, EngineError, EngineHandle};
+use crate::memory::Reserved;
 use crate::metrics::DRAFT_FAILURES;
 use crate::model::{CudaDecoder, Decoder, Draft, Lender, ModelConfig, ModelError};
 use crate::text::{ChatTemplate, TemplateError};
@@ -38,6 +39,11 @@ pub enum LoadError {
         "the draft has {positions} positions, fewer than the {wanted} served; lower max_model_len"
     )]
     ShortDraft { positions: usize, wanted: usize },
+    #[error(
+        "the draft needs {needed} MB, and {left} MB are left beside the model and its K/V cache: take a smaller draft, or \
+         start the server with a lower --kv-blocks or --max-model-len"
+    )]
+    DraftMemory { needed: u64, left: u64 },
     #[error("this runs on the CPU alone; leave out `--device`")]
     OnCpuAlone,
 }
@@ -102,8 +108,10 @@ fn load_on_cpu(
 ) -> Result<(Decoder, MaybeDraft), LoadError> {
     let pool = Arc::new(ThreadPool::new(config.threads));
     let target = Decoder::load(checkpoint, &pool)?;
-    let loader = DraftLoader { config: config.clone(), lender: target.lender() };
-    let draft = config.draft.as_ref().map(|source| loader.load(source));
+    let loader =
+        DraftLoader { config: config.clone(), lender: target.lender(), caches: Reserved::new(0) };
+    // How large the caches can be is known when the draft is.
+    let draft = config.draft.as_ref().map(|source| loader.load(source, 0));
     Ok((target, draft))
 }
 
@@ -168,8 +176,11 @@ fn place_on_cpu(config: &Config, checkpoint: &mut Checkpoint) -> Result<Placed, 
     let (name, draft) = usable(draft).unzip();
     let shape = draft.as_ref().map(|draft| (draft.config().num_hidden_layers, draft.head_rows()));
     tell(checkpoint, target.memory_bytes(), shape, &format!("{} threads", config.threads));
-    let loader = Some(DraftLoader { config: config.clone(), lender: target.lender() });
+    let lender = target.lender();
+    let block_bytes = CacheNeeds::of(&target, draft.as_ref()).block_bytes;
     let engine = Engine::new(target, draft, config.engine.clone())?;
+    let caches = Reserved::new((engine.cache_blocks().1 * block_bytes) as u64);
+    let loader = Some(DraftLoader { config: config.clone(), lender, caches });
     Ok(Placed { engine, draft: name, loader })
 }
 
@@ -263,17 +274,27 @@ fn check_positions(
 pub struct DraftLoader {
     config: Config,
     lender: Lender,
+    /// The caches of the engine that serves. With a draft that is switched in they change a little, as drafts differ.
+    caches: Reserved,
 }
 
 impl DraftLoader {
-    /// Fetches and loads a draft; gives its name too.
+    /// Fetches and loads a draft that is to have a K/V cache of `num_blocks` blocks; gives its name too.
     ///
     /// # Errors
-    /// [`LoadError`] where it does not fit the model.
-    pub fn load(&self, source: &Source) -> Result<(String, Draft), LoadError> {
+    /// [`LoadError`] where it does not fit the model, or not into memory: then it is not loaded.
+    pub fn load(&self, source: &Source, num_blocks: usize) -> Result<(String, Draft), LoadError> {
         let path = resolve(source, &self.config.cache_dir)?;
         let mut checkpoint = Checkpoint::open(&path)?;
         stretch_positions(&mut checkpoint, &self.config);
+        let needed = self.lender.draft_bytes(&checkpoint, num_blocks)?;
+        // A tenth is for the rows of a pass.
+        if let Some(left) = self.caches.available_beside()
+            && needed > left / 10 * 9
+        {
+            let (needed, left) = (needed.div_ceil(1_000_000), left / 1_000_000);
+            return Err(LoadError::DraftMemory { needed, left });
+        }
         let draft = self.lender.load_draft(&mut checkpoint)?;
         check_positions(&self.config, self.lender.config(), draft.config())?;
         Ok((checkpoint.name, draft))

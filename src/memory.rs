@@ -17,6 +17,40 @@ fn available_in(root: &Path) -> Option<u64> {
     Some(groups.lines().filter_map(|line| group(root, line)).fold(free, u64::min))
 }
 
+/// Memory that is reserved at once and taken as it is written to, as K/V caches are. Until then the system counts it
+/// as available.
+#[derive(Debug, Clone, Copy)]
+pub struct Reserved {
+    bytes: u64,
+    /// What the process held when it was reserved.
+    before: u64,
+}
+
+impl Reserved {
+    /// Bytes that have just been reserved.
+    #[must_use]
+    pub fn new(bytes: u64) -> Self {
+        Self { bytes, before: held_in(Path::new("/")) }
+    }
+
+    /// Bytes that this process may take besides: what is [`available`], without what is reserved and not written to.
+    /// All that the process took since counts as written.
+    #[must_use]
+    pub fn available_beside(&self) -> Option<u64> {
+        Some(available()?.saturating_sub(self.unwritten(held_in(Path::new("/")))))
+    }
+
+    fn unwritten(&self, held: u64) -> u64 {
+        self.bytes.saturating_sub(held.saturating_sub(self.before))
+    }
+}
+
+/// Bytes of its own that this process holds, of a system whose files lie under `root`; 0 where it does not tell.
+fn held_in(root: &Path) -> u64 {
+    let status = std::fs::read_to_string(root.join("proc/self/status")).unwrap_or_default();
+    field(&status, "RssAnon:").unwrap_or(0) * 1024
+}
+
 /// The names of a version's files: its folder, limit, use, and the fields of reclaimable page cache.
 struct Version {
     folder: &'static str,
@@ -103,6 +137,17 @@ mod tests {
         write(root, "sys/fs/cgroup/memory.max", "3000\n");
         write(root, "sys/fs/cgroup/memory.current", "4000\n");
         assert_eq!(available_in(root), Some(0));
+    }
+
+    #[test]
+    fn what_is_reserved_is_taken_as_it_is_written() {
+        let temporary = tempfile::tempdir().unwrap();
+        assert_eq!(held_in(temporary.path()), 0);
+        write(temporary.path(), "proc/self/status", "VmRSS:  9 kB\nRssAnon:\t 7 kB\n");
+        assert_eq!(held_in(temporary.path()), 7168);
+        let reserved = Reserved { bytes: 1000, before: 5000 };
+        let unwritten = [4000, 5000, 5300, 6000, 9000].map(|held| reserved.unwritten(held));
+        assert_eq!(unwritten, [1000, 1000, 700, 0, 0]);
     }
 
     #[test]

@@ -94,6 +94,21 @@ pub enum EngineError {
         /// Positions that would fit.
         fitting: usize,
     },
+    /// The memory that is left does not hold the blocks that were asked for.
+    #[error(
+        "{blocks} blocks of K/V cache need {needed} MB, and {free} MB are left beside the weights, room for {fitting} \
+         blocks: lower --kv-blocks, or leave it out"
+    )]
+    Blocks {
+        /// Blocks asked for.
+        blocks: usize,
+        /// Megabytes that they take.
+        needed: u64,
+        /// Megabytes that are left.
+        free: u64,
+        /// Blocks that would fit.
+        fitting: usize,
+    },
     /// A CUDA device has too little memory, or fails.
     #[error(transparent)]
     Cuda(#[from] CudaError),
@@ -124,11 +139,12 @@ impl<'a> CacheNeeds<'a> {
 }
 
 impl EngineConfig {
-    /// Chooses a number of blocks that fits into `free` bytes, less a tenth for the rows of a pass. A number
-    /// that is set already stays.
+    /// Chooses a number of blocks that fits into `free` bytes, less a tenth for the rows of a pass, or checks that the
+    /// number that is set does.
     ///
     /// # Errors
-    /// [`EngineError`] if the settings or the models do not fit together, or one sequence not into memory.
+    /// [`EngineError`] if the settings or the models do not fit together, or one sequence, or the number of blocks that
+    /// is set, not into memory.
     pub fn fit_blocks(
         &mut self,
         needs: CacheNeeds<'_>,
@@ -137,20 +153,19 @@ impl EngineConfig {
         let (limits, wanted) = self.resolve(needs.target, needs.draft)?;
         let bytes = |blocks: usize| (blocks as u64).saturating_mul(needs.block_bytes as u64);
         let fit = free.map(|free| free / 10 * 9 / needs.block_bytes.max(1) as u64);
-        if self.num_blocks.is_some() {
-            if fit.is_some_and(|fit| wanted as u64 > fit) {
-                let (megabytes, free) =
-                    (bytes(wanted) / 1_000_000, free.map(|free| free / 1_000_000));
-                tracing::warn!(
-                    blocks = wanted,
-                    megabytes,
-                    free,
-                    "the K/V cache is larger than memory"
-                );
-            }
-            return Ok(());
-        }
         let chosen = fit.map_or(wanted, |fit| wanted.min(usize::try_from(fit).unwrap_or(wanted)));
+        if self.num_blocks.is_some() {
+            return if chosen == wanted {
+                Ok(())
+            } else {
+                Err(EngineError::Blocks {
+                    blocks: wanted,
+                    needed: bytes(wanted).div_ceil(1_000_000),
+                    free: free.unwrap_or(0) / 1_000_000,
+                    fitting: chosen,
+                })
+            };
+        }
         let one = limits.max_model_len.div_ceil(BLOCK_SIZE);
         if chosen < one {
             return Err(EngineError::Memory {
@@ -246,7 +261,16 @@ mod tests {
         let error = fit(Some(10_000), config.clone()).unwrap_err().to_string();
         let expected = format!("--max-model-len to {} or less", 9 * BLOCK_SIZE);
         assert!(error.contains(&expected), "{error}");
+        // What is set is taken as it is, or not at all.
         let set = EngineConfig { num_blocks: Some(7), ..config };
-        assert_eq!(fit(Some(0), set), Ok(Some(7)), "what is set is set");
+        assert_eq!(fit(None, set.clone()), Ok(Some(7)));
+        assert_eq!(fit(Some(7_800), set.clone()), Ok(Some(7)));
+        let (blocks, needed, free, fitting) = (7, 1, 0, 6);
+        assert_eq!(
+            fit(Some(7_700), set.clone()),
+            Err(EngineError::Blocks { blocks, needed, free, fitting })
+        );
+        let error = fit(Some(0), set).unwrap_err().to_string();
+        assert!(error.contains("room for 0 blocks: lower --kv-blocks"), "{error}");
     }
 }

@@ -98,7 +98,7 @@ pub(super) async fn change_draft(
     status(serving);
     let num_blocks = serving.engine.num_blocks();
     let load = move || -> Result<_, LoadError> {
-        match loader.load(&source)? {
+        match loader.load(&source, num_blocks)? {
             (name, Draft::Standalone(draft)) => Ok((name, Runner::new(draft, num_blocks))),
             (_, Draft::Attached(_)) => Err(EngineError::AttachedDrafter.into()),
         }

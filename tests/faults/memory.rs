@@ -15,12 +15,17 @@ use super::support::{gguf, random_model};
 const POSITION: u64 = 2 * 4 * 8 * 128 * 2;
 
 fn write_model(path: &Path, positions: u64) {
+    write_blocks(path, positions, 4);
+}
+
+/// The same with another number of decoder blocks.
+fn write_blocks(path: &Path, positions: u64, blocks: usize) {
     let config = ModelConfig {
         family: Family::Llama,
         vocab_size: 96,
         hidden_size: 64,
         intermediate_size: 64,
-        num_hidden_layers: 4,
+        num_hidden_layers: blocks,
         num_attention_heads: 8,
         num_key_value_heads: 8,
         head_dim: 128,
@@ -36,6 +41,26 @@ fn write_model(path: &Path, positions: u64) {
     gguf::add_letters(path);
 }
 
+fn answer(server: &Server) {
+    let body = json!({"prompt": "abc", "max_tokens": 3, "ignore_eos": true});
+    assert_eq!(server.post("/v1/completions", &body).status, 200, "{}", server.log());
+}
+
+/// What a server says that does not start.
+fn refusal(arguments: &[&str]) -> String {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_pleach"));
+    let output = program.args(["--port", "0", "--threads", "1"]).args(arguments).output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    log
+}
+
+/// The number behind a text.
+fn number(log: &str, before: &str) -> u64 {
+    let (_, rest) = log.split_once(before).unwrap_or_else(|| panic!("{log}"));
+    rest.split(' ').next().unwrap().parse().unwrap()
+}
+
 /// The cache takes what is left; where that holds no sequence, the program ends and says what would.
 #[test]
 fn a_cache_beyond_memory() {
@@ -43,10 +68,6 @@ fn a_cache_beyond_memory() {
     let path = temporary.path().join("long.gguf");
     let model = path.to_string_lossy().into_owned();
     let free = memory::available().unwrap();
-    let answer = |server: &Server| {
-        let body = json!({"prompt": "abc", "max_tokens": 3, "ignore_eos": true});
-        assert_eq!(server.post("/v1/completions", &body).status, 200, "{}", server.log());
-    };
     // One sequence fits, four do not.
     write_model(&path, free / POSITION * 2 / 5);
     let server = Server::start(&["--model", &model]);
@@ -58,13 +79,60 @@ fn a_cache_beyond_memory() {
     answer(&server);
     drop(server);
     write_model(&path, free / POSITION * 3 / 2);
-    let mut program = Command::new(env!("CARGO_BIN_EXE_pleach"));
-    let output =
-        program.args(["--port", "0", "--threads", "1", "--model", &model]).output().unwrap();
-    let log = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{log}");
-    let (_, most) = log.split_once("set --max-model-len to ").unwrap_or_else(|| panic!("{log}"));
-    let most: u64 = most.split(' ').next().unwrap().parse().unwrap();
+    let most = number(&refusal(&["--model", &model]), "set --max-model-len to ");
     let server = Server::start(&["--model", &model, "--max-model-len", &(most / 2).to_string()]);
+    answer(&server);
+}
+
+/// Blocks that are asked for and do not fit are not cut down: the program ends and says how many would.
+#[test]
+fn more_blocks_than_memory() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("short.gguf");
+    let model = path.to_string_lossy().into_owned();
+    write_model(&path, 64);
+    let free = memory::available().unwrap() / POSITION / 16;
+    let blocks = (free * 3 / 2).to_string();
+    let log = refusal(&["--model", &model, "--kv-blocks", &blocks]);
+    assert!(log.contains("lower --kv-blocks"), "{log}");
+    let most = number(&log, "room for ");
+    assert!((free / 2..free).contains(&most), "{most} of {free}: {log}");
+    answer(&Server::start(&["--model", &model, "--kv-blocks", &(most / 2).to_string()]));
+}
+
+/// A draft that would need more than the serving caches leave is refused before it is loaded, and nothing changes.
+#[test]
+fn a_draft_beyond_memory_is_not_switched_in() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = |name: &str| temporary.path().join(name);
+    write_blocks(&path("model.gguf"), 64, 4);
+    // Its cache is as large as the target's; the other's a quarter of that.
+    write_blocks(&path("large.gguf"), 64, 4);
+    write_blocks(&path("small.gguf"), 64, 1);
+    let free = memory::available().unwrap() / POSITION / 16;
+    let (model, blocks) = (path("model.gguf"), (free * 6 / 10).to_string());
+    let server = Server::start(&[
+        "--model",
+        model.to_str().unwrap(),
+        "--kv-blocks",
+        &blocks,
+        "--admin-key",
+        "sesame",
+    ]);
+    let admin = |method: &str, body: &str| {
+        server.request(method, "/admin/draft", "authorization: Bearer sesame\r\n", body)
+    };
+    let change = |name: &str| {
+        let body = json!({"draft": path(name), "tokens": 100});
+        admin("POST", &body.to_string())
+    };
+    let refused = change("large.gguf");
+    assert_eq!(refused.status, 400, "{refused:?}");
+    let message = refused.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("the draft needs ") && message.contains(" MB are left"), "{message}");
+    assert_eq!(admin("GET", "").json(), json!({"draft": null, "comparison": null}));
+    answer(&server);
+    assert_eq!(change("small.gguf").status, 202);
+    assert_eq!(admin("GET", "").json()["comparison"]["state"], "comparing");
     answer(&server);
 }

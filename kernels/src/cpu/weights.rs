@@ -151,6 +151,17 @@ impl PackedMatrix {
         Ok(Self { out_features, in_features, panels, dtype })
     }
 
+    /// Memory that a matrix stored as `dtype` takes when it is packed.
+    #[must_use]
+    pub fn packed_bytes(dtype: DType, out_features: usize, in_features: usize) -> usize {
+        let panels = out_features.div_ceil(PANEL);
+        match dtype {
+            DType::F32 => panels * PANEL * in_features * size_of::<f32>(),
+            DType::F16 | DType::BF16 => panels * PANEL * in_features * size_of::<f16>(),
+            _ => panels * (in_features / BLOCK) * IntPanels::of(dtype).empty(1).bytes(),
+        }
+    }
+
     /// Packs f32 values.
     ///
     /// # Errors
@@ -186,11 +197,7 @@ impl PackedMatrix {
     #[must_use]
     pub fn bytes(&self) -> usize {
         match &self.panels {
-            Panels::Int(p) => {
-                size_of_val(p.codes.as_slice())
-                    + p.scales.bytes()
-                    + p.mins.as_ref().map_or(0, Scales::bytes)
-            }
+            Panels::Int(p) => p.bytes(),
             Panels::Float(FloatPanels::F32(p)) => size_of_val(p.as_slice()),
             Panels::Float(FloatPanels::F16(p)) => size_of_val(p.as_slice()),
             Panels::Float(FloatPanels::BF16(p)) => size_of_val(p.as_slice()),
@@ -322,12 +329,8 @@ fn float_panels<T: Default + Copy>(
 }
 
 impl IntPanels {
-    fn pack<'a>(
-        dtype: DType,
-        out_features: usize,
-        in_features: usize,
-        row: impl Fn(usize) -> &'a [u8],
-    ) -> Self {
+    /// Panels of a format, without any block.
+    fn of(dtype: DType) -> Self {
         let (eight_bit, offset, has_min, f16) = match dtype {
             DType::Q8_0 => (true, 128, false, true),
             DType::Q4_0 => (false, 8, false, true),
@@ -337,16 +340,30 @@ impl IntPanels {
             DType::Q6_K => (true, 32, false, false),
             DType::F32 | DType::F16 | DType::BF16 => unreachable!("float formats have no codes"),
         };
-        let none = Self {
+        Self {
             codes: Vec::new(),
             eight_bit,
             half_blocks: dtype == DType::Q6_K,
             offset,
             scales: Scales::filled(f16, 0),
             mins: has_min.then(|| Scales::filled(f16, 0)),
-        };
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(self.codes.as_slice())
+            + self.scales.bytes()
+            + self.mins.as_ref().map_or(0, Scales::bytes)
+    }
+
+    fn pack<'a>(
+        dtype: DType,
+        out_features: usize,
+        in_features: usize,
+        row: impl Fn(usize) -> &'a [u8],
+    ) -> Self {
         let blocks = in_features / BLOCK;
-        let mut packed = none.empty(out_features.div_ceil(PANEL) * blocks);
+        let mut packed = Self::of(dtype).empty(out_features.div_ceil(PANEL) * blocks);
         for n in 0..out_features {
             let mut block = n / PANEL * blocks;
             dtype.decode(row(n), |group| {
@@ -414,3 +431,6 @@ impl IntPanels {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use super::Decoder;
 use super::error::{ModelError, check_draft};
 use super::loader::{Loader, Precision};
-use crate::checkpoint::Checkpoint;
-use crate::checkpoint::architecture::ModelConfig;
+use crate::checkpoint::architecture::{ModelConfig, PROJECTIONS, tensor_names};
+use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::model::attached::{AttachedDrafter, Tables};
 use crate::model::draft::Draft;
-use pleach_kernels::{PackedMatrix, ThreadPool};
+use pleach_kernels::{AttentionShape, CacheFormat, LayerCache, PackedMatrix, ThreadPool};
 
 /// What a target lends its drafts, also while it serves: its embedding and its head.
 #[derive(Clone)]
@@ -25,6 +25,39 @@ impl Lender {
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Memory that a draft will take, with a K/V cache of `num_blocks` blocks; an attached one has no cache.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming a tensor whose format is not read.
+    pub fn draft_bytes(&self, draft: &Checkpoint, num_blocks: usize) -> Result<u64, ModelError> {
+        let config = &draft.config;
+        let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
+        let blocks = tensor_names(config, |name| draft.has(name));
+        let others = [embedding, head].into_iter().chain(PROJECTIONS);
+        let mut bytes = 0;
+        for name in blocks.iter().map(String::as_str).chain(others).filter(|name| draft.has(name)) {
+            let TensorInfo { dtype, shape } = draft.info(name)?;
+            bytes += match shape[..] {
+                [rows, cols] => PackedMatrix::packed_bytes(dtype, rows, cols),
+                _ => shape.iter().product::<usize>() * size_of::<f32>(),
+            };
+        }
+        if let Some(rows) = draft.draft_vocab.as_ref().filter(|_| !draft.has(head)) {
+            bytes += PackedMatrix::packed_bytes(self.head.dtype(), rows.len(), config.hidden_size);
+        }
+        if draft.attachment.is_none() {
+            let shape = AttentionShape {
+                heads: config.num_attention_heads,
+                kv_heads: config.num_key_value_heads,
+                head_dim: config.head_dim,
+                window: None,
+            };
+            let layer = LayerCache::bytes(num_blocks, &shape, CacheFormat::F16);
+            bytes += layer * config.num_hidden_layers;
+        }
+        Ok(bytes as u64)
     }
 
     /// Loads a draft. The embedding, and the head's rows, are the target's own where the draft leaves them
