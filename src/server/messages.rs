@@ -12,13 +12,12 @@ use super::functions::{CallChoice, Callable, Function};
 use super::generation::{Generation, stop_strings, top_k};
 use super::message_output::{Output, message};
 use super::running::Prepared;
-use super::sse::events;
 use super::state::Serving;
 use super::wire::MessageTokens;
 use super::wire::messages::{
     Block, Dialogue, Messages, MessagesTool, MessagesToolChoice, Speaker, Turn, Words,
 };
-use super::{ApiError, AppState, Body};
+use super::{ApiError, AppState, Body, sse};
 use crate::sampling::SamplingParams;
 use crate::text::Ending;
 
@@ -48,9 +47,7 @@ async fn answer(
     let stream = prepared.generation.stream;
     let running = prepared.start(state).await?;
     if stream {
-        let (events, response) = events();
-        tokio::spawn(Output::new(events).forward(message, running));
-        return Ok(response);
+        return Ok(sse::stream(|events| Output::new(events).forward(message, running)));
     }
     Ok(Json(message.with(running.whole().await?)).into_response())
 }

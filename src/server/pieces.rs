@@ -142,7 +142,11 @@ impl Reader {
     /// Turns events into pieces, until the sequence ends or nobody listens.
     pub(super) async fn read(mut self, mut events: Metered) {
         loop {
-            let event = events.recv().await;
+            let event = tokio::select! {
+                event = events.recv() => event,
+                // A sequence that waits, or reads a long prompt, has nothing to say for long.
+                () = self.pieces.closed() => return,
+            };
             let mut text = self.echo.take().unwrap_or_default();
             let mut piece = Piece { choice: self.choice, ..Piece::default() };
             match event {

@@ -7,12 +7,12 @@ use axum::response::{IntoResponse, Response};
 
 use super::pieces::{Call, Message, Said};
 use super::running::{Prepared, Running};
-use super::sse::{Events, events};
+use super::sse::Events;
 use super::wire::{
     Answer, AssistantMessage, CalledFunction, Choice, ChoiceText, Delta, FinishReason,
     FunctionKind, Header, Logprobs, Sources, StopReason, TokenSource, ToolCall, ToolCallDelta,
 };
-use super::{ApiError, AppState, logprobs};
+use super::{ApiError, AppState, logprobs, sse};
 use crate::engine::{PromptToken, TokenOut};
 use crate::spec::Proposer;
 
@@ -67,9 +67,7 @@ pub(super) async fn respond(
     let responder =
         Responder { format, header, best_of, include_usage, logprobs, token_sources, running };
     if stream {
-        let (events, response) = events();
-        tokio::spawn(responder.stream(events));
-        Ok(response)
+        Ok(sse::stream(|events| responder.stream(events)))
     } else {
         Ok(Json(responder.whole().await?).into_response())
     }

@@ -14,13 +14,12 @@ use super::functions::{CallChoice, Callable, Function};
 use super::generation::Generation;
 use super::response_output::Output;
 use super::running::Prepared;
-use super::sse::events;
 use super::state::Serving;
 use super::wire::responses::{
     Input, InputItem, Responses, ResponsesTool, ResponsesToolChoice, Role, TextFormat,
 };
 use super::wire::{Number, ResponseAnswer, ResponseStatus, ResponseText, ToolMode};
-use super::{ApiError, AppState, Body};
+use super::{ApiError, AppState, Body, sse};
 use crate::grammar::GrammarSource;
 use crate::sampling::SamplingParams;
 use crate::text::Ending;
@@ -35,9 +34,7 @@ pub(super) async fn responses(
     let stream = prepared.generation.stream;
     let running = prepared.start(&state).await?;
     if stream {
-        let (events, response) = events();
-        tokio::spawn(output.forward(running, events));
-        return Ok(response);
+        return Ok(sse::stream(|events| output.forward(running, events)));
     }
     let whole = running.whole().await?;
     Ok(Json(output.whole(whole)).into_response())

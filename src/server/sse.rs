@@ -11,11 +11,21 @@ use tokio_stream::wrappers::ReceiverStream;
 /// Where the events of one answer are sent.
 pub(super) struct Events(mpsc::Sender<Result<Event, Infallible>>);
 
-/// A channel of events and the response that carries them.
-pub(super) fn events() -> (Events, Response) {
+/// A response of the events that `write` sends. It is dropped, and what it runs with it, as soon as nobody listens any
+/// more, though it may have nothing to send for long.
+pub(super) fn stream<F>(write: impl FnOnce(Events) -> F) -> Response
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     let (sender, receiver) = mpsc::channel(64);
-    let stream = Sse::new(ReceiverStream::new(receiver)).keep_alive(KeepAlive::default());
-    (Events(sender), stream.into_response())
+    let written = write(Events(sender.clone()));
+    tokio::spawn(async move {
+        tokio::select! {
+            () = written => {}
+            () = sender.closed() => {}
+        }
+    });
+    Sse::new(ReceiverStream::new(receiver)).keep_alive(KeepAlive::default()).into_response()
 }
 
 impl Events {

@@ -52,6 +52,46 @@ fn vanished_clients_free_their_blocks() {
     assert_eq!(ask(&server).status, 200);
 }
 
+/// So do those whose sequences have said nothing yet: they wait, or their prompts are read.
+#[test]
+fn vanished_clients_are_not_waited_for() {
+    let server = Server::start(&["--max-num-seqs", "1", "--max-num-batched-tokens", "16"]);
+    let long = "word ".repeat(6000);
+    let idle = || {
+        server.metric("pleach_running_sequences") == 0.0
+            && server.metric("pleach_waiting_sequences") == 0.0
+            && server.metric("pleach_kv_cache_used_blocks") == 0.0
+    };
+    for stream in [false, true] {
+        let bodies = [
+            ("/v1/completions", json!({"prompt": long, "max_tokens": 1, "stream": stream})),
+            (
+                "/v1/completions",
+                json!({"prompt": long, "max_tokens": 0, "echo": true, "logprobs": 5}),
+            ),
+            (
+                "/v1/messages",
+                json!({"messages": [{"role": "user", "content": long}], "max_tokens": 1,
+                "stream": stream}),
+            ),
+            ("/v1/responses", json!({"input": long, "max_output_tokens": 1, "stream": stream})),
+            ("/v1/embeddings", json!({"input": [long, long]})),
+        ];
+        let clients: Vec<_> = bodies
+            .iter()
+            .map(|(path, body)| server.send("POST", path, "", &body.to_string()))
+            .collect();
+        let sequences = || {
+            server.metric("pleach_running_sequences") + server.metric("pleach_waiting_sequences")
+        };
+        until("all are taken on", SOON, || sequences() == 6.0);
+        drop(clients);
+        // To read all these prompts would take many times as long.
+        until("nothing is left of them", Duration::from_secs(2), idle);
+    }
+    assert_eq!(ask(&server).status, 200);
+}
+
 /// A reader that takes nothing holds up nobody, and is cut off when its time is over.
 #[test]
 fn slow_readers_hold_up_nobody() {
