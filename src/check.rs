@@ -234,9 +234,12 @@ fn accept(
     let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
     Ok(Acceptance {
         answers: prompts.len(),
-        tokens: stats.generated_tokens,
-        alpha: ratio(stats.accepted_tokens, stats.accepted_tokens + stats.recovered_tokens),
-        mean_acceptance_length: 1.0 + ratio(stats.accepted_tokens, stats.drafts),
+        tokens: stats.rounds.generated_tokens,
+        alpha: ratio(
+            stats.rounds.accepted_tokens,
+            stats.rounds.accepted_tokens + stats.rounds.recovered_tokens,
+        ),
+        mean_acceptance_length: 1.0 + ratio(stats.rounds.accepted_tokens, stats.rounds.drafts),
         num_speculative_tokens: engine.limits().num_speculative_tokens,
     })
 }

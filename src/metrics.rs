@@ -1,93 +1,245 @@
-//! Names of all metrics. Raw counters; ratios are PromQL's business. Help texts and buckets are in [`crate::exporter`].
+//! The table of all metrics: what each is called and counts. Raw counters; ratios are PromQL's business.
+//! [`crate::exporter`] describes them to Prometheus, and a test holds `docs/metrics.md` against them.
 
-/// What is served: 1, with the labels `version`, `model` and `draft` (`none` without one).
-pub const INFO: &str = "pleach_info";
-/// Requests that ended; label `reason`: `stop`, `length`, `grammar`, `error` or `cancelled`.
-pub const REQUESTS_FINISHED: &str = "pleach_requests_finished_total";
+/// One metric.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// Its name in Prometheus.
+    pub name: &'static str,
+    /// How it is counted.
+    pub kind: Kind,
+    /// What tells its series apart.
+    pub labels: &'static [Label],
+    /// Whether its series are there at 0 from the start, so that a rate over the first event is seen. All values of
+    /// its labels are known then.
+    pub from_start: bool,
+    /// What it counts, a sentence.
+    pub help: &'static str,
+}
 
-/// HTTP requests answered; labels `endpoint` (the route) and `code`.
-pub const HTTP_REQUESTS: &str = "pleach_http_requests_total";
-/// Prompt and generated tokens by API key; label `key`: its name.
-pub const KEY_TOKENS: &str = "pleach_key_tokens_total";
-/// Generated tokens sent.
-pub const GENERATED_TOKENS: &str = "pleach_generated_tokens_total";
-/// Prompt tokens of the requests taken on.
-pub const PROMPT_TOKENS: &str = "pleach_prompt_tokens_total";
-/// Prompt tokens looked up in the prefix cache.
-pub const PREFIX_CACHE_QUERIES: &str = "pleach_prefix_cache_queries_total";
-/// Prompt tokens found in the prefix cache.
-pub const PREFIX_CACHE_HITS: &str = "pleach_prefix_cache_hits_total";
-/// Rounds with at least one draft token.
-pub const DRAFTS: &str = "pleach_spec_decode_drafts_total";
-/// Draft tokens verified.
-pub const DRAFT_TOKENS: &str = "pleach_spec_decode_draft_tokens_total";
-/// Draft tokens accepted and sent.
-pub const ACCEPTED_TOKENS: &str = "pleach_spec_decode_accepted_tokens_total";
-/// Accepted draft tokens by place in their round; label `position`, from 0.
-pub const ACCEPTED_PER_POSITION: &str = "pleach_spec_decode_accepted_tokens_per_position_total";
-/// Draft tokens verified; label `proposer`: `draft_model`, `ngram` or `prediction`.
-pub const PROPOSER_DRAFT_TOKENS: &str = "pleach_spec_decode_proposer_draft_tokens_total";
-/// Draft tokens accepted and sent; label `proposer`.
-pub const PROPOSER_ACCEPTED_TOKENS: &str = "pleach_spec_decode_proposer_accepted_tokens_total";
-/// Seconds of one step that drafting took: draft passes, and the rows that verified draft tokens; label `proposer`.
-pub const PROPOSER_SPENT: &str = "pleach_spec_decode_proposer_spent_seconds";
-/// Seconds that the tokens accepted in one step would have taken without them; label `proposer`.
-pub const PROPOSER_SAVED: &str = "pleach_spec_decode_proposer_saved_seconds";
-/// Tokens drawn after a rejection.
-pub const RECOVERED_TOKENS: &str = "pleach_spec_decode_recovered_tokens_total";
-/// Tokens drawn when nothing was rejected: after full acceptance, in rounds without draft tokens, and in
-/// sequences that do not speculate.
-pub const BONUS_TOKENS: &str = "pleach_spec_decode_bonus_tokens_total";
-/// Rounds without draft tokens; label `reason`, see [`NoDraft`](crate::engine::NoDraft).
-pub const ROUNDS_WITHOUT_DRAFTS: &str = "pleach_spec_decode_rounds_without_drafts_total";
-/// Sequences or engines that went on without their draft model after it failed.
-pub const DRAFT_FAILURES: &str = "pleach_spec_decode_draft_failures_total";
-/// Forward passes; label `model`: `target` or `draft`.
-pub const FORWARD_PASSES: &str = "pleach_forward_passes_total";
-/// Floating-point operations; label `model`: `target` or `draft`.
-pub const FLOPS: &str = "pleach_flops_total";
-/// Operations saved against drafting the same tokens with the full model.
-pub const FLOPS_SAVED: &str = "pleach_flops_saved_total";
-/// Operations spent on draft tokens that were not sent; label `model`.
-pub const FLOPS_WASTED: &str = "pleach_flops_wasted_total";
-/// Joules by the processor's own meters; label `zone`. Absent where they cannot be read.
-pub const ENERGY: &str = "pleach_energy_joules_total";
-/// Tokens that a new draft and the serving one were held against.
-pub const COMPARED_TOKENS: &str = "pleach_draft_comparison_tokens_total";
-/// Of these, those that a draft held likeliest; label `draft`: `current` or `candidate`.
-pub const COMPARED_ACCEPTED_TOKENS: &str = "pleach_draft_comparison_accepted_tokens_total";
-/// Comparisons of drafts that ended; label `outcome`: `switched`, `refused`, `failed` or `stopped`.
-pub const COMPARISONS: &str = "pleach_draft_comparisons_total";
-/// Answers written to `--record-traffic`.
-pub const RECORDED_ANSWERS: &str = "pleach_recorded_answers_total";
-/// Answers that should have been, and could not.
-pub const RECORDING_FAILURES: &str = "pleach_recording_failures_total";
-/// Target passes saved against one pass per token.
-pub const TARGET_PASSES_SAVED: &str = "pleach_target_passes_saved_total";
-/// Sequences that lost their cache to older ones.
-pub const PREEMPTIONS: &str = "pleach_preemptions_total";
-/// Sequences running.
-pub const RUNNING_SEQUENCES: &str = "pleach_running_sequences";
-/// Sequences waiting.
-pub const WAITING_SEQUENCES: &str = "pleach_waiting_sequences";
-/// Blocks of the K/V cache in use.
-pub const KV_CACHE_USED_BLOCKS: &str = "pleach_kv_cache_used_blocks";
-/// Blocks of the K/V cache.
-pub const KV_CACHE_BLOCKS: &str = "pleach_kv_cache_blocks";
-/// Seconds from submission to the first step.
-pub const QUEUE_TIME: &str = "pleach_queue_time_seconds";
-/// Seconds from submission to the first token.
-pub const TIME_TO_FIRST_TOKEN: &str = "pleach_time_to_first_token_seconds";
-/// Seconds between tokens; the tokens of one round share its time evenly.
-pub const INTER_TOKEN_LATENCY: &str = "pleach_inter_token_latency_seconds";
+/// How a metric is counted.
+#[derive(Debug, Clone, Copy)]
+pub enum Kind {
+    /// A sum that only grows.
+    Counter,
+    /// A value that rises and falls.
+    Gauge,
+    /// Observations, counted up to each of these bounds.
+    Histogram(&'static [f64]),
+}
 
-/// Seconds of generating tokens in one step: its share of the target pass, and the draft passes.
-pub const DECODE_STEP: &str = "pleach_decode_step_seconds";
-/// The same tokens without speculation, estimated from measured step costs.
-pub const DECODE_STEP_WITHOUT: &str = "pleach_decode_step_without_speculation_seconds";
-/// Seconds from submission to the end; requests that were cancelled left out.
-pub const REQUEST_DURATION: &str = "pleach_request_duration_seconds";
-/// Prompt tokens of one request.
-pub const REQUEST_PROMPT_TOKENS: &str = "pleach_request_prompt_tokens";
-/// Generated tokens of one request.
-pub const REQUEST_GENERATED_TOKENS: &str = "pleach_request_generated_tokens";
+impl Kind {
+    /// Its name in Prometheus.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram(_) => "histogram",
+        }
+    }
+}
+
+/// A label of a metric's series.
+#[derive(Debug, Clone, Copy)]
+pub struct Label {
+    /// Its name.
+    pub name: &'static str,
+    /// Its values; none where they are not known beforehand.
+    pub values: &'static [&'static str],
+}
+
+/// Seconds that a reader waits; from one step of a small model to a long queue.
+const WAITS: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// Seconds of a step or between tokens; narrow, since a tenth more is felt.
+const STEPS: [f64; 20] = [
+    0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05,
+    0.075, 0.1, 0.2, 0.4, 0.8, 1.5, 5.0,
+];
+/// Seconds of a whole request.
+const REQUESTS: [f64; 14] =
+    [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0];
+/// Tokens of a request.
+const TOKENS: [f64; 14] = [
+    8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0,
+    131_072.0,
+];
+
+const fn label(name: &'static str, values: &'static [&'static str]) -> Label {
+    Label { name, values }
+}
+
+const POSITION: Label = label("position", &[]);
+const PROPOSER: Label = label("proposer", &["draft_model", "ngram", "prediction"]);
+const NO_DRAFT: Label =
+    label("reason", &["disabled", "prefill", "last_token", "no_room", "no_match", "unprofitable"]);
+const MODEL: Label = label("model", &["target", "draft"]);
+const FINISH: Label =
+    label("reason", &["stop", "length", "grammar", "grammar_error", "error", "cancelled"]);
+const KEY: Label = label("key", &[]);
+const ENDPOINT: Label = label("endpoint", &[]);
+const CODE: Label = label("code", &[]);
+const DRAFT: Label = label("draft", &["current", "candidate"]);
+const OUTCOME: Label = label("outcome", &["switched", "refused", "failed", "stopped"]);
+const ZONE: Label = label("zone", &[]);
+const VERSION: Label = label("version", &[]);
+const SERVED_MODEL: Label = label("model", &[]);
+const SERVED_DRAFT: Label = label("draft", &[]);
+
+/// Declares a constant with the name of each metric, and the table.
+macro_rules! metrics {
+    ($($constant:ident $name:literal $kind:expr, [$($label:ident),*], $from_start:literal, $help:literal;)*) => {
+        $(
+            #[doc = $help]
+            pub const $constant: &str = $name;
+        )*
+        /// All metrics.
+        pub const ALL: &[Metric] = &[$(
+            Metric {
+                name: $name,
+                kind: $kind,
+                labels: &[$($label),*],
+                from_start: $from_start,
+                help: $help,
+            },
+        )*];
+    };
+}
+
+metrics! {
+    PROMPT_TOKENS "pleach_prompt_tokens_total" Kind::Counter, [], true,
+        "Prompt tokens of the requests taken on.";
+    PREFIX_CACHE_QUERIES "pleach_prefix_cache_queries_total" Kind::Counter, [], true,
+        "Prompt tokens looked up in the prefix cache.";
+    PREFIX_CACHE_HITS "pleach_prefix_cache_hits_total" Kind::Counter, [], true,
+        "Prompt tokens found in the prefix cache, which need not be computed.";
+    GENERATED_TOKENS "pleach_generated_tokens_total" Kind::Counter, [], true,
+        "Generated tokens sent: accepted, recovered and bonus tokens.";
+    DRAFTS "pleach_spec_decode_drafts_total" Kind::Counter, [], true,
+        "Rounds with at least one draft token.";
+    DRAFT_TOKENS "pleach_spec_decode_draft_tokens_total" Kind::Counter, [], true,
+        "Draft tokens verified by the target.";
+    ACCEPTED_TOKENS "pleach_spec_decode_accepted_tokens_total" Kind::Counter, [], true,
+        "Draft tokens accepted and sent.";
+    ACCEPTED_PER_POSITION "pleach_spec_decode_accepted_tokens_per_position_total" Kind::Counter, [POSITION], false,
+        "Accepted draft tokens by position in their round, from 0.";
+    PROPOSER_DRAFT_TOKENS "pleach_spec_decode_proposer_draft_tokens_total" Kind::Counter, [PROPOSER], true,
+        "Draft tokens verified by the target, by who proposed them.";
+    PROPOSER_ACCEPTED_TOKENS "pleach_spec_decode_proposer_accepted_tokens_total" Kind::Counter, [PROPOSER], true,
+        "Draft tokens accepted and sent, by who proposed them.";
+    RECOVERED_TOKENS "pleach_spec_decode_recovered_tokens_total" Kind::Counter, [], true,
+        "Tokens drawn after a rejection.";
+    BONUS_TOKENS "pleach_spec_decode_bonus_tokens_total" Kind::Counter, [], true,
+        "Tokens drawn when no draft token of the round was rejected: after full acceptance, in rounds without draft tokens, and in sequences that do not speculate.";
+    ROUNDS_WITHOUT_DRAFTS "pleach_spec_decode_rounds_without_drafts_total" Kind::Counter, [NO_DRAFT], true,
+        "Rounds without draft tokens, by reason.";
+    DRAFT_FAILURES "pleach_spec_decode_draft_failures_total" Kind::Counter, [], true,
+        "Times the draft model failed and was left out, for a sequence or for good.";
+    FORWARD_PASSES "pleach_forward_passes_total" Kind::Counter, [MODEL], true,
+        "Forward passes, by model.";
+    FLOPS "pleach_flops_total" Kind::Counter, [MODEL], true,
+        "Floating-point operations spent, by model.";
+    FLOPS_SAVED "pleach_flops_saved_total" Kind::Counter, [], true,
+        "Floating-point operations saved against drafting the same tokens with the full model.";
+    FLOPS_WASTED "pleach_flops_wasted_total" Kind::Counter, [MODEL], true,
+        "Floating-point operations spent on draft tokens that were not sent: the target's in verifying them, the draft's in proposing them.";
+    TARGET_PASSES_SAVED "pleach_target_passes_saved_total" Kind::Counter, [], true,
+        "Target passes saved against one pass per token.";
+    PREEMPTIONS "pleach_preemptions_total" Kind::Counter, [], true,
+        "Sequences that lost their cache to older ones and are recomputed.";
+    REQUESTS_FINISHED "pleach_requests_finished_total" Kind::Counter, [FINISH], true,
+        "Requests that ended, by reason; with `grammar_error`, the request's grammar got stuck or too costly.";
+    KEY_TOKENS "pleach_key_tokens_total" Kind::Counter, [KEY], false,
+        "Prompt and generated tokens, by the name of the API key.";
+    HTTP_REQUESTS "pleach_http_requests_total" Kind::Counter, [ENDPOINT, CODE], false,
+        "HTTP requests answered, by route and status.";
+    RECORDED_ANSWERS "pleach_recorded_answers_total" Kind::Counter, [], true,
+        "Answers that `--record-traffic` recorded for the training of drafts.";
+    RECORDING_FAILURES "pleach_recording_failures_total" Kind::Counter, [], true,
+        "Answers that should have been recorded and could not.";
+    COMPARED_TOKENS "pleach_draft_comparison_tokens_total" Kind::Counter, [], true,
+        "Tokens that a new draft and the serving one were held against.";
+    COMPARED_ACCEPTED_TOKENS "pleach_draft_comparison_accepted_tokens_total" Kind::Counter, [DRAFT], true,
+        "Of the tokens that drafts were held against, those that a draft held likeliest, by draft.";
+    COMPARISONS "pleach_draft_comparisons_total" Kind::Counter, [OUTCOME], true,
+        "Comparisons of drafts that ended, by outcome.";
+    ENERGY "pleach_energy_joules_total" Kind::Counter, [ZONE], false,
+        "Energy of the whole machine's processors and memory by their own meters (RAPL); absent where the system does not let the server read them.";
+    INFO "pleach_info" Kind::Gauge, [VERSION, SERVED_MODEL, SERVED_DRAFT], false,
+        "What is served: 1, and 0 for a draft that was replaced.";
+    RUNNING_SEQUENCES "pleach_running_sequences" Kind::Gauge, [], true,
+        "Sequences running.";
+    WAITING_SEQUENCES "pleach_waiting_sequences" Kind::Gauge, [], true,
+        "Sequences waiting.";
+    KV_CACHE_USED_BLOCKS "pleach_kv_cache_used_blocks" Kind::Gauge, [], true,
+        "Blocks of the K/V cache in use, of 16 positions each.";
+    KV_CACHE_BLOCKS "pleach_kv_cache_blocks" Kind::Gauge, [], false,
+        "Blocks of the K/V cache.";
+    QUEUE_TIME "pleach_queue_time_seconds" Kind::Histogram(&WAITS), [], false,
+        "Seconds from submission to the first step.";
+    TIME_TO_FIRST_TOKEN "pleach_time_to_first_token_seconds" Kind::Histogram(&WAITS), [], false,
+        "Seconds from submission to the first token.";
+    INTER_TOKEN_LATENCY "pleach_inter_token_latency_seconds" Kind::Histogram(&STEPS), [], false,
+        "Seconds between tokens; the tokens of one round share its time evenly.";
+    DECODE_STEP "pleach_decode_step_seconds" Kind::Histogram(&STEPS), [], false,
+        "Seconds of generating tokens in one step: target pass, prompts' share left out, and draft passes.";
+    DECODE_STEP_WITHOUT "pleach_decode_step_without_speculation_seconds" Kind::Histogram(&STEPS), [], false,
+        "Seconds that the same tokens would have taken without speculation, estimated from measured step costs.";
+    PROPOSER_SPENT "pleach_spec_decode_proposer_spent_seconds" Kind::Histogram(&STEPS), [PROPOSER], true,
+        "Seconds of one step that drafting took, by proposer: draft passes, and the rows that verified draft tokens, by measured step costs.";
+    PROPOSER_SAVED "pleach_spec_decode_proposer_saved_seconds" Kind::Histogram(&STEPS), [PROPOSER], true,
+        "Seconds that the tokens accepted in the same step would have taken without them, by proposer.";
+    REQUEST_DURATION "pleach_request_duration_seconds" Kind::Histogram(&REQUESTS), [], false,
+        "Seconds from submission to the end; cancelled requests are left out.";
+    REQUEST_PROMPT_TOKENS "pleach_request_prompt_tokens" Kind::Histogram(&TOKENS), [], false,
+        "Prompt tokens of a request.";
+    REQUEST_GENERATED_TOKENS "pleach_request_generated_tokens" Kind::Histogram(&TOKENS), [], false,
+        "Generated tokens of a request.";
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+    use std::path::Path;
+
+    use super::*;
+
+    /// The table in `docs/metrics.md` is this one. `PLEACH_UPDATE_DOCS=1` writes it anew.
+    #[test]
+    fn the_document_has_this_table() {
+        let head = "| metric | type | what |\n|---|---|---|\n";
+        let mut table = String::from(head);
+        for metric in ALL {
+            let names: Vec<&str> = metric.labels.iter().map(|label| label.name).collect();
+            let labels =
+                if names.is_empty() { String::new() } else { format!("{{{}}}", names.join(",")) };
+            let Metric { name, kind, help, .. } = metric;
+            let _ = write!(table, "| `{name}{labels}` | {} | {help}", kind.name());
+            for label in metric.labels.iter().filter(|label| !label.values.is_empty()) {
+                let values: Vec<String> =
+                    label.values.iter().map(|value| format!("`{value}`")).collect();
+                let _ = write!(table, " `{}` is {}.", label.name, values.join(", "));
+            }
+            table += " |\n";
+        }
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+        let text = std::fs::read_to_string(&path).expect("the document is there");
+        let (before, rest) = text.split_once(head).expect("the document has a table");
+        let after = rest.split_once("\n\n").expect("text follows the table").1;
+        let wanted = format!("{before}{table}\n{after}");
+        if std::env::var_os("PLEACH_UPDATE_DOCS").is_some() {
+            std::fs::write(&path, &wanted).expect("the document can be written");
+        }
+        let text = std::fs::read_to_string(&path).expect("the document is there");
+        assert!(text == wanted, "run with PLEACH_UPDATE_DOCS=1");
+    }
+
+    #[test]
+    fn series_that_are_there_from_the_start_are_known() {
+        for metric in ALL.iter().filter(|metric| metric.from_start) {
+            let known = metric.labels.iter().all(|label| !label.values.is_empty());
+            assert!(known && metric.labels.len() < 2, "{}", metric.name);
+        }
+    }
+}

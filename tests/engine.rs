@@ -117,12 +117,12 @@ fn the_handle_streams_and_cancels() {
         assert!(matches!(dropped.recv().await, Some(Event::Tokens(_))));
         drop(dropped);
         let mut kept = handle.submit(Request::greedy(prompt("Hello"), 4)).await.unwrap();
-        let mut tokens = 0;
+        let mut tokens = 0_u64;
         while let Some(event) = kept.recv().await {
             match event {
-                Event::Tokens(new) => tokens += new.len(),
+                Event::Tokens(new) => tokens += new.len() as u64,
                 Event::Prompt(_) | Event::Embedding(_) => panic!("not asked for"),
-                Event::Finished { stats, .. } => assert_eq!(stats.generated_tokens, tokens),
+                Event::Finished { stats, .. } => assert_eq!(stats.rounds.generated_tokens, tokens),
             }
         }
         assert!((1..=4).contains(&tokens));

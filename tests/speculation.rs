@@ -49,7 +49,7 @@ fn greedy_output_is_identical_with_every_proposer() {
             assert_eq!(&alone.ids(), expected);
         }
         let accepted =
-            |proposer: Proposer| engine.stats().proposers[proposer as usize].accepted_tokens;
+            |proposer: Proposer| engine.stats().rounds.proposers[proposer as usize].accepted_tokens;
         assert!(accepted(Proposer::Ngram) > 0 && accepted(Proposer::Prediction) > 0);
         assert!(adaptive || (accepted(Proposer::DraftModel) > 0) == draft.is_some());
     }
@@ -82,7 +82,7 @@ fn an_attached_drafter_leaves_no_trace() {
             let alone = run(&mut engine, std::slice::from_ref(request)).remove(0);
             assert_eq!(&alone.ids(), expected);
         }
-        let drafted = engine.stats().proposers[Proposer::DraftModel as usize];
+        let drafted = engine.stats().rounds.proposers[Proposer::DraftModel as usize];
         println!("{drafted:?}");
         assert!(adaptive || drafted.accepted_tokens > 0, "{drafted:?}");
         assert_eq!(engine.stats().draft_failures, 0);
@@ -114,13 +114,15 @@ fn greedy_output_is_identical_with_and_without() {
                 assert_eq!(alone[0].ids(), expected[3]);
             }
             let stats = engine.stats();
-            assert!(stats.draft_tokens > 0);
+            assert!(stats.rounds.draft_tokens > 0);
             assert_eq!(
-                stats.accepted_tokens + stats.recovered_tokens + stats.bonus_tokens,
-                stats.generated_tokens
+                stats.rounds.accepted_tokens
+                    + stats.rounds.recovered_tokens
+                    + stats.rounds.bonus_tokens,
+                stats.rounds.generated_tokens
             );
             // The target as its own draft computes the same bits, so nothing is ever rejected.
-            assert_eq!(stats.recovered_tokens == 0, blocks == 30);
+            assert_eq!(stats.rounds.recovered_tokens == 0, blocks == 30);
         }
     }
 }
@@ -153,8 +155,8 @@ fn seeded_output_is_identical_with_and_without() {
         assert_eq!(ids(&run(&mut engine, &requests)), expected, "{blocks} {adaptive}");
         // How much is drafted where it has to pay is the machine's business.
         if !adaptive {
-            assert!(engine.stats().accepted_tokens > 0);
-            assert_eq!(engine.stats().recovered_tokens == 0, blocks == 30);
+            assert!(engine.stats().rounds.accepted_tokens > 0);
+            assert_eq!(engine.stats().rounds.recovered_tokens == 0, blocks == 30);
         }
         assert_eq!(ids(&run(&mut engine, &requests[..1])), expected[..1], "{blocks} {adaptive}");
     }

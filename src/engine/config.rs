@@ -1,8 +1,7 @@
-//! How an engine is set up.
+//! How an engine is set up, and what it can serve then.
 
-use super::EngineLimits;
 use crate::kv_cache::BLOCK_SIZE;
-use crate::model::{Decoder, Draft, ModelConfig};
+use crate::model::{Decoder, Draft, Forward, ModelConfig};
 use pleach_kernels::cuda::CudaError;
 
 /// Size and behaviour of an engine.
@@ -112,6 +111,50 @@ pub enum EngineError {
     /// A CUDA device has too little memory, or fails.
     #[error(transparent)]
     Cuda(#[from] CudaError),
+}
+
+/// What an engine can serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineLimits {
+    /// Positions of one sequence, prompt and generated tokens together.
+    pub max_model_len: usize,
+    /// Token ids lie below this.
+    pub vocab_size: usize,
+    /// Whether the draft model is attached to the target: no other can be compared with it.
+    pub drafter_attached: bool,
+    /// Sequences that run at a time; others wait.
+    pub max_num_seqs: usize,
+    /// Draft tokens per round at most; 0 without speculation.
+    pub num_speculative_tokens: usize,
+}
+
+impl EngineLimits {
+    /// Checks that a draft model can draft for the target.
+    ///
+    /// # Errors
+    /// [`EngineError`] naming what does not fit.
+    pub fn check_draft(&self, draft: &dyn Forward) -> Result<(), EngineError> {
+        if self.drafter_attached {
+            return Err(EngineError::AttachedDrafter);
+        }
+        let (config, target) = (draft.config(), self.vocab_size);
+        if config.vocab_size != target {
+            return Err(EngineError::VocabularyMismatch { draft: config.vocab_size, target });
+        }
+        let (requested, limit) = (self.max_model_len, config.max_position_embeddings);
+        if limit < requested {
+            return Err(EngineError::ContextTooLong { requested, limit });
+        }
+        match draft.draft_vocab() {
+            Some(ids)
+                if !(ids.is_sorted_by(|a, b| a < b)
+                    && ids.last().is_none_or(|&id| (id as usize) < target)) =>
+            {
+                Err(EngineError::BadDraftVocabulary)
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What decides how many blocks a K/V cache can have.
@@ -242,7 +285,6 @@ impl EngineConfig {
 mod tests {
     use super::*;
     use crate::engine::test_model::TestModel;
-    use crate::model::Forward;
 
     /// The cache takes what is left, down to one sequence, and not less.
     #[test]

@@ -1,36 +1,38 @@
 //! Runs many sequences through one target and one draft model: `Engine::step` is schedule →
 //! propose → verify → commit. tokio appears only in [`EngineHandle`].
 
-mod commit;
-mod comparison;
 mod config;
-mod core;
 mod decode_time;
+mod draft_comparison;
+#[expect(clippy::module_inception, reason = "the engine's own file, beside those of its parts")]
+mod engine;
 mod handle;
-mod measure;
 mod offline;
-mod readout;
-mod report;
+mod profile;
+mod prompt_readout;
 mod request;
-mod rounds;
 mod scheduler;
 mod sequence;
+mod sequences;
 mod stats;
+mod step;
+mod tally;
 #[cfg(test)]
 mod test_model;
 
-pub use comparison::{Comparison, DraftScore, Outcome, expected_speedup};
-pub use config::{CacheNeeds, EngineConfig, EngineError};
-pub use core::Engine;
+pub use config::{CacheNeeds, EngineConfig, EngineError, EngineLimits};
 pub use decode_time::DecodeTime;
+pub use draft_comparison::{Comparison, DraftScore, Outcome, expected_speedup};
+pub use engine::Engine;
 pub use handle::{EngineHandle, SubmitError};
-pub use measure::MeasuredCosts;
 pub use offline::{Answer, Batch};
+pub use profile::MeasuredCosts;
 pub use request::{
-    EngineLimits, Event, FinishReason, MAX_TOP_LOGPROBS, PromptToken, Readout, Request,
-    RequestError, RequestId, TokenOut, TokenSource,
+    Event, FinishReason, MAX_TOP_LOGPROBS, PromptToken, Readout, Request, RequestError, RequestId,
+    TokenOut, TokenSource,
 };
 pub use scheduler::{Schedule, Scheduled, Scheduler};
 pub use stats::{
-    EngineStats, NoDraft, PassCost, PassCosts, ProposerCounts, ProposerSeconds, SequenceStats,
+    EngineStats, NoDraft, PassCost, PassCosts, ProposerCounts, ProposerSeconds, RoundCounts,
+    SequenceStats,
 };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::SequenceStats;
+use super::{EngineLimits, SequenceStats};
 use crate::grammar::Grammar;
 use crate::sampling::{ParamError, SamplingParams};
 use crate::spec::{Proposer, Proposers};
@@ -136,21 +136,6 @@ impl From<ParamError> for RequestError {
     fn from(error: ParamError) -> Self {
         Self { field: error.field, reason: error.reason }
     }
-}
-
-/// What an engine can serve.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EngineLimits {
-    /// Positions of one sequence, prompt and generated tokens together.
-    pub max_model_len: usize,
-    /// Token ids lie below this.
-    pub vocab_size: usize,
-    /// Whether the draft model is attached to the target: no other can be compared with it.
-    pub drafter_attached: bool,
-    /// Sequences that run at a time; others wait.
-    pub max_num_seqs: usize,
-    /// Draft tokens per round at most; 0 without speculation.
-    pub num_speculative_tokens: usize,
 }
 
 /// Where a generated token came from.

@@ -2,8 +2,7 @@
 
 use std::time::Instant;
 
-use super::readout::PromptReadout;
-use super::stats::add_at;
+use super::prompt_readout::PromptReadout;
 use super::{EngineLimits, FinishReason, Readout, Request, SequenceStats, TokenOut, TokenSource};
 use crate::grammar::{GrammarError, GrammarState};
 use crate::model::{Verified, VerifyTask};
@@ -11,7 +10,7 @@ use crate::sampling::{
     Draws, History, LogitsError, Processor, SamplingParams, log_sum_exp, top_logprobs,
 };
 use crate::spec::{
-    Acceptance, DraftToken, FinalToken, Proposers, Speculation, Verdict, rejection_sample,
+    DraftController, DraftToken, FinalToken, Proposers, SpeculationState, Verdict, rejection_sample,
 };
 use crate::text::StoppingText;
 
@@ -23,7 +22,7 @@ pub(super) struct Sequence {
     pub(super) draws: Draws,
     /// Draft tokens per round at most; 0 if the sequence does not speculate.
     pub(super) speculate: usize,
-    pub(super) speculation: Speculation,
+    pub(super) speculation: SpeculationState,
     pub(super) stats: SequenceStats,
     pub(super) submitted: Instant,
     last_tokens: Option<Instant>,
@@ -76,7 +75,7 @@ impl Sequence {
         limits: &EngineLimits,
         eos_token_ids: &[u32],
         ngram: bool,
-        acceptance: &Acceptance,
+        drafting: &DraftController,
         seed: u64,
     ) -> Self {
         let max_speculative = limits.num_speculative_tokens;
@@ -91,13 +90,14 @@ impl Sequence {
         let proposers = Proposers { draft_model, ngram: ngram && wanted };
         Self {
             history,
-            // A seed is a promise of the same output, so it pays the price of coupling.
+            // A seeded request must give the same output with and without speculation, so its draws are coupled,
+            // of which fewer draft tokens stand.
             draws: params.seed.map_or(Draws::new(seed), Draws::coupled),
             speculate: match request.readout {
                 Readout::Embedding => 0,
                 _ => request.num_speculative_tokens.unwrap_or(usize::MAX).min(max_speculative),
             },
-            speculation: Speculation::new(prompt_tokens, proposers, request.prediction, acceptance),
+            speculation: drafting.new_sequence(prompt_tokens, proposers, request.prediction),
             stats: SequenceStats { prompt_tokens, ..Default::default() },
             submitted: Instant::now(),
             last_tokens: None,
@@ -125,7 +125,7 @@ impl Sequence {
 
     /// Verifies a round and appends its tokens up to the first that ends the sequence. `logits` has
     /// shape `[draft.len() + 1, vocab_size]`: what follows the last token and each draft token.
-    pub(super) fn verify(
+    pub(super) fn verify_logits(
         &mut self,
         draft: &[DraftToken],
         logits: &[f32],
@@ -149,8 +149,7 @@ impl Sequence {
             Ok::<_, RoundError>(processor.distribution(logits, None, params, history)?)
         });
         draft[..pushed].iter().for_each(|token| history.pop(token.id));
-        let told = |sequence: &Self, index, id| sequence.told(id, row(index));
-        self.take(draft, verdict?, told)
+        self.take(draft, verdict?, |sequence, index, id| sequence.logprobs_of(id, row(index)))
     }
 
     /// Whether a model that verifies itself can decide this sequence's rounds: it tells log-probabilities of the
@@ -177,8 +176,8 @@ impl Sequence {
         }
     }
 
-    /// Takes in a round that the model decided, as [`verify`](Self::verify) does.
-    pub(super) fn verified(
+    /// Takes in a round that the model decided, as [`verify_logits`](Self::verify_logits) does.
+    pub(super) fn apply_verdict(
         &mut self,
         draft: &[DraftToken],
         outcome: Result<Verified, LogitsError>,
@@ -192,15 +191,14 @@ impl Sequence {
         })
     }
 
-    /// Appends the tokens of a round up to the first that ends the sequence; `told` gives the log-probability of the
-    /// token at a place of the round and those of the likeliest there, where they are wanted.
+    /// Appends the tokens of a round up to the first that ends the sequence; `logprobs` gives the
+    /// log-probability of the token at a place of the round and those of the likeliest there, where they are wanted.
     fn take(
         &mut self,
         draft: &[DraftToken],
         verdict: Verdict,
-        told: impl Fn(&Self, usize, u32) -> Option<(f32, Vec<(u32, f32)>)>,
+        logprobs: impl Fn(&Self, usize, u32) -> Option<(f32, Vec<(u32, f32)>)>,
     ) -> Result<Round, RoundError> {
-        self.observe_drafts(draft);
         let (last, source) = match verdict.last {
             FinalToken::Recovered(id) => (id, TokenSource::Recovered),
             FinalToken::Bonus(id) if self.speculate > 0 => (id, TokenSource::Bonus),
@@ -219,10 +217,10 @@ impl Sequence {
             finish: None,
         };
         for (index, (id, source)) in accepted.chain(last_token).enumerate() {
-            let (logprob, top_logprobs) = told(self, index, id).unzip();
+            let (logprob, top_logprobs) = logprobs(self, index, id).unzip();
             let top_logprobs = top_logprobs.unwrap_or_default();
             round.tokens.push(TokenOut { id, source, logprob, top_logprobs });
-            self.append(id, source, index);
+            self.append(id);
             round.finish = self.finish_at(id);
             if round.finish.is_some() {
                 break;
@@ -251,33 +249,10 @@ impl Sequence {
         }
     }
 
-    fn observe_drafts(&mut self, draft: &[DraftToken]) {
-        let stats = &mut self.stats;
-        stats.drafts += u64::from(!draft.is_empty());
-        stats.draft_tokens += draft.len() as u64;
-        for (place, token) in draft.iter().enumerate() {
-            add_at(&mut stats.drafted_per_position, place, 1);
-            stats.proposers[token.proposer as usize].draft_tokens += 1;
-        }
-    }
-
-    /// Appends the token at `place` of the round.
-    fn append(&mut self, id: u32, source: TokenSource, place: usize) {
+    fn append(&mut self, id: u32) {
         self.tokens.push(id);
         if self.params.uses_history() {
             self.history.push(id);
-        }
-        let stats = &mut self.stats;
-        stats.generated_tokens += 1;
-        match source {
-            TokenSource::Target => {}
-            TokenSource::Recovered => stats.recovered_tokens += 1,
-            TokenSource::Bonus => stats.bonus_tokens += 1,
-            TokenSource::Accepted(proposer) => {
-                stats.accepted_tokens += 1;
-                add_at(&mut stats.accepted_per_position, place, 1);
-                stats.proposers[proposer as usize].accepted_tokens += 1;
-            }
         }
     }
 
@@ -295,7 +270,7 @@ impl Sequence {
     }
 
     /// Log-probability of a token and those of the likeliest, where they are wanted.
-    fn told(&self, id: u32, logits: &[f32]) -> Option<(f32, Vec<(u32, f32)>)> {
+    fn logprobs_of(&self, id: u32, logits: &[f32]) -> Option<(f32, Vec<(u32, f32)>)> {
         let count = self.top_logprobs?;
         let normaliser = log_sum_exp(logits);
         Some((logits[id as usize] - normaliser, top_logprobs(logits, normaliser, count)))

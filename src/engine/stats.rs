@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::{DecodeTime, TokenOut, TokenSource};
 use crate::spec::{DraftToken, Proposer};
 
 /// Draft tokens of one proposer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProposerCounts {
     /// Draft tokens verified.
     pub draft_tokens: u64,
@@ -24,10 +26,101 @@ pub struct ProposerSeconds {
 }
 
 impl ProposerSeconds {
-    pub(crate) fn add(&mut self, more: Self) {
+    pub(super) fn add(&mut self, more: Self) {
         self.spent += more.spent;
         self.saved += more.saved;
     }
+}
+
+/// What rounds did, counted once for each and added up: for a sequence, or for an engine.
+/// `accepted + recovered + bonus + target = generated`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundCounts {
+    /// Tokens sent.
+    pub generated_tokens: u64,
+    /// Tokens of sequences that do not speculate.
+    pub target_tokens: u64,
+    /// Draft tokens accepted and sent.
+    pub accepted_tokens: u64,
+    /// Tokens drawn after a rejection.
+    pub recovered_tokens: u64,
+    /// Tokens drawn after full acceptance, rounds without draft tokens included.
+    pub bonus_tokens: u64,
+    /// Rounds with at least one draft token.
+    pub drafts: u64,
+    /// Draft tokens verified.
+    pub draft_tokens: u64,
+    /// Accepted draft tokens by place in their round.
+    pub accepted_per_position: Vec<u64>,
+    /// Verified draft tokens by place in their round.
+    pub drafted_per_position: Vec<u64>,
+    /// Draft tokens by proposer, in the order of [`Proposer::ALL`].
+    pub proposers: [ProposerCounts; 3],
+    /// Tokens that did not need a pass of their own: every token of a round but one.
+    pub target_passes_saved: u64,
+}
+
+impl RoundCounts {
+    /// A round of the draft tokens `drafted` that sent `tokens`.
+    pub(super) fn of(drafted: &[DraftToken], tokens: &[TokenOut]) -> Self {
+        let mut counts = Self {
+            generated_tokens: tokens.len() as u64,
+            drafts: u64::from(!drafted.is_empty()),
+            draft_tokens: drafted.len() as u64,
+            drafted_per_position: vec![1; drafted.len()],
+            target_passes_saved: (tokens.len() as u64).saturating_sub(1),
+            ..Self::default()
+        };
+        for token in drafted {
+            counts.proposers[token.proposer as usize].draft_tokens += 1;
+        }
+        for token in tokens {
+            match token.source {
+                TokenSource::Target => counts.target_tokens += 1,
+                TokenSource::Recovered => counts.recovered_tokens += 1,
+                TokenSource::Bonus => counts.bonus_tokens += 1,
+                TokenSource::Accepted(proposer) => {
+                    // Accepted tokens come first, so that their places have no gaps.
+                    counts.accepted_tokens += 1;
+                    counts.accepted_per_position.push(1);
+                    counts.proposers[proposer as usize].accepted_tokens += 1;
+                }
+            }
+        }
+        counts
+    }
+
+    /// Adds other rounds.
+    pub fn add(&mut self, more: &Self) {
+        self.generated_tokens += more.generated_tokens;
+        self.target_tokens += more.target_tokens;
+        self.accepted_tokens += more.accepted_tokens;
+        self.recovered_tokens += more.recovered_tokens;
+        self.bonus_tokens += more.bonus_tokens;
+        self.drafts += more.drafts;
+        self.draft_tokens += more.draft_tokens;
+        add_each(&mut self.accepted_per_position, &more.accepted_per_position);
+        add_each(&mut self.drafted_per_position, &more.drafted_per_position);
+        for (sum, more) in self.proposers.iter_mut().zip(&more.proposers) {
+            sum.draft_tokens += more.draft_tokens;
+            sum.accepted_tokens += more.accepted_tokens;
+        }
+        self.target_passes_saved += more.target_passes_saved;
+    }
+
+    /// Draft tokens of one proposer.
+    #[must_use]
+    pub fn proposer(&self, proposer: Proposer) -> ProposerCounts {
+        self.proposers[proposer as usize]
+    }
+}
+
+/// Adds counts place by place, growing the sums as needed.
+fn add_each(sums: &mut Vec<u64>, more: &[u64]) {
+    if sums.len() < more.len() {
+        sums.resize(more.len(), 0);
+    }
+    sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
 }
 
 /// What one sequence took.
@@ -37,24 +130,8 @@ pub struct SequenceStats {
     pub prompt_tokens: usize,
     /// Tokens of the prompt that were in the cache already.
     pub cached_tokens: usize,
-    /// Tokens sent.
-    pub generated_tokens: usize,
-    /// Rounds with at least one draft token.
-    pub drafts: u64,
-    /// Draft tokens verified.
-    pub draft_tokens: u64,
-    /// Draft tokens accepted and sent.
-    pub accepted_tokens: u64,
-    /// Accepted draft tokens by place in their round.
-    pub accepted_per_position: Vec<u64>,
-    /// Verified draft tokens by place in their round.
-    pub drafted_per_position: Vec<u64>,
-    /// Draft tokens by proposer, in the order of [`Proposer::ALL`].
-    pub proposers: [ProposerCounts; 3],
-    /// Tokens drawn after a rejection.
-    pub recovered_tokens: u64,
-    /// Tokens drawn after full acceptance, rounds without draft tokens included.
-    pub bonus_tokens: u64,
+    /// Its rounds.
+    pub rounds: RoundCounts,
     /// Forward passes of the target this sequence took part in.
     pub target_passes: u64,
     /// Forward passes of the draft model this sequence took part in.
@@ -67,14 +144,6 @@ pub struct SequenceStats {
     pub first_token_seconds: f64,
     /// Seconds from submission to the end.
     pub total_seconds: f64,
-}
-
-impl SequenceStats {
-    /// Draft tokens of one proposer.
-    #[must_use]
-    pub fn proposer(&self, proposer: Proposer) -> ProposerCounts {
-        self.proposers[proposer as usize]
-    }
 }
 
 /// Why a round had no draft tokens.
@@ -114,11 +183,11 @@ impl NoDraft {
 
 /// Floating-point operations of one round's draft tokens.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct RoundFlops {
+pub(super) struct RoundFlops {
     /// Saved against drafting the same tokens with the full model.
-    pub(crate) saved: u64,
+    pub(super) saved: u64,
     /// Spent on draft tokens that were not sent: by the target and by the draft model.
-    pub(crate) wasted: [u64; 2],
+    pub(super) wasted: [u64; 2],
 }
 
 /// Passes of one model with a certain number of rows.
@@ -143,7 +212,7 @@ pub struct PassCosts {
 }
 
 impl PassCosts {
-    pub(crate) fn record(&mut self, rows: usize, decode: bool, seconds: f64) {
+    pub(super) fn record(&mut self, rows: usize, decode: bool, seconds: f64) {
         let cost = if decode { self.decode.entry(rows).or_default() } else { &mut self.prefill };
         cost.passes += 1;
         cost.seconds += seconds;
@@ -170,7 +239,7 @@ impl PassCosts {
     }
 }
 
-/// What the engine did since it started. `accepted + recovered + bonus + target = generated`.
+/// What the engine did since it started.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct EngineStats {
     /// Steps that ran something.
@@ -181,26 +250,8 @@ pub struct EngineStats {
     pub prefix_cache_queries: u64,
     /// Those that were in the cache already.
     pub prefix_cache_hits: u64,
-    /// Tokens sent.
-    pub generated_tokens: u64,
-    /// Tokens of sequences that do not speculate.
-    pub target_tokens: u64,
-    /// Draft tokens accepted and sent.
-    pub accepted_tokens: u64,
-    /// Tokens drawn after a rejection.
-    pub recovered_tokens: u64,
-    /// Tokens drawn after full acceptance, rounds without draft tokens included.
-    pub bonus_tokens: u64,
-    /// Rounds with at least one draft token.
-    pub drafts: u64,
-    /// Draft tokens verified.
-    pub draft_tokens: u64,
-    /// Accepted draft tokens by place in their round.
-    pub accepted_per_position: Vec<u64>,
-    /// Verified draft tokens by place in their round.
-    pub drafted_per_position: Vec<u64>,
-    /// Draft tokens by proposer, in the order of [`Proposer::ALL`].
-    pub proposers: [ProposerCounts; 3],
+    /// The rounds of all sequences.
+    pub rounds: RoundCounts,
     /// Time by proposer, in the order of [`Proposer::ALL`].
     pub proposer_seconds: [ProposerSeconds; 3],
     /// Forward passes of the target.
@@ -219,51 +270,39 @@ pub struct EngineStats {
     pub rounds_without_drafts: [u64; 6],
     /// Time of generating tokens, with speculation and, by estimate, without.
     pub decode_time: DecodeTime,
-    /// Tokens that did not need a pass of their own: every token of a round but one.
-    pub target_passes_saved: u64,
     /// Sequences preempted.
     pub preemptions: u64,
     /// Sequences or engines that went on without their draft model.
     pub draft_failures: u64,
 }
 
-impl EngineStats {
-    /// Counts a round of the draft tokens `drafted` that sent `tokens`.
-    pub(crate) fn record_round(
-        &mut self,
-        drafted: &[DraftToken],
-        tokens: &[TokenOut],
-        flops: RoundFlops,
-    ) {
-        self.drafts += u64::from(!drafted.is_empty());
-        self.draft_tokens += drafted.len() as u64;
-        for (place, token) in drafted.iter().enumerate() {
-            add_at(&mut self.drafted_per_position, place, 1);
-            self.proposers[token.proposer as usize].draft_tokens += 1;
-        }
-        self.flops_saved += flops.saved;
-        self.flops_wasted.iter_mut().zip(flops.wasted).for_each(|(sum, more)| *sum += more);
-        self.generated_tokens += tokens.len() as u64;
-        self.target_passes_saved += (tokens.len() as u64).saturating_sub(1);
-        for (place, token) in tokens.iter().enumerate() {
-            match token.source {
-                TokenSource::Target => self.target_tokens += 1,
-                TokenSource::Recovered => self.recovered_tokens += 1,
-                TokenSource::Bonus => self.bonus_tokens += 1,
-                TokenSource::Accepted(proposer) => {
-                    self.accepted_tokens += 1;
-                    add_at(&mut self.accepted_per_position, place, 1);
-                    self.proposers[proposer as usize].accepted_tokens += 1;
-                }
-            }
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Adds `count` at `index`, growing the vector as needed.
-pub(crate) fn add_at(counts: &mut Vec<u64>, index: usize, count: u64) {
-    if counts.len() <= index {
-        counts.resize(index + 1, 0);
+    /// Sums over rounds are what one count over all of them would be, and tokens add up by their source.
+    #[test]
+    fn rounds_add_up() {
+        let token = |source| TokenOut { id: 7, source, logprob: None, top_logprobs: Vec::new() };
+        let drafted = |count| vec![DraftToken::copied(7, Proposer::Ngram); count];
+        let accepted = TokenSource::Accepted(Proposer::Ngram);
+        let mut sum = RoundCounts::default();
+        for (drafts, sources) in [
+            (3, vec![accepted, accepted, TokenSource::Recovered]),
+            (1, vec![accepted, TokenSource::Bonus]),
+            (0, vec![TokenSource::Target]),
+        ] {
+            let tokens: Vec<TokenOut> = sources.into_iter().map(token).collect();
+            sum.add(&RoundCounts::of(&drafted(drafts), &tokens));
+        }
+        assert_eq!((sum.generated_tokens, sum.target_tokens), (6, 1));
+        assert_eq!((sum.accepted_tokens, sum.recovered_tokens, sum.bonus_tokens), (3, 1, 1));
+        assert_eq!((sum.drafts, sum.draft_tokens, sum.target_passes_saved), (2, 4, 3));
+        assert_eq!(
+            (&*sum.accepted_per_position, &*sum.drafted_per_position),
+            (&[2, 1][..], &[2, 1, 1][..])
+        );
+        let counts = ProposerCounts { draft_tokens: 4, accepted_tokens: 3 };
+        assert_eq!(sum.proposer(Proposer::Ngram), counts);
     }
-    counts[index] += count;
 }

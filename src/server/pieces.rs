@@ -233,7 +233,7 @@ impl Reader {
                 Err(ApiError::invalid(field, format!("`{field}`: {reason}")))
             }
             _ if self.prompt_only => {
-                stats.generated_tokens = 0;
+                stats.rounds.generated_tokens = 0;
                 Ok(wire::FinishReason::Length)
             }
             FinishReason::Length if stop.is_none() => Ok(wire::FinishReason::Length),

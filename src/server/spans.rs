@@ -158,10 +158,10 @@ impl SequenceSpan {
         let span = self.context.span();
         span.set_attributes([
             KeyValue::new("gen_ai.usage.input_tokens", stats.prompt_tokens as i64),
-            KeyValue::new("gen_ai.usage.output_tokens", stats.generated_tokens as i64),
+            KeyValue::new("gen_ai.usage.output_tokens", stats.rounds.generated_tokens as i64),
             KeyValue::new("gen_ai.response.finish_reasons", reason.to_owned()),
-            KeyValue::new("pleach.draft_tokens", stats.draft_tokens as i64),
-            KeyValue::new("pleach.accepted_tokens", stats.accepted_tokens as i64),
+            KeyValue::new("pleach.draft_tokens", stats.rounds.draft_tokens as i64),
+            KeyValue::new("pleach.accepted_tokens", stats.rounds.accepted_tokens as i64),
             KeyValue::new("pleach.target_passes", stats.target_passes as i64),
             KeyValue::new("pleach.draft_passes", stats.draft_passes as i64),
             KeyValue::new("pleach.preemptions", stats.preemptions as i64),

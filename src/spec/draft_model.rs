@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::draft_cache::{DraftCache, Readings};
-use super::{DraftStep, Speculation};
+use super::{DraftStep, SpeculationState};
 use crate::kv_cache::{BLOCK_SIZE, BlockTable};
 use crate::model::{DraftInput, Forward, ModelConfig, Rows};
 
@@ -159,7 +159,7 @@ impl DraftModel {
     /// states of the known tokens, and its own of its own tokens.
     pub(super) fn missing(
         &self,
-        state: &Speculation,
+        state: &SpeculationState,
         len: usize,
         drafted: usize,
         own: usize,
@@ -187,7 +187,7 @@ impl DraftModel {
     /// no room.
     pub(super) fn add(
         &mut self,
-        state: &mut Speculation,
+        state: &mut SpeculationState,
         table: &BlockTable,
         tokens: &[u32],
         known: usize,

@@ -1,22 +1,30 @@
-//! Speculation: proposing draft tokens and deciding which of them stand.
+//! Speculation: proposing draft tokens and deciding which of them stand. [`DraftController`] owns what an engine's
+//! drafting needs, [`SpeculationState`] what it remembers of one sequence.
 
 mod acceptance;
 mod cascade;
+mod chain;
+mod controller;
 mod cost;
 mod draft_cache;
 mod draft_model;
 mod ngram;
 mod prediction;
 mod prices;
-mod proposer;
+mod proposal;
 mod rejection;
+mod state;
+mod task;
+mod trials;
 
 pub use acceptance::Acceptance;
-pub use cascade::{Cascade, ProposeTask};
+pub use controller::{DraftController, DraftReport};
 pub use cost::{Load, StepCost};
 pub use draft_model::{DraftModel, DraftPass};
 pub use ngram::{Match, NgramIndex};
-pub use prediction::Prediction;
+pub use prediction::PredictedOutput;
 pub use prices::{Costs, DraftStep, Prices};
-pub use proposer::{Decided, DraftToken, Proposal, Proposer, Proposers, Speculation};
+pub use proposal::{Decided, DraftToken, Proposal, Proposer, Proposers};
 pub use rejection::{FinalToken, Verdict, rejection_sample};
+pub use state::SpeculationState;
+pub use task::ProposeTask;

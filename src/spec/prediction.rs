@@ -10,13 +10,13 @@ const COMPARED: usize = 16;
 /// A client's prediction of the output. It is followed from its start; where the output departs from
 /// it, it is taken up again at the next place that agrees with the output's last tokens.
 #[derive(Debug, Clone)]
-pub struct Prediction {
+pub struct PredictedOutput {
     text: Arc<[u32]>,
     next: usize,
     length: usize,
 }
 
-impl Prediction {
+impl PredictedOutput {
     /// The prediction `text`, from its start.
     #[must_use]
     pub fn new(text: Arc<[u32]>) -> Self {
@@ -67,8 +67,8 @@ mod tests {
 
     /// The predicted next token after each token of `output`, 0 for none.
     fn follow(text: &[u32], output: &[u32]) -> Vec<u32> {
-        let mut prediction = Prediction::new(text.into());
-        let next = |p: &Prediction| p.position().map_or(0, |at| p.text()[at.next]);
+        let mut prediction = PredictedOutput::new(text.into());
+        let next = |p: &PredictedOutput| p.position().map_or(0, |at| p.text()[at.next]);
         let mut nexts = vec![next(&prediction)];
         for end in 1..=output.len() {
             prediction.advance(&output[..end]);

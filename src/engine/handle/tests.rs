@@ -33,7 +33,7 @@ fn events_arrive_in_order_and_the_thread_ends_with_its_handles() {
                     Event::Prompt(_) | Event::Embedding(_) => panic!("not asked for"),
                     Event::Finished { reason, stats } => {
                         assert_eq!(reason, FinishReason::Length);
-                        assert_eq!((stats.generated_tokens, tokens), (200, 200));
+                        assert_eq!((stats.rounds.generated_tokens, tokens), (200, 200));
                         break;
                     }
                 }

@@ -277,9 +277,9 @@ impl Usage {
     /// The usage of choices, `per_prompt` to a prompt.
     pub(crate) fn new(prompt_tokens: usize, choices: &[SequenceStats], per_prompt: usize) -> Self {
         let sum = |of: fn(&SequenceStats) -> u64| choices.iter().map(of).sum::<u64>();
-        let completion_tokens = choices.iter().map(|s| s.generated_tokens).sum();
-        let drafted = sum(|s| s.proposer(Proposer::Prediction).draft_tokens);
-        let accepted = sum(|s| s.proposer(Proposer::Prediction).accepted_tokens);
+        let completion_tokens = sum(|s| s.rounds.generated_tokens) as usize;
+        let drafted = sum(|s| s.rounds.proposer(Proposer::Prediction).draft_tokens);
+        let accepted = sum(|s| s.rounds.proposer(Proposer::Prediction).accepted_tokens);
         Self {
             prompt_tokens,
             completion_tokens,
@@ -292,9 +292,9 @@ impl Usage {
                 rejected_prediction_tokens: drafted - accepted,
             },
             pleach: Speculation {
-                drafts: sum(|s| s.drafts),
-                draft_tokens: sum(|s| s.draft_tokens),
-                accepted_tokens: sum(|s| s.accepted_tokens),
+                drafts: sum(|s| s.rounds.drafts),
+                draft_tokens: sum(|s| s.rounds.draft_tokens),
+                accepted_tokens: sum(|s| s.rounds.accepted_tokens),
             },
         }
     }

@@ -120,7 +120,7 @@ impl Times {
         self.tokens += tokens;
         self.seconds += seconds;
         self.passes += answer.stats.target_passes.saturating_sub(1);
-        for (sums, counts) in self.accepted.iter_mut().zip(answer.stats.proposers) {
+        for (sums, counts) in self.accepted.iter_mut().zip(answer.stats.rounds.proposers) {
             sums[0] += counts.accepted_tokens;
             sums[1] += counts.draft_tokens;
         }

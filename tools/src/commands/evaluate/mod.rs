@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::source::Source;
 use pleach::checkpoint::write::json_file;
-use pleach::engine::{Batch, Engine, EngineConfig, FinishReason, Request, SequenceStats};
+use pleach::engine::{
+    Batch, Engine, EngineConfig, FinishReason, Request, RoundCounts, SequenceStats,
+};
 use pleach::sampling::SamplingParams;
 use serde::{Deserialize, Serialize};
 
@@ -68,20 +70,13 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Counts {
     answers: u64,
-    generated: u64,
-    drafts: u64,
-    drafted: u64,
-    accepted: u64,
-    recovered: u64,
-    bonus: u64,
     target_passes: u64,
-    accepted_per_position: Vec<u64>,
-    drafted_per_position: Vec<u64>,
+    rounds: RoundCounts,
 }
 
 /// What is reported of a group of answers.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Report {
+pub(crate) struct EvaluationReport {
     pub(crate) mean_acceptance_length: f64,
     pub(crate) alpha: f64,
     pub(crate) draft_acceptance_rate: f64,
@@ -101,70 +96,48 @@ pub(crate) struct Report {
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Evaluation {
     #[serde(flatten)]
-    pub(crate) all: Report,
+    pub(crate) all: EvaluationReport,
     pub(crate) num_speculative_tokens: usize,
     pub(crate) temperature: f32,
     /// Seconds of a draft step over those of a target step, measured here.
     pub(crate) draft_step_cost: f64,
     /// FLOPs of a draft token over those of a target token, at 512 tokens of context.
     pub(crate) draft_flop_share: f64,
-    pub(crate) categories: BTreeMap<String, Report>,
+    pub(crate) categories: BTreeMap<String, EvaluationReport>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) samples: Vec<Sample>,
 }
 
 impl From<&SequenceStats> for Counts {
     fn from(stats: &SequenceStats) -> Self {
-        Self {
-            answers: 1,
-            generated: stats.generated_tokens as u64,
-            drafts: stats.drafts,
-            drafted: stats.draft_tokens,
-            accepted: stats.accepted_tokens,
-            recovered: stats.recovered_tokens,
-            bonus: stats.bonus_tokens,
-            target_passes: stats.target_passes,
-            accepted_per_position: stats.accepted_per_position.clone(),
-            drafted_per_position: stats.drafted_per_position.clone(),
-        }
+        Self { answers: 1, target_passes: stats.target_passes, rounds: stats.rounds.clone() }
     }
 }
 
 impl Counts {
     fn add(&mut self, other: &Self) {
         self.answers += other.answers;
-        self.generated += other.generated;
-        self.drafts += other.drafts;
-        self.drafted += other.drafted;
-        self.accepted += other.accepted;
-        self.recovered += other.recovered;
-        self.bonus += other.bonus;
         self.target_passes += other.target_passes;
-        for (sums, more) in [
-            (&mut self.accepted_per_position, &other.accepted_per_position),
-            (&mut self.drafted_per_position, &other.drafted_per_position),
-        ] {
-            sums.resize(sums.len().max(more.len()), 0);
-            sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
-        }
+        self.rounds.add(&other.rounds);
     }
 
-    fn report(&self) -> Report {
+    fn report(&self) -> EvaluationReport {
         let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
-        let accepted = self.accepted_per_position.iter().copied().chain(std::iter::repeat(0));
-        let places = accepted.zip(&self.drafted_per_position);
-        Report {
-            mean_acceptance_length: 1.0 + ratio(self.accepted, self.drafts),
-            alpha: ratio(self.accepted, self.accepted + self.recovered),
-            draft_acceptance_rate: ratio(self.accepted, self.drafted),
+        let rounds = &self.rounds;
+        let accepted = rounds.accepted_per_position.iter().copied().chain(std::iter::repeat(0));
+        let places = accepted.zip(&rounds.drafted_per_position);
+        EvaluationReport {
+            mean_acceptance_length: 1.0 + ratio(rounds.accepted_tokens, rounds.drafts),
+            alpha: ratio(rounds.accepted_tokens, rounds.accepted_tokens + rounds.recovered_tokens),
+            draft_acceptance_rate: ratio(rounds.accepted_tokens, rounds.draft_tokens),
             accepted_per_position: places.map(|(a, d)| ratio(a, *d)).collect(),
             answers: self.answers,
-            generated_tokens: self.generated,
-            drafts: self.drafts,
-            draft_tokens: self.drafted,
-            accepted_tokens: self.accepted,
-            recovered_tokens: self.recovered,
-            bonus_tokens: self.bonus,
+            generated_tokens: rounds.generated_tokens,
+            drafts: rounds.drafts,
+            draft_tokens: rounds.draft_tokens,
+            accepted_tokens: rounds.accepted_tokens,
+            recovered_tokens: rounds.recovered_tokens,
+            bonus_tokens: rounds.bonus_tokens,
             target_passes: self.target_passes,
         }
     }
@@ -294,7 +267,8 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
             }
             finished += 1;
         }
-        let length = 1.0 + all.accepted as f64 / all.drafts.max(1) as f64;
+        let RoundCounts { accepted_tokens, drafts, .. } = all.rounds;
+        let length = 1.0 + accepted_tokens as f64 / drafts.max(1) as f64;
         progress.set(finished, format!("mean acceptance length {length:.3}"));
     }
     progress.finish();
@@ -320,7 +294,7 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
 
 fn print(evaluation: &Evaluation) {
     println!("category         answers  tokens   alpha   rate  mean acceptance length");
-    let line = |name: &str, r: &Report| {
+    let line = |name: &str, r: &EvaluationReport| {
         println!(
             "{name:<16} {:>7} {:>7}  {:.3}  {:.3}  {:.3}",
             r.answers,

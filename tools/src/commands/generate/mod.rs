@@ -354,7 +354,7 @@ fn answer(
                 again.push(answer);
             }
         }
-        work.tokens = engine.stats().generated_tokens as usize;
+        work.tokens = engine.stats().rounds.generated_tokens as usize;
         work.show()?;
     }
     // An answer that was cut off cannot be checked.

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::collections::HashMap;
 
 use proptest::prelude::*;
 
@@ -7,6 +7,7 @@ use super::super::{
     FinishReason, Outcome, PromptToken, ProposerCounts, Readout, TokenOut, TokenSource,
 };
 use super::*;
+use crate::model::Rows;
 use crate::sampling::SamplingParams;
 use crate::spec::Proposer;
 use crate::text::StoppingText;
@@ -64,19 +65,21 @@ fn run(engine: &mut Engine, requests: &[Request]) -> Vec<Output> {
     }
     assert_eq!(engine.cache_blocks().0, 0, "blocks leaked");
     let stats = engine.stats();
-    let sources =
-        stats.accepted_tokens + stats.recovered_tokens + stats.bonus_tokens + stats.target_tokens;
-    assert_eq!(sources, stats.generated_tokens);
-    assert!(stats.accepted_tokens <= stats.draft_tokens);
+    let sources = stats.rounds.accepted_tokens
+        + stats.rounds.recovered_tokens
+        + stats.rounds.bonus_tokens
+        + stats.rounds.target_tokens;
+    assert_eq!(sources, stats.rounds.generated_tokens);
+    assert!(stats.rounds.accepted_tokens <= stats.rounds.draft_tokens);
     let by_proposer =
-        |count: fn(&ProposerCounts) -> u64| stats.proposers.iter().map(count).sum::<u64>();
-    assert_eq!(stats.draft_tokens, by_proposer(|counts| counts.draft_tokens));
-    assert_eq!(stats.accepted_tokens, by_proposer(|counts| counts.accepted_tokens));
+        |count: fn(&ProposerCounts) -> u64| stats.rounds.proposers.iter().map(count).sum::<u64>();
+    assert_eq!(stats.rounds.draft_tokens, by_proposer(|counts| counts.draft_tokens));
+    assert_eq!(stats.rounds.accepted_tokens, by_proposer(|counts| counts.accepted_tokens));
     ids.iter()
         .map(|id| {
             let (reason, stats) = ends.remove(id).unwrap();
             let tokens = tokens.remove(id).unwrap_or_default();
-            assert_eq!(stats.generated_tokens, tokens.len());
+            assert_eq!(stats.rounds.generated_tokens, tokens.len() as u64);
             Output { tokens, reason, stats, read: reads.remove(id) }
         })
         .collect()
@@ -140,8 +143,8 @@ fn a_trimmed_draft_changes_nothing_either() {
     let draft = TestModel::draft(64, 40).trimmed(&vocab);
     let mut engine = engine(&config(), Some(draft));
     assert_eq!(ids(&run(&mut engine, &requests)), reference(&requests));
-    assert!(engine.stats().accepted_tokens > 0);
-    assert!(engine.stats().recovered_tokens > 0);
+    assert!(engine.stats().rounds.accepted_tokens > 0);
+    assert!(engine.stats().rounds.recovered_tokens > 0);
 }
 
 #[test]
@@ -150,10 +153,10 @@ fn a_perfect_draft_is_always_accepted() {
     let request = Request { ignore_eos: true, ..Request::greedy(vec![5, 6], 41) };
     let output = &run(&mut engine, &[request])[0];
     // One token from the prompt, then eight rounds of four accepted tokens and a bonus.
-    assert_eq!(output.stats.drafts, 8);
-    assert_eq!(output.stats.accepted_per_position, [8; 4]);
-    assert_eq!((output.stats.target_passes, output.stats.recovered_tokens), (9, 0));
-    assert_eq!(engine.stats().target_passes_saved, 32);
+    assert_eq!(output.stats.rounds.drafts, 8);
+    assert_eq!(output.stats.rounds.accepted_per_position, [8; 4]);
+    assert_eq!((output.stats.target_passes, output.stats.rounds.recovered_tokens), (9, 0));
+    assert_eq!(engine.stats().rounds.target_passes_saved, 32);
     assert!(engine.stats().flops_saved > 0);
     // One pass per draft token, and none to catch up: the first of a round does both.
     assert_eq!(output.stats.draft_passes, 32);
@@ -175,7 +178,7 @@ fn a_long_prompt_is_read_in_part() {
     assert!(rows < 4 * 50 + 160, "{rows}");
     assert_eq!(ids(&run(&mut engine, &[request.clone(), request])), [&expected[..]; 2].concat());
     let stats = engine.stats();
-    assert!(stats.preemptions > 0 && stats.draft_tokens > 0 && stats.draft_failures == 0);
+    assert!(stats.preemptions > 0 && stats.rounds.draft_tokens > 0 && stats.draft_failures == 0);
 }
 
 /// Blocks of ended sequences serve later ones, target and draft alike: nothing but speed changes, and
@@ -194,7 +197,11 @@ fn ended_sequences_leave_their_blocks() {
         let output = run(&mut engine, &[ask(&prompt)]).remove(0);
         assert_eq!(ids(std::slice::from_ref(&output)), expected, "turn {turn}");
         assert_eq!(output.stats.cached_tokens, cached, "turn {turn}");
-        assert_eq!((output.stats.drafts, output.stats.recovered_tokens), (8, 0), "turn {turn}");
+        assert_eq!(
+            (output.stats.rounds.drafts, output.stats.rounds.recovered_tokens),
+            (8, 0),
+            "turn {turn}"
+        );
         prompt.extend(output.ids());
         prompt.extend([3, 4, 5]);
     }
@@ -245,10 +252,10 @@ fn requests_bound_speculation() {
     let base = Request { ignore_eos: true, ..Request::greedy(vec![5, 6], 20) };
     let bounded = |n| Request { num_speculative_tokens: Some(n), ..base.clone() };
     let outputs = run(&mut engine, &[bounded(0), bounded(2), bounded(99)]);
-    assert_eq!(outputs[0].stats.draft_tokens, 0);
+    assert_eq!(outputs[0].stats.rounds.draft_tokens, 0);
     assert!(outputs[0].tokens.iter().all(|t| t.source == TokenSource::Target));
-    assert_eq!(outputs[1].stats.accepted_per_position.len(), 2);
-    assert_eq!(outputs[2].stats.accepted_per_position.len(), 4);
+    assert_eq!(outputs[1].stats.rounds.accepted_per_position.len(), 2);
+    assert_eq!(outputs[2].stats.rounds.accepted_per_position.len(), 4);
     assert_eq!(outputs[0].ids(), outputs[2].ids());
 }
 
@@ -297,8 +304,12 @@ fn stop_strings_cut_the_round() {
         // One token from the prompt, then rounds of four draft tokens and a bonus.
         let (drafts, bonus) = (first.div_ceil(5) as u64, first as u64 / 5);
         let stats = &output.stats;
-        assert_eq!((stats.drafts, stats.draft_tokens), (drafts, drafts * 4), "{place}");
-        assert_eq!(stats.accepted_tokens, first as u64 - bonus, "{place}");
+        assert_eq!(
+            (stats.rounds.drafts, stats.rounds.draft_tokens),
+            (drafts, drafts * 4),
+            "{place}"
+        );
+        assert_eq!(stats.rounds.accepted_tokens, first as u64 - bonus, "{place}");
     }
 }
 
@@ -317,7 +328,7 @@ fn seeded_output_does_not_depend_on_speculation_batch_or_cache() {
             let config = EngineConfig { num_blocks: Some(num_blocks), adaptive, ngram, ..config() };
             let mut engine = engine(&config, Some(TestModel::draft(num_blocks, noise)));
             assert_eq!(ids(&run(&mut engine, &requests)), expected, "{num_blocks} {noise}");
-            assert!(adaptive || engine.stats().accepted_tokens > 0, "{num_blocks} {noise}");
+            assert!(adaptive || engine.stats().rounds.accepted_tokens > 0, "{num_blocks} {noise}");
         }
     }
 }
@@ -331,20 +342,19 @@ fn predictions_are_followed_and_counted() {
     let mut prediction = all.clone();
     prediction[20] ^= 1;
     prediction.remove(40);
-    let prediction: Arc<[u32]> = prediction.into();
     let config = EngineConfig { ngram: true, ..config() };
     let mut engine = self::engine(&config, None);
     let request = Request { prediction: prediction.clone(), ..base.clone() };
     let output = &run(&mut engine, &[request])[0];
     assert_eq!(output.ids(), all);
-    let counts = output.stats.proposer(Proposer::Prediction);
+    let counts = output.stats.rounds.proposer(Proposer::Prediction);
     assert!(counts.accepted_tokens > 35, "{counts:?}");
     assert!((1..20).contains(&(counts.draft_tokens - counts.accepted_tokens)), "{counts:?}");
     assert!(output.stats.target_passes < 25, "{}", output.stats.target_passes);
     // Without speculation it is ignored.
     let off = Request { num_speculative_tokens: Some(0), prediction, ..base };
     let output = &run(&mut engine, &[off])[0];
-    assert_eq!((output.ids(), output.stats.draft_tokens), (all, 0));
+    assert_eq!((output.ids(), output.stats.rounds.draft_tokens), (all, 0));
 }
 
 /// Text that repeats itself is drafted from itself, without a draft model.
@@ -353,11 +363,14 @@ fn repetition_is_copied() {
     let config = EngineConfig { ngram: true, ..config() };
     let mut engine = engine(&config, None);
     let mut request = Request { ignore_eos: true, ..Request::greedy(vec![5, 6], 100) };
-    request.params.logit_bias = [(7, 100.0)].into();
+    request.params.logit_bias = vec![(7, 100.0)];
     let output = &run(&mut engine, &[request])[0];
     assert!(output.ids().iter().all(|&id| id == 7));
     assert!(output.stats.target_passes < 25, "{}", output.stats.target_passes);
-    assert_eq!(output.stats.proposer(Proposer::Ngram).draft_tokens, output.stats.draft_tokens);
+    assert_eq!(
+        output.stats.rounds.proposer(Proposer::Ngram).draft_tokens,
+        output.stats.rounds.draft_tokens
+    );
 }
 
 /// Two-sample chi-square of the second and third token, drawn with and without speculation.
@@ -376,7 +389,7 @@ fn sampled_output_has_the_targets_distribution() {
             let request = Request {
                 params: params.clone(),
                 ignore_eos: true,
-                prediction: [9, 10, 11].into(),
+                prediction: vec![9, 10, 11],
                 ..Request::greedy(vec![5, 6, 5], 3)
             };
             let batch = vec![request; 100];
@@ -417,7 +430,7 @@ fn sampled_output_has_the_targets_distribution() {
 #[test]
 fn log_probabilities_are_those_of_the_raw_logits() {
     let mut request = Request::greedy(vec![5, 6], 10);
-    request.params.logit_bias = [(9, 50.0)].into();
+    request.params.logit_bias = vec![(9, 50.0)];
     request.top_logprobs = Some(3);
     let with = |draft| run(&mut engine(&config(), draft), &[request.clone()]).remove(0).tokens;
     let plain = with(None);
@@ -466,8 +479,8 @@ fn a_bug_in_one_sequence_is_its_own() {
     let mut tokens: HashMap<RequestId, Vec<u32>> = HashMap::new();
     let mut ends = HashMap::new();
     while engine.has_work() {
-        if let Some(sequence) = engine.sequences.get_mut(&ids[3])
-            && sequence.stats.generated_tokens > 10
+        if let Some(sequence) = engine.sequences.get_mut(ids[3])
+            && sequence.stats.rounds.generated_tokens > 10
         {
             // No request that was checked has these.
             sequence.params.temperature = 1.0;
@@ -676,7 +689,7 @@ fn prompts_are_read_whole_in_any_chunks() {
             let all = Request {
                 top_logprobs: Some(VOCAB.min(20)),
                 params: SamplingParams {
-                    logit_bias: [(id, 100.0)].into(),
+                    logit_bias: vec![(id, 100.0)],
                     ..SamplingParams::greedy()
                 },
                 ..Request::greedy(prompt[..place].to_vec(), 1)
@@ -718,8 +731,8 @@ fn prompts_are_read_whole_in_any_chunks() {
 /// An engine in which a target pass takes long, so that acceptance alone decides.
 fn patient(draft: Option<TestModel>) -> Engine {
     let mut engine = engine(&EngineConfig { ngram: draft.is_none(), ..config() }, draft);
-    engine.costs.target.measured(1, 1e3);
-    engine.costs.target.measured(8, 1.1e3);
+    engine.drafting.costs_mut().target.measured(1, 1e3);
+    engine.drafting.costs_mut().target.measured(8, 1.1e3);
     engine
 }
 
@@ -744,9 +757,9 @@ fn a_better_draft_takes_over_in_the_middle_of_sequences() {
         assert_eq!(comparison.outcome, Some(Outcome::Switched), "{comparison:?}");
         assert!(comparison.tokens >= 30 && comparison.candidate.accepted_tokens > 15);
         assert_eq!(comparison.current.is_some(), first.is_some());
-        let before = engine.stats().proposers[Proposer::DraftModel as usize];
+        let before = engine.stats().rounds.proposers[Proposer::DraftModel as usize];
         assert_eq!(ids(&run(&mut engine, &requests)), expected);
-        let after = engine.stats().proposers[Proposer::DraftModel as usize];
+        let after = engine.stats().rounds.proposers[Proposer::DraftModel as usize];
         let accepted = after.accepted_tokens - before.accepted_tokens;
         let drafted = after.draft_tokens - before.draft_tokens;
         assert!(drafted > 0 && accepted * 3 > drafted, "{accepted} of {drafted}");
@@ -771,10 +784,10 @@ fn a_draft_that_is_worse_or_broken_does_not_take_over() {
         let mut engine = patient(Some(TestModel::draft(64, 10)));
         engine.compare("worse".into(), Box::new(candidate), 100).unwrap();
         assert_eq!(ids(&run(&mut engine, &with_ones)), expected_with_ones);
-        let drafted = engine.stats().draft_tokens;
+        let drafted = engine.stats().rounds.draft_tokens;
         assert_eq!(engine.comparison().unwrap().outcome, Some(outcome));
         assert_eq!(ids(&run(&mut engine, &requests)), expected);
-        assert!(engine.stats().draft_tokens > drafted, "the old draft goes on");
+        assert!(engine.stats().rounds.draft_tokens > drafted, "the old draft goes on");
     }
     // One that fails on everything is worth less than any other.
     let mut broken = TestModel::draft(64, 0);

@@ -1,0 +1,304 @@
+//! The engine: the parts that a step takes turns at, and what others may ask of it.
+
+use super::draft_comparison::{Comparison, DraftComparison};
+use super::profile::{MeasuredCosts, Profile};
+use super::scheduler::Scheduler;
+use super::sequence::Sequence;
+use super::sequences::Sequences;
+use super::step::{Commit, Verifier, account, cost, propose, schedule, with_drafts};
+use super::tally::Tally;
+use super::{
+    CacheNeeds, EngineConfig, EngineError, EngineLimits, EngineStats, Event, Request, RequestError,
+    RequestId,
+};
+use crate::memory;
+use crate::model::{CudaDecoder, CudaRunner, Decoder, Draft, Forward, Runner};
+use crate::spec::{DraftController, DraftModel};
+
+/// Many sequences, one target and perhaps one draft model. Single-threaded: see
+/// [`super::EngineHandle`] for use from many tasks.
+pub struct Engine {
+    target: Box<dyn Forward>,
+    drafting: DraftController,
+    scheduler: Scheduler,
+    sequences: Sequences,
+    verifier: Verifier,
+    config: EngineConfig,
+    limits: EngineLimits,
+    eos_token_ids: Vec<u32>,
+    tally: Tally,
+    comparing: DraftComparison,
+    next_id: u64,
+    seeds: fastrand::Rng,
+}
+
+impl Engine {
+    /// An engine over a target and perhaps a draft model, each with a cache of its own. Without a number of
+    /// blocks, the caches take what they want of the memory that is left, and at most most of it.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the settings or the models do not fit together.
+    pub fn new(
+        target: Decoder,
+        draft: Option<Draft>,
+        mut config: EngineConfig,
+    ) -> Result<Self, EngineError> {
+        config.fit_blocks(CacheNeeds::of(&target, draft.as_ref()), memory::available())?;
+        let (_, num_blocks) = config.resolve(target.config(), draft.as_ref().map(Draft::config))?;
+        let target = Runner::new(target, num_blocks);
+        let (target, draft) = match draft {
+            None => (target, None),
+            Some(Draft::Attached(drafter)) => (target.with_drafter(drafter), None),
+            Some(Draft::Standalone(draft)) => (target, Some(Runner::new(draft, num_blocks))),
+        };
+        let draft = draft.map(|draft| Box::new(draft) as Box<dyn Forward>);
+        Self::with_models(Box::new(target), draft, config)
+    }
+
+    /// An engine over a target and perhaps a draft model on a CUDA device. Without a number of blocks, the caches
+    /// take what they want of the device's memory, and at most most of it.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the settings or the models do not fit together or the device.
+    pub fn on_cuda(
+        target: CudaDecoder,
+        draft: Option<CudaDecoder>,
+        mut config: EngineConfig,
+    ) -> Result<Self, EngineError> {
+        let needs = CacheNeeds {
+            target: target.config(),
+            draft: draft.as_ref().map(|draft| draft.config()),
+            block_bytes: target.block_bytes() + draft.as_ref().map_or(0, CudaDecoder::block_bytes),
+        };
+        config.fit_blocks(needs, Some(target.device().free_bytes()? as u64))?;
+        let (limits, num_blocks) = config.resolve(needs.target, needs.draft)?;
+        let runner = |decoder| CudaRunner::new(decoder, num_blocks, limits.max_model_len);
+        let target = Box::new(runner(target)?);
+        let draft = draft.map(runner).transpose()?.map(|draft| Box::new(draft) as Box<dyn Forward>);
+        Self::with_models(target, draft, config)
+    }
+
+    /// An engine over models whose caches have the number of blocks `config` resolves to. Without a standalone
+    /// draft model, the drafter that is attached to the target drafts, where one is.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the settings or the models do not fit together.
+    pub fn with_models(
+        mut target: Box<dyn Forward>,
+        standalone: Option<Box<dyn Forward>>,
+        config: EngineConfig,
+    ) -> Result<Self, EngineError> {
+        let rows = config.max_num_batched_tokens;
+        let own = standalone.as_ref().map(|draft| draft.config().clone());
+        let attached = target.attached().map(|drafter| drafter.config().clone());
+        let (mut limits, num_blocks) =
+            config.resolve(target.config(), own.or(attached).as_ref())?;
+        standalone.as_deref().map_or(Ok(()), |draft| limits.check_draft(draft))?;
+        let draft = match standalone {
+            _ if limits.num_speculative_tokens == 0 => None,
+            Some(draft) => Some(DraftModel::standalone(draft, rows)),
+            None => DraftModel::attached(target.as_mut()),
+        };
+        limits.drafter_attached = draft.as_ref().is_some_and(DraftModel::is_attached);
+        Ok(Self {
+            eos_token_ids: target.config().eos_token_ids.clone(),
+            target,
+            drafting: DraftController::new(draft, config.adaptive),
+            scheduler: Scheduler::new(
+                num_blocks,
+                config.max_num_seqs,
+                config.max_num_batched_tokens,
+                config.prefix_caching,
+            ),
+            sequences: Sequences::default(),
+            verifier: Verifier::default(),
+            seeds: config.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
+            config,
+            limits,
+            tally: Tally::default(),
+            comparing: DraftComparison::default(),
+            next_id: 0,
+        })
+    }
+
+    /// What the engine can serve.
+    #[must_use]
+    pub fn limits(&self) -> &EngineLimits {
+        &self.limits
+    }
+
+    /// What the engine did so far.
+    #[must_use]
+    pub fn stats(&self) -> &EngineStats {
+        self.tally.stats()
+    }
+
+    /// Blocks of the K/V cache in use, and in total.
+    #[must_use]
+    pub fn cache_blocks(&self) -> (usize, usize) {
+        (self.scheduler.pool().num_used(), self.scheduler.pool().num_blocks())
+    }
+
+    /// Whether a draft model drafts.
+    #[must_use]
+    pub fn has_draft_model(&self) -> bool {
+        self.drafting.has_draft_model()
+    }
+
+    /// Whether any sequence is unfinished.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        !self.sequences.is_empty()
+    }
+
+    /// Queues a request.
+    ///
+    /// # Errors
+    /// [`RequestError`] if it can never be served.
+    pub fn submit(&mut self, request: Request) -> Result<RequestId, RequestError> {
+        request.validate(&self.limits)?;
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        self.scheduler.add_reading(id, &request.prompt, request.priority, request.readout);
+        self.tally.submitted(request.prompt.len());
+        let sequence = Sequence::new(
+            request,
+            &self.limits,
+            &self.eos_token_ids,
+            self.config.ngram,
+            &self.drafting,
+            self.seeds.u64(..),
+        );
+        self.sequences.insert(id, sequence);
+        Ok(id)
+    }
+
+    /// Drops a sequence and frees its blocks; no further events follow. Unknown ids are ignored.
+    pub fn cancel(&mut self, id: RequestId) {
+        self.scheduler.remove(id);
+        if let Some(sequence) = self.sequences.remove(id) {
+            self.comparing.sample(&sequence);
+            self.tally.cancelled();
+        }
+        self.tally.occupancy(&self.scheduler);
+    }
+
+    /// Runs one target pass, with the draft passes before it, and returns what came of it. Does
+    /// nothing without work.
+    pub fn step(&mut self) -> Vec<(RequestId, Event)> {
+        self.compare_drafts();
+        let Self { target, drafting, scheduler, sequences, tally, comparing, .. } = self;
+        let target = target.as_mut();
+
+        let items = schedule(scheduler, sequences, drafting, self.config.prefix_caching, tally);
+        if items.is_empty() {
+            // A cancelled request may have left the last block just now.
+            tally.occupancy(scheduler);
+            return Vec::new();
+        }
+        let (proposals, drafts) = propose(&items, sequences, scheduler, drafting, target);
+        tally.drafted(&drafts);
+        let (pass, outcomes) =
+            self.verifier.verify(&items, &proposals, sequences, scheduler, target);
+        tally.target_pass(&pass);
+        if pass.decode {
+            drafting.observe_target(with_drafts(&items, &proposals), pass.seconds);
+        }
+        let cost = cost(&items, &pass, drafts.seconds(), &drafting.costs().target);
+        let events = Vec::new();
+        let commit = Commit { scheduler, sequences, drafting, comparing, target, tally, events };
+        let events = commit.rounds(&items, &proposals, outcomes, cost);
+
+        let costs = &self.drafting.costs().target;
+        account(&items, &proposals, &pass, drafts.seconds(), &events, costs, &mut self.tally);
+        self.tally.stepped();
+        self.compare_drafts();
+        self.tally.occupancy(&self.scheduler);
+        events
+    }
+
+    /// Measures step costs, by which speculation decides when a draft token pays, with about fifty passes. Does
+    /// nothing without speculation.
+    ///
+    /// # Panics
+    /// If the engine has work.
+    pub fn profile(&mut self) {
+        if self.limits.num_speculative_tokens > 0 {
+            self.idle().learn();
+        }
+    }
+
+    /// Times passes of `row_counts` rows after `context` positions, `repeats` of each, and tells
+    /// speculation. Statistics and metrics do not count them.
+    ///
+    /// # Panics
+    /// If the engine has work, or `context` and the rows exceed [`max_model_len`](EngineLimits::max_model_len).
+    pub fn measure_costs(
+        &mut self,
+        context: usize,
+        row_counts: &[usize],
+        repeats: usize,
+    ) -> MeasuredCosts {
+        self.idle().measure(context, row_counts, repeats)
+    }
+
+    fn idle(&mut self) -> Profile<'_> {
+        assert!(!self.has_work(), "step costs are measured on an idle engine");
+        Profile {
+            target: self.target.as_mut(),
+            drafting: &mut self.drafting,
+            pool: self.scheduler.pool_mut(),
+            max_model_len: self.limits.max_model_len,
+            max_rows: self.config.max_num_batched_tokens,
+        }
+    }
+
+    /// Compares a draft model by this name, whose cache has as many blocks as the target's, with the one
+    /// that serves, on `wanted` tokens of the sequences that end from now on; then the faster one serves.
+    /// Ends a comparison that goes on.
+    ///
+    /// # Errors
+    /// [`EngineError`] if it cannot draft for the target.
+    pub fn compare(
+        &mut self,
+        draft: String,
+        candidate: Box<dyn Forward>,
+        wanted: u64,
+    ) -> Result<(), EngineError> {
+        self.limits.check_draft(candidate.as_ref())?;
+        if self.limits.num_speculative_tokens == 0 {
+            return Err(EngineError::NoSpeculation);
+        }
+        self.comparing.start(draft, candidate, wanted, &self.tally);
+        Ok(())
+    }
+
+    /// Ends a comparison; the old draft goes on.
+    pub fn stop_comparing(&mut self) {
+        self.comparing.stop(&self.tally);
+    }
+
+    /// The comparison that goes on, or the last one.
+    #[must_use]
+    pub fn comparison(&self) -> Option<&Comparison> {
+        self.comparing.status()
+    }
+
+    /// Lets drafts that are compared read what sequences said, and puts one that has won in its place.
+    fn compare_drafts(&mut self) {
+        let most = self.limits.num_speculative_tokens;
+        let pool = self.scheduler.pool_mut();
+        let winner = self.comparing.read_samples(pool, &mut self.drafting, most, &self.tally);
+        if let Some(winner) = winner {
+            let rows = self.config.max_num_batched_tokens;
+            let draft = DraftModel::standalone(winner.draft, rows);
+            self.drafting.replace_draft(draft, &winner.cost);
+            for (_, sequence) in self.sequences.iter_mut() {
+                sequence.speculation.new_draft_model();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,212 @@
+//! Step costs of an idle engine, for benchmarks and for speculation that knows them before the first
+//! request. Statistics and metrics do not count the passes that are timed.
+
+use std::time::Instant;
+
+use crate::kv_cache::{BlockPool, BlockTable};
+use crate::model::{DraftInput, Forward, Rows};
+use crate::spec::{DraftController, DraftModel, DraftStep, Load};
+
+/// Seconds of forward passes, each the median of several.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MeasuredCosts {
+    /// Rows of one sequence in a target pass, all with logits → seconds.
+    pub target: Vec<(usize, f64)>,
+    /// One row through the draft model behind a pass of the target, if there is one.
+    pub draft: Option<f64>,
+    /// One row through it behind another draft pass.
+    pub draft_further: Option<f64>,
+}
+
+impl MeasuredCosts {
+    /// Seconds of a target pass with `rows` rows over one with a single row.
+    #[must_use]
+    pub fn verify_cost(&self, rows: usize) -> Option<f64> {
+        Some(self.target_seconds(rows)? / self.target_seconds(1)?)
+    }
+
+    /// Seconds of a draft step behind a target step over those of a target step.
+    #[must_use]
+    pub fn draft_step_cost(&self) -> Option<f64> {
+        Some(self.draft? / self.target_seconds(1)?)
+    }
+
+    /// The same behind another draft step.
+    #[must_use]
+    pub fn draft_further_step_cost(&self) -> Option<f64> {
+        Some(self.draft_further? / self.target_seconds(1)?)
+    }
+
+    fn target_seconds(&self, rows: usize) -> Option<f64> {
+        self.target.iter().find(|&&(measured, _)| measured == rows).map(|&(_, seconds)| seconds)
+    }
+}
+
+/// Rows of the draft passes that are timed.
+const DRAFT_ROWS: [usize; 4] = [1, 4, 16, 64];
+/// Positions that a pass is timed behind, beyond the context, to learn what attention costs.
+const FAR: usize = 256;
+/// Rows of the target passes that an engine times before it serves, and the context behind which.
+const PROFILE_ROWS: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
+const PROFILE_CONTEXT: usize = 64;
+
+/// An idle engine's parts, to time passes of its models.
+pub(super) struct Profile<'a> {
+    pub(super) target: &'a mut dyn Forward,
+    pub(super) drafting: &'a mut DraftController,
+    /// Free but for what prefixes left.
+    pub(super) pool: &'a mut BlockPool,
+    pub(super) max_model_len: usize,
+    /// Rows of a pass at most.
+    pub(super) max_rows: usize,
+}
+
+impl Profile<'_> {
+    /// Measures step costs with about fifty passes; speculation decides by them when a draft token pays.
+    pub(super) fn learn(self) {
+        let context = PROFILE_CONTEXT.min(self.max_model_len / 2);
+        let most = (self.max_model_len - context).min(self.max_rows);
+        let rows: Vec<usize> = PROFILE_ROWS.into_iter().filter(|&rows| rows <= most).collect();
+        if !rows.is_empty() {
+            self.measure(context, &rows, 3);
+        }
+    }
+
+    /// Times passes of `row_counts` rows after `context` positions, `repeats` of each, and tells speculation.
+    ///
+    /// # Panics
+    /// If `context` and the rows exceed the context limit.
+    pub(super) fn measure(
+        self,
+        context: usize,
+        row_counts: &[usize],
+        repeats: usize,
+    ) -> MeasuredCosts {
+        let Self { target, drafting, pool, max_model_len: limit, max_rows: chunk } = self;
+        let most = row_counts.iter().copied().max().unwrap_or(1).max(1);
+        assert!(context + most <= limit, "{context} + {most} positions exceed the context");
+        let far = (context + FAR).min(limit - 1);
+        let mut table = BlockTable::new();
+        let reserved = table.reserve(limit.min(far.max(context + most) + 1), pool);
+        assert!(reserved, "invariant: an idle engine has room for one sequence");
+        let mut costs = MeasuredCosts { target: Vec::new(), draft: None, draft_further: None };
+        prefill(target, &table, far, chunk);
+        // Round-robin, so that a busy moment of the machine touches every count alike.
+        let mut samples = vec![Vec::new(); row_counts.len()];
+        let mut attention = Vec::new();
+        for _ in 0..repeats.max(1) {
+            let near = time(target, &table, context, 1);
+            attention.push(time(target, &table, far, 1) - near);
+            for (samples, &rows) in samples.iter_mut().zip(row_counts) {
+                samples.push(time(target, &table, context, rows));
+            }
+        }
+        let known = &mut drafting.costs_mut().target;
+        if far > context {
+            known.measured_attention(median(&mut attention) / (far - context) as f64);
+        }
+        for (mut samples, &rows) in samples.into_iter().zip(row_counts) {
+            let seconds = median(&mut samples);
+            known.measured(Load::default().sequence(rows, context), seconds);
+            costs.target.push((rows, seconds));
+        }
+        let counts = DRAFT_ROWS.into_iter().filter(|&rows| context + rows <= limit);
+        for (rows, [first, further]) in
+            time_drafts(target, drafting, &table, context, counts, repeats, chunk)
+        {
+            drafting.costs_mut().measured_draft(DraftStep::First, rows, first);
+            drafting.costs_mut().measured_draft(DraftStep::Further, rows, further);
+            costs.draft = costs.draft.or(Some(first));
+            costs.draft_further = costs.draft_further.or(Some(further));
+        }
+        table.truncate(0, pool);
+        costs
+    }
+}
+
+/// Seconds of a first and of a further draft step with each of `counts` rows, if there is a draft model.
+fn time_drafts(
+    target: &mut dyn Forward,
+    drafting: &mut DraftController,
+    table: &BlockTable,
+    context: usize,
+    counts: impl Iterator<Item = usize>,
+    repeats: usize,
+    chunk: usize,
+) -> Vec<(usize, [f64; 2])> {
+    let Some(draft) = drafting.draft_mut() else { return Vec::new() };
+    let mut draft = DraftModel::standalone_mut(draft);
+    if let Some(draft) = &mut draft {
+        prefill(*draft, table, context, chunk);
+    }
+    let mut seconds = Vec::new();
+    for rows in counts {
+        let mut samples = [Vec::new(), Vec::new()];
+        for _ in 0..repeats.max(1) {
+            // As it is served: the target's weights have just passed through the caches.
+            time(target, table, context, 1);
+            let steps = match &mut draft {
+                Some(draft) => [0, 1].map(|_| time(*draft, table, context, rows)),
+                None => time_attached(target, table, context, rows),
+            };
+            samples.iter_mut().zip(steps).for_each(|(samples, step)| samples.push(step));
+        }
+        seconds.push((rows, samples.each_mut().map(|samples| median(samples))));
+    }
+    seconds
+}
+
+/// Fills the cache with `context` positions of some text.
+fn prefill(model: &mut dyn Forward, table: &BlockTable, context: usize, chunk: usize) {
+    let mut rows = Rows::default();
+    for start in (0..context).step_by(chunk) {
+        rows.clear();
+        rows.push(table, start, tokens(model, start..context.min(start + chunk)), 0);
+        model.forward(&rows);
+    }
+}
+
+/// Seconds of one pass of `count` rows with logits after `context` positions.
+fn time(model: &mut dyn Forward, table: &BlockTable, context: usize, count: usize) -> f64 {
+    let mut rows = Rows::default();
+    rows.clear();
+    rows.push(table, context, tokens(model, context..context + count), count);
+    let started = Instant::now();
+    model.forward(&rows);
+    started.elapsed().as_secs_f64()
+}
+
+/// Seconds of the first step of the attached drafter for `count` chains, behind a pass whose last row is at
+/// `context`, and of a further one.
+fn time_attached(
+    target: &mut dyn Forward,
+    table: &BlockTable,
+    context: usize,
+    count: usize,
+) -> [f64; 2] {
+    let mut rows = Rows::default();
+    rows.clear();
+    rows.push(table, context, tokens(target, context..context + count), count);
+    let drafter = target.attached().expect("invariant: the draft model is attached");
+    let mut states = Vec::new();
+    drafter.read_states(0, &mut states);
+    let states = states.repeat(count);
+    let from: Vec<u32> = (0..count as u32).collect();
+    [DraftInput::Target(&states), DraftInput::Own(&from)].map(|input| {
+        let started = Instant::now();
+        drafter.step(&rows, input);
+        started.elapsed().as_secs_f64()
+    })
+}
+
+/// Some token for each position.
+fn tokens(model: &dyn Forward, positions: std::ops::Range<usize>) -> Vec<u32> {
+    let vocab_size = model.config().vocab_size;
+    positions.map(|position| (position * 31 % vocab_size) as u32).collect()
+}
+
+/// The middle of some samples; there must be one.
+pub(super) fn median(samples: &mut [f64]) -> f64 {
+    samples.sort_unstable_by(f64::total_cmp);
+    samples[samples.len() / 2]
+}

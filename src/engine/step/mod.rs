@@ -1,0 +1,16 @@
+//! The parts of a step, one after the other: which rows run, what is drafted, what the target says, and what stands;
+//! then what it took. Each takes what it needs of the engine.
+
+mod account;
+mod commit;
+mod loads;
+mod propose;
+mod schedule;
+mod verify;
+
+pub(super) use account::{account, cost};
+pub(super) use commit::Commit;
+pub(super) use loads::with_drafts;
+pub(super) use propose::propose;
+pub(super) use schedule::schedule;
+pub(super) use verify::Verifier;
