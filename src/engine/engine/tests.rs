@@ -342,6 +342,7 @@ fn predictions_are_followed_and_counted() {
     let mut prediction = all.clone();
     prediction[20] ^= 1;
     prediction.remove(40);
+    let prediction: Arc<[u32]> = prediction.into();
     let config = EngineConfig { ngram: true, ..config() };
     let mut engine = self::engine(&config, None);
     let request = Request { prediction: prediction.clone(), ..base.clone() };
@@ -363,7 +364,7 @@ fn repetition_is_copied() {
     let config = EngineConfig { ngram: true, ..config() };
     let mut engine = engine(&config, None);
     let mut request = Request { ignore_eos: true, ..Request::greedy(vec![5, 6], 100) };
-    request.params.logit_bias = vec![(7, 100.0)];
+    request.params.logit_bias = [(7, 100.0)].into();
     let output = &run(&mut engine, &[request])[0];
     assert!(output.ids().iter().all(|&id| id == 7));
     assert!(output.stats.target_passes < 25, "{}", output.stats.target_passes);
@@ -389,7 +390,7 @@ fn sampled_output_has_the_targets_distribution() {
             let request = Request {
                 params: params.clone(),
                 ignore_eos: true,
-                prediction: vec![9, 10, 11],
+                prediction: [9, 10, 11].into(),
                 ..Request::greedy(vec![5, 6, 5], 3)
             };
             let batch = vec![request; 100];
@@ -430,7 +431,7 @@ fn sampled_output_has_the_targets_distribution() {
 #[test]
 fn log_probabilities_are_those_of_the_raw_logits() {
     let mut request = Request::greedy(vec![5, 6], 10);
-    request.params.logit_bias = vec![(9, 50.0)];
+    request.params.logit_bias = [(9, 50.0)].into();
     request.top_logprobs = Some(3);
     let with = |draft| run(&mut engine(&config(), draft), &[request.clone()]).remove(0).tokens;
     let plain = with(None);
@@ -689,7 +690,7 @@ fn prompts_are_read_whole_in_any_chunks() {
             let all = Request {
                 top_logprobs: Some(VOCAB.min(20)),
                 params: SamplingParams {
-                    logit_bias: vec![(id, 100.0)],
+                    logit_bias: [(id, 100.0)].into(),
                     ..SamplingParams::greedy()
                 },
                 ..Request::greedy(prompt[..place].to_vec(), 1)

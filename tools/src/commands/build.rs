@@ -25,6 +25,7 @@ use crate::commands::train;
 use crate::shared::chat::Chat;
 use crate::shared::endpoint;
 use crate::shared::manifest::Manifest;
+use crate::shared::measure_args::MeasureArgs;
 use crate::shared::model_args::ModelArgs;
 use crate::shared::model_folder::save_folder;
 use crate::shared::texts::PROMPTS;
@@ -209,13 +210,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     })?;
     println!("6/6 evaluating");
     let evaluation = evaluate::run(&evaluate::Args {
-        model: args.model.clone(),
-        draft: Some(Source::Path(draft.clone())),
-        prompts: args.eval_prompts.clone(),
-        limit: None,
-        max_tokens: 128,
+        measure: MeasureArgs::of(
+            &args.model,
+            Source::Path(draft.clone()),
+            args.eval_prompts.clone(),
+        ),
         num_speculative_tokens: 4,
-        temperature: 0.0,
         seed: args.seed,
         batch: 8,
         samples: 8,

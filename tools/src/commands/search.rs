@@ -17,6 +17,7 @@ use crate::commands::train;
 use crate::shared::chart;
 use crate::shared::journal::Journal;
 use crate::shared::manifest::{Manifest, beside};
+use crate::shared::measure_args::MeasureArgs;
 use crate::shared::model_args::ModelArgs;
 
 /// Finds how many blocks a draft should keep, by the speed-up each number promises.
@@ -161,13 +162,12 @@ fn try_draft(args: &Args, measured: &Path, keep: usize, total: usize) -> Result<
     })?;
     let draft = Source::Path(draft);
     let evaluation = evaluate::run(&evaluate::Args {
-        model: args.model.clone(),
-        draft: Some(draft.clone()),
-        prompts: args.prompts.clone(),
-        limit: args.limit,
-        max_tokens: args.max_tokens,
+        measure: MeasureArgs {
+            limit: args.limit,
+            max_tokens: args.max_tokens,
+            ..MeasureArgs::of(&args.model, draft.clone(), args.prompts.clone())
+        },
         num_speculative_tokens: 4,
-        temperature: 0.0,
         seed: args.seed,
         batch: 8,
         samples: 0,

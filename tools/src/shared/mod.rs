@@ -6,6 +6,7 @@ pub(crate) mod chat;
 pub(crate) mod endpoint;
 pub(crate) mod journal;
 pub(crate) mod manifest;
+pub(crate) mod measure_args;
 pub(crate) mod model_args;
 pub(crate) mod model_folder;
 pub(crate) mod progress;

@@ -7,43 +7,28 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
-use pleach::checkpoint::source::Source;
 use pleach::checkpoint::write::json_file;
 use pleach::engine::{Engine, EngineConfig, Request};
 use pleach::kv_cache::blocks_for;
 use pleach::prompts::{read_prompts, spread};
 use serde::Serialize;
 
-use crate::shared::model_args::ModelArgs;
+use crate::shared::measure_args::MeasureArgs;
 
 /// Times decoding, prefill, verification, drafting and up to 64 answers at once; with --prompts, also
 /// speculation on those prompts.
 ///
 /// Each figure is the median of several. Run it on an otherwise idle machine. With --prompts every prompt is answered in
 /// turns without speculation, with n-grams alone, with the draft model alone and with both, and the answers are
-/// compared: they must be the same, token for token, above temperature 0 too.
+/// compared: they must be the same, token for token, above temperature 0 too, where they are drawn with seeds.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Args {
     #[command(flatten)]
-    pub(crate) model: ModelArgs,
-    /// The draft. Default: for the default model, the draft in `drafts/`.
-    #[arg(long, env = "PLEACH_DRAFT", value_name = "SOURCE")]
-    pub(crate) draft: Option<Source>,
+    #[serde(flatten)]
+    pub(crate) measure: MeasureArgs,
     /// Repeats of every measurement.
     #[arg(long, default_value_t = 15)]
     pub(crate) repeats: usize,
-    /// Measure speculation on these prompts (JSONL with "id", "category" and "turns").
-    #[arg(long, env = "PLEACH_PROMPTS", value_name = "JSONL")]
-    pub(crate) prompts: Option<PathBuf>,
-    /// Use at most so many prompts, spread evenly over the file.
-    #[arg(long)]
-    pub(crate) limit: Option<usize>,
-    /// Tokens of an answer to a prompt, at most.
-    #[arg(long, default_value_t = 128)]
-    pub(crate) max_tokens: usize,
-    /// Temperature of the answers to prompts. Above 0 they are drawn with seeds.
-    #[arg(long, default_value_t = 0.0)]
-    pub(crate) temperature: f32,
     /// Draft tokens per round, at most.
     #[arg(long, env = "PLEACH_NUM_SPECULATIVE_TOKENS", default_value_t = 8, value_name = "K")]
     pub(crate) num_speculative_tokens: usize,
@@ -63,7 +48,7 @@ const MOST_STREAMS: usize = 64;
 
 /// What one model does on this machine.
 #[derive(Debug, Serialize)]
-struct Report {
+struct BenchReport {
     threads: usize,
     decode_tokens_per_s: f64,
     /// After 1,024 tokens of context, where the model has so many.
@@ -78,15 +63,15 @@ struct Report {
     /// Answers of 128 tokens at once without speculation → tokens per second, prompts included.
     streams_tokens_per_s: BTreeMap<usize, f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    speculation: Option<speculation::Report>,
+    speculation: Option<speculation::SpeculationReport>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let prompts = match &args.prompts {
-        Some(path) => Some(spread(read_prompts(Some(path), "")?, args.limit)),
+    let prompts = match &args.measure.prompts {
+        Some(path) => Some(spread(read_prompts(Some(path), "")?, args.measure.limit)),
         None => None,
     };
-    let loaded = args.model.load(args.draft.as_ref())?;
+    let loaded = args.measure.load()?;
     let positions = loaded.target.config().max_position_embeddings;
     let config = EngineConfig {
         max_model_len: Some(positions.min(2048)),
@@ -124,8 +109,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     } else {
         None
     };
-    let mut report = Report {
-        threads: args.model.num_threads(),
+    let mut report = BenchReport {
+        threads: args.measure.model.num_threads(),
         decode_tokens_per_s: DECODED as f64 / decode,
         decode_1024_tokens_per_s: long.map(|seconds| DECODED as f64 / seconds),
         prefill_tokens_per_s: PROMPT as f64 / time(1, PROMPT, 1)?,
@@ -150,7 +135,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn print(report: &Report) {
+fn print(report: &BenchReport) {
     println!("decode    {:>8.1} tokens/s after {CONTEXT} tokens", report.decode_tokens_per_s);
     if let Some(rate) = report.decode_1024_tokens_per_s {
         println!("          {rate:>8.1} tokens/s after {LONG_CONTEXT} tokens");

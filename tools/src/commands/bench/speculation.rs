@@ -51,11 +51,11 @@ impl Way {
                 draft_model: matches!(self, Self::Draft | Self::Both),
                 ngram: matches!(self, Self::Ngram | Self::Both),
             },
-            ..Request::greedy(prompt.to_vec(), args.max_tokens)
+            ..Request::greedy(prompt.to_vec(), args.measure.max_tokens)
         };
-        if args.temperature > 0.0 {
+        if args.measure.temperature > 0.0 {
             request.params = SamplingParams {
-                temperature: args.temperature,
+                temperature: args.measure.temperature,
                 seed: Some(seed),
                 ..SamplingParams::default()
             };
@@ -66,7 +66,7 @@ impl Way {
 
 /// Tokens per second of each way, by task, and over those without speculation.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(super) struct SpeculationReport {
     num_speculative_tokens: usize,
     temperature: f32,
     /// Whether all answers were the same token for token, alone and eight at a time.
@@ -153,7 +153,7 @@ pub(super) fn measure(
     chat: &Chat,
     prompts: &[Prompt],
     args: &Args,
-) -> Result<Report> {
+) -> Result<SpeculationReport> {
     let ways = Way::of(engine);
     let mut tasks: BTreeMap<String, BTreeMap<Way, Times>> = BTreeMap::new();
     let (mut identical, mut firsts) = (true, Vec::new());
@@ -165,7 +165,7 @@ pub(super) fn measure(
         let mut said: Vec<String> = Vec::new();
         for turn in 0..prompt.turns.len() {
             let tokens = chat.encode(&prompt.turns[..=turn], &said)?;
-            if tokens.len() + args.max_tokens >= engine.limits().max_model_len {
+            if tokens.len() + args.measure.max_tokens >= engine.limits().max_model_len {
                 eprintln!("prompt {}, turn {}: left out as too long", prompt.id, turn + 1);
                 break;
             }
@@ -225,15 +225,15 @@ pub(super) fn measure(
             streams: streams.map(|(times, without)| times.rate(without)),
         }
     };
-    Ok(Report {
+    Ok(SpeculationReport {
         num_speculative_tokens: args.num_speculative_tokens,
-        temperature: args.temperature,
+        temperature: args.measure.temperature,
         identical,
         ways: ways.iter().map(|&way| (way, outcome(way))).collect(),
     })
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for SpeculationReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,

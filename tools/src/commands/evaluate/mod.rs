@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use pleach::checkpoint::source::Source;
 use pleach::checkpoint::write::json_file;
 use pleach::engine::{
     Batch, Engine, EngineConfig, FinishReason, Request, RoundCounts, SequenceStats,
@@ -16,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::shared::journal::Journal;
 use crate::shared::manifest::{Manifest, beside};
-use crate::shared::model_args::ModelArgs;
+use crate::shared::measure_args::MeasureArgs;
 use crate::shared::progress::Progress;
 use pleach::prompts::{Prompt, VALIDATION_PROMPTS, read_prompts, spread};
 use sample::Sample;
@@ -26,32 +25,18 @@ use sample::Sample;
 /// alpha is the chance that a draft token is accepted given that all before it were; the draft acceptance
 /// rate is accepted over drafted; the mean acceptance length is the tokens that one pass of the target
 /// yields, 1 + accepted / drafts. Every turn of every prompt is answered, always with
-/// --num-speculative-tokens draft tokens a round.
+/// --num-speculative-tokens draft tokens a round; without --prompts, there are 72 built-in ones.
 ///
 /// With --json, finished conversations are noted in OUT.partial.jsonl, and an evaluation that is started
 /// again with the same options goes on after them.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Args {
     #[command(flatten)]
-    pub(crate) model: ModelArgs,
-    /// The draft. Default: for the default model, the draft in `drafts/`.
-    #[arg(long, env = "PLEACH_DRAFT", value_name = "SOURCE")]
-    pub(crate) draft: Option<Source>,
-    /// Prompts (JSONL with "id", "category" and "turns"). Default: 72 built-in ones.
-    #[arg(long, env = "PLEACH_PROMPTS", value_name = "JSONL")]
-    pub(crate) prompts: Option<PathBuf>,
-    /// Use at most so many prompts, spread evenly over the file.
-    #[arg(long)]
-    pub(crate) limit: Option<usize>,
-    /// Tokens of an answer, at most.
-    #[arg(long, default_value_t = 128)]
-    pub(crate) max_tokens: usize,
+    #[serde(flatten)]
+    pub(crate) measure: MeasureArgs,
     /// Draft tokens per round.
     #[arg(long, env = "PLEACH_NUM_SPECULATIVE_TOKENS", default_value_t = 4, value_name = "K")]
     pub(crate) num_speculative_tokens: usize,
-    /// Sampling temperature; 0 takes the likeliest token.
-    #[arg(long, default_value_t = 0.0)]
-    pub(crate) temperature: f32,
     /// Seed of sampling.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
@@ -166,14 +151,14 @@ struct Done {
 pub(crate) fn run(args: &Args) -> Result<Evaluation> {
     ensure!(args.num_speculative_tokens > 0, "--num-speculative-tokens must be at least 1");
     let mut manifest = Manifest::new("evaluate", args)?;
-    let prompts = spread(read_prompts(args.prompts.as_deref(), VALIDATION_PROMPTS)?, args.limit);
-    let loaded = args.model.load(args.draft.as_ref())?;
+    let prompts = spread(read_prompts(args.measure.prompts.as_deref(), VALIDATION_PROMPTS)?, args.measure.limit);
+    let loaded = args.measure.load()?;
     let draft = loaded
         .decoder
         .context("no draft: name one with --draft, or build one with `pleach-tools build`")?;
     manifest.model(&loaded.checkpoint)?;
     loaded.draft.iter().try_for_each(|draft| manifest.model(draft))?;
-    if let Some(path) = &args.prompts {
+    if let Some(path) = &args.measure.prompts {
         manifest.file(path)?;
     }
     let config = loaded.target.config();
@@ -233,10 +218,10 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
             let tokens = loaded.chat.encode(turns, &next.answers)?;
             let request = Request {
                 params: SamplingParams {
-                    temperature: args.temperature,
+                    temperature: args.measure.temperature,
                     ..SamplingParams::default()
                 },
-                ..Request::greedy(tokens, args.max_tokens)
+                ..Request::greedy(tokens, args.measure.max_tokens)
             };
             if let Err((error, next)) = running.submit(&mut engine, request, next) {
                 eprintln!("prompt {} left out: {error}", next.prompt.id);
@@ -277,7 +262,7 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
     let evaluation = Evaluation {
         all: all.report(),
         num_speculative_tokens: args.num_speculative_tokens,
-        temperature: args.temperature,
+        temperature: args.measure.temperature,
         draft_step_cost: costs.draft_step_cost().unwrap_or_default(),
         draft_flop_share,
         categories: counts.iter().map(|(name, counts)| (name.clone(), counts.report())).collect(),

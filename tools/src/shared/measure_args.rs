@@ -1,0 +1,44 @@
+//! Which models a command measures, and on which answers.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use pleach::checkpoint::source::Source;
+use serde::Serialize;
+
+use super::model_args::{Loaded, ModelArgs};
+
+/// Which models are measured, and on which answers to prompts.
+#[derive(Debug, Clone, clap::Args, Serialize)]
+pub(crate) struct MeasureArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The draft. Default: for the default model, the draft in `drafts/`.
+    #[arg(long, env = "PLEACH_DRAFT", value_name = "SOURCE")]
+    pub(crate) draft: Option<Source>,
+    /// Prompts (JSONL with "id", "category" and "turns").
+    #[arg(long, env = "PLEACH_PROMPTS", value_name = "JSONL")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Use at most so many prompts, spread evenly over the file.
+    #[arg(long)]
+    pub(crate) limit: Option<usize>,
+    /// Tokens of an answer to a prompt, at most.
+    #[arg(long, default_value_t = 128)]
+    pub(crate) max_tokens: usize,
+    /// Temperature of the answers to prompts; 0 takes the likeliest token.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) temperature: f32,
+}
+
+impl MeasureArgs {
+    /// Answers of up to 128 tokens at temperature 0 with this model and this draft.
+    pub(crate) fn of(model: &ModelArgs, draft: Source, prompts: Option<PathBuf>) -> Self {
+        let (model, draft) = (model.clone(), Some(draft));
+        Self { model, draft, prompts, limit: None, max_tokens: 128, temperature: 0.0 }
+    }
+
+    /// Loads the model, and the draft where there is one.
+    pub(crate) fn load(&self) -> Result<Loaded> {
+        self.model.load(self.draft.as_ref())
+    }
+}
