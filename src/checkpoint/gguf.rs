@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use super::{CheckpointError, TensorInfo};
+use super::{CheckpointError, RawTensor, TensorInfo};
 use pleach_kernels::DType;
 
 /// A metadata value.
@@ -164,13 +164,13 @@ impl Gguf {
     }
 
     /// Format, shape and raw bytes of a tensor.
-    pub(crate) fn read(&mut self, name: &str) -> Result<Option<super::RawTensor>, CheckpointError> {
+    pub(crate) fn read(&mut self, name: &str) -> Result<Option<RawTensor>, CheckpointError> {
         let Some(info) = self.tensors.get(name) else { return Ok(None) };
         let io = |error| CheckpointError::Io { path: self.path.clone(), error };
         let mut data = vec![0; info.bytes];
         self.file.seek(SeekFrom::Start(info.offset)).map_err(io)?;
         self.file.read_exact(&mut data).map_err(io)?;
-        Ok(Some(super::RawTensor { dtype: info.dtype, shape: info.shape.clone(), data }))
+        Ok(Some(RawTensor { dtype: info.dtype, shape: info.shape.clone(), data }))
     }
 }
 

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
+use super::fields::Fields;
 use super::gguf::{Gguf, Value};
-use super::hf_config::{Fields, layer_types};
+use super::hf_config::layer_types;
 use super::{CheckpointError, RawTensor, TensorInfo, rope};
 use crate::checkpoint::architecture::{
     Attachment, Family, ModelConfig, PROJECTIONS, RopeConfig, RopeScaling, SlidingWindow,

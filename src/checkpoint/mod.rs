@@ -6,6 +6,8 @@
 pub mod architecture;
 mod chat_template;
 mod digest;
+mod error;
+mod fields;
 mod gguf;
 mod gguf_model;
 mod hf_config;
@@ -14,111 +16,27 @@ mod rope;
 mod safetensors;
 pub mod source;
 mod special;
+mod tensor;
 mod tokenizer;
 pub mod write;
 
 use std::collections::HashSet;
-use std::io;
 use std::path::{Path, PathBuf};
 
 pub use digest::sha256;
+pub use error::CheckpointError;
 pub use gguf::{Gguf, Value};
 pub use gguf_model::ATTACHMENT;
 pub use special::SpecialTokens;
+pub use tensor::{RawTensor, TensorInfo};
 
 use crate::checkpoint::architecture::{Attachment, ModelConfig, tensor_names};
-use pleach_kernels::DType;
-
-/// What can be wrong with a model file.
-#[derive(Debug, thiserror::Error)]
-pub enum CheckpointError {
-    /// The system could not read it.
-    #[error("{}: {error}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        error: io::Error,
-    },
-    /// The contents break the format's rules.
-    #[error("{}: {reason}", path.display())]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A field is missing, has the wrong type, or names something this program does not do.
-    #[error("{}: {field}: {reason}", path.display())]
-    Field {
-        /// The file.
-        path: PathBuf,
-        /// The field or metadata key.
-        field: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// A tensor the model needs is not there.
-    #[error("{}: no tensor {name}", path.display())]
-    MissingTensor {
-        /// The file or folder.
-        path: PathBuf,
-        /// Its Hugging Face name.
-        name: String,
-    },
-}
-
-impl CheckpointError {
-    pub(crate) fn corrupt(path: &Path, reason: impl Into<String>) -> Self {
-        Self::Corrupt { path: path.into(), reason: reason.into() }
-    }
-
-    pub(crate) fn field(path: &Path, field: &str, reason: impl Into<String>) -> Self {
-        Self::Field { path: path.into(), field: field.into(), reason: reason.into() }
-    }
-}
-
-/// What a file says of a tensor.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorInfo {
-    /// The format of its values.
-    pub dtype: DType,
-    /// Rows first.
-    pub shape: Vec<usize>,
-}
-
-/// A tensor as it lies in the file.
-#[derive(Debug, Clone)]
-pub struct RawTensor {
-    /// Storage format.
-    pub dtype: DType,
-    /// Outermost dimension first.
-    pub shape: Vec<usize>,
-    /// Encoded values, row-major.
-    pub data: Vec<u8>,
-}
-
-impl RawTensor {
-    /// The decoded values.
-    #[must_use]
-    pub fn to_f32(&self) -> Vec<f32> {
-        let mut values = vec![0.0; self.shape.iter().product()];
-        self.dtype.dequantize(&self.data, &mut values);
-        values
-    }
-}
+use hf_config::Description;
 
 #[derive(Debug)]
 enum Store {
     Gguf(Box<Gguf>),
     Folder(safetensors::Folder),
-}
-
-/// What a file says of its model.
-struct Description {
-    config: ModelConfig,
-    draft_vocab: Option<Vec<u32>>,
-    attachment: Option<Attachment>,
 }
 
 /// An open model: configuration, tokenizer, chat template, and tensors on demand.

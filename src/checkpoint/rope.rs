@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::CheckpointError;
-use super::hf_config::Fields;
+use super::fields::Fields;
 use crate::checkpoint::architecture::RopeScaling;
 
 /// Reads a `rope_scaling` object; `positions` is the model's `max_position_embeddings`.

@@ -9,7 +9,7 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde_json::Value;
 
-use super::{CheckpointError, RawTensor, TensorInfo, hf_config};
+use super::{CheckpointError, RawTensor, TensorInfo, fields};
 use pleach_kernels::DType;
 
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl Folder {
         let index = folder.join("model.safetensors.index.json");
         // The whole file comes first; an index beside it is left from before.
         let whole = folder.join("model.safetensors").exists();
-        let map = if whole { None } else { hf_config::object(&index)? };
+        let map = if whole { None } else { fields::object(&index)? };
         let names: BTreeSet<String> = match map {
             None => BTreeSet::from(["model.safetensors".to_owned()]),
             Some(map) => map

@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json};
 use tokenizers::Tokenizer;
 
 use super::gguf::{Gguf, Value};
-use super::{CheckpointError, hf_config};
+use super::{CheckpointError, fields};
 use crate::checkpoint::architecture::ModelConfig;
 
 /// The text of the special token of each role.
@@ -31,11 +31,9 @@ pub(super) fn from_folder(
     config: &ModelConfig,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<SpecialTokens, CheckpointError> {
-    let mut roles = hf_config::object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+    let mut roles = fields::object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
     if !roles.contains_key("added_tokens_decoder") {
-        roles.extend(
-            hf_config::object(&folder.join("special_tokens_map.json"))?.unwrap_or_default(),
-        );
+        roles.extend(fields::object(&folder.join("special_tokens_map.json"))?.unwrap_or_default());
     }
     let id = |role: &str| match role {
         "bos_token" => config.bos_token_id,

@@ -20,7 +20,7 @@ use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, Tokenizer};
 
 use super::gguf::{Gguf, Value};
 use super::pre_tokenizer::PreTokenizer;
-use super::{CheckpointError, hf_config};
+use super::{CheckpointError, fields};
 
 /// Tokenizer and chat template of a Hugging Face folder; either may be missing.
 pub(super) fn from_folder(
@@ -34,7 +34,7 @@ pub(super) fn from_folder(
             .map_err(|error| CheckpointError::Io { path: path.clone(), error })?;
         return Ok((tokenizer, Some(text)));
     }
-    let config = hf_config::object(&folder.join("tokenizer_config.json"))?;
+    let config = fields::object(&folder.join("tokenizer_config.json"))?;
     let template = config.as_ref().and_then(|c| c.get("chat_template")).and_then(|t| match t {
         Json::String(text) => Some(text.clone()),
         Json::Array(named) => named

@@ -1,6 +1,6 @@
 //! What generating tokens takes, and what it would take without speculation.
 
-use super::{Event, ProposerSeconds, RequestId};
+use super::{DecodeTime, Event, ProposerSeconds, RequestId};
 use crate::spec::{Proposal, Proposer};
 
 /// A step that generated tokens.
@@ -18,28 +18,6 @@ pub(super) struct GeneratingStep {
     pub(super) target_seconds: f64,
     /// Seconds of the draft passes before it.
     pub(super) draft_seconds: f64,
-}
-
-/// Seconds that tokens took to generate, prompts left out.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct DecodeTime {
-    /// As it was: in target and draft passes.
-    pub seconds: f64,
-    /// For the same tokens without speculation, by the costs of steps without draft tokens.
-    pub without_speculation: f64,
-}
-
-impl DecodeTime {
-    pub(super) fn add(&mut self, more: Self) {
-        self.seconds += more.seconds;
-        self.without_speculation += more.without_speculation;
-    }
-
-    /// Tokens per second over those without speculation; 1 before the first.
-    #[must_use]
-    pub fn speedup(&self) -> f64 {
-        if self.seconds > 0.0 { self.without_speculation / self.seconds } else { 1.0 }
-    }
 }
 
 /// What drafting took and gave in one step: `rows` seconds for the rows of all draft tokens, `drafting` for the draft

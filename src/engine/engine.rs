@@ -1,6 +1,7 @@
 //! The engine: the parts that a step takes turns at, and what others may ask of it.
 
-use super::draft_comparison::{Comparison, DraftComparison};
+use super::comparison::Comparison;
+use super::draft_comparison::DraftComparison;
 use super::profile::{MeasuredCosts, Profile};
 use super::scheduler::Scheduler;
 use super::sequence::Sequence;

@@ -1,6 +1,7 @@
 //! Runs many sequences through one target and one draft model: `Engine::step` is schedule →
 //! propose → verify → commit. tokio appears only in [`EngineHandle`].
 
+mod comparison;
 mod config;
 mod decode_time;
 mod draft_comparison;
@@ -19,20 +20,20 @@ mod step;
 mod tally;
 #[cfg(test)]
 mod test_model;
+mod token;
 
+pub use comparison::{Comparison, DraftScore, Outcome, expected_speedup};
 pub use config::{CacheNeeds, EngineConfig, EngineError, EngineLimits};
-pub use decode_time::DecodeTime;
-pub use draft_comparison::{Comparison, DraftScore, Outcome, expected_speedup};
 pub use engine::Engine;
 pub use handle::{EngineHandle, SubmitError};
 pub use offline::{Answer, Batch};
 pub use profile::MeasuredCosts;
 pub use request::{
-    Event, FinishReason, MAX_TOP_LOGPROBS, PromptToken, Readout, Request, RequestError, RequestId,
-    TokenOut, TokenSource,
+    Event, FinishReason, MAX_TOP_LOGPROBS, Readout, Request, RequestError, RequestId,
 };
 pub use scheduler::{Schedule, Scheduled, Scheduler};
 pub use stats::{
-    EngineStats, NoDraft, PassCost, PassCosts, ProposerCounts, ProposerSeconds, RoundCounts,
-    SequenceStats,
+    DecodeTime, EngineStats, NoDraft, PassCost, PassCosts, ProposerCounts, ProposerSeconds,
+    RoundCounts, SequenceStats,
 };
+pub use token::{PromptToken, TokenOut, TokenSource};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DecodeTime, TokenOut, TokenSource};
+use super::{TokenOut, TokenSource};
 use crate::spec::{DraftToken, Proposer};
 
 /// Draft tokens of one proposer.
@@ -236,6 +236,28 @@ impl PassCosts {
     pub fn mean_seconds(&self, rows: usize) -> Option<f64> {
         let cost = self.decode.get(&rows)?;
         Some(cost.seconds / cost.passes as f64)
+    }
+}
+
+/// Seconds that tokens took to generate, prompts left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct DecodeTime {
+    /// As it was: in target and draft passes.
+    pub seconds: f64,
+    /// For the same tokens without speculation, by the costs of steps without draft tokens.
+    pub without_speculation: f64,
+}
+
+impl DecodeTime {
+    pub(super) fn add(&mut self, more: Self) {
+        self.seconds += more.seconds;
+        self.without_speculation += more.without_speculation;
+    }
+
+    /// Tokens per second over those without speculation; 1 before the first.
+    #[must_use]
+    pub fn speedup(&self) -> f64 {
+        if self.seconds > 0.0 { self.without_speculation / self.seconds } else { 1.0 }
     }
 }
 

@@ -7,11 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use llguidance::api::{GrammarInit, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory, token_bytes_from_tokenizer_json};
-use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
-use super::GrammarState;
 use super::bounds::{self, MAX_SOURCE_BYTES};
+use super::{GrammarError, GrammarSource, GrammarState};
 
 /// What the lexer of one grammar may cost to build: the library's own measure, 50,000 a millisecond.
 const INITIAL_LEXER_FUEL: u64 = 1_000_000;
@@ -21,56 +20,6 @@ const MAX_LEXER_STATES: usize = 30_000;
 const MAX_CACHED: usize = 64;
 /// Text of the grammars that are kept, in bytes: compiled they take some 30 times as much.
 const MAX_CACHED_BYTES: usize = 4 * MAX_SOURCE_BYTES;
-/// White space between the tokens of JSON: some, but not without end.
-const WHITESPACE: &str = r"[ \n\t]{1,16}";
-
-/// Why a grammar cannot be used, or a sequence cannot follow it any further.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct GrammarError(pub(super) String);
-
-/// What an output must be.
-#[derive(Debug, Clone, PartialEq)]
-pub enum GrammarSource {
-    /// A text that the expression matches as a whole (syntax of the `regex` crate, without
-    /// look-around and back-references).
-    Regex(String),
-    /// A grammar in the Lark syntax of `llguidance`.
-    Lark(String),
-    /// JSON that a schema admits.
-    JsonSchema(Value),
-    /// One of these texts.
-    Choice(Vec<String>),
-}
-
-impl GrammarSource {
-    /// Any JSON object.
-    #[must_use]
-    pub fn json_object() -> Self {
-        Self::JsonSchema(json!({"type": "object"}))
-    }
-
-    fn grammar(&self) -> TopLevelGrammar {
-        match self {
-            Self::Regex(regex) => TopLevelGrammar::from_regex(regex),
-            Self::Lark(lark) => TopLevelGrammar::from_lark(lark.clone()),
-            Self::JsonSchema(schema) => TopLevelGrammar::from_json_schema(with_whitespace(schema)),
-            Self::Choice(choices) => {
-                let quoted: Vec<String> = choices.iter().map(|c| json!(c).to_string()).collect();
-                TopLevelGrammar::from_lark(format!("start: {}", quoted.join(" | ")))
-            }
-        }
-    }
-}
-
-/// A schema with bounded white space, unless it has its own rule.
-pub(crate) fn with_whitespace(schema: &Value) -> Value {
-    let mut schema = schema.clone();
-    if let Some(fields) = schema.as_object_mut() {
-        fields.entry("x-guidance").or_insert(json!({"whitespace_pattern": WHITESPACE}));
-    }
-    schema
-}
 
 /// A compiled grammar, before its first token.
 #[derive(Clone)]

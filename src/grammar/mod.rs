@@ -3,11 +3,13 @@
 
 mod bounds;
 mod compiler;
+mod source;
 mod state;
 mod worker;
 
-pub(crate) use compiler::with_whitespace;
-pub use compiler::{Grammar, GrammarCompiler, GrammarError, GrammarSource};
+pub use compiler::{Grammar, GrammarCompiler};
+pub(crate) use source::with_whitespace;
+pub use source::{GrammarError, GrammarSource};
 pub use state::GrammarState;
 pub use worker::{Busy, Compilation, DEADLINE, GrammarWorkers};
 

@@ -15,8 +15,8 @@
 
 use std::sync::Arc;
 
-use super::Rows;
 use super::decoder::{KvCache, Layer, Loader, ModelError, Pass};
+use super::{DraftInput, Rows};
 use crate::checkpoint::architecture::{Attachment, ModelConfig, PROJECTIONS, rope_table};
 use pleach_kernels::{
     Activations, PackedMatrix, RopeTable, ThreadPool, embed, matmul, rms_norm, rms_norm_quantized,
@@ -55,15 +55,6 @@ pub struct DraftWorkspace {
     wide: Vec<f32>,
     logits: Vec<f32>,
     rope: Option<RopeTable>,
-}
-
-/// What the rows of a step go on from.
-#[derive(Debug, Clone, Copy)]
-pub enum DraftInput<'a> {
-    /// The target's states of the position before: `[rows, states, hidden]`.
-    Target(&'a [f32]),
-    /// The drafter's own states: for every row a row of the last step.
-    Own(&'a [u32]),
 }
 
 impl AttachedDrafter {

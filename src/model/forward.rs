@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{DraftInput, ModelConfig, Verified, VerifyTask};
+use super::{Verified, VerifyTask};
+use crate::checkpoint::architecture::ModelConfig;
 use crate::kv_cache::BlockTable;
 use crate::sampling::LogitsError;
 
@@ -136,6 +137,15 @@ pub trait Forward: Send {
     fn attached(&mut self) -> Option<&mut dyn AttachedForward> {
         None
     }
+}
+
+/// What the rows of a step go on from.
+#[derive(Debug, Clone, Copy)]
+pub enum DraftInput<'a> {
+    /// The target's states of the position before: `[rows, states, hidden]`.
+    Target(&'a [f32]),
+    /// The drafter's own states: for every row a row of the last step.
+    Own(&'a [u32]),
 }
 
 /// A drafter that reads what the model it is attached to has computed, and shares its K/V cache.

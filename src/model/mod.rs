@@ -8,11 +8,11 @@ mod forward;
 mod runner;
 mod verify;
 
-pub use attached::{AttachedDrafter, DraftInput, DraftWorkspace};
+pub use attached::{AttachedDrafter, DraftWorkspace};
 pub use cuda::{CudaDecoder, CudaRunner};
 pub use decoder::{Decoder, KvCache, Lender, ModelError, Precision, Workspace};
 pub use draft::Draft;
-pub use forward::{AttachedForward, Forward, Rows};
+pub use forward::{AttachedForward, DraftInput, Forward, Rows};
 pub use runner::Runner;
 pub use verify::{Verified, VerifyTask};
 

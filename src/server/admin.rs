@@ -1,6 +1,6 @@
 //! `/admin/draft`: another draft for the served model, compared on live traffic before it serves.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
@@ -8,61 +8,16 @@ use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::StatusCode;
 
-use super::state::Serving;
-use super::wire::{DraftChange, DraftComparison, DraftStatus};
+use super::serving::Serving;
+use super::wire::{DraftChange, DraftStatus};
 use super::{ApiError, AppState, Body};
 use crate::checkpoint::source::Source;
-use crate::engine::{Comparison, EngineError, Outcome};
-use crate::loading::{DraftLoader, LoadError};
-use crate::metrics::INFO;
+use crate::engine::{Comparison, EngineError};
+use crate::loading::LoadError;
 use crate::model::{Draft, Runner};
 
 /// Tokens that two drafts are compared on where the request does not say.
 const TOKENS: u64 = 4096;
-
-/// The drafts of a served model, by name.
-#[derive(Default)]
-pub(super) struct Drafts {
-    model: String,
-    /// `None` where the draft cannot be changed.
-    loader: Option<DraftLoader>,
-    /// Held while a draft is loaded and handed to the engine.
-    change: tokio::sync::Mutex<()>,
-    serving: Mutex<Option<String>>,
-}
-
-impl Drafts {
-    /// A model that begins with the draft of this name.
-    pub(super) fn new(model: &str, serving: Option<String>, loader: Option<DraftLoader>) -> Self {
-        info(model, serving.as_deref()).set(1.0);
-        let (change, serving) = (tokio::sync::Mutex::default(), Mutex::new(serving));
-        Self { model: model.to_owned(), loader, change, serving }
-    }
-
-    /// Which draft serves, and how a comparison stands, in which the new one may have won.
-    fn status(&self, comparison: Option<&Comparison>) -> DraftStatus {
-        let mut serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
-        let won = comparison.filter(|it| it.outcome == Some(Outcome::Switched));
-        if let Some(Comparison { draft, .. }) = won
-            && serving.as_ref() != Some(draft)
-        {
-            info(&self.model, serving.as_deref()).set(0.0);
-            info(&self.model, Some(draft)).set(1.0);
-            *serving = Some(draft.clone());
-        }
-        DraftStatus { draft: serving.clone(), comparison: comparison.map(DraftComparison::from) }
-    }
-}
-
-/// What tells the metrics which model is served by which draft.
-fn info(model: &str, draft: Option<&str>) -> metrics::Gauge {
-    let labels = [
-        ("version", env!("CARGO_PKG_VERSION").to_owned()),
-        ("model", model.to_owned()),
-        ("draft", draft.unwrap_or("none").to_owned()),
-    ];
-    metrics::gauge!(INFO, &labels)
-}
 
 fn status(serving: &Serving) -> DraftStatus {
     let comparison = serving.engine.comparison();

@@ -12,7 +12,7 @@ use super::functions::{CallChoice, Callable, Function};
 use super::generation::Generation;
 use super::respond::{Format, respond};
 use super::running::Prepared;
-use super::state::Serving;
+use super::serving::Serving;
 use super::wire::{
     Chat, Content, Conversation, Message, Prediction, Templated, Tool, ToolCall, ToolChoice,
     ToolMode, Tools,

@@ -7,7 +7,7 @@ use super::dialect::Dialect;
 use super::functions::Callable;
 use super::generation::Generation;
 use super::running::Prepared;
-use super::state::Serving;
+use super::serving::Serving;
 use crate::text::{CallFormat, ChatTemplate, Ending};
 
 /// A conversation, and what the model may call in its answer.

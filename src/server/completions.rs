@@ -10,7 +10,7 @@ use super::dialect::Dialect;
 use super::generation::{Generation, in_range};
 use super::respond::{Format, respond};
 use super::running::Prepared;
-use super::state::Serving;
+use super::serving::Serving;
 use super::wire::{Completion, OnePrompt};
 use super::{ApiError, AppState, Body};
 use crate::engine::Readout;

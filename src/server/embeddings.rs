@@ -10,7 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 use super::bounds::INPUTS;
 use super::dialect::Dialect;
 use super::keys::Metered;
-use super::state::Serving;
+use super::serving::Serving;
 use super::wire::{
     Embedding, EmbeddingList, EmbeddingNumbers, EmbeddingUsage, Embeddings, EncodingFormat,
     OnePrompt,

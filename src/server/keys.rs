@@ -1,28 +1,22 @@
-//! Who may ask, and how much.
+//! API keys: whose requests they are, and how much each may use.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
-use http_body_util::BodyExt;
+use axum::http::{HeaderMap, header};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::{ApiError, AppState, SetupError};
 use crate::config_file::{self, FileError};
 use crate::engine::Event;
 use crate::metrics::KEY_TOKENS;
 
 tokio::task_local! {
     /// The key of the request being handled; not set where no key is needed.
-    static CALLER: Arc<Key>;
+    pub(super) static CALLER: Arc<Key>;
 }
 
 #[derive(Deserialize)]
@@ -40,13 +34,24 @@ struct Entry {
     tokens_per_minute: Option<u32>,
 }
 
+/// Why keys cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each names its own fault")]
+pub enum KeysError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("{setting} {reason}")]
+    Setting { setting: &'static str, reason: &'static str },
+}
+
 /// All keys. Only their digests are kept.
 pub(super) struct Keys(Vec<Arc<Key>>);
 
+/// One key, and what it may use.
 pub(super) struct Key {
     name: String,
     digest: [u8; 32],
-    slots: Option<Arc<Semaphore>>,
+    pub(super) slots: Option<Arc<Semaphore>>,
     allowance: Option<Mutex<Allowance>>,
 }
 
@@ -62,7 +67,7 @@ impl Keys {
     pub(super) fn open(
         file: Option<&Path>,
         single: Option<(&'static str, &str)>,
-    ) -> Result<Self, SetupError> {
+    ) -> Result<Self, KeysError> {
         let mut keys = Vec::new();
         if let Some(path) = file {
             let invalid = |reason| FileError::invalid(path, reason);
@@ -85,14 +90,14 @@ impl Keys {
         if let Some((setting, key)) = single {
             let (name, key) = ("default".into(), key.into());
             let entry = Entry { name, key, max_concurrent_requests: None, tokens_per_minute: None };
-            let key = Key::new(entry).map_err(|reason| SetupError::Key { setting, reason })?;
+            let key = Key::new(entry).map_err(|reason| KeysError::Setting { setting, reason })?;
             keys.push(Arc::new(key));
         }
         Ok(Self(keys))
     }
 
     /// The key that a request carries. Takes as long for any wrong key.
-    fn find(&self, headers: &HeaderMap) -> Option<&Arc<Key>> {
+    pub(super) fn find(&self, headers: &HeaderMap) -> Option<&Arc<Key>> {
         let bearer = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
         let bearer = bearer.and_then(|value| value.trim_start().split_once(' '));
         // A scheme's case does not matter (RFC 9110, section 11.1).
@@ -145,7 +150,7 @@ impl Key {
     }
 
     /// Whether any allowance is left; else the seconds until it is.
-    fn admit(&self) -> Result<(), u64> {
+    pub(super) fn admit(&self) -> Result<(), u64> {
         let Some(allowance) = &self.allowance else { return Ok(()) };
         let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
         allowance.refill(Instant::now());
@@ -163,63 +168,6 @@ impl Allowance {
     fn seconds_until_positive(&self) -> u64 {
         let seconds = -self.left * 60.0 / self.per_minute.max(1.0);
         (seconds.ceil() as u64).clamp(1, 3600)
-    }
-}
-
-/// Lets a request with a known key pass, as many at a time as the key allows.
-pub(super) async fn authorise(
-    State(state): State<AppState>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let Some(keys) = state.keys() else { return next.run(request).await };
-    let Some(key) = keys.find(request.headers()).cloned() else {
-        return ApiError::unauthorised().into_response();
-    };
-    let permit = match &key.slots {
-        None => None,
-        Some(slots) => match Arc::clone(slots).try_acquire_owned() {
-            Ok(permit) => Some(permit),
-            Err(_) => {
-                let message = "this key's requests at a time are used up";
-                return ApiError::rate_limited(message, 1).into_response();
-            }
-        },
-    };
-    let response = CALLER.scope(key, next.run(request)).await;
-    // A stream holds its place to its end.
-    response.map(|body| {
-        Body::new(body.map_frame(move |frame| {
-            let _ = &permit;
-            frame
-        }))
-    })
-}
-
-/// Lets a request that uses tokens pass while its key has any left.
-pub(super) async fn within_allowance(request: Request, next: Next) -> Response {
-    match CALLER.try_with(|key| key.admit()) {
-        Ok(Err(seconds)) => {
-            let message = "this key's tokens per minute are used up";
-            ApiError::rate_limited(message, seconds).into_response()
-        }
-        _ => next.run(request).await,
-    }
-}
-
-/// Lets those pass who run the server.
-pub(super) async fn authorise_admin(
-    State(state): State<AppState>,
-    request: Request,
-    next: Next,
-) -> Response {
-    match state.admin_key() {
-        None => {
-            let message = "this server has no --admin-key, so nobody may change it";
-            ApiError::status(StatusCode::FORBIDDEN, message).into_response()
-        }
-        Some(key) if key.find(request.headers()).is_some() => next.run(request).await,
-        Some(_) => ApiError::unauthorised().into_response(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::thread::JoinHandle;
 
 use super::Serving;
-use super::admin::Drafts;
+use super::drafts::Drafts;
 use crate::config::Config;
 use crate::loading::{LoadError, Running, start};
 

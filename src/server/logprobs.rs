@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokenizers::Tokenizer;
 
-use super::state::Serving;
+use super::serving::Serving;
 use super::wire::{Logprobs, TokenLogprob, TopLogprob};
 use crate::engine::{PromptToken, TokenOut};
 use crate::text::{Continuations, Detokenizer};

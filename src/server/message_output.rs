@@ -3,8 +3,8 @@
 use serde_json::Map;
 
 use super::ApiError;
-use super::pieces::{Call, Message, Said};
 use super::running::{Running, Whole};
+use super::said::{Call, Message, Said};
 use super::sse::Events;
 use super::wire::{
     BlockDelta, ContentBlock, FinishReason, MessageAnswer, MessageEnd, MessageEvent, MessageStop,

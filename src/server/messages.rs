@@ -12,7 +12,7 @@ use super::functions::{CallChoice, Callable, Function};
 use super::generation::{Generation, stop_strings, top_k};
 use super::message_output::{Output, message};
 use super::running::Prepared;
-use super::state::Serving;
+use super::serving::Serving;
 use super::wire::MessageTokens;
 use super::wire::messages::{
     Block, Dialogue, Messages, MessagesTool, MessagesToolChoice, Speaker, Turn, Words,

@@ -1,12 +1,15 @@
 //! HTTP: the OpenAI API, health and metrics over one engine.
 
+mod access;
 mod admin;
+mod auth;
 mod body;
 mod bounds;
 mod chat;
 mod chat_prompt;
 mod completions;
 mod dialect;
+mod drafts;
 mod embeddings;
 mod error;
 mod functions;
@@ -27,6 +30,8 @@ mod respond;
 mod response_output;
 mod responses;
 mod running;
+mod said;
+mod serving;
 mod spans;
 mod sse;
 mod state;
@@ -46,12 +51,15 @@ use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 
+pub use access::SetupError;
 use body::Body;
 pub use error::ApiError;
+pub use keys::KeysError;
 pub use listen::{EngineStopped, run};
 pub use load::load;
+pub use serving::Serving;
 pub use spans::export_spans;
-pub use state::{AppState, Serving, SetupError};
+pub use state::AppState;
 pub use tls::TlsError;
 use wire::{Model, ModelList, Status, Version};
 
@@ -66,7 +74,7 @@ pub fn router(state: AppState) -> Router {
         .route("/messages", post(messages::messages))
         .route("/embeddings", post(embeddings::embeddings))
         .route_layer(read_body.clone())
-        .route_layer(from_fn(keys::within_allowance));
+        .route_layer(from_fn(auth::within_allowance));
     let versioned = Router::new()
         .route("/models", get(models))
         .route("/models/{*name}", get(model))
@@ -82,14 +90,14 @@ pub fn router(state: AppState) -> Router {
         .nest("/v1", versioned.clone())
         // For clients whose base address lacks the version.
         .merge(versioned)
-        .route_layer(from_fn_with_state(state.clone(), keys::authorise));
+        .route_layer(from_fn_with_state(state.clone(), auth::authorise));
     let admin = Router::new()
         .route(
             "/admin/draft",
             get(admin::draft).post(admin::change_draft).delete(admin::keep_draft),
         )
         .route_layer(read_body)
-        .route_layer(from_fn_with_state(state.clone(), keys::authorise_admin));
+        .route_layer(from_fn_with_state(state.clone(), auth::authorise_admin));
     Router::new()
         .route("/", get(playground::page))
         .route("/health", get(health))

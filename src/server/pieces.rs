@@ -7,71 +7,15 @@ use tokenizers::Tokenizer;
 use tokio::sync::mpsc;
 
 use super::keys::Metered;
+use super::said::Said;
+use super::serving::Serving;
 use super::spans::SequenceSpan;
-use super::state::Serving;
 use super::tool_calls::Calls;
 use super::wire::StopReason;
 use super::{ApiError, wire};
 use crate::engine::{Event, FinishReason, PromptToken, Request, SequenceStats, TokenOut};
 use crate::text::{Continuations, StoppingText};
 use crate::traffic::{Recorded, Recorder};
-
-/// What the model says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Said {
-    /// More text.
-    Text(String),
-    /// The beginning of a call of a function.
-    Call {
-        /// Ties the result to the call.
-        id: String,
-        /// The function.
-        name: String,
-    },
-    /// More of the arguments of the last call, which are the text of a JSON object.
-    Arguments(String),
-}
-
-/// All that the model says in one choice.
-#[derive(Debug, Default)]
-pub(super) struct Message {
-    pub(super) text: String,
-    pub(super) calls: Vec<Call>,
-}
-
-/// A call of a function.
-#[derive(Debug)]
-pub(super) struct Call {
-    /// Ties the result to the call.
-    pub(super) id: String,
-    /// The function.
-    pub(super) name: String,
-    /// The text of a JSON object, which is cut where the tokens ran out.
-    pub(super) arguments: String,
-}
-
-impl Message {
-    /// Adds what comes next.
-    pub(super) fn add(&mut self, said: Said) {
-        match said {
-            Said::Text(more) => self.text += &more,
-            Said::Call { id, name } => {
-                self.calls.push(Call { id, name, arguments: String::new() });
-            }
-            Said::Arguments(more) => {
-                if let Some(call) = self.calls.last_mut() {
-                    call.arguments += &more;
-                }
-            }
-        }
-    }
-
-    /// The text, which is absent where there are calls alone.
-    pub(super) fn content(&mut self) -> Option<String> {
-        let text = std::mem::take(&mut self.text);
-        Some(text).filter(|text| !text.is_empty() || self.calls.is_empty())
-    }
-}
 
 /// A part of one choice.
 #[derive(Default)]

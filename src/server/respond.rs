@@ -5,8 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 
-use super::pieces::{Call, Message, Said};
 use super::running::{Prepared, Running};
+use super::said::{Call, Message, Said};
 use super::sse::Events;
 use super::wire::{
     Answer, AssistantMessage, CalledFunction, Choice, ChoiceText, Delta, FinishReason,

@@ -1,8 +1,8 @@
 //! Answers of `/v1/responses`: the items of a response as they grow, and the events that tell of them.
 
 use super::ApiError;
-use super::pieces::{Message, Said};
 use super::running::{Running, Whole};
+use super::said::{Message, Said};
 use super::sse::Events;
 use super::wire::{
     FinishReason, IncompleteDetails, OutputItem, OutputPart, ResponseAnswer, ResponseEvent,

@@ -14,7 +14,7 @@ use super::functions::{CallChoice, Callable, Function};
 use super::generation::Generation;
 use super::response_output::Output;
 use super::running::Prepared;
-use super::state::Serving;
+use super::serving::Serving;
 use super::wire::responses::{
     Input, InputItem, Responses, ResponsesTool, ResponsesToolChoice, Role, TextFormat,
 };

@@ -6,8 +6,9 @@ use tokio::sync::mpsc;
 
 use super::dialect::Dialect;
 use super::generation::Generation;
-use super::pieces::{Message, Piece};
-use super::state::Serving;
+use super::pieces::Piece;
+use super::said::Message;
+use super::serving::Serving;
 use super::wire::{FinishReason, StopReason, Usage};
 use super::{ApiError, AppState};
 use crate::engine::SequenceStats;

@@ -7,7 +7,7 @@ use axum::extract::rejection::BytesRejection;
 
 use super::chat::read_prompt;
 use super::dialect::Dialect;
-use super::state::Serving;
+use super::serving::Serving;
 use super::wire::{Detokenize, Detokenized, PieceText, TokenList, TokenPiece, Tokenize, Tokens};
 use super::{ApiError, AppState, Body};
 use crate::text::Continuations;

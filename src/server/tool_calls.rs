@@ -1,6 +1,6 @@
 //! The calls of functions that an answer makes, found in its text.
 
-use super::pieces::Said;
+use super::said::Said;
 use crate::text::CallFormat;
 use crate::text::calls::{CallParser, Part};
 

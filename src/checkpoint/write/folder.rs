@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::{atomically, json_file};
 use crate::checkpoint::architecture::{Family, ModelConfig, RopeScaling, SlidingWindow};
-use crate::checkpoint::{Checkpoint, CheckpointError, hf_config, rope};
+use crate::checkpoint::{Checkpoint, CheckpointError, fields, rope};
 use pleach_kernels::DType;
 
 /// Files of a folder that say how its model is used; a copy of the model keeps them as they are.
@@ -91,11 +91,8 @@ pub fn hf_config(
     dtype: DType,
     like: &Checkpoint,
 ) -> Result<Json, CheckpointError> {
-    let known = if like.path().is_dir() {
-        hf_config::object(&like.path().join("config.json"))?
-    } else {
-        None
-    };
+    let known =
+        if like.path().is_dir() { fields::object(&like.path().join("config.json"))? } else { None };
     let mut map = known.unwrap_or_else(|| of_config(config, like));
     let dtype = match dtype {
         DType::F16 => "float16",

@@ -106,3 +106,25 @@ impl Lender {
         Ok(Decoder::assemble(loader, config, embedding, head, vocab, &self.pool)?.into())
     }
 }
+
+impl Decoder {
+    /// What drafts of this model share with it.
+    #[must_use]
+    pub fn lender(&self) -> Lender {
+        let (embedding, head) = (Arc::clone(&self.embedding), Arc::clone(&self.head));
+        Lender { config: self.config.clone(), embedding, head, pool: Arc::clone(&self.pool) }
+    }
+
+    /// Loads a draft of `target`. The embedding, and the head's rows, are the target's own where the
+    /// draft leaves them out.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming what does not fit the target, the tensor or the field.
+    pub fn load_draft(
+        checkpoint: &mut Checkpoint,
+        target: &Self,
+        pool: &Arc<ThreadPool>,
+    ) -> Result<Draft, ModelError> {
+        Lender { pool: Arc::clone(pool), ..target.lender() }.load_draft(checkpoint)
+    }
+}

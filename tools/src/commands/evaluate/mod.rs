@@ -151,7 +151,10 @@ struct Done {
 pub(crate) fn run(args: &Args) -> Result<Evaluation> {
     ensure!(args.num_speculative_tokens > 0, "--num-speculative-tokens must be at least 1");
     let mut manifest = Manifest::new("evaluate", args)?;
-    let prompts = spread(read_prompts(args.measure.prompts.as_deref(), VALIDATION_PROMPTS)?, args.measure.limit);
+    let prompts = spread(
+        read_prompts(args.measure.prompts.as_deref(), VALIDATION_PROMPTS)?,
+        args.measure.limit,
+    );
     let loaded = args.measure.load()?;
     let draft = loaded
         .decoder

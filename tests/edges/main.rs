@@ -1,10 +1,16 @@
-//! The rooms of `src/` import each other as ARCHITECTURE.md says, and never in a circle.
+//! The rooms of `src/` import each other as ARCHITECTURE.md says, and no files of `src/` import each other in a
+//! circle.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod files;
+mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use source::Source;
 
 /// What each room imports.
 type Edges = BTreeMap<String, BTreeSet<String>>;
@@ -24,42 +30,6 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The names behind every `crate::` of a source, its comments left out; of `crate::{a, b::c}` both.
-fn imported(text: &str) -> BTreeSet<String> {
-    let code: String = text
-        .lines()
-        .map(|line| line.split("//").next().unwrap_or_default().to_owned() + "\n")
-        .collect();
-    let name = |text: &str| -> String {
-        text.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect()
-    };
-    let mut names = BTreeSet::new();
-    for after in code.split("crate::").skip(1) {
-        match after.strip_prefix('{') {
-            None => drop(names.insert(name(after))),
-            Some(group) => {
-                let mut depth = 0;
-                let mut start = true;
-                for (at, c) in group.char_indices() {
-                    if start && depth == 0 && !c.is_whitespace() {
-                        names.insert(name(&group[at..]));
-                        start = false;
-                    }
-                    match c {
-                        '{' => depth += 1,
-                        '}' if depth == 0 => break,
-                        '}' => depth -= 1,
-                        ',' => start = true,
-                        _ => {}
-                    }
-                }
-            }
-        }
-    }
-    names.remove("");
-    names
-}
-
 /// The edges that the sources have.
 fn actual() -> Edges {
     let mut paths = Vec::new();
@@ -72,9 +42,11 @@ fn actual() -> Edges {
         if room == "main" || room == "lib" {
             continue;
         }
-        let mut names = imported(&fs::read_to_string(&path).unwrap());
-        names.remove(&room);
-        edges.entry(room).or_default().extend(names);
+        let names = edges.entry(room.clone()).or_default();
+        let source = Source::read(&fs::read_to_string(&path).unwrap());
+        let paths = source.paths.into_iter().chain(source.passed_on);
+        let inside = paths.filter(|path| path.len() > 1 && path[0] == "crate");
+        names.extend(inside.map(|path| path[1].clone()).filter(|name| *name != room));
     }
     edges
 }
@@ -113,11 +85,4 @@ fn the_document_lists_rooms_from_the_lowest_on() {
             assert!(place(import).unwrap() < place(room).unwrap(), "{room} imports {import}");
         }
     }
-}
-
-#[test]
-fn imports_are_found_however_they_are_written() {
-    let text = "use crate::{a, b::{c, d}, e::f};\n// crate::comment\nlet x = crate::g::h();\n";
-    let found: Vec<String> = imported(text).into_iter().collect();
-    assert_eq!(found, ["a", "b", "e", "g"]);
 }

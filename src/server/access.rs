@@ -1,0 +1,85 @@
+//! How requests are let in: connections, keys, certificates and origins, as they are configured.
+
+use std::path::PathBuf;
+
+use axum::http::{HeaderName, HeaderValue, Method};
+use tokio_rustls::TlsAcceptor;
+use tower_http::cors::{AllowHeaders, Any, CorsLayer};
+
+use super::keys::{Keys, KeysError};
+use super::{TlsError, tls};
+use crate::config::{self, Config, ConnectionLimits};
+
+/// How requests are let in.
+#[derive(Default)]
+pub(super) struct Access {
+    pub(super) limits: ConnectionLimits,
+    pub(super) keys: Option<Keys>,
+    pub(super) admin_key: Option<Keys>,
+    pub(super) tls: Option<TlsAcceptor>,
+    pub(super) cors: Option<CorsLayer>,
+    pub(super) log_prompts: bool,
+}
+
+/// Why a server cannot be set up as asked.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each names its own fault")]
+pub enum SetupError {
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("--tls-certificate and --tls-key need each other")]
+    HalfTls,
+    #[error("--record-traffic {}: {error}", folder.display())]
+    Recording { folder: PathBuf, error: std::io::Error },
+    #[error("--cors-origin {0} is no origin")]
+    Origin(String),
+}
+
+impl Access {
+    /// What a configuration says of it.
+    ///
+    /// # Errors
+    /// [`SetupError`] naming the file or flag.
+    pub(super) fn configured(config: &Config) -> Result<Self, SetupError> {
+        let config::Access {
+            api_key,
+            api_keys,
+            admin_key,
+            tls_certificate,
+            tls_key,
+            cors_origins,
+            log_prompts,
+        } = &config.access;
+        let admin_key = admin_key.as_deref().map(|key| ("--admin-key (PLEACH_ADMIN_KEY)", key));
+        let admin_key = admin_key.map(|key| Keys::open(None, Some(key))).transpose()?;
+        let api_key = api_key.as_deref().map(|key| ("--api-key (PLEACH_API_KEY)", key));
+        let keys = (api_key.is_some() || api_keys.is_some())
+            .then(|| Keys::open(api_keys.as_deref(), api_key))
+            .transpose()?;
+        let tls = match (tls_certificate, tls_key) {
+            (Some(certificate), Some(key)) => Some(tls::acceptor(certificate, key)?),
+            (None, None) => None,
+            _ => return Err(SetupError::HalfTls),
+        };
+        let cors = (!cors_origins.is_empty()).then(|| cors(cors_origins)).transpose()?;
+        let limits = config.connections.clone();
+        Ok(Self { limits, keys, admin_key, tls, cors, log_prompts: *log_prompts })
+    }
+}
+
+/// Lets pages of these origins ask; `*` stands for any.
+fn cors(origins: &[String]) -> Result<CorsLayer, SetupError> {
+    let layer = CorsLayer::new()
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([HeaderName::from_static("x-request-id")]);
+    if origins.iter().any(|origin| origin == "*") {
+        return Ok(layer.allow_origin(Any));
+    }
+    let parse = |origin: &String| {
+        HeaderValue::from_str(origin).map_err(|_| SetupError::Origin(origin.clone()))
+    };
+    Ok(layer.allow_origin(origins.iter().map(parse).collect::<Result<Vec<_>, _>>()?))
+}

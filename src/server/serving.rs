@@ -1,0 +1,167 @@
+//! The model that is served: its names, its engine, and what turns texts into tokens and back.
+
+use std::sync::Arc;
+
+use tokenizers::Tokenizer;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::ApiError;
+use super::drafts::Drafts;
+use crate::engine::EngineHandle;
+use crate::grammar::{Busy, DEADLINE, Grammar, GrammarCompiler, GrammarSource, GrammarWorkers};
+use crate::text::{CallFormat, ChatTemplate, Mark};
+
+/// A loaded model, ready to answer.
+pub struct Serving {
+    /// Its names in the API; answers carry the first.
+    pub(super) names: Vec<String>,
+    /// What it is called besides: as a file, as a source.
+    aliases: Vec<String>,
+    /// The engine it runs in.
+    pub engine: EngineHandle,
+    /// Its tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Its chat template, where it has one.
+    pub template: Option<ChatTemplate>,
+    /// Tokens that end an answer.
+    pub eos_token_ids: Vec<u32>,
+    /// Compile grammars for its tokens, unless those have no known bytes.
+    pub grammars: Option<GrammarWorkers>,
+    /// Its drafts.
+    pub(super) drafts: Drafts,
+    /// Bytes that one token stands for, at most.
+    longest_token: usize,
+}
+
+impl Serving {
+    /// A model as loaded, under its name.
+    #[must_use]
+    pub fn new(
+        name: String,
+        engine: EngineHandle,
+        tokenizer: Tokenizer,
+        template: Option<ChatTemplate>,
+        eos_token_ids: Vec<u32>,
+    ) -> Self {
+        let longest_token = tokenizer.get_vocab(true).keys().map(String::len).max();
+        let vocab_size = engine.limits().vocab_size;
+        let compiler = GrammarCompiler::new(&tokenizer, vocab_size, &eos_token_ids);
+        let compiler = compiler.map_err(|error| error.to_string());
+        let start = |compiler| GrammarWorkers::start(Arc::new(compiler)).map_err(|e| e.to_string());
+        let grammars = compiler
+            .and_then(start)
+            .inspect_err(|error| tracing::warn!(error, "serving without grammars"))
+            .ok();
+        let (tokenizer, longest_token) = (Arc::new(tokenizer), longest_token.unwrap_or(1).max(1));
+        let (names, aliases) = (vec![name], Vec::new());
+        Self {
+            names,
+            aliases,
+            engine,
+            tokenizer,
+            template,
+            eos_token_ids,
+            grammars,
+            drafts: Drafts::default(),
+            longest_token,
+        }
+    }
+
+    /// The same under `names`, where there are any, and answering to `aliases` too.
+    #[must_use]
+    pub fn named(mut self, names: &[String], aliases: Vec<String>) -> Self {
+        self.aliases = aliases;
+        if !names.is_empty() {
+            self.aliases.append(&mut self.names);
+            self.names = names.to_vec();
+        }
+        self
+    }
+
+    /// The same with drafts that can be changed.
+    #[must_use]
+    pub(super) fn with_drafts(self, drafts: Drafts) -> Self {
+        Self { drafts, ..self }
+    }
+
+    /// The model's name in answers.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.names[0]
+    }
+
+    /// Checks that a request means this model: it may leave the name out.
+    pub(super) fn check_model(&self, model: Option<&str>) -> Result<(), ApiError> {
+        match model {
+            Some(model) if !self.names.iter().chain(&self.aliases).any(|name| name == model) => {
+                Err(ApiError::no_such_model(model, self.name()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Compiles what `field` asks for, on threads of its own and within a time.
+    pub(super) async fn compile(
+        &self,
+        field: &str,
+        source: GrammarSource,
+    ) -> Result<Grammar, ApiError> {
+        let workers = self.grammars.as_ref().ok_or_else(|| {
+            ApiError::invalid(field, format!("`{field}` is not supported with this model"))
+        })?;
+        let busy = |busy: Busy| ApiError::rate_limited(&busy.to_string(), 1);
+        let (sender, compiled) = oneshot::channel();
+        let compilation = workers.submit(source, move |result| drop(sender.send(result)));
+        let compilation = compilation.map_err(busy)?;
+        let result = match timeout(DEADLINE, compiled).await {
+            Ok(Ok(result)) => result,
+            // It waited for as long.
+            Ok(Err(_)) => return Err(busy(Busy)),
+            Err(_) => Err(compilation.overdue().map_err(busy)?),
+        };
+        result.map_err(|e| ApiError::invalid(field, format!("`{field}`: {e}")))
+    }
+
+    /// The texts of a format of calls that are special tokens here.
+    pub(super) fn marks(&self, format: CallFormat) -> Vec<Mark> {
+        let special = |mark: &&str| self.tokenizer.get_added_vocabulary().is_special_token(mark);
+        let marks = format.marks().iter().copied().filter(special);
+        marks.filter_map(|mark| Some((self.tokenizer.token_to_id(mark)?, mark))).collect()
+    }
+
+    /// The bytes of a token: those of its text, where it is special or its bytes are unknown.
+    pub(super) fn token_bytes(&self, id: u32, text: &str) -> Vec<u8> {
+        let known = self.grammars.as_ref();
+        let known = known.and_then(|grammars| grammars.compiler().token_bytes(id));
+        known.map_or_else(|| text.as_bytes().to_vec(), <[u8]>::to_vec)
+    }
+
+    /// Text of a field's tokens.
+    pub(super) fn decode(&self, field: &str, tokens: &[u32]) -> Result<String, ApiError> {
+        let vocab_size = self.engine.limits().vocab_size;
+        if tokens.iter().any(|&id| id as usize >= vocab_size) {
+            let message = format!("the token ids of `{field}` must lie below {vocab_size}");
+            return Err(ApiError::invalid(field, message));
+        }
+        let text = self.tokenizer.decode(tokens, false);
+        text.map_err(|e| ApiError::invalid(field, e.to_string()))
+    }
+
+    /// Tokens of a field's text. `special` adds what the tokenizer puts around a text; a chat template has
+    /// put it there already.
+    pub(super) fn encode(
+        &self,
+        field: &str,
+        text: &str,
+        special: bool,
+    ) -> Result<Vec<u32>, ApiError> {
+        let limit = self.engine.limits().max_model_len;
+        // Too long by any count: not worth the time to find out how long.
+        if text.len() / self.longest_token > limit {
+            return Err(ApiError::too_long(field, &format!("{} bytes", text.len()), limit));
+        }
+        let encoding = self.tokenizer.encode(text, special);
+        Ok(encoding.map_err(|e| ApiError::internal(e.to_string()))?.get_ids().to_vec())
+    }
+}

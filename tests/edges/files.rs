@@ -1,0 +1,112 @@
+//! No files import each other in a circle. An import leads to the file that defines what is imported, also where a
+//! module passes it on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use super::source::{Path, Source};
+use super::{root, sources};
+
+/// Files by their module's path.
+struct Files(BTreeMap<Path, Source>);
+
+impl Files {
+    fn read() -> Self {
+        let (folder, mut paths) = (root().join("src"), Vec::new());
+        sources(&folder, &mut paths);
+        let named = paths.iter().filter_map(|path| {
+            let inside = path.strip_prefix(&folder).unwrap().with_extension("");
+            let mut names: Path =
+                inside.iter().map(|name| name.to_str().unwrap().to_owned()).collect();
+            match &**names.last().unwrap() {
+                "tests" | "main" => return None,
+                "mod" | "lib" => drop(names.pop()),
+                _ => {}
+            }
+            Some((names, Source::read(&fs::read_to_string(path).unwrap())))
+        });
+        Self(named.collect())
+    }
+
+    /// The path from the crate on that `path` is in the module `from`; `None` for what is not of this crate.
+    fn absolute(&self, from: &Path, path: &[String]) -> Option<Path> {
+        let (mut base, mut rest) = (from.clone(), path);
+        match &*path[0] {
+            "crate" => return Some(path[1..].to_vec()),
+            "self" => rest = &path[1..],
+            "super" => {
+                while rest.first().is_some_and(|name| name == "super") {
+                    base.pop();
+                    rest = &rest[1..];
+                }
+            }
+            name => {
+                let child: Path = from.iter().cloned().chain([name.to_owned()]).collect();
+                if !self.0.contains_key(&child) {
+                    return None;
+                }
+            }
+        }
+        Some(base.into_iter().chain(rest.iter().cloned()).collect())
+    }
+
+    /// The file that defines what an absolute path leads to.
+    fn file(&self, path: &[String], mut steps: usize) -> Path {
+        let length = (0..=path.len()).rev().find(|&length| self.0.contains_key(&path[..length]));
+        let (module, rest) = path.split_at(length.unwrap());
+        let (module, source) = (module.to_vec(), &self.0[module]);
+        let Some(name) = rest.first().filter(|_| steps > 0) else { return module };
+        steps -= 1;
+        let further =
+            |path: &Path| self.absolute(&module, path).map(|path| self.file(&path, steps));
+        if let Some(file) = source.names.get(name).and_then(further) {
+            return file;
+        }
+        let globs = source.globs.iter().filter_map(|path| self.absolute(&module, path));
+        let mut globs = globs.filter(|path| self.0.contains_key(path));
+        let defines = |path: &Path| self.0[path].defined.contains(name);
+        globs.find(defines).unwrap_or(module)
+    }
+
+    /// The files that each file imports.
+    fn edges(&self) -> BTreeMap<&Path, BTreeSet<Path>> {
+        let imported = |(module, source): (&Path, &Source)| -> BTreeSet<Path> {
+            let paths = source.paths.iter().filter_map(|path| self.absolute(module, path));
+            paths.map(|path| self.file(&path, 8)).filter(|file| file != module).collect()
+        };
+        self.0.iter().map(|(module, source)| (module, imported((module, source)))).collect()
+    }
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let files = Files::read();
+    let mut edges = files.edges();
+    assert!(edges.values().map(BTreeSet::len).sum::<usize>() > 300, "imports are found");
+    // What imports nothing that is left is on no circle.
+    loop {
+        let left: BTreeSet<Path> = edges.keys().map(|file| (*file).clone()).collect();
+        edges.retain(|_, imports| !imports.is_disjoint(&left));
+        if edges.len() == left.len() {
+            break;
+        }
+    }
+    // Nor is what nothing imports that is left.
+    loop {
+        let imported: BTreeSet<Path> = edges.values().flatten().cloned().collect();
+        let before = edges.len();
+        edges.retain(|file, _| imported.contains(*file));
+        if edges.len() == before {
+            break;
+        }
+    }
+    let left: Vec<String> = edges
+        .iter()
+        .map(|(file, imports)| {
+            let imports = imports.iter().filter(|path| edges.contains_key(path));
+            let imports: Vec<String> = imports.map(|path| path.join("/")).collect();
+            format!("{} imports {}", file.join("/"), imports.join(", "))
+        })
+        .collect();
+    assert!(left.is_empty(), "these files import each other in a circle:\n{}", left.join("\n"));
+}
