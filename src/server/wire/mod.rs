@@ -3,20 +3,32 @@
 
 mod admin;
 mod answer;
+mod embedding;
 mod failure;
+mod form;
 mod message;
 mod message_answer;
 pub(crate) mod messages;
+mod model;
 mod request;
 mod response_answer;
 pub(crate) mod responses;
+mod tokens;
 mod tool;
+mod usage;
+mod value;
 
 pub(crate) use admin::*;
 pub(crate) use answer::*;
+pub(crate) use embedding::*;
 pub(crate) use failure::*;
+pub(crate) use form::*;
 pub(crate) use message::*;
 pub(crate) use message_answer::*;
+pub(crate) use model::*;
 pub(crate) use request::*;
 pub(crate) use response_answer::*;
+pub(crate) use tokens::*;
 pub(crate) use tool::*;
+pub(crate) use usage::*;
+pub(crate) use value::*;

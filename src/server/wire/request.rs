@@ -4,10 +4,9 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde::Deserialize;
 
-use super::{Content, Message};
+use super::{Content, False, Message, Number, True};
 
 /// How text is generated: what chat and plain completions have in common.
 #[derive(Deserialize, JsonSchema)]
@@ -115,74 +114,6 @@ pub(crate) struct StreamOptions {
     include_obfuscation: Option<False>,
 }
 
-/// What the output must be: one of these at most.
-#[derive(Deserialize, JsonSchema)]
-pub(crate) struct Form {
-    /// Text, any JSON object, or JSON that a schema admits.
-    pub(crate) response_format: Option<ResponseFormat>,
-    /// vLLM's rules for the output.
-    pub(crate) structured_outputs: Option<StructuredOutputs>,
-    /// A JSON schema, as an object or as its text.
-    pub(crate) guided_json: Option<Value>,
-    /// A regular expression for the whole output, of 8 kB at most.
-    pub(crate) guided_regex: Option<String>,
-    /// The outputs there may be.
-    pub(crate) guided_choice: Option<Vec<String>>,
-    /// A grammar in the Lark syntax of `llguidance`.
-    pub(crate) guided_grammar: Option<String>,
-}
-
-/// The form of an output, as OpenAI has it.
-#[derive(Deserialize, JsonSchema)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub(crate) enum ResponseFormat {
-    /// Any text.
-    Text {},
-    /// Any JSON object.
-    JsonObject {
-        /// A schema that it follows, as llama.cpp takes it.
-        schema: Option<Map<String, Value>>,
-    },
-    /// JSON that a schema admits.
-    JsonSchema {
-        /// The schema.
-        json_schema: NamedSchema,
-    },
-}
-
-/// A JSON schema with a name.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct NamedSchema {
-    /// Of no effect.
-    #[expect(dead_code, reason = "of no effect")]
-    name: Option<String>,
-    /// Of no effect.
-    #[expect(dead_code, reason = "of no effect")]
-    description: Option<String>,
-    /// The schema; any JSON object where it is left out.
-    pub(crate) schema: Option<Map<String, Value>>,
-    /// The output follows the schema either way.
-    #[expect(dead_code, reason = "of no effect")]
-    strict: Option<bool>,
-}
-
-/// vLLM's rules for an output: one of these.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct StructuredOutputs {
-    /// A JSON schema, as an object or as its text.
-    pub(crate) json: Option<Value>,
-    /// A regular expression for the whole output.
-    pub(crate) regex: Option<String>,
-    /// The outputs there may be.
-    pub(crate) choice: Option<Vec<String>>,
-    /// A grammar in the Lark syntax of `llguidance`.
-    pub(crate) grammar: Option<String>,
-    /// Any JSON object.
-    pub(crate) json_object: Option<bool>,
-}
-
 /// A conversation to be answered.
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct Conversation {
@@ -283,7 +214,7 @@ pub(crate) enum Verbosity {
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct Completion {
     /// A text, a list of texts, a list of token ids, or a list of such lists.
-    pub(crate) prompt: Prompt,
+    pub(crate) prompt: PromptInput,
     /// Tokens to generate at most; 16 where it is left out. 0 needs `echo`.
     pub(crate) max_tokens: Option<usize>,
     /// Report the log-probability of each token, and as many most likely tokens beside it.
@@ -296,7 +227,7 @@ pub(crate) struct Completion {
     pub(crate) echo: Option<bool>,
 }
 
-impl Prompt {
+impl PromptInput {
     /// The prompts one by one.
     pub(crate) fn into_list(self) -> Vec<OnePrompt> {
         match self {
@@ -313,7 +244,7 @@ impl Prompt {
     untagged,
     expecting = "must be a string, a list of strings, or one or more lists of token ids"
 )]
-pub(crate) enum Prompt {
+pub(crate) enum PromptInput {
     /// A text.
     Text(String),
     /// Token ids.
@@ -330,110 +261,4 @@ pub(crate) enum OnePrompt {
     Text(String),
     /// Token ids.
     Ids(#[schemars(length(min = 1))] Vec<u32>),
-}
-
-/// What `/v1/embeddings` takes.
-#[derive(Deserialize, JsonSchema)]
-pub(crate) struct Embeddings {
-    /// Name of the served model; may be left out.
-    pub(crate) model: Option<String>,
-    /// A text, a list of up to 2048 texts, a list of token ids, or a list of such lists.
-    pub(crate) input: Prompt,
-    /// How the numbers are written.
-    pub(crate) encoding_format: Option<EncodingFormat>,
-    /// Who asks; of no effect.
-    #[expect(dead_code, reason = "of no effect")]
-    user: Option<String>,
-}
-
-/// How the numbers of an embedding are written.
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum EncodingFormat {
-    /// As numbers.
-    Float,
-    /// As the base64 of their little-endian 32-bit floats.
-    Base64,
-}
-
-/// What `/tokenize` takes besides a conversation.
-#[derive(Deserialize, JsonSchema)]
-pub(crate) struct Tokenize {
-    /// Name of the served model; may be left out.
-    pub(crate) model: Option<String>,
-    /// A text.
-    pub(crate) prompt: Option<String>,
-    /// The same under llama.cpp's name, and without what the tokenizer puts around a text, unless asked for.
-    pub(crate) content: Option<String>,
-    /// Add what the tokenizer puts around a text; not to a conversation, unless asked for.
-    pub(crate) add_special_tokens: Option<bool>,
-    /// llama.cpp's name of `add_special_tokens`.
-    pub(crate) add_special: Option<bool>,
-    /// Give the tokens' names too.
-    pub(crate) return_token_strs: Option<bool>,
-    /// Give each token with its piece of text.
-    pub(crate) with_pieces: Option<bool>,
-    /// Only `true`: special tokens in a text are read as such.
-    #[expect(dead_code, reason = "has one value")]
-    parse_special: Option<True>,
-}
-
-/// What `/detokenize` takes.
-#[derive(Deserialize, JsonSchema)]
-pub(crate) struct Detokenize {
-    /// Name of the served model; may be left out.
-    pub(crate) model: Option<String>,
-    /// Token ids.
-    pub(crate) tokens: Vec<u32>,
-}
-
-/// A 32-bit number. What lies beside a whole number is not rounded to it, since ranges end there.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
-#[serde(from = "f64", into = "f32")]
-#[schemars(with = "f32", inline)]
-pub(crate) struct Number(pub(crate) f32);
-
-impl From<f64> for Number {
-    fn from(wide: f64) -> Self {
-        let near = wide as f32;
-        Self(match f64::from(near) {
-            rounded if rounded == wide || rounded.fract() != 0.0 => near,
-            rounded if rounded < wide => near.next_up(),
-            _ => near.next_down(),
-        })
-    }
-}
-
-impl From<Number> for f32 {
-    fn from(number: Number) -> Self {
-        number.0
-    }
-}
-
-/// Only `false`.
-#[derive(Deserialize, JsonSchema)]
-#[serde(try_from = "bool")]
-#[schemars(with = "bool", extend("const" = false))]
-pub(crate) struct False;
-
-/// Only `true`.
-#[derive(Deserialize, JsonSchema)]
-#[serde(try_from = "bool")]
-#[schemars(with = "bool", extend("const" = true))]
-pub(crate) struct True;
-
-impl TryFrom<bool> for False {
-    type Error = &'static str;
-
-    fn try_from(on: bool) -> Result<Self, Self::Error> {
-        if on { Err("`true` is not supported by this server; leave it out") } else { Ok(Self) }
-    }
-}
-
-impl TryFrom<bool> for True {
-    type Error = &'static str;
-
-    fn try_from(on: bool) -> Result<Self, Self::Error> {
-        if on { Ok(Self) } else { Err("`false` is not supported by this server; leave it out") }
-    }
 }

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use candle_core::{Device, Error, Result, Tensor};
 
+use super::attention::HeadShape;
 use super::chain_attention::{ChainAttention, Chains};
 use super::data::Sequence;
 use super::decoder::{Layer, Weights, fuse, get};
-use super::ops::{DistillLoss, HeadShape, Linear, RmsNorm, Tally, Targets};
-use super::trainer::Lesson;
+use super::distill_loss::{DistillLoss, Tally, Targets};
+use super::lesson::Lesson;
+use super::ops::{Linear, RmsNorm};
 use super::{Dataset, TargetStates};
 use pleach::model::{Attachment, ModelConfig, PROJECTIONS, rope_table};
 use pleach_kernels::training::Divergence;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
+use super::attention::HeadShape;
 use super::gemm::product;
-use super::ops::{HeadShape, dense, result, values, with_values};
+use super::ops::{dense, result, values, with_values};
 use pleach_kernels::training::{softmax, softmax_gradient};
 use pleach_kernels::{MatRef, RopeTable, ThreadPool};
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::ops::Targets;
+use super::distill_loss::Targets;
 use super::{Batch, TrainError};
 
 /// One line of a file of answers.

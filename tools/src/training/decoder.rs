@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 
-use super::ops::{Attention, DistillLoss, HeadShape, Linear, RmsNorm, SiluMul, Tally, Targets};
+use super::attention::{Attention, HeadShape};
+use super::distill_loss::{DistillLoss, Tally, Targets};
+use super::ops::{Linear, RmsNorm, SiluMul};
 use pleach::model::{ModelConfig, rope_table};
 use pleach_kernels::training::Divergence;
 use pleach_kernels::{RopeTable, ThreadPool};

@@ -6,11 +6,15 @@
 
 mod adapter;
 mod attached;
+mod attention;
 mod chain_attention;
 mod data;
 mod decoder;
+mod distill_loss;
 mod gemm;
+mod lesson;
 mod ops;
+mod options;
 mod params;
 mod slerp;
 mod target_states;
@@ -20,11 +24,13 @@ pub use adapter::Adapter;
 pub use attached::{AttachedLesson, AttachedNetwork};
 pub use data::{Dataset, Example, Origin, TopK, TopKWriter};
 pub use decoder::{Batch, Network, Weights};
-pub use ops::Tally;
+pub use distill_loss::Tally;
+pub use lesson::{Distillation, Lesson};
+pub use options::{Budget, Options};
 pub use params::{Adapt, Parameters, Weight, block_weights};
 pub use slerp::slerp;
 pub use target_states::{TargetStates, TargetStatesWriter};
-pub use trainer::{Budget, Distillation, Lesson, Options, Point, Trainer};
+pub use trainer::{Point, Trainer};
 
 use std::path::PathBuf;
 

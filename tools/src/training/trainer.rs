@@ -9,63 +9,13 @@ use candle_core::backprop::GradStore;
 use serde::{Deserialize, Serialize};
 
 use super::decoder::Weights;
-use super::ops::Tally;
+use super::distill_loss::Tally;
+use super::lesson::Lesson;
+use super::options::{Budget, Options};
 use super::params::Gradients;
-use super::{Dataset, Network, Parameters, TrainError};
+use super::{Parameters, TrainError};
 use pleach::checkpoint::write;
-use pleach_kernels::available_threads;
-use pleach_kernels::training::{AdamW, Divergence};
-
-/// How long to train.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Budget {
-    /// Optimiser steps.
-    Steps(u32),
-    /// Seconds spent in steps.
-    Seconds(f64),
-}
-
-/// How to train.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Options {
-    /// When to end.
-    pub budget: Budget,
-    /// Highest step size.
-    pub learning_rate: f32,
-    /// Share of the budget in which the step size rises from 0; it falls as a cosine afterwards.
-    pub warmup: f64,
-    /// Decoupled weight decay of the matrices.
-    pub weight_decay: f32,
-    /// Norm that gradients are clipped to.
-    pub max_norm: f32,
-    /// Tokens that go through the network together.
-    pub rows: usize,
-    /// Such batches in one optimiser step.
-    pub accumulation: usize,
-    /// Batches computed at the same time.
-    pub threads: usize,
-    /// Share of the answers kept for validation.
-    pub validation: f64,
-    /// Orders the examples.
-    pub seed: u64,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            budget: Budget::Steps(1000),
-            learning_rate: 2e-3,
-            warmup: 0.03,
-            weight_decay: 0.01,
-            max_norm: 1.0,
-            rows: 2048,
-            accumulation: 2,
-            threads: available_threads(),
-            validation: 0.02,
-            seed: 0,
-        }
-    }
-}
+use pleach_kernels::training::AdamW;
 
 /// What one step did.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -97,51 +47,6 @@ struct State {
     epoch: u32,
     /// Packs of the epoch already used.
     used: usize,
-}
-
-/// What is learnt, and of what.
-pub trait Lesson: Sync {
-    /// The answers.
-    fn data(&self) -> &Dataset;
-
-    /// Sum of the losses of some answers, as a tensor to differentiate, and what it is made of.
-    ///
-    /// # Errors
-    /// What candle says.
-    fn loss(
-        &self,
-        weights: &Weights,
-        pack: &[usize],
-        training: bool,
-    ) -> candle_core::Result<(Tensor, Tally)>;
-}
-
-/// A decoder learns the target's distribution at every token of the answers.
-pub struct Distillation {
-    /// The frozen part of the decoder.
-    pub network: Network,
-    /// The answers.
-    pub data: Dataset,
-    /// The row of the network's head for every token.
-    pub head_row: Vec<Option<u32>>,
-    /// What is made small.
-    pub divergence: Divergence,
-}
-
-impl Lesson for Distillation {
-    fn data(&self) -> &Dataset {
-        &self.data
-    }
-
-    fn loss(
-        &self,
-        weights: &Weights,
-        pack: &[usize],
-        training: bool,
-    ) -> candle_core::Result<(Tensor, Tally)> {
-        let batch = self.data.batch(pack, &self.head_row);
-        self.network.loss(weights, &batch, self.divergence, training)
-    }
 }
 
 /// A training run.
@@ -402,14 +307,6 @@ impl<L: Lesson> Trainer<L> {
         self.start_epoch();
         self.state.used = self.state.used.min(self.packs.len());
         Ok(())
-    }
-}
-
-impl Tally {
-    fn add(&mut self, other: &Self) {
-        self.loss += other.loss;
-        self.rows += other.rows;
-        self.agree += other.agree;
     }
 }
 

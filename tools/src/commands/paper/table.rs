@@ -136,7 +136,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::commands::score::{Mean, TaskScores};
+    use crate::commands::score::summary::{Mean, TaskScores};
 
     fn scores(value: f64) -> Scores {
         let mean = Mean { value, standard_error: 0.01 };

@@ -6,7 +6,7 @@ use anyhow::Result;
 use pleach::engine::{Engine, EngineConfig, Event, FinishReason, Request};
 use pleach::model::Decoder;
 
-use super::Reader;
+use super::reader::Reader;
 use super::tasks::{Metrics, Question, Task};
 
 /// Answers written at the same time.

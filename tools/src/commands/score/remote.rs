@@ -3,9 +3,11 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
+use super::answers;
 use super::likelihood::{Score, Text};
+use super::reader::Reader;
 use super::tasks::{Metrics, Question, Task};
-use super::{Reader, answers};
+
 use crate::shared::endpoint::Endpoint;
 
 /// Asks many at a time, and grades each as it is answered.

@@ -1,14 +1,14 @@
 //! `train`: the pruned model learns from the unpruned one's answers.
 
+mod args;
 mod history;
 mod loss;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use pleach::checkpoint::Checkpoint;
-use pleach::checkpoint::source::{DEFAULT_MODEL, Source};
 use pleach::checkpoint::write::LazyTensor;
 use pleach_kernels::training::Divergence;
 use pleach_kernels::{DType, available_threads};
@@ -16,151 +16,16 @@ use pleach_train::{
     Adapt, AttachedLesson, AttachedNetwork, Budget, Dataset, Distillation, Lesson, Network,
     Options, Parameters, Trainer, block_weights,
 };
-use serde::Serialize;
 
 use crate::shared::attach;
 use crate::shared::manifest::{Manifest, beside};
 use crate::shared::model_args::ModelArgs;
 use crate::shared::model_folder::save_folder;
 use crate::shared::progress::Progress;
+pub(crate) use args::{Args, Rounding};
 use history::History;
 pub(crate) use history::Row;
 pub(crate) use loss::Loss;
-
-/// Trains a pruned model on the answers of the unpruned one (self-data distillation).
-///
-/// With --loss kl (the default where the answers have a .topk file) it learns the unpruned model's
-/// distribution at every token of the answers, forward KL over its likeliest tokens; with --loss ce the
-/// answers' tokens alone. reverse-kl and tv (total variation, the chance that a drawn token is rejected)
-/// learn from the distribution too, and mixtures are weighted sums: --loss kl=0.5,tv=0.5. All block
-/// weights are trained, or with --lora-rank a low-rank addition to each matrix. Embedding and head stay
-/// as they are; the head is trimmed to the tokens that occur.
-///
-/// An attached drafter (`prune --draft-kind attached`) also reads what its --target computed at every position of the
-/// answers, and its chains are unrolled over --chain-steps.
-///
-/// Writes DIR/model, a Hugging Face folder, DIR/losses.csv and DIR/loss.svg, and with --lora-rank
-/// DIR/adapter, the additions alone in PEFT's format. A run that is started again
-/// goes on at its last checkpoint.
-#[derive(Debug, Clone, clap::Args, Serialize)]
-pub(crate) struct Args {
-    /// The pruned model: a folder written by `pleach-tools prune`.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) model: PathBuf,
-    /// Answers, written by `pleach-tools generate`.
-    #[arg(long, value_name = "JSONL")]
-    pub(crate) data: PathBuf,
-    /// Folder to write.
-    #[arg(long, env = "PLEACH_OUT", value_name = "DIR")]
-    pub(crate) out: PathBuf,
-    /// What to learn: kl, reverse-kl, tv, a mixture like kl=0.5,tv=0.5, or ce.
-    #[arg(long, value_name = "LOSS")]
-    pub(crate) loss: Option<Loss>,
-    /// Train low-rank additions of this rank instead of all weights (LoRA).
-    #[arg(long, value_name = "R")]
-    pub(crate) lora_rank: Option<usize>,
-    /// Strength of the low-rank additions.
-    #[arg(long, default_value_t = 32.0)]
-    pub(crate) lora_alpha: f32,
-    /// Train for so many minutes.
-    #[arg(long, conflicts_with = "steps")]
-    pub(crate) minutes: Option<f64>,
-    /// Train for so many steps.
-    #[arg(long)]
-    pub(crate) steps: Option<u32>,
-    /// Rows of the draft's head: the tokens that carry most of the target's probability.
-    #[arg(long, default_value_t = 8192, value_name = "TOKENS")]
-    pub(crate) draft_vocab: usize,
-    /// Highest step size of AdamW. Default: 2e-3, 5e-4 with --lora-rank.
-    #[arg(long)]
-    pub(crate) learning_rate: Option<f32>,
-    /// Share of the run in which the step size rises; it falls as a cosine afterwards.
-    #[arg(long, default_value_t = 0.03)]
-    pub(crate) warmup: f64,
-    /// Decay of the matrices.
-    #[arg(long, default_value_t = 0.01)]
-    pub(crate) weight_decay: f32,
-    /// Norm that gradients are clipped to.
-    #[arg(long, default_value_t = 1.0)]
-    pub(crate) max_norm: f32,
-    /// Tokens in one batch.
-    #[arg(long, default_value_t = 1536)]
-    pub(crate) batch_tokens: usize,
-    /// Batches in one step.
-    #[arg(long, default_value_t = 2)]
-    pub(crate) accumulation: usize,
-    /// Train through the rounding of this format, in which the draft will be packed
-    /// (straight-through gradients).
-    #[arg(long, value_enum, default_value = "q4_0")]
-    pub(crate) round_to: Rounding,
-    /// Share of the answers kept apart for the validation loss.
-    #[arg(long, default_value_t = 0.02)]
-    pub(crate) validation: f64,
-    /// Seconds between checkpoints.
-    #[arg(long, env = "PLEACH_CHECKPOINT_SECONDS", default_value_t = 120.0)]
-    pub(crate) checkpoint_seconds: f64,
-    /// Order of the answers, and the start of low-rank additions.
-    #[arg(long, default_value_t = 0)]
-    pub(crate) seed: u64,
-    /// Threads that compute. Default: the cores this process may use.
-    #[arg(long, env = "PLEACH_THREADS")]
-    pub(crate) threads: Option<usize>,
-    /// The model that an attached drafter reads.
-    #[arg(long, value_name = "SOURCE", default_value = DEFAULT_MODEL)]
-    pub(crate) target: Source,
-    /// Where fetched models are kept.
-    #[arg(long, env = "PLEACH_CACHE_DIR")]
-    pub(crate) cache_dir: Option<PathBuf>,
-    /// Steps that the chains of an attached drafter are unrolled over.
-    #[arg(long, default_value_t = 3)]
-    pub(crate) chain_steps: usize,
-}
-
-impl Args {
-    /// How a draft is trained; how long, and with what seed, is still to be said.
-    pub(crate) fn for_draft(
-        target: &ModelArgs,
-        model: PathBuf,
-        data: PathBuf,
-        out: PathBuf,
-    ) -> Self {
-        Self {
-            target: target.model.clone(),
-            cache_dir: target.cache_dir.clone(),
-            chain_steps: 3,
-            model,
-            data,
-            out,
-            loss: Some(Loss::KL),
-            lora_rank: None,
-            lora_alpha: 32.0,
-            minutes: None,
-            steps: None,
-            draft_vocab: 8192,
-            learning_rate: None,
-            warmup: 0.03,
-            weight_decay: 0.01,
-            max_norm: 1.0,
-            batch_tokens: 1536,
-            accumulation: 2,
-            round_to: Rounding::Q4_0,
-            validation: 0.02,
-            checkpoint_seconds: 120.0,
-            seed: 0,
-            threads: None,
-        }
-    }
-}
-
-/// Formats that training can round to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
-pub(crate) enum Rounding {
-    None,
-    #[value(name = "q4_0")]
-    Q4_0,
-    #[value(name = "q8_0")]
-    Q8_0,
-}
 
 /// What an attached drafter reads while it trains; gone afterwards.
 const TARGET_STATES: &str = "target.states";

@@ -1,0 +1,193 @@
+//! What GGUF metadata and tensor names say about a model.
+
+mod keys;
+mod rope;
+mod tensors;
+
+use std::path::Path;
+
+use serde_json::{Map, Value as Json};
+
+use super::CheckpointError;
+use super::fields::Fields;
+use super::gguf::{Gguf, Value};
+use super::hf_config::layer_types;
+use super::rope as scaling;
+use crate::checkpoint::architecture::{
+    Attachment, Family, ModelConfig, RopeConfig, RopeScaling, SlidingWindow,
+};
+use keys::Keys;
+pub(super) use rope::FACTORS;
+use rope::scaling_by_keys;
+pub(super) use tensors::{info, read, tensor_name, to_gguf_rows};
+
+/// The architecture, from the metadata.
+pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, CheckpointError> {
+    let arch = gguf.get("general.architecture").and_then(Value::as_str).unwrap_or_default();
+    let family = match arch {
+        "llama" => Family::Llama,
+        "qwen2" => Family::Qwen2,
+        "qwen3" => Family::Qwen3,
+        other => {
+            return Err(CheckpointError::field(
+                gguf.path(),
+                "general.architecture",
+                format!("`{other}` is not supported; llama, qwen2 and qwen3 are"),
+            ));
+        }
+    };
+    let keys = Keys { gguf, arch };
+    if keys.optional_usize("expert_count")?.unwrap_or(0) > 0 {
+        return Err(keys.error("expert_count", "mixtures of experts are not supported"));
+    }
+    let parts = gguf.get("split.count").and_then(Value::as_u64).unwrap_or(1);
+    if parts > 1 {
+        let part = gguf.get("split.no").and_then(Value::as_u64).unwrap_or(0) + 1;
+        let reason =
+            format!("this is part {part} of {parts}; join them with `llama-gguf-split --merge`");
+        return Err(CheckpointError::field(gguf.path(), "split.count", reason));
+    }
+    if keys.optional_usize("attention.causal")? == Some(0) {
+        return Err(keys.error("attention.causal", "false is not supported"));
+    }
+    let hidden_size = keys.usize("embedding_length")?;
+    let heads = keys.usize("attention.head_count")?;
+    let head_dim = match keys.optional_usize("attention.key_length")? {
+        Some(dim) => dim,
+        None => hidden_size.checked_div(heads).unwrap_or(0),
+    };
+    let tied = !gguf.tensors.contains_key("output.weight");
+    let vocab_size = match keys.optional_usize("vocab_size")? {
+        Some(size) => size,
+        None => ["token_embd.weight", "output.weight"]
+            .iter()
+            .find_map(|name| gguf.tensors.get(*name).and_then(|t| t.shape.first().copied()))
+            .ok_or_else(|| keys.error("vocab_size", "is missing"))?,
+    };
+    for (name, means) in [
+        ("rope.dimension_count", "partial rotation"),
+        ("attention.value_length", "values of another width"),
+    ] {
+        if let Some(size) = keys.optional_usize(name)?.filter(|size| *size != head_dim) {
+            let reason = format!("{size} beside heads of {head_dim}: {means} is not supported");
+            return Err(keys.error(name, reason));
+        }
+    }
+    let num_hidden_layers = keys.usize("block_count")?;
+    let positions = keys.usize("context_length")?;
+    let extension = extension(gguf)?;
+    let scaling = match &extension {
+        Some(extension) => extension.scaling(positions)?,
+        None => None,
+    };
+    let scaling = match scaling {
+        Some(scaling) => scaling,
+        None => scaling_by_keys(&keys, positions)?,
+    };
+    let original = keys.optional_usize("rope.scaling.original_context_length")?;
+    let window = keys.optional_usize("attention.sliding_window")?.filter(|window| *window > 0);
+    let layers = extension.as_ref().map_or(Ok(None), Extension::layers)?;
+    let sliding_window = window.map(|window| match layers {
+        Some(layers) => SlidingWindow { window, layers },
+        None => SlidingWindow::from_layer(window, 0, num_hidden_layers.min(1 << 20)),
+    });
+    keys.warn_of_unknown();
+    let token =
+        |key: &str| gguf.get(key).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
+    let eos_token_ids = ["eos_token_id", "eot_token_id", "eom_token_id"]
+        .iter()
+        .filter_map(|name| token(&format!("tokenizer.ggml.{name}")));
+    let mut config = ModelConfig {
+        family,
+        vocab_size,
+        hidden_size,
+        intermediate_size: keys.usize("feed_forward_length")?,
+        num_hidden_layers,
+        num_attention_heads: heads,
+        num_key_value_heads: keys.optional_usize("attention.head_count_kv")?.unwrap_or(heads),
+        head_dim,
+        // Without the original context, the length is that of the scaled one.
+        max_position_embeddings: original
+            .map_or(positions, |original| scaling.reach(positions, original)),
+        rms_norm_eps: keys
+            .optional_f64("attention.layer_norm_rms_epsilon")?
+            .ok_or_else(|| keys.error("attention.layer_norm_rms_epsilon", "is missing"))?,
+        rope: RopeConfig {
+            theta: keys.optional_f64("rope.freq_base")?.unwrap_or(10_000.0),
+            scaling,
+        },
+        sliding_window,
+        tie_word_embeddings: tied,
+        bos_token_id: token("tokenizer.ggml.bos_token_id"),
+        eos_token_ids: Vec::new(),
+    };
+    config.end_at(eos_token_ids);
+    config.check().map_err(|(field, reason)| CheckpointError::field(gguf.path(), field, reason))?;
+    Ok(config)
+}
+
+/// The key of what Hugging Face's `config.json` can say and GGUF has no keys for: `rope_scaling` and
+/// `layer_types`, as JSON.
+pub(super) const EXTENSION: &str = "pleach.config";
+
+/// What stands under [`EXTENSION`].
+struct Extension<'a> {
+    path: &'a Path,
+    map: Map<String, Json>,
+}
+
+fn extension(gguf: &Gguf) -> Result<Option<Extension<'_>>, CheckpointError> {
+    let Some(value) = gguf.get(EXTENSION) else { return Ok(None) };
+    let map = value.as_str().and_then(|text| serde_json::from_str(text).ok());
+    let map = map.ok_or_else(|| {
+        CheckpointError::field(gguf.path(), EXTENSION, "is no JSON object".to_owned())
+    })?;
+    Ok(Some(Extension { path: gguf.path(), map }))
+}
+
+impl Extension<'_> {
+    fn scaling(&self, positions: usize) -> Result<Option<RopeScaling>, CheckpointError> {
+        let Some(Json::Object(map)) = self.map.get("rope_scaling") else { return Ok(None) };
+        let fields = Fields { path: self.path, prefix: "pleach.config: rope_scaling.", map };
+        scaling::parse(&fields, positions).map(Some)
+    }
+
+    fn layers(&self) -> Result<Option<Vec<bool>>, CheckpointError> {
+        let Some(types) = self.map.get("layer_types") else { return Ok(None) };
+        let wrong = || CheckpointError::field(self.path, EXTENSION, "layer_types is no such list");
+        layer_types(types).ok_or_else(wrong).map(Some)
+    }
+}
+
+/// The token ids of a trimmed head (`pleach.draft_vocab`).
+pub(super) fn draft_vocab(gguf: &Gguf) -> Result<Option<Vec<u32>>, CheckpointError> {
+    numbers(gguf, "pleach.draft_vocab")
+}
+
+/// Keys of the blocks that an attached drafter keeps, and of the states it reads.
+pub const ATTACHMENT: [&str; 2] = ["pleach.attached.blocks", "pleach.attached.states"];
+
+/// Where an attached drafter hangs on its target.
+pub(super) fn attachment(gguf: &Gguf) -> Result<Option<Attachment>, CheckpointError> {
+    let [blocks, states] = ATTACHMENT;
+    let sizes = |list: Vec<u32>| list.into_iter().map(|number| number as usize).collect();
+    Ok(match (numbers(gguf, blocks)?, numbers(gguf, states)?) {
+        (None, None) => None,
+        (Some(blocks), Some(states)) => {
+            Some(Attachment { blocks: sizes(blocks), states: sizes(states) })
+        }
+        (None, _) => return Err(CheckpointError::field(gguf.path(), blocks, "is missing")),
+        (_, None) => return Err(CheckpointError::field(gguf.path(), states, "is missing")),
+    })
+}
+
+fn numbers(gguf: &Gguf, key: &str) -> Result<Option<Vec<u32>>, CheckpointError> {
+    let Some(value) = gguf.get(key) else { return Ok(None) };
+    value
+        .as_array()
+        .and_then(|ids| {
+            ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect()
+        })
+        .map(Some)
+        .ok_or_else(|| CheckpointError::field(gguf.path(), key, "is not an array of numbers"))
+}

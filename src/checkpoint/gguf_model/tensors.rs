@@ -1,0 +1,100 @@
+//! Tensors of GGUF files by their Hugging Face names, with rows in Hugging Face order.
+
+use std::borrow::Cow;
+
+use crate::checkpoint::architecture::{Family, ModelConfig, PROJECTIONS};
+use crate::checkpoint::gguf::Gguf;
+use crate::checkpoint::{CheckpointError, RawTensor, TensorInfo};
+
+/// The GGUF name of a tensor with a Hugging Face name.
+pub(in crate::checkpoint) fn tensor_name(name: &str) -> Option<String> {
+    match name {
+        "model.embed_tokens.weight" => return Some("token_embd.weight".into()),
+        "model.norm.weight" => return Some("output_norm.weight".into()),
+        "lm_head.weight" => return Some("output.weight".into()),
+        _ if PROJECTIONS.contains(&name) => return Some(name.into()),
+        _ => {}
+    }
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let (module, kind) = rest.rsplit_once('.')?;
+    let module = match module {
+        "input_layernorm" => "attn_norm",
+        "post_attention_layernorm" => "ffn_norm",
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.o_proj" => "attn_output",
+        "self_attn.q_norm" => "attn_q_norm",
+        "self_attn.k_norm" => "attn_k_norm",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" => "ffn_up",
+        "mlp.down_proj" => "ffn_down",
+        _ => return None,
+    };
+    Some(format!("blk.{layer}.{module}.{kind}"))
+}
+
+/// Heads of a matrix whose rows the llama architecture stores in another order.
+fn interleaved_heads(config: &ModelConfig, name: &str) -> Option<usize> {
+    let heads = match name.rsplit('.').nth(1) {
+        Some("q_proj") => config.num_attention_heads,
+        Some("k_proj") => config.num_key_value_heads,
+        _ => return None,
+    };
+    (config.family == Family::Llama).then_some(heads)
+}
+
+/// Format and shape of a tensor, by its Hugging Face name.
+pub(in crate::checkpoint) fn info(gguf: &Gguf, name: &str) -> Option<TensorInfo> {
+    gguf.info(&tensor_name(name)?)
+}
+
+/// Reads a tensor by its Hugging Face name.
+///
+/// Files of the llama architecture interleave the two halves of every query and key head; the rows
+/// are moved back, whole, so that quantised blocks stay as they are.
+pub(in crate::checkpoint) fn read(
+    gguf: &mut Gguf,
+    config: &ModelConfig,
+    name: &str,
+) -> Result<Option<RawTensor>, CheckpointError> {
+    let Some(gguf_name) = tensor_name(name) else { return Ok(None) };
+    let Some(mut tensor) = gguf.read(&gguf_name)? else { return Ok(None) };
+    if let Some(heads) = interleaved_heads(config, name) {
+        let (dim, half) = (config.head_dim, config.head_dim / 2);
+        let rows = tensor.shape[0];
+        if rows != heads * dim {
+            return Err(CheckpointError::corrupt(
+                gguf.path(),
+                format!("tensor {gguf_name} has {rows} rows, not {heads} heads of {dim}"),
+            ));
+        }
+        tensor.data = move_rows(&tensor.data, dim, rows, |i| i % half * 2 + i / half);
+    }
+    Ok(Some(tensor))
+}
+
+/// The bytes of a tensor with rows in the order of GGUF files.
+pub(in crate::checkpoint) fn to_gguf_rows<'a>(
+    config: &ModelConfig,
+    name: &str,
+    tensor: &'a RawTensor,
+) -> Cow<'a, [u8]> {
+    if interleaved_heads(config, name).is_none() {
+        return Cow::Borrowed(&tensor.data);
+    }
+    let (dim, half) = (config.head_dim, config.head_dim / 2);
+    Cow::Owned(move_rows(&tensor.data, dim, tensor.shape[0], |i| i % 2 * half + i / 2))
+}
+
+/// The rows of every head of `dim` rows in another order: row i is the old row `from(i)`.
+fn move_rows(data: &[u8], dim: usize, rows: usize, from: impl Fn(usize) -> usize) -> Vec<u8> {
+    let row_bytes = data.len() / rows;
+    let mut moved = Vec::with_capacity(data.len());
+    for head in data.chunks_exact(dim * row_bytes) {
+        for i in 0..dim {
+            moved.extend_from_slice(&head[from(i) * row_bytes..][..row_bytes]);
+        }
+    }
+    moved
+}

@@ -1,0 +1,150 @@
+//! The loss of distillation, differentiable, which never keeps logits.
+
+use std::sync::{Arc, Mutex};
+
+use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape, Tensor};
+
+use super::gemm::product;
+use super::ops::{dense, result, values, with_values};
+use pleach_kernels::MatRef;
+use pleach_kernels::training::{Divergence, distill_row};
+
+/// Target weights on columns of the head for every row that has a loss.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Targets {
+    /// Row of the hidden states, rising.
+    pub(super) rows: Vec<u32>,
+    /// End of each row's entries.
+    pub(super) ends: Vec<usize>,
+    /// Column of the head and weight.
+    pub(super) entries: Vec<(u32, f32)>,
+}
+
+impl Targets {
+    pub(super) fn of(&self, index: usize) -> &[(u32, f32)] {
+        let start = if index == 0 { 0 } else { self.ends[index - 1] };
+        &self.entries[start..self.ends[index]]
+    }
+}
+
+/// What a loss was made of.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+pub struct Tally {
+    /// Sum of the losses.
+    pub loss: f64,
+    /// Rows.
+    pub rows: u64,
+    /// Rows whose most likely column is the target's.
+    pub agree: u64,
+}
+
+impl Tally {
+    /// Adds other rows.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.loss += other.loss;
+        self.rows += other.rows;
+        self.agree += other.agree;
+    }
+}
+
+/// Sum over rows of the divergence of `softmax(hidden head^T)` from the target's probabilities.
+///
+/// The logits of a chunk of rows live only inside the forward pass, which computes the gradient along
+/// with the loss; the head is frozen.
+pub(super) struct DistillLoss {
+    divergence: Divergence,
+    targets: Arc<Targets>,
+    /// `[columns, hidden]`
+    head: Tensor,
+    tally: Arc<Mutex<Tally>>,
+    /// `[rows, hidden]`, left by the forward pass.
+    gradient: Mutex<Option<Vec<f32>>>,
+    /// Whether a backward pass follows.
+    training: bool,
+}
+
+impl DistillLoss {
+    /// Sum of the losses of `hidden`, as a tensor to differentiate, and what it is made of.
+    pub(super) fn apply(
+        hidden: &Tensor,
+        head: &Tensor,
+        targets: Targets,
+        divergence: Divergence,
+        training: bool,
+    ) -> Result<(Tensor, Tally)> {
+        let tally = Arc::new(Mutex::new(Tally::default()));
+        let loss = hidden.apply_op1(Self {
+            divergence,
+            targets: Arc::new(targets),
+            head: head.clone(),
+            tally: Arc::clone(&tally),
+            gradient: Mutex::new(None),
+            training,
+        })?;
+        let tally = *tally.lock().map_err(|_| Error::Msg("another thread panicked".into()))?;
+        Ok((loss, tally))
+    }
+}
+
+/// Rows whose logits are in memory at a time.
+const CHUNK: usize = 1024;
+
+impl CustomOp1 for DistillLoss {
+    fn name(&self) -> &'static str {
+        "distill-loss"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (rows, hidden) = layout.shape().dims2()?;
+        let (columns, _) = self.head.dims2()?;
+        let x = values(x, layout)?;
+        let targets = &self.targets;
+        let mut gradient = vec![0.0; if self.training { rows * hidden } else { 0 }];
+        let mut tally = Tally::default();
+        with_values([&self.head], |[head]| {
+            let head = MatRef::new(head, columns, hidden, hidden);
+            let (mut input, mut logits, mut back) = (Vec::new(), Vec::new(), Vec::new());
+            for first in (0..targets.rows.len()).step_by(CHUNK) {
+                let chunk = &targets.rows[first..targets.rows.len().min(first + CHUNK)];
+                input.clear();
+                for row in chunk {
+                    input.extend_from_slice(&x[*row as usize * hidden..][..hidden]);
+                }
+                logits.resize(chunk.len() * columns, 0.0);
+                let input = MatRef::new(&input, chunk.len(), hidden, hidden);
+                product(input, head.t(), &mut logits, false)?;
+                for (i, logits) in logits.chunks_exact_mut(columns).enumerate() {
+                    let wanted = targets.of(first + i);
+                    let (loss, best) = distill_row(logits, wanted, self.divergence);
+                    let top = wanted.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+                    tally.loss += f64::from(loss);
+                    tally.agree += u64::from(top.is_some_and(|top| top.0 == best));
+                }
+                if self.training {
+                    back.resize(chunk.len() * hidden, 0.0);
+                    let logits = MatRef::new(&logits, chunk.len(), columns, columns);
+                    product(logits, head, &mut back, false)?;
+                    for (row, back) in chunk.iter().zip(back.chunks_exact(hidden)) {
+                        gradient[*row as usize * hidden..][..hidden].copy_from_slice(back);
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        tally.rows = targets.rows.len() as u64;
+        let poisoned = |_| Error::Msg("another thread panicked".into());
+        *self.tally.lock().map_err(poisoned)? = tally;
+        *self.gradient.lock().map_err(|_| Error::Msg("another thread panicked".into()))? =
+            Some(gradient);
+        result(vec![tally.loss as f32], ())
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, dloss: &Tensor) -> Result<Option<Tensor>> {
+        let poisoned = |_| Error::Msg("another thread panicked".into());
+        let gradient = self.gradient.lock().map_err(poisoned)?.take();
+        let gradient = gradient.ok_or_else(|| Error::Msg("one backward pass only".into()))?;
+        let factor = f64::from(dloss.to_scalar::<f32>()?);
+        let gradient = dense(gradient, x.shape())?;
+        Ok(Some(if factor == 1.0 { gradient } else { (gradient * factor)? }))
+    }
+}
