@@ -10,7 +10,7 @@ use candle_transformers::models::quantized_llama::ModelWeights;
 use pleach::checkpoint::{Checkpoint, source};
 use pleach::kv_cache::{BlockPool, BlockTable, blocks_for};
 use pleach::model::{Decoder, KvCache, Rows, Workspace};
-use pleach::sampling::argmax;
+use pleach::sampling::greedy_token;
 use pleach_kernels::ThreadPool;
 
 const CONTEXT: usize = 64;
@@ -38,7 +38,7 @@ fn main() -> anyhow::Result<()> {
         fast.push(seconds(|| {
             let mut token = 1;
             for _ in 0..TOKENS {
-                token = argmax(sequence.run(&[token])).expect("finite logits");
+                token = greedy_token(sequence.run(&[token])).expect("finite logits");
             }
         }));
         let input = |tokens: &[u32]| Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0);
@@ -50,7 +50,7 @@ fn main() -> anyhow::Result<()> {
                 let mut step = || -> candle_core::Result<Vec<f32>> {
                     theirs.forward(&input(&[token])?, position)?.flatten_all()?.to_vec1()
                 };
-                token = argmax(&step().expect("candle computes")).expect("finite logits");
+                token = greedy_token(&step().expect("candle computes")).expect("finite logits");
                 position += 1;
             }
         }));

@@ -58,7 +58,7 @@ pub enum CheckError {
 
 /// What was found. Bytes, seconds, and ratios to a target pass of one row.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
+pub struct CheckReport {
     /// The target's name.
     pub model: String,
     /// The draft's name.
@@ -74,9 +74,9 @@ pub struct Report {
     /// Seconds of a draft step.
     pub draft_seconds: Option<f64>,
     /// How the draft's tokens fare.
-    pub acceptance: Option<Acceptance>,
+    pub acceptance: Option<MeasuredAcceptance>,
     /// What that promises.
-    pub prediction: Option<Prediction>,
+    pub prediction: Option<SpeedForecast>,
 }
 
 /// Memory in bytes.
@@ -102,7 +102,7 @@ pub struct Memory {
 
 /// Acceptance of the draft model's tokens, at temperature 0.
 #[derive(Debug, Clone, Serialize)]
-pub struct Acceptance {
+pub struct MeasuredAcceptance {
     /// Answers measured, and their tokens.
     pub answers: usize,
     /// Tokens generated.
@@ -117,7 +117,7 @@ pub struct Acceptance {
 
 /// Speed of one answer at a time, drafting with the draft model alone.
 #[derive(Debug, Clone, Serialize)]
-pub struct Prediction {
+pub struct SpeedForecast {
     /// Draft tokens a round that promise most.
     pub num_speculative_tokens: usize,
     /// Tokens per second over those without speculation.
@@ -132,7 +132,7 @@ pub struct Prediction {
 ///
 /// # Errors
 /// [`CheckError`] where the pair does not fit together or the cache not into memory.
-pub fn check(config: &Config, options: &Options) -> Result<Report, CheckError> {
+pub fn check(config: &Config, options: &Options) -> Result<CheckReport, CheckError> {
     let prompts = read_prompts(options.prompts.as_deref(), VALIDATION_PROMPTS)?;
     let prompts = spread(prompts, options.limit);
     let models = Models::load(config)?;
@@ -175,7 +175,7 @@ pub fn check(config: &Config, options: &Options) -> Result<Report, CheckError> {
     let context = CONTEXT.min(room / 2);
     let rows: Vec<usize> = ROWS.into_iter().filter(|rows| context + rows <= room).collect();
     let costs = engine.measure_costs(context, &rows, REPEATS);
-    let mut report = Report {
+    let mut report = CheckReport {
         model: models.name,
         draft: name,
         threads: config.threads,
@@ -216,7 +216,7 @@ fn accept(
     engine: &mut Engine,
     prompts: &[Prompt],
     encode: impl Fn(&Prompt) -> Result<Vec<u32>, CheckError>,
-) -> Result<Acceptance, CheckError> {
+) -> Result<MeasuredAcceptance, CheckError> {
     let failed = |prompt: &Prompt, reason| CheckError::Prompt { id: prompt.id.clone(), reason };
     let mut requests = Vec::new();
     for prompt in prompts {
@@ -232,7 +232,7 @@ fn accept(
     }
     let stats = engine.stats();
     let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
-    Ok(Acceptance {
+    Ok(MeasuredAcceptance {
         answers: prompts.len(),
         tokens: stats.rounds.generated_tokens,
         alpha: ratio(
@@ -244,7 +244,12 @@ fn accept(
     })
 }
 
-fn predict(target: &StepCost, draft: Option<f64>, alpha: f64, most: usize) -> Option<Prediction> {
+fn predict(
+    target: &StepCost,
+    draft: Option<f64>,
+    alpha: f64,
+    most: usize,
+) -> Option<SpeedForecast> {
     let one = target.seconds(1)?;
     let draft = draft? / one;
     let by_num_speculative_tokens: BTreeMap<usize, f64> = (1..=most)
@@ -255,7 +260,7 @@ fn predict(target: &StepCost, draft: Option<f64>, alpha: f64, most: usize) -> Op
         .collect();
     let best = by_num_speculative_tokens.iter().max_by(|a, b| a.1.total_cmp(b.1));
     let (&num_speculative_tokens, &speedup) = best?;
-    Some(Prediction {
+    Some(SpeedForecast {
         num_speculative_tokens,
         speedup,
         tokens_per_second_without: 1.0 / one,
@@ -263,7 +268,7 @@ fn predict(target: &StepCost, draft: Option<f64>, alpha: f64, most: usize) -> Op
     })
 }
 
-impl std::fmt::Display for Report {
+impl std::fmt::Display for CheckReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let memory = &self.memory;
         let mb = |bytes: usize| bytes.div_ceil(1_000_000);

@@ -15,7 +15,7 @@ use super::tally::Tally;
 use crate::kv_cache::{BLOCK_SIZE, BlockPool, BlockTable};
 use crate::model::{Forward, Rows};
 use crate::spec::{DraftController, DraftModel, StepCost};
-use pleach_kernels::arg_max;
+use pleach_kernels::argmax;
 
 /// Tokens of a prompt and of an answer that a sample has at most, beyond the first block.
 const PROMPT: usize = 64;
@@ -67,7 +67,7 @@ impl Sample {
             timing.cost.observe(rows.len(), started.elapsed().as_secs_f64());
             let mut accepted = 0;
             for (logits, &came) in logits.chunks_exact(width).zip(answer) {
-                let (row, _) = arg_max(logits).ok()??;
+                let (row, _) = argmax(logits).ok()??;
                 let likeliest = ids.as_ref().map_or(row as u32, |ids| ids[row]);
                 accepted += u64::from(likeliest == came);
             }

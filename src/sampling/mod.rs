@@ -5,10 +5,10 @@ mod distribution;
 mod draw;
 mod logprobs;
 mod params;
-mod process;
+mod processor;
 
 pub use distribution::Distribution;
 pub use draw::{Draws, Purpose};
 pub use logprobs::{log_sum_exp, top_logprobs};
 pub use params::{ParamError, SamplingParams};
-pub use process::{History, LogitsError, Processor, argmax};
+pub use processor::{History, LogitsError, Processor, greedy_token};

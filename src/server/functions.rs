@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::ApiError;
 use crate::grammar::{GrammarSource, with_whitespace};
-use crate::text::calls::Texts;
+use crate::text::tool_calls::Texts;
 use crate::text::{CallFormat, Mark};
 
 /// Calls in one answer at most.

@@ -58,7 +58,7 @@ fn end(reason: FinishReason, stop: Option<StopReason>) -> MessageEnd {
 }
 
 /// A message that is sent as it grows.
-pub(super) struct Output {
+pub(super) struct AnthropicWriter {
     events: Events,
     /// Blocks begun.
     blocks: usize,
@@ -72,7 +72,7 @@ enum Kind {
     ToolUse,
 }
 
-impl Output {
+impl AnthropicWriter {
     pub(super) fn new(events: Events) -> Self {
         Self { events, blocks: 0, open: None }
     }

@@ -10,7 +10,7 @@ use super::chat_prompt::{ChatPrompt, PastCall, PromptMessage};
 use super::dialect::Dialect;
 use super::functions::{CallChoice, Callable, Function};
 use super::generation::{Generation, stop_strings, top_k};
-use super::message_output::{Output, message};
+use super::message_output::{AnthropicWriter, message};
 use super::running::Prepared;
 use super::serving::Serving;
 use super::wire::MessageTokens;
@@ -47,7 +47,7 @@ async fn answer(
     let stream = prepared.generation.stream;
     let running = prepared.start(state).await?;
     if stream {
-        return Ok(sse::stream(|events| Output::new(events).forward(message, running)));
+        return Ok(sse::stream(|events| AnthropicWriter::new(events).forward(message, running)));
     }
     Ok(Json(message.with(running.whole().await?)).into_response())
 }

@@ -14,7 +14,6 @@ mod embeddings;
 mod error;
 mod functions;
 mod generation;
-mod guard;
 mod json;
 mod keys;
 mod listen;
@@ -22,6 +21,7 @@ mod load;
 mod logprobs;
 mod message_output;
 mod messages;
+mod observe;
 mod openapi;
 mod pieces;
 mod playground;
@@ -65,7 +65,7 @@ use wire::{Model, ModelList, Status, Version};
 
 /// All routes.
 pub fn router(state: AppState) -> Router {
-    let read_body = from_fn_with_state(state.clone(), guard::read_body);
+    let read_body = from_fn_with_state(state.clone(), observe::read_body);
     // Those that use tokens, which a key may have a bounded number of.
     let generating = Router::new()
         .route("/chat/completions", post(chat::chat_completions))
@@ -112,8 +112,8 @@ pub fn router(state: AppState) -> Router {
             ApiError::status(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
         .layer(DefaultBodyLimit::disable())
-        .layer(CatchPanicLayer::custom(guard::panicked))
-        .layer(from_fn(guard::observe))
+        .layer(CatchPanicLayer::custom(observe::panicked))
+        .layer(from_fn(observe::observe))
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
         .layer(option_layer(state.cors().cloned()))

@@ -10,7 +10,7 @@ use super::wire::{
 };
 
 /// A response under way.
-pub(super) struct Output {
+pub(super) struct ResponsesWriter {
     response: ResponseAnswer,
     items: Vec<Item>,
     /// Whether the last item goes on.
@@ -60,7 +60,7 @@ fn new_id(prefix: &str) -> String {
     format!("{prefix}_{}", uuid::Uuid::new_v4().simple())
 }
 
-impl Output {
+impl ResponsesWriter {
     /// A response without output yet.
     pub(super) fn new(response: ResponseAnswer) -> Self {
         Self { response, items: Vec::new(), open: false, events: Vec::new(), sequence: 0 }

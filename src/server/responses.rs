@@ -12,7 +12,7 @@ use super::chat_prompt::{ChatPrompt, PastCall, PromptMessage};
 use super::dialect::Dialect;
 use super::functions::{CallChoice, Callable, Function};
 use super::generation::Generation;
-use super::response_output::Output;
+use super::response_output::ResponsesWriter;
 use super::running::Prepared;
 use super::serving::Serving;
 use super::wire::responses::{
@@ -30,14 +30,14 @@ pub(super) async fn responses(
 ) -> Result<Response, ApiError> {
     let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?)).await;
     let (response, prepared) = prepared?;
-    let output = Output::new(response);
+    let writer = ResponsesWriter::new(response);
     let stream = prepared.generation.stream;
     let running = prepared.start(&state).await?;
     if stream {
-        return Ok(sse::stream(|events| output.forward(running, events)));
+        return Ok(sse::stream(|events| writer.forward(running, events)));
     }
     let whole = running.whole().await?;
-    Ok(Json(output.whole(whole)).into_response())
+    Ok(Json(writer.whole(whole)).into_response())
 }
 
 /// The response before it begins, and what makes it, ready to run.

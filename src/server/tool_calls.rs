@@ -2,7 +2,7 @@
 
 use super::said::Said;
 use crate::text::CallFormat;
-use crate::text::calls::{CallParser, Part};
+use crate::text::tool_calls::{CallParser, Part};
 
 /// The calls of one choice, as its text grows.
 pub(super) struct Calls {

@@ -8,7 +8,7 @@ use super::trials::Trials;
 use super::{DraftStep, DraftToken, Load, Prices, ProposeTask, Proposer};
 use crate::model::Forward;
 use crate::sampling::Processor;
-use pleach_kernels::{arg_max, sum_exp};
+use pleach_kernels::{argmax, sum_exp};
 
 /// Weight of a new round in the usage of the draft model.
 const USAGE: f64 = 0.005;
@@ -180,7 +180,7 @@ impl Cascade {
 
 /// Probability of the most likely token at temperature 1.
 fn confidence(logits: &[f32]) -> f32 {
-    match arg_max(logits) {
+    match argmax(logits) {
         Ok(Some((_, max))) => 1.0 / sum_exp(logits, max),
         _ => 0.0,
     }

@@ -1,14 +1,14 @@
 //! Text in and out: chat template, calls of functions, incremental detokenizer, stop strings.
 
-pub mod calls;
+mod chat_template;
 mod detokenizer;
 mod python_json;
-mod spelled_out;
-mod stop;
-mod template;
+mod stop_strings;
+pub mod tool_calls;
+mod tool_prompt;
 
-pub use calls::CallFormat;
+pub use chat_template::{ChatTemplate, Ending, TemplateError};
 pub use detokenizer::{Continuations, Detokenizer, Mark};
 use python_json::{indented_python_json, python_json};
-pub use stop::StoppingText;
-pub use template::{ChatTemplate, Ending, TemplateError};
+pub use stop_strings::StoppingText;
+pub use tool_calls::CallFormat;

@@ -11,9 +11,9 @@ use pleach::model::{Attachment, Decoder, ModelConfig, PROJECTIONS, Precision, Ro
 use pleach_kernels::ThreadPool;
 use pleach_kernels::training::Divergence;
 use pleach_train::{
-    Adapt, AttachedLesson, AttachedNetwork, Batch, Budget, Dataset, Distillation, Example, Lesson,
-    Network, Options, Parameters, TargetStates, TopKWriter, Trainer, Weight, Weights,
-    block_weights,
+    Adapt, AttachedLesson, AttachedNetwork, Budget, Dataset, Distillation, Example, Lesson,
+    Network, Options, Parameters, TargetStates, TopKWriter, Trainer, TrainingBatch, Weight,
+    Weights, block_weights,
 };
 
 fn checkpoint() -> Checkpoint {
@@ -37,7 +37,7 @@ fn network_agrees_with_the_serving_decoder() {
 
     let sequences: [Vec<u32>; 2] =
         [(0..40).map(|i| i * 97 % 40_000).collect(), (0..23).map(|i| 5 + i * 31).collect()];
-    let mut batch = Batch::default();
+    let mut batch = TrainingBatch::default();
     for sequence in &sequences {
         let start = batch.tokens.len();
         batch.tokens.extend(sequence);

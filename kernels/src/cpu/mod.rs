@@ -29,6 +29,6 @@ pub use norm::{
     silu_mul_quantized,
 };
 pub use pool::{ThreadPool, available_threads};
-pub use reduce::{arg_max, scaled_exp, sum_exp};
+pub use reduce::{argmax, scaled_exp, sum_exp};
 pub use rope::RopeTable;
 pub use weights::{OpsError, PackedMatrix, embed};

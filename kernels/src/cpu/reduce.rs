@@ -8,7 +8,7 @@ use crate::cpu::lanes::exp;
 ///
 /// # Errors
 /// The index of an entry that is not finite (negative infinity is fine).
-pub fn arg_max(x: &[f32]) -> Result<Option<(usize, f32)>, usize> {
+pub fn argmax(x: &[f32]) -> Result<Option<(usize, f32)>, usize> {
     let (mut top, mut finite) = (f32::NEG_INFINITY, true);
     max(Isa::best(), x, &mut top, &mut finite);
     if !finite {
@@ -87,7 +87,7 @@ mod tests {
             let x = random.vec(len);
             let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let place = x.iter().position(|v| *v == top).unwrap();
-            assert_eq!(arg_max(&x), Ok(Some((place, top))));
+            assert_eq!(argmax(&x), Ok(Some((place, top))));
             let expected: f64 = x.iter().map(|v| f64::from(v - top).exp()).sum();
             assert!((f64::from(sum_exp(&x, top)) / expected - 1.0).abs() < 1e-5);
             let mut out = vec![f32::NAN; len];
@@ -103,12 +103,12 @@ mod tests {
             }
             let mut bad = x.clone();
             bad[len / 2] = f32::NAN;
-            assert_eq!(arg_max(&bad), Err(len / 2));
+            assert_eq!(argmax(&bad), Err(len / 2));
             bad[len / 2] = f32::INFINITY;
-            assert_eq!(arg_max(&bad), Err(len / 2));
+            assert_eq!(argmax(&bad), Err(len / 2));
             assert!(sum_exp(&bad, f32::NAN).is_nan());
         }
-        assert_eq!(arg_max(&[]), Ok(None));
-        assert_eq!(arg_max(&[2.0, 5.0, 5.0]), Ok(Some((1, 5.0))));
+        assert_eq!(argmax(&[]), Ok(None));
+        assert_eq!(argmax(&[2.0, 5.0, 5.0]), Ok(Some((1, 5.0))));
     }
 }

@@ -14,7 +14,7 @@ pub(crate) struct Embeddings {
     pub(crate) input: PromptInput,
     /// How the numbers are written.
     pub(crate) encoding_format: Option<EncodingFormat>,
-    /// Who asks; of no effect.
+    /// Identifies the end user; ignored.
     #[expect(dead_code, reason = "of no effect")]
     user: Option<String>,
 }

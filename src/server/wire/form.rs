@@ -43,10 +43,10 @@ pub(crate) enum ResponseFormat {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NamedSchema {
-    /// Of no effect.
+    /// Accepted and ignored.
     #[expect(dead_code, reason = "of no effect")]
     name: Option<String>,
-    /// Of no effect.
+    /// Accepted and ignored.
     #[expect(dead_code, reason = "of no effect")]
     description: Option<String>,
     /// The schema; any JSON object where it is left out.

@@ -30,10 +30,10 @@ pub(crate) struct Messages {
     /// Only `false`: the answer must not be recorded, also where the server keeps a sample of what it answers
     /// to train its draft on (`--record-traffic`).
     pub(crate) store: Option<False>,
-    /// Of no effect.
+    /// Accepted and ignored.
     #[expect(dead_code, reason = "of no effect")]
     metadata: Option<Map<String, Value>>,
-    /// There is one tier.
+    /// Ignored: there is one tier.
     #[expect(dead_code, reason = "of no effect")]
     service_tier: Option<Tier>,
 }
@@ -107,7 +107,7 @@ pub(crate) enum Block {
         kind: TextKind,
         /// The text.
         text: String,
-        /// Of no effect: every prompt is cached.
+        /// Ignored: every prompt is cached.
         #[expect(dead_code, reason = "of no effect")]
         cache_control: Option<Map<String, Value>>,
         /// Part of the API's answers, and empty there.
@@ -127,7 +127,7 @@ pub(crate) enum Block {
         name: String,
         /// Its arguments.
         input: Map<String, Value>,
-        /// Of no effect: every prompt is cached.
+        /// Ignored: every prompt is cached.
         #[expect(dead_code, reason = "of no effect")]
         cache_control: Option<Map<String, Value>>,
     },
@@ -143,7 +143,7 @@ pub(crate) enum Block {
         content: Option<Words>,
         /// Whether the call failed: then the model reads `Error: ` before the result.
         is_error: Option<bool>,
-        /// Of no effect: every prompt is cached.
+        /// Ignored: every prompt is cached.
         #[expect(dead_code, reason = "of no effect")]
         cache_control: Option<Map<String, Value>>,
     },
@@ -197,7 +197,7 @@ pub(crate) struct TextBlock {
     kind: TextKind,
     /// The text.
     text: String,
-    /// Of no effect: every prompt is cached.
+    /// Ignored: every prompt is cached.
     #[expect(dead_code, reason = "of no effect")]
     cache_control: Option<Map<String, Value>>,
 }
@@ -225,10 +225,10 @@ pub(crate) struct MessagesTool {
     pub(crate) description: Option<String>,
     /// JSON schema of its arguments, an object.
     pub(crate) input_schema: Map<String, Value>,
-    /// Of no effect: arguments always follow the schema.
+    /// Ignored: arguments always follow the schema.
     #[expect(dead_code, reason = "of no effect")]
     strict: Option<bool>,
-    /// Of no effect: every prompt is cached.
+    /// Ignored: every prompt is cached.
     #[expect(dead_code, reason = "of no effect")]
     cache_control: Option<Map<String, Value>>,
 }
@@ -245,12 +245,12 @@ pub(crate) enum CustomKind {
 #[derive(Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum MessagesToolChoice {
-    /// As it likes.
+    /// The model decides whether it calls.
     Auto {
         /// Whether it makes one call at most.
         disable_parallel_tool_use: Option<bool>,
     },
-    /// It does.
+    /// The model must call a function.
     Any {
         /// Whether it makes one call at most.
         disable_parallel_tool_use: Option<bool>,
@@ -259,11 +259,11 @@ pub(crate) enum MessagesToolChoice {
     Tool {
         /// Its name.
         name: String,
-        /// Of no effect: it is called once.
+        /// Ignored: it is called once.
         #[expect(dead_code, reason = "of no effect")]
         disable_parallel_tool_use: Option<bool>,
     },
-    /// It does not, and is not told of the tools.
+    /// The model calls nothing, and is not told of the tools.
     None {},
 }
 
@@ -271,9 +271,9 @@ pub(crate) enum MessagesToolChoice {
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Tier {
-    /// As all are.
+    /// As every request is served.
     Auto,
-    /// As all are.
+    /// As every request is served.
     StandardOnly,
 }
 
@@ -281,6 +281,6 @@ pub(crate) enum Tier {
 #[derive(Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Thinking {
-    /// It does not.
+    /// The model does not reason before it answers.
     Disabled {},
 }

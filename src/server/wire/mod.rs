@@ -4,7 +4,7 @@
 mod admin;
 mod answer;
 mod embedding;
-mod failure;
+mod error;
 mod form;
 mod message;
 mod message_answer;
@@ -21,7 +21,7 @@ mod value;
 pub(crate) use admin::*;
 pub(crate) use answer::*;
 pub(crate) use embedding::*;
-pub(crate) use failure::*;
+pub(crate) use error::*;
 pub(crate) use form::*;
 pub(crate) use message::*;
 pub(crate) use message_answer::*;

@@ -61,7 +61,7 @@ pub(crate) struct Sampling {
     /// Only `false`: the answer must not be recorded, also where the server keeps a sample of what it answers
     /// to train its draft on (`--record-traffic`).
     pub(crate) store: Option<False>,
-    /// Who asks; of no effect.
+    /// Identifies the end user; ignored.
     #[expect(dead_code, reason = "of no effect")]
     user: Option<String>,
 }
@@ -145,16 +145,16 @@ pub(crate) struct Chat {
     /// Only `["text"]`.
     #[expect(dead_code, reason = "has one value")]
     modalities: Option<Vec<Modality>>,
-    /// Of no effect.
+    /// Accepted and ignored.
     #[expect(dead_code, reason = "of no effect")]
     metadata: Option<BTreeMap<String, String>>,
-    /// Who asks; of no effect.
+    /// Identifies the end user; ignored.
     #[expect(dead_code, reason = "of no effect")]
     safety_identifier: Option<String>,
-    /// Of no effect: all requests share one prefix cache.
+    /// Ignored: all requests share one prefix cache.
     #[expect(dead_code, reason = "of no effect")]
     prompt_cache_key: Option<String>,
-    /// There is one tier.
+    /// Ignored: there is one tier.
     #[expect(dead_code, reason = "of no effect")]
     service_tier: Option<ServiceTier>,
     /// Only `none`: the model does not reason apart from its answer.
@@ -188,9 +188,9 @@ pub(crate) enum Modality {
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ServiceTier {
-    /// As all are.
+    /// As every request is served.
     Auto,
-    /// As all are.
+    /// As every request is served.
     Default,
 }
 

@@ -49,16 +49,16 @@ pub(crate) struct Responses {
     /// Only `disabled`.
     #[expect(dead_code, reason = "has one value")]
     truncation: Option<Truncation>,
-    /// There is one tier.
+    /// Ignored: there is one tier.
     #[expect(dead_code, reason = "of no effect")]
     service_tier: Option<ServiceTier>,
-    /// Who asks; of no effect.
+    /// Identifies the end user; ignored.
     #[expect(dead_code, reason = "of no effect")]
     user: Option<String>,
-    /// Who asks; of no effect.
+    /// Identifies the end user; ignored.
     #[expect(dead_code, reason = "of no effect")]
     safety_identifier: Option<String>,
-    /// Of no effect: all requests share one prefix cache.
+    /// Ignored: all requests share one prefix cache.
     #[expect(dead_code, reason = "of no effect")]
     prompt_cache_key: Option<String>,
 }
@@ -93,10 +93,10 @@ pub(crate) enum InputItem {
         name: String,
         /// The text of a JSON object.
         arguments: String,
-        /// Of no effect.
+        /// Accepted and ignored.
         #[expect(dead_code, reason = "of no effect")]
         id: Option<String>,
-        /// Of no effect.
+        /// Accepted and ignored.
         #[expect(dead_code, reason = "of no effect")]
         status: Option<String>,
     },
@@ -110,10 +110,10 @@ pub(crate) enum InputItem {
         call_id: String,
         /// Its result.
         output: InputContent,
-        /// Of no effect.
+        /// Accepted and ignored.
         #[expect(dead_code, reason = "of no effect")]
         id: Option<String>,
-        /// Of no effect.
+        /// Accepted and ignored.
         #[expect(dead_code, reason = "of no effect")]
         status: Option<String>,
     },
@@ -127,10 +127,10 @@ pub(crate) enum InputItem {
         role: Role,
         /// The words.
         content: InputContent,
-        /// Of no effect.
+        /// Accepted and ignored.
         #[expect(dead_code, reason = "of no effect")]
         id: Option<String>,
-        /// Of no effect.
+        /// Accepted and ignored.
         #[expect(dead_code, reason = "of no effect")]
         status: Option<String>,
     },
@@ -164,7 +164,7 @@ pub(crate) enum ResponsesTool {
         description: Option<String>,
         /// JSON schema of its arguments, an object; none where it is left out.
         parameters: Option<Map<String, Value>>,
-        /// Of no effect: arguments always follow the schema.
+        /// Ignored: arguments always follow the schema.
         strict: Option<bool>,
     },
 }
@@ -231,10 +231,10 @@ pub(crate) struct InputPart {
     kind: InputPartKind,
     /// The text.
     text: String,
-    /// Of no effect.
+    /// Accepted and ignored.
     #[expect(dead_code, reason = "of no effect")]
     annotations: Option<Vec<Value>>,
-    /// Of no effect.
+    /// Accepted and ignored.
     #[expect(dead_code, reason = "of no effect")]
     logprobs: Option<Vec<Value>>,
 }
@@ -279,13 +279,13 @@ pub(crate) enum TextFormat {
     JsonObject {},
     /// JSON that a schema admits.
     JsonSchema {
-        /// Of no effect.
+        /// Accepted and ignored.
         name: String,
-        /// Of no effect.
+        /// Accepted and ignored.
         description: Option<String>,
         /// The schema.
         schema: Map<String, Value>,
-        /// Of no effect: the text follows the schema either way.
+        /// Ignored: the text follows the schema either way.
         strict: Option<bool>,
     },
 }

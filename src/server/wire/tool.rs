@@ -41,7 +41,7 @@ pub(crate) struct Function {
     pub(crate) description: Option<String>,
     /// JSON schema of its arguments, an object; none where it is left out.
     pub(crate) parameters: Option<Map<String, Value>>,
-    /// Of no effect: arguments always follow the schema.
+    /// Ignored: arguments always follow the schema.
     #[expect(dead_code, reason = "of no effect")]
     strict: Option<bool>,
 }
@@ -60,11 +60,11 @@ pub(crate) enum ToolChoice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ToolMode {
-    /// It does not, and is not told of the tools.
+    /// The model calls nothing, and is not told of the tools.
     None,
-    /// As it likes.
+    /// The model decides whether it calls.
     Auto,
-    /// It does.
+    /// The model must call a function.
     Required,
 }
 

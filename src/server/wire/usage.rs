@@ -20,7 +20,7 @@ pub(crate) struct Usage {
     /// More on the generated tokens.
     pub(crate) completion_tokens_details: CompletionTokensDetails,
     /// How speculation went.
-    pub(crate) pleach: Speculation,
+    pub(crate) pleach: SpeculationUsage,
 }
 
 /// More on the tokens of prompts.
@@ -41,7 +41,7 @@ pub(crate) struct CompletionTokensDetails {
 
 /// How speculation went, whoever drafted.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
-pub(crate) struct Speculation {
+pub(crate) struct SpeculationUsage {
     /// Rounds with draft tokens.
     pub(crate) drafts: u64,
     /// Draft tokens verified.
@@ -68,7 +68,7 @@ impl Usage {
                 accepted_prediction_tokens: accepted,
                 rejected_prediction_tokens: drafted - accepted,
             },
-            pleach: Speculation {
+            pleach: SpeculationUsage {
                 drafts: sum(|s| s.rounds.drafts),
                 draft_tokens: sum(|s| s.rounds.draft_tokens),
                 accepted_tokens: sum(|s| s.rounds.accepted_tokens),

@@ -6,11 +6,11 @@ use candle_core::{Device, Error, Result, Tensor};
 
 use super::attention::HeadShape;
 use super::chain_attention::{ChainAttention, Chains};
-use super::data::Sequence;
+use super::dataset::Sequence;
 use super::decoder::{Layer, Weights, fuse, get};
 use super::distill_loss::{DistillLoss, Tally, Targets};
+use super::graph_ops::{Linear, RmsNorm};
 use super::lesson::Lesson;
-use super::ops::{Linear, RmsNorm};
 use super::{Dataset, TargetStates};
 use pleach::model::{Attachment, ModelConfig, PROJECTIONS, rope_table};
 use pleach_kernels::training::Divergence;
@@ -62,7 +62,7 @@ impl AttachedNetwork {
 }
 
 /// The chains of a batch.
-struct Batch {
+struct ChainBatch {
     /// Chains of each sequence, for each kept block.
     chains: Vec<Arc<[Chains]>>,
     /// `[steps][rows]`
@@ -116,7 +116,7 @@ impl AttachedLesson {
         (sequence.tokens.len() - 1).saturating_sub(sequence.prompt)
     }
 
-    fn batch(&self, pack: &[usize]) -> Result<Batch> {
+    fn batch(&self, pack: &[usize]) -> Result<ChainBatch> {
         let width = self.config.hidden_size;
         let cells = self.config.num_key_value_heads * self.config.head_dim;
         let read = self.attachment.states.len() * width;
@@ -162,7 +162,7 @@ impl AttachedLesson {
         let mut normed = vec![0.0; states.len()];
         self.norm(&states, &mut normed);
         let chains = chains.into_iter().map(Into::into).collect();
-        Ok(Batch { chains, tokens, positions, states: normed, targets })
+        Ok(ChainBatch { chains, tokens, positions, states: normed, targets })
     }
 
     fn norm(&self, x: &[f32], out: &mut [f32]) {

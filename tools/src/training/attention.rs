@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::gemm::product;
-use super::ops::{dense, result, values, with_values};
+use super::graph_ops::{dense, result, values, with_values};
 use pleach::model::ModelConfig;
 use pleach_kernels::training::{causal_softmax, softmax_backward};
 use pleach_kernels::{MatRef, RopeTable, ThreadPool};

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::attention::HeadShape;
 use super::gemm::product;
-use super::ops::{dense, result, values, with_values};
+use super::graph_ops::{dense, result, values, with_values};
 use pleach_kernels::training::{softmax, softmax_gradient};
 use pleach_kernels::{MatRef, RopeTable, ThreadPool};
 

@@ -8,14 +8,14 @@ use candle_core::{Device, Result, Tensor};
 
 use super::attention::{Attention, HeadShape};
 use super::distill_loss::{DistillLoss, Tally, Targets};
-use super::ops::{Linear, RmsNorm, SiluMul};
+use super::graph_ops::{Linear, RmsNorm, SiluMul};
 use pleach::model::{ModelConfig, rope_table};
 use pleach_kernels::training::Divergence;
 use pleach_kernels::{RopeTable, ThreadPool};
 
 /// Several sequences side by side, and what is to be learnt from them.
 #[derive(Debug, Default, Clone)]
-pub struct Batch {
+pub struct TrainingBatch {
     /// Tokens of all sequences.
     pub tokens: Vec<u32>,
     /// Rows of each sequence.
@@ -59,7 +59,7 @@ impl Network {
     pub(super) fn loss(
         &self,
         weights: &Weights,
-        batch: &Batch,
+        batch: &TrainingBatch,
         divergence: Divergence,
         training: bool,
     ) -> Result<(Tensor, Tally)> {
@@ -71,7 +71,7 @@ impl Network {
     ///
     /// # Errors
     /// What candle says, for instance about a missing weight.
-    pub fn loss_sum(&self, weights: &Weights, batch: &Batch) -> Result<Tensor> {
+    pub fn loss_sum(&self, weights: &Weights, batch: &TrainingBatch) -> Result<Tensor> {
         Ok(self.loss(weights, batch, Divergence::FORWARD_KL, true)?.0)
     }
 
@@ -79,12 +79,12 @@ impl Network {
     ///
     /// # Errors
     /// What candle says, for instance about a missing weight.
-    pub fn logits(&self, weights: &Weights, batch: &Batch) -> Result<Tensor> {
+    pub fn logits(&self, weights: &Weights, batch: &TrainingBatch) -> Result<Tensor> {
         self.hidden_states(weights, batch)?.apply_op2(&self.head, Linear)
     }
 
     /// Normed output of the last block, `[rows, hidden]`.
-    fn hidden_states(&self, weights: &Weights, batch: &Batch) -> Result<Tensor> {
+    fn hidden_states(&self, weights: &Weights, batch: &TrainingBatch) -> Result<Tensor> {
         let config = &self.config;
         let width = config.hidden_size;
         let weights = &fuse(weights, config)?;

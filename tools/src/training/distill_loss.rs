@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape, Tensor};
 
 use super::gemm::product;
-use super::ops::{dense, result, values, with_values};
+use super::graph_ops::{dense, result, values, with_values};
 use pleach_kernels::MatRef;
 use pleach_kernels::training::{Divergence, distill_row};
 

@@ -4,30 +4,30 @@
 //! own kernels inside, over packed sequences; [`Dataset`] packs answers and the target's distribution
 //! into it; [`Parameters`] holds what is trained; [`Trainer`] runs the steps on several threads.
 
-mod adapter;
 mod attached;
 mod attention;
 mod chain_attention;
-mod data;
+mod dataset;
 mod decoder;
 mod distill_loss;
 mod gemm;
+mod graph_ops;
 mod lesson;
-mod ops;
+mod lora;
 mod options;
-mod params;
+mod parameters;
 mod slerp;
 mod target_states;
 mod trainer;
 
-pub use adapter::Adapter;
 pub use attached::{AttachedLesson, AttachedNetwork};
-pub use data::{Dataset, Example, Origin, TopK, TopKWriter};
-pub use decoder::{Batch, Network, Weights};
+pub use dataset::{Dataset, Example, Origin, TopK, TopKWriter};
+pub use decoder::{Network, TrainingBatch, Weights};
 pub use distill_loss::Tally;
 pub use lesson::{Distillation, Lesson};
+pub use lora::Adapter;
 pub use options::{Budget, Options};
-pub use params::{Adapt, Parameters, Weight, block_weights};
+pub use parameters::{Adapt, Parameters, Weight, block_weights};
 pub use slerp::slerp;
 pub use target_states::{TargetStates, TargetStatesWriter};
 pub use trainer::{Point, Trainer};

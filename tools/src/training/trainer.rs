@@ -12,7 +12,7 @@ use super::decoder::Weights;
 use super::distill_loss::Tally;
 use super::lesson::Lesson;
 use super::options::{Budget, Options};
-use super::params::Gradients;
+use super::parameters::Gradients;
 use super::{Parameters, TrainError};
 use pleach::checkpoint::write;
 use pleach_kernels::training::AdamW;

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Result as CandleResult, Tensor, Var};
 use rayon::prelude::*;
 
-use super::adapter::Adapter;
 use super::decoder::Weights;
 use super::gemm::product;
+use super::lora::Adapter;
 use pleach::checkpoint::{Checkpoint, CheckpointError};
 use pleach::model::tensor_names;
 use pleach_kernels::training::AdamW;

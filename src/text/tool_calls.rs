@@ -3,7 +3,7 @@
 
 use std::str::FromStr;
 
-use super::stop::overlap;
+use super::stop_strings::overlap;
 
 /// How a model writes calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

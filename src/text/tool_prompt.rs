@@ -2,12 +2,16 @@
 
 use serde_json::{Value, json};
 
-use super::calls::{CallFormat, Texts};
 use super::python_json;
+use super::tool_calls::{CallFormat, Texts};
 
 /// A conversation with functions: they are described in the system message, calls are text in the given
 /// format and results are what the user says.
-pub(super) fn spelled_out(format: CallFormat, messages: &[Value], tools: &[Value]) -> Vec<Value> {
+pub(super) fn describe_tools(
+    format: CallFormat,
+    messages: &[Value],
+    tools: &[Value],
+) -> Vec<Value> {
     let texts = format.texts();
     let mut spelled: Vec<Value> = messages.iter().map(|said| message(texts, said)).collect();
     if tools.is_empty() {

@@ -9,7 +9,7 @@ use minijinja::{Environment, Error, ErrorKind, context};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use super::spelled_out::spelled_out;
+use super::tool_prompt::describe_tools;
 use super::{CallFormat, indented_python_json, python_json};
 
 /// Instructions that rendering may take: about a second's worth.
@@ -157,7 +157,7 @@ impl ChatTemplate {
             }
             _ => messages,
         };
-        let spelled = (!self.knows_calls).then(|| spelled_out(self.calls, messages, tools));
+        let spelled = (!self.knows_calls).then(|| describe_tools(self.calls, messages, tools));
         let (messages, tools) = match &spelled {
             Some(messages) => (&messages[..], &[][..]),
             None => (messages, tools),
@@ -168,7 +168,7 @@ impl ChatTemplate {
             add_generation_prompt => ending == Ending::Assistant,
             ..minijinja::Value::from_pairs(self.special_tokens.clone())
         };
-        let mut prompt = Prompt::default();
+        let mut prompt = BoundedText::default();
         let rendered = template.render_captured_to(conversation, &mut prompt).map(drop);
         rendered
             .map_err(|e| TemplateError(e.detail().map_or_else(|| e.to_string(), str::to_owned)))?;
@@ -185,9 +185,9 @@ impl ChatTemplate {
 
 /// A prompt as it is written, up to its bound.
 #[derive(Default)]
-struct Prompt(Vec<u8>);
+struct BoundedText(Vec<u8>);
 
-impl io::Write for Prompt {
+impl io::Write for BoundedText {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         if self.0.len() + text.len() > MAX_PROMPT {
             return Err(io::Error::other("the prompt is too long"));

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{Distribution, SamplingParams};
-use pleach_kernels::{arg_max, scaled_exp};
+use pleach_kernels::{argmax, scaled_exp};
 
 /// Logits no token can be drawn from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -63,8 +63,8 @@ impl History {
 ///
 /// # Errors
 /// [`LogitsError`] if a logit is not a number, or none is above negative infinity.
-pub fn argmax(logits: &[f32]) -> Result<u32, LogitsError> {
-    match arg_max(logits) {
+pub fn greedy_token(logits: &[f32]) -> Result<u32, LogitsError> {
+    match argmax(logits) {
         Ok(Some((id, logit))) if logit > f32::NEG_INFINITY => Ok(id as u32),
         Ok(_) => Err(LogitsError::NothingLeft),
         Err(id) => Err(LogitsError::NotFinite { id: id as u32 }),
@@ -113,7 +113,7 @@ impl Processor {
         } else {
             logits
         };
-        let result = argmax(source).and_then(|best| {
+        let result = greedy_token(source).and_then(|best| {
             if params.temperature == 0.0 {
                 return Ok(Distribution::one_hot(token(best)));
             }

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::distill_loss::Targets;
-use super::{Batch, TrainError};
+use super::{TrainError, TrainingBatch};
 
 /// One line of a file of answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -282,8 +282,8 @@ impl Dataset {
 
     /// One batch of answers. `head_row` gives the head's row of each token, where it has one.
     #[must_use]
-    pub fn batch(&self, indices: &[usize], head_row: &[Option<u32>]) -> Batch {
-        let mut batch = Batch::default();
+    pub fn batch(&self, indices: &[usize], head_row: &[Option<u32>]) -> TrainingBatch {
+        let mut batch = TrainingBatch::default();
         let targets: &mut Targets = &mut batch.targets;
         for sequence in indices.iter().map(|index| &self.sequences[*index]) {
             let start = batch.tokens.len();
