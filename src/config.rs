@@ -1,4 +1,4 @@
-//! What the server is told: flags and environment, validated.
+//! The server's configuration: flags and environment, validated.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

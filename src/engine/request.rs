@@ -171,7 +171,7 @@ impl FinishReason {
     }
 }
 
-/// News of one sequence.
+/// What happened to one sequence in a step.
 #[expect(clippy::large_enum_variant, reason = "the large one comes once for each sequence")]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {

@@ -286,7 +286,7 @@ impl Scheduler {
     ) -> Option<Scheduled> {
         let entry = &mut self.running[index];
         let end = entry.computed + count;
-        // Draft tokens are a luxury: nobody is preempted for them.
+        // No sequence is preempted to make room for draft tokens.
         if lookahead > 0 && entry.table.reserve(end + lookahead, &mut self.pool) {
             let item = share(entry, count, lookahead);
             schedule.items.push(item);

@@ -49,7 +49,7 @@ pub(super) async fn change_draft(
     if news.borrow_and_update().as_ref().is_some_and(|it| it.outcome.is_none()) {
         return Err(busy());
     }
-    // Whoever has won before serves.
+    // A draft that has won a comparison before serves now; this makes it known.
     status(serving);
     let num_blocks = serving.engine.num_blocks();
     let load = move || -> Result<_, LoadError> {

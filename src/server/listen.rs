@@ -51,7 +51,7 @@ pub async fn run(
         () = shutdown => Ok(()),
         () = async {
             state.engine_stopped().await;
-            // Those who ask meanwhile hear that nothing can be served.
+            // Until the model is loaded, requests get 503.
             tokio::time::sleep(LAST_WORDS).await;
         } => Err(EngineStopped),
     };

@@ -30,7 +30,7 @@ impl From<usize> for Load {
 }
 
 impl Load {
-    /// With another sequence, of `rows` rows behind `context` positions.
+    /// Adds a sequence that computes `rows` rows behind `context` cached positions.
     #[must_use]
     pub fn sequence(self, rows: usize, context: usize) -> Self {
         let first = if rows == 0 { 0.0 } else { (1.0 - FURTHER) * context as f64 };
@@ -38,7 +38,7 @@ impl Load {
         Self { positions: load.positions + first, ..load }
     }
 
-    /// With `rows` further rows of a sequence behind `context` positions.
+    /// Adds `rows` rows to a sequence that is part of the load, behind `context` cached positions.
     #[must_use]
     pub fn further(self, rows: usize, context: usize) -> Self {
         let positions = self.positions + FURTHER * (rows * context) as f64;

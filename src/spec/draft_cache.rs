@@ -4,7 +4,8 @@
 //! What its cache holds of a block therefore depends on the gap before it, and a shared block can hold one
 //! reading only. Invariants:
 //! - The first `rows` slots of a block hold known tokens, read behind a gap of `skipped` blocks.
-//! - A reading stays as long as the block keeps its tokens: who has another gap begins behind it.
+//! - A reading stays valid while the block keeps its tokens. A sequence with another gap cannot use it, and starts
+//!   behind that block.
 
 use crate::kv_cache::{BLOCK_SIZE, BlockTable};
 

@@ -22,7 +22,7 @@ pub struct DraftPass {
     pub step: DraftStep,
     /// Rows computed.
     pub rows: usize,
-    /// Whether no sequence had more to catch up on than a round leaves behind.
+    /// Whether every sequence read at most the tokens of its last round.
     pub decode: bool,
     /// Seconds it took.
     pub seconds: f64,
@@ -227,8 +227,8 @@ impl DraftModel {
         Some(stop == end)
     }
 
-    /// Runs the pass. The logits, `[complete sequences, head_rows]`, or `None` if the model failed for
-    /// good: the draft is a convenience, whatever goes wrong in it must not end a sequence.
+    /// Runs the pass. Returns the logits, `[complete sequences, head_rows]`, or `None` if the model failed for good.
+    /// Sequences then go on without drafts.
     pub(super) fn run<'a>(
         &'a mut self,
         target: &'a mut dyn Forward,

@@ -8,7 +8,7 @@ use super::stop_strings::overlap;
 /// How a model writes calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallFormat {
-    /// `<tool_call>` around an object: Hermes, Qwen, and all that are told how.
+    /// `<tool_call>` around an object: Hermes, Qwen, and any model whose prompt describes this format.
     Hermes,
     /// An object with `parameters`, alone: Llama 3.
     Llama3Json,
