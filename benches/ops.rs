@@ -54,7 +54,7 @@ fn product(bencher: Bencher, dtype: DType, (out, inner): (usize, usize), rows: u
         });
 }
 
-const ROWS: [usize; 8] = [1, 2, 4, 5, 8, 16, 32, 512];
+const ROWS: [usize; 9] = [1, 2, 3, 4, 5, 8, 16, 32, 512];
 
 #[divan::bench(args = ROWS)]
 fn matmul_q4_1_1536_by_576(bencher: Bencher, rows: usize) {
@@ -66,7 +66,7 @@ fn matmul_q4_0_576_by_1536(bencher: Bencher, rows: usize) {
     product(bencher, DType::Q4_0, (576, 1536), rows);
 }
 
-#[divan::bench(args = [1, 4, 8, 32])]
+#[divan::bench(args = [1, 2, 4, 8, 16, 32])]
 fn matmul_q8_0_head(bencher: Bencher, rows: usize) {
     product(bencher, DType::Q8_0, (49152, 576), rows);
 }
@@ -138,5 +138,15 @@ fn gemm_bf16(bencher: Bencher, (m, k, n): (usize, usize, usize)) {
     bencher.counter(ItemsCount::new(2 * m * n * k)).bench_local(|| {
         let (a, b) = (MatRef::new(&a, m, k, k), MatRef::new(&b, k, n, n));
         gemm::gemm(a, b, black_box(&mut c), false);
+    });
+}
+
+/// A job whose tasks do nothing: what it costs to hand tasks to the threads and to wait for them.
+#[divan::bench(args = [2, 12])]
+fn empty_job(bencher: Bencher, tasks: usize) {
+    bencher.bench_local(|| {
+        POOL.run(black_box(tasks), &|task| {
+            black_box(task);
+        });
     });
 }

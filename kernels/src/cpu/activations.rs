@@ -4,34 +4,40 @@ use crate::cpu::isa::{Isa, per_isa};
 use crate::cpu::lanes::fold_lanes;
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_mut::SharedMut;
+use crate::cpu::weights::Line;
 
 /// Width of an activation block: one scale per 32 values, as in the quantised weights.
 pub(crate) const BLOCK: usize = 32;
 
-/// Rows are padded to a multiple of this.
-const TILE: usize = 16;
+/// A step of the second plane is `2^-REST_BITS` of one of the first.
+pub(crate) const REST_BITS: u32 = 4;
+
+/// Rows whose blocks lie side by side, as a tile takes them; rows are padded to a multiple of this.
+pub(crate) const TILE: usize = 16;
 
 /// Work space for `[rows, cols]` activations. Each row is quantised on its own, symmetrically to int8
 /// with one scale per 32 values, so that a row's bits never depend on its neighbours. Where the values
 /// are `precise`, a second int8 plane holds what the first one rounds off: behind a norm a few channels
 /// are so much larger than the rest that 8 bits lose what the model says (README of the benches).
+/// The second plane's step is a sixteenth of the first one's, so that 4-bit weights, shifted by as much,
+/// multiply both planes of a block in one tile.
+///
+/// What belongs to the blocks lies as `[rows / 16, cols / 32, 16 rows]`.
 #[derive(Debug, Default)]
 pub struct Activations {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     /// `[rows, cols]`
     pub(crate) values: Vec<f32>,
-    /// `[rows, cols]`; unused where `cols` is no multiple of 32.
-    pub(crate) codes: Vec<i8>,
-    /// What is left of each value, in steps of 1/256 of a code; unused without `precise`.
-    pub(crate) low: Vec<i8>,
-    /// Whether a value is `256 * code + low` steps instead of `code` steps.
+    /// For every block its codes, plane after plane; unused where `cols` is no multiple of 32.
+    codes: Vec<Line>,
+    /// Whether a value is `16 * code + rest` steps, its rest in a second plane, instead of `code` steps.
     pub(crate) precise: bool,
-    /// `[rows, cols / 32]`: value of one step.
+    /// For every block the value of one step.
     pub(crate) scales: Vec<f32>,
-    /// `[rows, cols / 32]`: sum of the steps of each half block.
-    pub(crate) sums: Vec<[i32; 2]>,
-    /// `[rows, cols / 32]`: scale times the block's sum of steps.
+    /// `[rows / 16, cols / 32, 2 halves, 16 rows]`: sums of the steps of the halves of every block.
+    pub(crate) half_sums: Vec<i32>,
+    /// For every block its scale times the sum of its steps.
     pub(crate) scaled_sums: Vec<f32>,
 }
 
@@ -43,9 +49,36 @@ impl Activations {
     }
 
     /// A value in steps of its scale.
-    pub(crate) fn steps(&self, at: usize) -> i32 {
-        let code = i32::from(self.codes[at]);
-        if self.precise { 256 * code + i32::from(self.low[at]) } else { code }
+    pub(crate) fn steps(&self, row: usize, col: usize) -> i32 {
+        let codes = self.block_codes(self.place(row, col / BLOCK));
+        let step = |plane: usize| i32::from(codes[plane * BLOCK + col % BLOCK]);
+        if self.precise { (step(0) << REST_BITS) + step(1) } else { step(0) }
+    }
+
+    /// Where the `block`-th block of a row lies; the next one lies [`TILE`] further.
+    #[inline]
+    pub(crate) fn place(&self, row: usize, block: usize) -> usize {
+        place(row, block, self.cols / BLOCK)
+    }
+
+    /// The sums of the steps of both halves of the block that lies at `place`.
+    #[inline]
+    pub(crate) fn sums_of(&self, place: usize) -> [i32; 2] {
+        let [first, second] = half_sums(place);
+        [self.half_sums[first], self.half_sums[second]]
+    }
+
+    /// Codes of a block.
+    #[inline]
+    pub(crate) fn codes_per_block(&self) -> usize {
+        BLOCK * (1 + usize::from(self.precise))
+    }
+
+    /// The codes of the block that lies at `place`, plane after plane.
+    #[inline]
+    pub(crate) fn block_codes(&self, place: usize) -> &[i8] {
+        let count = self.codes_per_block();
+        &bytemuck::cast_slice(&self.codes)[place * count..][..count]
     }
 
     /// Takes `x`, `[rows, cols]`, in one int8 plane or, if `precise`, in two. Buffers grow and never
@@ -61,7 +94,8 @@ impl Activations {
     }
 
     /// As [`set`](Self::set), with the values that `make` writes: row, which of `parts` parts of equal
-    /// width, values. They are made and quantised by one task for each part.
+    /// width, values. They are made and quantised by one task for each part of a row, or of a tile's rows
+    /// where there are many.
     ///
     /// # Panics
     /// If `parts` does not divide `cols`.
@@ -75,10 +109,14 @@ impl Activations {
         make: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
     ) {
         self.fill_with(pool, rows, cols, parts, precise, |out| {
-            pool.run(rows * parts, &|task| {
-                let (row, part) = (task / parts, task % parts);
-                // SAFETY: each task has its own part.
-                unsafe { out.make(row, part, |values| make(row, part, values)) };
+            // The rows of a tile share cache lines, which two threads had better not write in turns.
+            let together = if rows >= TILE * pool.threads() { TILE } else { 1 };
+            pool.run(rows.div_ceil(together) * parts, &|task| {
+                let (group, part) = (task / parts, task % parts);
+                for row in group * together..rows.min((group + 1) * together) {
+                    // SAFETY: each task has its own part.
+                    unsafe { out.make(row, part, |values| make(row, part, values)) };
+                }
             });
         });
     }
@@ -100,10 +138,10 @@ impl Activations {
         if quantized {
             // Whole tiles can be read; what lies behind the last row is never used.
             let (padded, blocks) = (rows.next_multiple_of(TILE), cols / BLOCK);
-            self.codes.resize(padded * cols, 0);
-            self.low.resize(padded * cols, 0);
+            let lines = (padded * cols * (1 + usize::from(precise))).div_ceil(size_of::<Line>());
+            self.codes.resize(lines, Line([0; 64]));
             self.scales.resize(padded * blocks, 0.0);
-            self.sums.resize(padded * blocks, [0; 2]);
+            self.half_sums.resize(2 * padded * blocks, 0);
             self.scaled_sums.resize(padded * blocks, 0.0);
         }
         let parts = Parts {
@@ -113,18 +151,19 @@ impl Activations {
             precise,
             at_once: quantized && (cols / parts).is_multiple_of(BLOCK),
             values: SharedMut::new(&mut self.values),
-            codes: SharedMut::new(&mut self.codes),
-            low: SharedMut::new(&mut self.low),
-            scales: SharedMut::new(&mut self.scales),
-            sums: SharedMut::new(&mut self.sums),
-            scaled_sums: SharedMut::new(&mut self.scaled_sums),
+            blocks: Blocks {
+                codes: SharedMut::new(bytemuck::cast_slice_mut(&mut self.codes)),
+                scales: SharedMut::new(&mut self.scales),
+                half_sums: SharedMut::new(&mut self.half_sums),
+                scaled_sums: SharedMut::new(&mut self.scaled_sums),
+            },
         };
         job(&parts);
         if quantized && !parts.at_once {
             // Parts end within blocks.
             pool.run(rows, &|row| {
                 // SAFETY: each task has its own row, and the job that made it has ended.
-                unsafe { parts.quantize(row * cols, parts.values.slice(row * cols, cols)) };
+                unsafe { parts.quantize(row, 0, parts.values.slice(row * cols, cols)) };
             });
         }
     }
@@ -139,11 +178,28 @@ pub(crate) struct Parts<'a> {
     /// Whether a part is whole blocks.
     at_once: bool,
     values: SharedMut<'a, f32>,
+    blocks: Blocks<'a>,
+}
+
+/// What belongs to the blocks of all rows.
+struct Blocks<'a> {
     codes: SharedMut<'a, i8>,
-    low: SharedMut<'a, i8>,
     scales: SharedMut<'a, f32>,
-    sums: SharedMut<'a, [i32; 2]>,
+    half_sums: SharedMut<'a, i32>,
     scaled_sums: SharedMut<'a, f32>,
+}
+
+/// Where a block of a row of `blocks` blocks lies.
+#[inline]
+fn place(row: usize, block: usize, blocks: usize) -> usize {
+    (row / TILE * blocks + block) * TILE + row % TILE
+}
+
+/// Where the sums of the halves of the block at `place` lie.
+#[inline]
+fn half_sums(place: usize) -> [usize; 2] {
+    let first = place + place / TILE * TILE;
+    [first, first + TILE]
 }
 
 impl Parts<'_> {
@@ -158,44 +214,28 @@ impl Parts<'_> {
         make(values);
         if self.at_once {
             // SAFETY: as above.
-            unsafe { self.quantize(at, values) };
+            unsafe { self.quantize(row, part * self.width / BLOCK, values) };
         }
     }
 
     /// # Safety
-    /// The blocks from `at` on, those of `x`, must be this task's own.
-    unsafe fn quantize(&self, at: usize, x: &[f32]) {
-        let (block, blocks) = (at / BLOCK, x.len() / BLOCK);
-        // SAFETY: by the caller's promise.
-        let (codes, low, scales, sums, scaled_sums) = unsafe {
-            (
-                self.codes.slice(at, x.len()),
-                self.low.slice(at, x.len()),
-                self.scales.slice(block, blocks),
-                self.sums.slice(block, blocks),
-                self.scaled_sums.slice(block, blocks),
-            )
-        };
+    /// The blocks of the row from `block` on, those of `x`, must be this task's own.
+    unsafe fn quantize(&self, row: usize, block: usize, x: &[f32]) {
+        let at = place(row, block, self.cols / BLOCK);
         if self.precise {
-            quantize_row::<2>(self.isa, x, codes, low, scales, sums, scaled_sums);
+            quantize_row::<2>(self.isa, x, &self.blocks, at);
         } else {
-            quantize_row::<1>(self.isa, x, codes, low, scales, sums, scaled_sums);
+            quantize_row::<1>(self.isa, x, &self.blocks, at);
         }
     }
 }
 
 per_isa! {
-    fn quantize_row<const PLANES: usize>(
-        x: &[f32],
-        codes: &mut [i8],
-        low: &mut [i8],
-        scales: &mut [f32],
-        sums: &mut [[i32; 2]],
-        scaled_sums: &mut [f32],
-    ) {
-        let (codes, low) = (codes.as_chunks_mut::<BLOCK>().0, low.as_chunks_mut::<BLOCK>().0);
-        let x = x.as_chunks::<BLOCK>().0;
-        for (i, ((x, codes), low)) in x.iter().zip(codes).zip(low).enumerate() {
+    /// Quantises the blocks of `x`, which lie at `at` and [`TILE`] further each, and must be the caller's own.
+    fn quantize_row<const PLANES: usize>(x: &[f32], out: &Blocks<'_>, at: usize) {
+        const STEPS: f32 = (1 << REST_BITS) as f32;
+        for (i, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+            let at = at + i * TILE;
             // As integers, absolute values order as floats do, and NaN and infinity come out on top.
             let top = x.iter().fold(0u32, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
             let top = f32::from_bits(top);
@@ -204,24 +244,33 @@ per_isa! {
             let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
             // Adding 1.5 * 2^23 rounds to an integer held in the low bits.
             const ROUND: f32 = 12_582_912.0;
+            let (mut codes, mut rests) = ([0i8; BLOCK], [0i8; BLOCK]);
             let mut sum = [0i32; BLOCK];
-            for (((code, low), sum), v) in codes.iter_mut().zip(low).zip(&mut sum).zip(x) {
+            for (((code, rest), sum), v) in codes.iter_mut().zip(&mut rests).zip(&mut sum).zip(x) {
                 let rounded = v.mul_add(inverse, ROUND);
                 *code = rounded.to_bits().wrapping_sub(ROUND.to_bits()) as i8;
                 *sum = i32::from(*code);
                 if PLANES == 2 {
-                    let rest = v.mul_add(inverse, ROUND - rounded) * 256.0;
-                    let rest = if rest > 127.0 { 127.0 } else { rest };
-                    let rest = if rest < -127.0 { -127.0 } else { rest };
-                    *low = (rest + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i8;
-                    *sum = *sum * 256 + i32::from(*low);
+                    let steps = v.mul_add(inverse, ROUND - rounded).mul_add(STEPS, ROUND);
+                    *rest = steps.to_bits().wrapping_sub(ROUND.to_bits()) as i8;
+                    *sum = (*sum << REST_BITS) + i32::from(*rest);
                 }
             }
             let halves = [0, 1].map(|half| fold_lanes(sum.as_chunks().0[half], |a, b| a + b));
-            let scale = if PLANES == 2 { scale / 256.0 } else { scale };
-            scales[i] = scale;
-            sums[i] = halves;
-            scaled_sums[i] = scale * (halves[0] + halves[1]) as f32;
+            let scale = if PLANES == 2 { scale / STEPS } else { scale };
+            // SAFETY: the caller's own blocks.
+            unsafe {
+                let planes = out.codes.slice(at * PLANES * BLOCK, PLANES * BLOCK);
+                planes[..BLOCK].copy_from_slice(&codes);
+                if PLANES == 2 {
+                    planes[BLOCK..].copy_from_slice(&rests);
+                }
+                out.scales.set(at, scale);
+                for (at, sum) in half_sums(at).into_iter().zip(halves) {
+                    out.half_sums.set(at, sum);
+                }
+                out.scaled_sums.set(at, scale * (halves[0] + halves[1]) as f32);
+            }
         }
     }
 }
@@ -241,29 +290,44 @@ mod tests {
         for precise in [false, true] {
             let mut a = Activations::new();
             a.set(&ThreadPool::new(2), &x, 3, 96, precise);
-            for (b, block) in x.as_chunks::<32>().0.iter().enumerate() {
+            for (b, block) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+                let (row, at) = (b / 3, a.place(b / 3, b % 3));
                 if block.iter().any(|v| !v.is_finite()) {
-                    assert!(a.scales[b].is_nan() && a.scaled_sums[b].is_nan());
+                    assert!(a.scales[at].is_nan() && a.scaled_sums[at].is_nan());
                     continue;
                 }
-                let steps = |i: usize| a.steps(b * 32 + i);
+                let steps = |i: usize| a.steps(row, b % 3 * BLOCK + i);
                 for (i, v) in block.iter().enumerate() {
-                    let error = (v - a.scales[b] * steps(i) as f32).abs();
-                    // The second plane is held to 127, half a step short.
-                    assert!(error <= a.scales[b] * if precise { 1.1 } else { 0.5001 });
+                    let error = (v - a.scales[at] * steps(i) as f32).abs();
+                    assert!(error <= a.scales[at] * 0.501);
                 }
-                assert_eq!(a.sums[b][0] + a.sums[b][1], (0..32).map(steps).sum::<i32>());
+                assert_eq!(a.sums_of(at).iter().sum::<i32>(), (0..BLOCK).map(steps).sum::<i32>());
             }
             for isa in Isa::supported() {
-                let (mut c, mut l, mut s) = ([0i8; 96], [0i8; 96], [0f32; 3]);
-                let (mut t, mut u) = ([[0; 2]; 3], [0.0; 3]);
-                if precise {
-                    quantize_row::<2>(isa, &x[..96], &mut c, &mut l, &mut s, &mut t, &mut u);
-                } else {
-                    quantize_row::<1>(isa, &x[..96], &mut c, &mut l, &mut s, &mut t, &mut u);
+                let mut codes = vec![0i8; TILE * 3 * a.codes_per_block()];
+                let (mut scales, mut sums) = (vec![0.0; TILE * 3], vec![0; TILE * 6]);
+                let mut scaled = vec![0.0; TILE * 3];
+                let blocks = Blocks {
+                    codes: SharedMut::new(&mut codes),
+                    scales: SharedMut::new(&mut scales),
+                    half_sums: SharedMut::new(&mut sums),
+                    scaled_sums: SharedMut::new(&mut scaled),
+                };
+                for (row, x) in x.chunks(96).enumerate() {
+                    if precise {
+                        quantize_row::<2>(isa, x, &blocks, row);
+                    } else {
+                        quantize_row::<1>(isa, x, &blocks, row);
+                    }
                 }
-                let expected = (&a.codes[..96], &a.low[..96], &a.scales[..3]);
-                assert_eq!((&c[..], &l[..], &s[..]), expected, "{isa:?}");
+                let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                assert_eq!(codes, bytemuck::cast_slice::<_, i8>(&a.codes), "{isa:?}");
+                assert_eq!(
+                    (bits(&scales), sums),
+                    (bits(&a.scales), a.half_sums.clone()),
+                    "{isa:?}"
+                );
+                assert_eq!(bits(&scaled), bits(&a.scaled_sums), "{isa:?}");
             }
         }
     }

@@ -39,6 +39,11 @@ pub enum OpsError {
 #[repr(C, align(64))]
 pub(crate) struct Line(pub(crate) [u8; 64]);
 
+// SAFETY: 64 plain bytes without padding.
+unsafe impl bytemuck::Zeroable for Line {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for Line {}
+
 /// Scales or minima, `[panels, blocks (x 2 halves), 16]`.
 #[derive(Debug, Clone)]
 pub(crate) enum Scales {

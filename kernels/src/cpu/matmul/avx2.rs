@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::activations::{Activations, BLOCK};
+use crate::cpu::activations::{Activations, BLOCK, REST_BITS};
 use crate::cpu::weights::{IntPanels, PANEL, Scales};
 
 macro_rules! kernel {
@@ -50,19 +50,16 @@ macro_rules! kernel {
                         }
                     }
                     for (r, acc) in acc.iter_mut().enumerate() {
-                        let at = (first + r) * blocks + b;
-                        let from = (first + r) * x.cols + b * BLOCK;
-                        let planes = [&x.codes[from..][..BLOCK], &x.low[from..][..BLOCK]];
+                        let at = x.place(first + r, b);
+                        let planes = x.block_codes(at).as_chunks::<BLOCK>().0;
                         let x_scale = _mm256_set1_ps(x.scales[at]);
                         for half in 0..halves {
-                            let sum = match halves {
-                                1 => x.sums[at][0] + x.sums[at][1],
-                                _ => x.sums[at][half],
-                            };
+                            let sums = x.sums_of(at);
+                            let sum = if halves == 1 { sums[0] + sums[1] } else { sums[half] };
                             let per_half = 8 / halves;
                             let mut dot = _mm256_setzero_si256();
-                            for codes in &planes[..1 + usize::from(x.precise)] {
-                                dot = _mm256_slli_epi32::<8>(dot);
+                            for codes in planes {
+                                dot = _mm256_slli_epi32::<{ REST_BITS as i32 }>(dot);
                                 for (g, group) in
                                     groups.iter().enumerate().skip(half * per_half).take(per_half)
                                 {

@@ -92,6 +92,9 @@ fn matmul_on(
                     let out = unsafe { out.slice(at, width) };
                     if add {
                         out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                    } else if width == PANEL {
+                        // One store, where the length is known.
+                        out[..PANEL].copy_from_slice(sums);
                     } else {
                         out.copy_from_slice(&sums[..width]);
                     }
@@ -117,7 +120,7 @@ fn panels_of(
     }
     #[cfg(target_arch = "x86_64")]
     if let (Isa::AmxInt8, Panels::Int(w)) = (isa, &w.panels)
-        && x.rows >= TILE_ROWS
+        && x.rows >= if x.precise && !w.eight_bit { DEEP_TILE_ROWS } else { TILE_ROWS }
         && !w.half_blocks
     {
         // SAFETY: `Isa::AmxInt8` was detected; the panels are `w`'s, without half blocks, and `x` is as
@@ -149,9 +152,11 @@ fn panels_of(
     }
 }
 
-/// Rows from which tiles pay.
+/// Rows from which tiles pay, and those from which they do where one tile takes both planes.
 #[cfg(target_arch = "x86_64")]
 const TILE_ROWS: usize = 9;
+#[cfg(target_arch = "x86_64")]
+const DEEP_TILE_ROWS: usize = 7;
 
 /// `side` panels from `panel` on for `rows` rows from `first` on.
 #[expect(clippy::too_many_arguments, reason = "the operands of one kernel")]

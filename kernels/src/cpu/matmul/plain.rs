@@ -17,14 +17,11 @@ pub(super) fn panel(
         let row = first + r;
         for b in 0..blocks {
             let block = panel * blocks + b;
-            let at = row * blocks + b;
+            let at = x.place(row, b);
             let lines = &w.codes[block * w.lines()..][..w.lines()];
             for (lane, sum) in sums.iter_mut().enumerate() {
-                let mut dots = if w.half_blocks {
-                    x.sums[at].map(|s| -w.offset * s)
-                } else {
-                    [-w.offset * (x.sums[at][0] + x.sums[at][1]), 0]
-                };
+                let sums = x.sums_of(at).map(|sum| -w.offset * sum);
+                let mut dots = if w.half_blocks { sums } else { [sums[0] + sums[1], 0] };
                 for k in 0..BLOCK {
                     let (group, byte) = (k / 4, lane * 4 + k % 4);
                     let code = if w.eight_bit {
@@ -32,8 +29,7 @@ pub(super) fn panel(
                     } else {
                         lines[group % 4].0[byte] >> (4 * (group / 4)) & 15
                     };
-                    dots[k * halves / BLOCK] +=
-                        i32::from(code) * x.steps(row * x.cols + b * BLOCK + k);
+                    dots[k * halves / BLOCK] += i32::from(code) * x.steps(row, b * BLOCK + k);
                 }
                 for (half, dot) in dots[..halves].iter().enumerate() {
                     let scale = lane_of(&w.scales, (block * halves + half) * PANEL + lane);

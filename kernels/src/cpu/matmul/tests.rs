@@ -84,8 +84,8 @@ fn quantized_weights_agree_with_f64_and_between_paths() {
                 for r in 0..rows {
                     for n in 0..out {
                         let terms = (0..cols).map(|k| {
-                            let at = r * cols + k;
-                            let x = f64::from(a.steps(at)) * f64::from(a.scales[at / 32]);
+                            let scale = a.scales[a.place(r, k / 32)];
+                            let x = f64::from(a.steps(r, k)) * f64::from(scale);
                             x * f64::from(dense[n * cols + k])
                         });
                         let (sum, size) = terms.fold((0.0, 0.0), |(s, m), t| (s + t, m + t.abs()));

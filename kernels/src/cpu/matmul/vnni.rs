@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{ROWS, SIDE};
-use crate::cpu::activations::{Activations, BLOCK};
+use crate::cpu::activations::{Activations, BLOCK, REST_BITS, TILE};
 use crate::cpu::weights::{IntPanels, PANEL, Scales};
 
 /// Lines fetched ahead of the one in use.
@@ -56,10 +56,10 @@ unsafe fn kernel<
     let low = _mm512_set1_epi8(15);
     // SAFETY, for all pointers: a panel has `blocks` blocks of `lines` lines, 16 scales (twice 16 with
     // half blocks) and 16 minima each; a row has `blocks` blocks of 32 codes, a scale and two sums.
-    let codes: [*const i8; R] =
-        std::array::from_fn(|r| x.codes.as_ptr().wrapping_add((first + r) * x.cols));
-    let rests: [*const i8; R] =
-        std::array::from_fn(|r| x.low.as_ptr().wrapping_add((first + r) * x.cols));
+    let at: [usize; R] = std::array::from_fn(|r| x.place(first + r, 0));
+    let codes: [*const i32; R] = at.map(|at| x.block_codes(at).as_ptr().cast());
+    // Groups of four codes, from a block to the next.
+    let stride = TILE * x.codes_per_block() / 4;
     let mut acc = [[_mm512_setzero_ps(); P]; R];
     for b in 0..blocks {
         let block: [usize; P] = std::array::from_fn(|p| (panel + p) * blocks + b);
@@ -83,11 +83,10 @@ unsafe fn kernel<
         for half in 0..halves {
             // Sums of the two planes; the second one carries the offset.
             let mut dots = [[_mm512_setzero_si512(); P]; R];
-            let mut rest = [[_mm512_setzero_si512(); P]; R];
+            let mut rests = [[_mm512_setzero_si512(); P]; R];
             if w.offset != 0 {
-                for (r, rest) in rest.iter_mut().enumerate() {
-                    // SAFETY: see above.
-                    let sums = unsafe { *x.sums.get_unchecked((first + r) * blocks + b) };
+                for (r, rest) in rests.iter_mut().enumerate() {
+                    let sums = x.sums_of(at[r] + b * TILE);
                     let sum = if HALVES { sums[half] } else { sums[0] + sums[1] };
                     *rest = [_mm512_set1_epi32(-w.offset * sum); P];
                 }
@@ -104,18 +103,17 @@ unsafe fn kernel<
                             _mm512_and_si512(line, low)
                         }
                     });
-                    let at = b * (BLOCK / 4) + g;
                     for r in 0..R {
-                        let x = codes[r].cast::<i32>().add(at).read_unaligned();
-                        let x = _mm512_set1_epi32(x);
+                        let x = codes[r].add(b * stride + g);
+                        let rest = x.wrapping_add(BLOCK / 4);
+                        let x = _mm512_set1_epi32(*x);
                         for p in 0..P {
                             dots[r][p] = _mm512_dpbusd_epi32(dots[r][p], weights[p], x);
                         }
                         if PRECISE {
-                            let x = rests[r].cast::<i32>().add(at).read_unaligned();
-                            let x = _mm512_set1_epi32(x);
+                            let x = _mm512_set1_epi32(*rest);
                             for p in 0..P {
-                                rest[r][p] = _mm512_dpbusd_epi32(rest[r][p], weights[p], x);
+                                rests[r][p] = _mm512_dpbusd_epi32(rests[r][p], weights[p], x);
                             }
                         }
                     }
@@ -126,12 +124,12 @@ unsafe fn kernel<
                 let scale: [__m512; P] =
                     std::array::from_fn(|p| lanes(&w.scales, (block[p] * halves + half) * PANEL));
                 for r in 0..R {
-                    let x_scale = *x.scales.get_unchecked((first + r) * blocks + b);
+                    let x_scale = *x.scales.get_unchecked(at[r] + b * TILE);
                     let x_scale = _mm512_set1_ps(x_scale);
                     for p in 0..P {
                         let dot = dots[r][p];
-                        let dot = if PRECISE { _mm512_slli_epi32::<8>(dot) } else { dot };
-                        let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot, rest[r][p]));
+                        let dot = if PRECISE { _mm512_slli_epi32::<REST_BITS>(dot) } else { dot };
+                        let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot, rests[r][p]));
                         let scale = _mm512_mul_ps(scale[p], x_scale);
                         acc[r][p] = _mm512_fmadd_ps(scale, dot, acc[r][p]);
                     }
@@ -143,7 +141,7 @@ unsafe fn kernel<
             unsafe {
                 let min: [__m512; P] = std::array::from_fn(|p| lanes(mins, block[p] * PANEL));
                 for (r, acc) in acc.iter_mut().enumerate() {
-                    let sum = *x.scaled_sums.get_unchecked((first + r) * blocks + b);
+                    let sum = *x.scaled_sums.get_unchecked(at[r] + b * TILE);
                     let sum = _mm512_set1_ps(sum);
                     for p in 0..P {
                         acc[p] = _mm512_fmadd_ps(min[p], sum, acc[p]);
@@ -162,7 +160,7 @@ unsafe fn kernel<
 
 /// Fetches 16 scales, which need not exist.
 #[inline]
-fn fetch(scales: &Scales, at: usize) {
+pub(super) fn fetch(scales: &Scales, at: usize) {
     let line = match scales {
         Scales::F16(v) => v.as_ptr().wrapping_add(at).cast(),
         Scales::F32(v) => v.as_ptr().wrapping_add(at).cast(),
