@@ -51,7 +51,7 @@ pub async fn run(
         () = shutdown => Ok(()),
         () = async {
             state.engine_stopped().await;
-            // Until the model is loaded, requests get 503.
+            // Requests that arrive meanwhile get 503, with a reason.
             tokio::time::sleep(LAST_WORDS).await;
         } => Err(EngineStopped),
     };
