@@ -42,22 +42,7 @@ fn logits(decoder: &Decoder) -> Vec<f32> {
 
 /// Writes all tensors of a folder as a GGUF file.
 fn convert(folder: &Path, path: &Path) {
-    let mut checkpoint = Checkpoint::open(folder).unwrap();
-    let config = checkpoint.config.clone();
-    let mut names = vec!["model.embed_tokens.weight".to_owned()];
-    names.extend(tensor_names(&config, |name| checkpoint.has(name)));
-    if checkpoint.has("lm_head.weight") {
-        names.push("lm_head.weight".into());
-    }
-    let tensors: Vec<_> = names
-        .into_iter()
-        .map(|name| {
-            let tensor = checkpoint.tensor(&name).unwrap();
-            (name, tensor)
-        })
-        .collect();
-    let more = [("tokenizer.ggml.eos_token_id", Meta::Number(2))];
-    gguf_file(path, "tiny", &config, &more, &tensors).unwrap();
+    gguf::convert(folder, path, &[("tokenizer.ggml.eos_token_id", Meta::Number(2))]);
 }
 
 /// Copies a golden's weights with another `config.json`.

@@ -1,8 +1,28 @@
-//! Metadata of GGUF files, changed in place: for files as other programs write them.
+//! GGUF files made of folders, and their metadata changed in place: for files as other programs write them.
 
 #![allow(clippy::unwrap_used, unreachable_pub, dead_code, reason = "support of tests")]
 
 use std::path::Path;
+
+use pleach::checkpoint::Checkpoint;
+use pleach::checkpoint::write::{Meta, gguf_file};
+use pleach::model::tensor_names;
+
+/// Writes all tensors of a folder as a GGUF file, with `more` metadata.
+pub fn convert(folder: &Path, path: &Path, more: &[(&str, Meta)]) {
+    let mut checkpoint = Checkpoint::open(folder).unwrap();
+    let mut names = tensor_names(&checkpoint.config, |name| checkpoint.has(name));
+    let ends = ["model.embed_tokens.weight", "lm_head.weight"];
+    names.extend(ends.into_iter().filter(|name| checkpoint.has(name)).map(str::to_owned));
+    let tensors: Vec<_> = names
+        .into_iter()
+        .map(|name| {
+            let tensor = checkpoint.tensor(&name).unwrap();
+            (name, tensor)
+        })
+        .collect();
+    gguf_file(path, "tiny", &checkpoint.config, more, &tensors).unwrap();
+}
 
 /// A metadata value of a file that another program wrote.
 pub enum Foreign<'a> {

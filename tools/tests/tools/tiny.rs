@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use pleach::checkpoint::Checkpoint;
-use pleach::checkpoint::write::{Meta, gguf_file};
-use pleach::model::{ModelConfig, RopeScaling, tensor_names};
+use pleach::checkpoint::write::Meta;
+use pleach::model::{ModelConfig, RopeScaling};
 use serde_json::{Value, json};
 
 use super::support::{Server, gguf};
@@ -36,22 +36,11 @@ fn speaking(folder: &Path, model: &str, scaling: Option<Value>) {
 
 /// The same model as other programs write GGUF files.
 fn as_gguf(folder: &Path, path: &Path) {
-    let mut checkpoint = Checkpoint::open(folder).unwrap();
-    let mut names = vec!["model.embed_tokens.weight".to_owned()];
-    names.extend(tensor_names(&checkpoint.config, |name| checkpoint.has(name)));
-    names.extend(checkpoint.has("lm_head.weight").then(|| "lm_head.weight".to_owned()));
-    let tensors: Vec<_> = names
-        .into_iter()
-        .map(|name| {
-            let tensor = checkpoint.tensor(&name).unwrap();
-            (name, tensor)
-        })
-        .collect();
     let more = [
         ("tokenizer.ggml.eos_token_id", Meta::Number(2)),
         ("tokenizer.ggml.eot_token_id", Meta::Number(0)),
     ];
-    gguf_file(path, "tiny", &checkpoint.config, &more, &tensors).unwrap();
+    gguf::convert(folder, path, &more);
     if gguf::has(path, "pleach.config") {
         gguf::hide(path, "pleach.config");
     }
