@@ -3,10 +3,11 @@
 //! bits are theirs.
 //!
 //! Tiles and vector registers speak through memory, and neither can read what the other has only just
-//! written. So the work goes in stages over some blocks: multiply the tiles, then scale and add.
+//! written. So the work goes in stages of some blocks: while one is multiplied, the weights of the next are
+//! unpacked and the sums of the one before are scaled and added.
 //!
-//! A tile takes 64 codes of a row at the price of 32. With 4-bit weights both planes of a precise block
-//! are therefore one tile: `[code, rest]` times `[16 w, w]`.
+//! A tile of 16 rows takes 64 codes of a row at the price of 32. With 4-bit weights both planes of a precise
+//! block are therefore one tile: `[code, rest]` times `[16 w, w]`.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -23,6 +24,16 @@ const STAGE: usize = 4;
 /// Blocks whose weights are fetched ahead of those in use.
 const AHEAD: usize = 16;
 
+/// Lines of a block's weights, one byte a code: both planes in one tile take the codes twice.
+const fn lines_per_block(eight: bool, precise: bool) -> usize {
+    if precise && !eight { 16 } else { 8 }
+}
+
+/// Whether a block takes a tile for each plane.
+const fn is_split(eight: bool, precise: bool) -> bool {
+    eight && precise
+}
+
 /// Tiles 0 and 3: sums of `rows` rows and 16 outputs; 1 and 4: `rows` rows of `deep` codes; 2 and 5: the codes
 /// of 16 weight rows, four to a lane.
 const fn tiles(rows: u8, deep: u16) -> TileConfig {
@@ -34,6 +45,7 @@ const fn tiles(rows: u8, deep: u16) -> TileConfig {
 static TILES: [[TileConfig; 2]; 2] = [[tiles(8, 32), tiles(16, 32)], [tiles(8, 64), tiles(16, 64)]];
 
 /// Dot products of a stage: of a tile for every block, or of two, one for each plane.
+#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Dots([[[i32; PANEL]; TILE]; 2 * STAGE]);
 
@@ -58,11 +70,10 @@ pub(super) unsafe fn panels(
     thread_local! {
         static WORKSPACE: RefCell<Workspace> = const {
             let dots = Dots([[[0; PANEL]; TILE]; 2 * STAGE]);
-            let more = Dots([[[0; PANEL]; TILE]; 2 * STAGE]);
-            RefCell::new(Workspace { codes: Vec::new(), dots: [dots, more] })
+            RefCell::new(Workspace { codes: Vec::new(), dots: [dots; 2] })
         };
     }
-    let deep = x.precise && !w.eight_bit;
+    let deep = lines_per_block(w.eight_bit, x.precise) == 16;
     // SAFETY: AMX is there.
     unsafe { TILES[usize::from(deep)][usize::from(x.rows > 8)].load() };
     WORKSPACE.with_borrow_mut(|workspace| {
@@ -105,7 +116,7 @@ unsafe fn stages<const EIGHT: bool, const PRECISE: bool>(
     let blocks = x.cols / BLOCK;
     let (of_panel, of_rows) = (blocks.div_ceil(STAGE), x.rows.div_ceil(TILE));
     // Lines of a block's codes, and those of a panel or of a stage, two of which are kept.
-    let count = if PRECISE && !EIGHT { 16 } else { 8 };
+    let count = lines_per_block(EIGHT, PRECISE);
     let kept = if of_rows > 1 { of_panel } else { 1 } * STAGE * count;
     let stage = |i: usize| {
         let (panel, rest) = (i / (of_rows * of_panel), i % (of_rows * of_panel));
@@ -163,7 +174,7 @@ unsafe fn stages<const EIGHT: bool, const PRECISE: bool>(
                 (true, _) => scale::<16, true>,
             };
             // SAFETY: the features are there, and the rows and blocks exist, padding included.
-            unsafe { scale(w, x, &stage, EIGHT && PRECISE, dots, &mut sums) };
+            unsafe { scale(w, x, &stage, is_split(EIGHT, PRECISE), dots, &mut sums) };
             if stage.blocks.end == blocks {
                 store(stage.panel, stage.first, &sums[..rows]);
             }
@@ -221,8 +232,8 @@ unsafe fn multiply<const EIGHT: bool, const PRECISE: bool>(
     stage: &Stage,
     dots: &mut Dots,
 ) {
-    let split = EIGHT && PRECISE;
-    let count = if PRECISE && !EIGHT { 16 } else { 8 };
+    let split = is_split(EIGHT, PRECISE);
+    let count = lines_per_block(EIGHT, PRECISE);
     let len = stage.blocks.len();
     for first in (0..len).step_by(if split { 1 } else { 2 }) {
         let second = if split { first } else { (first + 1).min(len - 1) };
