@@ -94,8 +94,8 @@ impl Activations {
     }
 
     /// As [`set`](Self::set), with the values that `make` writes: row, which of `parts` parts of equal
-    /// width, values. They are made and quantised by one task for each part of a row, or of a tile's rows
-    /// where there are many.
+    /// width, values. One task makes and quantises a part of all rows of a tile: they share cache lines, which
+    /// two threads had better not write in turns.
     ///
     /// # Panics
     /// If `parts` does not divide `cols`.
@@ -109,11 +109,9 @@ impl Activations {
         make: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
     ) {
         self.fill_with(pool, rows, cols, parts, precise, |out| {
-            // The rows of a tile share cache lines, which two threads had better not write in turns.
-            let together = if rows >= TILE * pool.threads() { TILE } else { 1 };
-            pool.run(rows.div_ceil(together) * parts, &|task| {
-                let (group, part) = (task / parts, task % parts);
-                for row in group * together..rows.min((group + 1) * together) {
+            pool.run(rows.div_ceil(TILE) * parts, &|task| {
+                let (tile, part) = (task / parts, task % parts);
+                for row in tile * TILE..rows.min((tile + 1) * TILE) {
                     // SAFETY: each task has its own part.
                     unsafe { out.make(row, part, |values| make(row, part, values)) };
                 }
@@ -197,7 +195,7 @@ fn place(row: usize, block: usize, blocks: usize) -> usize {
 
 /// Where the sums of the halves of the block at `place` lie.
 #[inline]
-fn half_sums(place: usize) -> [usize; 2] {
+pub(crate) fn half_sums(place: usize) -> [usize; 2] {
     let first = place + place / TILE * TILE;
     [first, first + TILE]
 }

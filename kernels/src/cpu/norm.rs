@@ -1,6 +1,6 @@
 //! Norms, residuals and the gated activation.
 
-use crate::cpu::activations::{Activations, BLOCK};
+use crate::cpu::activations::{Activations, BLOCK, TILE};
 use crate::cpu::isa::{Isa, per_isa};
 use crate::cpu::lanes::exp;
 use crate::cpu::pool::ThreadPool;
@@ -108,8 +108,9 @@ pub fn silu_mul(pool: &ThreadPool, gate_up: &[f32], n: usize, out: &mut [f32]) {
 pub fn silu_mul_quantized(pool: &ThreadPool, gate_up: &[f32], n: usize, out: &mut Activations) {
     assert!(gate_up.len().is_multiple_of(2 * n), "rows of {n}");
     let (isa, rows) = (Isa::best(), gate_up.len() / (2 * n));
-    // A few rows alone would leave threads idle.
-    let parts = if rows < pool.threads() && n.is_multiple_of(4 * BLOCK) { 4 } else { 1 };
+    // A few tiles alone would leave threads idle.
+    let few = rows.div_ceil(TILE) < pool.threads();
+    let parts = if few && n.is_multiple_of(4 * BLOCK) { 4 } else { 1 };
     out.fill(pool, rows, n, parts, false, &|row, part, out| {
         let (gate, up) = gate_up[row * 2 * n..][..2 * n].split_at(n);
         let part = part * out.len()..(part + 1) * out.len();

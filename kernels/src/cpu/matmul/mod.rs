@@ -176,8 +176,9 @@ fn int_rows(
                 $($n => match isa {
                     #[cfg(target_arch = "x86_64")]
                     Isa::AmxInt8 | Isa::Avx512Vnni => {
-                        // SAFETY: the set was detected; the panels are `w`'s and the rows are `x`'s,
-                        // whose width is that of `w`, as `matmul_on` asserts.
+                        // SAFETY: the set was detected; the panels are `w`'s and the rows are `x`'s, of one
+                        // tile, as groups begin at multiples of their size; its width is that of `w`, as
+                        // `matmul_on` asserts.
                         unsafe {
                             if side == 1 {
                                 vnni::panels::<$n, 1>(w, panel, x, first, sums);

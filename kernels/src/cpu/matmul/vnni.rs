@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{ROWS, SIDE};
-use crate::cpu::activations::{Activations, BLOCK, REST_BITS, TILE};
+use crate::cpu::activations::{Activations, BLOCK, REST_BITS, TILE, half_sums};
 use crate::cpu::weights::{IntPanels, PANEL, Scales};
 
 /// Lines fetched ahead of the one in use.
@@ -12,8 +12,8 @@ const AHEAD: usize = 32;
 /// `R` rows from `first` on and `P` panels from `panel` on.
 ///
 /// # Safety
-/// Needs AVX-512 F, BW, VL and VNNI; the panels must be `w`'s and the rows `x`'s, quantised and as
-/// wide as `w`.
+/// Needs AVX-512 F, BW, VL and VNNI; the panels must be `w`'s and the rows `x`'s, of one tile, quantised and
+/// as wide as `w`.
 pub(super) unsafe fn panels<const R: usize, const P: usize>(
     w: &IntPanels,
     panel: usize,
@@ -56,10 +56,12 @@ unsafe fn kernel<
     let low = _mm512_set1_epi8(15);
     // SAFETY, for all pointers: a panel has `blocks` blocks of `lines` lines, 16 scales (twice 16 with
     // half blocks) and 16 minima each; a row has `blocks` blocks of 32 codes, a scale and two sums.
-    let at: [usize; R] = std::array::from_fn(|r| x.place(first + r, 0));
-    let codes: [*const i32; R] = at.map(|at| x.block_codes(at).as_ptr().cast());
-    // Groups of four codes, from a block to the next.
-    let stride = TILE * x.codes_per_block() / 4;
+    // The rows lie in one tile.
+    let at = x.place(first, 0);
+    let codes: *const i32 = x.block_codes(at).as_ptr().cast();
+    // Groups of four codes, from a row to the next; those of a block are `TILE` rows'.
+    let groups = (1 + usize::from(PRECISE)) * BLOCK / 4;
+    let sums = half_sums(at);
     let mut acc = [[_mm512_setzero_ps(); P]; R];
     for b in 0..blocks {
         let block: [usize; P] = std::array::from_fn(|p| (panel + p) * blocks + b);
@@ -86,7 +88,9 @@ unsafe fn kernel<
             let mut rests = [[_mm512_setzero_si512(); P]; R];
             if w.offset != 0 {
                 for (r, rest) in rests.iter_mut().enumerate() {
-                    let sums = x.sums_of(at[r] + b * TILE);
+                    // SAFETY: see above.
+                    let sums =
+                        sums.map(|at| unsafe { *x.half_sums.get_unchecked(at + b * 2 * TILE + r) });
                     let sum = if HALVES { sums[half] } else { sums[0] + sums[1] };
                     *rest = [_mm512_set1_epi32(-w.offset * sum); P];
                 }
@@ -104,7 +108,7 @@ unsafe fn kernel<
                         }
                     });
                     for r in 0..R {
-                        let x = codes[r].add(b * stride + g);
+                        let x = codes.add((b * TILE + r) * groups + g);
                         let rest = x.wrapping_add(BLOCK / 4);
                         let x = _mm512_set1_epi32(*x);
                         for p in 0..P {
@@ -124,7 +128,7 @@ unsafe fn kernel<
                 let scale: [__m512; P] =
                     std::array::from_fn(|p| lanes(&w.scales, (block[p] * halves + half) * PANEL));
                 for r in 0..R {
-                    let x_scale = *x.scales.get_unchecked(at[r] + b * TILE);
+                    let x_scale = *x.scales.get_unchecked(at + b * TILE + r);
                     let x_scale = _mm512_set1_ps(x_scale);
                     for p in 0..P {
                         let dot = dots[r][p];
@@ -141,7 +145,7 @@ unsafe fn kernel<
             unsafe {
                 let min: [__m512; P] = std::array::from_fn(|p| lanes(mins, block[p] * PANEL));
                 for (r, acc) in acc.iter_mut().enumerate() {
-                    let sum = *x.scaled_sums.get_unchecked(at[r] + b * TILE);
+                    let sum = *x.scaled_sums.get_unchecked(at + b * TILE + r);
                     let sum = _mm512_set1_ps(sum);
                     for p in 0..P {
                         acc[p] = _mm512_fmadd_ps(min[p], sum, acc[p]);
