@@ -42,7 +42,7 @@ fn matrices(dtype: DType, out: usize, inner: usize) -> Vec<PackedMatrix> {
 fn product(bencher: Bencher, dtype: DType, (out, inner): (usize, usize), rows: usize) {
     let matrices = matrices(dtype, out, inner);
     let mut x = Activations::new();
-    x.set(&POOL, &values(rows * inner), rows, inner, inner == 576);
+    x.set(&POOL, &values(rows * inner), rows, inner);
     let mut y = vec![0.0; rows * out];
     let mut next = 0;
     bencher

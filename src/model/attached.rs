@@ -156,7 +156,7 @@ impl AttachedDrafter {
             };
             rms_norm(pool, states, &self.ones, eps, rest);
         }
-        activations.set(pool, values, count, cols, true);
+        activations.set(pool, values, count, cols);
         matmul(pool, &[projection], activations, hidden, width);
 
         let pass = Pass { pool, eps, rows, rope };

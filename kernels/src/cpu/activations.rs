@@ -1,26 +1,21 @@
 //! The left operand of every matrix product: rows in f32 and in int8.
 
-use crate::cpu::isa::{Isa, per_isa};
-use crate::cpu::lanes::fold_lanes;
+use crate::cpu::isa::Isa;
 use crate::cpu::pool::ThreadPool;
+use crate::cpu::quantize::{BLOCK, Block, WIDE_BITS, Wide, quantize_row};
 use crate::cpu::shared_mut::SharedMut;
 use crate::cpu::weights::Line;
-
-/// Width of an activation block: one scale per 32 values, as in the quantised weights.
-pub(crate) const BLOCK: usize = 32;
-
-/// A step of the second plane is `2^-REST_BITS` of one of the first.
-pub(crate) const REST_BITS: u32 = 4;
 
 /// Rows whose blocks lie side by side, as a tile takes them; rows are padded to a multiple of this.
 pub(crate) const TILE: usize = 16;
 
-/// Work space for `[rows, cols]` activations. Each row is quantised on its own, symmetrically to int8
-/// with one scale per 32 values, so that a row's bits never depend on its neighbours. Where the values
-/// are `precise`, a second int8 plane holds what the first one rounds off: behind a norm a few channels
-/// are so much larger than the rest that 8 bits lose what the model says (README of the benches).
-/// The second plane's step is a sixteenth of the first one's, so that 4-bit weights, shifted by as much,
-/// multiply both planes of a block in one tile.
+/// Work space for `[rows, cols]` activations. Each row is quantised on its own, symmetrically to integer steps with
+/// one scale per 32 values, so that a row's bits never depend on its neighbours.
+///
+/// A few channels are so much larger than the rest that 8 bits beside them lose what the model says (README of the
+/// benches). So in each block the two groups of four values with the largest peaks are *wide*: a step of theirs is
+/// `16 * upper + lower`, up to 2,039 of them, while all other values take 127 of the same steps at most. The upper
+/// codes of other groups are 0, and products leave them out.
 ///
 /// What belongs to the blocks lies as `[rows / 16, cols / 32, 16 rows]`.
 #[derive(Debug, Default)]
@@ -29,10 +24,10 @@ pub struct Activations {
     pub(crate) cols: usize,
     /// `[rows, cols]`
     pub(crate) values: Vec<f32>,
-    /// For every block its codes, plane after plane; unused where `cols` is no multiple of 32.
+    /// For every block 32 upper codes and 32 lower ones; unused where `cols` is no multiple of 32.
     codes: Vec<Line>,
-    /// Whether a value is `16 * code + rest` steps, its rest in a second plane, instead of `code` steps.
-    pub(crate) precise: bool,
+    /// For every block its wide groups.
+    pub(crate) wide: Vec<Wide>,
     /// For every block the value of one step.
     pub(crate) scales: Vec<f32>,
     /// `[rows / 16, cols / 32, 2 halves, 16 rows]`: sums of the steps of the halves of every block.
@@ -50,9 +45,9 @@ impl Activations {
 
     /// A value in steps of its scale.
     pub(crate) fn steps(&self, row: usize, col: usize) -> i32 {
-        let codes = self.block_codes(self.place(row, col / BLOCK));
-        let step = |plane: usize| i32::from(codes[plane * BLOCK + col % BLOCK]);
-        if self.precise { (step(0) << REST_BITS) + step(1) } else { step(0) }
+        let [upper, lower] = self.codes_of(self.place(row, col / BLOCK));
+        let (upper, lower) = (upper[col % BLOCK], lower[col % BLOCK]);
+        (i32::from(upper) << WIDE_BITS) + i32::from(lower)
     }
 
     /// Where the `block`-th block of a row lies; the next one lies [`TILE`] further.
@@ -68,27 +63,25 @@ impl Activations {
         [self.half_sums[first], self.half_sums[second]]
     }
 
-    /// Codes of a block.
+    /// The upper and the lower codes of the block that lies at `place`.
     #[inline]
-    pub(crate) fn codes_per_block(&self) -> usize {
-        BLOCK * (1 + usize::from(self.precise))
+    pub(crate) fn codes_of(&self, place: usize) -> &[[i8; BLOCK]; 2] {
+        bytemuck::cast_ref(&self.codes[place])
     }
 
-    /// The codes of the block that lies at `place`, plane after plane.
+    /// As [`codes_of`](Self::codes_of), where there must be such a block.
     #[inline]
-    pub(crate) fn block_codes(&self, place: usize) -> &[i8] {
-        let count = self.codes_per_block();
-        &bytemuck::cast_slice(&self.codes)[place * count..][..count]
+    pub(crate) fn codes_at(&self, place: usize) -> *const i8 {
+        self.codes.as_ptr().wrapping_add(place).cast()
     }
 
-    /// Takes `x`, `[rows, cols]`, in one int8 plane or, if `precise`, in two. Buffers grow and never
-    /// shrink. NaN and infinity come out as NaN.
+    /// Takes `x`, `[rows, cols]`. Buffers grow and never shrink. NaN and infinity come out as NaN.
     ///
     /// # Panics
     /// If `x.len() != rows * cols`.
-    pub fn set(&mut self, pool: &ThreadPool, x: &[f32], rows: usize, cols: usize, precise: bool) {
+    pub fn set(&mut self, pool: &ThreadPool, x: &[f32], rows: usize, cols: usize) {
         assert_eq!(x.len(), rows * cols, "activations of {rows} x {cols}");
-        self.fill(pool, rows, cols, 1, precise, &|row, _, out| {
+        self.fill(pool, rows, cols, 1, &|row, _, out| {
             out.copy_from_slice(&x[row * cols..][..cols]);
         });
     }
@@ -105,10 +98,9 @@ impl Activations {
         rows: usize,
         cols: usize,
         parts: usize,
-        precise: bool,
         make: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
     ) {
-        self.fill_with(pool, rows, cols, parts, precise, |out| {
+        self.fill_with(pool, rows, cols, parts, |out| {
             pool.run(rows.div_ceil(TILE) * parts, &|task| {
                 let (tile, part) = (task / parts, task % parts);
                 for row in tile * TILE..rows.min((tile + 1) * TILE) {
@@ -126,18 +118,17 @@ impl Activations {
         rows: usize,
         cols: usize,
         parts: usize,
-        precise: bool,
         job: impl FnOnce(&Parts),
     ) {
         assert!(cols.is_multiple_of(parts), "{parts} parts of {cols} values");
-        (self.rows, self.cols, self.precise) = (rows, cols, precise);
+        (self.rows, self.cols) = (rows, cols);
         self.values.resize(rows * cols, 0.0);
         let quantized = cols.is_multiple_of(BLOCK);
         if quantized {
             // Whole tiles can be read; what lies behind the last row is never used.
             let (padded, blocks) = (rows.next_multiple_of(TILE), cols / BLOCK);
-            let lines = (padded * cols * (1 + usize::from(precise))).div_ceil(size_of::<Line>());
-            self.codes.resize(lines, Line([0; 64]));
+            self.codes.resize(padded * blocks, Line([0; 64]));
+            self.wide.resize(padded * blocks, Wide::default());
             self.scales.resize(padded * blocks, 0.0);
             self.half_sums.resize(2 * padded * blocks, 0);
             self.scaled_sums.resize(padded * blocks, 0.0);
@@ -146,11 +137,11 @@ impl Activations {
             isa: Isa::best(),
             cols,
             width: cols / parts,
-            precise,
             at_once: quantized && (cols / parts).is_multiple_of(BLOCK),
             values: SharedMut::new(&mut self.values),
             blocks: Blocks {
                 codes: SharedMut::new(bytemuck::cast_slice_mut(&mut self.codes)),
+                wide: SharedMut::new(&mut self.wide),
                 scales: SharedMut::new(&mut self.scales),
                 half_sums: SharedMut::new(&mut self.half_sums),
                 scaled_sums: SharedMut::new(&mut self.scaled_sums),
@@ -172,7 +163,6 @@ pub(crate) struct Parts<'a> {
     isa: Isa,
     cols: usize,
     width: usize,
-    precise: bool,
     /// Whether a part is whole blocks.
     at_once: bool,
     values: SharedMut<'a, f32>,
@@ -181,10 +171,32 @@ pub(crate) struct Parts<'a> {
 
 /// What belongs to the blocks of all rows.
 struct Blocks<'a> {
-    codes: SharedMut<'a, i8>,
+    codes: SharedMut<'a, [[i8; BLOCK]; 2]>,
+    wide: SharedMut<'a, Wide>,
     scales: SharedMut<'a, f32>,
     half_sums: SharedMut<'a, i32>,
     scaled_sums: SharedMut<'a, f32>,
+}
+
+impl Blocks<'_> {
+    /// The block that lies at `at`.
+    ///
+    /// # Safety
+    /// It must be the caller's own.
+    #[inline(always)]
+    unsafe fn block(&self, at: usize) -> Block<'_> {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let [first, second] = half_sums(at);
+            Block {
+                codes: self.codes.element(at),
+                wide: self.wide.element(at),
+                scale: self.scales.element(at),
+                half_sums: [self.half_sums.element(first), self.half_sums.element(second)],
+                scaled_sum: self.scaled_sums.element(at),
+            }
+        }
+    }
 }
 
 /// Where a block of a row of `blocks` blocks lies.
@@ -220,113 +232,50 @@ impl Parts<'_> {
     /// The blocks of the row from `block` on, those of `x`, must be this task's own.
     unsafe fn quantize(&self, row: usize, block: usize, x: &[f32]) {
         let at = place(row, block, self.cols / BLOCK);
-        if self.precise {
-            quantize_row::<2>(self.isa, x, &self.blocks, at);
-        } else {
-            quantize_row::<1>(self.isa, x, &self.blocks, at);
-        }
-    }
-}
-
-per_isa! {
-    /// Quantises the blocks of `x`, which lie at `at` and [`TILE`] further each, and must be the caller's own.
-    fn quantize_row<const PLANES: usize>(x: &[f32], out: &Blocks<'_>, at: usize) {
-        const STEPS: f32 = (1 << REST_BITS) as f32;
-        for (i, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
-            let at = at + i * TILE;
-            // As integers, absolute values order as floats do, and NaN and infinity come out on top.
-            let top = x.iter().fold(0u32, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
-            let top = f32::from_bits(top);
-            let top = if top == f32::INFINITY { f32::NAN } else { top };
-            let scale = top / 127.0;
-            let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-            // Adding 1.5 * 2^23 rounds to an integer held in the low bits.
-            const ROUND: f32 = 12_582_912.0;
-            let (mut codes, mut rests) = ([0i8; BLOCK], [0i8; BLOCK]);
-            let mut sum = [0i32; BLOCK];
-            for (((code, rest), sum), v) in codes.iter_mut().zip(&mut rests).zip(&mut sum).zip(x) {
-                let rounded = v.mul_add(inverse, ROUND);
-                *code = rounded.to_bits().wrapping_sub(ROUND.to_bits()) as i8;
-                *sum = i32::from(*code);
-                if PLANES == 2 {
-                    let steps = v.mul_add(inverse, ROUND - rounded).mul_add(STEPS, ROUND);
-                    *rest = steps.to_bits().wrapping_sub(ROUND.to_bits()) as i8;
-                    *sum = (*sum << REST_BITS) + i32::from(*rest);
-                }
-            }
-            let halves = [0, 1].map(|half| fold_lanes(sum.as_chunks().0[half], |a, b| a + b));
-            let scale = if PLANES == 2 { scale / STEPS } else { scale };
-            // SAFETY: the caller's own blocks.
-            unsafe {
-                let planes = out.codes.slice(at * PLANES * BLOCK, PLANES * BLOCK);
-                planes[..BLOCK].copy_from_slice(&codes);
-                if PLANES == 2 {
-                    planes[BLOCK..].copy_from_slice(&rests);
-                }
-                out.scales.set(at, scale);
-                for (at, sum) in half_sums(at).into_iter().zip(halves) {
-                    out.half_sums.set(at, sum);
-                }
-                out.scaled_sums.set(at, scale * (halves[0] + halves[1]) as f32);
-            }
-        }
+        // SAFETY: by the caller's promise.
+        quantize_row(self.isa, x, |i| unsafe { self.blocks.block(at + i * TILE) });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::quantize::GROUP;
     use crate::cpu::testing::Random;
 
     #[test]
-    fn every_path_rounds_the_same_and_nan_stays() {
+    fn values_are_rounded_to_steps_and_nan_stays() {
         let mut random = Random::new();
         let mut x = random.vec(3 * 96);
         x[100] = f32::NAN;
         x[130] = f32::INFINITY;
         x[192..224].fill(0.0);
-        for precise in [false, true] {
-            let mut a = Activations::new();
-            a.set(&ThreadPool::new(2), &x, 3, 96, precise);
-            for (b, block) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
-                let (row, at) = (b / 3, a.place(b / 3, b % 3));
-                if block.iter().any(|v| !v.is_finite()) {
-                    assert!(a.scales[at].is_nan() && a.scaled_sums[at].is_nan());
-                    continue;
-                }
-                let steps = |i: usize| a.steps(row, b % 3 * BLOCK + i);
-                for (i, v) in block.iter().enumerate() {
-                    let error = (v - a.scales[at] * steps(i) as f32).abs();
-                    assert!(error <= a.scales[at] * 0.501);
-                }
-                assert_eq!(a.sums_of(at).iter().sum::<i32>(), (0..BLOCK).map(steps).sum::<i32>());
+        // Values that stick out, in one group and in several.
+        x[7] = -40.0;
+        (x[33], x[34], x[50]) = (9.0, -11.0, 3000.0);
+        let mut a = Activations::new();
+        a.set(&ThreadPool::new(2), &x, 3, 96);
+        for (b, block) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+            let (row, at) = (b / 3, a.place(b / 3, b % 3));
+            if block.iter().any(|v| !v.is_finite()) {
+                assert!(a.scales[at].is_nan() && a.scaled_sums[at].is_nan());
+                continue;
             }
-            for isa in Isa::supported() {
-                let mut codes = vec![0i8; TILE * 3 * a.codes_per_block()];
-                let (mut scales, mut sums) = (vec![0.0; TILE * 3], vec![0; TILE * 6]);
-                let mut scaled = vec![0.0; TILE * 3];
-                let blocks = Blocks {
-                    codes: SharedMut::new(&mut codes),
-                    scales: SharedMut::new(&mut scales),
-                    half_sums: SharedMut::new(&mut sums),
-                    scaled_sums: SharedMut::new(&mut scaled),
-                };
-                for (row, x) in x.chunks(96).enumerate() {
-                    if precise {
-                        quantize_row::<2>(isa, x, &blocks, row);
-                    } else {
-                        quantize_row::<1>(isa, x, &blocks, row);
-                    }
-                }
-                let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-                assert_eq!(codes, bytemuck::cast_slice::<_, i8>(&a.codes), "{isa:?}");
-                assert_eq!(
-                    (bits(&scales), sums),
-                    (bits(&a.scales), a.half_sums.clone()),
-                    "{isa:?}"
-                );
-                assert_eq!(bits(&scaled), bits(&a.scaled_sums), "{isa:?}");
+            let steps = |i: usize| a.steps(row, b % 3 * BLOCK + i);
+            let groups = a.wide[at].groups();
+            let is_wide = |i: usize| groups.contains(&(i / GROUP));
+            let most = |wide| {
+                let sizes = (0..BLOCK).filter(|i| is_wide(*i) == wide).map(|i| block[i].abs());
+                sizes.fold(0f32, f32::max)
+            };
+            assert!(most(true) >= most(false) && groups[0] != groups[1]);
+            assert_eq!(a.scales[at], (most(true) / 2039.0).max(most(false) / 127.0));
+            for (i, v) in block.iter().enumerate() {
+                let error = (v - a.scales[at] * steps(i) as f32).abs();
+                assert!(error <= a.scales[at] * 0.501);
+                assert!(is_wide(i) || a.codes_of(at)[0][i] == 0);
             }
+            assert_eq!(a.sums_of(at).iter().sum::<i32>(), (0..BLOCK).map(steps).sum::<i32>());
         }
     }
 }

@@ -11,6 +11,7 @@ mod mat_ref;
 mod matmul;
 mod norm;
 mod pool;
+mod quantize;
 mod reduce;
 mod rope;
 mod shared_mut;

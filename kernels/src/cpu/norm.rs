@@ -1,9 +1,10 @@
 //! Norms, residuals and the gated activation.
 
-use crate::cpu::activations::{Activations, BLOCK, TILE};
+use crate::cpu::activations::{Activations, TILE};
 use crate::cpu::isa::{Isa, per_isa};
 use crate::cpu::lanes::exp;
 use crate::cpu::pool::ThreadPool;
+use crate::cpu::quantize::BLOCK;
 use crate::cpu::shared_mut::SharedMut;
 
 /// `out = x / rms(x) * weight` for every row of `weight.len()` values.
@@ -23,7 +24,7 @@ pub fn rms_norm(pool: &ThreadPool, x: &[f32], weight: &[f32], eps: f32, out: &mu
 }
 
 /// As [`rms_norm`], into the operand of a product: `out` takes the norms of `count` rows of `x`, row i of
-/// them at index `row(i)`, in two int8 planes.
+/// them at index `row(i)`.
 ///
 /// # Panics
 /// If a row does not exist.
@@ -37,7 +38,7 @@ pub fn rms_norm_quantized(
     out: &mut Activations,
 ) {
     let (isa, width) = (Isa::best(), weight.len());
-    out.fill(pool, count, width, 1, true, &|i, _, out| {
+    out.fill(pool, count, width, 1, &|i, _, out| {
         norm_row(isa, &x[row(i) * width..][..width], weight, eps, out);
     });
 }
@@ -101,7 +102,7 @@ pub fn silu_mul(pool: &ThreadPool, gate_up: &[f32], n: usize, out: &mut [f32]) {
     });
 }
 
-/// As [`silu_mul`], into the operand of a product, in one int8 plane.
+/// As [`silu_mul`], into the operand of a product.
 ///
 /// # Panics
 /// If `gate_up` does not hold whole rows.
@@ -111,7 +112,7 @@ pub fn silu_mul_quantized(pool: &ThreadPool, gate_up: &[f32], n: usize, out: &mu
     // A few tiles alone would leave threads idle.
     let few = rows.div_ceil(TILE) < pool.threads();
     let parts = if few && n.is_multiple_of(4 * BLOCK) { 4 } else { 1 };
-    out.fill(pool, rows, n, parts, false, &|row, part, out| {
+    out.fill(pool, rows, n, parts, &|row, part, out| {
         let (gate, up) = gate_up[row * 2 * n..][..2 * n].split_at(n);
         let part = part * out.len()..(part + 1) * out.len();
         silu_row(isa, &gate[part.clone()], &up[part], out);

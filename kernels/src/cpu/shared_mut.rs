@@ -28,16 +28,15 @@ impl<'a, T> SharedMut<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
     }
 
-    /// Sets one element.
+    /// One element.
     ///
     /// # Safety
-    /// No part that holds it may be alive, and no other task may set or read it.
-    pub(crate) unsafe fn set(&self, index: usize, value: T)
-    where
-        T: Copy,
-    {
+    /// As [`slice`](Self::slice).
+    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
+    #[inline]
+    pub(crate) unsafe fn element(&self, index: usize) -> &mut T {
         assert!(index < self.len, "element {index} of {}", self.len);
         // SAFETY: within the slice; ours alone by the caller's promise.
-        unsafe { self.data.add(index).write(value) };
+        unsafe { &mut *self.data.add(index) }
     }
 }

@@ -9,8 +9,8 @@ use std::borrow::Cow;
 
 use half::{bf16, f16};
 
-use crate::cpu::activations::BLOCK;
 use crate::cpu::pool::ThreadPool;
+use crate::cpu::quantize::BLOCK;
 use crate::cpu::shared_mut::SharedMut;
 use crate::dtype::DType;
 

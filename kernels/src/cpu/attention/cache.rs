@@ -73,14 +73,14 @@ impl SharedCells<'_> {
                     half[..x.len()].convert_from_f32_slice(x);
                     for (i, half) in half[..x.len()].iter().enumerate() {
                         // SAFETY: by the caller's promise.
-                        unsafe { cells.set(at + (chunk * 64 + i) * step, *half) };
+                        unsafe { *cells.element(at + (chunk * 64 + i) * step) = *half };
                     }
                 }
             }
             Self::F32(cells) => {
                 for (i, x) in x.iter().enumerate() {
                     // SAFETY: by the caller's promise.
-                    unsafe { cells.set(at + i * step, *x) };
+                    unsafe { *cells.element(at + i * step) = *x };
                 }
             }
         }

@@ -158,7 +158,7 @@ fn attention_on<'b>(
         let shared = SharedMut::new(shared);
         done.clear();
         done.resize_with(units, AtomicUsize::default);
-        out.fill_with(pool, rows, shape.heads * dim, kv_heads, false, |out| {
+        out.fill_with(pool, rows, shape.heads * dim, kv_heads, |out| {
             pool.run(units * splits, &|task| {
                 let (unit, split) = (task / splits, task % splits);
                 let (tile, kv_head) = (unit / kv_heads, unit % kv_heads);

@@ -15,8 +15,9 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::vnni::{fetch, lanes};
-use crate::cpu::activations::{Activations, BLOCK, REST_BITS, TILE};
+use crate::cpu::activations::{Activations, TILE};
 use crate::cpu::amx::{self, TileConfig};
+use crate::cpu::quantize::{BLOCK, WIDE_BITS};
 use crate::cpu::weights::{IntPanels, Line, PANEL};
 
 /// Blocks of a stage.
@@ -24,14 +25,9 @@ const STAGE: usize = 4;
 /// Blocks whose weights are fetched ahead of those in use.
 const AHEAD: usize = 16;
 
-/// Lines of a block's weights, one byte a code: both planes in one tile take the codes twice.
-const fn lines_per_block(eight: bool, precise: bool) -> usize {
-    if precise && !eight { 16 } else { 8 }
-}
-
-/// Whether a block takes a tile for each plane.
-const fn is_split(eight: bool, precise: bool) -> bool {
-    eight && precise
+/// Lines of a block's weights, one byte a code: for upper and lower codes in one tile they are there twice.
+const fn lines_per_block(eight: bool) -> usize {
+    if eight { 8 } else { 16 }
 }
 
 /// Tiles 0 and 3: sums of `rows` rows and 16 outputs; 1 and 4: `rows` rows of `deep` codes; 2 and 5: the codes
@@ -73,17 +69,16 @@ pub(super) unsafe fn panels(
             RefCell::new(Workspace { codes: Vec::new(), dots: [dots; 2] })
         };
     }
-    let deep = lines_per_block(w.eight_bit, x.precise) == 16;
+    let deep = !w.eight_bit;
     // SAFETY: AMX is there.
     unsafe { TILES[usize::from(deep)][usize::from(x.rows > 8)].load() };
     WORKSPACE.with_borrow_mut(|workspace| {
         // SAFETY: by the caller's promise; the tiles are configured.
         unsafe {
-            match (w.eight_bit, x.precise) {
-                (false, false) => stages::<false, false>(w, panels, x, workspace, store),
-                (false, true) => stages::<false, true>(w, panels, x, workspace, store),
-                (true, false) => stages::<true, false>(w, panels, x, workspace, store),
-                (true, true) => stages::<true, true>(w, panels, x, workspace, store),
+            if w.eight_bit {
+                stages::<true>(w, panels, x, workspace, store);
+            } else {
+                stages::<false>(w, panels, x, workspace, store);
             }
         }
     });
@@ -106,7 +101,7 @@ struct Stage {
 /// # Safety
 /// As [`panels`], with [`TILES`] loaded for `x`; `EIGHT` and `PRECISE` are those of `w` and `x`.
 #[target_feature(enable = "avx512f,avx512bw,fma")]
-unsafe fn stages<const EIGHT: bool, const PRECISE: bool>(
+unsafe fn stages<const EIGHT: bool>(
     w: &IntPanels,
     panels: Range<usize>,
     x: &Activations,
@@ -116,7 +111,7 @@ unsafe fn stages<const EIGHT: bool, const PRECISE: bool>(
     let blocks = x.cols / BLOCK;
     let (of_panel, of_rows) = (blocks.div_ceil(STAGE), x.rows.div_ceil(TILE));
     // Lines of a block's codes, and those of a panel or of a stage, two of which are kept.
-    let count = lines_per_block(EIGHT, PRECISE);
+    let count = lines_per_block(EIGHT);
     let kept = if of_rows > 1 { of_panel } else { 1 } * STAGE * count;
     let stage = |i: usize| {
         let (panel, rest) = (i / (of_rows * of_panel), i % (of_rows * of_panel));
@@ -136,9 +131,7 @@ unsafe fn stages<const EIGHT: bool, const PRECISE: bool>(
             let packed = &w.codes[at * 4..][..stage.blocks.len() * 4];
             let codes = &mut codes[stage.lines..][..stage.blocks.len() * count];
             // SAFETY: AVX-512 is there.
-            unsafe {
-                if PRECISE { unpack::<16>(packed, codes) } else { unpack::<8>(packed, codes) }
-            }
+            unsafe { unpack(packed, codes) };
         }
     };
     if !EIGHT {
@@ -158,7 +151,7 @@ unsafe fn stages<const EIGHT: bool, const PRECISE: bool>(
             }
             let lines = if EIGHT { &w.codes[stage.lines..] } else { &codes[stage.lines..] };
             // SAFETY: by the caller's promise; the lines are those of the stage.
-            unsafe { multiply::<EIGHT, PRECISE>(lines, x, &stage, &mut dots[i % 2]) };
+            unsafe { multiply::<EIGHT>(lines, x, &stage, &mut dots[i % 2]) };
         }
         if i > 0 {
             let stage = stage(i - 1);
@@ -174,7 +167,7 @@ unsafe fn stages<const EIGHT: bool, const PRECISE: bool>(
                 (true, _) => scale::<16, true>,
             };
             // SAFETY: the features are there, and the rows and blocks exist, padding included.
-            unsafe { scale(w, x, &stage, is_split(EIGHT, PRECISE), dots, &mut sums) };
+            unsafe { scale(w, x, &stage, EIGHT, dots, &mut sums) };
             if stage.blocks.end == blocks {
                 store(stage.panel, stage.first, &sums[..rows]);
             }
@@ -197,27 +190,25 @@ fn ahead(w: &IntPanels, block: usize) {
     }
 }
 
-/// One byte a code, `LINES` lines a block: 8, or the codes times 16 before them, 16.
+/// One byte a code, first times 16 and then as it is: 16 lines a block.
 ///
 /// # Safety
 /// Needs AVX-512 F and BW.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn unpack<const LINES: usize>(packed: &[Line], codes: &mut [Line]) {
+unsafe fn unpack(packed: &[Line], codes: &mut [Line]) {
     let (low, high) = (_mm512_set1_epi8(15), _mm512_set1_epi8(-16));
-    for (packed, codes) in packed.as_chunks::<4>().0.iter().zip(codes.as_chunks_mut::<LINES>().0) {
-        let store = |at: usize, codes: &mut [Line; LINES], line: __m512i| {
+    for (packed, codes) in packed.as_chunks::<4>().0.iter().zip(codes.as_chunks_mut::<16>().0) {
+        let mut store = |at: usize, line: __m512i| {
             // SAFETY: lines are 64 bytes, aligned.
             unsafe { _mm512_store_si512(codes[at].0.as_mut_ptr().cast(), line) };
         };
         for (g, line) in packed.iter().enumerate() {
             // SAFETY: as above.
             let line = unsafe { _mm512_load_si512(line.0.as_ptr().cast()) };
-            if LINES == 16 {
-                store(g, codes, _mm512_and_si512(_mm512_slli_epi16::<4>(line), high));
-                store(g + 4, codes, _mm512_and_si512(line, high));
-            }
-            store(g + LINES - 8, codes, _mm512_and_si512(line, low));
-            store(g + LINES - 4, codes, _mm512_and_si512(_mm512_srli_epi16::<4>(line), low));
+            store(g, _mm512_and_si512(_mm512_slli_epi16::<4>(line), high));
+            store(g + 4, _mm512_and_si512(line, high));
+            store(g + 8, _mm512_and_si512(line, low));
+            store(g + 12, _mm512_and_si512(_mm512_srli_epi16::<4>(line), low));
         }
     }
 }
@@ -226,18 +217,20 @@ unsafe fn unpack<const LINES: usize>(packed: &[Line], codes: &mut [Line]) {
 ///
 /// # Safety
 /// As [`stages`]; `lines` are the codes of the stage's weights, one byte each.
-unsafe fn multiply<const EIGHT: bool, const PRECISE: bool>(
+unsafe fn multiply<const EIGHT: bool>(
     lines: &[Line],
     x: &Activations,
     stage: &Stage,
     dots: &mut Dots,
 ) {
-    let split = is_split(EIGHT, PRECISE);
-    let count = lines_per_block(EIGHT, PRECISE);
+    let split = EIGHT;
+    let count = lines_per_block(EIGHT);
     let len = stage.blocks.len();
     for first in (0..len).step_by(if split { 1 } else { 2 }) {
         let second = if split { first } else { (first + 1).min(len - 1) };
-        let codes = |b: usize| x.block_codes(x.place(stage.first, stage.blocks.start + b)).as_ptr();
+        let codes = |b: usize| {
+            x.codes_of(x.place(stage.first, stage.blocks.start + b)).as_ptr().cast::<i8>()
+        };
         let x0 = codes(first);
         let x1 = if split { x0.wrapping_add(BLOCK) } else { codes(second) };
         let (w0, w1) = (lines[first * count..].as_ptr(), lines[second * count..].as_ptr());
@@ -263,7 +256,7 @@ unsafe fn multiply<const EIGHT: bool, const PRECISE: bool>(
                 w1 = in(reg) w1,
                 d0 = in(reg) d0,
                 d1 = in(reg) d1,
-                codes = in(reg) x.codes_per_block(),
+                codes = in(reg) 2 * BLOCK,
                 line = in(reg) 64usize,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _,
                 out("tmm3") _, out("tmm4") _, out("tmm5") _,
@@ -313,7 +306,7 @@ unsafe fn scale<const R: usize, const MINS: bool>(
                 let mut sum = _mm512_load_si512(dots[0][r].as_ptr().cast());
                 if split {
                     let rest = _mm512_load_si512(dots[1][r].as_ptr().cast());
-                    sum = _mm512_add_epi32(_mm512_slli_epi32::<REST_BITS>(sum), rest);
+                    sum = _mm512_add_epi32(_mm512_slli_epi32::<WIDE_BITS>(sum), rest);
                 }
                 if !MINS {
                     sum = _mm512_add_epi32(sum, _mm512_set1_epi32(starts[r]));

@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::activations::{Activations, BLOCK, REST_BITS};
+use crate::cpu::activations::Activations;
+use crate::cpu::quantize::{BLOCK, GROUP, WIDE_BITS};
 use crate::cpu::weights::{IntPanels, PANEL, Scales};
 
 macro_rules! kernel {
@@ -19,9 +20,28 @@ macro_rules! kernel {
             first: usize,
             sums: &mut [[f32; PANEL]; R],
         ) {
+            /// Adds the products of four codes and those of 8 outputs. Without VNNI, `signed` codes of outputs are
+            /// multiplied as such.
+            #[inline]
+            #[target_feature(enable = $features)]
+            fn add_product(dot: __m256i, w: __m256i, x: &[i8; GROUP], signed: bool) -> __m256i {
+                let x = _mm256_set1_epi32(i32::from_le_bytes(x.map(|code| code as u8)));
+                if $vnni {
+                    #[allow(unused_unsafe)]
+                    // SAFETY: VNNI is there if `$vnni`.
+                    return unsafe { _mm256_dpbusd_avx_epi32(dot, w, x) };
+                }
+                let pairs = if signed {
+                    _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+                } else {
+                    _mm256_maddubs_epi16(w, x)
+                };
+                _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+            }
+
             let blocks = x.cols / BLOCK;
             let halves = 1 + usize::from(w.half_blocks);
-            let (low, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
+            let low = _mm256_set1_epi8(15);
             // Without VNNI, codes centred on 128 are multiplied as signed bytes, so that pairs of products fit
             // 16 bits.
             let signed = !$vnni && w.offset == 128;
@@ -51,37 +71,23 @@ macro_rules! kernel {
                     }
                     for (r, acc) in acc.iter_mut().enumerate() {
                         let at = x.place(first + r, b);
-                        let planes = x.block_codes(at).as_chunks::<BLOCK>().0;
+                        let lower = x.codes_of(at)[1].as_chunks::<GROUP>().0;
                         let x_scale = _mm256_set1_ps(x.scales[at]);
                         for half in 0..halves {
                             let sums = x.sums_of(at);
                             let sum = if halves == 1 { sums[0] + sums[1] } else { sums[half] };
                             let per_half = 8 / halves;
+                            let of_half = half * per_half..(half + 1) * per_half;
                             let mut dot = _mm256_setzero_si256();
-                            for codes in planes {
-                                dot = _mm256_slli_epi32::<{ REST_BITS as i32 }>(dot);
-                                for (g, group) in
-                                    groups.iter().enumerate().skip(half * per_half).take(per_half)
-                                {
-                                    // SAFETY: 8 groups of 4 codes, read without alignment; VNNI is there if `$vnni`.
-                                    let x = unsafe {
-                                        let x =
-                                            codes.as_ptr().cast::<i32>().add(g).read_unaligned();
-                                        let x = _mm256_set1_epi32(x);
-                                        if $vnni {
-                                            dot = _mm256_dpbusd_avx_epi32(dot, *group, x);
-                                            continue;
-                                        }
-                                        x
-                                    };
-                                    let pairs = if signed {
-                                        let magnitude = _mm256_abs_epi8(*group);
-                                        _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, *group))
-                                    } else {
-                                        _mm256_maddubs_epi16(*group, x)
-                                    };
-                                    dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, ones));
+                            for (g, upper) in x.wide[at].groups().into_iter().zip(&x.wide[at].upper)
+                            {
+                                if of_half.contains(&g) {
+                                    dot = add_product(dot, groups[g], upper, signed);
                                 }
+                            }
+                            dot = _mm256_slli_epi32::<{ WIDE_BITS as i32 }>(dot);
+                            for g in of_half {
+                                dot = add_product(dot, groups[g], &lower[g], signed);
                             }
                             if !signed {
                                 dot = _mm256_add_epi32(dot, _mm256_set1_epi32(-w.offset * sum));

@@ -24,10 +24,8 @@ use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_mut::SharedMut;
 use crate::cpu::weights::{IntPanels, PANEL, PackedMatrix, Panels};
 
-/// Most rows and panels computed side by side. Sums of 4 rows and 2 panels, in two planes, fill the vector
-/// registers, and so do those of 8 rows and one panel, which read the weights in one pass.
-const ROWS: usize = 8;
-const SIDE: usize = 2;
+/// Most rows computed side by side, for which weights are unpacked once.
+const ROWS: usize = 4;
 /// Rows that stay in the cache nearest to the core while all panels of a task pass by.
 const CHUNK: usize = 64;
 
@@ -120,7 +118,7 @@ fn panels_of(
     }
     #[cfg(target_arch = "x86_64")]
     if let (Isa::AmxInt8, Panels::Int(w)) = (isa, &w.panels)
-        && x.rows >= if x.precise && !w.eight_bit { DEEP_TILE_ROWS } else { TILE_ROWS }
+        && x.rows >= if w.eight_bit { TILE_ROWS } else { DEEP_TILE_ROWS }
         && !w.half_blocks
     {
         // SAFETY: `Isa::AmxInt8` was detected; the panels are `w`'s, without half blocks, and `x` is as
@@ -128,25 +126,17 @@ fn panels_of(
         unsafe { amx::panels(w, panels, x, store) };
         return;
     }
-    let (most_rows, most_panels) = if (5..=8).contains(&x.rows) { (8, 1) } else { (4, SIDE) };
     for start in (0..x.rows).step_by(CHUNK) {
         let end = x.rows.min(start + CHUNK);
-        for panel in panels.clone().step_by(most_panels) {
-            let side = (panels.end - panel).min(most_panels);
-            for first in (start..end).step_by(most_rows) {
-                let rows = (end - first).min(most_rows);
-                let mut sums = [[[0f32; PANEL]; ROWS]; SIDE];
+        for panel in panels.clone() {
+            for first in (start..end).step_by(ROWS) {
+                let mut sums = [[0f32; PANEL]; ROWS];
+                let sums = &mut sums[..(end - first).min(ROWS)];
                 match &w.panels {
-                    Panels::Int(w) => int_rows(isa, w, panel, side, x, first, rows, &mut sums),
-                    Panels::Float(w) => {
-                        for (i, sums) in sums[..side].iter_mut().enumerate() {
-                            float::rows(isa, w, panel + i, x, first, &mut sums[..rows]);
-                        }
-                    }
+                    Panels::Int(w) => int_rows(isa, w, panel, x, first, sums),
+                    Panels::Float(w) => float::rows(isa, w, panel, x, first, sums),
                 }
-                for (i, sums) in sums[..side].iter().enumerate() {
-                    store(panel + i, first, &sums[..rows]);
-                }
+                store(panel, first, sums);
             }
         }
     }
@@ -156,61 +146,39 @@ fn panels_of(
 #[cfg(target_arch = "x86_64")]
 const TILE_ROWS: usize = 9;
 #[cfg(target_arch = "x86_64")]
-const DEEP_TILE_ROWS: usize = 7;
+const DEEP_TILE_ROWS: usize = 9;
 
-/// `side` panels from `panel` on for `rows` rows from `first` on.
-#[expect(clippy::too_many_arguments, reason = "the operands of one kernel")]
+/// A panel for some rows from `first` on.
 fn int_rows(
     isa: Isa,
     w: &IntPanels,
     panel: usize,
-    side: usize,
     x: &Activations,
     first: usize,
-    rows: usize,
-    sums: &mut [[[f32; PANEL]; ROWS]; SIDE],
+    sums: &mut [[f32; PANEL]],
 ) {
     macro_rules! rows {
-        ($($n:literal x $side:literal)*) => {
-            match rows {
-                $($n => match isa {
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::AmxInt8 | Isa::Avx512Vnni => {
-                        // SAFETY: the set was detected; the panels are `w`'s and the rows are `x`'s, of one
-                        // tile, as groups begin at multiples of their size; its width is that of `w`, as
-                        // `matmul_on` asserts.
-                        unsafe {
-                            if side == 1 {
-                                vnni::panels::<$n, 1>(w, panel, x, first, sums);
-                            } else {
-                                vnni::panels::<$n, $side>(w, panel, x, first, sums);
-                            }
+        ($($n:literal)*) => {
+            match sums.len() {
+                $($n => {
+                    let sums: &mut [_; $n] = sums.try_into().expect("the length just matched");
+                    // SAFETY: the set was detected; the panel is one of `w`'s and the rows are `x`'s, of one tile, as
+                    // groups begin at multiples of their size; its width is that of `w`, as `matmul_on` asserts.
+                    unsafe {
+                        match isa {
+                            #[cfg(target_arch = "x86_64")]
+                            Isa::AmxInt8 | Isa::Avx512Vnni => vnni::panel(w, panel, x, first, sums),
+                            #[cfg(target_arch = "x86_64")]
+                            Isa::AvxVnni => avx2::panel_vnni(w, panel, x, first, sums),
+                            #[cfg(target_arch = "x86_64")]
+                            Isa::Avx2 => avx2::panel(w, panel, x, first, sums),
+                            _ => plain::panel(w, panel, x, first, sums),
                         }
                     }
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::AvxVnni | Isa::Avx2 => {
-                        for (i, sums) in sums[..side].iter_mut().enumerate() {
-                            let sums: &mut [_; $n] =
-                                (&mut sums[..$n]).try_into().expect("the length just matched");
-                            // SAFETY: as above.
-                            unsafe {
-                                if isa == Isa::AvxVnni {
-                                    avx2::panel_vnni::<$n>(w, panel + i, x, first, sums);
-                                } else {
-                                    avx2::panel::<$n>(w, panel + i, x, first, sums);
-                                }
-                            }
-                        }
-                    }
-                    _ => {
-                        for (i, sums) in sums[..side].iter_mut().enumerate() {
-                            plain::panel(w, panel + i, x, first, &mut sums[..$n]);
-                        }
-                    }
-                },)*
+                })*
                 n => unreachable!("{n} rows"),
             }
         };
     }
-    rows!(1 x 2 2 x 2 3 x 2 4 x 2 5 x 1 6 x 1 7 x 1 8 x 1);
+    rows!(1 2 3 4);
 }

@@ -1,6 +1,7 @@
 //! The integer path in plain Rust: the reference of the others.
 
-use crate::cpu::activations::{Activations, BLOCK};
+use crate::cpu::activations::Activations;
+use crate::cpu::quantize::BLOCK;
 use crate::cpu::weights::{IntPanels, PANEL, Scales};
 
 /// The reference: what every path computes, one step at a time.

@@ -1,165 +1,157 @@
 //! The integer path for AVX-512 VNNI.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::{ROWS, SIDE};
-use crate::cpu::activations::{Activations, BLOCK, REST_BITS, TILE, half_sums};
-use crate::cpu::weights::{IntPanels, PANEL, Scales};
+use crate::cpu::activations::{Activations, TILE, half_sums};
+use crate::cpu::quantize::{BLOCK, GROUP, WIDE_BITS};
+use crate::cpu::weights::{IntPanels, Line, PANEL, Scales};
 
 /// Lines fetched ahead of the one in use.
 const AHEAD: usize = 32;
 
-/// `R` rows from `first` on and `P` panels from `panel` on.
+/// `R` rows from `first` on and one panel.
 ///
 /// # Safety
-/// Needs AVX-512 F, BW, VL and VNNI; the panels must be `w`'s and the rows `x`'s, of one tile, quantised and
+/// Needs AVX-512 F, BW, VL and VNNI; the panel must be one of `w`'s and the rows `x`'s, of one tile, quantised and
 /// as wide as `w`.
-pub(super) unsafe fn panels<const R: usize, const P: usize>(
+pub(super) unsafe fn panel<const R: usize>(
     w: &IntPanels,
     panel: usize,
     x: &Activations,
     first: usize,
-    sums: &mut [[[f32; PANEL]; ROWS]; SIDE],
+    sums: &mut [[f32; PANEL]; R],
 ) {
     // SAFETY: by the caller's promise.
     unsafe {
-        match (w.eight_bit, w.half_blocks, x.precise) {
-            (false, _, false) => kernel::<R, P, false, false, false>(w, panel, x, first, sums),
-            (false, _, true) => kernel::<R, P, false, false, true>(w, panel, x, first, sums),
-            (true, false, false) => kernel::<R, P, true, false, false>(w, panel, x, first, sums),
-            (true, false, true) => kernel::<R, P, true, false, true>(w, panel, x, first, sums),
-            (true, true, false) => kernel::<R, P, true, true, false>(w, panel, x, first, sums),
-            (true, true, true) => kernel::<R, P, true, true, true>(w, panel, x, first, sums),
+        match (w.eight_bit, w.half_blocks) {
+            (false, _) => kernel::<R, false, false>(w, panel, x, first, sums),
+            (true, false) => kernel::<R, true, false>(w, panel, x, first, sums),
+            (true, true) => kernel::<R, true, true>(w, panel, x, first, sums),
         }
     }
 }
 
 /// # Safety
-/// As [`panels`], and the constants must be those of `w` and `x`.
+/// As [`panel`], and the constants must be those of `w`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
-unsafe fn kernel<
-    const R: usize,
-    const P: usize,
-    const EIGHT: bool,
-    const HALVES: bool,
-    const PRECISE: bool,
->(
+unsafe fn kernel<const R: usize, const EIGHT: bool, const HALVES: bool>(
     w: &IntPanels,
     panel: usize,
     x: &Activations,
     first: usize,
-    out: &mut [[[f32; PANEL]; ROWS]; SIDE],
+    out: &mut [[f32; PANEL]; R],
 ) {
+    const GROUPS: usize = BLOCK / GROUP;
     let blocks = x.cols / BLOCK;
     let halves = 1 + usize::from(HALVES);
     let lines = if EIGHT { 8 } else { 4 };
     let low = _mm512_set1_epi8(15);
-    // SAFETY, for all pointers: a panel has `blocks` blocks of `lines` lines, 16 scales (twice 16 with
-    // half blocks) and 16 minima each; a row has `blocks` blocks of 32 codes, a scale and two sums.
-    // The rows lie in one tile.
     let at = x.place(first, 0);
-    let codes: *const i32 = x.block_codes(at).as_ptr().cast();
-    // Groups of four codes, from a row to the next; those of a block are `TILE` rows'.
-    let groups = (1 + usize::from(PRECISE)) * BLOCK / 4;
-    let sums = half_sums(at);
-    let mut acc = [[_mm512_setzero_ps(); P]; R];
+    let [first_sums, second_sums] = half_sums(at);
+    let mut acc = [_mm512_setzero_ps(); R];
+    // A byte a code, for the wide groups.
+    let mut unpacked = [Line([0; 64]); GROUPS];
     for b in 0..blocks {
-        let block: [usize; P] = std::array::from_fn(|p| (panel + p) * blocks + b);
-        let line: [*const __m512i; P] =
-            std::array::from_fn(|p| w.codes.as_ptr().wrapping_add(block[p] * lines).cast());
+        let block = panel * blocks + b;
+        let line: *const __m512i = w.codes.as_ptr().wrapping_add(block * lines).cast();
         if first == 0 {
-            // The processor's own prefetch ends at every page. Behind these panels come the next P.
-            let next = if (b * lines + AHEAD) < blocks * lines { 0 } else { (P - 1) * blocks };
-            for p in 0..P {
-                for g in 0..lines {
-                    let line = line[p].wrapping_add(next * lines + AHEAD + g);
-                    _mm_prefetch::<_MM_HINT_T0>(line.cast());
-                }
-                let at = (block[p] + next + AHEAD / lines) * PANEL;
-                fetch(&w.scales, at * halves);
-                if let Some(mins) = &w.mins {
-                    fetch(mins, at);
-                }
+            // The processor's own prefetch ends at every page.
+            for g in 0..lines {
+                _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(AHEAD + g).cast());
+            }
+            let at = (block + AHEAD / lines) * PANEL;
+            fetch(&w.scales, at * halves);
+            if let Some(mins) = &w.mins {
+                fetch(mins, at);
             }
         }
-        for half in 0..halves {
-            // Sums of the two planes; the second one carries the offset.
-            let mut dots = [[_mm512_setzero_si512(); P]; R];
-            let mut rests = [[_mm512_setzero_si512(); P]; R];
-            if w.offset != 0 {
-                for (r, rest) in rests.iter_mut().enumerate() {
-                    // SAFETY: see above.
-                    let sums =
-                        sums.map(|at| unsafe { *x.half_sums.get_unchecked(at + b * 2 * TILE + r) });
-                    let sum = if HALVES { sums[half] } else { sums[0] + sums[1] };
-                    *rest = [_mm512_set1_epi32(-w.offset * sum); P];
+        // SAFETY: this goes for all pointers. A panel has `blocks` blocks of `lines` lines, 16 scales (twice 16 with half
+        // blocks) and 16 minima each; a row has `blocks` blocks of two times 32 codes, two wide groups, a scale and
+        // two sums. The rows lie in one tile.
+        unsafe {
+            let weights: [__m512i; GROUPS] = std::array::from_fn(|g| {
+                if EIGHT {
+                    return _mm512_load_si512(line.add(g));
                 }
-            }
-            for g in half * 8 / halves..(half + 1) * 8 / halves {
-                // SAFETY: see above.
-                unsafe {
-                    let weights: [__m512i; P] = std::array::from_fn(|p| {
-                        if EIGHT {
-                            _mm512_load_si512(line[p].add(g))
-                        } else {
-                            let line = _mm512_load_si512(line[p].add(g % 4));
-                            let line = if g < 4 { line } else { _mm512_srli_epi16::<4>(line) };
-                            _mm512_and_si512(line, low)
+                let line = _mm512_load_si512(line.add(g % 4));
+                let line = if g < 4 { line } else { _mm512_srli_epi16::<4>(line) };
+                let line = _mm512_and_si512(line, low);
+                _mm512_store_si512(unpacked[g].0.as_mut_ptr().cast(), line);
+                line
+            });
+            let line: *const __m512i = if EIGHT { line } else { unpacked.as_ptr().cast() };
+            let scale: [__m512; 2] = std::array::from_fn(|half| {
+                lanes(&w.scales, (block * halves + half.min(halves - 1)) * PANEL)
+            });
+            let min = w.mins.as_ref().map(|mins| lanes(mins, block * PANEL));
+            let at = at + b * TILE;
+            let codes: *const i32 = x.codes_at(at).cast();
+            for half in 0..halves {
+                let groups = half * GROUPS / halves..(half + 1) * GROUPS / halves;
+                // A product waits for the one before it: two sums a row, rows in turns.
+                let mut dots = [[_mm512_setzero_si512(); 2]; R];
+                let mut wides = [_mm512_setzero_si512(); R];
+                for r in 0..R {
+                    let wide = x.wide.get_unchecked(at + r);
+                    for (upper, g) in wide.upper.iter().zip(wide.eightfold) {
+                        let g = usize::from(g);
+                        if !HALVES || groups.contains(&(g / 8)) {
+                            let x = _mm512_set1_epi32(upper.as_ptr().cast::<i32>().read());
+                            let w = _mm512_load_si512(line.cast::<u64>().add(g).cast());
+                            wides[r] = _mm512_dpbusd_epi32(wides[r], w, x);
                         }
-                    });
-                    for r in 0..R {
-                        let x = codes.add((b * TILE + r) * groups + g);
-                        let rest = x.wrapping_add(BLOCK / 4);
-                        let x = _mm512_set1_epi32(*x);
-                        for p in 0..P {
-                            dots[r][p] = _mm512_dpbusd_epi32(dots[r][p], weights[p], x);
-                        }
-                        if PRECISE {
-                            let x = _mm512_set1_epi32(*rest);
-                            for p in 0..P {
-                                rests[r][p] = _mm512_dpbusd_epi32(rests[r][p], weights[p], x);
+                    }
+                    if w.offset != 0 {
+                        let sums = [first_sums, second_sums]
+                            .map(|sums| *x.half_sums.get_unchecked(sums + b * 2 * TILE + r));
+                        let sum = if HALVES { sums[half] } else { sums[0] + sums[1] };
+                        dots[r][0] = _mm512_set1_epi32(-w.offset * sum);
+                    }
+                }
+                macro_rules! groups {
+                    ($($g:literal)*) => {$(
+                        if groups.contains(&$g) {
+                            for (r, dots) in dots.iter_mut().enumerate() {
+                                let x = _mm512_set1_epi32(*codes.add((2 * r + 1) * GROUPS + $g));
+                                let dot = _mm512_dpbusd_epi32(dots[$g % 2], weights[$g], x);
+                                dots[$g % 2] = in_order(dot);
                             }
                         }
-                    }
+                    )*};
                 }
-            }
-            // SAFETY: see above.
-            unsafe {
-                let scale: [__m512; P] =
-                    std::array::from_fn(|p| lanes(&w.scales, (block[p] * halves + half) * PANEL));
-                for r in 0..R {
-                    let x_scale = *x.scales.get_unchecked(at + b * TILE + r);
-                    let x_scale = _mm512_set1_ps(x_scale);
-                    for p in 0..P {
-                        let dot = dots[r][p];
-                        let dot = if PRECISE { _mm512_slli_epi32::<REST_BITS>(dot) } else { dot };
-                        let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot, rests[r][p]));
-                        let scale = _mm512_mul_ps(scale[p], x_scale);
-                        acc[r][p] = _mm512_fmadd_ps(scale, dot, acc[r][p]);
-                    }
-                }
-            }
-        }
-        if let Some(mins) = &w.mins {
-            // SAFETY: see above.
-            unsafe {
-                let min: [__m512; P] = std::array::from_fn(|p| lanes(mins, block[p] * PANEL));
+                groups!(0 1 2 3 4 5 6 7);
                 for (r, acc) in acc.iter_mut().enumerate() {
-                    let sum = *x.scaled_sums.get_unchecked(at + b * TILE + r);
-                    let sum = _mm512_set1_ps(sum);
-                    for p in 0..P {
-                        acc[p] = _mm512_fmadd_ps(min[p], sum, acc[p]);
-                    }
+                    let wide = _mm512_slli_epi32::<WIDE_BITS>(wides[r]);
+                    let dot = _mm512_add_epi32(dots[r][0], dots[r][1]);
+                    let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot, wide));
+                    let x_scale = _mm512_set1_ps(*x.scales.get_unchecked(at + r));
+                    *acc = _mm512_fmadd_ps(_mm512_mul_ps(scale[half], x_scale), dot, *acc);
+                }
+            }
+            if let Some(min) = min {
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let sum = _mm512_set1_ps(*x.scaled_sums.get_unchecked(at + r));
+                    *acc = _mm512_fmadd_ps(min, sum, *acc);
                 }
             }
         }
     }
-    for p in 0..P {
-        for r in 0..R {
-            // SAFETY: 16 floats.
-            unsafe { _mm512_storeu_ps(out[p][r].as_mut_ptr(), acc[r][p]) };
-        }
+    for (out, acc) in out.iter_mut().zip(acc) {
+        // SAFETY: 16 floats.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), acc) };
     }
+}
+
+/// The same, computed where it stands: the compiler would let each row's products wait for each other.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn in_order(mut sums: __m512i) -> __m512i {
+    // SAFETY: a comment, and no instruction.
+    unsafe {
+        asm!("/* {0} */", inout(zmm_reg) sums, options(nomem, nostack, preserves_flags));
+    }
+    sums
 }
 
 /// Fetches 16 scales, which need not exist.
