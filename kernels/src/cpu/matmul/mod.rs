@@ -1,4 +1,4 @@
-//! `out = x w^T` for a few to a few thousand rows, weights unpacked once for up to eight of them.
+//! `out = x w^T` for a few to a few thousand rows, weights unpacked once for several of them.
 //!
 //! Integer path: for each block of 32 inputs the codes are multiplied and summed exactly in integers,
 //! then `sum += scale_w * scale_x * dot (+ min_w * scaled_sum_x)` in f32, block after block. That order
@@ -142,11 +142,11 @@ fn panels_of(
     }
 }
 
-/// Rows from which tiles pay, and those from which they do where one tile takes both planes.
+/// Rows from which tiles pay, with weights of 8 bits and of 4, whose upper and lower codes are one tile.
 #[cfg(target_arch = "x86_64")]
 const TILE_ROWS: usize = 9;
 #[cfg(target_arch = "x86_64")]
-const DEEP_TILE_ROWS: usize = 9;
+const DEEP_TILE_ROWS: usize = 7;
 
 /// A panel for some rows from `first` on.
 fn int_rows(
