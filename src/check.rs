@@ -15,7 +15,7 @@ use crate::kv_cache::BLOCK_SIZE;
 use crate::loading::{LoadError, Models};
 use crate::memory;
 use crate::prompts::{Prompt, PromptsError, VALIDATION_PROMPTS, read_prompts, spread};
-use crate::spec::StepCost;
+use crate::speculation::StepCost;
 use crate::text::TemplateError;
 
 /// Rows of the target passes that are timed.

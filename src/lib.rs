@@ -1,11 +1,11 @@
 //! pleach: a language model that is its own drafter.
 //!
-//! One request, in order: [`server`] parses it, [`text`] turns it into tokens, [`engine`] schedules
-//! it, [`spec`] proposes draft tokens, [`model`] verifies them in one ragged pass through [`pleach_kernels`],
-//! [`sampling`] and [`spec`] decide which stand, and the events travel back the same way.
+//! One request, in order: [`server`] parses it, [`text`] turns it into tokens, [`engine`] schedules it, [`speculation`]
+//! proposes draft tokens, [`model`] verifies them in one ragged pass through [`pleach_kernels`], [`sampling`] and
+//! [`speculation`] decide which stand, and the events travel back the same way.
 //!
-//! Dependencies point one way: `server → engine → {spec, model, sampling, kv_cache} → pleach_kernels`. tokio and axum
-//! stay above [`engine::EngineHandle`]; `unsafe` code is in the kernels alone.
+//! Dependencies point one way: `server → engine → {speculation, model, sampling, kv_cache} → pleach_kernels`. tokio and
+//! axum stay above [`engine::EngineHandle`]; `unsafe` code is in the kernels alone.
 
 pub mod check;
 pub mod checkpoint;
@@ -23,6 +23,6 @@ pub mod model;
 pub mod prompts;
 pub mod sampling;
 pub mod server;
-pub mod spec;
+pub mod speculation;
 pub mod text;
 pub mod traffic;

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use pleach::engine::{EngineConfig, Request};
 use pleach::sampling::SamplingParams;
-use pleach::spec::Proposer;
+use pleach::speculation::Proposer;
 use support::engines::{engine, engine_with_attached, ids, prompt, questions, run};
 
 /// A perfect draft, and one that is often wrong.

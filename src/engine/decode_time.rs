@@ -1,7 +1,7 @@
 //! What generating tokens takes, and what it would take without speculation.
 
 use super::{DecodeTime, Event, ProposerSeconds, RequestId};
-use crate::spec::{Proposal, Proposer};
+use crate::speculation::{Proposal, Proposer};
 
 /// A step that generated tokens.
 #[derive(Debug, Clone, Copy)]
@@ -70,7 +70,7 @@ impl GeneratingStep {
 mod tests {
     use super::*;
     use crate::engine::{TokenOut, TokenSource};
-    use crate::spec::DraftToken;
+    use crate::speculation::DraftToken;
 
     fn step(rows: usize, prompt_rows: usize, sequences: usize, tokens: usize) -> DecodeTime {
         let plain = if sequences == 1 { 1.0 } else { 1.2 };

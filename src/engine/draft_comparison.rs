@@ -14,7 +14,7 @@ use super::sequence::Sequence;
 use super::tally::Tally;
 use crate::kv_cache::{BLOCK_SIZE, BlockPool, BlockTable};
 use crate::model::{Forward, Rows};
-use crate::spec::{DraftController, DraftModel, StepCost};
+use crate::speculation::{DraftController, DraftModel, StepCost};
 use pleach_kernels::argmax;
 
 /// Tokens of a prompt and of an answer that a sample has at most, beyond the first block.

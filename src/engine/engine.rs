@@ -14,7 +14,7 @@ use super::{
 };
 use crate::memory;
 use crate::model::{CudaDecoder, CudaRunner, Decoder, Draft, Forward, Runner};
-use crate::spec::{DraftController, DraftModel};
+use crate::speculation::{DraftController, DraftModel};
 
 /// Many sequences, one target and perhaps one draft model. Single-threaded: see
 /// [`super::EngineHandle`] for use from many tasks.

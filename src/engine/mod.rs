@@ -26,7 +26,7 @@ pub use comparison::{Comparison, DraftScore, Outcome, expected_speedup};
 pub use config::{CacheNeeds, EngineConfig, EngineError, EngineLimits};
 pub use engine::Engine;
 pub use handle::{EngineHandle, SubmitError};
-pub use offline::{Answer, Batch};
+pub use offline::{Answer, OfflineBatch};
 pub use profile::MeasuredCosts;
 pub use request::{
     Event, FinishReason, MAX_TOP_LOGPROBS, Readout, Request, RequestError, RequestId,

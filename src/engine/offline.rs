@@ -27,17 +27,17 @@ impl Answer {
 
 /// Requests that run together, each with what its answer is for; as some end, others may join. What is read off prompts
 /// is left out.
-pub struct Batch<T> {
+pub struct OfflineBatch<T> {
     running: HashMap<RequestId, (T, Vec<TokenOut>)>,
 }
 
-impl<T> Default for Batch<T> {
+impl<T> Default for OfflineBatch<T> {
     fn default() -> Self {
         Self { running: HashMap::new() }
     }
 }
 
-impl<T> Batch<T> {
+impl<T> OfflineBatch<T> {
     /// Requests that have not ended.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -104,7 +104,7 @@ impl Engine {
     pub fn answer(&mut self, requests: Vec<Request>) -> Result<Vec<Answer>, RequestError> {
         requests.iter().try_for_each(|request| request.validate(self.limits()))?;
         let mut answers: Vec<Option<Answer>> = requests.iter().map(|_| None).collect();
-        let mut batch = Batch::default();
+        let mut batch = OfflineBatch::default();
         for (place, request) in requests.into_iter().enumerate() {
             batch.submit(self, request, place).map_err(|(error, _)| error)?;
         }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::kv_cache::{BlockPool, BlockTable};
 use crate::model::{DraftInput, Forward, Rows};
-use crate::spec::{DraftController, DraftModel, DraftStep, Load};
+use crate::speculation::{DraftController, DraftModel, DraftStep, Work};
 
 /// Seconds of forward passes, each the median of several.
 #[derive(Debug, Clone, PartialEq)]
@@ -107,7 +107,7 @@ impl Profile<'_> {
         }
         for (mut samples, &rows) in samples.into_iter().zip(row_counts) {
             let seconds = median(&mut samples);
-            known.measured(Load::default().sequence(rows, context), seconds);
+            known.measured(Work::default().sequence(rows, context), seconds);
             costs.target.push((rows, seconds));
         }
         let counts = DRAFT_ROWS.into_iter().filter(|&rows| context + rows <= limit);

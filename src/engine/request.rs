@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{EngineLimits, PromptToken, SequenceStats, TokenOut};
 use crate::grammar::Grammar;
 use crate::sampling::{ParamError, SamplingParams};
-use crate::spec::Proposers;
+use crate::speculation::Proposers;
 use crate::text::StoppingText;
 
 /// Most alternatives a request may ask log-probabilities for.

@@ -9,7 +9,7 @@ use crate::model::{Verified, VerifyTask};
 use crate::sampling::{
     Draws, History, LogitsError, Processor, SamplingParams, log_sum_exp, top_logprobs,
 };
-use crate::spec::{
+use crate::speculation::{
     DraftController, DraftToken, FinalToken, Proposers, SpeculationState, Verdict, rejection_sample,
 };
 use crate::text::StoppingText;

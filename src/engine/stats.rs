@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{TokenOut, TokenSource};
-use crate::spec::{DraftToken, Proposer};
+use crate::speculation::{DraftToken, Proposer};
 
 /// Draft tokens of one proposer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

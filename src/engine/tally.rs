@@ -10,7 +10,7 @@ use super::{
     SequenceStats,
 };
 use crate::metrics as names;
-use crate::spec::{DraftReport, Proposer};
+use crate::speculation::{DraftReport, Proposer};
 
 const TARGET: (&str, &str) = ("model", "target");
 const DRAFT: (&str, &str) = ("model", "draft");

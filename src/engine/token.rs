@@ -1,6 +1,6 @@
 //! Tokens as they come out of the engine.
 
-use crate::spec::Proposer;
+use crate::speculation::Proposer;
 
 /// Where a generated token came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

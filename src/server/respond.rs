@@ -14,7 +14,7 @@ use super::wire::{
 };
 use super::{ApiError, AppState, logprobs, sse};
 use crate::engine::{PromptToken, TokenOut};
-use crate::spec::Proposer;
+use crate::speculation::Proposer;
 
 /// Which of the two shapes an answer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

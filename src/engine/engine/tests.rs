@@ -10,7 +10,7 @@ use super::super::{
 use super::*;
 use crate::model::Rows;
 use crate::sampling::SamplingParams;
-use crate::spec::Proposer;
+use crate::speculation::Proposer;
 use crate::text::StoppingText;
 
 fn config() -> EngineConfig {

@@ -1,11 +1,11 @@
 //! What a step took, and what its tokens would have taken without speculation.
 
-use super::loads::{one_row_each, with_drafts, without_drafts};
+use super::work::{one_row_each, with_drafts, without_drafts};
 use crate::engine::decode_time::{GeneratingStep, by_proposer};
 use crate::engine::scheduler::Scheduled;
 use crate::engine::tally::{Tally, TargetPass};
 use crate::engine::{Event, RequestId};
-use crate::spec::{Proposal, StepCost};
+use crate::speculation::{Proposal, StepCost};
 
 /// Counts the time of a step whose draft passes took `draft_seconds`, by what passes of the target cost; before that
 /// is known, nothing.
@@ -28,8 +28,8 @@ pub(in crate::engine) fn account(
         draft_seconds,
     };
     let plain = one_row_each(items.iter().filter(|item| item.completes));
-    let loads = [plain, with_drafts(items, proposals), without_drafts(items)];
-    let [Some(plain), Some(with), Some(without)] = loads.map(|load| target.seconds(load)) else {
+    let work = [plain, with_drafts(items, proposals), without_drafts(items)];
+    let [Some(plain), Some(with), Some(without)] = work.map(|work| target.seconds(work)) else {
         return;
     };
     if let Some(time) = step.time(plain) {

@@ -11,7 +11,7 @@ use crate::engine::stats::{NoDraft, RoundCounts, RoundFlops};
 use crate::engine::tally::Tally;
 use crate::engine::{Event, FinishReason, RequestId};
 use crate::model::Forward;
-use crate::spec::{Decided, DraftController, DraftToken, Proposal, Proposer};
+use crate::speculation::{Decided, DraftController, DraftToken, Proposal, Proposer};
 
 /// The parts of an engine that a round changes, and the events that come of it.
 pub(in crate::engine) struct Commit<'a> {

@@ -3,14 +3,14 @@
 
 mod account;
 mod commit;
-mod loads;
 mod propose;
 mod schedule;
 mod verify;
+mod work;
 
 pub(super) use account::{account, cost};
 pub(super) use commit::Commit;
-pub(super) use loads::with_drafts;
 pub(super) use propose::propose;
 pub(super) use schedule::schedule;
 pub(super) use verify::Verifier;
+pub(super) use work::with_drafts;

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use super::loads::{one_row_each, without_drafts};
+use super::work::{one_row_each, without_drafts};
 use crate::engine::RequestId;
 use crate::engine::scheduler::{Scheduled, Scheduler};
 use crate::engine::sequences::Sequences;
 use crate::model::Forward;
-use crate::spec::{DraftController, DraftReport, Proposal, ProposeTask};
+use crate::speculation::{DraftController, DraftReport, Proposal, ProposeTask};
 
 /// One proposal per item, empty where none was asked for or worth it, and what the draft model did for them.
 pub(in crate::engine) fn propose(

@@ -3,7 +3,7 @@
 use crate::engine::scheduler::{Scheduled, Scheduler};
 use crate::engine::sequences::Sequences;
 use crate::engine::tally::Tally;
-use crate::spec::DraftController;
+use crate::speculation::DraftController;
 
 /// Hands out the rows of a step, and blocks for them and for draft tokens.
 pub(in crate::engine) fn schedule(

@@ -9,7 +9,7 @@ use crate::engine::sequences::Sequences;
 use crate::engine::tally::TargetPass;
 use crate::model::{Forward, Rows, VerifyTask};
 use crate::sampling::Processor;
-use crate::spec::Proposal;
+use crate::speculation::Proposal;
 
 /// Runs passes of the target and decides their rounds.
 #[derive(Default)]

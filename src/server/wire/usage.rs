@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::engine::SequenceStats;
-use crate::spec::Proposer;
+use crate::speculation::Proposer;
 
 /// What an answer took.
 #[derive(Debug, Clone, Serialize, JsonSchema)]

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use console::{Term, truncate_str};
 use pleach::engine::NoDraft;
 use pleach::metrics as names;
-use pleach::spec::Proposer;
+use pleach::speculation::Proposer;
 
 /// Shows what a running server does: speed, acceptance, latency and load, from its metrics.
 ///

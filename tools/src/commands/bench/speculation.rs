@@ -8,7 +8,7 @@ use anyhow::Result;
 use pleach::engine::{Answer, Engine, Request};
 use pleach::prompts::Prompt;
 use pleach::sampling::SamplingParams;
-use pleach::spec::{Proposer, Proposers};
+use pleach::speculation::{Proposer, Proposers};
 use serde::Serialize;
 
 use super::Args;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::write::json_file;
 use pleach::engine::{
-    Batch, Engine, EngineConfig, FinishReason, Request, RoundCounts, SequenceStats,
+    Engine, EngineConfig, FinishReason, OfflineBatch, Request, RoundCounts, SequenceStats,
 };
 use pleach::sampling::SamplingParams;
 use serde::{Deserialize, Serialize};
@@ -206,7 +206,7 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
             sample: None,
         })
         .collect();
-    let mut running = Batch::default();
+    let mut running = OfflineBatch::default();
     let (mut all, mut counts) = (Counts::default(), BTreeMap::<String, Counts>::new());
     for done in &done {
         all.add(&done.counts);

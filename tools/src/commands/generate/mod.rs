@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use pleach::engine::{
-    Batch, Engine, EngineConfig, FinishReason, MAX_TOP_LOGPROBS, Request, TokenOut,
+    Engine, EngineConfig, FinishReason, MAX_TOP_LOGPROBS, OfflineBatch, Request, TokenOut,
 };
 use pleach::kv_cache::blocks_for;
 use pleach::model::Decoder;
@@ -301,7 +301,7 @@ fn answer(
     let args = work.args;
     let longest = args.max_prompt_tokens + args.max_tokens + 1;
     let mut engine = batch_engine(loaded.target, args.batch, longest)?;
-    let mut running = Batch::default();
+    let mut running = OfflineBatch::default();
     let mut again: Vec<Running> = Vec::new();
     loop {
         let late = work.is_late();

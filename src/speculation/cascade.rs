@@ -5,7 +5,7 @@ use super::chain::{Asked, Chain};
 use super::draft_model::DraftModel;
 use super::proposal::LeftOut;
 use super::trials::Trials;
-use super::{DraftStep, DraftToken, Load, Prices, ProposeTask, Proposer};
+use super::{DraftStep, DraftToken, Prices, ProposeTask, Proposer, Work};
 use crate::model::Forward;
 use crate::sampling::Processor;
 use pleach_kernels::{argmax, sum_exp};
@@ -44,13 +44,13 @@ impl Cascade {
         self.usage = 1.0;
     }
 
-    /// Fills in the proposals for a pass of `target` that is `load` without them. Failures of the
+    /// Fills in the proposals for a pass of `target` that is `work` without them. Failures of the
     /// draft model leave them short or empty and never reach the caller otherwise.
     pub(super) fn propose(
         &mut self,
         tasks: &mut [ProposeTask<'_>],
         target: &mut dyn Forward,
-        mut load: Load,
+        mut work: Work,
         prices: &Prices<'_>,
     ) {
         let mut chains: Vec<Chain<'_, '_>> = tasks.iter_mut().map(Chain::new).collect();
@@ -79,7 +79,7 @@ impl Cascade {
             for (index, chain) in chains.iter_mut().enumerate().filter(|(_, c)| !c.closed) {
                 let usage = self.usage;
                 let asked = draft.map(|draft| Asked { draft, sharing: open, step, usage });
-                if chain.copy(&mut load, prices, asked, &mut self.trials) {
+                if chain.copy(&mut work, prices, asked, &mut self.trials) {
                     drafting.push(index);
                 } else {
                     chain.closed = true;
@@ -89,7 +89,7 @@ impl Cascade {
             if drafting.is_empty() {
                 break;
             }
-            self.pass(&mut chains, &drafting, target, &mut load, prices, step);
+            self.pass(&mut chains, &drafting, target, &mut work, prices, step);
             step = DraftStep::Further;
         }
         for Chain { task, .. } in chains.iter().filter(|chain| chain.task.state.draft_model) {
@@ -111,7 +111,7 @@ impl Cascade {
         chains: &mut [Chain<'_, '_>],
         drafting: &[usize],
         target: &mut dyn Forward,
-        load: &mut Load,
+        work: &mut Work,
         prices: &Prices<'_>,
         step: DraftStep,
     ) {
@@ -163,14 +163,14 @@ impl Cascade {
             let confidence = confidence(logits);
             let chance = chain.chance * task.state.acceptance.confident(confidence);
             let id = task.draws.draft(&draft_probs, task.tokens.len());
-            if chance < prices.rows(*load, 1, task.tokens.len()) {
+            if chance < prices.rows(*work, 1, task.tokens.len()) {
                 chain.closed = true;
                 let coupled = task.draws.is_coupled().then_some(id);
                 task.proposal.left_out = Some(LeftOut { draft_probs, coupled, confidence });
                 continue;
             }
             chain.chance = chance;
-            *load = load.further(1, task.tokens.len());
+            *work = work.further(1, task.tokens.len());
             let proposer = Proposer::DraftModel;
             chain.push(DraftToken { id, draft_probs, proposer, confidence });
         }

@@ -15,30 +15,30 @@ const FURTHER: f64 = 0.25;
 
 /// What a pass computes.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Load {
+pub struct Work {
     /// Rows of all sequences.
     pub rows: usize,
     /// Cached positions that attention reads, those that rows share counted once and a little.
     pub positions: f64,
 }
 
-impl From<usize> for Load {
+impl From<usize> for Work {
     /// Rows that attend to next to nothing.
     fn from(rows: usize) -> Self {
         Self { rows, positions: 0.0 }
     }
 }
 
-impl Load {
+impl Work {
     /// Adds a sequence that computes `rows` rows behind `context` cached positions.
     #[must_use]
     pub fn sequence(self, rows: usize, context: usize) -> Self {
         let first = if rows == 0 { 0.0 } else { (1.0 - FURTHER) * context as f64 };
-        let load = self.further(rows, context);
-        Self { positions: load.positions + first, ..load }
+        let work = self.further(rows, context);
+        Self { positions: work.positions + first, ..work }
     }
 
-    /// Adds `rows` rows to a sequence that is part of the load, behind `context` cached positions.
+    /// Adds `rows` rows to a sequence that is part of the work, behind `context` cached positions.
     #[must_use]
     pub fn further(self, rows: usize, context: usize) -> Self {
         let positions = self.positions + FURTHER * (rows * context) as f64;
@@ -46,7 +46,7 @@ impl Load {
     }
 }
 
-/// Seconds of a pass by its load: measured at first, then followed as passes run. Between known
+/// Seconds of a pass by its work: measured at first, then followed as passes run. Between known
 /// numbers of rows the cost is a line, and attention adds a price per position read.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepCost {
@@ -74,27 +74,27 @@ impl StepCost {
         self.attention = seconds.max(0.0);
     }
 
-    /// Sets the cost of passes with the rows of `load` to a measurement.
-    pub fn measured(&mut self, load: impl Into<Load>, seconds: f64) {
-        let load = load.into();
-        let matrices = self.without_attention(load, seconds);
-        self.points.insert(load.rows, (matrices, MEASURED));
+    /// Sets the cost of passes with the rows of `work` to a measurement.
+    pub fn measured(&mut self, work: impl Into<Work>, seconds: f64) {
+        let work = work.into();
+        let matrices = self.without_attention(work, seconds);
+        self.points.insert(work.rows, (matrices, MEASURED));
     }
 
     /// Takes a pass into account. Returns how many times slower than expected the machine as a whole
     /// seems to be, as far as one pass can tell.
-    pub fn observe(&mut self, load: impl Into<Load>, seconds: f64) -> f64 {
-        let load = load.into();
-        let Some(expected) = self.seconds(load) else {
-            let matrices = self.without_attention(load, seconds);
-            self.points.insert(load.rows, (matrices, 1.0));
+    pub fn observe(&mut self, work: impl Into<Work>, seconds: f64) -> f64 {
+        let work = work.into();
+        let Some(expected) = self.seconds(work) else {
+            let matrices = self.without_attention(work, seconds);
+            self.points.insert(work.rows, (matrices, 1.0));
             return 1.0;
         };
         // One pass that was interrupted says little.
         let ratio = (seconds / expected).clamp(0.5, 2.0);
-        self.attention *= ratio.powf(OWN * self.attention * load.positions / expected);
-        let (below, above) = around(load.rows);
-        let share = (load.rows - below) as f64 / (above - below).max(1) as f64;
+        self.attention *= ratio.powf(OWN * self.attention * work.positions / expected);
+        let (below, above) = around(work.rows);
+        let share = (work.rows - below) as f64 / (above - below).max(1) as f64;
         let mut trust = 0.0;
         for (rows, weight) in [(below, 1.0 - share), (above, share)] {
             if let Some(expected) = self.matrices(rows).filter(|_| weight > 0.0) {
@@ -118,14 +118,14 @@ impl StepCost {
 
     /// Seconds of a pass, or `None` before the first.
     #[must_use]
-    pub fn seconds(&self, load: impl Into<Load>) -> Option<f64> {
-        let load = load.into();
-        Some(self.matrices(load.rows)? + self.attention * load.positions)
+    pub fn seconds(&self, work: impl Into<Work>) -> Option<f64> {
+        let work = work.into();
+        Some(self.matrices(work.rows)? + self.attention * work.positions)
     }
 
     /// What is left of `seconds` for all but attention.
-    fn without_attention(&self, load: Load, seconds: f64) -> f64 {
-        (seconds - self.attention * load.positions).max(seconds / 4.0)
+    fn without_attention(&self, work: Work, seconds: f64) -> f64 {
+        (seconds - self.attention * work.positions).max(seconds / 4.0)
     }
 
     /// Seconds of a pass with `rows` rows that attend to nothing.
@@ -209,20 +209,20 @@ mod tests {
     #[test]
     fn attention_is_told_from_rows() {
         // 1 + 0.1 per row, and 0.001 per position.
-        let truth = |load: Load| 1.0 + 0.1 * load.rows as f64 + 1e-3 * load.positions;
+        let truth = |work: Work| 1.0 + 0.1 * work.rows as f64 + 1e-3 * work.positions;
         let mut cost = StepCost::default();
         cost.measured_attention(4e-4);
         for n in [1, 2, 4, 8] {
-            cost.measured(Load::default().sequence(n, 50), truth(Load::default().sequence(n, 50)));
+            cost.measured(Work::default().sequence(n, 50), truth(Work::default().sequence(n, 50)));
         }
         for step in 0..4000 {
-            let load = Load::default().sequence(1 + step % 8, 50 + step * 7 % 1000);
-            cost.observe(load, truth(load));
+            let work = Work::default().sequence(1 + step % 8, 50 + step * 7 % 1000);
+            cost.observe(work, truth(work));
         }
         for (n, context) in [(1, 50), (1, 1000), (4, 500), (8, 1000)] {
-            let load = Load::default().sequence(n, context);
-            let error = cost.seconds(load).unwrap() / truth(load) - 1.0;
-            assert!(error.abs() < 0.2, "{load:?}: {error}");
+            let work = Work::default().sequence(n, context);
+            let error = cost.seconds(work).unwrap() / truth(work) - 1.0;
+            assert!(error.abs() < 0.2, "{work:?}: {error}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What passes cost here, and what that is worth in tokens.
 
-use super::{Load, StepCost};
+use super::{StepCost, Work};
 
 /// A draft pass's place in its round: the weights of the target's pass have swept those of the first out of the
 /// processor's caches, and further passes find them there.
@@ -23,8 +23,8 @@ pub struct Costs {
 
 impl Costs {
     /// Takes a target pass into account. It tells how fast the machine is, and so of the draft model's passes too.
-    pub fn observe_target(&mut self, load: Load, seconds: f64) {
-        let machine = self.target.observe(load, seconds);
+    pub fn observe_target(&mut self, work: Work, seconds: f64) {
+        let machine = self.target.observe(work, seconds);
         self.draft.iter_mut().for_each(|cost| cost.scale(machine));
     }
 
@@ -66,12 +66,12 @@ impl<'a> Prices<'a> {
         Self::default()
     }
 
-    /// `more` rows of a sequence with `context` positions that is part of a target pass of `load`.
+    /// `more` rows of a sequence with `context` positions that is part of a target pass of `work`.
     #[must_use]
-    pub fn rows(&self, load: Load, more: usize, context: usize) -> f64 {
+    pub fn rows(&self, work: Work, more: usize, context: usize) -> f64 {
         let price = |(costs, rate): (&Costs, f64)| {
-            let with = costs.target.seconds(load.further(more, context))?;
-            Some((rate * (with - costs.target.seconds(load)?)).max(0.0))
+            let with = costs.target.seconds(work.further(more, context))?;
+            Some((rate * (with - costs.target.seconds(work)?)).max(0.0))
         };
         self.known.and_then(price).unwrap_or(0.0)
     }

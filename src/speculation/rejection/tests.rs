@@ -2,7 +2,7 @@ use std::convert::Infallible;
 
 use super::*;
 use crate::sampling::{History, Processor, SamplingParams};
-use crate::spec::Proposer;
+use crate::speculation::Proposer;
 
 fn token(id: u32) -> DraftToken {
     DraftToken::copied(id, Proposer::Ngram)

@@ -2,7 +2,7 @@
 
 use super::draft_model::DraftModel;
 use super::trials::Trials;
-use super::{DraftStep, DraftToken, Load, Match, Prices, ProposeTask, Proposer};
+use super::{DraftStep, DraftToken, Match, Prices, ProposeTask, Proposer, Work};
 
 /// A chance of acceptance under which drafting is tried even where it has failed so far.
 const HOPE: f64 = 0.8;
@@ -43,7 +43,7 @@ impl<'t, 'a> Chain<'t, 'a> {
     /// Copies what is worth copying. Returns whether the draft model should go on.
     pub(super) fn copy(
         &mut self,
-        load: &mut Load,
+        work: &mut Work,
         prices: &Prices<'_>,
         asked: Option<Asked<'_>>,
         trials: &mut Trials,
@@ -53,7 +53,7 @@ impl<'t, 'a> Chain<'t, 'a> {
             if room == 0 || self.closed {
                 return false;
             }
-            let value = |asked| self.draft_value(room, *load, prices, asked, trials);
+            let value = |asked| self.draft_value(room, *work, prices, asked, trials);
             let drafting = asked.map_or(0.0, value);
             let context = self.task.tokens.len();
             let copies = [self.predicted(), self.matching()].into_iter().flatten();
@@ -61,14 +61,14 @@ impl<'t, 'a> Chain<'t, 'a> {
                 .map(|(proposer, at, available)| {
                     let acceptance = &self.task.state.acceptance;
                     let chance = |place: usize| acceptance.copied(proposer, at.length + place);
-                    let price = |length| prices.rows(*load, length, context);
+                    let price = |length| prices.rows(*work, length, context);
                     let (length, value) = best(room.min(available), self.chance, chance, price);
                     (proposer, at, length, value)
                 })
                 .reduce(|a, b| if b.3 > a.3 { b } else { a });
             match best {
                 Some((proposer, at, length, value)) if value > drafting.max(0.0) => {
-                    *load = load.further(self.take(proposer, at, length), context);
+                    *work = work.further(self.take(proposer, at, length), context);
                 }
                 _ => return drafting > 0.0,
             }
@@ -131,7 +131,7 @@ impl<'t, 'a> Chain<'t, 'a> {
     fn draft_value(
         &self,
         room: usize,
-        load: Load,
+        work: Work,
         prices: &Prices<'_>,
         asked: Asked<'_>,
         trials: &mut Trials,
@@ -151,7 +151,7 @@ impl<'t, 'a> Chain<'t, 'a> {
         let pass = |step| prices.draft_pass(step, sharing) / sharing as f64;
         let (next, further) = (pass(step), pass(DraftStep::Further));
         let price = |length: usize| {
-            prices.rows(load, length, context) + next + (length as f64 - 1.0) * further
+            prices.rows(work, length, context) + next + (length as f64 - 1.0) * further
         };
         let value = |alpha: f64| best(room, self.chance, |_| alpha, price).1 - catch_up / rounds;
         let promised = value(state.acceptance.draft_model());

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::cascade::Cascade;
 use super::{
-    Acceptance, Costs, Decided, DraftModel, DraftPass, Load, Prices, Proposal, ProposeTask,
-    Proposers, SpeculationState, StepCost,
+    Acceptance, Costs, Decided, DraftModel, DraftPass, Prices, Proposal, ProposeTask, Proposers,
+    SpeculationState, StepCost, Work,
 };
 use crate::model::Forward;
 
@@ -101,14 +101,14 @@ impl DraftController {
         }
     }
 
-    /// Fills in the proposals for a pass of `target` that is `load` without them, while the engine generates
+    /// Fills in the proposals for a pass of `target` that is `work` without them, while the engine generates
     /// `tokens_per_second`, as far as that is known. Whatever fails leaves proposals short or empty, and the
     /// failure in the report; after a bug, nothing is proposed any more.
     pub fn propose(
         &mut self,
         tasks: &mut [ProposeTask<'_>],
         target: &mut dyn Forward,
-        load: Load,
+        work: Work,
         tokens_per_second: Option<f64>,
     ) -> DraftReport {
         let prices = match tokens_per_second.filter(|_| self.adaptive) {
@@ -117,7 +117,7 @@ impl DraftController {
         };
         let known: Vec<usize> = tasks.iter().map(|task| task.tokens.len()).collect();
         let cascade = &mut self.cascade;
-        let propose = || cascade.propose(tasks, target, load, &prices);
+        let propose = || cascade.propose(tasks, target, work, &prices);
         let bug = catch_unwind(AssertUnwindSafe(propose)).is_err();
         if bug {
             tracing::error!("drafting met a bug; going on without speculation");
@@ -133,8 +133,8 @@ impl DraftController {
     }
 
     /// Takes a pass of the target into account in which every sequence generated.
-    pub fn observe_target(&mut self, load: Load, seconds: f64) {
-        self.costs.observe_target(load, seconds);
+    pub fn observe_target(&mut self, work: Work, seconds: f64) {
+        self.costs.observe_target(work, seconds);
     }
 
     /// Learns from a round of a sequence: `tokens` are all known ones, of which the last `new` came of `proposal`,

@@ -19,7 +19,7 @@ mod trials;
 
 pub use acceptance::Acceptance;
 pub use controller::{DraftController, DraftReport};
-pub use cost::{Load, StepCost};
+pub use cost::{StepCost, Work};
 pub use draft_model::{DraftModel, DraftPass};
 pub use ngram::{Match, NgramIndex};
 pub use prediction::PredictedOutput;
