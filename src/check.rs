@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::config::Config;
+use crate::cli::Config;
 use crate::engine::{
     CacheNeeds, Engine, EngineConfig, EngineError, FinishReason, Request, expected_speedup,
 };

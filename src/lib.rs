@@ -9,20 +9,17 @@
 
 pub mod check;
 pub mod checkpoint;
-pub mod config;
-pub mod config_file;
-pub mod energy;
+pub mod cli;
 pub mod engine;
-pub mod exporter;
 pub mod grammar;
 pub mod kv_cache;
 pub mod loading;
 pub mod memory;
 pub mod metrics;
 pub mod model;
+pub mod observe;
 pub mod prompts;
 pub mod sampling;
 pub mod server;
 pub mod speculation;
 pub mod text;
-pub mod traffic;

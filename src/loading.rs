@@ -8,7 +8,7 @@ use tokenizers::Tokenizer;
 
 use crate::checkpoint::source::{Source, SourceError, resolve};
 use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::config::{ComputeDevice, Config};
+use crate::cli::{ComputeDevice, Config};
 use crate::engine::{CacheNeeds, Engine, EngineError, EngineHandle};
 use crate::memory::Reserved;
 use crate::metrics::DRAFT_FAILURES;

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use pleach::check::Options;
-use pleach::config::{CheckArgs, Command, Config, LogFormat};
-use pleach::config_file::{self, ConfigError};
-use pleach::server::{AppState, export_spans, load, run};
+use pleach::cli::{CheckArgs, Command, Config, ConfigError, LogFormat};
+use pleach::observe::{exporter, spans};
+use pleach::server::{AppState, load, run};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
 }
 
 fn start() -> anyhow::Result<()> {
-    let (cli, shown) = match config_file::parse(std::env::args_os().collect()) {
+    let (cli, shown) = match pleach::cli::parse(std::env::args_os().collect()) {
         // Help and version count as errors there; this prints them and ends in their own ways.
         Err(ConfigError::Arguments(error)) => error.exit(),
         parsed => parsed?,
@@ -50,7 +50,7 @@ fn start() -> anyhow::Result<()> {
     }
     let traces = match &args.otlp_endpoint {
         Some(endpoint) if check.is_none() => Some(
-            export_spans(endpoint)
+            spans::export(endpoint)
                 .with_context(|| format!("--otlp-endpoint {endpoint} cannot be used"))?,
         ),
         _ => None,
@@ -90,7 +90,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("cannot listen on {}", config.address))?;
     let address = listener.local_addr()?;
-    let metrics = pleach::exporter::install()?;
+    let metrics = exporter::install()?;
     let state =
         AppState::new(config.engine.max_num_seqs, config.max_queue, metrics).configure(&config)?;
     // The listener answers /health with 503 while the model loads.

@@ -1,5 +1,5 @@
 //! The table of all metrics: what each is called and counts. Raw counters; ratios are PromQL's business.
-//! [`crate::exporter`] describes them to Prometheus, and a test holds `docs/metrics.md` against them.
+//! [`crate::observe::exporter`] describes them to Prometheus, and a test holds `docs/metrics.md` against them.
 
 /// One metric.
 #[derive(Debug, Clone, Copy)]

@@ -105,7 +105,7 @@ fn the_python_client() -> Outcome {
     // not pay.
     let server = Server::start(&["--fixed-drafts"]);
     let base = format!("http://{}/v1", server.address);
-    let draft = pleach::config::default_draft().is_some();
+    let draft = pleach::cli::default_draft().is_some();
     passes(
         Command::new(&python)
             .arg(script("chat.py"))

@@ -7,8 +7,8 @@ use tokio_rustls::TlsAcceptor;
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
 use super::keys::{Keys, KeysError};
-use super::{TlsError, tls};
-use crate::config::{self, Config, ConnectionLimits};
+use super::transport::tls::{self, TlsError};
+use crate::cli::{self, Config, ConnectionLimits};
 
 /// How requests are let in.
 #[derive(Default)]
@@ -43,7 +43,7 @@ impl Access {
     /// # Errors
     /// [`SetupError`] naming the file or flag.
     pub(super) fn configured(config: &Config) -> Result<Self, SetupError> {
-        let config::Access {
+        let cli::Access {
             api_key,
             api_keys,
             admin_key,

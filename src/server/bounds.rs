@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use super::ApiError;
+use super::error::ApiError;
 
 /// Largest request body.
 pub(super) const BODY_BYTES: usize = 8 << 20;

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::config_file::{self, FileError};
+use crate::cli::toml_file::{self, FileError};
 use crate::engine::Event;
 use crate::metrics::KEY_TOKENS;
 
@@ -71,7 +71,7 @@ impl Keys {
         let mut keys = Vec::new();
         if let Some(path) = file {
             let invalid = |reason| FileError::invalid(path, reason);
-            let file: File = config_file::read(path)?;
+            let file: File = toml_file::read(path)?;
             for entry in file.key {
                 if entry.name.trim().is_empty() {
                     return Err(invalid("`name` must not be empty or blank".into()).into());

@@ -2,9 +2,9 @@
 
 use std::thread::JoinHandle;
 
-use super::Serving;
 use super::drafts::Drafts;
-use crate::config::Config;
+use super::serving::Serving;
+use crate::cli::Config;
 use crate::loading::{LoadError, Running, start};
 
 /// Fetches and loads the model and its draft, and starts the engine, which runs on the thread.

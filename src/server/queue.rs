@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::ApiError;
+use super::error::ApiError;
 
 /// Seconds that the pace is taken from.
 const WINDOW: f64 = 30.0;

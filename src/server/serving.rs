@@ -6,8 +6,8 @@ use tokenizers::Tokenizer;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::ApiError;
 use super::drafts::Drafts;
+use super::error::ApiError;
 use crate::engine::EngineHandle;
 use crate::grammar::{Busy, DEADLINE, Grammar, GrammarCompiler, GrammarSource, GrammarWorkers};
 use crate::text::{CallFormat, ChatTemplate, Mark};

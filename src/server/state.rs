@@ -10,14 +10,14 @@ use tokio::sync::{Semaphore, SetOnce};
 use tokio_rustls::TlsAcceptor;
 use tower_http::cors::CorsLayer;
 
-use super::ApiError;
 use super::access::{Access, SetupError};
 use super::bounds::BODIES_BYTES;
+use super::error::ApiError;
 use super::keys::Keys;
 use super::queue::Queue;
 use super::serving::Serving;
-use crate::config::{Config, ConnectionLimits};
-use crate::traffic::Recorder;
+use crate::cli::{Config, ConnectionLimits};
+use crate::observe::traffic::Recorder;
 
 /// Shared by all handlers.
 #[derive(Clone)]

@@ -26,7 +26,7 @@ fn a_pair_is_measured_before_it_serves() {
     assert!(positive("/memory/target_weights") > 5e7);
     // 30 blocks of 3 heads of 64 values, keys and values, two bytes each. The default draft is attached and has none.
     let expected = 40.0 * 16.0 * 30.0 * 3.0 * 64.0 * 2.0 * 2.0;
-    let draft = pleach::config::default_draft().is_some();
+    let draft = pleach::cli::default_draft().is_some();
     assert_eq!(positive("/memory/kv_cache"), expected);
     assert_eq!(positive("/memory/kv_cache_full"), expected / 40.0 * 32.0 * 16.0);
     for rows in [1, 2, 4, 8] {
@@ -40,7 +40,7 @@ fn a_pair_is_measured_before_it_serves() {
         let path = format!("/prediction/by_num_speculative_tokens/{best}");
         assert_eq!(positive(&path), positive("/prediction/speedup"));
     }
-    if let Some(standalone) = pleach::config::default_standalone_draft() {
+    if let Some(standalone) = pleach::cli::default_standalone_draft() {
         let standalone = standalone.to_str().unwrap();
         let memory = ["--json", "--limit", "1", "--max-model-len", "512", "--kv-blocks", "40"];
         let output = check(&[&memory[..], &["--draft", standalone]].concat());

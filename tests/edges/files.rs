@@ -1,11 +1,14 @@
-//! No files import each other in a circle. An import leads to the file that defines what is imported, also where a
-//! module passes it on.
+//! No files import each other in a circle, nor do folders that lie side by side. An import leads to the file that defines
+//! what is imported, also where a module passes it on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use super::source::{Path, Source};
 use super::{root, sources};
+
+/// The imports of each file or folder.
+type Edges = BTreeMap<Path, BTreeSet<Path>>;
 
 /// Files by their module's path.
 struct Files(BTreeMap<Path, Source>);
@@ -69,44 +72,76 @@ impl Files {
     }
 
     /// The files that each file imports.
-    fn edges(&self) -> BTreeMap<&Path, BTreeSet<Path>> {
+    fn edges(&self) -> Edges {
         let imported = |(module, source): (&Path, &Source)| -> BTreeSet<Path> {
             let paths = source.paths.iter().filter_map(|path| self.absolute(module, path));
             paths.map(|path| self.file(&path, 8)).filter(|file| file != module).collect()
         };
-        self.0.iter().map(|(module, source)| (module, imported((module, source)))).collect()
+        self.0.iter().map(|file| (file.0.clone(), imported(file))).collect()
+    }
+
+    /// The folders that each folder imports, of those that lie beside it.
+    fn folder_edges(&self) -> Edges {
+        let is_folder = |path: &[String]| {
+            self.0.keys().any(|file| file.len() > path.len() && file.starts_with(path))
+        };
+        let mut edges = Edges::new();
+        for (file, imports) in self.edges() {
+            for import in imports {
+                let shared = file.iter().zip(&import).take_while(|(a, b)| a == b).count();
+                if let (Some(from), Some(to)) = (file.get(..=shared), import.get(..=shared))
+                    && is_folder(from)
+                    && is_folder(to)
+                {
+                    edges.entry(from.to_vec()).or_default().insert(to.to_vec());
+                }
+            }
+        }
+        edges
     }
 }
 
-#[test]
-fn no_files_import_each_other_in_a_circle() {
-    let files = Files::read();
-    let mut edges = files.edges();
-    assert!(edges.values().map(BTreeSet::len).sum::<usize>() > 300, "imports are found");
-    // What imports nothing that is left is on no circle.
+/// The imports that lie on circles, or between them.
+fn circles(mut edges: Edges) -> Vec<String> {
     loop {
-        let left: BTreeSet<Path> = edges.keys().map(|file| (*file).clone()).collect();
-        edges.retain(|_, imports| !imports.is_disjoint(&left));
-        if edges.len() == left.len() {
-            break;
-        }
-    }
-    // Nor is what nothing imports that is left.
-    loop {
-        let imported: BTreeSet<Path> = edges.values().flatten().cloned().collect();
         let before = edges.len();
-        edges.retain(|file, _| imported.contains(*file));
+        // Neither what imports nothing that is left is on a circle, nor what nothing imports that is left.
+        let left: BTreeSet<Path> = edges.keys().cloned().collect();
+        edges.retain(|_, imports| !imports.is_disjoint(&left));
+        let imported: BTreeSet<Path> = edges.values().flatten().cloned().collect();
+        edges.retain(|file, _| imported.contains(file));
         if edges.len() == before {
             break;
         }
     }
-    let left: Vec<String> = edges
-        .iter()
-        .map(|(file, imports)| {
-            let imports = imports.iter().filter(|path| edges.contains_key(path));
-            let imports: Vec<String> = imports.map(|path| path.join("/")).collect();
-            format!("{} imports {}", file.join("/"), imports.join(", "))
-        })
-        .collect();
-    assert!(left.is_empty(), "these files import each other in a circle:\n{}", left.join("\n"));
+    let on_circles = |(file, imports): (&Path, &BTreeSet<Path>)| {
+        let imports = imports.iter().filter(|path| edges.contains_key(*path));
+        let imports: Vec<String> = imports.map(|path| path.join("/")).collect();
+        format!("{} imports {}", file.join("/"), imports.join(", "))
+    };
+    edges.iter().map(on_circles).collect()
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let edges = Files::read().edges();
+    assert!(edges.values().map(BTreeSet::len).sum::<usize>() > 300, "imports are found");
+    let circles = circles(edges);
+    assert!(
+        circles.is_empty(),
+        "these files import each other in a circle:\n{}",
+        circles.join("\n")
+    );
+}
+
+#[test]
+fn no_folders_side_by_side_import_each_other_in_a_circle() {
+    let edges = Files::read().folder_edges();
+    assert!(edges.len() > 10, "imports are found");
+    let circles = circles(edges);
+    assert!(
+        circles.is_empty(),
+        "these folders import each other in a circle:\n{}",
+        circles.join("\n")
+    );
 }

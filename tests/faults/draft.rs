@@ -18,7 +18,7 @@ fn text(server: &Server) -> String {
 
 /// A copy of the default draft, changed.
 fn copy(name: &str, change: impl FnOnce(&mut Vec<u8>, &Path)) -> Option<PathBuf> {
-    let draft = pleach::config::default_draft()?;
+    let draft = pleach::cli::default_draft()?;
     let mut bytes = std::fs::read(&draft).unwrap();
     change(&mut bytes, &draft);
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);

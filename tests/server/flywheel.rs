@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pleach::checkpoint::Checkpoint;
-use pleach::traffic::{Recorded, files_of};
+use pleach::observe::traffic::{Recorded, files_of};
 
 use super::*;
 
@@ -111,7 +111,7 @@ async fn outcome(app: &Router) -> Value {
 /// A draft takes the place of a worse one under live streams, which do not notice; a worse one does not.
 #[tokio::test(flavor = "multi_thread")]
 async fn drafts_change_under_live_streams() {
-    let Some(good) = pleach::config::default_standalone_draft() else { return };
+    let Some(good) = pleach::cli::default_standalone_draft() else { return };
     // Without its last norm, a draft says the same everywhere.
     let folder = tempfile::tempdir().unwrap();
     let bad = folder.path().join("bad.gguf");

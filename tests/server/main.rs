@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use clap::Parser;
 use http_body_util::BodyExt;
-use pleach::config::{Args, Config};
+use pleach::cli::{Args, Config};
 use pleach::server::{AppState, Serving, load, router};
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -32,7 +32,7 @@ mod tools;
 fn state() -> &'static AppState {
     static STATE: OnceLock<AppState> = OnceLock::new();
     STATE.get_or_init(|| {
-        let state = AppState::new(64, 0, pleach::exporter::install().unwrap());
+        let state = AppState::new(64, 0, pleach::observe::exporter::install().unwrap());
         state.serve(serving(&[]));
         state
     })

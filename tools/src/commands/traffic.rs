@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::write;
 use pleach::engine::{Event, FinishReason, Readout, Request, RequestId};
-use pleach::traffic::{Recorded, files_of};
+use pleach::observe::traffic::{Recorded, files_of};
 use pleach_train::Example;
 use serde::Serialize;
 

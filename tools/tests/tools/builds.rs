@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Completion, Failed};
-use pleach::traffic::Recorded;
+use pleach::observe::traffic::Recorded;
 use serde_json::Value;
 
 use super::{json, kill_when, run, tools};

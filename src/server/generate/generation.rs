@@ -1,0 +1,241 @@
+//! From a request's common fields to sequences of the engine: one task per choice, feeding one channel.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::pieces::{Ends, Piece, Reader};
+use super::tool_calls::Calls;
+use crate::engine::Request;
+use crate::grammar::{Grammar, GrammarSource};
+use crate::observe::spans::SequenceSpan;
+use crate::observe::traffic::{Recorded, Recorder};
+use crate::sampling::SamplingParams;
+use crate::server::bounds::CHOICES;
+use crate::server::error::ApiError;
+use crate::server::keys::Metered;
+use crate::server::queue::Place;
+use crate::server::request::body::Body;
+use crate::server::request::dialect::Dialect;
+use crate::server::request::structured;
+use crate::server::serving::Serving;
+use crate::server::wire::{Number, RouterDefaults, Sampling, Stop};
+use crate::text::{CallFormat, StoppingText};
+
+/// Checks a number of choices.
+pub(crate) fn in_range(field: &str, choices: usize) -> Result<(), ApiError> {
+    if (1..=CHOICES).contains(&choices) {
+        return Ok(());
+    }
+    Err(ApiError::invalid(field, format!("`{field}` must be between 1 and {CHOICES}")))
+}
+
+/// The strings that end an answer, which none but `field` gives.
+pub(crate) fn stop_strings(field: &str, strings: Vec<String>) -> Result<Vec<String>, ApiError> {
+    if strings.iter().any(String::is_empty) {
+        return Err(ApiError::invalid(
+            field,
+            format!("the strings of `{field}` must not be empty"),
+        ));
+    }
+    Ok(strings)
+}
+
+/// The most likely tokens to draw from; vLLM's clients send -1 or 0 for all.
+pub(crate) fn top_k(given: i64) -> Option<u32> {
+    (given > 0).then(|| given.min(u32::MAX.into()) as u32)
+}
+
+/// What is generated, as every API's request is read into it.
+pub(crate) struct Generation {
+    pub(crate) request: Request,
+    /// Texts that end a choice.
+    pub(crate) stop: Vec<String>,
+    /// The form of the output, and the field that asks for it.
+    pub(crate) grammar: Option<(&'static str, GrammarSource)>,
+    /// The form of its text alone, where the output may also call functions, and the field that asks for it.
+    pub(crate) form: Option<(&'static str, GrammarSource)>,
+    pub(crate) choices: usize,
+    /// The best of them that are answered.
+    pub(crate) kept: usize,
+    pub(crate) stream: bool,
+    pub(crate) include_usage: bool,
+    pub(crate) token_sources: bool,
+    /// How the answer calls functions, where it may.
+    pub(crate) calls: Option<CallFormat>,
+    /// Texts of the prompts, where answers begin with them.
+    pub(crate) echo: Vec<String>,
+    /// Whether the answer is the prompt alone.
+    pub(crate) prompt_only: bool,
+    /// Whether the client lets its answers be recorded.
+    pub(crate) store: bool,
+    /// What records them.
+    pub(crate) recorder: Option<Arc<Recorder>>,
+}
+
+impl Generation {
+    /// One whole text of up to `max_tokens` tokens for each prompt, drawn as `params` say.
+    pub(crate) fn new(params: SamplingParams, max_tokens: usize) -> Self {
+        Self {
+            request: Request { params, max_tokens, ..Request::greedy(Vec::new(), 0) },
+            stop: Vec::new(),
+            grammar: None,
+            form: None,
+            choices: 1,
+            kept: 1,
+            stream: false,
+            include_usage: false,
+            token_sources: false,
+            calls: None,
+            echo: Vec::new(),
+            prompt_only: false,
+            store: true,
+            recorder: None,
+        }
+    }
+
+    /// Reads the fields that chat and plain completions share out of a body; up to `max_tokens` tokens are
+    /// generated.
+    pub(crate) fn read(
+        body: &mut Body,
+        serving: &Serving,
+        max_tokens: usize,
+    ) -> Result<Self, ApiError> {
+        let wanted: Sampling = body.read()?;
+        let _: RouterDefaults = body.read()?;
+        serving.check_model(wanted.model.as_deref())?;
+        let stop = stop_strings("stop", wanted.stop.map(Stop::into_list).unwrap_or_default())?;
+        let mut stop_token_ids = wanted.stop_token_ids.unwrap_or_default();
+        stop_token_ids.sort_unstable();
+        stop_token_ids.dedup();
+        let logit_bias = wanted
+            .logit_bias
+            .into_iter()
+            .flatten()
+            .map(|(text, bias)| {
+                // One way to write each, so that none is there twice.
+                let id = text.parse().ok().filter(|id: &u32| id.to_string() == text);
+                let id = id.ok_or_else(|| {
+                    let message = "the keys of `logit_bias` must be token ids, written plainly";
+                    ApiError::invalid("logit_bias", message)
+                });
+                Ok((id?, bias.0))
+            })
+            .collect::<Result<_, ApiError>>()?;
+        let number = |given: Option<Number>, default| given.map_or(default, f32::from);
+        let params = SamplingParams {
+            temperature: number(wanted.temperature, 1.0),
+            top_k: wanted.top_k.and_then(top_k),
+            top_p: number(wanted.top_p, 1.0),
+            min_p: number(wanted.min_p, 0.0),
+            seed: wanted.seed.map(|seed| seed as u64),
+            repetition_penalty: number(wanted.repetition_penalty, 1.0),
+            presence_penalty: number(wanted.presence_penalty, 0.0),
+            frequency_penalty: number(wanted.frequency_penalty, 0.0),
+            logit_bias,
+        };
+        let choices = wanted.n.unwrap_or(1);
+        in_range("n", choices)?;
+        let stream = wanted.stream.unwrap_or(false);
+        if wanted.stream_options.is_some() && !stream {
+            let message = "`stream_options` needs `stream: true`";
+            return Err(ApiError::invalid("stream_options", message));
+        }
+        let mut generation = Self::new(params, max_tokens);
+        generation.request.stop_token_ids = stop_token_ids.into();
+        generation.request.ignore_eos = wanted.ignore_eos.unwrap_or(false);
+        generation.request.num_speculative_tokens = wanted.num_speculative_tokens;
+        generation.request.priority = wanted.priority.unwrap_or(0);
+        Ok(Self {
+            stop,
+            grammar: structured::grammar(body.read()?)?,
+            choices,
+            kept: choices,
+            stream,
+            include_usage: wanted.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
+            token_sources: wanted.return_token_sources.unwrap_or(false),
+            store: wanted.store.is_none(),
+            ..generation
+        })
+    }
+
+    /// The grammar of the output.
+    async fn compile(&mut self, serving: &Serving) -> Result<Option<Grammar>, ApiError> {
+        let Some((field, source)) = self.grammar.take() else { return Ok(None) };
+        let failed = match serving.compile(field, source).await {
+            Ok(grammar) => return Ok(Some(grammar)),
+            Err(failed) => failed,
+        };
+        // Of two fields, the one at fault is named.
+        if let Some((field, source)) = self.form.take() {
+            serving.compile(field, source).await?;
+        }
+        Err(failed)
+    }
+
+    /// Submits every choice of every prompt; pieces arrive in order within a choice. Choice
+    /// `p * choices + i` is choice i of prompt p. Dropping the receiver cancels them all.
+    pub(crate) async fn start(
+        mut self,
+        serving: &Arc<Serving>,
+        prompts: Vec<Vec<u32>>,
+        dialect: Dialect,
+        place: Place,
+    ) -> Result<mpsc::Receiver<Piece>, ApiError> {
+        let form = self.grammar.as_ref().map(|(field, _)| *field);
+        self.request.grammar = self.compile(serving).await?;
+        let marks = self.calls.map(|format| serving.marks(format)).unwrap_or_default();
+        let text = StoppingText::new(Arc::clone(&serving.tokenizer), self.stop.clone());
+        let text = text.showing(&marks);
+        self.request.stop = (!self.stop.is_empty()).then(|| text.clone());
+        let limits = serving.engine.limits();
+        let mut requests = Vec::new();
+        for prompt in prompts {
+            if prompt.len() >= limits.max_model_len {
+                let size = format!("{} tokens", prompt.len());
+                return Err(ApiError::too_long(dialect.prompt, &size, limits.max_model_len));
+            }
+            for choice in 0..self.choices {
+                let mut request = Request { prompt: prompt.clone(), ..self.request.clone() };
+                request.params.seed =
+                    request.params.seed.map(|seed| seed.wrapping_add(choice as u64));
+                request.validate(limits).map_err(|fault| dialect.fault(&fault))?;
+                requests.push(request);
+            }
+        }
+        let (sender, receiver) = mpsc::channel(64);
+        let place = Arc::new(place);
+        for (choice, request) in requests.into_iter().enumerate() {
+            let ends = Ends::of(&request, serving);
+            let length = request.prompt.len();
+            let recorder = self.recorder.clone().filter(|_| !self.prompt_only);
+            let record = recorder.map(|recorder| {
+                let (prompt_tokens, temperature) =
+                    (request.prompt.clone(), request.params.temperature);
+                (recorder, Recorded { prompt_tokens, temperature, ..Recorded::default() })
+            });
+            let events = Metered::new(length, serving.engine.submit(request).await?);
+            let place = Arc::clone(&place);
+            let reader = Reader {
+                choice,
+                pieces: sender.clone(),
+                text: text.clone(),
+                calls: self.calls.map(Calls::new),
+                form,
+                stopped: None,
+                ends,
+                echoed: self.echo.get(choice / self.choices).map_or(0, |echo| echo.chars().count()),
+                echo: self.echo.get(choice / self.choices).cloned(),
+                prompt_only: self.prompt_only,
+                span: SequenceSpan::start(choice),
+                tokenizer: Arc::clone(&serving.tokenizer),
+                record,
+            };
+            tokio::spawn(async move {
+                reader.read(events).await;
+                drop(place);
+            });
+        }
+        Ok(receiver)
+    }
+}

@@ -1,0 +1,8 @@
+//! From a request in any dialect to the pieces of its answer.
+
+pub(crate) mod chat_prompt;
+pub(crate) mod generation;
+pub(crate) mod pieces;
+pub(crate) mod running;
+pub(crate) mod said;
+pub(crate) mod tool_calls;

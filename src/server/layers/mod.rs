@@ -1,0 +1,5 @@
+//! What requests pass on their way to a handler.
+
+pub(crate) mod auth;
+pub(crate) mod observe;
+pub(crate) mod read_body;

@@ -1,0 +1,192 @@
+//! Functions that the model may call, as every API's request is read into them, and the grammar of an answer
+//! that may call them.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value, json};
+
+use crate::grammar::{GrammarSource, with_whitespace};
+use crate::server::error::ApiError;
+use crate::text::tool_calls::Texts;
+use crate::text::{CallFormat, Mark};
+
+/// Calls in one answer at most.
+const MAX_CALLS: usize = 32;
+
+/// A function that the model may call.
+pub(crate) struct Function {
+    pub(crate) name: String,
+    /// What it does, for the model.
+    pub(crate) description: Option<String>,
+    /// JSON schema of its arguments, an object.
+    pub(crate) parameters: Option<Map<String, Value>>,
+}
+
+impl Function {
+    /// The function as chat templates read it.
+    fn template(&self) -> Value {
+        let mut function = Map::new();
+        function.insert("name".into(), self.name.clone().into());
+        let description = self.description.clone();
+        function.extend(description.map(|text| ("description".into(), text.into())));
+        let parameters = self.parameters.clone();
+        function.extend(parameters.map(|schema| ("parameters".into(), schema.into())));
+        json!({"type": "function", "function": function})
+    }
+}
+
+/// Which of the functions a request lets the model call.
+pub(crate) enum CallChoice {
+    /// None, and the model is not told of them.
+    None,
+    /// Any or none: the model decides.
+    Auto,
+    /// Any, and at least one.
+    Required,
+    /// This one, once.
+    Named(String),
+}
+
+/// What an answer may call.
+pub(crate) struct Callable {
+    /// The functions as chat templates read them.
+    pub(crate) rendered: Vec<Value>,
+    functions: Vec<Function>,
+    required: bool,
+    parallel: bool,
+}
+
+impl Callable {
+    /// What a request lets the model call, several times where that is `parallel`; `None` for nothing.
+    ///
+    /// # Errors
+    /// `tools` or `tool_choice`, which every API has by these names.
+    pub(crate) fn new(
+        mut functions: Vec<Function>,
+        choice: CallChoice,
+        mut parallel: bool,
+    ) -> Result<Option<Self>, ApiError> {
+        check(&functions)?;
+        let rendered = functions.iter().map(Function::template).collect();
+        let invalid = |message: &str| Err(ApiError::invalid("tool_choice", message));
+        let required = match choice {
+            CallChoice::None => return Ok(None),
+            CallChoice::Auto => false,
+            CallChoice::Required if functions.is_empty() => {
+                return invalid("`tool_choice` needs `tools`");
+            }
+            CallChoice::Required => true,
+            CallChoice::Named(name) => {
+                functions.retain(|function| function.name == name);
+                if functions.is_empty() {
+                    return invalid("`tool_choice` names a function that `tools` does not list");
+                }
+                parallel = false;
+                true
+            }
+        };
+        let callable = Self { rendered, functions, required, parallel };
+        Ok((!callable.functions.is_empty()).then_some(callable))
+    }
+
+    /// The grammar of an answer: text or calls in a format, or calls alone where they are required. Of
+    /// the format's texts, `marks` are special tokens. `form` is the rule for the text, with the field that
+    /// gives it.
+    pub(crate) fn grammar(
+        &self,
+        format: CallFormat,
+        marks: &[Mark],
+        form: Option<(&'static str, GrammarSource)>,
+    ) -> Result<GrammarSource, ApiError> {
+        let Texts { trigger, head, opening, arguments, closing, between, tail } = format.texts();
+        let mut lark = String::from("%llguidance {}\n");
+        let more = match self.parallel {
+            true => format!("( {} call ){{0,{}}}", literal(between, marks), MAX_CALLS - 1),
+            false => String::new(),
+        };
+        let (head, tail) = (literal(head, marks), literal(tail, marks));
+        let begin = if trigger.is_empty() { "" } else { "begin" };
+        let calls = format!("{begin} {head} call {more} {tail}");
+        let special = marks.iter().any(|(_, mark)| mark == trigger);
+        let trigger = literal(trigger, marks);
+        let text = match form {
+            None => String::from("TEXT"),
+            Some((_, GrammarSource::JsonSchema(schema))) => {
+                format!("%json {}", with_whitespace(&schema))
+            }
+            Some((field, _)) => {
+                let message = format!("`{field}`: beside `tools`, only JSON schemas are supported");
+                return Err(ApiError::invalid(field, message));
+            }
+        };
+        let free = !self.required && text == "TEXT";
+        if self.required {
+            let _ = writeln!(lark, "start: {calls}");
+        } else {
+            let _ = writeln!(lark, "start: text | {calls}\ntext: {text}");
+        }
+        // Before the first call stands any text; without a trigger, calls are told by their brace.
+        if free {
+            let any = if begin.is_empty() { "([^{](.|\\n)*)?" } else { "(.|\\n)*" };
+            let _ = writeln!(lark, "TEXT: /{any}/");
+        }
+        let _ = match begin {
+            "" => Ok(()),
+            _ if free && special => writeln!(lark, "begin: TEXT {trigger} | {trigger}"),
+            _ if free => writeln!(lark, "begin[lazy]: TEXT {trigger}"),
+            _ => writeln!(lark, "begin: {trigger}"),
+        };
+        let names: Vec<String> = (0..self.functions.len()).map(|i| format!("call_{i}")).collect();
+        let _ = writeln!(lark, "call: {}", names.join(" | "));
+        for (name, function) in names.iter().zip(&self.functions) {
+            let before = literal(&format!("{opening}{}{arguments}", function.name), marks);
+            let schema = with_whitespace(&parameters(function)?);
+            let _ = writeln!(lark, "{name}: {before} %json {schema} {}", literal(closing, marks));
+        }
+        Ok(GrammarSource::Lark(lark))
+    }
+}
+
+/// A text in a grammar, where `marks` are special tokens.
+fn literal(text: &str, marks: &[Mark]) -> String {
+    let found = marks.iter().filter_map(|(id, mark)| Some((text.find(mark)?, mark.len(), id)));
+    match found.min() {
+        Some((at, length, id)) => {
+            let (before, after) = (&text[..at], &text[at + length..]);
+            format!("{} <[{id}]> {}", literal(before, marks), literal(after, marks))
+        }
+        None if text.is_empty() => String::new(),
+        None => json!(text).to_string(),
+    }
+}
+
+fn check(functions: &[Function]) -> Result<(), ApiError> {
+    let invalid = |message: String| Err(ApiError::invalid("tools", message));
+    for (place, Function { name, .. }) in functions.iter().enumerate() {
+        let known = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        if name.is_empty() || name.len() > 64 || !name.bytes().all(known) {
+            let rule = "the function's name must have 1 to 64 letters, digits, `_` and `-`";
+            return invalid(format!("`tools[{place}]`: {rule}"));
+        }
+        if functions[..place].iter().any(|other| other.name == *name) {
+            return invalid(format!("`tools`: `{name}` is there twice"));
+        }
+    }
+    Ok(())
+}
+
+/// The schema of a function's arguments: an object, without properties that it does not list unless it
+/// says so.
+fn parameters(function: &Function) -> Result<Value, ApiError> {
+    let mut schema: Map<String, Value> = function.parameters.clone().unwrap_or_default();
+    if schema.entry("type").or_insert(json!("object")) != "object" {
+        let name = &function.name;
+        let message = format!("`tools`: the parameters of `{name}` must be of type `object`");
+        return Err(ApiError::invalid("tools", message));
+    }
+    let elsewhere = ["$ref", "anyOf", "allOf", "oneOf", "patternProperties"];
+    if !elsewhere.iter().any(|key| schema.contains_key(*key)) {
+        schema.entry("additionalProperties").or_insert(json!(false));
+    }
+    Ok(schema.into())
+}

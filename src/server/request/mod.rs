@@ -1,0 +1,7 @@
+//! Requests as they are read: JSON, names, forms of output, functions.
+
+pub(crate) mod body;
+pub(crate) mod dialect;
+pub(crate) mod functions;
+pub(crate) mod json;
+pub(crate) mod structured;

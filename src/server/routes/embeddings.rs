@@ -1,0 +1,112 @@
+//! `POST /v1/embeddings`: the served model's own hidden states.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
+use crate::engine::{Event, FinishReason, Readout, Request};
+use crate::server::bounds::INPUTS;
+use crate::server::error::ApiError;
+use crate::server::keys::Metered;
+use crate::server::request::body::Body;
+use crate::server::request::dialect::Dialect;
+use crate::server::serving::Serving;
+use crate::server::state::AppState;
+use crate::server::wire::{
+    Embedding, EmbeddingList, EmbeddingNumbers, EmbeddingUsage, Embeddings, EncodingFormat,
+    OnePrompt,
+};
+
+/// Inputs of one request that run at a time.
+const AT_A_TIME: usize = 8;
+
+pub(crate) async fn embeddings(
+    State(state): State<AppState>,
+    bytes: Result<Bytes, BytesRejection>,
+) -> Result<Json<EmbeddingList>, ApiError> {
+    let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?));
+    let (requests, encoding_format) = prepared.await?;
+    let serving = state.serving()?;
+    let at_a_time = AT_A_TIME.min(state.queue.room()).max(1);
+    let _place = state.queue.enter(requests.len().min(at_a_time), "input")?;
+    let prompt_tokens = requests.iter().map(|request| request.prompt.len()).sum();
+    let mut data = Vec::with_capacity(requests.len());
+    for requests in requests.chunks(at_a_time) {
+        let mut readers = Vec::new();
+        for request in requests {
+            let length = request.prompt.len();
+            readers.push(Metered::new(length, serving.engine.submit(request.clone()).await?));
+        }
+        for reader in readers {
+            let values = read(reader).await?;
+            data.push(Embedding {
+                object: "embedding",
+                index: data.len(),
+                embedding: match encoding_format {
+                    Some(EncodingFormat::Base64) => EmbeddingNumbers::Base64(base64(&values)),
+                    Some(EncodingFormat::Float) | None => EmbeddingNumbers::Float(values),
+                },
+            });
+        }
+    }
+    let usage = EmbeddingUsage { prompt_tokens, total_tokens: prompt_tokens };
+    let model = serving.name().to_owned();
+    Ok(Json(EmbeddingList { object: "list", data, model, usage }))
+}
+
+/// The requests for the hidden states of all inputs, and how these are to be written.
+fn prepare(
+    serving: &Serving,
+    mut body: Body,
+) -> Result<(Vec<Request>, Option<EncodingFormat>), ApiError> {
+    let wanted: Embeddings = body.read()?;
+    body.finish()?;
+    serving.check_model(wanted.model.as_deref())?;
+    let inputs = wanted.input.into_list();
+    if inputs.len() > INPUTS {
+        let message = format!("`input` takes 1 to {INPUTS} texts");
+        return Err(ApiError::invalid("input", message));
+    }
+    let mut requests = Vec::new();
+    for input in inputs {
+        let prompt = match input {
+            OnePrompt::Text(text) => serving.encode("input", &text, true)?,
+            OnePrompt::Ids(ids) => ids,
+        };
+        let request = Request { readout: Readout::Embedding, ..Request::greedy(prompt, 1) };
+        let valid = request.validate(serving.engine.limits());
+        valid.map_err(|fault| Dialect::EMBEDDINGS.fault(&fault))?;
+        requests.push(request);
+    }
+    Ok((requests, wanted.encoding_format))
+}
+
+/// An embedding of length 1.
+async fn read(mut events: Metered) -> Result<Vec<f32>, ApiError> {
+    let mut embedding = None;
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Embedding(values) => embedding = Some(values),
+            Event::Finished { reason: FinishReason::Error(reason), .. } => {
+                return Err(ApiError::internal(reason));
+            }
+            _ => {}
+        }
+    }
+    let mut values: Vec<f32> =
+        embedding.ok_or_else(|| ApiError::internal("the engine has stopped"))?;
+    let length = values.iter().map(|value| value * value).sum::<f32>().sqrt();
+    if length.is_nan() || length.is_infinite() {
+        return Err(ApiError::internal("the model gives no finite embedding"));
+    }
+    values.iter_mut().for_each(|value| *value /= length.max(f32::MIN_POSITIVE));
+    Ok(values)
+}
+
+fn base64(values: &[f32]) -> String {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    BASE64_STANDARD.encode(bytes)
+}

@@ -1,0 +1,170 @@
+//! `POST /v1/messages` and `/v1/messages/count_tokens`: Anthropic's shape, for text and calls of functions.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use axum::response::{IntoResponse, Response};
+
+use crate::sampling::SamplingParams;
+use crate::server::answer::anthropic::{AnthropicWriter, message};
+use crate::server::answer::sse;
+use crate::server::error::ApiError;
+use crate::server::generate::chat_prompt::{ChatPrompt, PastCall, PromptMessage};
+use crate::server::generate::generation::{Generation, stop_strings, top_k};
+use crate::server::generate::running::Prepared;
+use crate::server::request::body::Body;
+use crate::server::request::dialect::Dialect;
+use crate::server::request::functions::{CallChoice, Callable, Function};
+use crate::server::serving::Serving;
+use crate::server::state::AppState;
+use crate::server::wire::MessageTokens;
+use crate::server::wire::messages::{
+    Block, Dialogue, Messages, MessagesTool, MessagesToolChoice, Speaker, Turn, Words,
+};
+use crate::text::Ending;
+
+pub(crate) async fn messages(
+    State(state): State<AppState>,
+    bytes: Result<Bytes, BytesRejection>,
+) -> Response {
+    answer(&state, bytes).await.unwrap_or_else(ApiError::into_anthropic_response)
+}
+
+pub(crate) async fn count_tokens(
+    State(state): State<AppState>,
+    bytes: Result<Bytes, BytesRejection>,
+) -> Response {
+    let counted = state.prepare(|serving| count(serving, Body::parse(bytes)?)).await;
+    let counted =
+        counted.map(|tokens| Json(MessageTokens { input_tokens: tokens }).into_response());
+    counted.unwrap_or_else(ApiError::into_anthropic_response)
+}
+
+async fn answer(
+    state: &AppState,
+    bytes: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?)).await?;
+    let message = message(state.serving()?.name().to_owned());
+    let stream = prepared.generation.stream;
+    let running = prepared.start(state).await?;
+    if stream {
+        return Ok(sse::stream(|events| AnthropicWriter::new(events).forward(message, running)));
+    }
+    Ok(Json(message.with(running.whole().await?)).into_response())
+}
+
+/// Makes a message ready to run.
+fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
+    let wanted: Messages = body.read()?;
+    let dialogue: Dialogue = body.read()?;
+    body.finish()?;
+    serving.check_model(dialogue.model.as_deref())?;
+    let params = SamplingParams {
+        temperature: wanted.temperature.map_or(1.0, f32::from),
+        top_p: wanted.top_p.map_or(1.0, f32::from),
+        top_k: wanted.top_k.and_then(top_k),
+        ..SamplingParams::default()
+    };
+    let mut generation = Generation::new(params, wanted.max_tokens);
+    generation.stop = stop_strings("stop_sequences", wanted.stop_sequences.unwrap_or_default())?;
+    generation.stream = wanted.stream.unwrap_or(false);
+    generation.store = wanted.store.is_none();
+    generation.request.num_speculative_tokens = wanted.num_speculative_tokens;
+    prompt(dialogue)?.prepare(serving, generation, Dialect::MESSAGES)
+}
+
+fn count(serving: &Serving, mut body: Body) -> Result<usize, ApiError> {
+    let dialogue: Dialogue = body.read()?;
+    body.finish()?;
+    serving.check_model(dialogue.model.as_deref())?;
+    Ok(prompt(dialogue)?.tokens(serving, Dialect::MESSAGES)?.len())
+}
+
+fn prompt(dialogue: Dialogue) -> Result<ChatPrompt, ApiError> {
+    let system = dialogue.system.map(Words::into_text);
+    let system = system.map(|text| PromptMessage::System { text, name: None });
+    let mut messages: Vec<PromptMessage> = system.into_iter().collect();
+    // A last turn of the assistant is one to go on with.
+    let goes_on = matches!(dialogue.messages.last(), Some(Turn { role: Speaker::Assistant, .. }));
+    for Turn { role, content } in dialogue.messages {
+        let blocks = content.into_blocks();
+        match role {
+            Speaker::User => user(blocks, &mut messages)?,
+            Speaker::Assistant => messages.push(assistant(blocks)?),
+        }
+    }
+    let functions = dialogue.tools.unwrap_or_default().into_iter().map(Function::from).collect();
+    let (choice, alone) = choice(dialogue.tool_choice);
+    Ok(ChatPrompt {
+        messages,
+        ending: if goes_on { Ending::LastMessage } else { Ending::Assistant },
+        callable: Callable::new(functions, choice, !alone)?,
+    })
+}
+
+/// What the model calls, and whether it makes one call at most.
+fn choice(choice: Option<MessagesToolChoice>) -> (CallChoice, bool) {
+    match choice {
+        None => (CallChoice::Auto, false),
+        Some(MessagesToolChoice::None {}) => (CallChoice::None, false),
+        Some(MessagesToolChoice::Auto { disable_parallel_tool_use }) => {
+            (CallChoice::Auto, disable_parallel_tool_use.unwrap_or(false))
+        }
+        Some(MessagesToolChoice::Any { disable_parallel_tool_use }) => {
+            (CallChoice::Required, disable_parallel_tool_use.unwrap_or(false))
+        }
+        Some(MessagesToolChoice::Tool { name, .. }) => (CallChoice::Named(name), true),
+    }
+}
+
+impl From<MessagesTool> for Function {
+    fn from(MessagesTool { name, description, input_schema, .. }: MessagesTool) -> Self {
+        Self { name, description, parameters: Some(input_schema) }
+    }
+}
+
+fn misplaced(kind: &str, role: &str) -> ApiError {
+    ApiError::invalid("messages", format!("`messages`: no `{kind}` in a turn of the {role}"))
+}
+
+/// Adds a turn of the user: words, and results of calls, each of which is a message.
+fn user(blocks: Vec<Block>, messages: &mut Vec<PromptMessage>) -> Result<(), ApiError> {
+    let mut words = String::new();
+    let first = messages.len();
+    for block in blocks {
+        match block {
+            Block::Text { text, .. } => words += &text,
+            Block::ToolUse { .. } => return Err(misplaced("tool_use", "user")),
+            Block::ToolResult { tool_use_id, content, is_error, .. } => {
+                if !words.is_empty() {
+                    messages.push(PromptMessage::user(std::mem::take(&mut words)));
+                }
+                let result = content.map(Words::into_text).unwrap_or_default();
+                let failed = if is_error == Some(true) { "Error: " } else { "" };
+                let text = format!("{failed}{result}");
+                messages.push(PromptMessage::Result { text, name: None, call_id: tool_use_id });
+            }
+        }
+    }
+    if !words.is_empty() || messages.len() == first {
+        messages.push(PromptMessage::user(words));
+    }
+    Ok(())
+}
+
+/// A turn of the assistant: words, then calls.
+fn assistant(blocks: Vec<Block>) -> Result<PromptMessage, ApiError> {
+    let (mut text, mut calls) = (String::new(), Vec::new());
+    for block in blocks {
+        match block {
+            Block::Text { text: more, .. } => text += &more,
+            Block::ToolUse { id, name, input, .. } => {
+                calls.push(PastCall { id, name, arguments: input.into() });
+            }
+            Block::ToolResult { .. } => return Err(misplaced("tool_result", "assistant")),
+        }
+    }
+    Ok(PromptMessage::Assistant { text, name: None, calls })
+}

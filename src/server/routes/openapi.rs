@@ -1,0 +1,208 @@
+//! `GET /openapi.json`: the API's description, made from the types that requests are read into and answers
+//! are written from.
+
+use std::sync::LazyLock;
+
+use axum::Json;
+use schemars::generate::{SchemaGenerator, SchemaSettings};
+use schemars::{JsonSchema, Schema};
+use serde_json::{Map, Value, json};
+
+use crate::server::wire::{
+    Answer, AnthropicFailure, Chat, Completion, Conversation, Detokenize, Detokenized, DraftChange,
+    DraftStatus, EmbeddingList, Embeddings, Failure, Form, MessageAnswer, MessageTokens, Model,
+    ModelList, ResponseAnswer, RouterDefaults, Sampling, Status, Templated, Tokenize, Tokens,
+    Tools, Version, messages, responses,
+};
+
+/// Answers with the document.
+pub(crate) async fn openapi() -> Json<&'static Value> {
+    static DOCUMENT: LazyLock<Value> = LazyLock::new(document);
+    Json(&DOCUMENT)
+}
+
+fn document() -> Value {
+    let settings =
+        || SchemaSettings::draft2020_12().with(|s| s.definitions_path = COMPONENTS.into());
+    let mut document = Document {
+        requests: settings().for_deserialize().into_generator(),
+        answers: settings().for_serialize().into_generator(),
+        paths: Map::new(),
+    };
+    document.describe();
+    let mut schemas = document.requests.take_definitions(true);
+    schemas.extend(document.answers.take_definitions(true));
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "pleach",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "An OpenAI-compatible inference server that drafts with the served model's \
+                own pruned copy. Fields that are not listed, and names that an object has twice, are refused by name.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": document.paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        // Only where the server has keys.
+        "security": [{}, {"key": []}],
+    })
+}
+
+const COMPONENTS: &str = "/components/schemas";
+
+struct Document {
+    requests: SchemaGenerator,
+    answers: SchemaGenerator,
+    paths: Map<String, Value>,
+}
+
+impl Document {
+    fn describe(&mut self) {
+        let chat = [
+            self.group::<Conversation>(),
+            self.group::<Chat>(),
+            self.group::<Tools>(),
+            self.group::<Sampling>(),
+            self.group::<Form>(),
+            self.group::<RouterDefaults>(),
+        ];
+        let answer = self.answer::<Answer>();
+        self.post("/v1/chat/completions", "Answers a conversation", &chat, answer.clone(), true);
+        let completion = [
+            self.group::<Completion>(),
+            self.group::<Sampling>(),
+            self.group::<Form>(),
+            self.group::<RouterDefaults>(),
+        ];
+        self.post("/v1/completions", "Goes on with a text", &completion, answer, true);
+        let request = [self.group::<responses::Responses>()];
+        let (summary, answer) =
+            ("Answers a conversation, as a response", self.answer::<ResponseAnswer>());
+        self.post("/v1/responses", summary, &request, answer, true);
+        let dialogue = self.group::<messages::Dialogue>();
+        let request = [dialogue.clone(), self.group::<messages::Messages>()];
+        let summary = "Answers a conversation, in Anthropic's shape";
+        let answer = self.answer::<MessageAnswer>();
+        self.post("/v1/messages", summary, &request, answer, true);
+        let summary = "Counts the tokens of a conversation, in Anthropic's shape";
+        let answer = self.answer::<MessageTokens>();
+        self.post("/v1/messages/count_tokens", summary, &[dialogue], answer, false);
+        // What is refused before the handler is refused in OpenAI's shape.
+        let failures = [self.answer::<AnthropicFailure>(), self.answer::<Failure>()];
+        for path in ["/v1/messages", "/v1/messages/count_tokens"] {
+            self.paths[path]["post"]["responses"]["default"] =
+                in_json("An error", json!({"anyOf": failures}));
+        }
+        let (request, answer) = ([self.group::<Embeddings>()], self.answer::<EmbeddingList>());
+        self.post("/v1/embeddings", "Embeds texts", &request, answer, false);
+        let answer = self.answer::<Templated>();
+        let request = [self.group::<Conversation>(), self.group::<Tools>()];
+        let summary = "Gives the prompt that a conversation makes";
+        self.post("/apply-template", summary, &request, answer, false);
+        let mut conversation = self.group::<Conversation>();
+        conversation.remove("required");
+        let request = [self.group::<Tokenize>(), conversation, self.group::<Tools>()];
+        let answer = self.answer::<Tokens>();
+        self.post("/tokenize", "Turns a text into tokens", &request, answer, false);
+        let (request, answer) = ([self.group::<Detokenize>()], self.answer::<Detokenized>());
+        self.post("/detokenize", "Turns tokens into a text", &request, answer, false);
+
+        let (request, answer) = ([self.group::<DraftChange>()], self.answer::<DraftStatus>());
+        self.get("/admin/draft", "Tells which draft serves", in_json("Success", answer.clone()));
+        let summary = "Has another draft compared on live traffic, and the faster one serve";
+        self.post("/admin/draft", summary, &request, answer.clone(), false);
+        let summary = "Gives up a comparison";
+        self.operation("delete", "/admin/draft", summary, in_json("Success", answer));
+        let answer = self.answer::<ModelList>();
+        self.get("/v1/models", "Lists the served model's names", in_json("Success", answer));
+        let answer = self.answer::<Model>();
+        self.get("/v1/models/{model}", "Tells of the served model", in_json("Success", answer));
+        self.paths["/v1/models/{model}"]["get"]["parameters"] = json!([{
+            "name": "model", "in": "path", "required": true, "description": "One of its names",
+            "schema": {"type": "string"},
+        }]);
+        let status = self.answer::<Status>();
+        self.get("/health", "Whether the engine lives", in_json("It does", status.clone()));
+        self.get("/ready", "Whether requests are wanted here", in_json("They are", status));
+        let version = self.answer::<Version>();
+        self.get("/version", "The server's version", in_json("Success", version));
+        self.get("/metrics", "Metrics for Prometheus", in_text("Success", "text/plain"));
+        self.get("/openapi.json", "This document", in_json("Success", anything()));
+        self.get("/", "The playground", in_text("Success", "text/html"));
+    }
+
+    /// The fields that a struct takes out of a request.
+    fn group<T: JsonSchema>(&mut self) -> Schema {
+        T::json_schema(&mut self.requests)
+    }
+
+    fn answer<T: JsonSchema>(&mut self) -> Value {
+        self.answers.subschema_for::<T>().to_value()
+    }
+
+    fn get(&mut self, path: &str, summary: &str, success: Value) {
+        self.operation("get", path, summary, success);
+    }
+
+    fn operation(&mut self, method: &str, path: &str, summary: &str, success: Value) {
+        let failure = in_json("An error", self.answer::<Failure>());
+        let operation = json!({
+            "summary": summary, "operationId": identifier(method, path),
+            "responses": {"200": success, "default": failure},
+        });
+        self.add(method, path, operation);
+    }
+
+    /// Adds a method to what its path has.
+    fn add(&mut self, method: &str, path: &str, operation: Value) {
+        let methods = self.paths.entry(path).or_insert_with(|| json!({}));
+        methods[method] = operation;
+    }
+
+    fn post(&mut self, path: &str, summary: &str, groups: &[Schema], answer: Value, streams: bool) {
+        let (mut properties, mut required) = (Map::new(), Vec::new());
+        for group in groups {
+            let fields = group.get("properties").and_then(Value::as_object);
+            properties.extend(fields.cloned().unwrap_or_default());
+            let names = group.get("required").and_then(Value::as_array);
+            required.extend(names.cloned().unwrap_or_default());
+        }
+        let mut request = json!({
+            "type": "object", "properties": properties, "additionalProperties": false,
+        });
+        if !required.is_empty() {
+            request["required"] = required.into();
+        }
+        let mut success = in_json("Success", answer);
+        if streams {
+            success["content"]["text/event-stream"] = json!({"schema": {"type": "string"}});
+        }
+        let failure = in_json("An error", self.answer::<Failure>());
+        let operation = json!({
+            "summary": summary, "operationId": identifier("post", path),
+            "requestBody": {"required": true, "content": {"application/json": {"schema": request}}},
+            "responses": {"200": success, "default": failure},
+        });
+        self.add("post", path, operation);
+    }
+}
+
+fn identifier(method: &str, path: &str) -> String {
+    let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    words.fold(method.to_owned(), |name, word| name + "_" + word)
+}
+
+fn anything() -> Value {
+    json!({"type": "object"})
+}
+
+fn in_json(description: &str, schema: Value) -> Value {
+    json!({"description": description, "content": {"application/json": {"schema": schema}}})
+}
+
+fn in_text(description: &str, kind: &str) -> Value {
+    json!({"description": description, "content": {kind: {"schema": {"type": "string"}}}})
+}

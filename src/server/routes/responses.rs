@@ -1,0 +1,166 @@
+//! `POST /v1/responses`: OpenAI's newer shape, for text and calls of functions. Nothing is stored.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use axum::response::{IntoResponse, Response};
+
+use crate::grammar::GrammarSource;
+use crate::sampling::SamplingParams;
+use crate::server::answer::responses::ResponsesWriter;
+use crate::server::answer::sse;
+use crate::server::error::ApiError;
+use crate::server::generate::chat_prompt::{ChatPrompt, PastCall, PromptMessage};
+use crate::server::generate::generation::Generation;
+use crate::server::generate::running::Prepared;
+use crate::server::request::body::Body;
+use crate::server::request::dialect::Dialect;
+use crate::server::request::functions::{CallChoice, Callable, Function};
+use crate::server::serving::Serving;
+use crate::server::state::AppState;
+use crate::server::wire::responses::{
+    Input, InputItem, Responses, ResponsesTool, ResponsesToolChoice, Role, TextFormat,
+};
+use crate::server::wire::{Number, ResponseAnswer, ResponseStatus, ResponseText, ToolMode};
+use crate::text::Ending;
+
+pub(crate) async fn responses(
+    State(state): State<AppState>,
+    bytes: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?)).await;
+    let (response, prepared) = prepared?;
+    let writer = ResponsesWriter::new(response);
+    let stream = prepared.generation.stream;
+    let running = prepared.start(&state).await?;
+    if stream {
+        return Ok(sse::stream(|events| writer.forward(running, events)));
+    }
+    let whole = running.whole().await?;
+    Ok(Json(writer.whole(whole)).into_response())
+}
+
+/// The response before it begins, and what makes it, ready to run.
+fn prepare(serving: &Serving, mut body: Body) -> Result<(ResponseAnswer, Prepared), ApiError> {
+    let wanted: Responses = body.read()?;
+    body.finish()?;
+    serving.check_model(wanted.model.as_deref())?;
+    let response = begun(serving, &wanted);
+    let room = serving.engine.limits().max_model_len;
+    let params = SamplingParams {
+        temperature: wanted.temperature.map_or(1.0, f32::from),
+        top_p: wanted.top_p.map_or(1.0, f32::from),
+        ..SamplingParams::default()
+    };
+    let mut generation = Generation::new(params, wanted.max_output_tokens.unwrap_or(room));
+    generation.grammar = wanted.text.and_then(|text| text.format).and_then(grammar);
+    generation.stream = wanted.stream.unwrap_or(false);
+    generation.store = wanted.store.is_none();
+    generation.request.num_speculative_tokens = wanted.num_speculative_tokens;
+    let functions = wanted.tools.unwrap_or_default().into_iter().map(Function::from).collect();
+    let choice = wanted.tool_choice.map_or(CallChoice::Auto, CallChoice::from);
+    let parallel = wanted.parallel_tool_calls.unwrap_or(true);
+    let prompt = ChatPrompt {
+        messages: messages(wanted.instructions, wanted.input),
+        ending: Ending::Assistant,
+        callable: Callable::new(functions, choice, parallel)?,
+    };
+    Ok((response, prompt.prepare(serving, generation, Dialect::RESPONSES)?))
+}
+
+/// A response that has no output yet.
+fn begun(serving: &Serving, wanted: &Responses) -> ResponseAnswer {
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
+    let format = wanted.text.as_ref().and_then(|text| text.format.clone());
+    let choice = wanted.tool_choice.clone();
+    ResponseAnswer {
+        id: format!("resp_{}", uuid::Uuid::new_v4().simple()),
+        object: "response",
+        created_at: created,
+        model: serving.name().to_owned(),
+        status: ResponseStatus::InProgress,
+        error: None,
+        incomplete_details: None,
+        metadata: wanted.metadata.clone().unwrap_or_default(),
+        instructions: wanted.instructions.clone(),
+        output: Vec::new(),
+        parallel_tool_calls: wanted.parallel_tool_calls.unwrap_or(true),
+        tool_choice: choice.unwrap_or(ResponsesToolChoice::Mode(ToolMode::Auto)),
+        tools: wanted.tools.clone().unwrap_or_default(),
+        store: false,
+        temperature: wanted.temperature.unwrap_or(Number(1.0)),
+        top_p: wanted.top_p.unwrap_or(Number(1.0)),
+        max_output_tokens: wanted.max_output_tokens,
+        previous_response_id: None,
+        truncation: "disabled",
+        usage: None,
+        text: ResponseText { format: format.unwrap_or(TextFormat::Text {}) },
+    }
+}
+
+/// What the text must be, as a grammar with the field that gives it.
+fn grammar(format: TextFormat) -> Option<(&'static str, GrammarSource)> {
+    let source = match format {
+        TextFormat::Text {} => return None,
+        TextFormat::JsonObject {} => GrammarSource::json_object(),
+        TextFormat::JsonSchema { schema, .. } => GrammarSource::JsonSchema(schema.into()),
+    };
+    Some(("text", source))
+}
+
+/// The conversation that a request continues.
+fn messages(instructions: Option<String>, input: Input) -> Vec<PromptMessage> {
+    let system = instructions.map(|text| PromptMessage::System { text, name: None });
+    let mut messages: Vec<PromptMessage> = system.into_iter().collect();
+    match input {
+        Input::Text(text) => messages.push(PromptMessage::user(text)),
+        Input::Items(items) => items.into_iter().for_each(|item| add(item, &mut messages)),
+    }
+    messages
+}
+
+/// Adds an item to a conversation; the calls of one turn belong to one message.
+fn add(item: InputItem, messages: &mut Vec<PromptMessage>) {
+    match item {
+        InputItem::Message { role, content, .. } => {
+            let (text, name) = (content.into_text(), None);
+            messages.push(match role {
+                Role::System | Role::Developer => PromptMessage::System { text, name },
+                Role::User => PromptMessage::User { text, name },
+                Role::Assistant => PromptMessage::Assistant { text, name, calls: Vec::new() },
+            });
+        }
+        InputItem::Output { call_id, output, .. } => {
+            let text = output.into_text();
+            messages.push(PromptMessage::Result { text, name: None, call_id });
+        }
+        InputItem::Call { call_id, name, arguments, .. } => {
+            let call = PastCall::new(call_id, name, arguments);
+            if let Some(PromptMessage::Assistant { calls, .. }) = messages.last_mut() {
+                calls.push(call);
+            } else {
+                let (text, calls) = (String::new(), vec![call]);
+                messages.push(PromptMessage::Assistant { text, name: None, calls });
+            }
+        }
+    }
+}
+
+impl From<ResponsesTool> for Function {
+    fn from(tool: ResponsesTool) -> Self {
+        let ResponsesTool::Function { name, description, parameters, .. } = tool;
+        Self { name, description, parameters }
+    }
+}
+
+impl From<ResponsesToolChoice> for CallChoice {
+    fn from(choice: ResponsesToolChoice) -> Self {
+        match choice {
+            ResponsesToolChoice::Mode(mode) => mode.into(),
+            ResponsesToolChoice::Named { name, .. } => Self::Named(name),
+        }
+    }
+}
