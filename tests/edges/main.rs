@@ -1,5 +1,5 @@
-//! The rooms of `src/` import each other as ARCHITECTURE.md says, and neither files of `src/` nor folders that lie side by
-//! side import each other in a circle.
+//! The rooms of `src/` import each other as ARCHITECTURE.md says, and neither files of `src/` and `tools/src/` nor folders
+//! that lie side by side there import each other in a circle.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 

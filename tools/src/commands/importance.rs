@@ -1,11 +1,12 @@
 //! `importance`: how much each block, and each run of blocks, changes what passes through it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::write;
 use pleach::kv_cache::{BlockPool, BlockTable, blocks_for};
 use pleach::model::{Decoder, Rows, Workspace};
+use plotters::prelude::*;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -135,7 +136,7 @@ pub(crate) fn run(args: &Args) -> Result<Importance> {
             .collect(),
     };
     write::json_file(&args.out, &importance)?;
-    chart::heat_map(&args.out.with_extension("svg"), &importance)?;
+    heat_map(&args.out.with_extension("svg"), &importance)?;
     manifest.write(&note, serde_json::json!({"tokens": sums.tokens}))?;
     let _ = std::fs::remove_file(&partial);
     print(&importance);
@@ -202,4 +203,44 @@ fn print(importance: &Importance) {
             println!("{n:>12}  {start:>10}  {distance:.4}");
         }
     }
+}
+
+/// Angular distance of every run of blocks: small is dark, and the best start of every length is
+/// framed.
+fn heat_map(path: &Path, importance: &Importance) -> Result<()> {
+    let n = importance.num_blocks;
+    let longest = n - 1;
+    let all = importance.angular_distance.iter().take(longest).flatten().copied();
+    let (low, high) = all.fold((f64::INFINITY, 0f64), |(low, high), v| (low.min(v), high.max(v)));
+    chart::save(path, (900, 760), |canvas| {
+        let mut chart = ChartBuilder::on(canvas)
+            .caption("Angular distance between input and output of n blocks", ("sans-serif", 22))
+            .margin(15)
+            .x_label_area_size(45)
+            .y_label_area_size(55)
+            .build_cartesian_2d(0..n, 1..longest + 1)?;
+        chart
+            .configure_mesh()
+            .disable_mesh()
+            .x_desc("first block of the run (0 is the first decoder block)")
+            .y_desc("blocks in the run, n")
+            .label_style(("sans-serif", 15))
+            .draw()?;
+        for run in 1..=longest {
+            for (start, distance) in importance.angular_distance[run - 1].iter().enumerate() {
+                let share = (distance - low) / (high - low).max(1e-12);
+                let colour = ViridisRGB.get_color(share);
+                let cell = [(start, run), (start + 1, run + 1)];
+                chart.draw_series([Rectangle::new(cell, colour.filled())])?;
+            }
+            if let Some((start, _)) = importance.best_run(run) {
+                let cell = [(start, run), (start + 1, run + 1)];
+                chart.draw_series([Rectangle::new(cell, RED.stroke_width(2))])?;
+            }
+        }
+        let legend = format!("dark {low:.3}, light {high:.3}; red: the best start for each n");
+        let style = ("sans-serif", 16).into_font().color(&BLACK);
+        canvas.draw_text(&legend, &style, (480, 60))?;
+        Ok(())
+    })
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::source::Source;
 use pleach::checkpoint::write::json_file;
 use pleach::engine::{Engine, EngineConfig, MeasuredCosts, expected_speedup};
+use plotters::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::commands::evaluate;
@@ -132,7 +133,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         journal.push(&one)?;
         tried.push(one);
     }
-    chart::search(&result.with_extension("svg"), &tried)?;
+    draw(&result.with_extension("svg"), &tried)?;
     json_file(&result, &tried)?;
     manifest.write(&note, serde_json::json!({}))?;
     journal.remove();
@@ -229,6 +230,52 @@ fn print(tried: &[Tried]) {
             if one.predicted_speedup == best { " *" } else { "" },
         );
     }
+}
+
+/// Predicted speed-up, and the acceptance and the cost it comes from, by blocks kept.
+fn draw(path: &Path, tried: &[Tried]) -> Result<()> {
+    let (Some(first), Some(last)) = (tried.first(), tried.last()) else { return Ok(()) };
+    let blocks = first.keep_blocks as f64 - 0.5..last.keep_blocks as f64 + 0.5;
+    let highest = tried.iter().map(|one| one.predicted_speedup).fold(1.0, f64::max);
+    let dearest = tried.iter().map(|one| one.draft_step_cost).fold(1.0, f64::max);
+    chart::save(path, (900, 520), |canvas| {
+        let mut chart = ChartBuilder::on(canvas)
+            .caption("Predicted speed-up by blocks kept", ("sans-serif", 22))
+            .margin(15)
+            .x_label_area_size(45)
+            .y_label_area_size(55)
+            .right_y_label_area_size(55)
+            .build_cartesian_2d(blocks.clone(), 0.0..highest * 1.1)?
+            .set_secondary_coord(blocks, 0.0..dearest);
+        chart
+            .configure_mesh()
+            .x_desc("decoder blocks kept")
+            .y_desc("predicted speed-up")
+            .x_labels(tried.len() + 1)
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .label_style(("sans-serif", 15))
+            .draw()?;
+        let axis = "alpha; draft step in target steps";
+        chart.configure_secondary_axes().y_desc(axis).label_style(("sans-serif", 15)).draw()?;
+        let points = |value: fn(&Tried) -> f64| {
+            tried.iter().map(move |one| (one.keep_blocks as f64, value(one)))
+        };
+        let speedup = points(|one| one.predicted_speedup);
+        chart
+            .draw_series(LineSeries::new(speedup, RED.stroke_width(2)).point_size(4))?
+            .label("predicted speed-up")
+            .legend(chart::stroke(RED));
+        chart
+            .draw_secondary_series(LineSeries::new(points(|one| one.alpha), BLUE).point_size(3))?
+            .label("alpha (right)")
+            .legend(chart::stroke(BLUE));
+        let cost = points(|one| one.draft_step_cost);
+        chart
+            .draw_secondary_series(LineSeries::new(cost, BLACK).point_size(3))?
+            .label("draft step (right)")
+            .legend(chart::stroke(BLACK));
+        chart::key(&mut chart)
+    })
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! `bench`: how fast a model runs here.
 
+mod args;
 mod speculation;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -13,29 +13,7 @@ use pleach::kv_cache::blocks_for;
 use pleach::prompts::{read_prompts, spread};
 use serde::Serialize;
 
-use crate::shared::measure_args::MeasureArgs;
-
-/// Times decoding, prefill, verification, drafting and up to 64 answers at once; with --prompts, also
-/// speculation on those prompts.
-///
-/// Each figure is the median of several. Run it on an otherwise idle machine. With --prompts every prompt is answered in
-/// turns without speculation, with n-grams alone, with the draft model alone and with both, and the answers are
-/// compared: they must be the same, token for token, above temperature 0 too, where they are drawn with seeds.
-#[derive(Debug, Clone, clap::Args, Serialize)]
-pub(crate) struct Args {
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub(crate) measure: MeasureArgs,
-    /// Repeats of every measurement.
-    #[arg(long, default_value_t = 15)]
-    pub(crate) repeats: usize,
-    /// Draft tokens per round, at most.
-    #[arg(long, env = "PLEACH_NUM_SPECULATIVE_TOKENS", default_value_t = 8, value_name = "K")]
-    pub(crate) num_speculative_tokens: usize,
-    /// Where the result goes.
-    #[arg(long, value_name = "OUT")]
-    pub(crate) json: Option<PathBuf>,
-}
+pub(crate) use args::Args;
 
 const ROWS: [usize; 6] = [1, 2, 4, 8, 16, 32];
 const CONTEXT: usize = 64;

@@ -11,7 +11,7 @@ use pleach::sampling::SamplingParams;
 use pleach::speculation::{Proposer, Proposers};
 use serde::Serialize;
 
-use super::Args;
+use super::args::Args;
 use crate::shared::chat::Chat;
 use crate::shared::progress::Progress;
 

@@ -6,7 +6,9 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use super::{Args, Running, Work};
+use super::args::Args;
+use super::running::Running;
+use super::work::Work;
 use crate::shared::chat::{Chat, messages};
 use crate::shared::endpoint::{Endpoint, Refused};
 use pleach::prompts::Prompt;

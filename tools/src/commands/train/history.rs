@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use pleach::checkpoint::write::atomically;
 use pleach_train::Point;
+use plotters::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::shared::chart;
@@ -91,6 +92,41 @@ impl History {
             }
             Ok(())
         })?;
-        chart::losses(&self.folder.join("loss.svg"), &self.points)
+        losses(&self.folder.join("loss.svg"), &self.points)
     }
+}
+
+/// Training and validation loss over time.
+fn losses(path: &Path, rows: &[Row]) -> Result<()> {
+    let minutes = |row: &Row| row.point.seconds / 60.0;
+    let end = rows.last().map_or(1.0, minutes).max(0.01);
+    let values = || rows.iter().flat_map(|row| [Some(row.point.loss), row.validation_loss]);
+    let seen = values().flatten().fold((f64::INFINITY, 0f64), |(l, h), v| (l.min(v), h.max(v)));
+    let (low, high) = if seen.0.is_finite() { seen } else { (0.0, 1.0) };
+    chart::save(path, (900, 520), |canvas| {
+        let mut chart = ChartBuilder::on(canvas)
+            .caption("Loss", ("sans-serif", 22))
+            .margin(15)
+            .x_label_area_size(45)
+            .y_label_area_size(55)
+            .build_cartesian_2d(0.0..end, low * 0.95..high * 1.02 + 1e-9)?;
+        chart
+            .configure_mesh()
+            .x_desc("minutes of training")
+            .y_desc("cross-entropy to the target, nats per token")
+            .label_style(("sans-serif", 15))
+            .draw()?;
+        let training = rows.iter().map(|row| (minutes(row), row.point.loss));
+        chart
+            .draw_series(LineSeries::new(training, BLUE.mix(0.6)))?
+            .label("training")
+            .legend(chart::stroke(BLUE));
+        let validation: Vec<(f64, f64)> =
+            rows.iter().filter_map(|row| Some((minutes(row), row.validation_loss?))).collect();
+        chart
+            .draw_series(LineSeries::new(validation, RED.stroke_width(2)).point_size(3))?
+            .label("validation")
+            .legend(chart::stroke(RED));
+        chart::key(&mut chart)
+    })
 }

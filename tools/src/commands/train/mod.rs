@@ -24,7 +24,6 @@ use crate::shared::model_folder::save_folder;
 use crate::shared::progress::Progress;
 pub(crate) use args::{Args, Rounding};
 use history::History;
-pub(crate) use history::Row;
 pub(crate) use loss::Loss;
 
 /// What an attached drafter reads while it trains; gone afterwards.

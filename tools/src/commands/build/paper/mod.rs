@@ -13,12 +13,12 @@ use pleach::checkpoint::write::{atomically, json_file};
 use pleach_train::Example;
 use serde::Serialize;
 
-use crate::commands::build::{self, for_minutes};
-use crate::commands::generate;
+use super::args::Args;
+use super::steps::{begin, check_end, cut, for_minutes};
+use crate::commands::generate::{self, select};
 use crate::commands::merge;
 use crate::commands::report;
 use crate::commands::score::{self, Held, Scores};
-use crate::commands::select;
 use crate::commands::train;
 use crate::shared::chat::Chat;
 use crate::shared::endpoint;
@@ -26,23 +26,6 @@ use crate::shared::manifest::Manifest;
 use crate::shared::model_args::ModelArgs;
 use pleach::prompts::{Prompt, read_prompts};
 use table::{Table, Variant};
-
-/// What only --recipe paper asks for.
-#[derive(Debug, Clone, clap::Args, Serialize)]
-pub(crate) struct Args {
-    /// With --recipe paper: folder of the tasks' records, as `score` takes it.
-    #[arg(long, env = "PLEACH_DATA", value_name = "DIR")]
-    pub(crate) data: Option<PathBuf>,
-    /// With --recipe paper: tasks to score on. Default: all that have a file.
-    #[arg(long, env = "PLEACH_TASKS", value_delimiter = ',', value_name = "TASK,TASK")]
-    pub(crate) tasks: Vec<String>,
-    /// With --recipe paper: records of each task.
-    #[arg(long, default_value_t = 100, value_name = "RECORDS")]
-    pub(crate) score_limit: usize,
-    /// With --recipe paper: repeat the training with so many seeds.
-    #[arg(long, default_value_t = 3)]
-    pub(crate) seeds: u64,
-}
 
 /// Share of the budget for writing answers.
 const ANSWERS: f64 = 0.3;
@@ -54,7 +37,7 @@ const TRAININGS: f64 = 3.0;
 /// Answers that a part needs to be trained on.
 const FEWEST: usize = 8;
 
-pub(crate) fn run(args: &build::Args) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     let data =
         args.paper.data.clone().context("--recipe paper needs --data: see `score --help`")?;
     ensure!(args.prompts.is_some(), "--recipe paper needs --prompts with reference answers");
@@ -67,11 +50,11 @@ pub(crate) fn run(args: &build::Args) -> Result<()> {
     let checkpoint = args.model.open()?;
     manifest.model(&checkpoint)?;
     args.prompts.iter().try_for_each(|path| manifest.file(path))?;
-    build::check_end(args, &checkpoint)?;
-    let begun = build::begin(args, &manifest)?;
+    check_end(args, &checkpoint)?;
+    let begun = begin(args, &manifest)?;
     let config = &checkpoint.config;
     let total = config.num_hidden_layers;
-    let (pruned, keep) = build::cut(args, config, total - total / 6)?;
+    let (pruned, keep) = cut(args, config, total - total / 6)?;
 
     let minutes = args.answers.is_none().then_some(args.minutes * ANSWERS);
     println!("3/6 the model answers with the references in view{}", for_minutes(minutes));
@@ -169,7 +152,7 @@ pub(crate) fn run(args: &build::Args) -> Result<()> {
 }
 
 /// Writes OUT/prompts.jsonl: the prompts that have a reference answer, at most --answers of them.
-fn with_references(args: &build::Args) -> Result<Vec<Prompt>> {
+fn with_references(args: &Args) -> Result<Vec<Prompt>> {
     let mut prompts = read_prompts(args.prompts.as_deref(), "")?;
     prompts.retain(|prompt| prompt.reference.is_some());
     ensure!(!prompts.is_empty(), "--prompts: no prompt has a text as its `reference`");
@@ -247,7 +230,7 @@ impl std::fmt::Display for Budget {
 /// Fine-tunes all of a pruned model's matrices by LoRA, with the whole head; returns the folder of the
 /// model with the adapter folded in.
 fn fine_tune(
-    args: &build::Args,
+    args: &Args,
     pruned: &Path,
     data: &Path,
     out: &Path,
