@@ -95,24 +95,24 @@ impl Models {
             return Err(LoadError::OnCpuAlone);
         }
         let mut model = Opened::open(config)?;
-        let (target, draft) = load_on_cpu(config, &mut model.checkpoint)?;
+        let (target, draft, _) = load_on_cpu(config, &mut model.checkpoint)?;
         let Opened { checkpoint, template, tokenizer, .. } = model;
         Ok(Self { name: checkpoint.name, target, tokenizer, template, draft })
     }
 }
 
-/// Loads the target and the draft that is configured.
+/// Loads the target and the draft that is configured. Gives the loader of further drafts, which knows of no caches yet:
+/// how large they can be is known when the draft is.
 fn load_on_cpu(
     config: &Config,
     checkpoint: &mut Checkpoint,
-) -> Result<(Decoder, MaybeDraft), LoadError> {
+) -> Result<(Decoder, MaybeDraft, DraftLoader), LoadError> {
     let pool = Arc::new(ThreadPool::new(config.threads));
     let target = Decoder::load(checkpoint, &pool)?;
     let loader =
         DraftLoader { config: config.clone(), lender: target.lender(), caches: Reserved::new(0) };
-    // How large the caches can be is known when the draft is.
     let draft = config.draft.as_ref().map(|source| loader.load(source, 0));
-    Ok((target, draft))
+    Ok((target, draft, loader))
 }
 
 /// A model whose engine runs.
@@ -172,16 +172,15 @@ struct Placed {
 }
 
 fn place_on_cpu(config: &Config, checkpoint: &mut Checkpoint) -> Result<Placed, LoadError> {
-    let (target, draft) = load_on_cpu(config, checkpoint)?;
+    let (target, draft, loader) = load_on_cpu(config, checkpoint)?;
     let (name, draft) = usable(draft).unzip();
     let shape = draft.as_ref().map(|draft| (draft.config().num_hidden_layers, draft.head_rows()));
     tell(checkpoint, target.memory_bytes(), shape, &format!("{} threads", config.threads));
-    let lender = target.lender();
     let block_bytes = CacheNeeds::of(&target, draft.as_ref()).block_bytes;
     let engine = Engine::new(target, draft, config.engine.clone())?;
     let caches = Reserved::new((engine.cache_blocks().1 * block_bytes) as u64);
-    let loader = Some(DraftLoader { config: config.clone(), lender, caches });
-    Ok(Placed { engine, draft: name, loader })
+    let loader = DraftLoader { caches, ..loader };
+    Ok(Placed { engine, draft: name, loader: Some(loader) })
 }
 
 fn place_on_cuda(
