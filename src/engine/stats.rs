@@ -164,7 +164,7 @@ pub enum NoDraft {
 }
 
 impl NoDraft {
-    /// All of them, in the order of their numbers.
+    /// All reasons, in the order of their numbers.
     pub const ALL: [Self; 6] = [
         Self::Disabled,
         Self::Prefill,
@@ -230,13 +230,6 @@ impl PassCosts {
     pub fn seconds(&self) -> f64 {
         self.decode.values().map(|cost| cost.seconds).sum::<f64>() + self.prefill.seconds
     }
-
-    /// Mean seconds of a decoding pass with `rows` rows, if there was one.
-    #[must_use]
-    pub fn mean_seconds(&self, rows: usize) -> Option<f64> {
-        let cost = self.decode.get(&rows)?;
-        Some(cost.seconds / cost.passes as f64)
-    }
 }
 
 /// Seconds that tokens took to generate, prompts left out.
@@ -270,7 +263,7 @@ pub struct EngineStats {
     pub prompt_tokens: u64,
     /// Prompt tokens of the requests that ran, where prefixes are cached.
     pub prefix_cache_queries: u64,
-    /// Those that were in the cache already.
+    /// Those of them that were in the cache already.
     pub prefix_cache_hits: u64,
     /// The rounds of all sequences.
     pub rounds: RoundCounts,
