@@ -56,7 +56,7 @@ pub enum CheckError {
     Template(#[from] TemplateError),
 }
 
-/// What was found. Bytes, seconds, and ratios to a target pass of one row.
+/// What a check found: memory in bytes, costs in seconds.
 #[derive(Debug, Clone, Serialize)]
 pub struct CheckReport {
     /// The target's name.
@@ -73,9 +73,9 @@ pub struct CheckReport {
     pub target_seconds: BTreeMap<usize, f64>,
     /// Seconds of a draft step.
     pub draft_seconds: Option<f64>,
-    /// How the draft's tokens fare.
+    /// How many of the draft's tokens are accepted.
     pub acceptance: Option<MeasuredAcceptance>,
-    /// What that promises.
+    /// The speed-up that acceptance and costs promise.
     pub prediction: Option<SpeedForecast>,
 }
 
@@ -103,9 +103,9 @@ pub struct Memory {
 /// Acceptance of the draft model's tokens, at temperature 0.
 #[derive(Debug, Clone, Serialize)]
 pub struct MeasuredAcceptance {
-    /// Answers measured, and their tokens.
+    /// Answers measured.
     pub answers: usize,
-    /// Tokens generated.
+    /// Tokens of those answers.
     pub tokens: u64,
     /// Chance that a draft token is accepted given that all before it were.
     pub alpha: f64,

@@ -119,7 +119,7 @@ fn load_on_cpu(
 pub struct Running {
     /// Its name.
     pub name: String,
-    /// What it is called besides.
+    /// Further names that requests may use.
     pub aliases: Vec<String>,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
@@ -129,7 +129,7 @@ pub struct Running {
     pub eos_token_ids: Vec<u32>,
     /// The draft's name, where one drafts.
     pub draft: Option<String>,
-    /// Loads further drafts of it; `None` where they cannot be switched.
+    /// Loads further drafts of the model; `None` where they cannot be switched.
     pub loader: Option<DraftLoader>,
     /// The engine.
     pub engine: EngineHandle,
@@ -249,7 +249,7 @@ fn aliases(source: &Source, path: &Path) -> Vec<String> {
     aliases
 }
 
-/// The draft, where it can be used; else says why not.
+/// The draft, where it can be used; otherwise logs why not and counts a failure.
 fn usable<D>(draft: Option<Result<D, LoadError>>) -> Option<D> {
     let failed = |error: &LoadError| {
         tracing::error!(%error, "serving without the draft");

@@ -9,7 +9,7 @@ pub fn available() -> Option<u64> {
     available_in(Path::new("/"))
 }
 
-/// The same of a system whose files lie under `root`.
+/// What [`available`] gives, of a system whose files lie under `root`.
 fn available_in(root: &Path) -> Option<u64> {
     let meminfo = std::fs::read_to_string(root.join("proc/meminfo")).ok()?;
     let free = field(&meminfo, "MemAvailable:")? * 1024;

@@ -11,6 +11,7 @@ use clap::Parser;
 use http_body_util::BodyExt;
 use libfuzzer_sys::{Corpus, fuzz_target};
 use pleach::cli::{Args, Config};
+use pleach::observe::exporter;
 use pleach::server::{AppState, load, router};
 use tokio::runtime::Runtime;
 use tower::ServiceExt;
@@ -36,7 +37,7 @@ fn server() -> &'static (Runtime, AppState) {
     static SERVER: OnceLock<(Runtime, AppState)> = OnceLock::new();
     SERVER.get_or_init(|| {
         let runtime = Runtime::new().expect("a runtime starts");
-        let state = AppState::new(16, 16, pleach::observe::exporter::install().expect("the first recorder"));
+        let state = AppState::new(16, 16, exporter::install().expect("the first recorder"));
         let flags = ["--threads", "1", "--no-speculation", "--max-model-len", "64"];
         let folder = tempfile::tempdir().expect("a folder");
         write_model(folder.path());

@@ -32,7 +32,7 @@ pub struct Config {
     pub max_queue: usize,
     /// Bounds on connections.
     pub connections: ConnectionLimits,
-    /// Who is let in.
+    /// Keys, certificate and origins.
     pub access: Access,
     /// Where fetched models are kept.
     pub cache_dir: PathBuf,
@@ -44,7 +44,7 @@ pub struct Config {
     pub tool_call_parser: Option<CallFormat>,
 }
 
-/// Who is let in, and how.
+/// Who may ask, and over which kind of connection.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
     /// A key without limits.

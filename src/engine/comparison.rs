@@ -3,7 +3,7 @@
 /// How one draft fares.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct DraftScore {
-    /// Tokens that it held likeliest and that came.
+    /// Tokens that came and that the draft held likeliest.
     pub accepted_tokens: u64,
     /// Seconds of a draft step over those of a target pass of one row.
     pub step_cost: f64,
@@ -18,13 +18,13 @@ pub struct Comparison {
     pub draft: String,
     /// Tokens that both drafts were held against.
     pub tokens: u64,
-    /// Tokens that it takes.
+    /// Tokens that decide it.
     pub wanted: u64,
     /// The draft that serves, where there is one.
     pub current: Option<DraftScore>,
     /// The new draft.
     pub candidate: DraftScore,
-    /// The end of it.
+    /// How it ended; `None` while it goes on.
     pub outcome: Option<Outcome>,
 }
 
@@ -37,12 +37,12 @@ pub enum Outcome {
     Refused,
     /// The new draft failed.
     Failed,
-    /// Somebody asked for its end.
+    /// A client asked for its end.
     Stopped,
 }
 
 impl Outcome {
-    /// All of them, in the order of their numbers.
+    /// All outcomes, in the order of their numbers.
     pub const ALL: [Self; 4] = [Self::Switched, Self::Refused, Self::Failed, Self::Stopped];
 
     /// Its name in metrics.

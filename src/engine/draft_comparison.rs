@@ -36,7 +36,7 @@ struct Sample {
 }
 
 impl Sample {
-    /// Of a sequence whose first `prompt` tokens were asked; `None` without an answer.
+    /// The sample of a sequence whose first `prompt` tokens are the prompt; `None` without an answer.
     fn of(tokens: &[u32], prompt: usize) -> Option<Self> {
         let answer = tokens.len().saturating_sub(prompt).min(ANSWER);
         let tokens = &tokens[..prompt + answer];
@@ -103,7 +103,7 @@ impl Timing {
         self.steps.push(seconds);
     }
 
-    /// 0 where no step has come about: a draft that always fails.
+    /// Median of the steps, in seconds; 0 where the draft always failed.
     fn step_seconds(&self) -> f64 {
         if self.steps.is_empty() { 0.0 } else { median(&mut self.steps.clone()) }
     }

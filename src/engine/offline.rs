@@ -11,9 +11,9 @@ use super::{
 pub struct Answer {
     /// The generated tokens.
     pub tokens: Vec<TokenOut>,
-    /// Why there are no more.
+    /// Why the sequence ended.
     pub reason: FinishReason,
-    /// What it took.
+    /// Tokens, passes and seconds that it took.
     pub stats: SequenceStats,
 }
 

@@ -31,7 +31,7 @@ impl MeasuredCosts {
         Some(self.draft? / self.target_seconds(1)?)
     }
 
-    /// The same behind another draft step.
+    /// Seconds of a draft step behind another draft step over those of a target step.
     #[must_use]
     pub fn draft_further_step_cost(&self) -> Option<f64> {
         Some(self.draft_further? / self.target_seconds(1)?)
@@ -54,7 +54,7 @@ const PROFILE_CONTEXT: usize = 64;
 pub(super) struct Profile<'a> {
     pub(super) target: &'a mut dyn Forward,
     pub(super) drafting: &'a mut DraftController,
-    /// Free but for what prefixes left.
+    /// The block pool, which no sequence holds blocks of.
     pub(super) pool: &'a mut BlockPool,
     pub(super) max_model_len: usize,
     /// Rows of a pass at most.

@@ -183,9 +183,9 @@ pub enum Event {
     Tokens(Vec<TokenOut>),
     /// The last event.
     Finished {
-        /// Why.
+        /// Why the sequence ended.
         reason: FinishReason,
-        /// What it took.
+        /// Tokens, passes and seconds that it took.
         stats: SequenceStats,
     },
 }

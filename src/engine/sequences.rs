@@ -31,7 +31,7 @@ impl Sequences {
         self.0.get_mut(&id)
     }
 
-    /// All of them, in no order.
+    /// All sequences, in no order.
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (RequestId, &mut Sequence)> {
         self.0.iter_mut().map(|(&id, sequence)| (id, sequence))
     }
@@ -41,7 +41,7 @@ impl Sequences {
         self.0.get(&item.id).expect("invariant: scheduled sequences exist")
     }
 
-    /// The same, to be changed.
+    /// The sequence of an item of this step, to be changed.
     pub(super) fn scheduled_mut(&mut self, item: &Scheduled) -> &mut Sequence {
         self.0.get_mut(&item.id).expect("invariant: scheduled sequences exist")
     }

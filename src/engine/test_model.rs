@@ -67,7 +67,7 @@ impl TestModel {
         model
     }
 
-    /// The same with a head of these tokens alone.
+    /// Trims the head to these tokens.
     pub(super) fn trimmed(mut self, ids: &[u32]) -> Self {
         self.vocab = Some(ids.into());
         self

@@ -38,7 +38,7 @@ pub enum SetupError {
 }
 
 impl Access {
-    /// What a configuration says of it.
+    /// Opens the keys and the certificate of a configuration.
     ///
     /// # Errors
     /// [`SetupError`] naming the file or flag.

@@ -7,9 +7,9 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 
-/// Largest request body.
+/// Bytes of a request body at most.
 pub(super) const BODY_BYTES: usize = 8 << 20;
-/// Body that a request may hold without regard to others: what usual ones take.
+/// Bytes of a body that a request may hold without regard to others: as many as usual bodies have.
 pub(super) const SMALL_BODY_BYTES: usize = 64 << 10;
 /// Bytes that all larger bodies may hold together, from their first byte until they are read.
 pub(super) const BODIES_BYTES: usize = 64 << 20;
@@ -41,7 +41,7 @@ const STOP_TOKEN_IDS: usize = 256;
 const LOGIT_BIAS: usize = 1024;
 /// Entries that come back with an answer. OpenAI's bounds are 16, of 64 and 512 bytes.
 const METADATA: usize = 64;
-/// Bytes of them.
+/// Bytes of those entries.
 const METADATA_BYTES: usize = 16 << 10;
 /// Bytes of a name, which messages quote.
 const NAME_BYTES: usize = 1 << 10;

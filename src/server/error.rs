@@ -51,7 +51,7 @@ impl ApiError {
         Self { status, message, param: None, code: None, retry_after: 1 }
     }
 
-    /// There is no such model here, but another.
+    /// 404: the request names a model that is not served.
     #[must_use]
     pub fn no_such_model(asked: &str, served: &str) -> Self {
         let message =
@@ -60,27 +60,27 @@ impl ApiError {
         Self { param, code, ..Self::status(StatusCode::NOT_FOUND, message) }
     }
 
-    /// The server is at fault.
+    /// 500: the server is at fault.
     #[must_use]
     pub fn internal(message: impl Into<String>) -> Self {
         Self::status(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
-    /// Too much at a time, or in a time; there may be room after `retry_after` seconds.
+    /// 429: too much at a time, or in a time; there may be room after `retry_after` seconds.
     #[must_use]
     pub fn rate_limited(message: &str, retry_after: u64) -> Self {
         let status = Self::status(StatusCode::TOO_MANY_REQUESTS, message);
         Self { code: Some("rate_limit_exceeded"), retry_after, ..status }
     }
 
-    /// No key, or an unknown one.
+    /// 401: the request has no key, or an unknown one.
     #[must_use]
     pub fn unauthorised() -> Self {
         let message = "a valid API key is needed: `Authorization: Bearer KEY`";
         Self { code: Some("invalid_api_key"), ..Self::status(StatusCode::UNAUTHORIZED, message) }
     }
 
-    /// The model is not (or no longer) there.
+    /// 503: the model is not loaded yet, or no longer there.
     #[must_use]
     pub fn unavailable(message: &str) -> Self {
         Self::status(StatusCode::SERVICE_UNAVAILABLE, message)

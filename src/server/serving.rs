@@ -16,7 +16,7 @@ use crate::text::{CallFormat, ChatTemplate, Mark};
 pub struct Serving {
     /// Its names in the API; answers carry the first.
     pub(super) names: Vec<String>,
-    /// What it is called besides: as a file, as a source.
+    /// Further names that requests may use: those of its file and its source.
     aliases: Vec<String>,
     /// The engine it runs in.
     pub engine: EngineHandle,
@@ -26,7 +26,7 @@ pub struct Serving {
     pub template: Option<ChatTemplate>,
     /// Tokens that end an answer.
     pub eos_token_ids: Vec<u32>,
-    /// Compile grammars for its tokens, unless those have no known bytes.
+    /// The threads that compile grammars for its tokens; `None` where the bytes of tokens are not known.
     pub grammars: Option<GrammarWorkers>,
     /// Its drafts.
     pub(super) drafts: Drafts,
@@ -68,7 +68,7 @@ impl Serving {
         }
     }
 
-    /// The same under `names`, where there are any, and answering to `aliases` too.
+    /// Renames the model to `names`, where there are any; requests may call it by `aliases` too.
     #[must_use]
     pub fn named(mut self, names: &[String], aliases: Vec<String>) -> Self {
         self.aliases = aliases;
@@ -79,7 +79,7 @@ impl Serving {
         self
     }
 
-    /// The same with drafts that can be changed.
+    /// Gives the model drafts that can be changed.
     #[must_use]
     pub(super) fn with_drafts(self, drafts: Drafts) -> Self {
         Self { drafts, ..self }

@@ -26,7 +26,7 @@ pub struct AppState {
     pub(super) queue: Arc<Queue>,
     /// Bytes that large bodies may still hold.
     pub(super) bodies: Arc<Semaphore>,
-    /// Room for those who read requests.
+    /// Permits to prepare requests, one for each core.
     preparing: Arc<Semaphore>,
     pub(super) metrics: PrometheusHandle,
     pub(super) started: u64,
@@ -72,7 +72,7 @@ impl AppState {
         }
     }
 
-    /// The same with the limits, keys, certificate, origins and recording of a configuration.
+    /// Sets limits, keys, certificate, origins and recording as a configuration has them.
     ///
     /// # Errors
     /// [`SetupError`] naming the file or flag.

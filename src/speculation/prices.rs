@@ -15,9 +15,9 @@ pub enum DraftStep {
 /// What passes of the target and of the draft model cost, measured at first and followed as they run.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Costs {
-    /// Of the target.
+    /// Costs of target passes.
     pub target: StepCost,
-    /// Of the draft model, by [`DraftStep`].
+    /// Costs of draft passes, by [`DraftStep`].
     pub draft: [StepCost; 2],
 }
 

@@ -14,7 +14,7 @@ pub enum Proposer {
 }
 
 impl Proposer {
-    /// All of them, in the order of their numbers.
+    /// All proposers, in the order of their numbers.
     pub const ALL: [Self; 3] = [Self::DraftModel, Self::Ngram, Self::Prediction];
 
     /// Its name in metrics.
@@ -34,7 +34,7 @@ pub struct Proposers {
 }
 
 impl Default for Proposers {
-    /// All of them.
+    /// The draft model and the own text.
     fn default() -> Self {
         Self { draft_model: true, ngram: true }
     }

@@ -40,11 +40,11 @@ pub enum Ending {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    /// Their text, by role.
+    /// Texts of the special tokens, by role.
     special_tokens: BTreeMap<String, String>,
     /// How calls of functions are written.
     calls: CallFormat,
-    /// Whether it describes functions and writes their calls itself.
+    /// Whether the template describes functions and writes their calls itself.
     knows_calls: bool,
 }
 
@@ -90,7 +90,7 @@ impl ChatTemplate {
         Ok(Self { environment, special_tokens, calls, knows_calls })
     }
 
-    /// The same for a model that writes calls in the given format, whether its template shows it or not.
+    /// Sets the format in which the model writes calls, whether its template shows it or not.
     #[must_use]
     pub fn with_calls(mut self, format: CallFormat) -> Self {
         let template = self.environment.get_template("chat").expect("added when it was made");
@@ -105,7 +105,7 @@ impl ChatTemplate {
         self.calls
     }
 
-    /// The same with the special tokens that the template knows by their roles.
+    /// Adds special tokens, by the roles under which the template knows them.
     #[must_use]
     pub fn with_special_tokens(mut self, tokens: BTreeMap<String, String>) -> Self {
         self.special_tokens.extend(tokens);
@@ -135,7 +135,7 @@ impl ChatTemplate {
         self.render_to(Ending::Assistant, messages, tools)
     }
 
-    /// The same with another ending.
+    /// The prompt of a conversation as [`render`](Self::render) writes it, with another ending.
     ///
     /// # Errors
     /// As [`render`](Self::render), or that there is nothing to go on with.

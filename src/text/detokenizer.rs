@@ -58,7 +58,7 @@ pub struct Detokenizer {
     position: usize,
     /// Special tokens that are text nevertheless.
     marks: Vec<Mark>,
-    /// Whether the others are left out.
+    /// Whether special tokens other than `marks` are left out.
     skip_special: bool,
 }
 
@@ -88,7 +88,7 @@ impl Detokenizer {
         self.position
     }
 
-    /// The same with special tokens that are text nevertheless.
+    /// Shows special tokens as text, with these texts.
     pub(super) fn showing(self, marks: &[Mark]) -> Self {
         Self { marks: marks.to_vec(), ..self }
     }

@@ -20,7 +20,7 @@ impl StoppingText {
         Self { text: Detokenizer::new(tokenizer), stops: StopStrings::new(stops) }
     }
 
-    /// The same with special tokens that are text nevertheless.
+    /// Shows special tokens as text, with these texts.
     #[must_use]
     pub fn showing(self, marks: &[Mark]) -> Self {
         Self { text: self.text.showing(marks), ..self }

@@ -38,7 +38,7 @@ pub struct Texts {
 }
 
 impl CallFormat {
-    /// All of them.
+    /// All formats.
     pub const ALL: [Self; 3] = [Self::Hermes, Self::Llama3Json, Self::Mistral];
 
     /// Its name, which is vLLM's.
@@ -65,7 +65,7 @@ impl CallFormat {
         Self::ALL.into_iter().find(fits).filter(|_| known)
     }
 
-    /// Its texts.
+    /// The texts around names and arguments.
     #[must_use]
     pub const fn texts(self) -> &'static Texts {
         match self {
@@ -99,7 +99,7 @@ impl CallFormat {
         }
     }
 
-    /// Parts of its texts that tokenizers may have as special tokens.
+    /// Parts of those texts that tokenizers may have as special tokens.
     #[must_use]
     pub const fn marks(self) -> &'static [&'static str] {
         match self {
@@ -127,7 +127,7 @@ impl std::fmt::Display for CallFormat {
     }
 }
 
-/// A part of an answer.
+/// A part of an answer: text, or a part of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
     /// Text.

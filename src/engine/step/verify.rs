@@ -15,7 +15,7 @@ use crate::speculation::Proposal;
 #[derive(Default)]
 pub(in crate::engine) struct Verifier {
     processor: Processor,
-    /// Those of the last pass.
+    /// The rows of the last pass.
     rows: Rows,
 }
 

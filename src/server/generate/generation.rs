@@ -56,7 +56,7 @@ pub(crate) struct Generation {
     /// The form of its text alone, where the output may also call functions, and the field that asks for it.
     pub(crate) form: Option<(&'static str, GrammarSource)>,
     pub(crate) choices: usize,
-    /// The best of them that are answered.
+    /// Choices of each prompt that are answered: the best of those generated.
     pub(crate) kept: usize,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
@@ -69,7 +69,7 @@ pub(crate) struct Generation {
     pub(crate) prompt_only: bool,
     /// Whether the client lets its answers be recorded.
     pub(crate) store: bool,
-    /// What records them.
+    /// The recorder of its answers, where they are recorded.
     pub(crate) recorder: Option<Arc<Recorder>>,
 }
 

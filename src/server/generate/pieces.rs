@@ -18,7 +18,7 @@ use crate::server::wire;
 use crate::server::wire::StopReason;
 use crate::text::{Continuations, StoppingText};
 
-/// A part of one choice.
+/// A part of the answer: what one choice gained.
 #[derive(Default)]
 pub(crate) struct Piece {
     /// Its place among the choices of all prompts.
@@ -72,11 +72,11 @@ pub(crate) struct Reader {
     pub(crate) ends: Ends,
     /// Text that comes first.
     pub(crate) echo: Option<String>,
-    /// Its characters.
+    /// Characters of `echo`.
     pub(crate) echoed: usize,
-    /// Whether nothing else does.
+    /// Whether the answer is `echo` alone.
     pub(crate) prompt_only: bool,
-    /// What a trace is told of it.
+    /// The span of the sequence, where the request is traced.
     pub(crate) span: Option<SequenceSpan>,
     pub(crate) tokenizer: Arc<Tokenizer>,
     /// What is recorded of it, and where.

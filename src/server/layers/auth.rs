@@ -54,7 +54,7 @@ pub(crate) async fn within_allowance(request: Request, next: Next) -> Response {
     }
 }
 
-/// Lets those pass who run the server.
+/// Lets a request with the admin key pass.
 pub(crate) async fn authorise_admin(
     State(state): State<AppState>,
     request: Request,

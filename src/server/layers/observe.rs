@@ -76,7 +76,7 @@ fn child_of(traceparent: &str) -> Option<String> {
     }
 }
 
-/// A bug met by one request is that request's alone.
+/// The answer to a request whose handler panicked: 500; other requests go on.
 pub(crate) fn panicked(_: Box<dyn Any + Send>) -> Response {
     tracing::error!("a request met a bug; see the panic's message above");
     ApiError::internal("the server met a bug in this request").into_response()
