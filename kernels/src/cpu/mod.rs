@@ -15,6 +15,7 @@ mod quantize;
 mod reduce;
 mod rope;
 mod shared_mut;
+mod store;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod training;

@@ -127,9 +127,9 @@ impl PackedMatrix {
     pub fn bytes(&self) -> usize {
         match &self.panels {
             Panels::Int(p) => p.bytes(),
-            Panels::Float(FloatPanels::F32(p)) => size_of_val(p.as_slice()),
-            Panels::Float(FloatPanels::F16(p)) => size_of_val(p.as_slice()),
-            Panels::Float(FloatPanels::BF16(p)) => size_of_val(p.as_slice()),
+            Panels::Float(FloatPanels::F32(p)) => size_of_val(&**p),
+            Panels::Float(FloatPanels::F16(p)) => size_of_val(&**p),
+            Panels::Float(FloatPanels::BF16(p)) => size_of_val(&**p),
         }
     }
 

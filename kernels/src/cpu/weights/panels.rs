@@ -4,9 +4,11 @@
 //! feeds an integer dot product of 4 inputs for 16 outputs; 4-bit codes share a byte, group g in the low and group g + 4
 //! in the high half. Scales and minima stand beside, 16 a block. Float: 16 outputs a row of k.
 
+use bytemuck::Pod;
 use half::{bf16, f16};
 
-use crate::cpu::activations::BLOCK;
+use crate::cpu::quantize::BLOCK;
+use crate::cpu::store::Store;
 use crate::dtype::DType;
 
 /// Outputs per panel.
@@ -26,8 +28,8 @@ unsafe impl bytemuck::Pod for Line {}
 #[derive(Debug, Clone)]
 pub(crate) enum Scales {
     /// Where the file has half precision.
-    F16(Vec<u16>),
-    F32(Vec<f32>),
+    F16(Store<u16>),
+    F32(Store<f32>),
 }
 
 impl Scales {
@@ -40,13 +42,13 @@ impl Scales {
 
     pub(super) fn bytes(&self) -> usize {
         match self {
-            Self::F16(v) => size_of_val(v.as_slice()),
-            Self::F32(v) => size_of_val(v.as_slice()),
+            Self::F16(v) => size_of_val(&**v),
+            Self::F32(v) => size_of_val(&**v),
         }
     }
 
     fn filled(f16: bool, len: usize) -> Self {
-        if f16 { Self::F16(vec![0; len]) } else { Self::F32(vec![0.0; len]) }
+        if f16 { Self::F16(Store::zeroed(len)) } else { Self::F32(Store::zeroed(len)) }
     }
 
     pub(super) fn set(&mut self, index: usize, value: f32) {
@@ -61,7 +63,7 @@ impl Scales {
 #[derive(Debug, Clone)]
 pub(crate) struct IntPanels {
     /// `[panels, blocks, 4 or 8]` lines.
-    pub(crate) codes: Vec<Line>,
+    pub(crate) codes: Store<Line>,
     pub(crate) eight_bit: bool,
     /// Scales per half block (16 inputs) instead of per block.
     pub(crate) half_blocks: bool,
@@ -73,9 +75,9 @@ pub(crate) struct IntPanels {
 /// Float panels, `[panels, in_features, 16]`.
 #[derive(Debug, Clone)]
 pub(crate) enum FloatPanels {
-    F32(Vec<[f32; PANEL]>),
-    F16(Vec<[f16; PANEL]>),
-    BF16(Vec<[bf16; PANEL]>),
+    F32(Store<[f32; PANEL]>),
+    F16(Store<[f16; PANEL]>),
+    BF16(Store<[bf16; PANEL]>),
 }
 
 #[derive(Debug, Clone)]
@@ -85,18 +87,18 @@ pub(crate) enum Panels {
 }
 
 /// Panels of `out_features` rows and `in_features` columns, whose values `get` gives by row and column.
-pub(super) fn float_panels<T: Default + Copy>(
+pub(super) fn float_panels<T: Pod>(
     out_features: usize,
     in_features: usize,
     get: impl Fn(usize, usize) -> T,
-) -> Vec<[T; PANEL]> {
-    let mut panels = Vec::with_capacity(out_features.div_ceil(PANEL) * in_features);
-    for start in (0..out_features).step_by(PANEL) {
-        for k in 0..in_features {
-            panels.push(std::array::from_fn(|lane| {
-                let n = start + lane;
-                if n < out_features { get(n, k) } else { T::default() }
-            }));
+) -> Store<[T; PANEL]> {
+    let mut panels: Store<[T; PANEL]> = Store::zeroed(out_features.div_ceil(PANEL) * in_features);
+    for (panel, rows) in panels.chunks_exact_mut(in_features).enumerate() {
+        let count = (out_features - panel * PANEL).min(PANEL);
+        for (k, row) in rows.iter_mut().enumerate() {
+            for (lane, value) in row[..count].iter_mut().enumerate() {
+                *value = get(panel * PANEL + lane, k);
+            }
         }
     }
     panels
@@ -115,7 +117,7 @@ impl IntPanels {
             DType::F32 | DType::F16 | DType::BF16 => unreachable!("float formats have no codes"),
         };
         Self {
-            codes: Vec::new(),
+            codes: Store::zeroed(0),
             eight_bit,
             half_blocks: dtype == DType::Q6_K,
             offset,
@@ -125,7 +127,7 @@ impl IntPanels {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        size_of_val(self.codes.as_slice())
+        size_of_val(&*self.codes)
             + self.scales.bytes()
             + self.mins.as_ref().map_or(0, Scales::bytes)
     }
@@ -160,7 +162,7 @@ impl IntPanels {
         let scales = blocks * PANEL * (1 + usize::from(self.half_blocks));
         let f16 = matches!(self.scales, Scales::F16(_));
         Self {
-            codes: vec![Line([0; 64]); blocks * self.lines()],
+            codes: Store::zeroed(blocks * self.lines()),
             scales: Scales::filled(f16, scales),
             mins: self.mins.as_ref().map(|_| Scales::filled(f16, scales)),
             ..*self
