@@ -1,7 +1,7 @@
 //! The thread pool of the kernels: spins briefly, then parks.
 //!
 //! A job is a number of tasks; every thread, the caller included, claims the next task until none is
-//! left. Spinning between the small jobs of one forward pass keeps them microseconds apart; parking
+//! left, or from a share of its own first. Spinning between the small jobs of one forward pass keeps them microseconds apart; parking
 //! soon after leaves the cores to others. A thread that wakes late claims nothing and holds up nobody.
 
 use std::any::Any;
@@ -30,10 +30,16 @@ struct Shared {
     /// of a claim, whose job cannot end before the claim is completed.
     job: UnsafeCell<Option<*const Task>>,
     completed: AtomicUsize,
+    /// Pieces taken of each thread's share; see [`ThreadPool::run_shares`].
+    taken: Vec<Taken>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     parked: Vec<AtomicBool>,
     stop: AtomicBool,
 }
+
+/// A counter on a cache line of its own.
+#[repr(align(64))]
+struct Taken(AtomicUsize);
 
 // SAFETY: `job` is shared under the protocol in its comment; the pointed-to closure is `Sync`.
 unsafe impl Sync for Shared {}
@@ -64,6 +70,7 @@ impl ThreadPool {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
             completed: AtomicUsize::new(0),
+            taken: (0..=workers).map(|_| Taken(AtomicUsize::new(0))).collect(),
             panic: Mutex::new(None),
             parked: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
@@ -92,6 +99,40 @@ impl ThreadPool {
     /// # Panics
     /// If a task panicked, with its payload, after all tasks have ended.
     pub fn run(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
+        self.run_after(|_| {}, tasks, f);
+    }
+
+    /// As [`run`](Self::run), where neighbouring tasks had better run one after the other on one thread, which finds
+    /// behind one what it fetches for the next: each thread has a share of them and takes from the others' when its own
+    /// is done.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
+    pub fn run_shares(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
+        let shares = self.threads().min(tasks);
+        let reset = |shared: &Shared| {
+            shared.taken.iter().for_each(|taken| taken.0.store(0, Ordering::Relaxed));
+        };
+        if shares <= 1 {
+            return (0..tasks).for_each(f);
+        }
+        self.run_after(reset, shares, &|own| {
+            for share in (own..shares).chain(0..own) {
+                let end = tasks * (share + 1) / shares;
+                let start = tasks * share / shares;
+                loop {
+                    let task = start + self.shared.taken[share].0.fetch_add(1, Ordering::Relaxed);
+                    if task >= end {
+                        break;
+                    }
+                    f(task);
+                }
+            }
+        });
+    }
+
+    /// As [`run`](Self::run), after `prepare` has run and no other job does.
+    fn run_after(&self, prepare: impl FnOnce(&Shared), tasks: usize, f: &(dyn Fn(usize) + Sync)) {
         if tasks <= 1 || self.workers.is_empty() {
             (0..tasks).for_each(f);
             return;
@@ -99,6 +140,7 @@ impl ThreadPool {
         assert!(tasks <= MAX_TASKS, "{tasks} tasks in one job");
         let guard = self.caller.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
+        prepare(shared);
         // SAFETY: the lifetime is only erased: no task runs after this function returns. The cell is
         // ours to write: the last job is complete, so no claim is held.
         unsafe {
@@ -208,10 +250,12 @@ mod tests {
             let pool = ThreadPool::new(threads);
             for tasks in [0, 1, 2, 3, 100, 1000] {
                 let counts: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
-                pool.run(tasks, &|i| {
+                let count = |i: usize| {
                     counts[i].fetch_add(1, Ordering::Relaxed);
-                });
-                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+                };
+                pool.run(tasks, &count);
+                pool.run_shares(tasks, &count);
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 2));
             }
         }
     }
@@ -220,6 +264,8 @@ mod tests {
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
         let pool = ThreadPool::new(3);
         let run = || pool.run(50, &|i| assert_ne!(i, 17, "seventeen"));
+        assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+        let run = || pool.run_shares(50, &|i| assert_ne!(i, 17, "seventeen"));
         assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
         let sum = AtomicUsize::new(0);
         pool.run(10, &|i| {
@@ -235,10 +281,12 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    for _ in 0..200 {
-                        pool.run(8, &|_| {
+                    for _ in 0..100 {
+                        let add = |_| {
                             sum.fetch_add(1, Ordering::Relaxed);
-                        });
+                        };
+                        pool.run(8, &add);
+                        pool.run_shares(8, &add);
                     }
                 });
             }

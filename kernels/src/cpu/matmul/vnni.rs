@@ -8,7 +8,7 @@ use crate::cpu::quantize::{BLOCK, GROUP, WIDE_BITS};
 use crate::cpu::weights::{IntPanels, Line, PANEL, Scales};
 
 /// Lines fetched ahead of the one in use.
-const AHEAD: usize = 32;
+const AHEAD: usize = 64;
 
 /// `R` rows from `first` on and one panel.
 ///
