@@ -1,7 +1,7 @@
 //! The kernels one by one, on SmolLM2-135M's shapes. Run on an idle machine:
 //! `cargo bench --bench ops`. GB/s count the weights or the cache that is read. An item is a
-//! floating-point operation; two of them take one int8 product, or two where the inputs are 576 wide and
-//! come in two planes. Both are to be held against the ceilings printed first.
+//! floating-point operation; two of them take one int8 product, and a quarter more for the wide groups of
+//! activations. Both are to be held against the ceilings printed first.
 
 use std::sync::LazyLock;
 

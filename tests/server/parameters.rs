@@ -182,6 +182,11 @@ async fn other_models_are_not_found() {
         assert_eq!(error["error"]["param"], "model");
     }
     assert_eq!(send("GET", "/v1/models/organisation/gpt-9", "").await.0, StatusCode::NOT_FOUND);
+    // A name that is no text is refused like any other.
+    let (status, text) = send("GET", "/v1/models/%ff", "").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    let error: Value = serde_json::from_str(&text).unwrap();
+    assert!(error["error"]["message"].is_string(), "{text}");
     let body = json!({"model": "other", "messages": messages, "max_tokens": 1});
     let (status, text) = send("POST", "/v1/messages", &body.to_string()).await;
     assert_eq!(status, StatusCode::NOT_FOUND);

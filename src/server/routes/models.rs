@@ -1,6 +1,7 @@
 //! `/v1/models`: the names of the served model.
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 
 use crate::server::error::ApiError;
@@ -16,8 +17,9 @@ pub(crate) async fn models(State(state): State<AppState>) -> Result<Json<ModelLi
 
 pub(crate) async fn model(
     State(state): State<AppState>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, ApiError> {
+    let Path(name) = name.map_err(|e| ApiError::status(e.status(), e.body_text()))?;
     let serving = state.serving()?;
     serving.check_model(Some(&name))?;
     Ok(Json(entry(&state, serving, &name)))
