@@ -57,12 +57,12 @@ pub fn paged_attention<'a>(
     block_table: impl Fn(usize) -> &'a [u32] + Sync,
     out: &mut Activations,
 ) {
-    let batch = Batch { shape, q, q_stride, cache, cu_seqlens_q, positions };
+    let batch = AttentionBatch { shape, q, q_stride, cache, cu_seqlens_q, positions };
     attention_on(Isa::best(), pool, &batch, block_table, out);
 }
 
 /// The operands of one call.
-struct Batch<'a> {
+struct AttentionBatch<'a> {
     shape: &'a AttentionShape,
     q: &'a [f32],
     q_stride: usize,
@@ -71,7 +71,7 @@ struct Batch<'a> {
     positions: &'a [u32],
 }
 
-impl Batch<'_> {
+impl AttentionBatch<'_> {
     /// Number of tiles: up to [`TILE_ROWS`] rows of one sequence each.
     fn tiles(&self) -> usize {
         self.cu_seqlens_q.windows(2).map(|pair| tiles_of(pair).0).sum()
@@ -138,7 +138,7 @@ fn grow(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 fn attention_on<'b>(
     isa: Isa,
     pool: &ThreadPool,
-    batch: &Batch,
+    batch: &AttentionBatch,
     block_table: impl Fn(usize) -> &'b [u32] + Sync,
     out: &mut Activations,
 ) {

@@ -90,7 +90,7 @@ fn agrees_with_f64_on_ragged_batches() {
                 }
             }
             // The same bits on every path, whether threads share rows or not.
-            let batch = Batch {
+            let batch = AttentionBatch {
                 shape: &shape,
                 q: &q,
                 q_stride: stride,
@@ -133,7 +133,8 @@ fn nan_in_a_row_reaches_it_and_later_rows_alone() {
             let mut out = Activations::new();
             let (shape, cache, positions) = (&shape, &cache, &[0, 1, 2]);
             let cu_seqlens_q = &[0, 3];
-            let batch = Batch { shape, q: &q, q_stride: 48, cache, cu_seqlens_q, positions };
+            let batch =
+                AttentionBatch { shape, q: &q, q_stride: 48, cache, cu_seqlens_q, positions };
             attention_on(isa, &pool, &batch, table, &mut out);
             assert!(out.values[..48].iter().all(|v| *v == 0.5), "{isa:?}");
             let nan = out.values[48..].iter().filter(|v| v.is_nan()).count();
