@@ -23,6 +23,10 @@ pub enum DType {
     Q4_0,
     /// 4 bits, a scale and a minimum per 32 weights.
     Q4_1,
+    /// 5 bits, a scale per 32 weights, centred on 16.
+    Q5_0,
+    /// 5 bits, a scale and a minimum per 32 weights.
+    Q5_1,
     /// 4 bits, 6-bit scales and minima per 32 weights in blocks of 256.
     Q4_K,
     /// 5 bits, 6-bit scales and minima per 32 weights in blocks of 256.
@@ -44,11 +48,13 @@ pub struct Group {
 
 impl DType {
     /// Every format and its number in GGUF files.
-    const GGML_IDS: [(Self, u32); 9] = [
+    const GGML_IDS: [(Self, u32); 11] = [
         (Self::F32, 0),
         (Self::F16, 1),
         (Self::Q4_0, 2),
         (Self::Q4_1, 3),
+        (Self::Q5_0, 6),
+        (Self::Q5_1, 7),
         (Self::Q8_0, 8),
         (Self::Q4_K, 12),
         (Self::Q5_K, 13),
@@ -74,7 +80,7 @@ impl DType {
     pub fn block_size(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
-            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 => 32,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => 32,
             Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
         }
     }
@@ -88,6 +94,8 @@ impl DType {
             Self::Q8_0 => 34,
             Self::Q4_0 => 18,
             Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
             Self::Q4_K => 144,
             Self::Q5_K => 176,
             Self::Q6_K => 210,
@@ -171,6 +179,16 @@ impl DType {
                     let (d, m) = (half(b, 0), half(b, 2));
                     emit(&Group { codes: nibbles(&b[4..]), scale: [d; 2], min: [m; 2] });
                 }
+                Self::Q5_0 => {
+                    let d = half(b, 0);
+                    let codes = five_bits(&b[2..6], &b[6..]);
+                    emit(&Group { codes, scale: [d; 2], min: [-16.0 * d; 2] });
+                }
+                Self::Q5_1 => {
+                    let (d, m) = (half(b, 0), half(b, 2));
+                    let codes = five_bits(&b[4..8], &b[8..]);
+                    emit(&Group { codes, scale: [d; 2], min: [m; 2] });
+                }
                 Self::Q4_K | Self::Q5_K => {
                     let (d, dmin) = (half(b, 0), half(b, 2));
                     let (high, low) = if self == Self::Q5_K {
@@ -226,7 +244,7 @@ impl DType {
                     }
                 }
             }
-            Self::Q4_K | Self::Q5_K | Self::Q6_K => return None,
+            Self::Q5_0 | Self::Q5_1 | Self::Q4_K | Self::Q5_K | Self::Q6_K => return None,
         }
         Some(bytes)
     }
@@ -235,6 +253,12 @@ impl DType {
 /// Low nibbles are values 0 to 15, high nibbles 16 to 31.
 fn nibbles(b: &[u8]) -> [u8; 32] {
     std::array::from_fn(|i| b[i % 16] >> (i / 16 * 4) & 15)
+}
+
+/// Codes whose fifth bits stand apart, bit i that of value i; the low four are as in [`nibbles`].
+fn five_bits(fifth: &[u8], low: &[u8]) -> [u8; 32] {
+    let nibbles = nibbles(low);
+    std::array::from_fn(|i| nibbles[i] | (fifth[i / 8] >> (i % 8) & 1) << 4)
 }
 
 /// The 6-bit scale and minimum of sub-block `g` of a Q4_K or Q5_K block.
@@ -357,6 +381,23 @@ mod tests {
         let mut back = [f32::NAN; 32];
         DType::Q4_0.dequantize(&zeros, &mut back);
         assert_eq!(back, [0.0; 32]);
+    }
+
+    /// The worked layouts of the 5-bit formats: two codes set, everything else zero.
+    #[test]
+    fn five_bit_codes_have_their_fifth_bits_apart() {
+        let half = |v: f32| f16::from_f32(v).to_le_bytes();
+        let mut block = [0u8; 24];
+        block[..2].copy_from_slice(&half(0.5));
+        block[2..4].copy_from_slice(&half(-3.0));
+        block[4 + 2] = 1 << 3; // the fifth bit of value 19
+        block[8 + 3] = 9 << 4 | 6; // the low bits of values 19 and 3
+        let mut out = [f32::NAN; 32];
+        DType::Q5_1.dequantize(&block, &mut out);
+        assert_eq!((out[3], out[19], out[0]), (0.0, 9.5, -3.0));
+        let centred = [&block[..2], &block[4..]].concat();
+        DType::Q5_0.dequantize(&centred, &mut out);
+        assert_eq!((out[3], out[19], out[0]), (-5.0, 4.5, -8.0));
     }
 
     /// The worked layouts of the K-quants: one weight set, everything else zero.

@@ -298,7 +298,7 @@ impl Header<'_> {
             let dtype = DType::from_ggml_id(kind).ok_or_else(|| {
                 self.error(format!(
                     "tensor {name} has ggml type {kind}; supported are F32, F16, BF16, Q8_0, Q4_0, \
-                     Q4_1, Q4_K, Q5_K, Q6_K"
+                     Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K"
                 ))
             })?;
             let offset = self.u64()?;

@@ -29,8 +29,9 @@ fn format_code(what: &'static str, dtype: DType) -> Result<c_int, CudaError> {
         DType::Q4_K => Ok(5),
         DType::Q5_K => Ok(6),
         DType::Q6_K => Ok(7),
-        DType::F32 => {
-            Err(CudaError::Argument { what, reason: "no F32 weights on CUDA devices".into() })
+        DType::F32 | DType::Q5_0 | DType::Q5_1 => {
+            let reason = format!("no {dtype:?} weights on CUDA devices");
+            Err(CudaError::Argument { what, reason })
         }
     }
 }

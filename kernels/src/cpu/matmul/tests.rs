@@ -4,8 +4,16 @@ use super::*;
 use crate::DType;
 use crate::cpu::testing::Random;
 
-const QUANTIZED: [DType; 6] =
-    [DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q4_K, DType::Q5_K, DType::Q6_K];
+const QUANTIZED: [DType; 8] = [
+    DType::Q8_0,
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q4_K,
+    DType::Q5_K,
+    DType::Q6_K,
+];
 
 /// Random bytes are valid codes; scales are set to small half-precision numbers.
 fn random_matrix(dtype: DType, out: usize, cols: usize, random: &mut Random) -> Vec<u8> {
@@ -17,8 +25,8 @@ fn random_matrix(dtype: DType, out: usize, cols: usize, random: &mut Random) -> 
             block[at..at + 2].copy_from_slice(&half::f16::from_f32(v).to_le_bytes());
         };
         match dtype {
-            DType::Q8_0 | DType::Q4_0 => put(0, random.value() * 0.1),
-            DType::Q4_1 | DType::Q4_K | DType::Q5_K => {
+            DType::Q8_0 | DType::Q4_0 | DType::Q5_0 => put(0, random.value() * 0.1),
+            DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => {
                 put(0, random.value() * 0.1);
                 put(2, random.value() * 0.1);
             }

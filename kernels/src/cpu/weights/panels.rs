@@ -111,6 +111,8 @@ impl IntPanels {
             DType::Q8_0 => (true, 128, false, true),
             DType::Q4_0 => (false, 8, false, true),
             DType::Q4_1 => (false, 0, true, true),
+            DType::Q5_0 => (true, 16, false, true),
+            DType::Q5_1 => (true, 0, true, true),
             DType::Q4_K => (false, 0, true, false),
             DType::Q5_K => (true, 0, true, false),
             DType::Q6_K => (true, 32, false, false),
