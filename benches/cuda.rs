@@ -81,6 +81,7 @@ fn config(shape: &str) -> Result<ModelConfig> {
         rms_norm_eps: 1e-5,
         rope: RopeConfig { theta: 500_000.0, scaling: RopeScaling::None },
         sliding_window: None,
+        design: Design::default(),
         tie_word_embeddings: true,
         bos_token_id: None,
         eos_token_ids: vec![2],

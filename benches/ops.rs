@@ -8,8 +8,8 @@ use std::sync::LazyLock;
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use pleach_kernels::{
-    Activations, AttentionShape, CacheFormat, Ceilings, DType, LayerCache, PackedMatrix,
-    ThreadPool, matmul, paged_attention, rms_norm_quantized, silu_mul_quantized,
+    Activation, Activations, AttentionShape, CacheFormat, Ceilings, DType, LayerCache,
+    PackedMatrix, ThreadPool, gate_mul_quantized, matmul, paged_attention, rms_norm_quantized,
 };
 
 static POOL: LazyLock<ThreadPool> =
@@ -76,7 +76,7 @@ fn matmul_q8_0_head(bencher: Bencher, rows: usize) {
     (1, 64), (1, 512), (1, 1024), (1, 2048), (4, 64), (4, 1024), (8, 64), (8, 1024), (8, 2048), (512, 512),
 ])]
 fn attention(bencher: Bencher, (rows, context): (usize, usize)) {
-    let shape = AttentionShape { heads: 9, kv_heads: 3, head_dim: 64, window: None };
+    let shape = AttentionShape::new(9, 3, 64);
     let length = context + rows;
     let blocks: Vec<u32> = (0..length.div_ceil(16) as u32).collect();
     let mut cache = LayerCache::new(blocks.len(), &shape, CacheFormat::F16);
@@ -120,7 +120,7 @@ fn silu_and_quantise(bencher: Bencher, rows: usize) {
     let mut y = Activations::new();
     bencher
         .counter(BytesCount::new(x.len() * 4))
-        .bench_local(|| silu_mul_quantized(&POOL, &x, 1536, black_box(&mut y)));
+        .bench_local(|| gate_mul_quantized(&POOL, Activation::Silu, &x, 1536, black_box(&mut y)));
 }
 
 /// One thread, as training runs it.

@@ -84,6 +84,11 @@ impl Checkpoint {
             (Store::Gguf(Box::new(gguf)), model, text)
         };
         let Description { mut config, draft_vocab, attachment } = description;
+        let chat_template = chat_template.or_else(|| {
+            let usual = chat_template::usual(&config, tokenizer.as_ref())?;
+            tracing::warn!(file = %path.display(), "no chat template; Gemma's turns are used");
+            Some(usual.to_owned())
+        });
         let special_tokens = match &store {
             Store::Folder(_) => special::from_folder(path, &config, tokenizer.as_ref())?,
             Store::Gguf(gguf) => special::from_gguf(gguf),
@@ -132,7 +137,7 @@ impl Checkpoint {
             Store::Folder(_) => names.into_iter().chain([embedding.into(), head.into()]).collect(),
             Store::Gguf(_) => {
                 let names = names.iter().map(String::as_str).chain([embedding, head]);
-                let names = names.filter_map(gguf_model::tensor_name);
+                let names = names.filter_map(|name| gguf_model::tensor_name(&self.config, name));
                 names.chain([gguf_model::FACTORS.to_owned()]).collect()
             }
         };
@@ -168,7 +173,8 @@ impl Checkpoint {
         match &self.store {
             Store::Folder(folder) => folder.has(name),
             Store::Gguf(gguf) => {
-                gguf_model::tensor_name(name).is_some_and(|name| gguf.tensors.contains_key(&name))
+                let name = gguf_model::tensor_name(&self.config, name);
+                name.is_some_and(|name| gguf.tensors.contains_key(&name))
             }
         }
     }
@@ -192,7 +198,7 @@ impl Checkpoint {
     pub fn info(&self, name: &str) -> Result<TensorInfo, CheckpointError> {
         let info = match &self.store {
             Store::Folder(folder) => folder.info(name)?,
-            Store::Gguf(gguf) => gguf_model::info(gguf, name),
+            Store::Gguf(gguf) => gguf_model::info(gguf, &self.config, name),
         };
         info.ok_or_else(|| self.missing(name))
     }

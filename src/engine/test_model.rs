@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::kv_cache::BLOCK_SIZE;
-use crate::model::{Family, Forward, ModelConfig, RopeConfig, RopeScaling, Rows};
+use crate::model::{Design, Family, Forward, ModelConfig, RopeConfig, RopeScaling, Rows};
 
 pub(super) const VOCAB: usize = 48;
 pub(super) const EOS: u32 = 0;
@@ -47,6 +47,7 @@ impl TestModel {
                 rms_norm_eps: 1e-5,
                 rope: RopeConfig { theta: 1e4, scaling: RopeScaling::None },
                 sliding_window: None,
+                design: Design::default(),
                 tie_word_embeddings: true,
                 bos_token_id: None,
                 eos_token_ids: vec![EOS],

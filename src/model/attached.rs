@@ -17,9 +17,9 @@ use std::sync::Arc;
 
 use super::decoder::{KvCache, Layer, Loader, ModelError, Pass};
 use super::{DraftInput, Rows};
-use crate::checkpoint::architecture::{Attachment, ModelConfig, PROJECTIONS, rope_table};
+use crate::checkpoint::architecture::{Attachment, ModelConfig, PROJECTIONS, RopeTables};
 use pleach_kernels::{
-    Activations, PackedMatrix, RopeTable, ThreadPool, embed, matmul, rms_norm, rms_norm_quantized,
+    Activations, PackedMatrix, ThreadPool, embed, matmul, rms_norm, rms_norm_quantized, soft_cap,
 };
 
 /// What a drafter has of its target or in its place.
@@ -38,7 +38,7 @@ pub struct AttachedDrafter {
     layers: Vec<Layer>,
     norm: Vec<f32>,
     tables: Tables,
-    rope: RopeTable,
+    ropes: RopeTables,
     /// A norm without weights.
     ones: Vec<f32>,
     pool: Arc<ThreadPool>,
@@ -54,7 +54,7 @@ pub struct DraftWorkspace {
     hidden: [Vec<f32>; 2],
     wide: Vec<f32>,
     logits: Vec<f32>,
-    rope: Option<RopeTable>,
+    ropes: Option<RopeTables>,
 }
 
 impl AttachedDrafter {
@@ -72,9 +72,9 @@ impl AttachedDrafter {
         let layers = (0..config.num_hidden_layers)
             .map(|index| loader.layer(&config, index))
             .collect::<Result<_, _>>()?;
-        let norm = loader.vector("model.norm.weight", width)?;
-        let (rope, pool, ones) = (rope_table(&config), Arc::clone(pool), vec![1.0; width]);
-        Ok(Self { config, attachment, first, next, layers, norm, tables, rope, ones, pool })
+        let norm = loader.norm("model.norm.weight", &config, width)?;
+        let (ropes, pool, ones) = (RopeTables::new(&config), Arc::clone(pool), vec![1.0; width]);
+        Ok(Self { config, attachment, first, next, layers, norm, tables, ropes, ones, pool })
     }
 
     /// The shape: the target's, with the kept blocks alone.
@@ -131,9 +131,9 @@ impl AttachedDrafter {
     ) -> &'w [f32] {
         let (count, width) = (rows.len(), self.config.hidden_size);
         let (pool, eps) = (&*self.pool, self.config.rms_norm_eps as f32);
-        let DraftWorkspace { activations, input: values, hidden, wide, logits, rope } = workspace;
-        let rope = rope.get_or_insert_with(|| self.rope.clone());
-        rope.set_positions(&rows.positions);
+        let DraftWorkspace { activations, input: values, hidden, wide, logits, ropes } = workspace;
+        let ropes = ropes.get_or_insert_with(|| self.ropes.clone());
+        ropes.set_positions(&rows.positions);
         hidden.swap(0, 1);
         let [hidden, last] = hidden;
 
@@ -159,13 +159,16 @@ impl AttachedDrafter {
         activations.set(pool, values, count, cols);
         matmul(pool, &[projection], activations, hidden, width);
 
-        let pass = Pass { pool, eps, rows, rope };
+        let pass = Pass { pool, eps, rows, ropes };
         for (layer, &block) in self.layers.iter().zip(&self.attachment.blocks) {
             layer.forward(&pass, &mut cache.layers[block], hidden, wide, activations);
         }
         rms_norm_quantized(pool, hidden, count, |row| row, &self.norm, eps, activations);
         logits.resize(count * self.head_rows(), 0.0);
         matmul(pool, &[&self.tables.head], activations, logits, self.head_rows());
+        if let Some(cap) = self.config.design.logit_cap {
+            soft_cap(pool, logits, 1.0, cap);
+        }
         logits
     }
 }
@@ -173,7 +176,7 @@ impl AttachedDrafter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Family, RopeConfig, RopeScaling};
+    use crate::model::{Design, Family, RopeConfig, RopeScaling};
 
     fn config(blocks: usize) -> ModelConfig {
         ModelConfig {
@@ -189,6 +192,7 @@ mod tests {
             rms_norm_eps: 1e-5,
             rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
             sliding_window: None,
+            design: Design::default(),
             tie_word_embeddings: true,
             bos_token_id: None,
             eos_token_ids: vec![1],

@@ -17,6 +17,6 @@ pub use runner::Runner;
 pub use verify::{Verified, VerifyTask};
 
 pub use crate::checkpoint::architecture::{
-    Attachment, Family, ModelConfig, PROJECTIONS, RopeConfig, RopeScaling, SlidingWindow,
-    layer_tensor_names, rope_divisors, rope_table, tensor_names, yarn_attention,
+    Attachment, Design, Family, ModelConfig, PROJECTIONS, RopeConfig, RopeScaling, RopeTables,
+    SlidingWindow, layer_tensor_names, rope_divisors, rope_table, tensor_names, yarn_attention,
 };

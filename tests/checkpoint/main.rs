@@ -108,6 +108,8 @@ fn gguf_files_hold_what_folders_hold() {
         "qwen3",
         "qwen2-window",
         "mistral-window",
+        "gemma2",
+        "gemma3",
     ]
     .iter()
     .map(|name| ((*name).to_owned(), golden(name)))
@@ -132,6 +134,7 @@ fn gguf_files_hold_what_folders_hold() {
         let (from_folder, from_file) = (load(&folder).unwrap(), load(&path).unwrap());
         let (a, b) = (from_folder.config(), from_file.config());
         assert_eq!((&a.rope, &a.sliding_window), (&b.rope, &b.sliding_window), "{name}");
+        assert_eq!(a.design, b.design, "{name}");
         assert_eq!(a.max_position_embeddings, b.max_position_embeddings, "{name}");
         let computed = logits(&from_folder);
         assert!(computed == logits(&from_file), "{name}");

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use pleach::memory;
-use pleach::model::{Family, ModelConfig, RopeConfig, RopeScaling};
+use pleach::model::{Design, Family, ModelConfig, RopeConfig, RopeScaling};
 use pleach_kernels::DType;
 use serde_json::json;
 
@@ -33,6 +33,7 @@ fn write_blocks(path: &Path, positions: u64, blocks: usize) {
         rms_norm_eps: 1e-5,
         rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
         sliding_window: None,
+        design: Design::default(),
         tie_word_embeddings: true,
         bos_token_id: Some(1),
         eos_token_ids: vec![2],

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use pleach::checkpoint::Checkpoint;
 use pleach::kv_cache::{BlockPool, BlockTable};
 use pleach::model::{
-    CudaDecoder, CudaRunner, Decoder, Family, Forward, ModelConfig, Precision, RopeConfig,
+    CudaDecoder, CudaRunner, Decoder, Design, Family, Forward, ModelConfig, Precision, RopeConfig,
     RopeScaling, Rows, Runner, SlidingWindow,
 };
 use pleach_kernels::cuda::{CudaError, Device, Tensor, Weights};
@@ -67,6 +67,7 @@ pub(crate) fn config(family: Family) -> ModelConfig {
         rms_norm_eps: 1e-5,
         rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
         sliding_window: None,
+        design: Design::default(),
         tie_word_embeddings: true,
         bos_token_id: Some(1),
         eos_token_ids: vec![2],

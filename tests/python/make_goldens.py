@@ -3,6 +3,7 @@ and reference logits of the default model.
 
     pip install torch transformers accelerate gguf safetensors
     python tests/python/make_goldens.py [SmolLM2-135M-Instruct.Q4_1.gguf]
+    python tests/python/make_goldens.py --only gemma2 gemma3
 """
 
 import json
@@ -14,6 +15,8 @@ from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Gemma2Config,
+    Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
@@ -77,6 +80,38 @@ MODELS = {
         None,
     ),
     "qwen3": (Qwen3Config(**SIZE, head_dim=16, tie_word_embeddings=True), torch.float32, None),
+    "gemma2": (
+        Gemma2Config(
+            **{**SIZE, "num_hidden_layers": 3},
+            head_dim=16,
+            query_pre_attn_scalar=24,
+            sliding_window=6,
+            attn_logit_softcapping=2.0,
+            final_logit_softcapping=3.0,
+        ),
+        torch.float32,
+        None,
+    ),
+    "gemma3": (
+        Gemma3TextConfig(
+            **{**SIZE, "num_hidden_layers": 4, "num_key_value_heads": 1},
+            head_dim=16,
+            query_pre_attn_scalar=24,
+            sliding_window=7,
+            layer_types=[
+                "sliding_attention",
+                "sliding_attention",
+                "full_attention",
+                "sliding_attention",
+            ],
+            rope_parameters={
+                "full_attention": dict(rope_type="linear", rope_theta=100000.0, factor=4.0),
+                "sliding_attention": dict(rope_type="default", rope_theta=1000.0),
+            },
+        ),
+        torch.float32,
+        None,
+    ),
 }
 
 
@@ -85,7 +120,9 @@ def write(name, config, dtype, shard):
     model = AutoModelForCausalLM.from_config(config)
     for key, parameter in model.named_parameters():
         noise = torch.randn_like(parameter)
-        parameter.data = 1 + 0.2 * noise if "norm" in key else 0.25 * noise
+        # Gemma's norms multiply by one more than their weights.
+        centre = 0 if config.model_type.startswith("gemma") else 1
+        parameter.data = centre + 0.2 * noise if "norm" in key else 0.25 * noise
     folder = OUT / name
     model.to(dtype).save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
     # The weights as the file has them, the arithmetic in f32.
@@ -143,7 +180,9 @@ def write_default(path):
 
 
 OUT.mkdir(exist_ok=True)
+only = sys.argv[2:] if sys.argv[1:2] == ["--only"] else None
 for name, (config, dtype, shard) in MODELS.items():
-    write(name, config, dtype, shard)
-if len(sys.argv) > 1:
+    if only is None or name in only:
+        write(name, config, dtype, shard)
+if only is None and len(sys.argv) > 1:
     write_default(sys.argv[1])

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use pleach::checkpoint::{Gguf, Value as Key};
-use pleach::model::{Family, ModelConfig, RopeConfig, RopeScaling};
+use pleach::model::{Design, Family, ModelConfig, RopeConfig, RopeScaling};
 use pleach_kernels::DType;
 use serde_json::{Value, json};
 
@@ -31,6 +31,7 @@ fn write_model(path: &Path) {
         rms_norm_eps: 1e-5,
         rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
         sliding_window: None,
+        design: Design::default(),
         tie_word_embeddings: true,
         bos_token_id: Some(1),
         eos_token_ids: vec![2],

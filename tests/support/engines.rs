@@ -49,9 +49,9 @@ pub fn engine_with_attached(config: &EngineConfig) -> Engine {
     draft.num_hidden_layers = 2;
     let mut tensors = Vec::new();
     for block in 0..2 {
-        for name in layer_tensor_names(checkpoint.config.family, total - 2 + block, |name| {
-            checkpoint.has(name)
-        }) {
+        for name in
+            layer_tensor_names(&checkpoint.config, total - 2 + block, |name| checkpoint.has(name))
+        {
             let tensor = checkpoint.tensor(&name).unwrap();
             let old = format!("layers.{}.", total - 2 + block);
             tensors.push((name.replace(&old, &format!("layers.{block}.")), tensor));

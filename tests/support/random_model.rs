@@ -74,8 +74,13 @@ pub fn write_model(
         }
         vectors.push((name("input_layernorm.weight"), hidden, 1.0));
         vectors.push((name("post_attention_layernorm.weight"), hidden, 1.0));
+        if config.design.output_norms {
+            for place in ["pre", "post"] {
+                vectors.push((name(&format!("{place}_feedforward_layernorm.weight")), hidden, 1.0));
+            }
+        }
         match config.family {
-            Family::Llama => {}
+            Family::Llama | Family::Gemma2 => {}
             Family::Qwen2 => {
                 // All that a model of this shape may have, not only this family's own.
                 let attention = [("q", q), ("k", kv), ("v", kv), ("o", hidden)];
@@ -86,7 +91,7 @@ pub fn write_model(
                     }
                 }
             }
-            Family::Qwen3 => {
+            Family::Qwen3 | Family::Gemma3 => {
                 for part in ["q", "k"] {
                     vectors.push((name(&format!("self_attn.{part}_norm.weight")), dim, 1.0));
                 }

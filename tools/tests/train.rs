@@ -7,9 +7,12 @@ use std::sync::Arc;
 
 use pleach::checkpoint::{Checkpoint, source};
 use pleach::kv_cache::{BlockPool, BlockTable};
-use pleach::model::{Attachment, Decoder, ModelConfig, PROJECTIONS, Precision, Rows, Workspace};
-use pleach_kernels::ThreadPool;
+use pleach::model::{
+    Attachment, Decoder, Design, ModelConfig, PROJECTIONS, Precision, RopeConfig, RopeScaling,
+    Rows, Workspace,
+};
 use pleach_kernels::training::Divergence;
+use pleach_kernels::{Activation, ThreadPool};
 use pleach_train::{
     Adapt, AttachedLesson, AttachedNetwork, Budget, Dataset, Distillation, Example, Lesson,
     Network, Options, Parameters, TargetStates, TopKWriter, Trainer, TrainingBatch, Weight,
@@ -21,10 +24,17 @@ fn checkpoint() -> Checkpoint {
     Checkpoint::open(&source::resolve(&source, &source::default_cache_dir()).unwrap()).unwrap()
 }
 
-/// Two packed sequences give the logits that serving gives each of them.
+/// Two packed sequences give the logits that serving gives each of them, in models of several designs.
 #[test]
 fn network_agrees_with_the_serving_decoder() {
-    let mut checkpoint = checkpoint();
+    agrees_with_serving(checkpoint());
+    for name in ["gemma2", "gemma3"] {
+        let goldens = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens");
+        agrees_with_serving(Checkpoint::open(&goldens.join(name)).unwrap());
+    }
+}
+
+fn agrees_with_serving(mut checkpoint: Checkpoint) {
     let pool = Arc::new(ThreadPool::new(2));
     let decoder = Decoder::load_with(&mut checkpoint, &pool, Precision::F32).unwrap();
     let weights = block_weights(&mut checkpoint).unwrap();
@@ -35,8 +45,11 @@ fn network_agrees_with_the_serving_decoder() {
     let parameters = Parameters::new(weights, Adapt::Full, 0).unwrap();
     let leaves = parameters.leaves().unwrap();
 
-    let sequences: [Vec<u32>; 2] =
-        [(0..40).map(|i| i * 97 % 40_000).collect(), (0..23).map(|i| 5 + i * 31).collect()];
+    let tokens = (vocab as u32).min(40_000);
+    let sequences: [Vec<u32>; 2] = [
+        (0..40).map(|i| i * 97 % tokens).collect(),
+        (0..23).map(|i| (5 + i * 31) % tokens).collect(),
+    ];
     let mut batch = TrainingBatch::default();
     for sequence in &sequences {
         let start = batch.tokens.len();
@@ -113,6 +126,33 @@ fn small() -> (ModelConfig, Vec<Weight>, Vec<f32>) {
     (config, weights, embedding)
 }
 
+/// The small model as a Gemma: caps, an activation, a rotary embedding for windows, norms of outputs.
+fn small_gemma() -> (ModelConfig, Vec<Weight>, Vec<f32>) {
+    let (mut config, mut weights, embedding) = small();
+    config.design = Design {
+        activation: Activation::GeluTanh,
+        output_norms: true,
+        norms_from_one: true,
+        embedding_scale: Some(2.0),
+        query_scalar: Some(20.0),
+        score_cap: Some(2.0),
+        logit_cap: Some(5.0),
+        local_rope: Some(RopeConfig { theta: 100.0, scaling: RopeScaling::None }),
+        ..Design::default()
+    };
+    for (_, _, values) in weights.iter_mut().filter(|(name, ..)| name.ends_with("norm.weight")) {
+        values.iter_mut().for_each(|value| *value -= 1.0);
+    }
+    for layer in 0..2 {
+        for place in ["pre", "post"] {
+            let name = format!("model.layers.{layer}.{place}_feedforward_layernorm.weight");
+            let values = (0..64u8).map(|at| 0.01 * f32::from(at % 7)).collect();
+            weights.push((name, vec![64], values));
+        }
+    }
+    (config, weights, embedding)
+}
+
 /// Twelve answers whose every token is the one before plus one; the target is almost sure of it.
 fn counting(folder: &std::path::Path) -> Dataset {
     let (answers, top) = (folder.join("answers.jsonl"), folder.join("answers.topk"));
@@ -171,18 +211,23 @@ fn trainer(folder: &std::path::Path, adapt: Adapt, steps: u32) -> Trainer<Distil
 fn gradients_are_slopes() {
     let folder = tempfile::tempdir().unwrap();
     let data = counting(folder.path());
-    let (config, weights, embedding) = small();
-    let network = Network::new(config, embedding.clone(), embedding).unwrap();
-    let head_row: Vec<_> = (0..50).map(Some).collect();
-    let batch = data.batch(&[0, 1, 2, 3, 4], &head_row);
-    assert_slopes(&weights, |weights| network.loss_sum(weights, &batch).unwrap());
+    for (config, weights, embedding) in [small(), small_gemma()] {
+        let network = Network::new(config, embedding.clone(), embedding).unwrap();
+        let head_row: Vec<_> = (0..50).map(Some).collect();
+        let batch = data.batch(&[0, 1, 2, 3, 4], &head_row);
+        assert_slopes(&weights, |weights| network.loss_sum(weights, &batch).unwrap());
+    }
 }
 
 /// The same for an attached drafter: through three steps of its chains, on its own states.
 #[test]
 fn gradients_of_chains_are_slopes() {
+    chains_have_slopes(small());
+    chains_have_slopes(small_gemma());
+}
+
+fn chains_have_slopes((config, mut weights, embedding): (ModelConfig, Vec<Weight>, Vec<f32>)) {
     let folder = tempfile::tempdir().unwrap();
-    let (config, mut weights, embedding) = small();
     let attachment = Attachment { blocks: vec![4, 5], states: vec![2, 6] };
     let mut random = fastrand::Rng::with_seed(5);
     for (name, inputs) in PROJECTIONS.into_iter().zip([3 * 64, 2 * 64]) {

@@ -5,6 +5,8 @@ mod activations;
 mod amx;
 mod attention;
 mod ceilings;
+mod elementwise;
+mod gate;
 pub(crate) mod isa;
 mod lanes;
 mod mat_ref;
@@ -24,11 +26,13 @@ mod weights;
 pub use activations::Activations;
 pub use attention::{AttentionShape, BLOCK_SIZE, CacheFormat, LayerCache, paged_attention};
 pub use ceilings::Ceilings;
+pub use elementwise::{scale, soft_cap};
+pub use gate::Activation;
 pub use mat_ref::MatRef;
 pub use matmul::{matmul, matmul_add};
 pub use norm::{
-    add_assign, add_bias, rms_norm, rms_norm_heads, rms_norm_quantized, silu_mul,
-    silu_mul_quantized,
+    add_assign, add_bias, add_rms_norm, gate_mul, gate_mul_quantized, rms_norm, rms_norm_heads,
+    rms_norm_quantized,
 };
 pub use pool::{ThreadPool, available_threads};
 pub use reduce::{argmax, scaled_exp, sum_exp};

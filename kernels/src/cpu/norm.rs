@@ -1,8 +1,8 @@
 //! Norms, residuals and the gated activation.
 
 use crate::cpu::activations::{Activations, TILE};
+use crate::cpu::gate::{Activation, gate_row};
 use crate::cpu::isa::{Isa, per_isa};
-use crate::cpu::lanes::exp;
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::quantize::BLOCK;
 use crate::cpu::shared_mut::SharedMut;
@@ -40,6 +40,22 @@ pub fn rms_norm_quantized(
     let (isa, width) = (Isa::best(), weight.len());
     out.fill(pool, count, width, 1, &|i, _, out| {
         norm_row(isa, &x[row(i) * width..][..width], weight, eps, out);
+    });
+}
+
+/// `out += x / rms(x) * weight` for every row of `weight.len()` values (the norms of Gemma's outputs).
+///
+/// # Panics
+/// If `x` and `out` differ in length or do not hold whole rows.
+pub fn add_rms_norm(pool: &ThreadPool, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let width = weight.len();
+    assert!(x.len() == out.len() && x.len().is_multiple_of(width), "rows of {width}");
+    let isa = Isa::best();
+    let parts = SharedMut::new(out);
+    pool.run(x.len() / width, &|row| {
+        // SAFETY: each task has its own row.
+        let out = unsafe { parts.slice(row * width, width) };
+        add_norm_row(isa, &x[row * width..][..width], weight, eps, out);
     });
 }
 
@@ -86,11 +102,17 @@ pub fn add_bias(x: &mut [f32], bias: &[f32], stride: usize, offset: usize) {
     }
 }
 
-/// `out = silu(gate) * up` for rows `[gate | up]` of `2 n` values; `out` has rows of `n`.
+/// `out = activation(gate) * up` for rows `[gate | up]` of `2 n` values; `out` has rows of `n`.
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub fn silu_mul(pool: &ThreadPool, gate_up: &[f32], n: usize, out: &mut [f32]) {
+pub fn gate_mul(
+    pool: &ThreadPool,
+    activation: Activation,
+    gate_up: &[f32],
+    n: usize,
+    out: &mut [f32],
+) {
     assert!(gate_up.len() == 2 * out.len() && out.len().is_multiple_of(n), "rows of {n}");
     let isa = Isa::best();
     let parts = SharedMut::new(out);
@@ -98,15 +120,21 @@ pub fn silu_mul(pool: &ThreadPool, gate_up: &[f32], n: usize, out: &mut [f32]) {
     pool.run(rows, &|row| {
         let (gate, up) = gate_up[row * 2 * n..][..2 * n].split_at(n);
         // SAFETY: each task has its own row.
-        silu_row(isa, gate, up, unsafe { parts.slice(row * n, n) });
+        gate_row(isa, activation, gate, up, unsafe { parts.slice(row * n, n) });
     });
 }
 
-/// As [`silu_mul`], into the operand of a product.
+/// As [`gate_mul`], into the operand of a product.
 ///
 /// # Panics
 /// If `gate_up` does not hold whole rows.
-pub fn silu_mul_quantized(pool: &ThreadPool, gate_up: &[f32], n: usize, out: &mut Activations) {
+pub fn gate_mul_quantized(
+    pool: &ThreadPool,
+    activation: Activation,
+    gate_up: &[f32],
+    n: usize,
+    out: &mut Activations,
+) {
     assert!(gate_up.len().is_multiple_of(2 * n), "rows of {n}");
     let (isa, rows) = (Isa::best(), gate_up.len() / (2 * n));
     // A few tiles alone would leave threads idle.
@@ -115,25 +143,30 @@ pub fn silu_mul_quantized(pool: &ThreadPool, gate_up: &[f32], n: usize, out: &mu
     out.fill(pool, rows, n, parts, &|row, part, out| {
         let (gate, up) = gate_up[row * 2 * n..][..2 * n].split_at(n);
         let part = part * out.len()..(part + 1) * out.len();
-        silu_row(isa, &gate[part.clone()], &up[part], out);
+        gate_row(isa, activation, &gate[part.clone()], &up[part], out);
     });
+}
+
+/// `1 / rms(x)`, in 16 partial sums that are added in a fixed order.
+#[inline(always)]
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    let mut parts = [0f32; 16];
+    let (chunks, rest) = x.as_chunks::<16>();
+    for chunk in chunks {
+        for (part, v) in parts.iter_mut().zip(chunk) {
+            *part = v.mul_add(*v, *part);
+        }
+    }
+    for (part, v) in parts.iter_mut().zip(rest) {
+        *part = v.mul_add(*v, *part);
+    }
+    let mean = parts.iter().sum::<f32>() / x.len() as f32;
+    1.0 / (mean + eps).sqrt()
 }
 
 per_isa! {
     fn norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-        // 16 partial sums, added in a fixed order.
-        let mut parts = [0f32; 16];
-        let (chunks, rest) = x.as_chunks::<16>();
-        for chunk in chunks {
-            for (part, v) in parts.iter_mut().zip(chunk) {
-                *part = v.mul_add(*v, *part);
-            }
-        }
-        for (part, v) in parts.iter_mut().zip(rest) {
-            *part = v.mul_add(*v, *part);
-        }
-        let mean = parts.iter().sum::<f32>() / x.len() as f32;
-        let scale = 1.0 / (mean + eps).sqrt();
+        let scale = inverse_rms(x, eps);
         for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
             *out = x * scale * w;
         }
@@ -141,9 +174,10 @@ per_isa! {
 }
 
 per_isa! {
-    fn silu_row(gate: &[f32], up: &[f32], out: &mut [f32]) {
-        for ((out, g), u) in out.iter_mut().zip(gate).zip(up) {
-            *out = g / (1.0 + exp(-g)) * u;
+    fn add_norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        let scale = inverse_rms(x, eps);
+        for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
+            *out += x * scale * w;
         }
     }
 }
@@ -170,35 +204,12 @@ mod tests {
                     let mut other = vec![f32::NAN; width];
                     norm_row(isa, x, &w, 1e-5, &mut other);
                     assert_eq!(other, out, "{isa:?}");
+                    let (mut sum, norm) = (w.clone(), other);
+                    add_norm_row(isa, x, &w, 1e-5, &mut sum);
+                    let added = norm.iter().zip(&w).map(|(norm, w)| w + norm);
+                    assert!(added.eq(sum.iter().copied()), "{isa:?}, added");
                 }
             }
-        }
-    }
-
-    #[test]
-    fn silu_agrees_with_f64_and_paths_agree() {
-        let mut random = Random::new();
-        let n = 77;
-        let mut x = random.vec(2 * n);
-        x.iter_mut().for_each(|v| *v *= 30.0);
-        x[5] = f32::NAN;
-        let mut out = vec![1.0; n];
-        silu_mul(&ThreadPool::new(1), &x, n, &mut out);
-        assert!(out[5].is_nan());
-        for i in (0..n).filter(|i| *i != 5) {
-            let g = f64::from(x[i]);
-            let want = g / (1.0 + (-g).exp()) * f64::from(x[n + i]);
-            assert!((f64::from(out[i]) - want).abs() <= 1e-6 * want.abs() + 1e-12);
-        }
-        for isa in Isa::supported() {
-            let mut other = vec![0.0; n];
-            silu_row(isa, &x[..n], &x[n..], &mut other);
-            assert!(
-                other
-                    .iter()
-                    .zip(&out)
-                    .all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan())
-            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Rotary position embedding, half-split layout: value i of a head turns with value i + dim / 2.
+//! Rotary position embedding, half-split layout: of the first n values of a head, value i turns with value i + n / 2.
 
 use crate::cpu::isa::{Isa, per_isa};
 use crate::cpu::pool::ThreadPool;
@@ -7,19 +7,25 @@ use crate::cpu::shared_mut::SharedMut;
 /// Inverse frequencies of one model and the cosines and sines of the rows at hand.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
-    /// `[head_dim / 2]`
+    /// `[n / 2]`, where the first n values of a head turn.
     inverse_frequencies: Vec<f32>,
+    /// Values in a head.
+    head_dim: usize,
     /// Multiplier of cosine and sine (YaRN).
     attention_factor: f32,
-    /// `[rows, 2, head_dim / 2]`: cosines, sines.
+    /// `[rows, 2, n / 2]`: cosines, sines.
     rotations: Vec<f32>,
 }
 
 impl RopeTable {
-    /// A table for heads of `2 * inverse_frequencies.len()` values.
+    /// A table for heads of `head_dim` values, of which the first `2 * inverse_frequencies.len()` turn.
+    ///
+    /// # Panics
+    /// If a head has fewer.
     #[must_use]
-    pub fn new(inverse_frequencies: Vec<f32>, attention_factor: f32) -> Self {
-        Self { inverse_frequencies, attention_factor, rotations: Vec::new() }
+    pub fn new(inverse_frequencies: Vec<f32>, attention_factor: f32, head_dim: usize) -> Self {
+        assert!(2 * inverse_frequencies.len() <= head_dim, "more frequencies than pairs of values");
+        Self { inverse_frequencies, head_dim, attention_factor, rotations: Vec::new() }
     }
 
     /// Computes the rotations of rows at `positions`, kept until the next call.
@@ -37,7 +43,7 @@ impl RopeTable {
         }
     }
 
-    /// Cosine and sine of all frequencies at positions from 0 on, `[positions, head_dim / 2, 2]`.
+    /// Cosine and sine of all frequencies at positions from 0 on, `[positions, n / 2, 2]`.
     #[must_use]
     pub fn rotations(&self, positions: usize) -> Vec<f32> {
         let mut table = self.clone();
@@ -51,7 +57,7 @@ impl RopeTable {
     /// Rotates all heads of row `row`, in place, by the angles times `direction`, 1 or -1.
     pub(super) fn turn_row(&self, row: usize, heads: &mut [f32], direction: f32) {
         let width = 2 * self.inverse_frequencies.len();
-        turn(Isa::best(), &self.rotations[row * width..][..width], direction, heads);
+        turn(Isa::best(), &self.rotations[row * width..][..width], self.head_dim, direction, heads);
     }
 
     /// Rotates, in place, `heads` heads starting at `offset` in each row of `stride` values.
@@ -97,21 +103,22 @@ impl RopeTable {
         let half = self.inverse_frequencies.len();
         let rows = self.rotations.len() / (2 * half);
         assert_eq!(x.len(), rows * stride, "{rows} rows of {stride}");
-        assert!(offset + heads * 2 * half <= stride, "heads do not fit the row");
+        let width = heads * self.head_dim;
+        assert!(offset + width <= stride, "heads do not fit the row");
         let x = SharedMut::new(x);
         pool.run(rows, &|row| {
             // SAFETY: each task has its own row.
-            let heads = unsafe { x.slice(row * stride + offset, heads * 2 * half) };
+            let heads = unsafe { x.slice(row * stride + offset, width) };
             self.turn_row(row, heads, direction);
         });
     }
 }
 
 per_isa! {
-    fn turn(rotation: &[f32], direction: f32, heads: &mut [f32]) {
+    fn turn(rotation: &[f32], head_dim: usize, direction: f32, heads: &mut [f32]) {
         let (cos, sin) = rotation.split_at(rotation.len() / 2);
-        for head in heads.chunks_exact_mut(rotation.len()) {
-            let (low, high) = head.split_at_mut(cos.len());
+        for head in heads.chunks_exact_mut(head_dim) {
+            let (low, high) = head[..rotation.len()].split_at_mut(cos.len());
             for (((a, b), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
                 let sin = direction * sin;
                 (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
@@ -128,7 +135,7 @@ mod tests {
     #[test]
     fn rotates_pairs_by_position_times_frequency() {
         let mut random = Random::new();
-        let mut table = RopeTable::new(vec![1.0, 0.1, 0.01], 1.5);
+        let mut table = RopeTable::new(vec![1.0, 0.1, 0.01], 1.5, 6);
         table.set_positions(&[0, 7]);
         let x = random.vec(2 * 20);
         let mut y = x.clone();
@@ -156,6 +163,25 @@ mod tests {
                 (x[row * 20], x[row * 20 + 19]),
                 "untouched"
             );
+        }
+    }
+
+    /// Heads of which only the first values turn.
+    #[test]
+    fn the_rest_of_a_head_stays() {
+        let mut random = Random::new();
+        let (mut part, mut whole) =
+            (RopeTable::new(vec![1.0, 0.1], 1.0, 10), RopeTable::new(vec![1.0, 0.1], 1.0, 4));
+        part.set_positions(&[3]);
+        whole.set_positions(&[3]);
+        let x = random.vec(20);
+        let mut y = x.clone();
+        part.apply(&ThreadPool::new(1), &mut y, 2, 20, 0);
+        for (x, y) in x.chunks(10).zip(y.chunks(10)) {
+            assert_eq!(x[4..], y[4..]);
+            let mut turned = x[..4].to_vec();
+            whole.apply(&ThreadPool::new(1), &mut turned, 1, 4, 0);
+            assert_eq!(turned, y[..4]);
         }
     }
 }

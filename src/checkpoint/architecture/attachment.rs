@@ -1,6 +1,6 @@
 //! How an attached drafter hangs on its target.
 
-use super::{ModelConfig, rope_table};
+use super::{ModelConfig, RopeTables};
 
 /// An attached draft names a block or a state that its target does not have, or lacks others.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,7 +40,7 @@ impl Attachment {
             format!("blocks {:?} are not {} of {total}", self.blocks, drafter.num_hidden_layers)
         } else if !rising(&self.states) || self.states.last().is_none_or(|&state| state > total) {
             format!("states {:?} are none of 0 to {total}", self.states)
-        } else if heads(target) != heads(drafter) || !turn_alike(target, drafter) {
+        } else if heads(target) != heads(drafter) || !turn_alike(target, drafter, &self.blocks) {
             "its attention heads or rotary embedding are not the target's".into()
         } else {
             return Ok(());
@@ -49,11 +49,18 @@ impl Attachment {
     }
 }
 
-/// Whether two models turn queries and keys by the same angles, however their files say so.
-fn turn_alike(one: &ModelConfig, other: &ModelConfig) -> bool {
-    let turns = |config: &ModelConfig| rope_table(config).rotations(2);
+/// Whether a drafter's blocks turn queries and keys by the same angles as the target's `blocks` that they are,
+/// however their files say so.
+fn turn_alike(target: &ModelConfig, drafter: &ModelConfig, blocks: &[usize]) -> bool {
+    let [target, drafter] = [target, drafter].map(RopeTables::new);
     let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-4 * a.abs().max(1e-4);
-    turns(one).iter().zip(&turns(other)).all(close)
+    blocks.iter().enumerate().all(|(own, &block)| match (target.of(block), drafter.of(own)) {
+        (Some(one), Some(other)) => {
+            let (one, other) = (one.rotations(2), other.rotations(2));
+            one.len() == other.len() && one.iter().zip(&other).all(close)
+        }
+        (one, other) => one.is_none() && other.is_none(),
+    })
 }
 
 /// Names of the projections: `[hidden, (1 + states) hidden]` for the first step, `[hidden, 2 hidden]` for further

@@ -1,6 +1,10 @@
 //! The architecture of a decoder-only model, whatever file it came from.
 
-/// The model families the decoder implements. They differ in bias, query/key norm and file layout.
+use super::{Design, RopeConfig, RopeScaling};
+use pleach_kernels::AttentionShape;
+
+/// The model families that files name. They differ in the tensors that every model of them has and in how files say
+/// what it is; what the decoder computes is all in [`ModelConfig`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// Llama 1 to 3, SmolLM, Mistral.
@@ -9,118 +13,10 @@ pub enum Family {
     Qwen2,
     /// Qwen3: RMS norm on every query and key head.
     Qwen3,
-}
-
-/// How rotary frequencies are stretched beyond the trained context.
-#[derive(Debug, Clone, PartialEq)]
-pub enum RopeScaling {
-    /// Frequencies as trained.
-    None,
-    /// Positions divided by `factor`.
-    Linear {
-        /// Divisor of every frequency.
-        factor: f64,
-    },
-    /// NTK-aware scaling of the base with the sequence length, as `transformers` computes it.
-    Dynamic {
-        /// Stretch of the context.
-        factor: f64,
-        /// Context length the model was trained with.
-        original_max_position_embeddings: usize,
-    },
-    /// Llama 3.1's frequency-dependent scaling.
-    Llama3 {
-        /// Divisor of the low frequencies.
-        factor: f64,
-        /// Wavelengths longer than `original / low_freq_factor` are divided by `factor`.
-        low_freq_factor: f64,
-        /// Wavelengths shorter than `original / high_freq_factor` are kept.
-        high_freq_factor: f64,
-        /// Context length the model was trained with.
-        original_max_position_embeddings: usize,
-    },
-    /// YaRN (Peng et al., arXiv 2309.00071).
-    Yarn {
-        /// Stretch of the context.
-        factor: f64,
-        /// Context length the model was trained with.
-        original_max_position_embeddings: usize,
-        /// Extrapolation boundary (rotations), usually 32.
-        beta_fast: f64,
-        /// Interpolation boundary (rotations), usually 1.
-        beta_slow: f64,
-        /// Multiplier of cosine and sine; `None` means `0.1 ln(factor) + 1`.
-        attention_factor: Option<f64>,
-    },
-    /// Per-frequency divisors given by the file itself (GGUF `rope_freqs.weight`).
-    Factors(Vec<f32>),
-}
-
-impl RopeScaling {
-    /// Positions that a model with `positions` of its own reaches by scaling from `original` ones.
-    #[must_use]
-    pub fn reach(&self, positions: usize, original: usize) -> usize {
-        match self {
-            Self::Linear { factor } | Self::Yarn { factor, .. } => {
-                positions.max((original as f64 * factor) as usize)
-            }
-            _ => positions,
-        }
-    }
-
-    /// Every number of the scaling that must be positive, by its name.
-    fn numbers(&self) -> Vec<(&'static str, f64)> {
-        match self {
-            Self::None | Self::Factors(_) => Vec::new(),
-            Self::Linear { factor } => vec![("rope_scaling.factor", *factor)],
-            Self::Dynamic { factor, original_max_position_embeddings } => vec![
-                ("rope_scaling.factor", *factor),
-                (
-                    "rope_scaling.original_max_position_embeddings",
-                    *original_max_position_embeddings as f64,
-                ),
-            ],
-            Self::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            } => vec![
-                ("rope_scaling.factor", *factor),
-                ("rope_scaling.low_freq_factor", *low_freq_factor),
-                ("rope_scaling.high_freq_factor", *high_freq_factor),
-                (
-                    "rope_scaling.original_max_position_embeddings",
-                    *original_max_position_embeddings as f64,
-                ),
-            ],
-            Self::Yarn {
-                factor,
-                original_max_position_embeddings,
-                beta_fast,
-                beta_slow,
-                attention_factor,
-            } => vec![
-                ("rope_scaling.factor", *factor),
-                (
-                    "rope_scaling.original_max_position_embeddings",
-                    *original_max_position_embeddings as f64,
-                ),
-                ("rope_scaling.beta_fast", *beta_fast),
-                ("rope_scaling.beta_slow", *beta_slow),
-                ("rope_scaling.attention_factor", attention_factor.unwrap_or(1.0)),
-            ],
-        }
-    }
-}
-
-/// Rotary position embedding: base and scaling.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RopeConfig {
-    /// Base of the geometric series of frequencies.
-    pub theta: f64,
-    /// Context extension.
-    pub scaling: RopeScaling,
+    /// Gemma 2.
+    Gemma2,
+    /// Gemma 3, text alone: RMS norm on every query and key head.
+    Gemma3,
 }
 
 /// Sliding-window attention: in some blocks a row sees the last `window` positions, itself included.
@@ -137,6 +33,12 @@ impl SlidingWindow {
     #[must_use]
     pub fn from_layer(window: usize, first: usize, total: usize) -> Self {
         Self { window, layers: (0..total).map(|index| index >= first).collect() }
+    }
+
+    /// A window in every block but the last of each `period` (Gemma).
+    #[must_use]
+    pub fn but_every(period: usize, window: usize, total: usize) -> Self {
+        Self { window, layers: (0..total).map(|index| (index + 1) % period != 0).collect() }
     }
 
     /// The first block with a window, where all blocks behind it have one too.
@@ -174,6 +76,8 @@ pub struct ModelConfig {
     pub rope: RopeConfig,
     /// Sliding-window attention, where the model has it.
     pub sliding_window: Option<SlidingWindow>,
+    /// What else sets the model's blocks apart from Llama's.
+    pub design: Design,
     /// Whether the output head is the embedding table.
     pub tie_word_embeddings: bool,
     /// Beginning-of-sequence token.
@@ -217,14 +121,8 @@ impl ModelConfig {
         if !positive(self.rms_norm_eps) {
             return Err(("rms_norm_eps", format!("{} is not positive", self.rms_norm_eps)));
         }
-        if !positive(self.rope.theta) {
-            return Err(("rope_theta", format!("{} is not positive", self.rope.theta)));
-        }
-        for (field, number) in self.rope.scaling.numbers() {
-            if !positive(number) {
-                return Err((field, format!("{number} is not positive")));
-            }
-        }
+        self.design.check(self.num_hidden_layers, self.head_dim)?;
+        self.rope.check(self.design.rotated.unwrap_or(self.head_dim))?;
         if let Some(SlidingWindow { window, layers }) = &self.sliding_window {
             if *window == 0 {
                 return Err(("sliding_window", "is 0".into()));
@@ -233,12 +131,6 @@ impl ModelConfig {
                 let (given, blocks) = (layers.len(), self.num_hidden_layers);
                 return Err(("layer_types", format!("{given} entries for {blocks} blocks")));
             }
-        }
-        if let RopeScaling::Factors(factors) = &self.rope.scaling
-            && (factors.len() != self.head_dim / 2
-                || factors.iter().any(|f| !positive((*f).into())))
-        {
-            return Err(("rope_freqs", format!("{} factors do not fit", factors.len())));
         }
         Ok(())
     }
@@ -259,11 +151,25 @@ impl ModelConfig {
         window.layers.get(index)?.then_some(window.window)
     }
 
+    /// The attention of block `index`, as kernels take it.
+    #[must_use]
+    pub fn attention(&self, index: usize) -> AttentionShape {
+        let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
+        let shape = AttentionShape::new(heads, kv_heads, self.head_dim);
+        AttentionShape {
+            window: self.window(index),
+            scale: self.design.query_scalar.map_or(shape.scale, |by| (1.0 / by.sqrt()) as f32),
+            cap: self.design.score_cap,
+            ..shape
+        }
+    }
+
     /// The configuration of the model that has the blocks `kept` alone.
     #[must_use]
     pub fn with_blocks(&self, kept: &[usize]) -> Self {
         let mut config = self.clone();
         config.num_hidden_layers = kept.len();
+        config.design = self.design.with_blocks(kept);
         let layers: Vec<bool> = kept.iter().map(|index| self.window(*index).is_some()).collect();
         config.sliding_window = self
             .sliding_window

@@ -2,10 +2,14 @@
 
 mod attachment;
 mod config;
+mod design;
 mod rope;
+mod rotary;
 mod tensor_names;
 
 pub use attachment::{Attachment, AttachmentError, PROJECTIONS};
-pub use config::{Family, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
-pub use rope::{rope_divisors, rope_table, yarn_attention};
+pub use config::{Family, ModelConfig, SlidingWindow};
+pub use design::Design;
+pub use rope::{RopeTables, rope_divisors, rope_table, yarn_attention};
+pub use rotary::{RopeConfig, RopeScaling};
 pub use tensor_names::{layer_tensor_names, tensor_names};

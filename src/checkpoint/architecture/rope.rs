@@ -2,14 +2,53 @@
 
 use std::f64::consts::PI;
 
-use super::{ModelConfig, RopeScaling};
+use super::{ModelConfig, RopeConfig, RopeScaling};
 use pleach_kernels::RopeTable;
 
-/// The rotation table of a model.
+/// The rotations of all blocks of a model: one table for all that rotate, or one more for those with a window.
+#[derive(Debug, Clone)]
+pub struct RopeTables {
+    tables: Vec<RopeTable>,
+    /// The table of each block; `None` where it does not rotate.
+    of_block: Vec<Option<usize>>,
+}
+
+impl RopeTables {
+    /// The tables of a model.
+    #[must_use]
+    pub fn new(config: &ModelConfig) -> Self {
+        let table = |rope: &RopeConfig| rope_table(config, rope);
+        let tables: Vec<RopeTable> =
+            [&config.rope].into_iter().chain(&config.design.local_rope).map(table).collect();
+        let of_block = |block: usize| {
+            let rotates = config.design.unrotated.get(block) != Some(&true);
+            let local = tables.len() > 1 && config.window(block).is_some();
+            rotates.then_some(usize::from(local))
+        };
+        Self { of_block: (0..config.num_hidden_layers).map(of_block).collect(), tables }
+    }
+
+    /// Computes the rotations of rows at `positions`, kept until the next call.
+    pub fn set_positions(&mut self, positions: &[u32]) {
+        self.tables.iter_mut().for_each(|table| table.set_positions(positions));
+    }
+
+    /// The rotation of a block, where it has one.
+    ///
+    /// # Panics
+    /// If there is no such block.
+    #[must_use]
+    pub fn of(&self, block: usize) -> Option<&RopeTable> {
+        self.of_block[block].map(|table| &self.tables[table])
+    }
+}
+
+/// The table of one rotary embedding of a model.
 #[must_use]
-pub fn rope_table(config: &ModelConfig) -> RopeTable {
-    let (scaled, attention_factor) = scaled_frequencies(config);
-    RopeTable::new(scaled.iter().map(|f| *f as f32).collect(), attention_factor as f32)
+pub fn rope_table(config: &ModelConfig, rope: &RopeConfig) -> RopeTable {
+    let (scaled, attention_factor) = scaled_frequencies(config, rope);
+    let frequencies = scaled.iter().map(|f| *f as f32).collect();
+    RopeTable::new(frequencies, attention_factor as f32, config.head_dim)
 }
 
 /// YaRN's multiplier of cosine and sine where none is given.
@@ -24,27 +63,33 @@ pub fn rope_divisors(config: &ModelConfig) -> Vec<f32> {
     match &config.rope.scaling {
         RopeScaling::Factors(factors) => factors.clone(),
         _ => {
-            let plain = frequencies(config.rope.theta, config.head_dim);
-            let (scaled, _) = scaled_frequencies(config);
+            let plain = frequencies(config.rope.theta, rotated(config));
+            let (scaled, _) = scaled_frequencies(config, &config.rope);
             plain.iter().zip(scaled).map(|(plain, scaled)| (plain / scaled) as f32).collect()
         }
     }
 }
 
-/// The geometric series of frequencies of a base.
-fn frequencies(theta: f64, head_dim: usize) -> Vec<f64> {
-    (0..head_dim / 2)
-        .map(|i| 1.0 / f64::from((theta as f32).powf((2 * i) as f32 / head_dim as f32)))
+/// Values of a head that turn.
+fn rotated(config: &ModelConfig) -> usize {
+    config.design.rotated.unwrap_or(config.head_dim)
+}
+
+/// The geometric series of frequencies of a base for `dim` values.
+fn frequencies(theta: f64, dim: usize) -> Vec<f64> {
+    (0..dim / 2)
+        .map(|i| 1.0 / f64::from((theta as f32).powf((2 * i) as f32 / dim as f32)))
         .collect()
 }
 
 /// Frequencies and the multiplier of cosine and sine. Formulas follow the models' reference
 /// implementations; YaRN is Peng et al., arXiv 2309.00071.
-fn scaled_frequencies(config: &ModelConfig) -> (Vec<f64>, f64) {
-    let dim = config.head_dim as f64;
-    let plain = frequencies(config.rope.theta, config.head_dim);
+fn scaled_frequencies(config: &ModelConfig, rope: &RopeConfig) -> (Vec<f64>, f64) {
+    let rotated = rotated(config);
+    let dim = rotated as f64;
+    let plain = frequencies(rope.theta, rotated);
     let mut attention_factor = 1.0;
-    let scaled: Vec<f64> = match &config.rope.scaling {
+    let scaled: Vec<f64> = match &rope.scaling {
         RopeScaling::None => plain,
         RopeScaling::Linear { factor } => plain.iter().map(|f| f / factor).collect(),
         RopeScaling::Factors(factors) => {
@@ -56,7 +101,7 @@ fn scaled_frequencies(config: &ModelConfig) -> (Vec<f64>, f64) {
             let (longest, trained) =
                 (config.max_position_embeddings as f64, *original_max_position_embeddings as f64);
             let stretch = factor * longest.max(trained) / trained - (factor - 1.0);
-            frequencies(config.rope.theta * stretch.powf(dim / (dim - 2.0)), config.head_dim)
+            frequencies(rope.theta * stretch.powf(dim / (dim - 2.0)), rotated)
         }
         RopeScaling::Llama3 {
             factor,
@@ -86,9 +131,8 @@ fn scaled_frequencies(config: &ModelConfig) -> (Vec<f64>, f64) {
         } => {
             attention_factor = given.unwrap_or_else(|| yarn_attention(*factor));
             let trained = *original_max_position_embeddings as f64;
-            let index = |turns: f64| {
-                dim * (trained / (turns * 2.0 * PI)).ln() / (2.0 * config.rope.theta.ln())
-            };
+            let index =
+                |turns: f64| dim * (trained / (turns * 2.0 * PI)).ln() / (2.0 * rope.theta.ln());
             let low = index(*beta_fast).floor().max(0.0);
             let high = index(*beta_slow).ceil().min(dim - 1.0);
             let high = if high == low { high + 0.001 } else { high };

@@ -61,22 +61,26 @@ impl Keys<'_> {
 }
 
 /// Keys of an architecture that are read, or that change nothing.
-const KNOWN: [&str; 28] = [
+const KNOWN: [&str; 32] = [
     "attention.causal",
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
     "attention.layer_norm_rms_epsilon",
     "attention.sliding_window",
+    "attention.sliding_window_pattern",
     "attention.value_length",
+    "attn_logit_softcapping",
     "block_count",
     "context_length",
     "embedding_length",
     "expert_count",
     "expert_used_count",
     "feed_forward_length",
+    "final_logit_softcapping",
     "rope.dimension_count",
     "rope.freq_base",
+    "rope.freq_base_swa",
     "rope.scale_linear",
     "rope.scaling.attn_factor",
     "rope.scaling.factor",

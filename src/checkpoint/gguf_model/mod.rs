@@ -1,5 +1,6 @@
 //! What GGUF metadata and tensor names say about a model.
 
+mod design;
 mod keys;
 mod rope;
 mod tensors;
@@ -13,13 +14,14 @@ use super::fields::Fields;
 use super::gguf::{Gguf, Value};
 use super::hf_config::layer_types;
 use super::rope as scaling;
-use crate::checkpoint::architecture::{
-    Attachment, Family, ModelConfig, RopeConfig, RopeScaling, SlidingWindow,
-};
+use crate::checkpoint::architecture::{Attachment, Family, ModelConfig, RopeConfig, RopeScaling};
 use keys::Keys;
 pub(super) use rope::FACTORS;
 use rope::scaling_by_keys;
-pub(super) use tensors::{info, read, tensor_name, to_gguf_rows};
+pub(super) use tensors::{info, read, tensor_name, to_gguf};
+
+/// The values of `general.architecture` that are read.
+const ARCHITECTURES: &str = "llama, qwen2, qwen3, gemma2 and gemma3";
 
 /// The architecture, from the metadata.
 pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, CheckpointError> {
@@ -28,11 +30,13 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, CheckpointError> {
         "llama" => Family::Llama,
         "qwen2" => Family::Qwen2,
         "qwen3" => Family::Qwen3,
+        "gemma2" => Family::Gemma2,
+        "gemma3" => Family::Gemma3,
         other => {
             return Err(CheckpointError::field(
                 gguf.path(),
                 "general.architecture",
-                format!("`{other}` is not supported; llama, qwen2 and qwen3 are"),
+                format!("`{other}` is not supported; {ARCHITECTURES} are"),
             ));
         }
     };
@@ -85,12 +89,9 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, CheckpointError> {
         None => scaling_by_keys(&keys, positions)?,
     };
     let original = keys.optional_usize("rope.scaling.original_context_length")?;
-    let window = keys.optional_usize("attention.sliding_window")?.filter(|window| *window > 0);
     let layers = extension.as_ref().map_or(Ok(None), Extension::layers)?;
-    let sliding_window = window.map(|window| match layers {
-        Some(layers) => SlidingWindow { window, layers },
-        None => SlidingWindow::from_layer(window, 0, num_hidden_layers.min(1 << 20)),
-    });
+    let sliding_window = design::sliding_window(&keys, family, layers, num_hidden_layers)?;
+    let design = design::of(&keys, family, extension.as_ref(), [hidden_size, heads, head_dim])?;
     keys.warn_of_unknown();
     let token =
         |key: &str| gguf.get(key).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
@@ -117,6 +118,7 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, CheckpointError> {
             scaling,
         },
         sliding_window,
+        design,
         tie_word_embeddings: tied,
         bos_token_id: token("tokenizer.ggml.bos_token_id"),
         eos_token_ids: Vec::new(),
@@ -126,8 +128,8 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, CheckpointError> {
     Ok(config)
 }
 
-/// The key of what Hugging Face's `config.json` can say and GGUF has no keys for: `rope_scaling` and
-/// `layer_types`, as JSON.
+/// The key of what Hugging Face's `config.json` can say and GGUF has no keys for, as JSON: `rope_scaling`,
+/// `layer_types`, `query_pre_attn_scalar` and `embedding_multiplier`.
 pub(super) const EXTENSION: &str = "pleach.config";
 
 /// What stands under [`EXTENSION`].
@@ -150,6 +152,11 @@ impl Extension<'_> {
         let Some(Json::Object(map)) = self.map.get("rope_scaling") else { return Ok(None) };
         let fields = Fields { path: self.path, prefix: "pleach.config: rope_scaling.", map };
         scaling::parse(&fields, positions).map(Some)
+    }
+
+    /// A number beside those of GGUF's own keys.
+    fn number(&self, name: &str) -> Result<Option<f64>, CheckpointError> {
+        Fields { path: self.path, prefix: "pleach.config: ", map: &self.map }.optional_f64(name)
     }
 
     fn layers(&self) -> Result<Option<Vec<bool>>, CheckpointError> {

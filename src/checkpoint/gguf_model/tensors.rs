@@ -5,9 +5,10 @@ use std::borrow::Cow;
 use crate::checkpoint::architecture::{Family, ModelConfig, PROJECTIONS};
 use crate::checkpoint::gguf::Gguf;
 use crate::checkpoint::{CheckpointError, RawTensor, TensorInfo};
+use pleach_kernels::DType;
 
 /// The GGUF name of a tensor with a Hugging Face name.
-pub(in crate::checkpoint) fn tensor_name(name: &str) -> Option<String> {
+pub(in crate::checkpoint) fn tensor_name(config: &ModelConfig, name: &str) -> Option<String> {
     match name {
         "model.embed_tokens.weight" => return Some("token_embd.weight".into()),
         "model.norm.weight" => return Some("output_norm.weight".into()),
@@ -19,7 +20,10 @@ pub(in crate::checkpoint) fn tensor_name(name: &str) -> Option<String> {
     let (module, kind) = rest.rsplit_once('.')?;
     let module = match module {
         "input_layernorm" => "attn_norm",
-        "post_attention_layernorm" => "ffn_norm",
+        // Where outputs are normed too, the name means another norm.
+        "post_attention_layernorm" if config.design.output_norms => "post_attention_norm",
+        "post_attention_layernorm" | "pre_feedforward_layernorm" => "ffn_norm",
+        "post_feedforward_layernorm" => "post_ffw_norm",
         "self_attn.q_proj" => "attn_q",
         "self_attn.k_proj" => "attn_k",
         "self_attn.v_proj" => "attn_v",
@@ -45,21 +49,29 @@ fn interleaved_heads(config: &ModelConfig, name: &str) -> Option<usize> {
 }
 
 /// Format and shape of a tensor, by its Hugging Face name.
-pub(in crate::checkpoint) fn info(gguf: &Gguf, name: &str) -> Option<TensorInfo> {
-    gguf.info(&tensor_name(name)?)
+pub(in crate::checkpoint) fn info(
+    gguf: &Gguf,
+    config: &ModelConfig,
+    name: &str,
+) -> Option<TensorInfo> {
+    gguf.info(&tensor_name(config, name)?)
 }
 
 /// Reads a tensor by its Hugging Face name.
 ///
 /// Files of the llama architecture interleave the two halves of every query and key head; the rows
-/// are moved back, whole, so that quantised blocks stay as they are.
+/// are moved back, whole, so that quantised blocks stay as they are. Norms that Hugging Face's files hold less 1 come
+/// out likewise.
 pub(in crate::checkpoint) fn read(
     gguf: &mut Gguf,
     config: &ModelConfig,
     name: &str,
 ) -> Result<Option<RawTensor>, CheckpointError> {
-    let Some(gguf_name) = tensor_name(name) else { return Ok(None) };
+    let Some(gguf_name) = tensor_name(config, name) else { return Ok(None) };
     let Some(mut tensor) = gguf.read(&gguf_name)? else { return Ok(None) };
+    if is_norm_from_one(config, name) {
+        tensor = add_to(&tensor, -1.0);
+    }
     if let Some(heads) = interleaved_heads(config, name) {
         let (dim, half) = (config.head_dim, config.head_dim / 2);
         let rows = tensor.shape[0];
@@ -74,17 +86,32 @@ pub(in crate::checkpoint) fn read(
     Ok(Some(tensor))
 }
 
-/// The bytes of a tensor with rows in the order of GGUF files.
-pub(in crate::checkpoint) fn to_gguf_rows<'a>(
+/// A tensor as GGUF files hold it: the inverse of [`read`].
+pub(in crate::checkpoint) fn to_gguf<'a>(
     config: &ModelConfig,
     name: &str,
     tensor: &'a RawTensor,
-) -> Cow<'a, [u8]> {
+) -> Cow<'a, RawTensor> {
+    if is_norm_from_one(config, name) {
+        return Cow::Owned(add_to(tensor, 1.0));
+    }
     if interleaved_heads(config, name).is_none() {
-        return Cow::Borrowed(&tensor.data);
+        return Cow::Borrowed(tensor);
     }
     let (dim, half) = (config.head_dim, config.head_dim / 2);
-    Cow::Owned(move_rows(&tensor.data, dim, tensor.shape[0], |i| i % 2 * half + i / 2))
+    let data = move_rows(&tensor.data, dim, tensor.shape[0], |i| i % 2 * half + i / 2);
+    Cow::Owned(RawTensor { data, shape: tensor.shape.clone(), ..*tensor })
+}
+
+/// Whether GGUF files hold a tensor with 1 added to what Hugging Face's files hold.
+fn is_norm_from_one(config: &ModelConfig, name: &str) -> bool {
+    config.design.norms_from_one && name.ends_with("norm.weight")
+}
+
+/// A tensor's values and `more`, in f32.
+fn add_to(tensor: &RawTensor, more: f32) -> RawTensor {
+    let data = tensor.to_f32().iter().flat_map(|value| (value + more).to_le_bytes()).collect();
+    RawTensor { dtype: DType::F32, shape: tensor.shape.clone(), data }
 }
 
 /// The rows of every head of `dim` rows in another order: row i is the old row `from(i)`.

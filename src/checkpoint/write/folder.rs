@@ -7,8 +7,9 @@ use serde_json::{Map, Value as Json, json};
 
 use super::{atomically, json_file};
 use crate::checkpoint::architecture::{Family, ModelConfig, RopeScaling, SlidingWindow};
+use crate::checkpoint::hf_config::root;
 use crate::checkpoint::{Checkpoint, CheckpointError, fields, rope};
-use pleach_kernels::DType;
+use pleach_kernels::{Activation, DType};
 
 /// Files of a folder that say how its model is used; a copy of the model keeps them as they are.
 const SETTINGS: [&str; 6] = [
@@ -103,6 +104,7 @@ pub fn hf_config(
     map.insert(name.into(), json!(dtype));
     map.insert("num_hidden_layers".into(), json!(config.num_hidden_layers));
     put_windows(&mut map, config, like)?;
+    put_embedding_scale(&mut map, config, dtype);
     Ok(Json::Object(map))
 }
 
@@ -116,13 +118,17 @@ fn put_windows(
         if map.get("use_sliding_window") == Some(&json!(true)) {
             map.insert("use_sliding_window".into(), json!(false));
         }
-        if map.contains_key("layer_types") {
+        if map.contains_key("layer_types") || gemma(config) {
             let types = vec!["full_attention"; config.num_hidden_layers];
             map.insert("layer_types".into(), json!(types));
         }
         return Ok(());
     };
     map.insert("sliding_window".into(), json!(window.window));
+    if gemma(config) {
+        map.insert("layer_types".into(), layer_types(window));
+        return Ok(());
+    }
     if config.family == Family::Llama {
         if window.first_layer() == Some(0) {
             return Ok(());
@@ -134,6 +140,10 @@ fn put_windows(
     map.insert("layer_types".into(), layer_types(window));
     map.insert("max_window_layers".into(), json!(window.first_layer().unwrap_or(0)));
     Ok(())
+}
+
+fn gemma(config: &ModelConfig) -> bool {
+    matches!(config.family, Family::Gemma2 | Family::Gemma3)
 }
 
 /// A window's blocks as `layer_types`.
@@ -149,6 +159,8 @@ fn of_config(config: &ModelConfig, like: &Checkpoint) -> Map<String, Json> {
         (Family::Llama, Some(_)) => ("mistral", "MistralForCausalLM"),
         (Family::Qwen2, _) => ("qwen2", "Qwen2ForCausalLM"),
         (Family::Qwen3, _) => ("qwen3", "Qwen3ForCausalLM"),
+        (Family::Gemma2, _) => ("gemma2", "Gemma2ForCausalLM"),
+        (Family::Gemma3, _) => ("gemma3_text", "Gemma3ForCausalLM"),
     };
     let positions = match config.rope.scaling {
         // The field counts the positions before they are scaled.
@@ -160,7 +172,7 @@ fn of_config(config: &ModelConfig, like: &Checkpoint) -> Map<String, Json> {
     let mut fields = json!({
         "architectures": [architecture],
         "model_type": model_type,
-        "hidden_act": "silu",
+        "hidden_act": activation(config),
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -179,8 +191,39 @@ fn of_config(config: &ModelConfig, like: &Checkpoint) -> Map<String, Json> {
         fields["attention_bias"] = json!(like.has("model.layers.0.self_attn.q_proj.bias"));
         fields["mlp_bias"] = json!(like.has("model.layers.0.mlp.up_proj.bias"));
     }
-    match fields {
+    let mut map = match fields {
         Json::Object(map) => map,
         _ => Map::new(),
+    };
+    if gemma(config) {
+        put_gemma(&mut map, config);
     }
+    map
+}
+
+/// The name of what the gate passes through.
+fn activation(config: &ModelConfig) -> &'static str {
+    match config.design.activation {
+        Activation::Silu => "silu",
+        Activation::GeluTanh => "gelu_pytorch_tanh",
+    }
+}
+
+/// What Gemma's `config.json` says beside other models'.
+fn put_gemma(map: &mut Map<String, Json>, config: &ModelConfig) {
+    let design = &config.design;
+    map.insert("hidden_activation".into(), json!(activation(config)));
+    map.insert("query_pre_attn_scalar".into(), json!(design.query_scalar));
+    map.insert("attn_logit_softcapping".into(), json!(design.score_cap));
+    map.insert("final_logit_softcapping".into(), json!(design.logit_cap));
+    if let Some(rope) = &design.local_rope {
+        map.insert("rope_local_base_freq".into(), json!(rope.theta));
+    }
+}
+
+/// Keeps the multiplier of Gemma's embeddings where the float format that is written would round it to another one.
+fn put_embedding_scale(map: &mut Map<String, Json>, config: &ModelConfig, dtype: &str) {
+    let scale =
+        config.design.embedding_scale.filter(|scale| *scale != root(config.hidden_size, dtype));
+    map.extend(scale.map(|scale| ("embedding_multiplier".to_owned(), json!(scale))));
 }

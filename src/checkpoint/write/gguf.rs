@@ -44,15 +44,12 @@ pub fn gguf_file(
     let divisors = needs_divisors(&config.rope.scaling).then(|| divisors(config));
     let mut named = Vec::with_capacity(tensors.len() + 1);
     for (name, tensor) in tensors {
-        let gguf_name = gguf_model::tensor_name(name).ok_or_else(|| {
+        let gguf_name = gguf_model::tensor_name(config, name).ok_or_else(|| {
             CheckpointError::corrupt(path, format!("GGUF has no name for tensor {name}"))
         })?;
-        named.push((gguf_name, tensor, gguf_model::to_gguf_rows(config, name, tensor)));
+        named.push((gguf_name, gguf_model::to_gguf(config, name, tensor)));
     }
-    let divisors = divisors
-        .iter()
-        .map(|tensor| (gguf_model::FACTORS.to_owned(), tensor, Cow::Borrowed(&tensor.data[..])));
-    named.extend(divisors);
+    named.extend(divisors.map(|tensor| (gguf_model::FACTORS.to_owned(), Cow::Owned(tensor))));
     let mut header = b"GGUF".to_vec();
     header.extend(3u32.to_le_bytes());
     header.extend((named.len() as u64).to_le_bytes());
@@ -64,7 +61,7 @@ pub fn gguf_file(
         put_meta(&mut header, key, value);
     }
     let mut offset = 0u64;
-    for (name, tensor, data) in &named {
+    for (name, tensor) in &named {
         put_text(&mut header, name);
         header.extend((tensor.shape.len() as u32).to_le_bytes());
         for size in tensor.shape.iter().rev() {
@@ -72,12 +69,13 @@ pub fn gguf_file(
         }
         header.extend(tensor.dtype.ggml_id().to_le_bytes());
         header.extend(offset.to_le_bytes());
-        offset += data.len().next_multiple_of(ALIGNMENT) as u64;
+        offset += tensor.data.len().next_multiple_of(ALIGNMENT) as u64;
     }
     header.resize(header.len().next_multiple_of(ALIGNMENT), 0);
     atomically(path, |writer| {
         writer.write_all(&header)?;
-        for (_, _, bytes) in &named {
+        for (_, tensor) in &named {
+            let bytes = &tensor.data;
             writer.write_all(bytes)?;
             let padding = bytes.len().next_multiple_of(ALIGNMENT) - bytes.len();
             writer.write_all(&[0; ALIGNMENT][..padding])?;
@@ -103,6 +101,8 @@ fn gguf_metadata<'a>(name: &'a str, config: &ModelConfig) -> Vec<(String, Meta<'
         Family::Llama => "llama",
         Family::Qwen2 => "qwen2",
         Family::Qwen3 => "qwen3",
+        Family::Gemma2 => "gemma2",
+        Family::Gemma3 => "gemma3",
     };
     let mut meta = vec![
         ("general.architecture".to_owned(), Meta::Text(arch.into())),
@@ -131,6 +131,18 @@ fn gguf_metadata<'a>(name: &'a str, config: &ModelConfig) -> Vec<(String, Meta<'
     };
     float("attention.layer_norm_rms_epsilon", config.rms_norm_eps);
     float("rope.freq_base", config.rope.theta);
+    if let Some(local) = &config.design.local_rope {
+        float("rope.freq_base_swa", local.theta);
+    }
+    let caps = [
+        ("attn_logit_softcapping", config.design.score_cap),
+        ("final_logit_softcapping", config.design.logit_cap),
+    ];
+    for (key, cap) in caps {
+        // 0 says that there is none where the architecture usually has one.
+        let said = cap.or((config.family == Family::Gemma2).then_some(0.0));
+        said.into_iter().for_each(|cap| float(key, cap.into()));
+    }
     let kind = match &config.rope.scaling {
         RopeScaling::None => "none",
         RopeScaling::Linear { factor } => {
@@ -171,8 +183,24 @@ fn extension(config: &ModelConfig) -> Option<Meta<'static>> {
     if !scaling.is_null() {
         map.insert("rope_scaling".into(), scaling);
     }
-    if let Some(window) = config.sliding_window.as_ref().filter(|w| w.first_layer() != Some(0)) {
-        map.insert("layer_types".into(), layer_types(window));
+    let gemma = matches!(config.family, Family::Gemma2 | Family::Gemma3);
+    match &config.sliding_window {
+        Some(window) if gemma || window.first_layer() != Some(0) => {
+            map.insert("layer_types".into(), layer_types(window));
+        }
+        // Without it, a reader takes the architecture's own pattern.
+        None if gemma => {
+            let types = vec!["full_attention"; config.num_hidden_layers];
+            map.insert("layer_types".into(), types.into());
+        }
+        _ => {}
+    }
+    let numbers = [
+        ("query_pre_attn_scalar", config.design.query_scalar),
+        ("embedding_multiplier", config.design.embedding_scale.map(f64::from)),
+    ];
+    for (name, number) in numbers {
+        map.extend(number.map(|number| (name.into(), number.into())));
     }
     (!map.is_empty()).then(|| Meta::Text(Json::Object(map).to_string().into()))
 }

@@ -6,8 +6,8 @@ use super::{CudaDecoder, Layer, Stack};
 use crate::checkpoint::{Checkpoint, RawTensor};
 use crate::model::decoder::{check_draft, check_shape};
 use crate::model::{ModelConfig, ModelError};
+use pleach_kernels::DType;
 use pleach_kernels::cuda::{Device, Table, Tensor, Weights};
-use pleach_kernels::{AttentionShape, DType};
 
 /// Head widths the attention kernel takes.
 const HEAD_DIMS: [usize; 2] = [64, 128];
@@ -130,12 +130,7 @@ impl Loader<'_> {
             post_norm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
             gate_up: self.biased(&gate_up, hidden)?,
             down: self.biased(&[(name("mlp.down_proj"), hidden)], inner)?,
-            attention: AttentionShape {
-                heads: config.num_attention_heads,
-                kv_heads: config.num_key_value_heads,
-                head_dim: dim,
-                window: config.window(index),
-            },
+            attention: config.attention(index),
         })
     }
 
@@ -151,6 +146,10 @@ impl Loader<'_> {
             let reason =
                 format!("heads of {} values; CUDA kernels take 64 and 128", config.head_dim);
             return Err(ModelError::Unsupported { what: "head_dim".into(), reason });
+        }
+        if let Some(field) = config.design.first_difference() {
+            let reason = "only the CPU computes this".into();
+            return Err(ModelError::Unsupported { what: field.into(), reason });
         }
         let layers = (0..config.num_hidden_layers)
             .map(|index| self.layer(&config, index))

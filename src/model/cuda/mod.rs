@@ -172,7 +172,7 @@ impl CudaRunner {
         positions: usize,
     ) -> Result<Self, CudaError> {
         let CudaDecoder { device, config, dtype, layers, .. } = &decoder;
-        let table = super::rope_table(config).rotations(positions);
+        let table = super::rope_table(config, &config.rope).rotations(positions);
         let shape = [positions, config.head_dim];
         let rotations = Tensor::from_f32(device, DType::F32, shape, &table)?;
         let layer =

@@ -1,9 +1,13 @@
 //! One decoder block.
 
+use std::array;
+
+use crate::checkpoint::architecture::RopeTables;
 use crate::model::Rows;
 use pleach_kernels::{
-    Activations, AttentionShape, LayerCache, PackedMatrix, RopeTable, ThreadPool, add_bias, matmul,
-    matmul_add, paged_attention, rms_norm_heads, rms_norm_quantized, silu_mul_quantized,
+    Activation, Activations, AttentionShape, LayerCache, PackedMatrix, ThreadPool, add_bias,
+    add_rms_norm, gate_mul_quantized, matmul, matmul_add, paged_attention, rms_norm_heads,
+    rms_norm_quantized,
 };
 
 pub(super) struct Projection {
@@ -13,16 +17,24 @@ pub(super) struct Projection {
 
 /// One decoder block.
 pub(in crate::model) struct Layer {
+    /// Which block of its model it is.
+    pub(super) index: usize,
     pub(super) input_norm: Vec<f32>,
     /// Query, key, value; written side by side.
     pub(super) qkv: [Projection; 3],
     /// Norms of every query and key head.
     pub(super) qk_norm: Option<[Vec<f32>; 2]>,
     pub(super) output: Projection,
+    /// Norm of what attention adds to the residual stream.
+    pub(super) attention_norm: Option<Vec<f32>>,
+    /// Norm of what the feed-forward layer reads.
     pub(super) post_norm: Vec<f32>,
     /// Gate, up; written side by side.
     pub(super) gate_up: [Projection; 2],
     pub(super) down: Projection,
+    /// Norm of what the feed-forward layer adds to the residual stream.
+    pub(super) feed_forward_norm: Option<Vec<f32>>,
+    pub(super) activation: Activation,
     pub(super) attention: AttentionShape,
 }
 
@@ -32,7 +44,7 @@ pub(in crate::model) struct Pass<'a> {
     pub(in crate::model) eps: f32,
     pub(in crate::model) rows: &'a Rows,
     /// Set to the rows' positions.
-    pub(in crate::model) rope: &'a RopeTable,
+    pub(in crate::model) ropes: &'a RopeTables,
 }
 
 impl Layer {
@@ -46,7 +58,7 @@ impl Layer {
         wide: &mut Vec<f32>,
         activations: &mut Activations,
     ) {
-        let Pass { pool, eps, rows, rope } = *pass;
+        let Pass { pool, eps, rows, ropes } = *pass;
         let (count, shape) = (rows.len(), &self.attention);
         let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
         let stride = q + 2 * kv;
@@ -59,7 +71,7 @@ impl Layer {
             rms_norm_heads(pool, wide, q_norm, eps, shape.heads, stride, 0);
             rms_norm_heads(pool, wide, k_norm, eps, shape.kv_heads, stride, q);
         }
-        cache.write(pool, shape, Some(rope), wide, stride, &rows.slots);
+        cache.write(pool, shape, ropes.of(self.index), wide, stride, &rows.slots);
         paged_attention(
             pool,
             shape,
@@ -71,14 +83,16 @@ impl Layer {
             |sequence| rows.block_table(sequence),
             activations,
         );
-        add_projection(pool, &self.output, activations, hidden);
+        let norm = self.attention_norm.as_deref().map(|norm| (norm, eps));
+        add_projection(pool, &self.output, activations, norm, wide, hidden);
 
         rms_norm_quantized(pool, hidden, count, every, &self.post_norm, eps, activations);
         let inner = self.gate_up[0].weight.out_features();
         wide.resize(count * 2 * inner, 0.0);
         project(pool, &self.gate_up, activations, wide, 2 * inner);
-        silu_mul_quantized(pool, wide, inner, activations);
-        add_projection(pool, &self.down, activations, hidden);
+        gate_mul_quantized(pool, self.activation, wide, inner, activations);
+        let norm = self.feed_forward_norm.as_deref().map(|norm| (norm, eps));
+        add_projection(pool, &self.down, activations, norm, wide, hidden);
     }
 
     /// Memory of the block's matrices.
@@ -106,9 +120,23 @@ fn project<const N: usize>(
     }
 }
 
-/// Adds the output of a projection to rows of its own width.
-fn add_projection(pool: &ThreadPool, projection: &Projection, x: &Activations, out: &mut [f32]) {
+/// Adds the output of a projection to rows of its own width, normed first where there is a norm: its weights and
+/// epsilon. `wide` is work space.
+fn add_projection(
+    pool: &ThreadPool,
+    projection: &Projection,
+    x: &Activations,
+    norm: Option<(&[f32], f32)>,
+    wide: &mut Vec<f32>,
+    out: &mut [f32],
+) {
     let width = projection.weight.out_features();
+    if let Some((weight, eps)) = norm {
+        wide.resize(out.len(), 0.0);
+        project(pool, array::from_ref(projection), x, wide, width);
+        add_rms_norm(pool, wide, weight, eps, out);
+        return;
+    }
     matmul_add(pool, &projection.weight, x, out, width);
     if let Some(bias) = &projection.bias {
         add_bias(out, bias, width, 0);

@@ -9,7 +9,7 @@ use crate::checkpoint::architecture::{ModelConfig, PROJECTIONS, tensor_names};
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::model::attached::{AttachedDrafter, Tables};
 use crate::model::draft::Draft;
-use pleach_kernels::{AttentionShape, CacheFormat, LayerCache, PackedMatrix, ThreadPool};
+use pleach_kernels::{CacheFormat, LayerCache, PackedMatrix, ThreadPool};
 
 /// What a target lends its drafts, also while it serves: its embedding and its head.
 #[derive(Clone)]
@@ -48,13 +48,7 @@ impl Lender {
             bytes += PackedMatrix::packed_bytes(self.head.dtype(), rows.len(), config.hidden_size);
         }
         if draft.attachment.is_none() {
-            let shape = AttentionShape {
-                heads: config.num_attention_heads,
-                kv_heads: config.num_key_value_heads,
-                head_dim: config.head_dim,
-                window: None,
-            };
-            let layer = LayerCache::bytes(num_blocks, &shape, CacheFormat::F16);
+            let layer = LayerCache::bytes(num_blocks, &config.attention(0), CacheFormat::F16);
             bytes += layer * config.num_hidden_layers;
         }
         Ok(bytes as u64)

@@ -4,7 +4,7 @@ use super::error::{ModelError, check_shape};
 use super::layer::{Layer, Projection};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::architecture::ModelConfig;
-use pleach_kernels::{AttentionShape, PackedMatrix};
+use pleach_kernels::PackedMatrix;
 
 /// How the weights are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,14 +39,24 @@ impl Loader<'_> {
         }
     }
 
-    pub(in crate::model) fn vector(
-        &mut self,
-        name: &str,
-        len: usize,
-    ) -> Result<Vec<f32>, ModelError> {
+    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
         let tensor = self.checkpoint.tensor(name)?;
         check_shape(name, &tensor.shape, &[len])?;
         Ok(tensor.to_f32())
+    }
+
+    /// The weights of a norm, as it multiplies by them.
+    pub(in crate::model) fn norm(
+        &mut self,
+        name: &str,
+        config: &ModelConfig,
+        len: usize,
+    ) -> Result<Vec<f32>, ModelError> {
+        let mut weights = self.vector(name, len)?;
+        if config.design.norms_from_one {
+            weights.iter_mut().for_each(|weight| *weight += 1.0);
+        }
+        Ok(weights)
     }
 
     fn projection(
@@ -73,13 +83,23 @@ impl Loader<'_> {
         let inner = config.intermediate_size;
         let q_norm = name("self_attn.q_norm.weight");
         let qk_norm = if self.checkpoint.has(&q_norm) {
-            let k_norm = self.vector(&name("self_attn.k_norm.weight"), dim)?;
-            Some([self.vector(&q_norm, dim)?, k_norm])
+            let k_norm = self.norm(&name("self_attn.k_norm.weight"), config, dim)?;
+            Some([self.norm(&q_norm, config, dim)?, k_norm])
         } else {
             None
         };
+        let behind_attention = name("post_attention_layernorm.weight");
+        let (attention_norm, before_gate, feed_forward_norm) = if config.design.output_norms {
+            let behind_gate = name("post_feedforward_layernorm.weight");
+            let attention = self.norm(&behind_attention, config, hidden)?;
+            let feed_forward = self.norm(&behind_gate, config, hidden)?;
+            (Some(attention), name("pre_feedforward_layernorm.weight"), Some(feed_forward))
+        } else {
+            (None, behind_attention, None)
+        };
         Ok(Layer {
-            input_norm: self.vector(&name("input_layernorm.weight"), hidden)?,
+            index,
+            input_norm: self.norm(&name("input_layernorm.weight"), config, hidden)?,
             qkv: [
                 self.projection(&name("self_attn.q_proj"), q, hidden)?,
                 self.projection(&name("self_attn.k_proj"), kv, hidden)?,
@@ -87,18 +107,16 @@ impl Loader<'_> {
             ],
             qk_norm,
             output: self.projection(&name("self_attn.o_proj"), hidden, q)?,
-            post_norm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
+            attention_norm,
+            post_norm: self.norm(&before_gate, config, hidden)?,
             gate_up: [
                 self.projection(&name("mlp.gate_proj"), inner, hidden)?,
                 self.projection(&name("mlp.up_proj"), inner, hidden)?,
             ],
             down: self.projection(&name("mlp.down_proj"), hidden, inner)?,
-            attention: AttentionShape {
-                heads: config.num_attention_heads,
-                kv_heads: config.num_key_value_heads,
-                head_dim: dim,
-                window: config.window(index),
-            },
+            feed_forward_norm,
+            activation: config.design.activation,
+            attention: config.attention(index),
         })
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::Rows;
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::architecture::{ModelConfig, rope_table};
+use crate::checkpoint::architecture::{ModelConfig, RopeTables};
 pub use error::ModelError;
 pub(super) use error::{check_draft, check_shape};
 pub(super) use layer::{Layer, Pass};
@@ -17,8 +17,8 @@ pub use lender::Lender;
 pub(super) use loader::Loader;
 pub use loader::Precision;
 use pleach_kernels::{
-    Activations, CacheFormat, LayerCache, PackedMatrix, RopeTable, ThreadPool, embed, matmul,
-    rms_norm, rms_norm_quantized,
+    Activations, CacheFormat, LayerCache, PackedMatrix, ThreadPool, embed, matmul, rms_norm,
+    rms_norm_quantized, scale, soft_cap,
 };
 
 /// A decoder-only transformer, packed for the kernels. Valid by construction: `forward` cannot fail.
@@ -29,7 +29,7 @@ pub struct Decoder {
     norm: Vec<f32>,
     head: Arc<PackedMatrix>,
     draft_vocab: Option<Arc<[u32]>>,
-    rope: RopeTable,
+    ropes: RopeTables,
     cache_format: CacheFormat,
     pool: Arc<ThreadPool>,
 }
@@ -60,7 +60,7 @@ pub struct Workspace {
     wide: Vec<f32>,
     /// `[logit_rows, head_rows]`
     logits: Vec<f32>,
-    rope: Option<RopeTable>,
+    ropes: Option<RopeTables>,
 }
 
 impl Workspace {
@@ -116,14 +116,14 @@ impl Decoder {
         let layers = (0..config.num_hidden_layers)
             .map(|index| loader.layer(&config, index))
             .collect::<Result<_, _>>()?;
-        let norm = loader.vector("model.norm.weight", config.hidden_size)?;
-        let rope = rope_table(&config);
+        let norm = loader.norm("model.norm.weight", &config, config.hidden_size)?;
+        let ropes = RopeTables::new(&config);
         let pool = Arc::clone(pool);
         let cache_format = match loader.precision {
             Precision::AsStored => CacheFormat::F16,
             Precision::F32 => CacheFormat::F32,
         };
-        Ok(Self { config, embedding, layers, norm, head, draft_vocab, rope, cache_format, pool })
+        Ok(Self { config, embedding, layers, norm, head, draft_vocab, ropes, cache_format, pool })
     }
 
     /// The architecture.
@@ -216,6 +216,9 @@ impl Decoder {
         rms_norm_quantized(pool, hidden, wanted.len(), row, &self.norm, eps, activations);
         logits.resize(wanted.len() * self.head_rows(), 0.0);
         matmul(pool, &[&self.head], activations, logits, self.head_rows());
+        if let Some(cap) = self.config.design.logit_cap {
+            soft_cap(pool, logits, 1.0, cap);
+        }
         logits
     }
 
@@ -243,14 +246,17 @@ impl Decoder {
     ) {
         let count = rows.len();
         let width = self.config.hidden_size;
-        let Workspace { activations, hidden, wide, rope, .. } = workspace;
-        let rope = rope.get_or_insert_with(|| self.rope.clone());
-        rope.set_positions(&rows.positions);
+        let Workspace { activations, hidden, wide, ropes, .. } = workspace;
+        let ropes = ropes.get_or_insert_with(|| self.ropes.clone());
+        ropes.set_positions(&rows.positions);
         hidden.resize(count * width, 0.0);
         let pool = &*self.pool;
         embed(pool, &self.embedding, &rows.tokens, hidden);
+        if let Some(by) = self.config.design.embedding_scale {
+            scale(hidden, by);
+        }
         observe(0, hidden);
-        let pass = Pass { pool, eps: self.config.rms_norm_eps as f32, rows, rope };
+        let pass = Pass { pool, eps: self.config.rms_norm_eps as f32, rows, ropes };
         for (index, layer) in self.layers.iter().enumerate() {
             layer.forward(&pass, &mut cache.layers[index], hidden, wide, activations);
             observe(index + 1, hidden);

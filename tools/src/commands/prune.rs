@@ -223,7 +223,7 @@ fn write_blocks(
     folder_files(folder, &config, dtype, checkpoint)?;
     let mut names = vec![("model.embed_tokens.weight".to_owned(), None)];
     for (new, old) in kept.iter().enumerate() {
-        for name in layer_tensor_names(config.family, *old, |name| checkpoint.has(name)) {
+        for name in layer_tensor_names(&config, *old, |name| checkpoint.has(name)) {
             let written = name.replacen(&format!(".{old}."), &format!(".{new}."), 1);
             names.push((name, Some(written)));
         }

@@ -7,14 +7,14 @@ use candle_core::{Device, Error, Result, Tensor};
 use super::attention::HeadShape;
 use super::chain_attention::{ChainAttention, Chains};
 use super::dataset::Sequence;
-use super::decoder::{Layer, Weights, fuse, get};
-use super::distill_loss::{DistillLoss, Tally, Targets};
+use super::decoder::{Layer, Weights, fuse, get, norm};
+use super::distill_loss::{DistillLoss, Head, Tally, Targets};
 use super::graph_ops::{Linear, RmsNorm};
 use super::lesson::Lesson;
 use super::{Dataset, TargetStates};
-use pleach::model::{Attachment, ModelConfig, PROJECTIONS, rope_table};
+use pleach::model::{Attachment, ModelConfig, PROJECTIONS, RopeTables};
 use pleach_kernels::training::Divergence;
-use pleach_kernels::{RopeTable, ThreadPool, rms_norm};
+use pleach_kernels::{ThreadPool, rms_norm};
 
 /// Weight of a step's loss over that of the step before.
 const FURTHER: f64 = 0.8;
@@ -29,7 +29,7 @@ pub struct AttachedLesson {
     /// `[head_rows, hidden]`
     head: Tensor,
     head_row: Vec<Option<u32>>,
-    rope: RopeTable,
+    ropes: RopeTables,
     data: Dataset,
     /// Where each answer begins in `states`.
     starts: Vec<usize>,
@@ -94,14 +94,14 @@ impl AttachedLesson {
             *end += tokens.len();
             Some(*end)
         }));
-        let rope = rope_table(&config);
+        let ropes = RopeTables::new(&config);
         Ok(Self {
             config,
             attachment,
             embedding,
             head,
             head_row,
-            rope,
+            ropes,
             data,
             starts,
             states,
@@ -213,16 +213,17 @@ impl Lesson for AttachedLesson {
             };
             let mut x = Tensor::cat(&[&tokens, &states], 1)?
                 .apply_op2(get(weights, projection)?, Linear)?;
-            let mut rope = self.rope.clone();
-            rope.set_positions(&batch.positions[..=step].concat());
-            let rope = Arc::new(rope);
+            let mut ropes = self.ropes.clone();
+            ropes.set_positions(&batch.positions[..=step].concat());
+            let ropes = Arc::new(ropes);
             for (index, own) in own.iter_mut().enumerate() {
                 let layer = Layer { config, weights, index, pool: &pool };
                 let attention = ChainAttention {
                     shape: HeadShape::of(config, index),
                     steps: step + 1,
                     chains: Arc::clone(&batch.chains[index]),
-                    rope: Arc::clone(&rope),
+                    ropes: Arc::clone(&ropes),
+                    block: index,
                     pool: Arc::clone(&pool),
                 };
                 x = layer.forward(&x, |qkv| {
@@ -230,10 +231,10 @@ impl Lesson for AttachedLesson {
                     Tensor::cat(own, 0)?.apply_op1(attention)
                 })?;
             }
-            let norm = RmsNorm { eps, pool: Arc::clone(&pool) };
-            let normed = x.apply_op2(get(weights, "model.norm.weight")?, norm)?;
+            let normed = norm(&x, get(weights, "model.norm.weight")?, config, &pool)?;
+            let head = Head { rows: &self.head, cap: config.design.logit_cap };
             let (loss, of_step) =
-                DistillLoss::apply(&normed, &self.head, targets, self.divergence, training)?;
+                DistillLoss::apply(&normed, head, targets, self.divergence, training)?;
             let weight = FURTHER.powi(step as i32);
             tally.loss += weight * of_step.loss;
             if step == 0 {

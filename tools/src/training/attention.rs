@@ -7,9 +7,9 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::gemm::product;
 use super::graph_ops::{dense, result, values, with_values};
-use pleach::model::ModelConfig;
-use pleach_kernels::training::{causal_softmax, softmax_backward};
-use pleach_kernels::{MatRef, RopeTable, ThreadPool};
+use pleach::model::{ModelConfig, RopeTables};
+use pleach_kernels::training::{causal_softmax, soft_cap_backward, softmax_gradient};
+use pleach_kernels::{AttentionShape, MatRef, RopeTable, ThreadPool, soft_cap};
 
 /// The heads of an attention layer, and how far they see.
 #[derive(Debug, Clone, Copy)]
@@ -19,17 +19,16 @@ pub(super) struct HeadShape {
     pub(super) head_dim: usize,
     /// Positions that a row attends to, itself included; all where `None`.
     pub(super) window: Option<usize>,
+    scale: f32,
+    cap: Option<f32>,
 }
 
 impl HeadShape {
     /// That of block `index`.
     pub(super) fn of(config: &ModelConfig, index: usize) -> Self {
-        Self {
-            heads: config.num_attention_heads,
-            kv_heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-            window: config.window(index),
-        }
+        let AttentionShape { heads, kv_heads, head_dim, window, scale, cap } =
+            config.attention(index);
+        Self { heads, kv_heads, head_dim, window, scale, cap }
     }
 
     /// Values in a row of `[query | key | value]` heads.
@@ -37,8 +36,21 @@ impl HeadShape {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 
-    pub(super) fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
+    /// Bounds scores, in place, where there is a bound, and gives what the softmax has to multiply them by.
+    pub(super) fn bound(&self, pool: &ThreadPool, scores: &mut [f32]) -> f32 {
+        let Some(cap) = self.cap else { return self.scale };
+        soft_cap(pool, scores, self.scale, cap);
+        1.0
+    }
+
+    /// In place: the gradient of attention weights becomes that of the scores before [`bound`](Self::bound), which
+    /// made `bounded` of them.
+    pub(super) fn scores_gradient(&self, weights: &[f32], bounded: &[f32], gradient: &mut [f32]) {
+        let Some(cap) = self.cap else {
+            return softmax_gradient(weights, gradient, self.scale);
+        };
+        softmax_gradient(weights, gradient, 1.0);
+        soft_cap_backward(bounded, self.scale, cap, gradient);
     }
 
     /// Where in a row the query, key and value of a query head begin.
@@ -49,10 +61,29 @@ impl HeadShape {
     }
 
     /// `qkv` with its queries and keys rotated to the positions that `rope` is set to.
-    pub(super) fn rotated(&self, rope: &RopeTable, pool: &ThreadPool, qkv: &[f32]) -> Vec<f32> {
+    pub(super) fn rotated(
+        &self,
+        rope: Option<&RopeTable>,
+        pool: &ThreadPool,
+        qkv: &[f32],
+    ) -> Vec<f32> {
         let mut qkv = qkv.to_vec();
-        rope.apply(pool, &mut qkv, self.heads + self.kv_heads, self.stride(), 0);
+        if let Some(rope) = rope {
+            rope.apply(pool, &mut qkv, self.heads + self.kv_heads, self.stride(), 0);
+        }
         qkv
+    }
+
+    /// In place: the gradient of [`rotated`](Self::rotated).
+    pub(super) fn rotated_backward(
+        &self,
+        rope: Option<&RopeTable>,
+        pool: &ThreadPool,
+        dqkv: &mut [f32],
+    ) {
+        if let Some(rope) = rope {
+            rope.apply_transposed(pool, dqkv, self.heads + self.kv_heads, self.stride(), 0);
+        }
     }
 }
 
@@ -63,7 +94,9 @@ pub(super) struct Attention {
     /// Rows of each sequence.
     pub(super) sequences: Arc<[Range<usize>]>,
     /// Set to the rows' positions.
-    pub(super) rope: Arc<RopeTable>,
+    pub(super) ropes: Arc<RopeTables>,
+    /// Which block of the model it is.
+    pub(super) block: usize,
     pub(super) pool: Arc<ThreadPool>,
 }
 
@@ -85,13 +118,21 @@ impl Attention {
         })
     }
 
-    /// Attention weights of one head, `[n, n]`.
-    fn weights(&self, qkv: &[f32], head: &Head, weights: &mut Vec<f32>) -> Result<()> {
+    /// Attention weights of one head, `[n, n]`, and the bounded scores they are made of.
+    fn weights(
+        &self,
+        qkv: &[f32],
+        head: &Head,
+        weights: &mut Vec<f32>,
+        bounded: &mut Vec<f32>,
+    ) -> Result<()> {
         let n = head.rows.len();
         weights.resize(n * n, 0.0);
         let (q, k) = (self.part(qkv, head, head.query), self.part(qkv, head, head.key));
         product(q, k.t(), weights, false)?;
-        causal_softmax(weights, n, self.shape.scale(), self.shape.window);
+        let scale = self.shape.bound(&self.pool, weights);
+        bounded.clone_from(weights);
+        causal_softmax(weights, n, scale, self.shape.window);
         Ok(())
     }
 
@@ -126,13 +167,14 @@ impl CustomOp1 for Attention {
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (rows, _) = layout.shape().dims2()?;
         let HeadShape { heads, head_dim: dim, .. } = self.shape;
-        let qkv = self.shape.rotated(&self.rope, &self.pool, values(qkv, layout)?);
+        let rope = self.ropes.of(self.block);
+        let qkv = self.shape.rotated(rope, &self.pool, values(qkv, layout)?);
         let width = heads * dim;
         let mut out = vec![0.0; rows * width];
-        let (mut weights, mut part) = (Vec::new(), Vec::new());
+        let (mut weights, mut bounded, mut part) = (Vec::new(), Vec::new(), Vec::new());
         for head in self.heads() {
             let n = head.rows.len();
-            self.weights(&qkv, &head, &mut weights)?;
+            self.weights(&qkv, &head, &mut weights, &mut bounded)?;
             part.resize(n * dim, 0.0);
             let value = self.part(&qkv, &head, head.value);
             product(MatRef::new(&weights, n, n, n), value, &mut part, false)?;
@@ -142,15 +184,17 @@ impl CustomOp1 for Attention {
     }
 
     fn bwd(&self, qkv: &Tensor, _: &Tensor, dout: &Tensor) -> Result<Option<Tensor>> {
-        let HeadShape { heads, kv_heads, head_dim: dim, .. } = self.shape;
+        let HeadShape { heads, head_dim: dim, .. } = self.shape;
+        let rope = self.ropes.of(self.block);
         let (width, stride) = (heads * dim, self.shape.stride());
         with_values([qkv, &dout.contiguous()?], |[x, dout]| {
-            let x = self.shape.rotated(&self.rope, &self.pool, x);
+            let x = self.shape.rotated(rope, &self.pool, x);
             let mut dx = vec![0.0; x.len()];
-            let (mut weights, mut dweights, mut part) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut weights, mut bounded) = (Vec::new(), Vec::new());
+            let (mut dweights, mut part) = (Vec::new(), Vec::new());
             for head in self.heads() {
                 let n = head.rows.len();
-                self.weights(&x, &head, &mut weights)?;
+                self.weights(&x, &head, &mut weights, &mut bounded)?;
                 dweights.resize(n * n, 0.0);
                 part.resize(n * dim, 0.0);
                 let start = head.rows.start * width + head.query;
@@ -158,14 +202,17 @@ impl CustomOp1 for Attention {
                 product(dout, self.part(&x, &head, head.value).t(), &mut dweights, false)?;
                 product(MatRef::new(&weights, n, n, n).t(), dout, &mut part, false)?;
                 scatter(&part, dim, &mut dx, stride, &head.rows, head.value);
-                softmax_backward(&weights, &mut dweights, n, self.shape.scale());
+                let rows = weights.chunks_exact(n).zip(bounded.chunks_exact(n));
+                for ((weights, bounded), gradient) in rows.zip(dweights.chunks_exact_mut(n)) {
+                    self.shape.scores_gradient(weights, bounded, gradient);
+                }
                 let dscores = MatRef::new(&dweights, n, n, n);
                 product(dscores, self.part(&x, &head, head.key), &mut part, false)?;
                 scatter(&part, dim, &mut dx, stride, &head.rows, head.query);
                 product(dscores.t(), self.part(&x, &head, head.query), &mut part, false)?;
                 scatter(&part, dim, &mut dx, stride, &head.rows, head.key);
             }
-            self.rope.apply_transposed(&self.pool, &mut dx, heads + kv_heads, stride, 0);
+            self.shape.rotated_backward(rope, &self.pool, &mut dx);
             dense(dx, qkv.shape()).map(Some)
         })
     }

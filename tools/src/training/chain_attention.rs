@@ -8,8 +8,9 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use super::attention::HeadShape;
 use super::gemm::product;
 use super::graph_ops::{dense, result, values, with_values};
-use pleach_kernels::training::{softmax, softmax_gradient};
-use pleach_kernels::{MatRef, RopeTable, ThreadPool};
+use pleach::model::RopeTables;
+use pleach_kernels::training::softmax;
+use pleach_kernels::{MatRef, ThreadPool};
 
 /// The chains of one sequence: one begins behind each of its positions from `first` on.
 #[derive(Debug, Clone)]
@@ -30,7 +31,9 @@ pub(super) struct ChainAttention {
     pub(super) steps: usize,
     pub(super) chains: Arc<[Chains]>,
     /// Set to the positions of all rows of all steps.
-    pub(super) rope: Arc<RopeTable>,
+    pub(super) ropes: Arc<RopeTables>,
+    /// Which of the drafter's blocks it is.
+    pub(super) block: usize,
     pub(super) pool: Arc<ThreadPool>,
 }
 
@@ -43,12 +46,14 @@ struct Head<'a> {
     target: usize,
 }
 
-/// Attention weights of one head: `[chains, positions]` and `[chains, steps]`.
+/// Attention weights of one head: `[chains, positions]` and `[chains, steps]`, and the bounded scores that they are
+/// made of, of one chain after the other.
 #[derive(Default)]
 struct Scores {
     target: Vec<f32>,
     own: Vec<f32>,
     row: Vec<f32>,
+    bounded: Vec<f32>,
 }
 
 impl ChainAttention {
@@ -93,7 +98,8 @@ impl ChainAttention {
     }
 
     fn weights(&self, qkv: &[f32], head: &Head<'_>, scores: &mut Scores) -> Result<()> {
-        let Scores { target, own, row } = scores;
+        let Scores { target, own, row, bounded } = scores;
+        bounded.clear();
         let keys = self.target(&head.chains.keys, head);
         let (count, positions, steps) = (head.chains.rows.len(), keys.rows(), self.steps);
         target.resize(count * positions, 0.0);
@@ -110,7 +116,9 @@ impl ChainAttention {
             row.clear();
             row.extend_from_slice(&target[seen.clone()]);
             row.extend_from_slice(own);
-            softmax(row, self.shape.scale());
+            let scale = self.shape.bound(&self.pool, row);
+            bounded.extend_from_slice(row);
+            softmax(row, scale);
             target.fill(0.0);
             let (of_target, of_own) = row.split_at(seen.len());
             target[seen].copy_from_slice(of_target);
@@ -136,7 +144,8 @@ impl CustomOp1 for ChainAttention {
 
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let HeadShape { heads, head_dim: dim, .. } = self.shape;
-        let qkv = self.shape.rotated(&self.rope, &self.pool, values(qkv, layout)?);
+        let rope = self.ropes.of(self.block);
+        let qkv = self.shape.rotated(rope, &self.pool, values(qkv, layout)?);
         let width = heads * dim;
         let mut out = vec![0.0; self.num_rows() * width];
         let (mut scores, mut part) = (Scores::default(), Vec::new());
@@ -161,10 +170,11 @@ impl CustomOp1 for ChainAttention {
     }
 
     fn bwd(&self, qkv: &Tensor, _: &Tensor, dout: &Tensor) -> Result<Option<Tensor>> {
-        let HeadShape { heads, kv_heads, head_dim: dim, .. } = self.shape;
+        let HeadShape { heads, head_dim: dim, .. } = self.shape;
+        let rope = self.ropes.of(self.block);
         let (width, steps) = (heads * dim, self.steps);
         with_values([qkv, &dout.contiguous()?], |[x, dout]| {
-            let x = self.shape.rotated(&self.rope, &self.pool, x);
+            let x = self.shape.rotated(rope, &self.pool, x);
             let mut dx = vec![0.0; x.len()];
             let mut scores = Scores::default();
             let (mut dtarget, mut dquery, mut weights, mut gradient) =
@@ -182,6 +192,7 @@ impl CustomOp1 for ChainAttention {
                 let of_head = MatRef::new(dout, count, dim, width);
                 product(of_head, cells.t(), &mut dtarget, false)?;
                 let mut own_gradients = vec![0.0; count * steps];
+                let mut bounded = &scores.bounded[..];
                 for chain in 0..count {
                     let dout = &dout[chain * width..][..dim];
                     let seen = self.seen(head.chains, chain);
@@ -196,7 +207,9 @@ impl CustomOp1 for ChainAttention {
                         gradient.push(dot(dout, &x[place.clone()]));
                         add_scaled(&mut dx[place], weights[seen.len() + step], dout);
                     }
-                    softmax_gradient(&weights, &mut gradient, self.shape.scale());
+                    let (of_chain, further) = bounded.split_at(weights.len());
+                    bounded = further;
+                    self.shape.scores_gradient(&weights, of_chain, &mut gradient);
                     let (of_target, of_own) = gradient.split_at(seen.len());
                     dtarget.fill(0.0);
                     dtarget[seen].copy_from_slice(of_target);
@@ -220,8 +233,7 @@ impl CustomOp1 for ChainAttention {
                     }
                 }
             }
-            let stride = self.shape.stride();
-            self.rope.apply_transposed(&self.pool, &mut dx, heads + kv_heads, stride, 0);
+            self.shape.rotated_backward(rope, &self.pool, &mut dx);
             dense(dx, qkv.shape()).map(Some)
         })
     }

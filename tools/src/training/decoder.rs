@@ -7,11 +7,11 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor};
 
 use super::attention::{Attention, HeadShape};
-use super::distill_loss::{DistillLoss, Tally, Targets};
-use super::graph_ops::{Linear, RmsNorm, SiluMul};
-use pleach::model::{ModelConfig, rope_table};
+use super::distill_loss::{DistillLoss, Head, Tally, Targets};
+use super::graph_ops::{GateMul, Linear, RmsNorm};
+use pleach::model::{ModelConfig, RopeTables};
 use pleach_kernels::training::Divergence;
-use pleach_kernels::{RopeTable, ThreadPool};
+use pleach_kernels::{ThreadPool, scale};
 
 /// Several sequences side by side, and what is to be learnt from them.
 #[derive(Debug, Default, Clone)]
@@ -30,7 +30,7 @@ pub struct Network {
     embedding: Vec<f32>,
     /// `[head_rows, hidden]`
     head: Tensor,
-    rope: RopeTable,
+    ropes: RopeTables,
 }
 
 /// Weights by their Hugging Face names.
@@ -45,8 +45,8 @@ impl Network {
         let width = config.hidden_size;
         let shape = (head.len() / width, width);
         let head = Tensor::from_vec(head, shape, &Device::Cpu)?;
-        let rope = rope_table(&config);
-        Ok(Self { config, embedding, head, rope })
+        let ropes = RopeTables::new(&config);
+        Ok(Self { config, embedding, head, ropes })
     }
 
     /// The architecture.
@@ -64,7 +64,8 @@ impl Network {
         training: bool,
     ) -> Result<(Tensor, Tally)> {
         let hidden = self.hidden_states(weights, batch)?;
-        DistillLoss::apply(&hidden, &self.head, batch.targets.clone(), divergence, training)
+        let head = Head { rows: &self.head, cap: self.config.design.logit_cap };
+        DistillLoss::apply(&hidden, head, batch.targets.clone(), divergence, training)
     }
 
     /// Sum of the forward KL of a batch, as a scalar to differentiate.
@@ -80,7 +81,11 @@ impl Network {
     /// # Errors
     /// What candle says, for instance about a missing weight.
     pub fn logits(&self, weights: &Weights, batch: &TrainingBatch) -> Result<Tensor> {
-        self.hidden_states(weights, batch)?.apply_op2(&self.head, Linear)
+        let logits = self.hidden_states(weights, batch)?.apply_op2(&self.head, Linear)?;
+        match self.config.design.logit_cap.map(f64::from) {
+            Some(cap) => (logits / cap)?.tanh()? * cap,
+            None => Ok(logits),
+        }
     }
 
     /// Normed output of the last block, `[rows, hidden]`.
@@ -89,16 +94,19 @@ impl Network {
         let width = config.hidden_size;
         let weights = &fuse(weights, config)?;
         let pool = Arc::new(ThreadPool::new(1));
-        let mut rope = self.rope.clone();
+        let mut ropes = self.ropes.clone();
         let positions: Vec<u32> =
             batch.sequences.iter().flat_map(|rows| 0..rows.len() as u32).collect();
-        rope.set_positions(&positions);
-        let rope = Arc::new(rope);
+        ropes.set_positions(&positions);
+        let ropes = Arc::new(ropes);
         let sequences: Arc<[Range<usize>]> = batch.sequences.clone().into();
 
         let mut hidden = Vec::with_capacity(batch.tokens.len() * width);
         for token in &batch.tokens {
             hidden.extend_from_slice(&self.embedding[*token as usize * width..][..width]);
+        }
+        if let Some(by) = config.design.embedding_scale {
+            scale(&mut hidden, by);
         }
         let mut hidden = Tensor::from_vec(hidden, (batch.tokens.len(), width), &Device::Cpu)?;
         for index in 0..config.num_hidden_layers {
@@ -106,13 +114,28 @@ impl Network {
             let attention = Attention {
                 shape: HeadShape::of(config, index),
                 sequences: Arc::clone(&sequences),
-                rope: Arc::clone(&rope),
+                ropes: Arc::clone(&ropes),
+                block: index,
                 pool: Arc::clone(&pool),
             };
             hidden = layer.forward(&hidden, |qkv| qkv.apply_op1(attention))?;
         }
-        let norm = get(weights, "model.norm.weight")?;
-        hidden.apply_op2(norm, RmsNorm { eps: config.rms_norm_eps as f32, pool })
+        norm(&hidden, get(weights, "model.norm.weight")?, config, &pool)
+    }
+}
+
+/// The RMS norm of rows as long as the weight, as the architecture has it.
+pub(super) fn norm(
+    x: &Tensor,
+    weight: &Tensor,
+    config: &ModelConfig,
+    pool: &Arc<ThreadPool>,
+) -> Result<Tensor> {
+    let norm = RmsNorm { eps: config.rms_norm_eps as f32, pool: Arc::clone(pool) };
+    if config.design.norms_from_one {
+        x.apply_op2(&(weight + 1.0)?, norm)
+    } else {
+        x.apply_op2(weight, norm)
     }
 }
 
@@ -162,11 +185,20 @@ impl Layer<'_> {
     ) -> Result<Tensor> {
         let x = self.norm(hidden, "input_layernorm")?;
         let attended = attend(self.qkv(&x)?)?;
-        let hidden = (hidden + self.linear(&attended, "self_attn.o_proj")?)?;
-        let x = self.norm(&hidden, "post_attention_layernorm")?;
-        let gated =
-            self.linear(&x, FUSED[1].0)?.apply_op1(SiluMul { pool: Arc::clone(self.pool) })?;
-        hidden + self.linear(&gated, "mlp.down_proj")?
+        let attended = self.linear(&attended, "self_attn.o_proj")?;
+        let design = &self.config.design;
+        let (added, before_gate) = if design.output_norms {
+            (self.norm(&attended, "post_attention_layernorm")?, "pre_feedforward_layernorm")
+        } else {
+            (attended, "post_attention_layernorm")
+        };
+        let hidden = (hidden + added)?;
+        let x = self.norm(&hidden, before_gate)?;
+        let gate = GateMul { activation: design.activation, pool: Arc::clone(self.pool) };
+        let gated = self.linear(&x, FUSED[1].0)?.apply_op1(gate)?;
+        let fed = self.linear(&gated, "mlp.down_proj")?;
+        hidden
+            + if design.output_norms { self.norm(&fed, "post_feedforward_layernorm")? } else { fed }
     }
 
     fn name(&self, module: &str, kind: &str) -> String {
@@ -175,8 +207,7 @@ impl Layer<'_> {
 
     fn norm(&self, x: &Tensor, module: &str) -> Result<Tensor> {
         let weight = get(self.weights, &self.name(module, "weight"))?;
-        let eps = self.config.rms_norm_eps as f32;
-        x.apply_op2(weight, RmsNorm { eps, pool: Arc::clone(self.pool) })
+        norm(x, weight, self.config, self.pool)
     }
 
     fn linear(&self, x: &Tensor, module: &str) -> Result<Tensor> {

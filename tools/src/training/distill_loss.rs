@@ -6,8 +6,8 @@ use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape, Tensor};
 
 use super::gemm::product;
 use super::graph_ops::{dense, result, values, with_values};
-use pleach_kernels::MatRef;
-use pleach_kernels::training::{Divergence, distill_row};
+use pleach_kernels::training::{Divergence, distill_row, soft_cap_backward};
+use pleach_kernels::{MatRef, ThreadPool, soft_cap};
 
 /// Target weights on columns of the head for every row that has a loss.
 #[derive(Debug, Default, Clone)]
@@ -47,6 +47,15 @@ impl Tally {
     }
 }
 
+/// The frozen head of a loss.
+#[derive(Clone, Copy)]
+pub(super) struct Head<'a> {
+    /// `[columns, hidden]`
+    pub(super) rows: &'a Tensor,
+    /// Bound of logits, `cap * tanh(logit / cap)`.
+    pub(super) cap: Option<f32>,
+}
+
 /// Sum over rows of the divergence of `softmax(hidden head^T)` from the target's probabilities.
 ///
 /// The logits of a chunk of rows live only inside the forward pass, which computes the gradient along
@@ -56,6 +65,7 @@ pub(super) struct DistillLoss {
     targets: Arc<Targets>,
     /// `[columns, hidden]`
     head: Tensor,
+    cap: Option<f32>,
     tally: Arc<Mutex<Tally>>,
     /// `[rows, hidden]`, left by the forward pass.
     gradient: Mutex<Option<Vec<f32>>>,
@@ -67,7 +77,7 @@ impl DistillLoss {
     /// Sum of the losses of `hidden`, as a tensor to differentiate, and what it is made of.
     pub(super) fn apply(
         hidden: &Tensor,
-        head: &Tensor,
+        head: Head<'_>,
         targets: Targets,
         divergence: Divergence,
         training: bool,
@@ -76,7 +86,8 @@ impl DistillLoss {
         let loss = hidden.apply_op1(Self {
             divergence,
             targets: Arc::new(targets),
-            head: head.clone(),
+            head: head.rows.clone(),
+            cap: head.cap,
             tally: Arc::clone(&tally),
             gradient: Mutex::new(None),
             training,
@@ -113,9 +124,16 @@ impl CustomOp1 for DistillLoss {
                 logits.resize(chunk.len() * columns, 0.0);
                 let input = MatRef::new(&input, chunk.len(), hidden, hidden);
                 product(input, head.t(), &mut logits, false)?;
+                if let Some(cap) = self.cap {
+                    soft_cap(&ThreadPool::new(1), &mut logits, 1.0, cap);
+                }
                 for (i, logits) in logits.chunks_exact_mut(columns).enumerate() {
                     let wanted = targets.of(first + i);
+                    let bounded = if self.cap.is_some() { logits.to_vec() } else { Vec::new() };
                     let (loss, best) = distill_row(logits, wanted, self.divergence);
+                    if let Some(cap) = self.cap {
+                        soft_cap_backward(&bounded, 1.0, cap, logits);
+                    }
                     let top = wanted.iter().max_by(|a, b| a.1.total_cmp(&b.1));
                     tally.loss += f64::from(loss);
                     tally.agree += u64::from(top.is_some_and(|top| top.0 == best));

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Storage, Tensor, bail};
 
 use super::gemm::product;
-use pleach_kernels::training::{rms_norm_backward, silu_mul_backward};
-use pleach_kernels::{MatRef, ThreadPool, rms_norm, silu_mul};
+use pleach_kernels::training::{gate_mul_backward, rms_norm_backward};
+use pleach_kernels::{Activation, MatRef, ThreadPool, gate_mul, rms_norm};
 
 /// The values of a dense f32 tensor in storage.
 pub(super) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -130,20 +130,21 @@ impl CustomOp2 for RmsNorm {
     }
 }
 
-/// `silu(gate) * up` of rows `[gate | up]`: `[rows, 2 n]` to `[rows, n]`.
-pub(super) struct SiluMul {
+/// `activation(gate) * up` of rows `[gate | up]`: `[rows, 2 n]` to `[rows, n]`.
+pub(super) struct GateMul {
+    pub(super) activation: Activation,
     pub(super) pool: Arc<ThreadPool>,
 }
 
-impl CustomOp1 for SiluMul {
+impl CustomOp1 for GateMul {
     fn name(&self) -> &'static str {
-        "silu-mul"
+        "gate-mul"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (rows, width) = layout.shape().dims2()?;
         let mut y = vec![0.0; rows * width / 2];
-        silu_mul(&self.pool, values(x, layout)?, width / 2, &mut y);
+        gate_mul(&self.pool, self.activation, values(x, layout)?, width / 2, &mut y);
         result(y, (rows, width / 2))
     }
 
@@ -151,7 +152,7 @@ impl CustomOp1 for SiluMul {
         let (_, width) = x.dims2()?;
         with_values([x, &dy.contiguous()?], |[xs, dy]| {
             let mut dx = vec![0.0; xs.len()];
-            silu_mul_backward(xs, width / 2, dy, &mut dx);
+            gate_mul_backward(self.activation, xs, width / 2, dy, &mut dx);
             dense(dx, x.shape()).map(Some)
         })
     }

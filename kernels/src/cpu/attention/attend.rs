@@ -7,6 +7,7 @@ use super::avx512;
 use super::cache::BLOCK_SIZE;
 use super::tile::{CHUNK, Tile};
 use super::{portable, softmax};
+use crate::cpu::elementwise::cap_row;
 use crate::cpu::isa::Isa;
 
 impl Tile<'_> {
@@ -43,13 +44,19 @@ impl Tile<'_> {
         let chunk = blocks.start * BLOCK_SIZE / CHUNK;
         let start = blocks.start * BLOCK_SIZE % CHUNK;
         let places = start..start + blocks.len() * BLOCK_SIZE;
-        let scale = 1.0 / (dim as f32).sqrt();
         for (query, sums) in sums.chunks_exact_mut(dim + 2).enumerate() {
             let seen = self.seen_in(query, chunk);
             let place = |at: usize| at.clamp(start, places.end) - start;
             let (begin, end) = (place(seen.start), place(seen.end));
             let (top, sum) = sums[dim..].split_at_mut(1);
             let scores = &mut scores[query * CHUNK..][places.clone()];
+            let scale = match self.cap {
+                Some(cap) => {
+                    cap_row(isa, scores, self.scale / cap, cap);
+                    1.0
+                }
+                None => self.scale,
+            };
             softmax::weigh(isa, scores, begin, end, scale, &mut top[0], &mut sum[0]);
         }
     }

@@ -100,6 +100,8 @@ impl AttentionBatch<'_> {
                 first_row: rows.start,
                 positions: &self.positions[rows.clone()],
                 window: shape.window,
+                scale: shape.scale,
+                cap: shape.cap,
                 q: &self.q[rows.start * self.q_stride + kv_head * group * dim..],
                 q_stride: self.q_stride,
                 group,

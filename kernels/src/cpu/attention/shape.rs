@@ -11,4 +11,17 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Positions a row attends to, itself included; all where `None`.
     pub window: Option<usize>,
+    /// Multiplier of scores.
+    pub scale: f32,
+    /// Bound of scores, `cap * tanh(score / cap)`; none where `None`.
+    pub cap: Option<f32>,
+}
+
+impl AttentionShape {
+    /// Heads that see all positions, with scores over the square root of their width.
+    #[must_use]
+    pub fn new(heads: usize, kv_heads: usize, head_dim: usize) -> Self {
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        Self { heads, kv_heads, head_dim, window: None, scale, cap: None }
+    }
 }

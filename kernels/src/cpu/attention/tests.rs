@@ -11,14 +11,15 @@ use crate::cpu::testing::Random;
 #[test]
 fn agrees_with_f64_on_ragged_batches() {
     let mut random = Random::new();
-    for (heads, kv_heads, dim, window) in [
-        (9, 3, 64, None),
-        (4, 4, 16, Some(5)),
-        (7, 1, 48, None),
-        (6, 2, 80, None),
-        (2, 1, 32, Some(140)),
+    for (heads, kv_heads, dim, window, scale, cap) in [
+        (9, 3, 64, None, 0.125, None),
+        (4, 4, 16, Some(5), 0.3, None),
+        (7, 1, 48, None, 0.2, None),
+        (6, 2, 80, None, 0.1, Some(1.5)),
+        (2, 1, 32, Some(140), 0.5, Some(0.7)),
+        (4, 1, 256, Some(140), 0.0625, None),
     ] {
-        let shape = AttentionShape { heads, kv_heads, head_dim: dim, window };
+        let shape = AttentionShape { heads, kv_heads, head_dim: dim, window, scale, cap };
         let lengths = [1usize, 16, 17, 70, 300, 129];
         let rows = [1usize, 3, 17, 9, 40, 2];
         let mut free: Vec<u32> = (0..64).collect();
@@ -70,14 +71,16 @@ fn agrees_with_f64_on_ragged_batches() {
                             let at = p * width + heads * dim + v * kv + kv_head * dim + d;
                             f64::from(inputs[s][at])
                         };
-                        let scores: Vec<f64> = (begin..end)
-                            .map(|p| {
-                                (0..dim)
-                                    .map(|d| f64::from(q[row * stride + h * dim + d]) * at(p, d, 0))
-                                    .sum::<f64>()
-                                    / (dim as f64).sqrt()
+                        let score = |p: usize| {
+                            let q = &q[row * stride + h * dim..][..dim];
+                            let products =
+                                q.iter().enumerate().map(|(d, q)| f64::from(*q) * at(p, d, 0));
+                            let score = products.sum::<f64>() * f64::from(scale);
+                            cap.map_or(score, |cap| {
+                                f64::from(cap) * (score / f64::from(cap)).tanh()
                             })
-                            .collect();
+                        };
+                        let scores: Vec<f64> = (begin..end).map(score).collect();
                         let total: f64 = scores.iter().map(|s| s.exp()).sum();
                         for d in 0..dim {
                             let want = (begin..end)
@@ -121,7 +124,7 @@ fn agrees_with_f64_on_ragged_batches() {
 
 #[test]
 fn nan_in_a_row_reaches_it_and_later_rows_alone() {
-    let shape = AttentionShape { heads: 3, kv_heads: 1, head_dim: 16, window: None };
+    let shape = AttentionShape::new(3, 1, 16);
     for place in [3 * 16, 4 * 16] {
         let mut cache = LayerCache::new(1, &shape, CacheFormat::F16);
         let mut x = vec![0.5; 3 * 80];

@@ -35,6 +35,10 @@ pub(super) struct Tile<'a> {
     /// Of each row.
     pub(super) positions: &'a [u32],
     pub(super) window: Option<usize>,
+    /// Multiplier of scores.
+    pub(super) scale: f32,
+    /// Bound of scaled scores.
+    pub(super) cap: Option<f32>,
     /// From the first row's first query head on; rows are `q_stride` apart.
     pub(super) q: &'a [f32],
     pub(super) q_stride: usize,

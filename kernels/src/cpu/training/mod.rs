@@ -9,6 +9,7 @@ mod losses;
 pub use adamw::AdamW;
 pub use losses::{Divergence, distill_row};
 
+use crate::cpu::gate::{Activation, CUBE, SLOPE};
 use crate::cpu::isa::{Isa, per_isa};
 use crate::cpu::lanes::{exp, sum_lanes};
 
@@ -33,17 +34,36 @@ pub fn rms_norm_backward(
     }
 }
 
-/// Gradient of `y = silu(gate) * up` for rows `[gate | up]` of `2 n` values.
+/// Gradient of `y = activation(gate) * up` for rows `[gate | up]` of `2 n` values.
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub fn silu_mul_backward(gate_up: &[f32], n: usize, dy: &[f32], dgate_up: &mut [f32]) {
+pub fn gate_mul_backward(
+    activation: Activation,
+    gate_up: &[f32],
+    n: usize,
+    dy: &[f32],
+    dgate_up: &mut [f32],
+) {
+    let gradient = match activation {
+        Activation::Silu => silu_row_backward,
+        Activation::GeluTanh => gelu_row_backward,
+    };
     assert!(gate_up.len() == 2 * dy.len() && gate_up.len() == dgate_up.len(), "lengths");
     let rows = gate_up.chunks_exact(2 * n).zip(dy.chunks_exact(n));
     for ((x, dy), dx) in rows.zip(dgate_up.chunks_exact_mut(2 * n)) {
         let ((gate, up), (dgate, dup)) = (x.split_at(n), dx.split_at_mut(n));
-        silu_row_backward(Isa::best(), gate, up, dy, dgate, dup);
+        gradient(Isa::best(), gate, up, dy, dgate, dup);
     }
+}
+
+/// In place: the gradient of `y = cap * tanh(factor * x / cap)` becomes that of x.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn soft_cap_backward(y: &[f32], factor: f32, cap: f32, dy: &mut [f32]) {
+    assert_eq!(y.len(), dy.len(), "a gradient for every value");
+    cap_row_backward(Isa::best(), y, factor, 1.0 / cap, dy);
 }
 
 /// In place: `scores`, `[n, n]`, become attention weights. Row i sees columns `first(i) ..= i`, where
@@ -126,6 +146,35 @@ per_isa! {
 }
 
 per_isa! {
+    fn gelu_row_backward(
+        gate: &[f32],
+        up: &[f32],
+        dy: &[f32],
+        dgate: &mut [f32],
+        dup: &mut [f32],
+    ) {
+        let n = dy.len();
+        let (gate, up, dgate, dup) = (&gate[..n], &up[..n], &mut dgate[..n], &mut dup[..n]);
+        for i in 0..n {
+            let square = gate[i] * gate[i];
+            let s = 1.0 / (1.0 + exp(-SLOPE * gate[i] * (1.0 + CUBE * square)));
+            let slope = SLOPE * (1.0 + 3.0 * CUBE * square);
+            dup[i] = dy[i] * gate[i] * s;
+            dgate[i] = dy[i] * up[i] * s * (1.0 + gate[i] * slope * (1.0 - s));
+        }
+    }
+}
+
+per_isa! {
+    fn cap_row_backward(y: &[f32], factor: f32, inverse: f32, dy: &mut [f32]) {
+        for (dy, y) in dy.iter_mut().zip(y) {
+            let part = y * inverse;
+            *dy *= factor * (1.0 - part * part);
+        }
+    }
+}
+
+per_isa! {
     fn softmax_row(scale: f32, row: &mut [f32]) {
         let mut max = [f32::NEG_INFINITY; 16];
         let (chunks, rest) = row.as_chunks::<16>();
@@ -158,7 +207,7 @@ per_isa! {
 mod tests {
     use super::*;
     use crate::cpu::testing::{Random, check_gradient};
-    use crate::{ThreadPool, rms_norm, silu_mul};
+    use crate::{ThreadPool, gate_mul, rms_norm, soft_cap};
 
     fn dot(a: &[f32], b: &[f32]) -> f64 {
         a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
@@ -179,13 +228,25 @@ mod tests {
         check_gradient(&w, &dw, |w| norm(&x, w));
 
         let (x, dy) = (random.vec(2 * 2 * 19), random.vec(2 * 19));
-        let mut dx = vec![f32::NAN; x.len()];
-        silu_mul_backward(&x, 19, &dy, &mut dx);
-        check_gradient(&x, &dx, |x| {
-            let mut y = vec![0.0; dy.len()];
-            silu_mul(&pool, x, 19, &mut y);
-            dot(&y, &dy)
-        });
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            let mut dx = vec![f32::NAN; x.len()];
+            gate_mul_backward(activation, &x, 19, &dy, &mut dx);
+            check_gradient(&x, &dx, |x| {
+                let mut y = vec![0.0; dy.len()];
+                gate_mul(&pool, activation, x, 19, &mut y);
+                dot(&y, &dy)
+            });
+        }
+
+        let capped = |x: &[f32]| {
+            let mut y = x.to_vec();
+            soft_cap(&pool, &mut y, 0.7, 1.3);
+            y
+        };
+        let (x, mut dx) = (random.vec(50), random.vec(50));
+        let dy = dx.clone();
+        soft_cap_backward(&capped(&x), 0.7, 1.3, &mut dx);
+        check_gradient(&x, &dx, |x| dot(&capped(x), &dy));
 
         for window in [None, Some(5)] {
             let n = 21;
