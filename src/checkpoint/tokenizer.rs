@@ -62,12 +62,13 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Option<Tokenizer>, CheckpointErro
     let key = "tokenizer.ggml.model";
     let Some(model) = gguf.get(key).and_then(Value::as_str) else { return Ok(None) };
     let tokens = strings(gguf, TOKENS)?;
+    let prefix = model == "llama" && flag(gguf, PREFIX).unwrap_or(true);
     let (mut tokenizer, begins_texts) = match model {
         "gpt2" => {
             let words = PreTokenizer::of(gguf)?;
             (byte_level(gguf, &tokens, words)?, words.begins_texts())
         }
-        "llama" => (sentence_piece(gguf, &tokens)?, true),
+        "llama" => (sentence_piece(gguf, &tokens, prefix)?, true),
         _ => {
             let reason = format!(
                 "`{model}` is not supported; gpt2 (byte-level BPE) and llama (SentencePiece) are"
@@ -82,7 +83,10 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Option<Tokenizer>, CheckpointErro
         .zip(kinds)
         .filter_map(|(token, kind)| match kind.as_u64() {
             Some(3) => Some(AddedToken::from(*token, true)),
-            Some(4) => Some(AddedToken::from(*token, false).normalized(false)),
+            // SentencePiece finds them in the text in which spaces are written as it writes them.
+            Some(4) => {
+                Some(AddedToken::from(*token, false).normalized(model == "llama" && !prefix))
+            }
             _ => None,
         })
         .collect();
@@ -96,6 +100,7 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Option<Tokenizer>, CheckpointErro
 const TOKENS: &str = "tokenizer.ggml.tokens";
 /// How SentencePiece writes a space.
 const SPACE: &str = "\u{2581}";
+const PREFIX: &str = "tokenizer.ggml.add_space_prefix";
 const SCORES: &str = "tokenizer.ggml.scores";
 const MERGES: &str = "tokenizer.ggml.merges";
 
@@ -141,8 +146,12 @@ fn first_token(
 }
 
 /// SentencePiece's BPE: two neighbours that form a token are joined, the token with the highest score
-/// first; what is no token falls back to bytes.
-fn sentence_piece(gguf: &Gguf, tokens: &[&str]) -> Result<Tokenizer, CheckpointError> {
+/// first; what is no token falls back to bytes. With `prefix`, a text begins with a space.
+fn sentence_piece(
+    gguf: &Gguf,
+    tokens: &[&str],
+    prefix: bool,
+) -> Result<Tokenizer, CheckpointError> {
     let error = |key: &str, reason: String| CheckpointError::field(gguf.path(), key, reason);
     let scores: Vec<f64> = gguf
         .get(SCORES)
@@ -174,7 +183,6 @@ fn sentence_piece(gguf: &Gguf, tokens: &[&str]) -> Result<Tokenizer, CheckpointE
         .build()
         .map_err(|e| error(TOKENS, e.to_string()))?;
     let mut tokenizer = Tokenizer::new(bpe);
-    let prefix = flag(gguf, "tokenizer.ggml.add_space_prefix").unwrap_or(true);
     let replace = |from: &str, to| Replace::new(from, to).map_err(|e| error(TOKENS, e.to_string()));
     let mut normalizers: Vec<NormalizerWrapper> = vec![replace(" ", SPACE)?.into()];
     let mut decoders: Vec<DecoderWrapper> =
