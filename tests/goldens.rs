@@ -79,7 +79,7 @@ fn small_models_of_every_family() {
         assert!(error < 1e-4, "{}: relative error {error}", folder.display());
         seen += 1;
     }
-    assert_eq!(seen, 11);
+    assert_eq!(seen, 14);
 }
 
 #[test]

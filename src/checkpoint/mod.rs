@@ -8,6 +8,7 @@ mod chat_template;
 mod digest;
 mod error;
 mod fields;
+mod fused;
 mod gguf;
 mod gguf_model;
 mod hf_config;
@@ -18,6 +19,7 @@ pub mod source;
 mod special;
 mod tensor;
 mod tokenizer;
+mod usual_template;
 pub mod write;
 
 use std::collections::HashSet;
@@ -85,7 +87,7 @@ impl Checkpoint {
         };
         let Description { mut config, draft_vocab, attachment } = description;
         let chat_template = chat_template.or_else(|| {
-            let usual = chat_template::usual(&config, tokenizer.as_ref())?;
+            let usual = usual_template::of(&config, tokenizer.as_ref())?;
             tracing::warn!(file = %path.display(), "no chat template; Gemma's turns are used");
             Some(usual.to_owned())
         });
@@ -134,7 +136,12 @@ impl Checkpoint {
             });
         }
         let known: HashSet<String> = match &self.store {
-            Store::Folder(_) => names.into_iter().chain([embedding.into(), head.into()]).collect(),
+            Store::Folder(_) => {
+                let whole =
+                    |name: &String| fused::source(&self.config, name).map(|(whole, _)| whole);
+                let fused: Vec<String> = names.iter().filter_map(whole).collect();
+                names.into_iter().chain(fused).chain([embedding.into(), head.into()]).collect()
+            }
             Store::Gguf(_) => {
                 let names = names.iter().map(String::as_str).chain([embedding, head]);
                 let names = names.filter_map(|name| gguf_model::tensor_name(&self.config, name));
@@ -171,7 +178,9 @@ impl Checkpoint {
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         match &self.store {
-            Store::Folder(folder) => folder.has(name),
+            Store::Folder(folder) => {
+                folder.has(name) || fused_in(folder, &self.config, name).is_some()
+            }
             Store::Gguf(gguf) => {
                 let name = gguf_model::tensor_name(&self.config, name);
                 name.is_some_and(|name| gguf.tensors.contains_key(&name))
@@ -185,7 +194,14 @@ impl Checkpoint {
     /// [`CheckpointError::MissingTensor`], or what the file system says.
     pub fn tensor(&mut self, name: &str) -> Result<RawTensor, CheckpointError> {
         let tensor = match &mut self.store {
-            Store::Folder(folder) => folder.read(name)?,
+            Store::Folder(folder) => match fused_in(folder, &self.config, name) {
+                None => folder.read(name)?,
+                Some((whole, rows)) => {
+                    let tensor = folder.read(&whole)?;
+                    let wrong = |reason| CheckpointError::field(&self.path, &whole, reason);
+                    tensor.map(|tensor| fused::cut(&tensor, &rows, wrong)).transpose()?
+                }
+            },
             Store::Gguf(gguf) => gguf_model::read(gguf, &self.config, name)?,
         };
         tensor.ok_or_else(|| self.missing(name))
@@ -197,7 +213,10 @@ impl Checkpoint {
     /// [`CheckpointError`] where it is not there, or in a format that is not read.
     pub fn info(&self, name: &str) -> Result<TensorInfo, CheckpointError> {
         let info = match &self.store {
-            Store::Folder(folder) => folder.info(name)?,
+            Store::Folder(folder) => match fused_in(folder, &self.config, name) {
+                None => folder.info(name)?,
+                Some((whole, rows)) => folder.info(&whole)?.map(|info| fused::info(info, &rows)),
+            },
             Store::Gguf(gguf) => gguf_model::info(gguf, &self.config, name),
         };
         info.ok_or_else(|| self.missing(name))
@@ -218,4 +237,16 @@ impl Checkpoint {
         };
         sha256(&files).map_err(|error| CheckpointError::Io { path: self.path.clone(), error })
     }
+}
+
+/// Where a folder has a tensor that it does not have by its own name: the matrix that has its rows, and which they are.
+fn fused_in(
+    folder: &safetensors::Folder,
+    config: &ModelConfig,
+    name: &str,
+) -> Option<(String, std::ops::Range<usize>)> {
+    if folder.has(name) {
+        return None;
+    }
+    fused::source(config, name).filter(|(whole, _)| folder.has(whole))
 }

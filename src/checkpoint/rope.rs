@@ -27,7 +27,7 @@ pub(super) fn parse(inner: &Fields, positions: usize) -> Result<RopeScaling, Che
             original_max_position_embeddings: original,
         },
         "yarn" => yarn(inner, original)?,
-        "longrope" => RopeScaling::Factors(factors(inner, positions, original)?),
+        "longrope" | "su" => longrope(inner, positions, original)?,
         other => {
             let reason = format!(
                 "`{other}` is not supported; linear, dynamic, llama3, yarn and longrope are"
@@ -57,8 +57,12 @@ fn yarn(inner: &Fields, original: usize) -> Result<RopeScaling, CheckpointError>
     })
 }
 
-/// The divisors of a longrope scaling that has the same ones for short and long contexts.
-fn factors(inner: &Fields, positions: usize, original: usize) -> Result<Vec<f32>, CheckpointError> {
+/// LongRoPE, as plain divisors where they are the same for short and long contexts.
+fn longrope(
+    inner: &Fields,
+    positions: usize,
+    original: usize,
+) -> Result<RopeScaling, CheckpointError> {
     let list = |field| {
         let values = inner.get(field).and_then(Value::as_array).and_then(|values| {
             values.iter().map(|value| value.as_f64().map(|value| value as f32)).collect()
@@ -66,14 +70,18 @@ fn factors(inner: &Fields, positions: usize, original: usize) -> Result<Vec<f32>
         values.ok_or_else(|| inner.error(field, "is no list of numbers"))
     };
     let (long, short): (Vec<f32>, Vec<f32>) = (list("long_factor")?, list("short_factor")?);
-    let attention = inner.optional_f64("attention_factor")?;
-    let plain = attention.map_or(original >= positions, |factor| factor == 1.0);
-    if long != short || !plain {
-        let reason = "longrope is supported with the same factors for short and long contexts, and \
-                      an attention_factor of 1";
-        return Err(inner.error("rope_type", reason));
+    let factor = positions as f64 / original.max(1) as f64;
+    let usual = if factor <= 1.0 {
+        1.0
+    } else {
+        (1.0 + factor.ln() / (original.max(2) as f64).ln()).sqrt()
+    };
+    let attention_factor = inner.optional_f64("attention_factor")?.unwrap_or(usual);
+    if long == short && attention_factor == 1.0 {
+        return Ok(RopeScaling::Factors(long));
     }
-    Ok(long)
+    let original_max_position_embeddings = original;
+    Ok(RopeScaling::LongRope { short, long, original_max_position_embeddings, attention_factor })
 }
 
 /// The inverse of [`parse`]; `Null` without scaling.
@@ -105,6 +113,16 @@ pub(super) fn to_json(scaling: &RopeScaling, positions: usize) -> Value {
             "rope_type": "yarn", "factor": factor, "beta_fast": beta_fast, "beta_slow": beta_slow,
             "original_max_position_embeddings": original_max_position_embeddings,
             "attention_factor": attention_factor,
+        }),
+        RopeScaling::LongRope {
+            short,
+            long,
+            original_max_position_embeddings: original,
+            attention_factor,
+        } => json!({
+            "rope_type": "longrope", "short_factor": short, "long_factor": long,
+            "factor": positions as f64 / *original as f64,
+            "original_max_position_embeddings": original, "attention_factor": attention_factor,
         }),
         RopeScaling::Factors(factors) => json!({
             "rope_type": "longrope", "short_factor": factors, "long_factor": factors, "factor": 1.0,

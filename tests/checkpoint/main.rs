@@ -110,6 +110,9 @@ fn gguf_files_hold_what_folders_hold() {
         "mistral-window",
         "gemma2",
         "gemma3",
+        "smollm3",
+        "phi3",
+        "llama-biases",
     ]
     .iter()
     .map(|name| ((*name).to_owned(), golden(name)))

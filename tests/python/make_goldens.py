@@ -19,8 +19,10 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 OUT = Path(__file__).resolve().parent.parent / "goldens"
@@ -80,6 +82,33 @@ MODELS = {
         None,
     ),
     "qwen3": (Qwen3Config(**SIZE, head_dim=16, tie_word_embeddings=True), torch.float32, None),
+    "llama-biases": (
+        LlamaConfig(**SIZE, attention_bias=True, mlp_bias=True),
+        torch.float32,
+        None,
+    ),
+    "smollm3": (
+        SmolLM3Config(**{**SIZE, "num_hidden_layers": 3}, no_rope_layers=[1, 0, 1], pad_token_id=0),
+        torch.float32,
+        None,
+    ),
+    "phi3": (
+        Phi3Config(
+            **SIZE,
+            pad_token_id=0,
+            original_max_position_embeddings=32,
+            sliding_window=30,
+            rope_parameters=rope(
+                "longrope",
+                partial_rotary_factor=0.5,
+                short_factor=[1.0, 1.1],
+                long_factor=[1.5, 3.0],
+                original_max_position_embeddings=32,
+            ),
+        ),
+        torch.float32,
+        None,
+    ),
     "gemma2": (
         Gemma2Config(
             **{**SIZE, "num_hidden_layers": 3},

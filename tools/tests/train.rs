@@ -28,7 +28,7 @@ fn checkpoint() -> Checkpoint {
 #[test]
 fn network_agrees_with_the_serving_decoder() {
     agrees_with_serving(checkpoint());
-    for name in ["gemma2", "gemma3"] {
+    for name in ["gemma2", "gemma3", "smollm3", "phi3"] {
         let goldens = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens");
         agrees_with_serving(Checkpoint::open(&goldens.join(name)).unwrap());
     }
@@ -41,7 +41,11 @@ fn agrees_with_serving(mut checkpoint: Checkpoint) {
     let embedding = checkpoint.tensor("model.embed_tokens.weight").unwrap().to_f32();
     let config = checkpoint.config.clone();
     let vocab = config.vocab_size;
-    let network = Network::new(config, embedding.clone(), embedding).unwrap();
+    let head = match config.tie_word_embeddings {
+        true => embedding.clone(),
+        false => checkpoint.tensor("lm_head.weight").unwrap().to_f32(),
+    };
+    let network = Network::new(config, embedding, head).unwrap();
     let parameters = Parameters::new(weights, Adapt::Full, 0).unwrap();
     let leaves = parameters.leaves().unwrap();
 

@@ -179,9 +179,16 @@ impl ModelConfig {
         config
     }
 
-    /// Lets dynamically scaled positions go on up to `wanted`, where the scaling reaches that far: the
-    /// frequencies depend on the longest context that is served.
+    /// Lets dynamically scaled positions go on up to `wanted`, where the scaling reaches that far, and LongRoPE's end
+    /// where the model was trained, where `wanted` is no more: the frequencies depend on the longest context that is
+    /// served.
     pub fn stretch_positions(&mut self, wanted: usize) {
+        if let RopeScaling::LongRope { original_max_position_embeddings: original, .. } =
+            self.rope.scaling
+            && wanted <= original
+        {
+            self.max_position_embeddings = self.max_position_embeddings.min(original);
+        }
         if let RopeScaling::Dynamic { factor, original_max_position_embeddings } = self.rope.scaling
         {
             let reach = (original_max_position_embeddings as f64 * factor) as usize;

@@ -92,6 +92,18 @@ fn scaled_frequencies(config: &ModelConfig, rope: &RopeConfig) -> (Vec<f64>, f64
     let scaled: Vec<f64> = match &rope.scaling {
         RopeScaling::None => plain,
         RopeScaling::Linear { factor } => plain.iter().map(|f| f / factor).collect(),
+        RopeScaling::LongRope {
+            short,
+            long,
+            original_max_position_embeddings,
+            attention_factor: given,
+        } => {
+            attention_factor = *given;
+            // As with dynamic scaling, a fixed table takes the longest sequence that is served.
+            let longer = config.max_position_embeddings > *original_max_position_embeddings;
+            let factors = if longer { long } else { short };
+            plain.iter().zip(factors).map(|(f, by)| f / f64::from(*by)).collect()
+        }
         RopeScaling::Factors(factors) => {
             plain.iter().zip(factors).map(|(f, by)| f / f64::from(*by)).collect()
         }

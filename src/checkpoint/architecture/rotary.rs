@@ -41,6 +41,17 @@ pub enum RopeScaling {
         /// Multiplier of cosine and sine; `None` means `0.1 ln(factor) + 1`.
         attention_factor: Option<f64>,
     },
+    /// LongRoPE (Ding et al., arXiv 2402.13753): divisors of every frequency, other ones beyond the trained context.
+    LongRope {
+        /// Divisors where the longest context served is no longer than the trained one.
+        short: Vec<f32>,
+        /// Divisors where it is longer.
+        long: Vec<f32>,
+        /// Context length the model was trained with.
+        original_max_position_embeddings: usize,
+        /// Multiplier of cosine and sine.
+        attention_factor: f64,
+    },
     /// Per-frequency divisors given by the file itself (GGUF `rope_freqs.weight`).
     Factors(Vec<f32>),
 }
@@ -61,6 +72,13 @@ impl RopeScaling {
     fn numbers(&self) -> Vec<(&'static str, f64)> {
         match self {
             Self::None | Self::Factors(_) => Vec::new(),
+            Self::LongRope { original_max_position_embeddings, attention_factor, .. } => vec![
+                (
+                    "rope_scaling.original_max_position_embeddings",
+                    *original_max_position_embeddings as f64,
+                ),
+                ("rope_scaling.attention_factor", *attention_factor),
+            ],
             Self::Linear { factor } => vec![("rope_scaling.factor", *factor)],
             Self::Dynamic { factor, original_max_position_embeddings } => vec![
                 ("rope_scaling.factor", *factor),
@@ -127,10 +145,17 @@ impl RopeConfig {
                 return Err((field, format!("{number} is not positive")));
             }
         }
-        if let RopeScaling::Factors(factors) = &self.scaling
-            && (factors.len() != head_dim / 2 || factors.iter().any(|f| !positive((*f).into())))
-        {
-            return Err(("rope_freqs", format!("{} factors do not fit", factors.len())));
+        let lists = match &self.scaling {
+            RopeScaling::Factors(factors) => vec![("rope_freqs", factors)],
+            RopeScaling::LongRope { short, long, .. } => {
+                vec![("rope_scaling.short_factor", short), ("rope_scaling.long_factor", long)]
+            }
+            _ => Vec::new(),
+        };
+        for (field, factors) in lists {
+            if factors.len() != head_dim / 2 || factors.iter().any(|f| !positive((*f).into())) {
+                return Err((field, format!("{} factors do not fit", factors.len())));
+            }
         }
         Ok(())
     }

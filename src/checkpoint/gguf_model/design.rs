@@ -1,6 +1,7 @@
 //! What sets the blocks of a GGUF file's model apart from Llama's.
 
-use super::{Extension, Keys};
+use super::extension::Extension;
+use super::keys::Keys;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::architecture::{Design, Family, RopeConfig, RopeScaling, SlidingWindow};
 use pleach_kernels::Activation;
@@ -16,11 +17,18 @@ pub(super) fn of(
     extension: Option<&Extension<'_>>,
     [hidden_size, heads, head_dim]: [usize; 3],
 ) -> Result<Design, CheckpointError> {
-    if !matches!(family, Family::Gemma2 | Family::Gemma3) {
-        return Ok(Design::default());
-    }
     let blocks = keys.usize("block_count")?;
     let number = |name| extension.map_or(Ok(None), |extension| extension.number(name));
+    if !matches!(family, Family::Gemma2 | Family::Gemma3) {
+        let said = extension.map_or(Ok(None), Extension::unrotated)?;
+        // llama.cpp knows of SmolLM3 that the last of every four blocks does not rotate.
+        let own = || (0..blocks.min(1 << 20)).map(|i| (i + 1).is_multiple_of(4)).collect();
+        let unrotated =
+            said.unwrap_or_else(|| if keys.arch == "smollm3" { own() } else { Vec::new() });
+        let share = number("partial_rotary_factor")?;
+        let rotated = share.map(|share| (head_dim as f64 * share).round() as usize);
+        return Ok(Design { unrotated, rotated, ..Design::default() });
+    }
     let wide = BLOCKS_OF_27B.contains(&(family, blocks));
     let scalar = if wide { hidden_size.checked_div(heads).unwrap_or(0) } else { head_dim };
     let caps = if family == Family::Gemma2 { [Some(50.0), Some(30.0)] } else { [None; 2] };

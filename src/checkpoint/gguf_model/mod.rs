@@ -1,33 +1,29 @@
 //! What GGUF metadata and tensor names say about a model.
 
 mod design;
+mod extension;
 mod keys;
 mod rope;
 mod tensors;
 
-use std::path::Path;
-
-use serde_json::{Map, Value as Json};
-
 use super::CheckpointError;
-use super::fields::Fields;
 use super::gguf::{Gguf, Value};
-use super::hf_config::layer_types;
-use super::rope as scaling;
 use crate::checkpoint::architecture::{Attachment, Family, ModelConfig, RopeConfig, RopeScaling};
+pub(super) use extension::EXTENSION;
+use extension::Extension;
 use keys::Keys;
 pub(super) use rope::FACTORS;
 use rope::scaling_by_keys;
 pub(super) use tensors::{info, read, tensor_name, to_gguf};
 
 /// The values of `general.architecture` that are read.
-const ARCHITECTURES: &str = "llama, qwen2, qwen3, gemma2 and gemma3";
+const ARCHITECTURES: &str = "llama, smollm3, qwen2, qwen3, gemma2 and gemma3";
 
 /// The architecture, from the metadata.
 pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, CheckpointError> {
     let arch = gguf.get("general.architecture").and_then(Value::as_str).unwrap_or_default();
     let family = match arch {
-        "llama" => Family::Llama,
+        "llama" | "smollm3" => Family::Llama,
         "qwen2" => Family::Qwen2,
         "qwen3" => Family::Qwen3,
         "gemma2" => Family::Gemma2,
@@ -79,7 +75,7 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, CheckpointError> {
     }
     let num_hidden_layers = keys.usize("block_count")?;
     let positions = keys.usize("context_length")?;
-    let extension = extension(gguf)?;
+    let extension = Extension::of(gguf)?;
     let scaling = match &extension {
         Some(extension) => extension.scaling(positions)?,
         None => None,
@@ -126,44 +122,6 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, CheckpointError> {
     config.end_at(eos_token_ids);
     config.check().map_err(|(field, reason)| CheckpointError::field(gguf.path(), field, reason))?;
     Ok(config)
-}
-
-/// The key of what Hugging Face's `config.json` can say and GGUF has no keys for, as JSON: `rope_scaling`,
-/// `layer_types`, `query_pre_attn_scalar` and `embedding_multiplier`.
-pub(super) const EXTENSION: &str = "pleach.config";
-
-/// What stands under [`EXTENSION`].
-struct Extension<'a> {
-    path: &'a Path,
-    map: Map<String, Json>,
-}
-
-fn extension(gguf: &Gguf) -> Result<Option<Extension<'_>>, CheckpointError> {
-    let Some(value) = gguf.get(EXTENSION) else { return Ok(None) };
-    let map = value.as_str().and_then(|text| serde_json::from_str(text).ok());
-    let map = map.ok_or_else(|| {
-        CheckpointError::field(gguf.path(), EXTENSION, "is no JSON object".to_owned())
-    })?;
-    Ok(Some(Extension { path: gguf.path(), map }))
-}
-
-impl Extension<'_> {
-    fn scaling(&self, positions: usize) -> Result<Option<RopeScaling>, CheckpointError> {
-        let Some(Json::Object(map)) = self.map.get("rope_scaling") else { return Ok(None) };
-        let fields = Fields { path: self.path, prefix: "pleach.config: rope_scaling.", map };
-        scaling::parse(&fields, positions).map(Some)
-    }
-
-    /// A number beside those of GGUF's own keys.
-    fn number(&self, name: &str) -> Result<Option<f64>, CheckpointError> {
-        Fields { path: self.path, prefix: "pleach.config: ", map: &self.map }.optional_f64(name)
-    }
-
-    fn layers(&self) -> Result<Option<Vec<bool>>, CheckpointError> {
-        let Some(types) = self.map.get("layer_types") else { return Ok(None) };
-        let wrong = || CheckpointError::field(self.path, EXTENSION, "layer_types is no such list");
-        layer_types(types).ok_or_else(wrong).map(Some)
-    }
 }
 
 /// The token ids of a trimmed head (`pleach.draft_vocab`).

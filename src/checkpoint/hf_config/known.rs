@@ -3,7 +3,7 @@
 use super::{CheckpointError, Fields};
 
 /// Fields that are read, or that change nothing in a forward pass without training.
-const KNOWN: [&str; 60] = [
+const KNOWN: [&str; 66] = [
     "_attn_implementation",
     "_attn_implementation_autoset",
     "_name_or_path",
@@ -13,9 +13,11 @@ const KNOWN: [&str; 60] = [
     "attention_dropout",
     "attn_implementation",
     "attn_logit_softcapping",
+    "auto_map",
     "bos_token_id",
     "cache_implementation",
     "dtype",
+    "embd_pdrop",
     "embedding_multiplier",
     "eos_token_id",
     "final_logit_softcapping",
@@ -33,9 +35,12 @@ const KNOWN: [&str; 60] = [
     "max_window_layers",
     "mlp_bias",
     "model_type",
+    "no_rope_layer_interval",
+    "no_rope_layers",
     "num_attention_heads",
     "num_hidden_layers",
     "num_key_value_heads",
+    "original_max_position_embeddings",
     "output_attentions",
     "output_hidden_states",
     "pad_token_id",
@@ -43,6 +48,7 @@ const KNOWN: [&str; 60] = [
     "pretraining_tp",
     "quantization_config",
     "query_pre_attn_scalar",
+    "resid_pdrop",
     "return_dict",
     "rms_norm_eps",
     "rope_interleaved",

@@ -13,7 +13,7 @@ pub(super) fn sliding_window(
     blocks: usize,
 ) -> Result<Option<SlidingWindow>, CheckpointError> {
     let window = match model_type {
-        "mistral" => fields.optional_usize("sliding_window")?,
+        "mistral" | "phi3" => fields.optional_usize("sliding_window")?,
         // What transformers takes where the field is not there.
         "gemma2" | "gemma3_text" if !fields.map.contains_key("sliding_window") => Some(4096),
         "gemma2" | "gemma3_text" => fields.optional_usize("sliding_window")?,
@@ -23,7 +23,7 @@ pub(super) fn sliding_window(
         _ => None,
     };
     let first = match model_type {
-        "mistral" => 0,
+        "mistral" | "phi3" => 0,
         _ => fields.optional_usize("max_window_layers")?.unwrap_or(0),
     };
     let period = match model_type {
@@ -86,4 +86,28 @@ pub(in crate::checkpoint) fn layer_types(types: &Value) -> Option<Vec<bool>> {
         _ => None,
     };
     types.as_array()?.iter().map(one).collect()
+}
+
+/// Which blocks of a SmolLM3 leave queries and keys as they are: those with a 0 in `no_rope_layers`, or the last of
+/// every `no_rope_layer_interval`.
+pub(super) fn unrotated(fields: &Fields, blocks: usize) -> Result<Vec<bool>, CheckpointError> {
+    if fields.bool("use_sliding_window")? {
+        let reason = "true is not supported for smollm3";
+        return Err(fields.error("use_sliding_window", reason));
+    }
+    if let Some(list) = fields.get("no_rope_layers") {
+        return unrotated_blocks(list)
+            .ok_or_else(|| fields.error("no_rope_layers", "is no list of 0 and 1"));
+    }
+    match fields.optional_usize("no_rope_layer_interval")?.unwrap_or(4) {
+        0 => Err(fields.error("no_rope_layer_interval", "is 0")),
+        interval => {
+            Ok((0..blocks.min(1 << 20)).map(|i| (i + 1).is_multiple_of(interval)).collect())
+        }
+    }
+}
+
+/// Whether each block of a `no_rope_layers` list does not rotate.
+pub(in crate::checkpoint) fn unrotated_blocks(list: &Value) -> Option<Vec<bool>> {
+    list.as_array()?.iter().map(|rotates| Some(rotates.as_u64()? == 0)).collect()
 }

@@ -13,12 +13,12 @@ use super::CheckpointError;
 use super::fields::{Fields, object};
 use crate::checkpoint::architecture::{Attachment, Design, Family, ModelConfig};
 pub(super) use design::root;
-pub(super) use layers::layer_types;
 use layers::sliding_window;
+pub(super) use layers::{layer_types, unrotated_blocks};
 use rope::Ropes;
 
 /// The values of `model_type` that are read.
-const MODEL_TYPES: &str = "llama, mistral, qwen2, qwen3, gemma2 and gemma3_text";
+const MODEL_TYPES: &str = "llama, mistral, phi3, smollm3, qwen2, qwen3, gemma2 and gemma3_text";
 
 /// What a file says of its model.
 pub(super) struct Description {
@@ -74,7 +74,7 @@ fn attachment(
 fn config(fields: &Fields) -> Result<ModelConfig, CheckpointError> {
     let model_type = fields.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let family = match model_type {
-        "llama" | "mistral" => Family::Llama,
+        "llama" | "mistral" | "phi3" | "smollm3" => Family::Llama,
         "qwen2" => Family::Qwen2,
         "qwen3" => Family::Qwen3,
         "gemma2" => Family::Gemma2,
@@ -93,7 +93,12 @@ fn config(fields: &Fields) -> Result<ModelConfig, CheckpointError> {
         return Err(fields.error("quantization_config", reason));
     }
     let gemma = matches!(family, Family::Gemma2 | Family::Gemma3);
-    known::refuse_unsupported(fields, if gemma { &design::GEMMA_FIELDS } else { &[] })?;
+    let read: &[&str] = match model_type {
+        "phi3" => &["partial_rotary_factor"],
+        _ if gemma => &design::GEMMA_FIELDS,
+        _ => &[],
+    };
+    known::refuse_unsupported(fields, read)?;
     let hidden_size = fields.usize("hidden_size")?;
     let heads = fields.usize("num_attention_heads")?;
     let max_position_embeddings = fields.usize("max_position_embeddings")?;
@@ -106,10 +111,28 @@ fn config(fields: &Fields) -> Result<ModelConfig, CheckpointError> {
             Ropes { global, local: None, original }
         }
     };
-    let design = Design { local_rope: local, ..design::of(fields, family, hidden_size)? };
+    let head_dim = match fields.optional_usize("head_dim")? {
+        Some(dim) => dim,
+        None if gemma => 256,
+        None => hidden_size.checked_div(heads).unwrap_or(0),
+    };
+    let unrotated = match model_type {
+        "smollm3" => layers::unrotated(fields, num_hidden_layers)?,
+        _ => Vec::new(),
+    };
+    let rotated = match model_type {
+        "phi3" => rope::rotated(fields, head_dim)?,
+        _ => None,
+    };
+    let design = Design {
+        local_rope: local,
+        unrotated,
+        rotated,
+        ..design::of(fields, family, hidden_size)?
+    };
     // Gemma's own defaults, which its files leave out.
     let tied = match fields.get("tie_word_embeddings") {
-        None => gemma,
+        None => gemma || model_type == "smollm3",
         Some(_) => fields.bool("tie_word_embeddings")?,
     };
     Ok(ModelConfig {
@@ -120,11 +143,7 @@ fn config(fields: &Fields) -> Result<ModelConfig, CheckpointError> {
         num_hidden_layers,
         num_attention_heads: heads,
         num_key_value_heads: fields.optional_usize("num_key_value_heads")?.unwrap_or(heads),
-        head_dim: match fields.optional_usize("head_dim")? {
-            Some(dim) => dim,
-            None if gemma => 256,
-            None => hidden_size.checked_div(heads).unwrap_or(0),
-        },
+        head_dim,
         max_position_embeddings: rope.scaling.reach(max_position_embeddings, original),
         rms_norm_eps: fields.f64("rms_norm_eps")?,
         rope,

@@ -59,9 +59,16 @@ pub(super) fn of_one_kind(
         return Err(fields.error(name, reason));
     }
     let prefix = format!("{name}.");
-    let inner = Fields { path: fields.path, prefix: &prefix, map };
-    if let Some(share) = inner.optional_f64("partial_rotary_factor")?.filter(|share| *share != 1.0)
-    {
+    // Phi-3's files of before transformers 5 say beside the scaling how long the model was trained.
+    let mut map = map.clone();
+    const ORIGINAL: &str = "original_max_position_embeddings";
+    if let Some(original) = fields.get(ORIGINAL).filter(|_| !map.contains_key(ORIGINAL)) {
+        map.insert(ORIGINAL.into(), original.clone());
+    }
+    let inner = Fields { path: fields.path, prefix: &prefix, map: &map };
+    let partial = fields.get("model_type").and_then(Value::as_str) == Some("phi3");
+    let share = inner.optional_f64("partial_rotary_factor")?;
+    if let Some(share) = share.filter(|share| !partial && *share != 1.0) {
         return Err(inner.error("partial_rotary_factor", format!("{share} is not supported")));
     }
     let theta = fields.optional_f64("rope_theta")?.unwrap_or(10_000.0);
@@ -77,4 +84,19 @@ fn parameters(
     let theta = inner.optional_f64("rope_theta")?.unwrap_or(theta);
     let original = inner.optional_usize("original_max_position_embeddings")?.unwrap_or(positions);
     Ok((RopeConfig { theta, scaling: parse(inner, positions)? }, original))
+}
+
+/// Values of a head that turn, where they are not all: `partial_rotary_factor`, in `rope_parameters` or beside.
+pub(super) fn rotated(fields: &Fields, head_dim: usize) -> Result<Option<usize>, CheckpointError> {
+    const NAME: &str = "partial_rotary_factor";
+    let inner = fields.get("rope_parameters").and_then(|value| value.get(NAME)?.as_f64());
+    let share = match inner {
+        Some(share) => share,
+        None => fields.optional_f64(NAME)?.unwrap_or(1.0),
+    };
+    if !(share > 0.0 && share <= 1.0) {
+        return Err(fields.error(NAME, format!("{share} is no share of a head")));
+    }
+    let rotated = (head_dim as f64 * share) as usize;
+    Ok(Some(rotated).filter(|rotated| *rotated != head_dim))
 }

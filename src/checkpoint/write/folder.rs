@@ -105,6 +105,9 @@ pub fn hf_config(
     map.insert("num_hidden_layers".into(), json!(config.num_hidden_layers));
     put_windows(&mut map, config, like)?;
     put_embedding_scale(&mut map, config, dtype);
+    if !config.design.unrotated.is_empty() {
+        map.insert("no_rope_layers".into(), no_rope_layers(&config.design.unrotated));
+    }
     Ok(Json::Object(map))
 }
 
@@ -146,6 +149,11 @@ fn gemma(config: &ModelConfig) -> bool {
     matches!(config.family, Family::Gemma2 | Family::Gemma3)
 }
 
+/// Which blocks rotate, as `no_rope_layers`: 1 where a block does.
+pub(super) fn no_rope_layers(unrotated: &[bool]) -> Json {
+    unrotated.iter().map(|unrotated| u8::from(!unrotated)).collect()
+}
+
 /// A window's blocks as `layer_types`.
 pub(super) fn layer_types(window: &SlidingWindow) -> Json {
     let kind = |uses: &bool| if *uses { "sliding_attention" } else { "full_attention" };
@@ -155,6 +163,9 @@ pub(super) fn layer_types(window: &SlidingWindow) -> Json {
 /// The inverse of reading `config.json`.
 fn of_config(config: &ModelConfig, like: &Checkpoint) -> Map<String, Json> {
     let (model_type, architecture) = match (config.family, &config.sliding_window) {
+        (Family::Llama, _) if !config.design.unrotated.is_empty() => {
+            ("smollm3", "SmolLM3ForCausalLM")
+        }
         (Family::Llama, None) => ("llama", "LlamaForCausalLM"),
         (Family::Llama, Some(_)) => ("mistral", "MistralForCausalLM"),
         (Family::Qwen2, _) => ("qwen2", "Qwen2ForCausalLM"),

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 
 use super::atomically;
-use super::folder::layer_types;
+use super::folder::{layer_types, no_rope_layers};
 use crate::checkpoint::architecture::{
     Family, ModelConfig, RopeScaling, rope_divisors, yarn_attention,
 };
@@ -86,8 +86,8 @@ pub fn gguf_file(
 
 /// Whether a scaling is written as the frequencies' divisors, for want of keys that llama.cpp knows.
 fn needs_divisors(scaling: &RopeScaling) -> bool {
-    use RopeScaling::{Dynamic, Factors, Llama3};
-    matches!(scaling, Factors(_) | Llama3 { .. } | Dynamic { .. })
+    use RopeScaling::{Dynamic, Factors, Llama3, LongRope};
+    matches!(scaling, Factors(_) | Llama3 { .. } | Dynamic { .. } | LongRope { .. })
 }
 
 fn divisors(config: &ModelConfig) -> RawTensor {
@@ -98,6 +98,7 @@ fn divisors(config: &ModelConfig) -> RawTensor {
 
 fn gguf_metadata<'a>(name: &'a str, config: &ModelConfig) -> Vec<(String, Meta<'a>)> {
     let arch = match config.family {
+        Family::Llama if !config.design.unrotated.is_empty() => "smollm3",
         Family::Llama => "llama",
         Family::Qwen2 => "qwen2",
         Family::Qwen3 => "qwen3",
@@ -161,9 +162,10 @@ fn gguf_metadata<'a>(name: &'a str, config: &ModelConfig) -> Vec<(String, Meta<'
             "yarn"
         }
         // Their divisors are a tensor.
-        RopeScaling::Factors(_) | RopeScaling::Llama3 { .. } | RopeScaling::Dynamic { .. } => {
-            "none"
-        }
+        RopeScaling::Factors(_)
+        | RopeScaling::Llama3 { .. }
+        | RopeScaling::Dynamic { .. }
+        | RopeScaling::LongRope { .. } => "none",
     };
     if let RopeScaling::Yarn { original_max_position_embeddings: original, .. } =
         config.rope.scaling
@@ -195,7 +197,12 @@ fn extension(config: &ModelConfig) -> Option<Meta<'static>> {
         }
         _ => {}
     }
+    if !config.design.unrotated.is_empty() {
+        map.insert("no_rope_layers".into(), no_rope_layers(&config.design.unrotated));
+    }
+    let rotated = config.design.rotated.map(|rotated| rotated as f64 / config.head_dim as f64);
     let numbers = [
+        ("partial_rotary_factor", rotated),
         ("query_pre_attn_scalar", config.design.query_scalar),
         ("embedding_multiplier", config.design.embedding_scale.map(f64::from)),
     ];

@@ -1,0 +1,53 @@
+//! Projections that a Hugging Face folder holds side by side in one matrix (Phi-3).
+
+use std::ops::Range;
+
+use super::architecture::ModelConfig;
+use super::{CheckpointError, RawTensor, TensorInfo};
+
+/// The name of the matrix or bias that has a projection's rows among others', and which rows they are.
+pub(super) fn source(config: &ModelConfig, name: &str) -> Option<(String, Range<usize>)> {
+    let (module, kind) = name.rsplit_once('.')?;
+    let (place, projection) = module.rsplit_once('.')?;
+    let q = config.num_attention_heads * config.head_dim;
+    let kv = config.num_key_value_heads * config.head_dim;
+    let inner = config.intermediate_size;
+    let (whole, rows) = match projection {
+        "q_proj" => ("qkv_proj", 0..q),
+        "k_proj" => ("qkv_proj", q..q + kv),
+        "v_proj" => ("qkv_proj", q + kv..q + 2 * kv),
+        "gate_proj" => ("gate_up_proj", 0..inner),
+        "up_proj" => ("gate_up_proj", inner..2 * inner),
+        _ => return None,
+    };
+    Some((format!("{place}.{whole}.{kind}"), rows))
+}
+
+/// What a file says of the rows alone.
+pub(super) fn info(whole: TensorInfo, rows: &Range<usize>) -> TensorInfo {
+    let mut shape = whole.shape;
+    if let Some(count) = shape.first_mut() {
+        *count = (*count).min(rows.end).saturating_sub(rows.start);
+    }
+    TensorInfo { dtype: whole.dtype, shape }
+}
+
+/// The rows alone.
+///
+/// # Errors
+/// If the tensor does not have them; `error` makes the error of a reason.
+pub(super) fn cut(
+    whole: &RawTensor,
+    rows: &Range<usize>,
+    error: impl FnOnce(String) -> CheckpointError,
+) -> Result<RawTensor, CheckpointError> {
+    let count = whole.shape.first().copied().unwrap_or(0);
+    if rows.end > count {
+        return Err(error(format!("has {count} rows, not at least {}", rows.end)));
+    }
+    let row_bytes = whole.data.len() / count.max(1);
+    let mut shape = whole.shape.clone();
+    shape[0] = rows.len();
+    let data = whole.data[rows.start * row_bytes..rows.end * row_bytes].to_vec();
+    Ok(RawTensor { dtype: whole.dtype, shape, data })
+}
