@@ -14,7 +14,8 @@ use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::write::{gguf_file, json_file};
 use pleach::engine::{Engine, EngineConfig, Request};
 use pleach::model::{
-    CudaDecoder, CudaRunner, Family, Forward, ModelConfig, RopeConfig, RopeScaling, tensor_names,
+    CudaDecoder, CudaRunner, Design, Family, Forward, ModelConfig, RopeConfig, RopeScaling,
+    tensor_names,
 };
 use pleach_kernels::DType;
 use pleach_kernels::cuda::{Device, Tensor, Weights};

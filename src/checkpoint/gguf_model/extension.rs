@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json};
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::architecture::RopeScaling;
 use crate::checkpoint::fields::Fields;
-use crate::checkpoint::gguf::{Gguf, Value};
+use crate::checkpoint::gguf::Gguf;
 use crate::checkpoint::hf_config::{layer_types, unrotated_blocks};
 use crate::checkpoint::rope as scaling;
 

@@ -8,7 +8,7 @@ mod tensors;
 
 use super::CheckpointError;
 use super::gguf::{Gguf, Value};
-use crate::checkpoint::architecture::{Attachment, Family, ModelConfig, RopeConfig, RopeScaling};
+use crate::checkpoint::architecture::{Attachment, Family, ModelConfig, RopeConfig};
 pub(super) use extension::EXTENSION;
 use extension::Extension;
 use keys::Keys;
