@@ -50,8 +50,11 @@ fn greedy_output_is_identical_with_every_proposer() {
         }
         let accepted =
             |proposer: Proposer| engine.stats().rounds.proposers[proposer as usize].accepted_tokens;
-        assert!(accepted(Proposer::Ngram) > 0 && accepted(Proposer::Prediction) > 0);
-        assert!(adaptive || (accepted(Proposer::DraftModel) > 0) == draft.is_some());
+        // What is worth drafting depends on how fast this machine is just now.
+        if !adaptive {
+            assert!(accepted(Proposer::Ngram) > 0 && accepted(Proposer::Prediction) > 0);
+            assert_eq!(accepted(Proposer::DraftModel) > 0, draft.is_some());
+        }
     }
 }
 
