@@ -17,26 +17,26 @@ fn config() -> EngineConfig {
     EngineConfig { num_blocks: Some(128), ngram: false, adaptive: false, ..Default::default() }
 }
 
-/// Requests whose answers repeat their questions, and one that says what it expects, wrongly in places.
+/// Requests whose answers repeat their questions.
 fn repetitive(max_tokens: usize) -> Vec<Request> {
     let texts = [
         "Repeat this exactly: The quick brown fox jumps over the lazy dog. The dog sleeps.",
         "Write the word 'echo' ten times, separated by commas.",
         "Add a comment to each line:\nfor i in range(10):\n    print(i)\nfor j in range(10):\n    print(j)",
     ];
-    let mut requests: Vec<Request> =
-        texts.iter().map(|text| Request::greedy(prompt(text), max_tokens)).collect();
-    requests[2].prediction =
-        prompt("for i in range(10):\n    print(i) # count\nfor j in range(9):\n    print(j)")
-            .into();
-    requests
+    texts.iter().map(|text| Request::greedy(prompt(text), max_tokens)).collect()
 }
 
 /// The draft model, n-grams and predictions together, at any draft length, alone and in a batch.
 #[test]
 fn greedy_output_is_identical_with_every_proposer() {
-    let requests: Vec<Request> = questions(24).into_iter().take(3).chain(repetitive(48)).collect();
+    let mut requests: Vec<Request> =
+        questions(24).into_iter().take(3).chain(repetitive(48)).collect();
     let expected = ids(&run(&mut engine(&config(), None), &requests));
+    // One says what it expects, wrongly in places.
+    let mut prediction = expected[5].clone();
+    prediction.iter_mut().skip(6).step_by(7).for_each(|token| *token = (*token + 1) % 1000);
+    requests[5].prediction = prediction.into();
     for (draft, length, adaptive) in [(None, 12, false), (Some(27), 3, false), (Some(27), 8, true)]
     {
         let config =
@@ -52,7 +52,8 @@ fn greedy_output_is_identical_with_every_proposer() {
             |proposer: Proposer| engine.stats().rounds.proposers[proposer as usize].accepted_tokens;
         // What is worth drafting depends on how fast this machine is just now.
         if !adaptive {
-            assert!(accepted(Proposer::Ngram) > 0 && accepted(Proposer::Prediction) > 0);
+            assert!(accepted(Proposer::Ngram) > 0, "{draft:?} {length}");
+            assert!(accepted(Proposer::Prediction) > 0, "{draft:?} {length}");
             assert_eq!(accepted(Proposer::DraftModel) > 0, draft.is_some());
         }
     }
