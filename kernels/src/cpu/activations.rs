@@ -1,4 +1,4 @@
-//! The left operand of every matrix product: rows in f32 and in int8.
+//! The left operand of every matrix product: rows in f32 and in integer steps.
 
 use crate::cpu::isa::Isa;
 use crate::cpu::pool::ThreadPool;
@@ -13,8 +13,8 @@ pub(crate) const TILE: usize = 16;
 /// one scale per 32 values, so that a row's bits never depend on its neighbours.
 ///
 /// A few channels are so much larger than the rest that 8 bits beside them lose what the model says (README of the
-/// benches). So in each block the two groups of four values with the largest peaks are *wide*: a step of theirs is
-/// `16 * upper + lower`, up to 2,039 of them, while all other values take 127 of the same steps at most. The upper
+/// benches). So in each block the two groups of four values with the largest peaks are *wide*: a value of theirs is
+/// `16 * upper + lower` steps, 2,039 at most, while every other value is at most 127 of the same steps. The upper
 /// codes of other groups are 0, and products leave them out.
 ///
 /// What belongs to the blocks lies as `[rows / 16, cols / 32, 16 rows]`.

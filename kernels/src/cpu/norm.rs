@@ -12,14 +12,24 @@ use crate::cpu::shared_mut::SharedMut;
 /// # Panics
 /// If `x` and `out` differ in length or do not hold whole rows.
 pub fn rms_norm(pool: &ThreadPool, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let width = weight.len();
-    assert!(x.len() == out.len() && x.len().is_multiple_of(width), "rows of {width}");
     let isa = Isa::best();
+    each_row(pool, x, weight.len(), out, &|x, out| norm_row(isa, x, weight, eps, out));
+}
+
+/// Has `make` write every row of `out` with that of `x`.
+fn each_row(
+    pool: &ThreadPool,
+    x: &[f32],
+    width: usize,
+    out: &mut [f32],
+    make: &(dyn Fn(&[f32], &mut [f32]) + Sync),
+) {
+    assert!(x.len() == out.len() && x.len().is_multiple_of(width), "rows of {width}");
     let parts = SharedMut::new(out);
     pool.run(x.len() / width, &|row| {
         // SAFETY: each task has its own row.
         let out = unsafe { parts.slice(row * width, width) };
-        norm_row(isa, &x[row * width..][..width], weight, eps, out);
+        make(&x[row * width..][..width], out);
     });
 }
 
@@ -48,15 +58,8 @@ pub fn rms_norm_quantized(
 /// # Panics
 /// If `x` and `out` differ in length or do not hold whole rows.
 pub fn add_rms_norm(pool: &ThreadPool, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let width = weight.len();
-    assert!(x.len() == out.len() && x.len().is_multiple_of(width), "rows of {width}");
     let isa = Isa::best();
-    let parts = SharedMut::new(out);
-    pool.run(x.len() / width, &|row| {
-        // SAFETY: each task has its own row.
-        let out = unsafe { parts.slice(row * width, width) };
-        add_norm_row(isa, &x[row * width..][..width], weight, eps, out);
-    });
+    each_row(pool, x, weight.len(), out, &|x, out| add_norm_row(isa, x, weight, eps, out));
 }
 
 /// RMS norm of every head in place: `x` holds rows of `stride` values, in which `heads` heads of

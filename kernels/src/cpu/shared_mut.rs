@@ -9,7 +9,7 @@ pub(crate) struct SharedMut<'a, T> {
     lifetime: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: the only access is through `slice`, whose callers promise disjoint ranges.
+// SAFETY: the only access is through `slice` and `element`, whose callers promise disjoint parts.
 unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 
 impl<'a, T> SharedMut<'a, T> {

@@ -1,5 +1,19 @@
 //! Random inputs for the tests of the kernels.
 
+use crate::dtype::DType;
+
+/// The formats of quantised weights.
+pub(crate) const QUANTIZED: [DType; 8] = [
+    DType::Q8_0,
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q4_K,
+    DType::Q5_K,
+    DType::Q6_K,
+];
+
 /// A small generator; the seed is printed so that a failure can be repeated.
 pub(crate) struct Random(u64);
 

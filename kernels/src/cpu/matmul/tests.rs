@@ -2,18 +2,7 @@
 
 use super::*;
 use crate::DType;
-use crate::cpu::testing::Random;
-
-const QUANTIZED: [DType; 8] = [
-    DType::Q8_0,
-    DType::Q4_0,
-    DType::Q4_1,
-    DType::Q5_0,
-    DType::Q5_1,
-    DType::Q4_K,
-    DType::Q5_K,
-    DType::Q6_K,
-];
+use crate::cpu::testing::{QUANTIZED, Random};
 
 /// Random bytes are valid codes; scales are set to small half-precision numbers.
 fn random_matrix(dtype: DType, out: usize, cols: usize, random: &mut Random) -> Vec<u8> {

@@ -127,6 +127,27 @@ per_isa! {
     }
 }
 
+/// The gradients of a gate `g / (1 + exp(-a))` times what stands beside it, where `argument` gives `-a` and the slope
+/// of `a` for a `g`.
+#[inline(always)]
+fn gate_gradients(
+    gate: &[f32],
+    up: &[f32],
+    dy: &[f32],
+    dgate: &mut [f32],
+    dup: &mut [f32],
+    argument: impl Fn(f32) -> (f32, f32),
+) {
+    let n = dy.len();
+    let (gate, up, dgate, dup) = (&gate[..n], &up[..n], &mut dgate[..n], &mut dup[..n]);
+    for i in 0..n {
+        let (argument, slope) = argument(gate[i]);
+        let s = 1.0 / (1.0 + exp(argument));
+        dup[i] = dy[i] * gate[i] * s;
+        dgate[i] = dy[i] * up[i] * s * (1.0 + gate[i] * slope * (1.0 - s));
+    }
+}
+
 per_isa! {
     fn silu_row_backward(
         gate: &[f32],
@@ -135,13 +156,7 @@ per_isa! {
         dgate: &mut [f32],
         dup: &mut [f32],
     ) {
-        let n = dy.len();
-        let (gate, up, dgate, dup) = (&gate[..n], &up[..n], &mut dgate[..n], &mut dup[..n]);
-        for i in 0..n {
-            let s = 1.0 / (1.0 + exp(-gate[i]));
-            dup[i] = dy[i] * gate[i] * s;
-            dgate[i] = dy[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
-        }
+        gate_gradients(gate, up, dy, dgate, dup, |g| (-g, 1.0));
     }
 }
 
@@ -153,15 +168,10 @@ per_isa! {
         dgate: &mut [f32],
         dup: &mut [f32],
     ) {
-        let n = dy.len();
-        let (gate, up, dgate, dup) = (&gate[..n], &up[..n], &mut dgate[..n], &mut dup[..n]);
-        for i in 0..n {
-            let square = gate[i] * gate[i];
-            let s = 1.0 / (1.0 + exp(-SLOPE * gate[i] * (1.0 + CUBE * square)));
-            let slope = SLOPE * (1.0 + 3.0 * CUBE * square);
-            dup[i] = dy[i] * gate[i] * s;
-            dgate[i] = dy[i] * up[i] * s * (1.0 + gate[i] * slope * (1.0 - s));
-        }
+        gate_gradients(gate, up, dy, dgate, dup, |g| {
+            let square = g * g;
+            (-SLOPE * g * (1.0 + CUBE * square), SLOPE * (1.0 + 3.0 * CUBE * square))
+        });
     }
 }
 
