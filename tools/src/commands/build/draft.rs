@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use pleach::checkpoint::source::Source;
 use pleach::checkpoint::write::LazyTensor;
 use pleach::checkpoint::{Checkpoint, RawTensor};
@@ -12,7 +12,7 @@ use pleach_kernels::DType;
 
 use super::args::Args;
 use super::recorded;
-use super::steps::{begin, check_end, cut, for_minutes};
+use super::steps::{begin, cut, for_minutes, open};
 use crate::commands::evaluate;
 use crate::commands::generate;
 use crate::commands::pack;
@@ -20,7 +20,6 @@ use crate::commands::prune::{self, DraftKind};
 use crate::commands::report;
 use crate::commands::train;
 use crate::shared::endpoint;
-use crate::shared::manifest::Manifest;
 use crate::shared::measure_args::MeasureArgs;
 use crate::shared::model_folder::save_folder;
 
@@ -35,12 +34,7 @@ const FLOP_SHARE: f64 = 0.25;
 pub(super) fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
     let out = &args.out;
-    std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
-    let mut manifest = Manifest::new("build", args)?;
-    let checkpoint = args.model.open()?;
-    manifest.model(&checkpoint)?;
-    args.prompts.iter().try_for_each(|path| manifest.file(path))?;
-    check_end(args, &checkpoint)?;
+    let (mut manifest, checkpoint) = open(args)?;
     let config = &checkpoint.config;
     let mut earlier = args.from.as_deref().map(Checkpoint::open).transpose()?;
     earlier.iter().try_for_each(|draft| manifest.model(draft))?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::{Checkpoint, write};
 use pleach::model::ModelConfig;
 use pleach::prompts::{VALIDATION_PROMPTS, read_prompts};
@@ -15,6 +15,17 @@ use crate::shared::chat::Chat;
 use crate::shared::manifest::Manifest;
 use crate::shared::texts::PROMPTS;
 
+/// The model, and the manifest that names it and the prompts, once OUT is there and the build can end.
+pub(super) fn open(args: &Args) -> Result<(Manifest, Checkpoint)> {
+    std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
+    let mut manifest = Manifest::new("build", args)?;
+    let checkpoint = args.model.open()?;
+    manifest.model(&checkpoint)?;
+    args.prompts.iter().try_for_each(|path| manifest.file(path))?;
+    check_end(args, &checkpoint)?;
+    Ok((manifest, checkpoint))
+}
+
 /// Notes in OUT what is built there; refuses to go on with what another build has left.
 pub(super) fn begin(args: &Args, manifest: &Manifest) -> Result<PathBuf> {
     let [begun, finished] = ["begun.json", "build.json"].map(|name| args.out.join(name));
@@ -25,7 +36,7 @@ pub(super) fn begin(args: &Args, manifest: &Manifest) -> Result<PathBuf> {
 
 /// Finds before the first step what would end the last ones: a configuration that cannot be written, weights
 /// that are not there, prompts that cannot be read.
-pub(super) fn check_end(args: &Args, checkpoint: &Checkpoint) -> Result<()> {
+fn check_end(args: &Args, checkpoint: &Checkpoint) -> Result<()> {
     checkpoint.check_tensors()?;
     Chat::new(checkpoint)?;
     write::hf_config(&checkpoint.config, DType::F32, checkpoint)?;
