@@ -8,8 +8,9 @@ use std::sync::LazyLock;
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use pleach_kernels::{
-    Activation, Activations, AttentionShape, CacheFormat, Ceilings, DType, LayerCache,
-    PackedMatrix, ThreadPool, gate_mul_quantized, matmul, paged_attention, rms_norm_quantized,
+    Activation, Activations, AttentionShape, CacheFormat, Ceilings, DType, Gated, LayerCache,
+    PackedMatrix, ThreadPool, gated_product, matmul, matmul_add, paged_attention,
+    rms_norm_quantized,
 };
 
 static POOL: LazyLock<ThreadPool> =
@@ -114,13 +115,55 @@ fn norm_and_quantise(bencher: Bencher, rows: usize) {
     });
 }
 
-#[divan::bench(args = [1, 8, 512])]
-fn silu_and_quantise(bencher: Bencher, rows: usize) {
-    let x = values(rows * 2 * 1536);
-    let mut y = Activations::new();
+/// Gate and up of a feed-forward layer, whose outputs become the operand of the next product.
+#[divan::bench(args = ROWS)]
+fn gated_q4_1(bencher: Bencher, rows: usize) {
+    let matrices = matrices(DType::Q4_1, 1536, 576);
+    let mut x = Activations::new();
+    x.set(&POOL, &values(rows * 576), rows, 576);
+    let (mut y, mut next) = (Activations::new(), 0);
     bencher
-        .counter(BytesCount::new(x.len() * 4))
-        .bench_local(|| gate_mul_quantized(&POOL, Activation::Silu, &x, 1536, black_box(&mut y)));
+        .counter(BytesCount::new(2 * matrices[0].bytes()))
+        .counter(ItemsCount::new(4 * rows * 1536 * 576))
+        .bench_local(|| {
+            next = (next + 2) % (matrices.len() - 1);
+            let weights = [&matrices[next], &matrices[next + 1]];
+            let gated = Gated { activation: Activation::Silu, weights, biases: [None; 2] };
+            gated_product(&POOL, &gated, &x, black_box(&mut y));
+        });
+}
+
+/// A pass over all matrices of SmolLM2-135M, with norms and gates, without attention.
+#[divan::bench(args = [1, 2, 3, 4, 5, 8, 16, 32], sample_count = 200)]
+fn pass(bencher: Bencher, rows: usize) {
+    const BLOCKS: usize = 30;
+    let square = matrices(DType::Q4_1, 576, 576);
+    let kv = matrices(DType::Q4_1, 192, 576);
+    let wide = matrices(DType::Q4_1, 1536, 576);
+    let down = matrices(DType::Q4_1, 576, 1536);
+    let head = &matrices(DType::Q8_0, 49152, 576)[0];
+    let norm = vec![1.0; 576];
+    let (start, attended) = (values(rows * 576), values(rows * 576));
+    let (mut x, mut y) = (Activations::new(), Activations::new());
+    let (mut qkv, mut logits) = (vec![0.0; rows * 960], vec![0.0; rows * 49152]);
+    let block = 2 * square[0].bytes() + 2 * kv[0].bytes() + 3 * wide[0].bytes();
+    bencher.counter(BytesCount::new(BLOCKS * block + head.bytes())).bench_local(|| {
+        let mut hidden = start.clone();
+        for i in 0..BLOCKS {
+            rms_norm_quantized(&POOL, &hidden, rows, |row| row, &norm, 1e-5, &mut x);
+            let weights = [&square[2 * i], &kv[2 * i], &kv[2 * i + 1]];
+            matmul(&POOL, &weights, &x, &mut qkv, 960);
+            x.set(&POOL, &attended, rows, 576);
+            matmul_add(&POOL, &square[2 * i + 1], &x, &mut hidden, 576);
+            rms_norm_quantized(&POOL, &hidden, rows, |row| row, &norm, 1e-5, &mut x);
+            let weights = [&wide[2 * i], &wide[2 * i + 1]];
+            let gated = Gated { activation: Activation::Silu, weights, biases: [None; 2] };
+            gated_product(&POOL, &gated, &x, &mut y);
+            matmul_add(&POOL, &down[i], &y, &mut hidden, 576);
+        }
+        rms_norm_quantized(&POOL, &hidden, rows, |row| row, &norm, 1e-5, &mut x);
+        matmul(&POOL, &[head], &x, black_box(&mut logits), 49152);
+    });
 }
 
 /// One thread, as training runs it.

@@ -47,7 +47,7 @@ pub struct AttachedDrafter {
 /// Buffers of a drafter's steps, and the states of its last one.
 #[derive(Default)]
 pub struct DraftWorkspace {
-    activations: Activations,
+    operands: [Activations; 2],
     /// `[rows, inputs of the projection]`
     input: Vec<f32>,
     /// `[rows, hidden]`, of this step and of the one before.
@@ -131,7 +131,7 @@ impl AttachedDrafter {
     ) -> &'w [f32] {
         let (count, width) = (rows.len(), self.config.hidden_size);
         let (pool, eps) = (&*self.pool, self.config.rms_norm_eps as f32);
-        let DraftWorkspace { activations, input: values, hidden, wide, logits, ropes } = workspace;
+        let DraftWorkspace { operands, input: values, hidden, wide, logits, ropes } = workspace;
         let ropes = ropes.get_or_insert_with(|| self.ropes.clone());
         ropes.set_positions(&rows.positions);
         hidden.swap(0, 1);
@@ -156,16 +156,16 @@ impl AttachedDrafter {
             };
             rms_norm(pool, states, &self.ones, eps, rest);
         }
-        activations.set(pool, values, count, cols);
-        matmul(pool, &[projection], activations, hidden, width);
+        operands[0].set(pool, values, count, cols);
+        matmul(pool, &[projection], &operands[0], hidden, width);
 
         let pass = Pass { pool, eps, rows, ropes };
         for (layer, &block) in self.layers.iter().zip(&self.attachment.blocks) {
-            layer.forward(&pass, &mut cache.layers[block], hidden, wide, activations);
+            layer.forward(&pass, &mut cache.layers[block], hidden, wide, operands);
         }
-        rms_norm_quantized(pool, hidden, count, |row| row, &self.norm, eps, activations);
+        rms_norm_quantized(pool, hidden, count, |row| row, &self.norm, eps, &mut operands[0]);
         logits.resize(count * self.head_rows(), 0.0);
-        matmul(pool, &[&self.tables.head], activations, logits, self.head_rows());
+        matmul(pool, &[&self.tables.head], &operands[0], logits, self.head_rows());
         if let Some(cap) = self.config.design.logit_cap {
             soft_cap(pool, logits, 1.0, cap);
         }

@@ -1,5 +1,7 @@
 //! The left operand of every matrix product: rows in f32 and in integer steps.
 
+use std::ops::Range;
+
 use crate::cpu::isa::Isa;
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::quantize::{BLOCK, Block, WIDE_BITS, Wide, quantize_row};
@@ -81,37 +83,32 @@ impl Activations {
     /// If `x.len() != rows * cols`.
     pub fn set(&mut self, pool: &ThreadPool, x: &[f32], rows: usize, cols: usize) {
         assert_eq!(x.len(), rows * cols, "activations of {rows} x {cols}");
-        self.fill(pool, rows, cols, 1, &|row, _, out| {
-            out.copy_from_slice(&x[row * cols..][..cols]);
-        });
+        self.fill(pool, rows, cols, &|row, out| out.copy_from_slice(&x[row * cols..][..cols]));
     }
 
-    /// As [`set`](Self::set), with the values that `make` writes: row, which of `parts` parts of equal
-    /// width, values. One task makes and quantises a part of all rows of a tile: they share cache lines, which
-    /// two threads had better not write in turns.
-    ///
-    /// # Panics
-    /// If `parts` does not divide `cols`.
+    /// As [`set`](Self::set), with the values that `make` writes of each row. One task makes and quantises all rows of
+    /// a tile: they share cache lines, which two threads had better not write in turns.
     pub(crate) fn fill(
         &mut self,
         pool: &ThreadPool,
         rows: usize,
         cols: usize,
-        parts: usize,
-        make: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
+        make: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) {
-        self.fill_with(pool, rows, cols, parts, |out| {
-            pool.run(rows.div_ceil(TILE) * parts, &|task| {
-                let (tile, part) = (task / parts, task % parts);
+        self.fill_with(pool, rows, cols, 1, |out| {
+            pool.run(rows.div_ceil(TILE), &|tile| {
                 for row in tile * TILE..rows.min((tile + 1) * TILE) {
-                    // SAFETY: each task has its own part.
-                    unsafe { out.make(row, part, |values| make(row, part, values)) };
+                    // SAFETY: each task has its own rows.
+                    unsafe { out.make_columns(row, 0..cols, |values| make(row, values)) };
                 }
             });
         });
     }
 
-    /// As [`fill`](Self::fill), where one `job` makes all the parts.
+    /// As [`fill`](Self::fill), where one `job` makes all values, in `parts` parts of equal width or by columns.
+    ///
+    /// # Panics
+    /// If `parts` does not divide `cols`.
     pub(crate) fn fill_with(
         &mut self,
         pool: &ThreadPool,
@@ -218,13 +215,27 @@ impl Parts<'_> {
     /// # Safety
     /// No other task may make this part.
     pub(crate) unsafe fn make(&self, row: usize, part: usize, make: impl FnOnce(&mut [f32])) {
-        let at = row * self.cols + part * self.width;
-        // SAFETY: the part is this task's own.
-        let values = unsafe { self.values.slice(at, self.width) };
+        // SAFETY: by the caller's promise.
+        unsafe { self.make_columns(row, part * self.width..(part + 1) * self.width, make) };
+    }
+
+    /// Quantises the columns of a row that `make` writes. Where rows are quantised, parts and these columns must be whole
+    /// blocks.
+    ///
+    /// # Safety
+    /// No other task may make these columns.
+    pub(crate) unsafe fn make_columns(
+        &self,
+        row: usize,
+        columns: Range<usize>,
+        make: impl FnOnce(&mut [f32]),
+    ) {
+        // SAFETY: the columns are this task's own.
+        let values = unsafe { self.values.slice(row * self.cols + columns.start, columns.len()) };
         make(values);
         if self.at_once {
             // SAFETY: as above.
-            unsafe { self.quantize(row, part * self.width / BLOCK, values) };
+            unsafe { self.quantize(row, columns.start / BLOCK, values) };
         }
     }
 

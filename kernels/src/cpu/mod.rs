@@ -29,10 +29,9 @@ pub use ceilings::Ceilings;
 pub use elementwise::{scale, soft_cap};
 pub use gate::Activation;
 pub use mat_ref::MatRef;
-pub use matmul::{matmul, matmul_add};
+pub use matmul::{Gated, gated_product, matmul, matmul_add};
 pub use norm::{
-    add_assign, add_bias, add_rms_norm, gate_mul, gate_mul_quantized, rms_norm, rms_norm_heads,
-    rms_norm_quantized,
+    add_assign, add_bias, add_rms_norm, gate_mul, rms_norm, rms_norm_heads, rms_norm_quantized,
 };
 pub use pool::{ThreadPool, available_threads};
 pub use reduce::{argmax, scaled_exp, sum_exp};

@@ -1,10 +1,9 @@
 //! Norms, residuals and the gated activation.
 
-use crate::cpu::activations::{Activations, TILE};
+use crate::cpu::activations::Activations;
 use crate::cpu::gate::{Activation, gate_row};
 use crate::cpu::isa::{Isa, per_isa};
 use crate::cpu::pool::ThreadPool;
-use crate::cpu::quantize::BLOCK;
 use crate::cpu::shared_mut::SharedMut;
 
 /// `out = x / rms(x) * weight` for every row of `weight.len()` values.
@@ -48,7 +47,7 @@ pub fn rms_norm_quantized(
     out: &mut Activations,
 ) {
     let (isa, width) = (Isa::best(), weight.len());
-    out.fill(pool, count, width, 1, &|i, _, out| {
+    out.fill(pool, count, width, &|i, out| {
         norm_row(isa, &x[row(i) * width..][..width], weight, eps, out);
     });
 }
@@ -124,29 +123,6 @@ pub fn gate_mul(
         let (gate, up) = gate_up[row * 2 * n..][..2 * n].split_at(n);
         // SAFETY: each task has its own row.
         gate_row(isa, activation, gate, up, unsafe { parts.slice(row * n, n) });
-    });
-}
-
-/// As [`gate_mul`], into the operand of a product.
-///
-/// # Panics
-/// If `gate_up` does not hold whole rows.
-pub fn gate_mul_quantized(
-    pool: &ThreadPool,
-    activation: Activation,
-    gate_up: &[f32],
-    n: usize,
-    out: &mut Activations,
-) {
-    assert!(gate_up.len().is_multiple_of(2 * n), "rows of {n}");
-    let (isa, rows) = (Isa::best(), gate_up.len() / (2 * n));
-    // A few tiles alone would leave threads idle.
-    let few = rows.div_ceil(TILE) < pool.threads();
-    let parts = if few && n.is_multiple_of(4 * BLOCK) { 4 } else { 1 };
-    out.fill(pool, rows, n, parts, &|row, part, out| {
-        let (gate, up) = gate_up[row * 2 * n..][..2 * n].split_at(n);
-        let part = part * out.len()..(part + 1) * out.len();
-        gate_row(isa, activation, &gate[part.clone()], &up[part], out);
     });
 }
 

@@ -5,8 +5,8 @@ use std::array;
 use crate::checkpoint::architecture::RopeTables;
 use crate::model::Rows;
 use pleach_kernels::{
-    Activation, Activations, AttentionShape, LayerCache, PackedMatrix, ThreadPool, add_bias,
-    add_rms_norm, gate_mul_quantized, matmul, matmul_add, paged_attention, rms_norm_heads,
+    Activation, Activations, AttentionShape, Gated, LayerCache, PackedMatrix, ThreadPool, add_bias,
+    add_rms_norm, gated_product, matmul, matmul_add, paged_attention, rms_norm_heads,
     rms_norm_quantized,
 };
 
@@ -29,7 +29,7 @@ pub(in crate::model) struct Layer {
     pub(super) attention_norm: Option<Vec<f32>>,
     /// Norm of what the feed-forward layer reads.
     pub(super) post_norm: Vec<f32>,
-    /// Gate, up; written side by side.
+    /// Gate, up.
     pub(super) gate_up: [Projection; 2],
     pub(super) down: Projection,
     /// Norm of what the feed-forward layer adds to the residual stream.
@@ -49,14 +49,14 @@ pub(in crate::model) struct Pass<'a> {
 
 impl Layer {
     /// Computes the block for all rows of `hidden`, `[rows, hidden]`, in place, and writes their keys and values.
-    /// `wide` and `activations` are work space.
+    /// `wide` and the operands of products are work space.
     pub(in crate::model) fn forward(
         &self,
         pass: &Pass<'_>,
         cache: &mut LayerCache,
         hidden: &mut [f32],
         wide: &mut Vec<f32>,
-        activations: &mut Activations,
+        [operand, gated_operand]: &mut [Activations; 2],
     ) {
         let Pass { pool, eps, rows, ropes } = *pass;
         let (count, shape) = (rows.len(), &self.attention);
@@ -64,9 +64,9 @@ impl Layer {
         let stride = q + 2 * kv;
         let every = |row| row;
 
-        rms_norm_quantized(pool, hidden, count, every, &self.input_norm, eps, activations);
+        rms_norm_quantized(pool, hidden, count, every, &self.input_norm, eps, operand);
         wide.resize(count * stride, 0.0);
-        project(pool, &self.qkv, activations, wide, stride);
+        project(pool, &self.qkv, operand, wide, stride);
         if let Some([q_norm, k_norm]) = &self.qk_norm {
             rms_norm_heads(pool, wide, q_norm, eps, shape.heads, stride, 0);
             rms_norm_heads(pool, wide, k_norm, eps, shape.kv_heads, stride, q);
@@ -81,18 +81,20 @@ impl Layer {
             &rows.cu_seqlens_q,
             &rows.positions,
             |sequence| rows.block_table(sequence),
-            activations,
+            operand,
         );
         let norm = self.attention_norm.as_deref().map(|norm| (norm, eps));
-        add_projection(pool, &self.output, activations, norm, wide, hidden);
+        add_projection(pool, &self.output, operand, norm, wide, hidden);
 
-        rms_norm_quantized(pool, hidden, count, every, &self.post_norm, eps, activations);
-        let inner = self.gate_up[0].weight.out_features();
-        wide.resize(count * 2 * inner, 0.0);
-        project(pool, &self.gate_up, activations, wide, 2 * inner);
-        gate_mul_quantized(pool, self.activation, wide, inner, activations);
+        rms_norm_quantized(pool, hidden, count, every, &self.post_norm, eps, operand);
+        let gated = Gated {
+            activation: self.activation,
+            weights: self.gate_up.each_ref().map(|p| &p.weight),
+            biases: self.gate_up.each_ref().map(|p| p.bias.as_deref()),
+        };
+        gated_product(pool, &gated, operand, gated_operand);
         let norm = self.feed_forward_norm.as_deref().map(|norm| (norm, eps));
-        add_projection(pool, &self.down, activations, norm, wide, hidden);
+        add_projection(pool, &self.down, gated_operand, norm, wide, hidden);
     }
 
     /// Memory of the block's matrices.

@@ -53,10 +53,10 @@ impl KvCache {
 /// Buffers of one forward pass; they grow to the largest batch seen and are then reused.
 #[derive(Default)]
 pub struct Workspace {
-    activations: Activations,
+    operands: [Activations; 2],
     /// `[rows, hidden]`: the residual stream.
     hidden: Vec<f32>,
-    /// `[rows, q + k + v]` or `[rows, gate | up]`.
+    /// `[rows, q + k + v]`.
     wide: Vec<f32>,
     /// `[logit_rows, head_rows]`
     logits: Vec<f32>,
@@ -209,13 +209,13 @@ impl Decoder {
     ) -> &'w [f32] {
         self.forward_observed(rows, cache, workspace, observe);
         let wanted = &rows.logit_rows;
-        let Workspace { activations, hidden, logits, .. } = workspace;
+        let Workspace { operands: [operand, _], hidden, logits, .. } = workspace;
         // Only the wanted rows are normed and multiplied.
         let (pool, eps) = (&*self.pool, self.config.rms_norm_eps as f32);
         let row = |index: usize| wanted[index] as usize;
-        rms_norm_quantized(pool, hidden, wanted.len(), row, &self.norm, eps, activations);
+        rms_norm_quantized(pool, hidden, wanted.len(), row, &self.norm, eps, operand);
         logits.resize(wanted.len() * self.head_rows(), 0.0);
-        matmul(pool, &[&self.head], activations, logits, self.head_rows());
+        matmul(pool, &[&self.head], operand, logits, self.head_rows());
         if let Some(cap) = self.config.design.logit_cap {
             soft_cap(pool, logits, 1.0, cap);
         }
@@ -246,7 +246,7 @@ impl Decoder {
     ) {
         let count = rows.len();
         let width = self.config.hidden_size;
-        let Workspace { activations, hidden, wide, ropes, .. } = workspace;
+        let Workspace { operands, hidden, wide, ropes, .. } = workspace;
         let ropes = ropes.get_or_insert_with(|| self.ropes.clone());
         ropes.set_positions(&rows.positions);
         hidden.resize(count * width, 0.0);
@@ -258,7 +258,7 @@ impl Decoder {
         observe(0, hidden);
         let pass = Pass { pool, eps: self.config.rms_norm_eps as f32, rows, ropes };
         for (index, layer) in self.layers.iter().enumerate() {
-            layer.forward(&pass, &mut cache.layers[index], hidden, wide, activations);
+            layer.forward(&pass, &mut cache.layers[index], hidden, wide, operands);
             observe(index + 1, hidden);
         }
     }

@@ -10,6 +10,7 @@ mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod float;
+mod gated;
 mod plain;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use crate::cpu::isa::Isa;
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_mut::SharedMut;
 use crate::cpu::weights::{IntPanels, PANEL, PackedMatrix, Panels};
+pub use gated::{Gated, gated_product};
 
 /// Most rows computed side by side, for which weights are unpacked once.
 const ROWS: usize = 4;

@@ -1,7 +1,9 @@
 //! Every path against f64 and against the plain one.
 
+use super::gated::gated_product_on;
 use super::*;
 use crate::DType;
+use crate::cpu::gate::{Activation, gate_row};
 use crate::cpu::testing::{QUANTIZED, Random};
 
 /// Random bytes are valid codes; scales are set to small half-precision numbers.
@@ -173,5 +175,57 @@ fn wrong_sizes_are_errors() {
         let error =
             PackedMatrix::pack(dtype, out, cols, &vec![0; bytes]).expect_err("does not fit");
         assert!(error.to_string().contains(&format!("{dtype:?}")));
+    }
+}
+
+/// Gate and up in one job, against the two products and the gate one after the other, to the bit.
+#[test]
+fn gated_products_are_products_behind_a_gate() {
+    let mut random = Random::new();
+    for (inner, cols, rows) in [(96, 64, 1), (160, 32, 3), (32, 64, 9), (64, 96, 40), (49, 32, 5)] {
+        for dtype in [DType::Q4_1, DType::Q8_0, DType::F32] {
+            let mut matrix = || {
+                let values = random.vec(inner * cols);
+                let bytes = match dtype.quantize(&values) {
+                    Some(bytes) => bytes,
+                    None => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                };
+                PackedMatrix::pack(dtype, inner, cols, &bytes).expect("fits")
+            };
+            let [gate, up] = [matrix(), matrix()];
+            let bias = random.vec(inner);
+            let mut x = Activations::new();
+            x.set(&ThreadPool::new(1), &random.vec(rows * cols), rows, cols);
+            for isa in Isa::supported() {
+                let pool = ThreadPool::new(1 + random.bits() as usize % 3);
+                let mut both = vec![0.0; rows * 2 * inner];
+                matmul_on(isa, &pool, &[&gate, &up], &x, &mut both, 2 * inner, false);
+                let mut want = vec![0.0; rows * inner];
+                for (want, both) in want.chunks_mut(inner).zip(both.chunks_mut(2 * inner)) {
+                    both[inner..].iter_mut().zip(&bias).for_each(|(v, bias)| *v += bias);
+                    gate_row(isa, Activation::Silu, &both[..inner], &both[inner..], want);
+                }
+                let (mut got, mut operand) = (Activations::new(), Activations::new());
+                operand.set(&pool, &want, rows, inner);
+                let gated = Gated {
+                    activation: Activation::Silu,
+                    weights: [&gate, &up],
+                    biases: [None, Some(&bias)],
+                };
+                gated_product_on(isa, &pool, &gated, &x, &mut got);
+                assert_eq!(got.values, want, "{isa:?} {dtype:?} {inner} x {cols}, {rows} rows");
+                for row in (0..rows).filter(|_| inner % 32 == 0) {
+                    for col in 0..inner {
+                        assert_eq!(got.steps(row, col), operand.steps(row, col));
+                    }
+                    for at in (0..inner / 32).map(|block| got.place(row, block)) {
+                        assert_eq!(got.scales[at], operand.scales[at]);
+                        assert_eq!(got.scaled_sums[at], operand.scaled_sums[at]);
+                        assert_eq!(got.sums_of(at), operand.sums_of(at));
+                        assert_eq!(got.wide[at], operand.wide[at]);
+                    }
+                }
+            }
+        }
     }
 }
