@@ -120,7 +120,7 @@ fn panels_of(
     }
     #[cfg(target_arch = "x86_64")]
     if let (Isa::AmxInt8, Panels::Int(w)) = (isa, &w.panels)
-        && x.rows >= if w.eight_bit { TILE_ROWS } else { DEEP_TILE_ROWS }
+        && x.rows >= TILE_ROWS
         && !w.half_blocks
     {
         // SAFETY: `Isa::AmxInt8` was detected; the panels are `w`'s, without half blocks, and `x` is as
@@ -144,11 +144,9 @@ fn panels_of(
     }
 }
 
-/// Rows from which tiles pay, with weights of 8 bits and of 4, whose upper and lower codes are one tile.
+/// Rows from which tiles pay.
 #[cfg(target_arch = "x86_64")]
 const TILE_ROWS: usize = 9;
-#[cfg(target_arch = "x86_64")]
-const DEEP_TILE_ROWS: usize = 7;
 
 /// A panel for some rows from `first` on.
 fn int_rows(
