@@ -3,10 +3,12 @@
 //! The compiler goes down schemas, references and rules by recursion, and its time and memory grow with the square of
 //! the text of regular expressions. So depth and text are measured here, without recursion that a client could drive.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use serde_json::Value;
 
+use super::reference_graph::{Graph, referred};
+use super::schema_work::schema_work;
 use super::{GrammarError, GrammarSource};
 
 /// Longest text of a grammar, in bytes.
@@ -17,6 +19,12 @@ const MAX_REGEX_BYTES: usize = 8 << 10;
 /// Deepest way through a grammar: levels of JSON, groups, references and rules, all counted together. The compiler
 /// takes about 2.5 kB of stack a level.
 const MAX_DEPTH: usize = 1024;
+/// Texts to choose from: a place of a grammar may go on in 2,000 ways, and 30,000 take seconds to compile before that is
+/// told.
+const MAX_CHOICES: usize = 1999;
+/// Names of all objects, as merged. The compiler has room for as many parts of a grammar, takes seconds and hundreds of
+/// megabytes to find that they do not fit, and goes on for minutes and gigabytes where objects multiply.
+const MAX_NAMES: usize = 1 << 16;
 
 /// Checks a grammar's depth and the text of its regular expressions.
 pub(super) fn check(source: &GrammarSource) -> Result<(), GrammarError> {
@@ -25,6 +33,10 @@ pub(super) fn check(source: &GrammarSource) -> Result<(), GrammarError> {
         GrammarSource::Regex(regex) => measure.regex(regex),
         GrammarSource::Lark(lark) => measure.lark(lark),
         GrammarSource::JsonSchema(schema) => measure.schema(schema),
+        GrammarSource::Choice(choices) if choices.len() > MAX_CHOICES => {
+            let message = format!("has {} choices; {MAX_CHOICES} are the most", choices.len());
+            return Err(GrammarError(message));
+        }
         GrammarSource::Choice(_) => {}
     }
     if measure.depth > MAX_DEPTH {
@@ -38,6 +50,18 @@ pub(super) fn check(source: &GrammarSource) -> Result<(), GrammarError> {
             measure.regex_bytes
         )));
     }
+    if measure.combines {
+        return Err(GrammarError(
+            "combines expressions by `&` or `~`, whose cost is not bounded: write one expression"
+                .into(),
+        ));
+    }
+    if measure.names > MAX_NAMES {
+        return Err(GrammarError(format!(
+            "is too large: where `allOf`, `$ref`s beside other keywords and alternatives are merged, its objects may \
+             have {MAX_NAMES} names in all"
+        )));
+    }
     Ok(())
 }
 
@@ -45,6 +69,9 @@ pub(super) fn check(source: &GrammarSource) -> Result<(), GrammarError> {
 struct Measure {
     regex_bytes: usize,
     depth: usize,
+    names: usize,
+    /// Whether a grammar combines expressions by `&` or `~`.
+    combines: bool,
 }
 
 impl Measure {
@@ -66,8 +93,7 @@ impl Measure {
                 continue;
             }
             // What is not found is the compiler's to complain about.
-            let path = pointer.strip_prefix('#').map(percent_decoded);
-            let Some(part) = path.and_then(|path| schema.pointer(&path)) else { continue };
+            let Some(part) = referred(schema, pointer) else { continue };
             let node = graph.node(pointer);
             let mut values = vec![(part, 1)];
             while let Some((value, level)) = values.pop() {
@@ -87,7 +113,10 @@ impl Measure {
                 }
             }
         }
-        self.deepen(graph.depth());
+        self.deepen(graph.depth(MAX_DEPTH));
+        if self.depth <= MAX_DEPTH {
+            self.names = self.names.saturating_add(schema_work(schema, MAX_NAMES));
+        }
         self.patterns(schema);
     }
 
@@ -147,6 +176,13 @@ impl Measure {
                     1
                 }
                 '%' => self.directive(rest),
+                '&' | '~' => {
+                    // What a number follows is repeated. What `&` and `~` combine, the compiler explores without
+                    // counting what that costs: three short expressions keep it for minutes, and take gigabytes.
+                    let repeats = rest[1..].trim_start().starts_with(|c: char| c.is_ascii_digit());
+                    self.combines |= first == '&' || !repeats;
+                    1
+                }
                 c if c.is_alphabetic() || c == '_' => {
                     let length = word(rest);
                     let name = &rest[..length];
@@ -165,7 +201,7 @@ impl Measure {
             };
             rest = &rest[taken..];
         }
-        self.deepen(graph.depth());
+        self.deepen(graph.depth(MAX_DEPTH));
     }
 
     /// A `%json` with the schema behind it, or another directive's name; gives its length.
@@ -232,93 +268,6 @@ fn nesting(regex: &str) -> usize {
     deepest
 }
 
-/// A reference's text without its percent escapes.
-fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, others @ ..] = rest {
-        let hex = others.get(..2).and_then(|two| std::str::from_utf8(two).ok());
-        match (first, hex.and_then(|two| u8::from_str_radix(two, 16).ok())) {
-            (b'%', Some(byte)) => {
-                bytes.push(byte);
-                rest = &others[2..];
-            }
-            _ => {
-                bytes.push(*first);
-                rest = others;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// Parts of a grammar that refer to each other.
-#[derive(Default)]
-struct Graph<'a> {
-    names: HashMap<&'a str, usize>,
-    nodes: Vec<Node>,
-}
-
-#[derive(Default)]
-struct Node {
-    /// Its deepest level.
-    depth: usize,
-    /// What it refers to, and at which level.
-    edges: Vec<(usize, usize)>,
-}
-
-impl<'a> Graph<'a> {
-    fn node(&mut self, name: &'a str) -> usize {
-        *self.names.entry(name).or_insert_with(|| {
-            self.nodes.push(Node::default());
-            self.nodes.len() - 1
-        })
-    }
-
-    fn deepen(&mut self, node: usize, level: usize) {
-        self.nodes[node].depth = self.nodes[node].depth.max(level);
-    }
-
-    fn edge(&mut self, from: usize, to: &'a str, level: usize) {
-        let to = self.node(to);
-        self.nodes[from].edges.push((to, level));
-    }
-
-    /// The deepest way through it; a way that comes back to where it has been ends there.
-    fn depth(&self) -> usize {
-        let mut known: Vec<Option<usize>> = vec![None; self.nodes.len()];
-        let mut open = vec![false; self.nodes.len()];
-        for start in 0..self.nodes.len() {
-            // Each entry: a node, and the edges of it that were followed.
-            let mut path = vec![(start, 0)];
-            while let Some((node, followed)) = path.last_mut() {
-                let (node, edge) = (*node, *followed);
-                *followed += 1;
-                open[node] = known[node].is_none();
-                if !open[node] {
-                    path.pop();
-                    continue;
-                }
-                match self.nodes[node].edges.get(edge) {
-                    Some((to, _)) if known[*to].is_none() && !open[*to] => path.push((*to, 0)),
-                    Some(_) => {}
-                    None => {
-                        let ways = self.nodes[node].edges.iter();
-                        let ways = ways.map(|(to, level)| level + known[*to].unwrap_or(0));
-                        known[node] = Some(ways.fold(self.nodes[node].depth, usize::max));
-                        open[node] = false;
-                        path.pop();
-                    }
-                }
-                if path.len() > MAX_DEPTH {
-                    return path.len();
-                }
-            }
-        }
-        known.into_iter().flatten().max().unwrap_or(0)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -376,7 +325,15 @@ mod tests {
             let rules: String = (0..count).map(|i| format!("r{i}: \"a\" r{}\n", i + 1)).collect();
             GrammarSource::Lark(format!("start: r0\n{rules}r{count}: \"b\"\n"))
         };
-        for fine in [refs(100), rules(400), GrammarSource::Regex("(a|b)?".repeat(1000))] {
+        let texts = |count: usize| (0..count).map(|i| i.to_string()).collect::<Vec<String>>();
+        for fine in [
+            refs(100),
+            rules(400),
+            GrammarSource::Regex("(a|b)?".repeat(1000)),
+            GrammarSource::Choice(texts(MAX_CHOICES)),
+            GrammarSource::Lark("start: word (\" & ~\" word)~2\nword: \"a\" ~ 1..3\n".into()),
+            GrammarSource::JsonSchema(json!({"required": texts(2000)})),
+        ] {
             assert_eq!(check(&fine), Ok(()));
         }
         for wrong in [
@@ -389,6 +346,10 @@ mod tests {
             GrammarSource::Lark(format!("start: {}\"a\"{}", "(".repeat(2000), ")".repeat(2000))),
             GrammarSource::Lark("start: A\n".to_owned() + &"A: /(a|b)?(c|d)?/\n".repeat(1000)),
             GrammarSource::JsonSchema(json!({"anyOf": vec![json!({"pattern": "[ab]{2}"}); 2000]})),
+            GrammarSource::JsonSchema(json!({"required": texts(10_000)})),
+            GrammarSource::Lark("start: A\nA: /.*a.{20}/ & /.*b.{19}/\n".into()),
+            GrammarSource::Lark("start: A\nA: ~/.*a.{200}/\n".into()),
+            GrammarSource::Choice(texts(MAX_CHOICES + 1)),
         ] {
             assert!(check(&wrong).is_err(), "{}", &format!("{wrong:?}")[..200]);
         }

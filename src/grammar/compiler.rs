@@ -119,7 +119,9 @@ impl GrammarCompiler {
                 .map_err(|_| GrammarError("cannot be compiled".into()))?;
         let mut matcher = Matcher::new(parser);
         if let Some(error) = matcher.get_error() {
-            return Err(GrammarError(error));
+            // Of a fault of its own the library tells where in its code it is.
+            let fault = error.starts_with("panic: ");
+            return Err(GrammarError(if fault { "cannot be compiled".into() } else { error }));
         }
         let first = matcher.compute_mask().map_err(|e| GrammarError(e.to_string()))?;
         if first.is_zero() {

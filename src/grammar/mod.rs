@@ -3,6 +3,8 @@
 
 mod bounds;
 mod compiler;
+mod reference_graph;
+mod schema_work;
 mod source;
 mod state;
 mod worker;

@@ -51,10 +51,11 @@ fn reference(document: &Value) -> String {
     let mut text = String::from(
         "# API\n\nMade from `/openapi.json`, which is made from the code. Fields that are not listed are \
          refused with a 400 that\nnames them, and so are names that an object has twice; null is as good as absent. Errors \
-         have OpenAI's shape:\nsee [Failure](#failure).\n\nA body has 8 MiB, 65,536 objects and lists, and 1,048,576 values at most; a grammar \
-         256 KiB, 1,024 levels\n(of JSON, references, rules and groups together) and 8 KiB of regular expressions, and \
-         10 seconds to compile. A\nchoice whose grammar cannot be followed any further has the `finish_reason` `error` and \
-         an `error`; where no choice\nstands, that is the whole answer's.\n",
+         have OpenAI's shape:\nsee [Failure](#failure).\n\nA body has 8 MiB, 65,536 objects and lists, and 1,048,576 values at most; a grammar 256 KiB, 1,024 levels\n\
+         (of JSON, references, rules and groups together), 8 KiB of regular expressions, no `&` or `~` between expressions,\n\
+         1,999 choices, 65,536 names of objects (as often as `allOf`, `$ref`s beside other keywords and alternatives have them\n\
+         merged), and 10 seconds to compile. A choice whose grammar cannot be followed any further has the `finish_reason`\n\
+         `error` and an `error`; where no choice stands, that is the whole answer's.\n",
     );
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
