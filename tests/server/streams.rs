@@ -105,3 +105,27 @@ async fn a_stream_that_fails_names_the_field_of_its_grammar() {
         }
     }
 }
+
+/// Where calls and text each have a form, the one that fails is named.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_fails_names_the_one_of_two_fields() {
+    let bracket = post("/tokenize", json!({"prompt": "<"})).await["tokens"][0].to_string();
+    let fine = json!({"type": "object", "required": ["a"], "additionalProperties": false,
+        "properties": {"a": {"type": "integer", "minimum": 1, "maximum": 5}}});
+    let tools = |schema: Value| json!([{"type": "function", "function": {"name": "score", "parameters": schema}}]);
+    let form = |schema: Value| json!({"type": "json_schema", "json_schema": {"name": "s", "schema": schema}});
+    // An answer begins to call where it begins with what begins a call.
+    for (field, tools, schema, choice, bias) in [
+        ("response_format", tools(fine.clone()), stuck(), "auto", -100),
+        ("tools", tools(stuck()), fine.clone(), "auto", 100),
+        ("tools", tools(stuck()), stuck(), "required", 0),
+    ] {
+        let body = json!({"messages": [{"role": "user", "content": "Give an example."}],
+            "max_tokens": 60, "stream": true, "tools": tools, "tool_choice": choice,
+            "response_format": form(schema), "logit_bias": {&bracket: bias}});
+        let events = failing("/v1/chat/completions", body).await;
+        let error = &events.last().unwrap()["error"];
+        assert_eq!(error["param"], field, "{error}");
+        assert!(error["message"].as_str().unwrap().starts_with(&format!("`{field}`: ")), "{error}");
+    }
+}

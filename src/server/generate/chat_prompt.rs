@@ -53,9 +53,10 @@ impl ChatPrompt {
         if let Some(callable) = &self.callable {
             let format = serving.template.as_ref().map_or(CallFormat::Hermes, ChatTemplate::calls);
             let marks = serving.marks(format);
-            generation.form = generation.grammar.take();
-            let grammar = callable.grammar(format, &marks, generation.form.clone())?;
+            let form = generation.grammar.take();
+            let grammar = callable.grammar(format, &marks, form.clone())?;
             generation.grammar = Some(("tools", grammar));
+            generation.form = form.filter(|_| callable.may_speak());
             generation.calls = Some(format);
         }
         let prompts = vec![self.tokens(serving, dialect)?];

@@ -182,7 +182,8 @@ impl Generation {
         dialect: Dialect,
         place: Place,
     ) -> Result<mpsc::Receiver<Piece>, ApiError> {
-        let form = self.grammar.as_ref().map(|(field, _)| *field);
+        let [form, text_form] =
+            [&self.grammar, &self.form].map(|form| form.as_ref().map(|(field, _)| *field));
         self.request.grammar = self.compile(serving).await?;
         let marks = self.calls.map(|format| serving.marks(format)).unwrap_or_default();
         let text = StoppingText::new(Arc::clone(&serving.tokenizer), self.stop.clone());
@@ -222,6 +223,7 @@ impl Generation {
                 text: text.clone(),
                 calls: self.calls.map(Calls::new),
                 form,
+                text_form,
                 stopped: None,
                 ends,
                 echoed: self.echo.get(choice / self.choices).map_or(0, |echo| echo.chars().count()),

@@ -67,6 +67,8 @@ pub(crate) struct Reader {
     pub(crate) calls: Option<Calls>,
     /// The field that gives the output's form.
     pub(crate) form: Option<&'static str>,
+    /// The field that gives the form of its text alone, where it may call functions instead.
+    pub(crate) text_form: Option<&'static str>,
     /// The stop string that ended it, by its place.
     pub(crate) stopped: Option<usize>,
     pub(crate) ends: Ends,
@@ -124,14 +126,18 @@ impl Reader {
             };
             if let Some(End { reason: Ok(reason), .. }) = &mut piece.end {
                 self.record(reason);
-                let called = self.calls.as_ref().is_some_and(|calls| calls.begun > 0);
-                *reason = reason.with_calls(called);
+                *reason = reason.with_calls(self.called());
             }
             // Dropping the events cancels a sequence that has not ended.
             if self.pieces.send(piece).await.is_err() || ended {
                 return;
             }
         }
+    }
+
+    /// Whether it has begun to call a function.
+    fn called(&self) -> bool {
+        self.calls.as_ref().is_some_and(|calls| calls.begun > 0)
     }
 
     /// Records the answer, where that is wanted.
@@ -174,7 +180,8 @@ impl Reader {
         let reason = match reason {
             FinishReason::Error(reason) => Err(ApiError::internal(reason)),
             FinishReason::GrammarError(reason) => {
-                let field = self.form.unwrap_or("response_format");
+                let of_text = self.text_form.filter(|_| !self.called());
+                let field = of_text.or(self.form).unwrap_or("response_format");
                 Err(ApiError::invalid(field, format!("`{field}`: {reason}")))
             }
             _ if self.prompt_only => {

@@ -89,6 +89,11 @@ impl Callable {
         Ok((!callable.functions.is_empty()).then_some(callable))
     }
 
+    /// Whether an answer may be text.
+    pub(crate) fn may_speak(&self) -> bool {
+        !self.required
+    }
+
     /// The grammar of an answer: text or calls in a format, or calls alone where they are required. Of
     /// the format's texts, `marks` are special tokens. `form` is the rule for the text, with the field that
     /// gives it.
