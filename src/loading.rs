@@ -116,7 +116,7 @@ fn load_on_cpu(
 }
 
 /// A model whose engine runs.
-pub struct Running {
+pub struct RunningModel {
     /// Its name.
     pub name: String,
     /// Further names that requests may use.
@@ -142,7 +142,7 @@ pub struct Running {
 ///
 /// # Errors
 /// [`LoadError`] where the model itself cannot be served.
-pub fn start(config: &Config) -> Result<Running, LoadError> {
+pub fn start(config: &Config) -> Result<RunningModel, LoadError> {
     // A device that is not there is known before a model is fetched.
     let device = match config.device {
         ComputeDevice::Cpu => None,
@@ -159,7 +159,17 @@ pub fn start(config: &Config) -> Result<Running, LoadError> {
     let Opened { checkpoint, aliases, template, tokenizer } = model;
     let eos_token_ids = checkpoint.config.eos_token_ids;
     let name = checkpoint.name;
-    Ok(Running { name, aliases, tokenizer, template, eos_token_ids, draft, loader, engine, thread })
+    Ok(RunningModel {
+        name,
+        aliases,
+        tokenizer,
+        template,
+        eos_token_ids,
+        draft,
+        loader,
+        engine,
+        thread,
+    })
 }
 
 /// An engine over models in memory, not started yet.

@@ -5,14 +5,14 @@ use std::thread::JoinHandle;
 use super::drafts::Drafts;
 use super::serving::Serving;
 use crate::cli::Config;
-use crate::loading::{LoadError, Running, start};
+use crate::loading::{LoadError, RunningModel, start};
 
 /// Fetches and loads the model and its draft, and starts the engine, which runs on the thread.
 ///
 /// # Errors
 /// [`LoadError`] where the model itself cannot be served.
 pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
-    let Running {
+    let RunningModel {
         name,
         aliases,
         tokenizer,

@@ -4,7 +4,7 @@ use serde_json::Map;
 
 use super::sse::Events;
 use crate::server::error::ApiError;
-use crate::server::generate::running::{Running, Whole};
+use crate::server::generate::running::{RunningRequest, Whole};
 use crate::server::generate::said::{Call, Message, Said};
 use crate::server::wire::{
     BlockDelta, ContentBlock, FinishReason, MessageAnswer, MessageEnd, MessageEvent, MessageStop,
@@ -78,7 +78,7 @@ impl AnthropicWriter {
     }
 
     /// Sends an answer as events of the message.
-    pub(crate) async fn forward(mut self, mut message: MessageAnswer, mut running: Running) {
+    pub(crate) async fn forward(mut self, mut message: MessageAnswer, mut running: RunningRequest) {
         message.usage.input_tokens = running.prompt_tokens;
         if !self.send(MessageEvent::MessageStart { message }).await {
             return;

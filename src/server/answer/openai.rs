@@ -9,7 +9,7 @@ use super::sse::Events;
 use super::{logprobs, sse};
 use crate::engine::{PromptToken, TokenOut};
 use crate::server::error::ApiError;
-use crate::server::generate::running::{Prepared, Running};
+use crate::server::generate::running::{Prepared, RunningRequest};
 use crate::server::generate::said::{Call, Message, Said};
 use crate::server::state::AppState;
 use crate::server::wire::{
@@ -34,7 +34,7 @@ struct Responder {
     include_usage: bool,
     logprobs: bool,
     token_sources: bool,
-    running: Running,
+    running: RunningRequest,
 }
 
 /// Runs a generation and answers in a format.

@@ -2,7 +2,7 @@
 
 use super::sse::Events;
 use crate::server::error::ApiError;
-use crate::server::generate::running::{Running, Whole};
+use crate::server::generate::running::{RunningRequest, Whole};
 use crate::server::generate::said::{Message, Said};
 use crate::server::wire::{
     FinishReason, IncompleteDetails, OutputItem, OutputPart, ResponseAnswer, ResponseEvent,
@@ -79,7 +79,7 @@ impl ResponsesWriter {
     }
 
     /// Sends an answer as events of a response.
-    pub(crate) async fn forward(mut self, mut running: Running, events: Events) {
+    pub(crate) async fn forward(mut self, mut running: RunningRequest, events: Events) {
         for kind in ["response.created", "response.in_progress"] {
             self.response_event(kind);
         }

@@ -26,7 +26,7 @@ impl Prepared {
     ///
     /// # Errors
     /// There is no room for the request, or the engine does not take it.
-    pub(crate) async fn start(self, state: &AppState) -> Result<Running, ApiError> {
+    pub(crate) async fn start(self, state: &AppState) -> Result<RunningRequest, ApiError> {
         let serving = Arc::clone(state.serving()?);
         let Self { mut generation, prompts, dialect } = self;
         let per_prompt = generation.choices;
@@ -38,12 +38,12 @@ impl Prepared {
         let prompt_tokens = prompts.iter().map(Vec::len).sum();
         let pieces = generation.start(&serving, prompts, dialect, place).await?;
         let stats = vec![SequenceStats::default(); count];
-        Ok(Running { serving, prompt_tokens, per_prompt, pieces, stats, ended: 0 })
+        Ok(RunningRequest { serving, prompt_tokens, per_prompt, pieces, stats, ended: 0 })
     }
 }
 
 /// A request that runs; dropping it cancels it.
-pub(crate) struct Running {
+pub(crate) struct RunningRequest {
     /// What it runs on.
     pub(crate) serving: Arc<Serving>,
     /// Tokens of its prompts.
@@ -56,7 +56,7 @@ pub(crate) struct Running {
     ended: usize,
 }
 
-impl Running {
+impl RunningRequest {
     /// Choices of all prompts.
     pub(crate) fn choices(&self) -> usize {
         self.stats.len()

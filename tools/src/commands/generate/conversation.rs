@@ -11,7 +11,7 @@ use super::writer::Answered;
 use crate::shared::chat::Chat;
 
 /// An answer in the making.
-pub(super) struct Running {
+pub(super) struct OpenConversation {
     /// Place of the prompt in its file.
     pub(super) index: usize,
     pub(super) prompt: Prompt,
@@ -26,7 +26,7 @@ pub(super) struct Running {
     pub(super) origin: Option<Origin>,
 }
 
-impl Running {
+impl OpenConversation {
     pub(super) fn new(index: usize, prompt: Prompt, args: &Args) -> Self {
         Self {
             index,

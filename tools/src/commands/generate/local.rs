@@ -9,7 +9,7 @@ use pleach::model::Decoder;
 use pleach::prompts::Prompt;
 use pleach::sampling::SamplingParams;
 
-use super::running::Running;
+use super::conversation::OpenConversation;
 use super::work::Work;
 use crate::shared::model_args::Loaded;
 
@@ -39,13 +39,13 @@ pub(super) fn answer(
     let longest = args.max_prompt_tokens + args.max_tokens + 1;
     let mut engine = batch_engine(loaded.target, args.batch, longest)?;
     let mut running = OfflineBatch::default();
-    let mut again: Vec<Running> = Vec::new();
+    let mut again: Vec<OpenConversation> = Vec::new();
     loop {
         let late = work.is_late();
         while !late && running.len() < args.batch {
             let next = again.pop().or_else(|| {
                 let (index, prompt) = waiting.pop_front()?;
-                Some(Running::new(index, prompt, args))
+                Some(OpenConversation::new(index, prompt, args))
             });
             let Some(mut next) = next else { break };
             let (_, seen) = next.begin(&loaded.chat)?;
@@ -95,8 +95,9 @@ pub(super) fn answer(
         work.show()?;
     }
     // An answer that was cut off cannot be checked.
-    let worth =
-        |answer: &Running| answer.tokens.len() >= SHORTEST_CUT && answer.prompt.reference.is_none();
+    let worth = |answer: &OpenConversation| {
+        answer.tokens.len() >= SHORTEST_CUT && answer.prompt.reference.is_none()
+    };
     let unfinished = running.into_unfinished().map(|(mut answer, tokens)| {
         answer.said(tokens);
         answer

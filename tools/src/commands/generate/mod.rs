@@ -2,9 +2,9 @@
 
 mod args;
 mod clock;
+mod conversation;
 mod local;
 mod remote;
-mod running;
 pub(crate) mod select;
 mod work;
 mod writer;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::args::Args;
-use super::running::Running;
+use super::conversation::OpenConversation;
 use super::work::Work;
 use crate::shared::chat::{Chat, messages};
 use crate::shared::endpoint::{Endpoint, Refused};
@@ -35,7 +35,9 @@ pub(super) fn answer(
     let jobs = waiting.into_iter().take_while(move |_| !late());
     endpoint.for_all(
         jobs,
-        |(index, prompt)| converse(endpoint, chat, args, Running::new(index, prompt, args)),
+        |(index, prompt)| {
+            converse(endpoint, chat, args, OpenConversation::new(index, prompt, args))
+        },
         |conversation| {
             let (conversation, end) = conversation?;
             match end {
@@ -55,8 +57,8 @@ fn converse(
     endpoint: &Endpoint,
     chat: &Chat,
     args: &Args,
-    mut conversation: Running,
-) -> Result<(Running, End)> {
+    mut conversation: OpenConversation,
+) -> Result<(OpenConversation, End)> {
     while !conversation.is_done() {
         let (turns, seen) = conversation.begin(chat)?;
         if seen.len() > args.max_prompt_tokens {
