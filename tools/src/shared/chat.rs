@@ -1,14 +1,16 @@
 //! Conversations, to tokens and back.
 
+use std::sync::Arc;
+
 use anyhow::{Result, bail};
 use pleach::checkpoint::Checkpoint;
-use pleach::text::ChatTemplate;
+use pleach::text::{ChatTemplate, StoppingText};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
 /// Conversations to tokens and back.
 pub(crate) struct Chat {
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     /// Tokens that end an answer; the first is what the model itself ends its turns with.
     pub(super) ends: Vec<u32>,
@@ -23,7 +25,7 @@ impl Chat {
         let turn = template.as_ref().and_then(|template| template.end_of_turn(&tokenizer));
         let others = checkpoint.config.eos_token_ids.iter().copied();
         let ends = turn.into_iter().chain(others.filter(|id| turn != Some(*id))).collect();
-        Ok(Self { tokenizer, template, ends })
+        Ok(Self { tokenizer: Arc::new(tokenizer), template, ends })
     }
 
     /// The prompt of a conversation: user turns with the answers between them. Models without a chat
@@ -47,6 +49,12 @@ impl Chat {
         let mut tokens = self.encode_text(text, false)?;
         tokens.extend(self.ends.first());
         Ok(tokens)
+    }
+
+    /// An answer's text, up to one of `stops`.
+    pub(crate) fn until(&self, stops: &[&str]) -> StoppingText {
+        let stops = stops.iter().map(|stop| (*stop).to_owned()).collect();
+        StoppingText::new(Arc::clone(&self.tokenizer), stops)
     }
 
     /// What tokens stand for, special ones and all.

@@ -1,9 +1,7 @@
 //! Questions whose answers are written: greedy, many at a time.
 
-use std::collections::HashMap;
-
 use anyhow::Result;
-use pleach::engine::{Engine, EngineConfig, Event, FinishReason, Request};
+use pleach::engine::{Engine, EngineConfig, FinishReason, OfflineBatch, Request};
 use pleach::model::Decoder;
 
 use super::reader::Reader;
@@ -13,13 +11,6 @@ use super::tasks::{Metrics, Question, Task};
 const BATCH: usize = 32;
 /// Where an answer ends besides the model's own end, as in the harness's definition of GSM8K.
 pub(super) const UNTIL: [&str; 3] = ["Question:", "</s>", "<|im_end|>"];
-
-struct Answer {
-    task: Task,
-    number: usize,
-    reference: String,
-    tokens: Vec<u32>,
-}
 
 /// Lets the model answer the questions and grades each answer as it is finished.
 pub(super) fn write(
@@ -36,40 +27,28 @@ pub(super) fn write(
     };
     let mut engine = Engine::new(decoder, None, config)?;
     let mut waiting = questions.into_iter();
-    let mut running = HashMap::new();
+    let mut batch = OfflineBatch::default();
     loop {
-        while running.len() < BATCH
+        while batch.len() < BATCH
             && let Some((task, number, question)) = waiting.next()
         {
             let Question::Number { prompt, reference } = question else { continue };
-            let request = Request::greedy(reader.prompt(&prompt)?, reader.max_tokens);
-            let answer = Answer { task, number, reference, tokens: Vec::new() };
-            running.insert(engine.submit(request)?, answer);
+            let request = Request {
+                stop: Some(reader.chat.until(&UNTIL)),
+                ..Request::greedy(reader.prompt(&prompt)?, reader.max_tokens)
+            };
+            let purpose = (task, number, reference);
+            batch.submit(&mut engine, request, purpose).map_err(|(error, _)| error)?;
         }
-        if running.is_empty() {
+        if batch.is_empty() {
             return Ok(());
         }
-        for (id, event) in engine.step() {
-            // What was cancelled in this step may still be told of.
-            let Some(answer) = running.get_mut(&id) else { continue };
-            let finished = match event {
-                Event::Tokens(out) => {
-                    answer.tokens.extend(out.iter().map(|token| token.id));
-                    false
-                }
-                Event::Finished { reason: FinishReason::Error(reason), .. } => {
-                    anyhow::bail!("{}, record {}: {reason}", answer.task.name, answer.number + 1)
-                }
-                Event::Finished { .. } => true,
-                Event::Prompt(_) | Event::Embedding(_) => false,
-            };
-            let text = reader.chat.decode(&answer.tokens)?;
-            if finished || end(&text).is_some() {
-                engine.cancel(id);
-                let Answer { task, number, reference, .. } =
-                    running.remove(&id).expect("invariant: found above");
-                graded(task, number, grade(&text, &reference))?;
+        for ((task, number, reference), answer) in batch.step(&mut engine) {
+            if let FinishReason::Error(reason) = &answer.reason {
+                anyhow::bail!("{}, record {}: {reason}", task.name, number + 1);
             }
+            let text = reader.chat.decode(&answer.ids())?;
+            graded(task, number, grade(&text, &reference))?;
         }
     }
 }
