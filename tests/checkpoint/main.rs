@@ -3,13 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
-use axum::Router;
-use axum::extract::Request;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
 use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::write::{Meta, gguf_file};
 use pleach::kv_cache::{BlockPool, BlockTable};
@@ -17,12 +12,13 @@ use pleach::model::{Decoder, RopeScaling, Rows, Workspace, tensor_names};
 use pleach_kernels::{DType, ThreadPool};
 use serde_json::{Value, json};
 
+mod hub;
+mod missing;
 #[path = "../support/mod.rs"]
 mod support;
 mod tokenizers;
 
 use support::gguf::{self, Foreign};
-use support::program;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name)
@@ -207,87 +203,6 @@ fn scaling_lengthens_the_context() {
     }
 }
 
-/// What a family always has must be there; what changes the computation must be known.
-#[test]
-fn what_a_file_lacks_or_has_too_much_of_is_named() {
-    let temporary = tempfile::tempdir().unwrap();
-    let path = temporary.path().join("model.gguf");
-    for (model, hidden, missing) in [
-        ("qwen2-window", "blk.0.attn_q.bias", "model.layers.0.self_attn.q_proj.bias"),
-        ("qwen2-window", "blk.1.attn_v.bias", "model.layers.1.self_attn.v_proj.bias"),
-        ("qwen3", "blk.0.attn_q_norm.weight", "model.layers.0.self_attn.q_norm.weight"),
-        ("qwen3", "blk.1.attn_k_norm.weight", "model.layers.1.self_attn.k_norm.weight"),
-        ("llama-tied", "blk.1.ffn_down.weight", "model.layers.1.mlp.down_proj.weight"),
-    ] {
-        convert(&golden(model), &path);
-        gguf::hide(&path, hidden);
-        let error = load(&path).err().unwrap().to_string();
-        assert!(error.contains(&format!("no tensor {missing}")), "{error}");
-    }
-    let refused = |model: &str, field: &str, value: Value, expected: &[&str]| {
-        let folder = variant(temporary.path(), model, |config| config[field] = value);
-        let error = load(&folder).err().unwrap().to_string();
-        expected.iter().for_each(|text| assert!(error.contains(text), "{error}"));
-    };
-    refused("llama-tied", "tie_word_embeddings", json!(false), &["no tensor lm_head.weight"]);
-    refused("llama-tied", "partial_rotary_factor", json!(0.5), &["partial_rotary_factor: 0.5"]);
-    refused("llama-tied", "quantization_config", json!({"quant_method": "fp8"}), &["`fp8`"]);
-    refused(
-        "qwen3",
-        "layer_types",
-        json!(["sliding_attention", "full_attention"]),
-        &["layer_types"],
-    );
-    refused("qwen2-window", "layer_types", json!(["full_attention"]), &["layer_types: 1 entries"]);
-    refused("qwen2-window", "layer_types", json!(["full_attention", "x"]), &["layer_types"]);
-    let nested = json!({"full_attention": {"rope_type": "default"}});
-    refused("qwen3", "rope_parameters", nested, &["rope_parameters: `full_attention`"]);
-    for (key, value, expected) in [
-        (
-            "llama.rope.dimension_count",
-            Foreign::Number(4),
-            "rope.dimension_count: 4 beside heads of 8",
-        ),
-        ("llama.attention.value_length", Foreign::Number(4), "attention.value_length"),
-        ("split.count", Foreign::Number(2), "part 1 of 2"),
-        ("llama.attention.causal", Foreign::Bool(false), "attention.causal"),
-    ] {
-        convert(&golden("llama3-rope"), &path);
-        if gguf::has(&path, key) {
-            gguf::hide(&path, key);
-        }
-        gguf::add(&path, &[(key, value)]);
-        let error = load(&path).err().unwrap().to_string();
-        assert!(error.contains(expected), "{error}");
-    }
-    // Another format in place of one that is read.
-    let folder = variant(temporary.path(), "llama-tied", |_| {});
-    let weights = folder.join("model.safetensors");
-    let bytes = std::fs::read(&weights).unwrap();
-    let length = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let header = String::from_utf8(bytes[8..length].to_vec()).unwrap();
-    let mut entries: serde_json::Map<String, Value> = serde_json::from_str(&header).unwrap();
-    let put = |entries: serde_json::Map<String, Value>| {
-        let mut header = Value::Object(entries).to_string().into_bytes();
-        header.resize(header.len().next_multiple_of(8), b' ');
-        let whole = [&(header.len() as u64).to_le_bytes()[..], &header, &bytes[length..]].concat();
-        std::fs::write(&weights, whole).unwrap();
-    };
-    let name = "model.layers.1.mlp.up_proj.weight";
-    let [start, end] = [0, 1].map(|at| entries[name]["data_offsets"][at].as_u64().unwrap());
-    let mut renamed = entries.clone();
-    let tensor = renamed.remove(name).unwrap();
-    renamed.insert(name.replace(".weight", ".qweight"), tensor);
-    put(renamed);
-    let error = load(&folder).err().unwrap().to_string();
-    assert!(error.contains("up_proj.weight: is missing; there is") && error.contains(".qweight"));
-    entries[name]["dtype"] = json!("F8_E4M3");
-    entries[name]["shape"] = json!([end - start]);
-    put(entries);
-    let error = load(&folder).err().unwrap().to_string();
-    assert!(error.contains(name) && error.contains("F8_E4M3"), "{error}");
-}
-
 /// Special tokens are those of the tokenizer's files, and generation ends at all that any file names.
 #[test]
 fn special_tokens_come_from_the_tokenizer() {
@@ -338,20 +253,6 @@ fn special_tokens_come_from_the_tokenizer() {
     let template = checkpoint.compile_template().unwrap();
     checkpoint.end_at_turns(template.as_ref());
     assert_eq!(checkpoint.config.eos_token_ids, [0, 2]);
-}
-
-/// An index that names other files is of no use beside the whole file; what is missing is said once.
-#[test]
-fn a_stale_index_is_left_aside() {
-    let temporary = tempfile::tempdir().unwrap();
-    let folder = variant(temporary.path(), "llama-tied", |_| {});
-    let index = json!({"weight_map": {"x": "model-00001-of-00002.safetensors"}});
-    std::fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
-    load(&folder).unwrap();
-    std::fs::remove_file(folder.join("model.safetensors")).unwrap();
-    let error = Checkpoint::open(&folder).unwrap_err();
-    let chain = format!("{:#}", anyhow::Error::from(error));
-    assert_eq!(chain.matches("No such file").count(), 1, "{chain}");
 }
 
 /// Cut off anywhere, or with any byte changed, a file is refused or read, and never more than that.
@@ -454,67 +355,4 @@ fn a_draft_must_fit_its_target() {
     other.vocab_size = 97;
     let error = write(&[1], &other).err().unwrap().to_string();
     assert!(error.contains("vocab_size is 97, the target's is 96"), "{error}");
-}
-
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-
-/// A hub with one model: its listing, and its files by range.
-async fn hub(request: Request) -> Response {
-    let path = request.uri().path().to_owned();
-    if path == "/api/models/pleach/tiny/revision/main" {
-        let files = ["README.md", "config.json", "model.safetensors", "pytorch_model.bin"];
-        let siblings: Vec<_> = files.iter().map(|f| serde_json::json!({"rfilename": f})).collect();
-        let body = serde_json::json!({"id": "pleach/tiny", "sha": COMMIT, "siblings": siblings});
-        return axum::Json(body).into_response();
-    }
-    let Some(name) = path.strip_prefix("/pleach/tiny/resolve/main/") else {
-        return StatusCode::NOT_FOUND.into_response();
-    };
-    let Ok(bytes) = std::fs::read(golden("llama-tied").join(name)) else {
-        return StatusCode::NOT_FOUND.into_response();
-    };
-    let range = request.headers().get(header::RANGE).and_then(|range| {
-        let (start, end) = range.to_str().ok()?.strip_prefix("bytes=")?.split_once('-')?;
-        let end = end.parse::<usize>().map_or(bytes.len(), |end| bytes.len().min(end + 1));
-        Some(start.parse::<usize>().ok()?..end)
-    });
-    let range = range.unwrap_or(0..bytes.len());
-    let content = format!("bytes {}-{}/{}", range.start, range.end - 1, bytes.len());
-    let headers = [
-        ("etag", format!("\"{name}\"")),
-        ("x-repo-commit", COMMIT.to_owned()),
-        ("accept-ranges", "bytes".to_owned()),
-        ("content-range", content),
-    ];
-    (StatusCode::PARTIAL_CONTENT, headers, bytes[range].to_vec()).into_response()
-}
-
-/// `hf:` sources, against a server that speaks the hub's protocol.
-#[tokio::test(flavor = "multi_thread")]
-async fn models_come_from_a_hub() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(hub)).await });
-    let temporary = tempfile::tempdir().unwrap();
-    let prune = |source: &str, out: &str| {
-        let mut command = Command::new(program("pleach-tools"));
-        command
-            .args(["prune", "--list", "1", "--model", source, "--out"])
-            .arg(temporary.path().join(out))
-            .env("HF_ENDPOINT", &endpoint)
-            .env("PLEACH_CACHE_DIR", temporary.path().join("cache"));
-        tokio::task::spawn_blocking(move || command.output().unwrap())
-    };
-    let output = prune("hf:pleach/tiny", "pruned").await.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let pruned = load(&temporary.path().join("pruned")).unwrap();
-    assert_eq!(pruned.config().num_hidden_layers, 1);
-    assert!(logits(&pruned).iter().all(|v| v.is_finite()));
-    assert!(
-        !temporary.path().join("cache").join("pytorch_model.bin").exists(),
-        "only what serving needs is fetched"
-    );
-    let output = prune("hf:pleach/huge", "other").await.unwrap();
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && error.contains("pleach/huge"), "{error}");
 }
