@@ -3,38 +3,17 @@
 #
 #   docker build -t pleach .                    the server and the tools, without a model
 #   docker build -t pleach:demo --target demo . with the default model in it
-#   docker build -t pleach:cuda --target cuda . for NVIDIA GPUs, without a model
 #
 #   docker run --rm -p 8080:8080 pleach:demo
 #   docker run --rm -p 8080:8080 -v pleach:/var/cache/pleach -e PLEACH_MODEL=hf:HuggingFaceTB/SmolLM2-135M-Instruct pleach
-#   docker run --rm -p 8080:8080 -v pleach:/var/cache/pleach -e PLEACH_MODEL=hf:... --gpus all pleach:cuda
+#   docker run --rm -p 8080:8080 -v pleach:/var/cache/pleach -e PLEACH_MODEL=hf:... --gpus all pleach
 
 ARG RUST_VERSION=1.95.0
-# The version of kernels/cuda/nvcc-wheels.txt; a GPU's driver must know it. Ubuntu 22.04 has an older C library than the
-# image that the program runs in, as it must.
-ARG CUDA_IMAGE=nvidia/cuda:13.0.1-devel-ubuntu22.04
-
-FROM rust:${RUST_VERSION}-slim-bookworm AS rust
-
-FROM rust AS build
+FROM rust:${RUST_VERSION}-slim-bookworm AS build
 WORKDIR /src
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
     cargo build --release --locked --bins \
-    && install -D -s -t /out/usr/local/bin target/release/pleach target/release/pleach-tools \
-    && install -D -m 644 -t /out/usr/share/pleach/drafts drafts/*.gguf
-
-FROM ${CUDA_IMAGE} AS build-cuda
-COPY --from=rust /usr/local/cargo /usr/local/cargo
-COPY --from=rust /usr/local/rustup /usr/local/rustup
-ENV CARGO_HOME=/usr/local/cargo \
-    RUSTUP_HOME=/usr/local/rustup \
-    CUDA_HOME=/usr/local/cuda \
-    PATH=/usr/local/cargo/bin:$PATH
-WORKDIR /src
-COPY . .
-RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,id=cuda,target=/src/target \
-    cargo build --release --locked --bins --features cuda \
     && install -D -s -t /out/usr/local/bin target/release/pleach target/release/pleach-tools \
     && install -D -m 644 -t /out/usr/share/pleach/drafts drafts/*.gguf
 
@@ -49,25 +28,21 @@ FROM debian:bookworm-slim AS runtime
 RUN groupadd --gid 10001 pleach \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin pleach \
     && install -d -o pleach -g pleach /var/cache/pleach
+# Where there is a GPU, NVIDIA's container runtime hands in the driver's libraries, which keep what they compile.
 ENV PLEACH_HOST=0.0.0.0 \
     PLEACH_PORT=8080 \
     PLEACH_CACHE_DIR=/var/cache/pleach \
     PLEACH_DRAFT_DIR=/usr/share/pleach/drafts \
-    PLEACH_LOG_FORMAT=json
+    PLEACH_LOG_FORMAT=json \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    CUDA_CACHE_PATH=/var/cache/pleach/cuda
 USER 10001:10001
 EXPOSE 8080
 # 503 while the model loads. SIGTERM lets running answers end.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5m --retries=3 \
     CMD ["bash", "-c", "exec 3<>\"/dev/tcp/127.0.0.1/$PLEACH_PORT\" && printf 'GET /health HTTP/1.0\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]
 ENTRYPOINT ["pleach"]
-
-FROM runtime AS cuda
-COPY --from=build-cuda /out /
-# What NVIDIA's container runtime is to hand in: the driver's own libraries.
-ENV PLEACH_DEVICE=cuda \
-    NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
-VOLUME /var/cache/pleach
 
 FROM runtime AS base
 COPY --from=build /out /

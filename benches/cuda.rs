@@ -1,5 +1,5 @@
 //! What a CUDA device does: matrix products against its memory's bandwidth, and the engine on a model of random
-//! weights. `kernels/cuda/gpu-check.sh` runs it; needs the feature `cuda`.
+//! weights. `kernels/cuda/gpu-check.sh` runs it.
 //!
 //! The draft is the target's first blocks, and the target's other blocks add nothing: they cost what they cost, and
 //! every draft token is accepted.

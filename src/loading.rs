@@ -91,7 +91,7 @@ impl Models {
     /// # Errors
     /// [`LoadError`] where the model itself cannot be served.
     pub fn load(config: &Config) -> Result<Self, LoadError> {
-        if config.device != ComputeDevice::Cpu {
+        if let ComputeDevice::Cuda(_) = config.device {
             return Err(LoadError::OnCpuAlone);
         }
         let mut model = Opened::open(config)?;
@@ -145,13 +145,20 @@ pub struct RunningModel {
 pub fn start(config: &Config) -> Result<RunningModel, LoadError> {
     // A device that is not there is known before a model is fetched.
     let device = match config.device {
+        ComputeDevice::Auto => first_device(),
         ComputeDevice::Cpu => None,
         ComputeDevice::Cuda(index) => Some(Device::open(index)?),
     };
     let mut model = Opened::open(config)?;
     let Placed { mut engine, draft, loader } = match &device {
         None => place_on_cpu(config, &mut model.checkpoint)?,
-        Some(device) => place_on_cuda(config, &mut model.checkpoint, device)?,
+        Some(device) => match place_on_cuda(config, &mut model.checkpoint, device) {
+            Err(error) if config.device == ComputeDevice::Auto => {
+                tracing::warn!(%error, "the CUDA device does not run the model; computing on the CPU");
+                place_on_cpu(config, &mut model.checkpoint)?
+            }
+            placed => placed?,
+        },
     };
     // Before anything else computes: what is measured beside it seems slow for good.
     engine.profile();
@@ -170,6 +177,24 @@ pub fn start(config: &Config) -> Result<RunningModel, LoadError> {
         engine,
         thread,
     })
+}
+
+/// The first CUDA device; the log says which, or why there is none.
+fn first_device() -> Option<Arc<Device>> {
+    match Device::open(0) {
+        Ok(device) => {
+            tracing::info!(device = device.name(), "computing on the CUDA device that is there");
+            Some(device)
+        }
+        Err(reason @ (CudaError::NoDriver(_) | CudaError::NoDevice { .. })) => {
+            tracing::info!(%reason, "computing on the CPU");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the CUDA device cannot be used; computing on the CPU");
+            None
+        }
+    }
 }
 
 /// An engine over models in memory, not started yet.

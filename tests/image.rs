@@ -129,19 +129,7 @@ fn the_image_builds_from_its_context() {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
     std::os::unix::fs::symlink(target, folder.join("target")).unwrap();
     let builds = builds();
-    let stages: Vec<&str> = builds.iter().map(|(stage, _)| &**stage).collect();
-    assert_eq!(stages, ["build", "build-cuda"]);
-    let (build, cuda) = (&builds[0].1, &builds[1].1);
-    // CUDA's needs its compiler. It may differ in nothing but the feature, whose sources must be there.
-    assert_eq!(&cuda.replace(" --features cuda", ""), build);
-    for source in [
-        "kernels/cuda/matmul.cu",
-        "kernels/cuda/pleach_kernels.h",
-        "kernels/cuda/common.cuh",
-        "kernels/build.rs",
-    ] {
-        assert!(folder.join(source).is_file(), "{source} is not in the build context");
-    }
+    let [(_, build)] = &builds[..] else { panic!("one stage builds, not {builds:?}") };
     let out = folder.join("out");
     let command = build.replace(" /out/", &format!(" {}/", out.display()));
     let output = Command::new("sh").args(["-ec", &command]).current_dir(&folder).output().unwrap();
@@ -163,7 +151,6 @@ fn the_context_has_all_that_the_manifest_names() {
     let mut named: Vec<String> = [
         "src/lib.rs",
         "kernels/Cargo.toml",
-        "kernels/build.rs",
         "kernels/src/lib.rs",
         "tools/Cargo.toml",
         "tools/src/main.rs",

@@ -16,7 +16,6 @@ namespace {
 
 constexpr int SPAN = 64, WARPS = 4, SPLIT = SPAN * WARPS;
 constexpr int COLUMN_TILES = SPAN / MMA_N;
-constexpr float LOG2_E = 1.44269504f;
 
 /// What a row sees: positions `begin .. end`, and of those from `draft` on only where `mask` has a bit.
 struct Sight {
@@ -29,12 +28,7 @@ struct Sight {
     }
 };
 
-struct Task {
-    PleachAttention io;
-    PleachAttentionShape shape;
-    int64_t rows, sequences, splits;
-    float scale;  // of scores, for powers of two
-};
+using Task = PleachAttend;
 
 __device__ __forceinline__ Sight sight_of(const Task &t, int64_t sequence, int64_t row) {
     const int64_t start = t.io.context_lens[sequence], first = t.io.cu_seqlens_q[sequence];
@@ -72,7 +66,7 @@ __device__ __forceinline__ float *partial_of(const Task &t, int64_t row, int64_t
 
 /// Grid (tiles, K/V heads, splits).
 template <class T, int DIM>
-__global__ void __launch_bounds__(WARPS *WARP) attention_kernel(Task t) {
+__device__ __forceinline__ void attention(const Task &t) {
     constexpr int VALUE_TILES = DIM / MMA_N;
     SHARED(float, tops, WARPS * MMA_M);
     SHARED(float, weights, WARPS * MMA_M);
@@ -249,7 +243,7 @@ __global__ void __launch_bounds__(WARPS *WARP) attention_kernel(Task t) {
 
 /// Grid (rows, heads): adds the splits of a row in order.
 template <class T, int DIM>
-__global__ void __launch_bounds__(DIM) combine_kernel(Task t) {
+__device__ __forceinline__ void combine(const Task &t) {
     const int64_t row = blockIdx.x, head = blockIdx.y;
     int64_t sequence = 0;
     while (sequence < t.sequences && t.io.cu_seqlens_q[sequence + 1] <= row) sequence++;
@@ -271,49 +265,14 @@ __global__ void __launch_bounds__(DIM) combine_kernel(Task t) {
     static_cast<T *>(t.io.out)[(row * t.shape.heads + head) * DIM + threadIdx.x] = from_float<T>(mean);
 }
 
-template <class T, int DIM>
-int attend(const Task &t, int64_t max_length, void *stream) {
-    const int group = t.shape.heads / t.shape.kv_heads;
-    // Each sequence leaves at most one tile unfilled.
-    const int64_t tiles = t.rows * group / MMA_M + t.sequences;
-    const Dim grid{unsigned(tiles), unsigned(t.shape.kv_heads), unsigned(t.splits)};
-    const int status = LAUNCH((attention_kernel<T, DIM>), grid, Dim{WARPS * WARP}, stream, t);
-    if (status != PLEACH_OK || max_length <= SPLIT) return status;
-    return LAUNCH((combine_kernel<T, DIM>), (Dim{unsigned(t.rows), unsigned(t.shape.heads)}), Dim{DIM}, stream, t);
-}
-
-template <class T>
-int attend(const Task &t, int64_t max_length, void *stream) {
-    return t.shape.head_dim == 64    ? attend<T, 64>(t, max_length, stream)
-           : t.shape.head_dim == 128 ? attend<T, 128>(t, max_length, stream)
-                                     : PLEACH_BAD_ARGUMENT;
-}
-
-int64_t splits_of(int64_t max_length) { return div_up<int64_t>(max_length, SPLIT); }
-
 }  // namespace
 }  // namespace pleach
 
 using namespace pleach;
 
-extern "C" int64_t pleach_attention_workspace(const PleachAttentionShape *shape, int64_t rows, int64_t max_length) {
-    if (max_length <= SPLIT) return 0;
-    return rows * shape->heads * splits_of(max_length) * (shape->head_dim + 2) * int64_t(sizeof(float));
-}
-
-extern "C" int pleach_paged_attention(const PleachAttention *io, const PleachAttentionShape *shape, int64_t rows,
-                                      int64_t sequences, int64_t max_length, int dtype, void *stream) {
-    const PleachAttentionShape &s = *shape;
-    const bool whole_heads = s.heads > 0 && s.kv_heads > 0 && s.heads % s.kv_heads == 0 && s.heads <= MAX_GRID_YZ;
-    if (!whole_heads || (s.block_size != 16 && s.block_size != 32) || rows < 0 || sequences < 0 ||
-        rows > MAX_GRID_X / s.heads || sequences > MAX_GRID_X / 2 || max_length < 0 ||
-        splits_of(max_length) > MAX_GRID_YZ || (s.window > 0 && io->tree_masks) || s.window < 0)
-        return PLEACH_BAD_ARGUMENT;
-    if (rows == 0 || sequences == 0) return PLEACH_OK;
-    if (max_length == 0) return PLEACH_BAD_ARGUMENT;
-    const float scale = LOG2_E / sqrtf(float(s.head_dim));
-    const Task t{*io, s, rows, sequences, splits_of(max_length), scale};
-    if (dtype == PLEACH_BF16) return attend<Bf16>(t, max_length, stream);
-    if (dtype == PLEACH_F16) return attend<F16>(t, max_length, stream);
-    return PLEACH_BAD_ARGUMENT;
-}
+#define KERNELS(name, T)                                                     \
+    KERNEL(attention_##name##_64, Task, (attention<T, 64>), WARPS *WARP)     \
+    KERNEL(attention_##name##_128, Task, (attention<T, 128>), WARPS *WARP)   \
+    KERNEL(combine_##name##_64, Task, (combine<T, 64>), 64)                  \
+    KERNEL(combine_##name##_128, Task, (combine<T, 128>), 128)
+FOR_EACH_FLOAT(KERNELS)

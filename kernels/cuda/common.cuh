@@ -1,4 +1,4 @@
-// What every kernel file shares: number formats, launches, shared memory, reductions in a fixed order.
+// What every kernel file shares: number formats, kernels by name, shared memory, reductions in a fixed order.
 //
 // A kernel source compiles twice: with nvcc for GPUs, and as plain C++ over `emulator/` for the tests.
 // Whatever differs between the two stands in this file and in `mma.cuh`.
@@ -10,52 +10,40 @@
 
 #if defined(__CUDACC__)
 
-#include <cuda_runtime.h>
-
-#define LAUNCH(kernel, grid, block, stream, ...) \
-    (kernel<<<grid, block, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__), launch_status())
+/// A kernel that the driver finds by `name`: `body`, in brackets, over one structure of arguments, in blocks of so many
+/// threads; perhaps also the blocks that must fit a multiprocessor.
+#define KERNEL(name, Arguments, body, ...) \
+    extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ Arguments arguments) { \
+        body(arguments); \
+    }
 #define SHARED(T, name, count) __shared__ T name[count]
 
 template <class T>
 using Shared = T *;
 
-using Dim = dim3;
-
-namespace pleach {
-/// What `pleach_error_text` tells.
-inline thread_local cudaError_t last_error = cudaSuccess;
-
-inline int status_of(cudaError_t error) {
-    if (error != cudaSuccess) last_error = error;
-    return error == cudaSuccess ? PLEACH_OK : PLEACH_LAUNCH_FAILED;
-}
-}  // namespace pleach
-
-inline int launch_status() { return pleach::status_of(cudaGetLastError()); }
-
 #else
 
 #include "emulator/emulator.h"
 
-#define LAUNCH(kernel, grid, block, stream, ...) \
-    (::emulator::launch(grid, block, [=] { kernel(__VA_ARGS__); }), (void)(stream), PLEACH_OK)
+#define KERNEL(name, Arguments, body, ...) \
+    static const ::emulator::Kernel name##_kernel{#name, {__VA_ARGS__}, [](const void *from) -> ::emulator::Run { \
+        return [arguments = *static_cast<const Arguments *>(from)] { body(arguments); }; \
+    }};
 #define SHARED(T, name, count) \
     ::emulator::Shared<T> name = ::emulator::shared_array<T>([] { static char key; return &key; }(), count)
 
 template <class T>
 using Shared = ::emulator::Shared<T>;
 
-using Dim = ::emulator::Dim;
-
 #endif
+
+/// Calls `KERNELS` with the name and the type of every format of activations, keys and values.
+#define FOR_EACH_FLOAT(KERNELS) KERNELS(bf16, ::pleach::Bf16) KERNELS(f16, ::pleach::F16)
 
 namespace pleach {
 
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
-/// Blocks of a grid in y and z.
-constexpr int64_t MAX_GRID_YZ = 65535;
-constexpr int64_t MAX_GRID_X = 0x7fffffff;
 
 __device__ __forceinline__ int lane_id() { return int(threadIdx.x) % WARP; }
 __device__ __forceinline__ int warp_id() { return int(threadIdx.x) / WARP; }

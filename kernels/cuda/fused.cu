@@ -9,13 +9,13 @@ constexpr int NORM_WARPS = 8;
 
 /// One block a row of `out`.
 template <class T>
-__global__ void __launch_bounds__(NORM_WARPS *WARP)
-    add_rms_norm_kernel(float *residual, const T *delta, const T *weight, const uint32_t *wanted, T *out, int64_t width,
-                        float eps) {
+__device__ __forceinline__ void add_rms_norm(const PleachNorm &a) {
     SHARED(float, scratch, NORM_WARPS);
-    const int64_t row = wanted ? wanted[blockIdx.x] : blockIdx.x;
-    residual += row * width;
-    out += blockIdx.x * width;
+    const int64_t width = a.width;
+    const int64_t row = a.wanted ? a.wanted[blockIdx.x] : blockIdx.x;
+    float *residual = a.residual + row * width;
+    const T *delta = static_cast<const T *>(a.delta), *weight = static_cast<const T *>(a.weight);
+    T *out = static_cast<T *>(a.out) + blockIdx.x * width;
     float sum = 0.0f;
     for (int64_t i = threadIdx.x; i < width; i += NORM_WARPS * WARP) {
         float x = residual[i];
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(NORM_WARPS *WARP)
         sum = fused_multiply_add(x, x, sum);
     }
     sum = block_reduce<NORM_WARPS>(sum, Sum{}, scratch);
-    const float scale = 1.0f / sqrtf(sum / float(width) + eps);
+    const float scale = 1.0f / sqrtf(sum / float(width) + a.eps);
     // Each thread reads what it wrote itself.
     for (int64_t i = threadIdx.x; i < width; i += NORM_WARPS * WARP)
         out[i] = from_float<T>(multiply(multiply(residual[i], scale), to_float(weight[i])));
@@ -36,10 +36,12 @@ constexpr unsigned COLUMN_THREADS = 256;
 
 /// Grid (columns, rows).
 template <class T>
-__global__ void __launch_bounds__(COLUMN_THREADS) silu_mul_kernel(const T *gate_up, T *out, int64_t rows, int64_t width) {
-    const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+__device__ __forceinline__ void silu_mul(const PleachGate &a) {
+    const T *gate_up = static_cast<const T *>(a.gate_up);
+    T *out = static_cast<T *>(a.out);
+    const int64_t width = a.width, i = int64_t(blockIdx.x) * COLUMN_THREADS + threadIdx.x;
     if (i >= width) return;
-    for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
+    for (int64_t row = blockIdx.y; row < a.rows; row += gridDim.y) {
         const float gate = to_float(gate_up[row * 2 * width + i]);
         const float up = to_float(gate_up[row * 2 * width + width + i]);
         out[row * width + i] = from_float<T>(multiply(gate / add(1.0f, exp_exact(-gate)), up));
@@ -48,11 +50,12 @@ __global__ void __launch_bounds__(COLUMN_THREADS) silu_mul_kernel(const T *gate_
 
 /// Grid (columns, rows).
 template <class T>
-__global__ void __launch_bounds__(COLUMN_THREADS) add_bias_kernel(T *x, const T *bias, int64_t rows, int64_t width) {
-    const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+__device__ __forceinline__ void add_bias(const PleachBias &a) {
+    T *x = static_cast<T *>(a.x);
+    const int64_t width = a.width, i = int64_t(blockIdx.x) * COLUMN_THREADS + threadIdx.x;
     if (i >= width) return;
-    const float by = to_float(bias[i]);
-    for (int64_t row = blockIdx.y; row < rows; row += gridDim.y)
+    const float by = to_float(static_cast<const T *>(a.bias)[i]);
+    for (int64_t row = blockIdx.y; row < a.rows; row += gridDim.y)
         x[row * width + i] = from_float<T>(add(to_float(x[row * width + i]), by));
 }
 
@@ -62,11 +65,12 @@ constexpr int MAX_PAIRS = 2;
 
 /// One warp a head of a row; lane i holds the pairs (i, i + half), (i + 32, ...).
 template <class T>
-__global__ void __launch_bounds__(ROPE_WARPS *WARP)
-    qkv_rope_write_kernel(PleachQkv io, PleachAttentionShape shape, int64_t rows, float eps) {
+__device__ __forceinline__ void qkv_rope_write(const PleachRope &arguments) {
+    const PleachQkv &io = arguments.io;
+    const PleachAttentionShape &shape = arguments.shape;
     const int total = shape.heads + 2 * shape.kv_heads, dim = shape.head_dim, half = dim / 2;
     const int64_t task = int64_t(blockIdx.x) * ROPE_WARPS + warp_id();
-    if (task >= rows * total) return;
+    if (task >= arguments.rows * total) return;
     const int64_t row = task / total;
     const int head = int(task % total), lane = lane_id();
     const bool is_query = head < shape.heads, is_key = !is_query && head < shape.heads + shape.kv_heads;
@@ -88,7 +92,7 @@ __global__ void __launch_bounds__(ROPE_WARPS *WARP)
         squares = fused_multiply_add(b[p], b[p], squares);
     }
     if (norm) {
-        const float scale = 1.0f / sqrtf(warp_reduce(squares, Sum{}) / float(dim) + eps);
+        const float scale = 1.0f / sqrtf(warp_reduce(squares, Sum{}) / float(dim) + arguments.eps);
         for (int p = 0; p < MAX_PAIRS; p++) {
             const int i = lane + p * WARP;
             if (i >= half) break;
@@ -127,14 +131,14 @@ constexpr int EMBED_THREADS = 128;
 
 /// One block a row.
 template <int FORMAT>
-__global__ void __launch_bounds__(EMBED_THREADS)
-    embed_kernel(const uint8_t *table, const uint32_t *tokens, float *out, int64_t width, int64_t vocab_size) {
-    const uint32_t token = tokens[blockIdx.x];
+__device__ __forceinline__ void embed(const PleachEmbed &a) {
+    const uint32_t token = a.tokens[blockIdx.x];
+    const int64_t width = a.width;
     constexpr int values = block_values(FORMAT);
-    const uint8_t *row = table + int64_t(token) * (width / values) * block_bytes(FORMAT);
+    const uint8_t *row = static_cast<const uint8_t *>(a.table) + int64_t(token) * (width / values) * block_bytes(FORMAT);
     for (int64_t i = threadIdx.x; i < width; i += EMBED_THREADS) {
         float value;
-        if (token >= vocab_size) {
+        if (token >= a.vocab_size) {
             value = __uint_as_float(0x7fc00000u);
         } else if constexpr (FORMAT == PLEACH_W_BF16) {
             value = to_float(reinterpret_cast<const Bf16 *>(row)[i]);
@@ -144,57 +148,8 @@ __global__ void __launch_bounds__(EMBED_THREADS)
             const uint8_t *block = row + i / values * block_bytes(FORMAT);
             value = value_at<FORMAT>(block, int(i % values) / GROUP, int(i % GROUP));
         }
-        out[blockIdx.x * width + i] = value;
+        a.out[blockIdx.x * width + i] = value;
     }
-}
-
-template <int FORMAT>
-int embed(const void *table, const uint32_t *tokens, float *out, int64_t rows, int64_t width,
-          int64_t vocab_size, void *stream) {
-    if (width % block_values(FORMAT) != 0) return PLEACH_BAD_ARGUMENT;
-    const auto *bytes = static_cast<const uint8_t *>(table);
-    return LAUNCH((embed_kernel<FORMAT>), Dim{unsigned(rows)}, Dim{EMBED_THREADS}, stream, bytes, tokens,
-                  out, width, vocab_size);
-}
-
-template <class T>
-int add_rms_norm(float *residual, const void *delta, const void *weight, const uint32_t *wanted, void *out, int64_t rows,
-                 int64_t width, float eps, void *stream) {
-    return LAUNCH((add_rms_norm_kernel<T>), Dim{unsigned(rows)}, Dim{NORM_WARPS * WARP}, stream, residual,
-                  static_cast<const T *>(delta), static_cast<const T *>(weight), wanted, static_cast<T *>(out), width,
-                  eps);
-}
-
-template <class T>
-int silu_mul(const void *gate_up, void *out, int64_t rows, int64_t width, void *stream) {
-    const Dim grid{unsigned(div_up<int64_t>(width, COLUMN_THREADS)), unsigned(rows < 4096 ? rows : 4096)};
-    return LAUNCH((silu_mul_kernel<T>), grid, Dim{COLUMN_THREADS}, stream, static_cast<const T *>(gate_up),
-                  static_cast<T *>(out), rows, width);
-}
-
-template <class T>
-int add_bias(void *x, const void *bias, int64_t rows, int64_t width, void *stream) {
-    const Dim grid{unsigned(div_up<int64_t>(width, COLUMN_THREADS)), unsigned(rows < 4096 ? rows : 4096)};
-    return LAUNCH((add_bias_kernel<T>), grid, Dim{COLUMN_THREADS}, stream, static_cast<T *>(x),
-                  static_cast<const T *>(bias), rows, width);
-}
-
-template <class T>
-int qkv_rope_write(const PleachQkv &io, const PleachAttentionShape &shape, int64_t rows, float eps,
-                   void *stream) {
-    const int64_t warps = rows * (shape.heads + 2 * shape.kv_heads);
-    const Dim grid{unsigned(div_up<int64_t>(warps, ROPE_WARPS))};
-    return LAUNCH((qkv_rope_write_kernel<T>), grid, Dim{ROPE_WARPS * WARP}, stream, io, shape, rows, eps);
-}
-
-/// Calls `$f<T>` with the type of `dtype`.
-#define FOR_DTYPE(f, dtype, ...)                    \
-    (dtype) == PLEACH_BF16  ? f<Bf16>(__VA_ARGS__)  \
-    : (dtype) == PLEACH_F16 ? f<F16>(__VA_ARGS__)   \
-                            : PLEACH_BAD_ARGUMENT
-
-bool bad_rows(int64_t rows, int64_t width) {
-    return rows < 0 || rows > MAX_GRID_X || width <= 0 || width > MAX_GRID_X;
 }
 
 }  // namespace
@@ -202,50 +157,13 @@ bool bad_rows(int64_t rows, int64_t width) {
 
 using namespace pleach;
 
-extern "C" int pleach_add_rms_norm(float *residual, const void *delta, const void *weight, const uint32_t *wanted,
-                                   void *out, int64_t rows, int64_t width, float eps, int dtype, void *stream) {
-    if (bad_rows(rows, width)) return PLEACH_BAD_ARGUMENT;
-    if (rows == 0) return PLEACH_OK;
-    return FOR_DTYPE(add_rms_norm, dtype, residual, delta, weight, wanted, out, rows, width, eps, stream);
-}
+#define KERNELS(name, T)                                                              \
+    KERNEL(add_rms_norm_##name, PleachNorm, (add_rms_norm<T>), NORM_WARPS * WARP)     \
+    KERNEL(silu_mul_##name, PleachGate, (silu_mul<T>), COLUMN_THREADS)                \
+    KERNEL(add_bias_##name, PleachBias, (add_bias<T>), COLUMN_THREADS)                \
+    KERNEL(qkv_rope_write_##name, PleachRope, (qkv_rope_write<T>), ROPE_WARPS * WARP)
+FOR_EACH_FLOAT(KERNELS)
+#undef KERNELS
 
-extern "C" int pleach_silu_mul(const void *gate_up, void *out, int64_t rows, int64_t width, int dtype,
-                               void *stream) {
-    if (bad_rows(rows, width)) return PLEACH_BAD_ARGUMENT;
-    if (rows == 0) return PLEACH_OK;
-    return FOR_DTYPE(silu_mul, dtype, gate_up, out, rows, width, stream);
-}
-
-extern "C" int pleach_add_bias(void *x, const void *bias, int64_t rows, int64_t width, int dtype, void *stream) {
-    if (bad_rows(rows, width)) return PLEACH_BAD_ARGUMENT;
-    if (rows == 0) return PLEACH_OK;
-    return FOR_DTYPE(add_bias, dtype, x, bias, rows, width, stream);
-}
-
-extern "C" int pleach_qkv_rope_write(const PleachQkv *io, const PleachAttentionShape *shape, int64_t rows,
-                                     float eps, int dtype, void *stream) {
-    const PleachAttentionShape &s = *shape;
-    if (s.heads <= 0 || s.kv_heads <= 0 || s.heads % s.kv_heads != 0 || s.head_dim <= 0 ||
-        s.head_dim % 2 != 0 || s.head_dim > 2 * MAX_PAIRS * WARP || s.block_size <= 0 ||
-        bad_rows(rows, s.head_dim) || rows > MAX_GRID_X / (s.heads + 2 * s.kv_heads))
-        return PLEACH_BAD_ARGUMENT;
-    if (rows == 0) return PLEACH_OK;
-    return FOR_DTYPE(qkv_rope_write, dtype, *io, s, rows, eps, stream);
-}
-
-extern "C" int pleach_embed(const void *table, const uint32_t *tokens, float *out, int64_t rows, int64_t width,
-                            int64_t vocab_size, int format, void *stream) {
-    if (bad_rows(rows, width) || vocab_size <= 0) return PLEACH_BAD_ARGUMENT;
-    if (rows == 0) return PLEACH_OK;
-    switch (format) {
-        case PLEACH_W_BF16: return embed<PLEACH_W_BF16>(table, tokens, out, rows, width, vocab_size, stream);
-        case PLEACH_W_F16: return embed<PLEACH_W_F16>(table, tokens, out, rows, width, vocab_size, stream);
-        case PLEACH_W_Q4_0: return embed<PLEACH_W_Q4_0>(table, tokens, out, rows, width, vocab_size, stream);
-        case PLEACH_W_Q4_1: return embed<PLEACH_W_Q4_1>(table, tokens, out, rows, width, vocab_size, stream);
-        case PLEACH_W_Q8_0: return embed<PLEACH_W_Q8_0>(table, tokens, out, rows, width, vocab_size, stream);
-        case PLEACH_W_Q4_K: return embed<PLEACH_W_Q4_K>(table, tokens, out, rows, width, vocab_size, stream);
-        case PLEACH_W_Q5_K: return embed<PLEACH_W_Q5_K>(table, tokens, out, rows, width, vocab_size, stream);
-        case PLEACH_W_Q6_K: return embed<PLEACH_W_Q6_K>(table, tokens, out, rows, width, vocab_size, stream);
-        default: return PLEACH_BAD_ARGUMENT;
-    }
-}
+#define KERNELS(name, FORMAT) KERNEL(embed_##name, PleachEmbed, (embed<FORMAT>), EMBED_THREADS)
+FOR_EACH_FORMAT(KERNELS)

@@ -46,7 +46,7 @@ struct Layout {
 };
 
 template <int FORMAT>
-__host__ __device__ Layout layout_of(int64_t outputs, int64_t inputs) {
+__device__ __forceinline__ Layout layout_of(int64_t outputs, int64_t inputs) {
     Layout l{};
     l.tiles = div_up<int64_t>(outputs, TILES * TILE) * TILES;
     l.chunks = div_up<int64_t>(inputs, CHUNK);
@@ -67,8 +67,10 @@ constexpr int PACK_THREADS = 128;
 
 /// One thread a group of an output.
 template <int FORMAT>
-__global__ void __launch_bounds__(PACK_THREADS)
-    pack_kernel(const uint8_t *weights, uint8_t *packed, int64_t outputs, int64_t inputs) {
+__device__ __forceinline__ void pack(const PleachPack &a) {
+    const auto *weights = static_cast<const uint8_t *>(a.weights);
+    auto *packed = static_cast<uint8_t *>(a.packed);
+    const int64_t outputs = a.outputs, inputs = a.inputs;
     const Layout l = layout_of<FORMAT>(outputs, inputs);
     const int64_t task = int64_t(blockIdx.x) * PACK_THREADS + threadIdx.x;
     if (task >= l.tiles * TILE * l.groups) return;
@@ -227,23 +229,16 @@ __device__ __forceinline__ Vec16 right_fragment(const T *x, int64_t row, int64_t
     }
 }
 
-struct Product {
-    const uint8_t *packed;
-    const void *x;
-    void *out;
-    int64_t rows, outputs, inputs, x_stride, out_stride;
-    bool out_f32;
-};
-
-/// Grid (32 outputs, 8 * COLUMNS rows).
+/// Grid (tiles of 32 outputs, tiles of 8 * COLUMNS rows).
 template <int FORMAT, class T, int COLUMNS>
-__global__ void __launch_bounds__(WARPS *WARP, COLUMNS == 1 ? 2 : 1) matmul_kernel(Product p) {
+__device__ __forceinline__ void matmul(const PleachProduct &p) {
     // Chunks a warp has under way, about as many bytes in every format; many rows need the registers.
     constexpr int AHEAD = COLUMNS > 2 && code_bits<FORMAT> == 4 ? 2 : 16 / code_bits<FORMAT>;
     constexpr int VECTORS = lane_vectors<FORMAT>;
     SHARED(float, sums, WARPS * TILES * 4 * WARP);
     const Layout l = layout_of<FORMAT>(p.outputs, p.inputs);
-    const auto *codes = reinterpret_cast<const Vec16 *>(p.packed);
+    const auto *packed = static_cast<const uint8_t *>(p.packed);
+    const auto *codes = reinterpret_cast<const Vec16 *>(packed);
     const T *x = static_cast<const T *>(p.x);
     const int64_t first_tile = int64_t(blockIdx.x) * TILES, first_row = int64_t(blockIdx.y) * COLUMNS * MMA_N;
     constexpr uint32_t one = __is_same(T, Bf16) ? 0x3f803f80u : 0x3c003c00u;
@@ -292,7 +287,7 @@ __global__ void __launch_bounds__(WARPS *WARP, COLUMNS == 1 ? 2 : 1) matmul_kern
                             for (int step = 0; step < STEPS; step++)
                                 mma<T>(acc[c][t], a[step], b[c].word[2 * step], b[c].word[2 * step + 1]);
                     } else {
-                        const Scales s = load_scales<FORMAT>(p.packed, l, first_tile + t, group);
+                        const Scales s = load_scales<FORMAT>(packed, l, first_tile + t, group);
 #pragma unroll
                         for (int c = 0; c < COLUMNS; c++) {
                             float part_sums[4] = {};
@@ -340,88 +335,21 @@ __global__ void __launch_bounds__(WARPS *WARP, COLUMNS == 1 ? 2 : 1) matmul_kern
 }
 static_assert(TILES * 4 == WARPS, "one element a thread");
 
-template <int FORMAT, class T, int COLUMNS>
-int launch_columns(const Product &p, void *stream) {
-    const int64_t rows = COLUMNS * MMA_N;
-    const Dim grid{unsigned(div_up<int64_t>(p.outputs, TILES * TILE)), unsigned(div_up(p.rows, rows))};
-    return LAUNCH((matmul_kernel<FORMAT, T, COLUMNS>), grid, Dim{WARPS * WARP}, stream, p);
-}
-
-template <int FORMAT, class T>
-int launch_rows(const Product &p, void *stream) {
-    if (p.rows <= 8) return launch_columns<FORMAT, T, 1>(p, stream);
-    if (p.rows <= 16) return launch_columns<FORMAT, T, 2>(p, stream);
-    return launch_columns<FORMAT, T, 4>(p, stream);
-}
-
-template <int FORMAT>
-int launch(const Product &p, int dtype, void *stream) {
-    if (p.inputs % GROUP != 0 || p.inputs % block_values(FORMAT) != 0) return PLEACH_BAD_ARGUMENT;
-    if (dtype == PLEACH_BF16) {
-        if constexpr (FORMAT != PLEACH_W_F16) return launch_rows<FORMAT, Bf16>(p, stream);
-    } else if (dtype == PLEACH_F16) {
-        if constexpr (FORMAT != PLEACH_W_BF16) return launch_rows<FORMAT, F16>(p, stream);
-    }
-    return PLEACH_BAD_ARGUMENT;
-}
-
-template <int FORMAT>
-int pack(const void *weights, void *packed, int64_t outputs, int64_t inputs, void *stream) {
-    const Layout l = layout_of<FORMAT>(outputs, inputs);
-    const int64_t blocks = div_up<int64_t>(l.tiles * TILE * l.groups, PACK_THREADS);
-    if (blocks > MAX_GRID_X) return PLEACH_BAD_ARGUMENT;
-    return LAUNCH((pack_kernel<FORMAT>), Dim{unsigned(blocks)}, Dim{PACK_THREADS}, stream,
-                  static_cast<const uint8_t *>(weights), static_cast<uint8_t *>(packed), outputs, inputs);
-}
-
-bool bad_shape(int64_t outputs, int64_t inputs, int format) {
-    return outputs <= 0 || outputs > MAX_GRID_X || inputs <= 0 || inputs > MAX_GRID_X || format < 0 ||
-           format > PLEACH_W_Q6_K || inputs % GROUP != 0 || inputs % block_values(format) != 0;
-}
-
-/// Calls `$f<FORMAT>` for a run-time format.
-#define FOR_FORMAT(format, call)                            \
-    switch (format) {                                       \
-        case PLEACH_W_BF16: return call(PLEACH_W_BF16);     \
-        case PLEACH_W_F16: return call(PLEACH_W_F16);       \
-        case PLEACH_W_Q4_0: return call(PLEACH_W_Q4_0);     \
-        case PLEACH_W_Q4_1: return call(PLEACH_W_Q4_1);     \
-        case PLEACH_W_Q8_0: return call(PLEACH_W_Q8_0);     \
-        case PLEACH_W_Q4_K: return call(PLEACH_W_Q4_K);     \
-        case PLEACH_W_Q5_K: return call(PLEACH_W_Q5_K);     \
-        default: return call(PLEACH_W_Q6_K);                \
-    }
-
 }  // namespace
 }  // namespace pleach
 
 using namespace pleach;
 
-extern "C" int64_t pleach_packed_bytes(int64_t outputs, int64_t inputs, int format) {
-    if (bad_shape(outputs, inputs, format)) return -1;
-#define CALL(FORMAT) layout_of<FORMAT>(outputs, inputs).total
-    FOR_FORMAT(format, CALL)
-#undef CALL
-}
+#define KERNELS(name, FORMAT) KERNEL(pack_##name, PleachPack, (pack<FORMAT>), PACK_THREADS)
+FOR_EACH_FORMAT(KERNELS)
+#undef KERNELS
 
-extern "C" int pleach_pack(const void *weights, void *packed, int64_t outputs, int64_t inputs, int format,
-                           void *stream) {
-    if (bad_shape(outputs, inputs, format)) return PLEACH_BAD_ARGUMENT;
-#define CALL(FORMAT) pack<FORMAT>(weights, packed, outputs, inputs, stream)
-    FOR_FORMAT(format, CALL)
-#undef CALL
-}
-
-extern "C" int pleach_matmul(const void *packed, const void *x, void *out, int64_t rows, int64_t outputs,
-                             int64_t inputs, int64_t x_stride, int64_t out_stride, int format, int dtype,
-                             int out_dtype, void *stream) {
-    if (bad_shape(outputs, inputs, format) || rows < 0 || rows > MAX_GRID_YZ * 32 || x_stride < inputs ||
-        x_stride % 8 != 0 || out_stride < outputs || (out_dtype != PLEACH_F32 && out_dtype != dtype))
-        return PLEACH_BAD_ARGUMENT;
-    if (rows == 0) return PLEACH_OK;
-    const Product p{static_cast<const uint8_t *>(packed), x, out, rows, outputs, inputs, x_stride, out_stride,
-                    out_dtype == PLEACH_F32};
-#define CALL(FORMAT) launch<FORMAT>(p, dtype, stream)
-    FOR_FORMAT(format, CALL)
-#undef CALL
-}
+/// By the rows that a block takes.
+#define PRODUCTS(name, FORMAT, T)                                                         \
+    KERNEL(matmul_##name##_8, PleachProduct, (matmul<FORMAT, T, 1>), WARPS *WARP, 2)      \
+    KERNEL(matmul_##name##_16, PleachProduct, (matmul<FORMAT, T, 2>), WARPS *WARP, 1)     \
+    KERNEL(matmul_##name##_32, PleachProduct, (matmul<FORMAT, T, 4>), WARPS *WARP, 1)
+#define KERNELS(name, FORMAT) PRODUCTS(name##_bf16, FORMAT, Bf16) PRODUCTS(name##_f16, FORMAT, F16)
+PRODUCTS(bf16_bf16, PLEACH_W_BF16, Bf16)
+PRODUCTS(f16_f16, PLEACH_W_F16, F16)
+FOR_EACH_QUANTISED(KERNELS)

@@ -6,7 +6,6 @@ against TABLE: a spill, a fall in occupancy, or a kernel that is not in the tabl
 
 import pathlib
 import re
-import subprocess
 import sys
 
 REGISTERS, WARPS = 65536, 64  # of a multiprocessor
@@ -21,11 +20,6 @@ def occupancy(arch, threads, registers, shared):
     by_registers = REGISTERS // registers_per_warp // warps
     by_shared = SHARED[arch] * 1024 // (shared + RESERVED)
     return min(by_registers, by_shared, WARPS // warps, 32)
-
-
-def demangle(names):
-    text = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
-    return [re.sub(r"pleach::|\(anonymous namespace\)::|^void |\(.*\)$", "", name) for name in text.splitlines()]
 
 
 def read(folder):
@@ -44,8 +38,6 @@ def read(folder):
             count, registers = threads[name], int(registers)
             blocks = occupancy(arch, count, registers, shared)
             rows.append([name, arch, count, registers, shared, int(stores) + int(loads), blocks])
-    for row, name in zip(rows, demangle([row[0] for row in rows])):
-        row[0] = name
     return sorted(rows)
 
 

@@ -252,7 +252,7 @@ __device__ __forceinline__ uint32_t race(int64_t count, uint64_t key, const Scra
     return uint32_t(block_reduce<WARPS>(best == least ? winner : ~uint64_t(0), Min{}, scratch.totals));
 }
 
-__global__ void __launch_bounds__(THREADS, 1) verify_kernel(PleachVerify io) {
+__device__ __forceinline__ void decide(const PleachVerify &io) {
     SHARED(uint64_t, bins, BINS);
     SHARED(uint64_t, totals, WARPS);
     SHARED(float, floats, WARPS);
@@ -368,9 +368,9 @@ __global__ void __launch_bounds__(THREADS, 1) verify_kernel(PleachVerify io) {
     io.verdicts[row.sequence] = verdict;
 }
 
-__global__ void __launch_bounds__(THREADS) scatter_kernel(uint32_t *table, const uint32_t *entries, int64_t count, int64_t size) {
+__device__ __forceinline__ void fill_in(const PleachScatter &a) {
     const int64_t i = int64_t(blockIdx.x) * THREADS + threadIdx.x;
-    if (i < count && entries[2 * i] < size) table[entries[2 * i]] = entries[2 * i + 1];
+    if (i < a.count && a.entries[2 * i] < a.size) a.table[a.entries[2 * i]] = a.entries[2 * i + 1];
 }
 
 }  // namespace
@@ -378,16 +378,5 @@ __global__ void __launch_bounds__(THREADS) scatter_kernel(uint32_t *table, const
 
 using namespace pleach;
 
-extern "C" int pleach_verify(const PleachVerify *io, int64_t rows, void *stream) {
-    if (rows < 0 || rows > MAX_GRID_X || io->sequences < 0 || io->vocab_size <= 0 || io->vocab_size > (1 << 18))
-        return PLEACH_BAD_ARGUMENT;
-    if (rows == 0 || io->sequences == 0) return PLEACH_OK;
-    return LAUNCH(verify_kernel, Dim{unsigned(rows)}, Dim{THREADS}, stream, *io);
-}
-
-extern "C" int pleach_scatter(uint32_t *table, const uint32_t *entries, int64_t count, int64_t size, void *stream) {
-    if (count < 0 || count > MAX_GRID_X || size < 0 || size > (int64_t(1) << 32)) return PLEACH_BAD_ARGUMENT;
-    if (count == 0) return PLEACH_OK;
-    const Dim grid{unsigned(div_up<int64_t>(count, THREADS))};
-    return LAUNCH(scatter_kernel, grid, Dim{THREADS}, stream, table, entries, count, size);
-}
+KERNEL(verify, PleachVerify, (decide), THREADS, 1)
+KERNEL(scatter, PleachScatter, (fill_in), THREADS)

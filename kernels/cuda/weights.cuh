@@ -5,6 +5,17 @@
 
 namespace pleach {
 
+/// Calls `KERNELS` with the name and the number of every quantised format, or of every format.
+#define FOR_EACH_QUANTISED(KERNELS) \
+    KERNELS(q4_0, PLEACH_W_Q4_0)    \
+    KERNELS(q4_1, PLEACH_W_Q4_1)    \
+    KERNELS(q8_0, PLEACH_W_Q8_0)    \
+    KERNELS(q4_k, PLEACH_W_Q4_K)    \
+    KERNELS(q5_k, PLEACH_W_Q5_K)    \
+    KERNELS(q6_k, PLEACH_W_Q6_K)
+#define FOR_EACH_FORMAT(KERNELS) \
+    KERNELS(bf16, PLEACH_W_BF16) KERNELS(f16, PLEACH_W_F16) FOR_EACH_QUANTISED(KERNELS)
+
 /// Values of one quantised group.
 constexpr int GROUP = 32;
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pleach_kernels::available_threads;
+use pleach_kernels::cuda::Device;
 
 use super::default_draft::{default_draft, default_standalone_draft};
 use super::flags::{Args, ComputeDevice};
@@ -94,8 +95,12 @@ impl From<Args> for Config {
             Some(Source::Path(path)) if path.as_os_str() == "none" => None,
             Some(draft) => Some(draft),
             None if args.model == Source::Pypi => match args.device {
-                ComputeDevice::Cpu => default_draft(),
+                // CUDA devices run no attached draft.
                 ComputeDevice::Cuda(_) => default_standalone_draft(),
+                ComputeDevice::Auto if Device::count().is_ok_and(|count| count > 0) => {
+                    default_standalone_draft()
+                }
+                ComputeDevice::Auto | ComputeDevice::Cpu => default_draft(),
             }
             .map(Source::Path),
             None => None,

@@ -70,8 +70,9 @@ pub struct Args {
     /// Port to listen on; 0 takes a free one.
     #[arg(long, env = "PLEACH_PORT", default_value_t = 8080)]
     pub port: u16,
-    /// Where to compute: `cpu`, `cuda`, or `cuda:N` for device N. CUDA needs a build with the feature `cuda`.
-    #[arg(long, env = "PLEACH_DEVICE", value_name = "DEVICE", default_value = "cpu")]
+    /// Where to compute: `cpu`, `cuda`, `cuda:N` for device N, or `auto`: the first CUDA device if there is one that runs
+    /// the model, else the CPU.
+    #[arg(long, env = "PLEACH_DEVICE", value_name = "DEVICE", default_value = "auto")]
     pub device: ComputeDevice,
     /// Threads that compute. Default: the cores this process may use.
     #[arg(long, env = "PLEACH_THREADS")]
@@ -192,6 +193,8 @@ fn share(text: &str) -> Result<f64, String> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ComputeDevice {
+    /// The first CUDA device if there is one that runs the model, else the processor.
+    Auto,
     /// This machine's processor.
     Cpu,
     /// A CUDA device, by its number.
@@ -203,12 +206,13 @@ impl FromStr for ComputeDevice {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
+            None if text == "auto" => Ok(Self::Auto),
             None if text == "cpu" => Ok(Self::Cpu),
             None if text == "cuda" => Ok(Self::Cuda(0)),
             Some(("cuda", number)) if number.parse::<u16>().is_ok() => {
                 Ok(Self::Cuda(number.parse().expect("a number, just read")))
             }
-            _ => Err("a device is `cpu`, `cuda` or `cuda:N`".into()),
+            _ => Err("a device is `auto`, `cpu`, `cuda` or `cuda:N`".into()),
         }
     }
 }

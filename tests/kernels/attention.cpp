@@ -58,9 +58,9 @@ static std::vector<uint16_t> attend(const Batch &b, int64_t extra_length = 0) {
     Buffer<uint16_t> q(b.q), keys(b.keys), values(b.values), out = Buffer<uint16_t>::poisoned(b.q.size());
     Buffer<uint32_t> cu(b.cu_seqlens), lens(b.context_lens), tables(b.tables);
     Buffer<uint64_t> masks(b.masks);
-    auto workspace = Buffer<float>::poisoned(size_t(pleach_attention_workspace(&b.shape, b.rows(), longest)) / sizeof(float));
+    auto workspace = Buffer<float>::poisoned(size_t(launches.attention_workspace(b.shape, b.rows(), longest)) / sizeof(float));
     const PleachAttention io{q, keys, values, cu, lens, tables, b.max_blocks, b.masks.empty() ? nullptr : masks.get(), workspace, out};
-    CHECK_OK(pleach_paged_attention(&io, &b.shape, b.rows(), int64_t(b.context_lens.size()), longest, b.dtype, nullptr));
+    CHECK_OK(pleach_paged_attention(io, b.shape, b.rows(), int64_t(b.context_lens.size()), longest, b.dtype));
     return out.host();
 }
 
@@ -196,7 +196,7 @@ TEST(attention_keeps_nan) {
 TEST(attention_names_what_it_does_not_take) {
     const PleachAttention io{};
     const auto status = [&](PleachAttentionShape shape, int64_t rows, int64_t length) {
-        return pleach_paged_attention(&io, &shape, rows, 1, length, PLEACH_BF16, nullptr);
+        return pleach_paged_attention(io, shape, rows, 1, length, PLEACH_BF16);
     };
     CHECK(status({4, 2, 64, 16, 0}, 0, 0) == PLEACH_OK, "no rows");
     CHECK(status({4, 3, 64, 16, 0}, 1, 5) == PLEACH_BAD_ARGUMENT, "heads");

@@ -1,9 +1,8 @@
 //! The CUDA decoder on the emulator: small random models against the CPU's decoder, and a row's bits whatever it is
 //! computed with.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::{Arc, OnceLock};
+use std::path::Path;
+use std::sync::Arc;
 
 use pleach::checkpoint::Checkpoint;
 use pleach::kv_cache::{BlockPool, BlockTable};
@@ -11,46 +10,14 @@ use pleach::model::{
     CudaDecoder, CudaRunner, Decoder, Design, Family, Forward, ModelConfig, Precision, RopeConfig,
     RopeScaling, Rows, Runner, SlidingWindow,
 };
-use pleach_kernels::cuda::{CudaError, Device, Tensor, Weights};
+use pleach_kernels::cuda::{CudaError, Device, Tensor, Weights, foreign};
 use pleach_kernels::{DType, ThreadPool};
 
 use super::support::random_model::write_model;
 
-/// The emulator as a device: the kernels built for the CPU into a shared library, once.
+/// The emulator as a device.
 pub(crate) fn device() -> Arc<Device> {
-    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    let library = LIBRARY.get_or_init(|| {
-        let compiler = super::compiler();
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
-        std::fs::create_dir_all(&folder).unwrap();
-        let library = folder.join(format!("libpleach_kernels-{}.so", std::process::id()));
-        let mut objects = Vec::new();
-        std::thread::scope(|scope| {
-            for source in super::sources("kernels/cuda", "cu") {
-                let object = folder.join(source.with_extension("o").file_name().unwrap());
-                objects.push(object.clone());
-                let compiler = &compiler;
-                scope.spawn(move || {
-                    let kernels = super::root().join("kernels/cuda");
-                    let flags = ["-std=c++17", "-O2", "-fPIC", "-Wno-unknown-pragmas"];
-                    let status = Command::new(compiler)
-                        .args(flags)
-                        .arg(format!("-I{}", kernels.display()))
-                        .args(["-x", "c++", "-c"])
-                        .arg(&source)
-                        .arg("-o")
-                        .arg(object)
-                        .status();
-                    assert!(status.unwrap().success(), "{} does not compile", source.display());
-                });
-            }
-        });
-        let linked =
-            Command::new(&compiler).arg("-shared").args(&objects).arg("-o").arg(&library).status();
-        assert!(linked.unwrap().success(), "the kernels do not link");
-        library
-    });
-    Device::open_with(library, 0).unwrap()
+    Device::open(0).unwrap()
 }
 
 pub(crate) fn config(family: Family) -> ModelConfig {
@@ -261,12 +228,8 @@ pub(crate) fn recorded_passes_are_the_same() {
 }
 
 pub(crate) fn what_cannot_be_done_is_said() {
-    if !cfg!(feature = "cuda") {
-        let error = Device::open(0).unwrap_err();
-        assert_eq!(error, CudaError::NotBuilt);
-        assert!(error.to_string().contains("--features cuda"), "{error}");
-    }
-    let error = Device::open_with(Path::new("/nowhere.so"), 0).unwrap_err();
+    assert_eq!(Device::open(1).unwrap_err(), CudaError::NoDevice { index: 1, count: 1 });
+    let error = foreign::call(Path::new("/nowhere.so"), &[]).unwrap_err();
     assert!(matches!(error, CudaError::Library { .. }), "{error}");
     let device = device();
 
@@ -323,21 +286,4 @@ pub(crate) fn what_cannot_be_done_is_said() {
     let golden = super::root().join("tests/goldens/llama-tied");
     let error = CudaDecoder::load(&mut Checkpoint::open(&golden).unwrap(), &device).err().unwrap();
     assert!(error.to_string().contains("head_dim: heads of"), "{error}");
-}
-
-/// The program itself.
-pub(crate) fn the_server_says_that_it_has_no_cuda() {
-    let run = |device: &str| {
-        let output = Command::new(env!("CARGO_BIN_EXE_pleach"))
-            .args(["--port", "0", "--device", device])
-            .output();
-        let output = output.unwrap();
-        assert!(!output.status.success());
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    };
-    let error = run("gpu");
-    assert!(error.contains("`cpu`, `cuda` or `cuda:N`"), "{error}");
-    let expected = if cfg!(feature = "cuda") { "no CUDA device" } else { "--features cuda" };
-    let error = run("cuda:9");
-    assert!(error.contains(expected), "{error}");
 }

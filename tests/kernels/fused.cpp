@@ -14,7 +14,7 @@ TEST(add_rms_norm) {
                 Buffer<float> r(residual);
                 Buffer<uint16_t> d(delta), w(weight), out = Buffer<uint16_t>::poisoned(size_t(rows * width));
                 CHECK_OK(pleach_add_rms_norm(r, with_delta ? d.get() : nullptr, w, nullptr, out, rows,
-                                             width, eps, dtype, nullptr));
+                                             width, eps, dtype));
                 const auto sums = r.host();
                 const auto got = out.host();
                 for (int64_t row = 0; row < rows; row++) {
@@ -39,7 +39,7 @@ TEST(add_rms_norm) {
                 Buffer<uint16_t> d1(std::vector<uint16_t>(delta.begin() + long(last), delta.end()));
                 Buffer<uint16_t> out1 = Buffer<uint16_t>::poisoned(size_t(width));
                 CHECK_OK(pleach_add_rms_norm(r1, with_delta ? d1.get() : nullptr, w, nullptr, out1, 1, width,
-                                             eps, dtype, nullptr));
+                                             eps, dtype));
                 CHECK(out1.host() == std::vector<uint16_t>(got.begin() + long(last), got.end()), "row alone");
             }
 }
@@ -54,8 +54,8 @@ TEST(add_rms_norm_of_wanted_rows) {
         some = Buffer<uint16_t>::poisoned(size_t(2 * width));
     const std::vector<uint32_t> wanted = {4, 1};
     Buffer<uint32_t> b_wanted(wanted);
-    CHECK_OK(pleach_add_rms_norm(r, d, w, nullptr, out, rows, width, 1e-5f, PLEACH_BF16, nullptr));
-    CHECK_OK(pleach_add_rms_norm(r_some, d, w, b_wanted, some, 2, width, 1e-5f, PLEACH_BF16, nullptr));
+    CHECK_OK(pleach_add_rms_norm(r, d, w, nullptr, out, rows, width, 1e-5f, PLEACH_BF16));
+    CHECK_OK(pleach_add_rms_norm(r_some, d, w, b_wanted, some, 2, width, 1e-5f, PLEACH_BF16));
     const auto all = out.host(), got = some.host();
     const auto sums = r.host(), sums_some = r_some.host();
     for (size_t i = 0; i < got.size(); i++)
@@ -71,7 +71,7 @@ TEST(add_rms_norm_keeps_nan) {
     residual[17] = NAN;
     Buffer<float> r(residual);
     Buffer<uint16_t> w(random_halves(300, PLEACH_BF16)), out(std::vector<uint16_t>(600, 0));
-    CHECK_OK(pleach_add_rms_norm(r, nullptr, w, nullptr, out, 2, 300, 1e-5f, PLEACH_BF16, nullptr));
+    CHECK_OK(pleach_add_rms_norm(r, nullptr, w, nullptr, out, 2, 300, 1e-5f, PLEACH_BF16));
     const auto got = out.host();
     for (size_t i = 0; i < 600; i++) CHECK(std::isnan(from_bf16(got[i])) == (i < 300), "value %zu", i);
 }
@@ -83,7 +83,7 @@ TEST(silu_mul) {
             auto x = random_halves(size_t(rows * 2 * width), dtype, 12.0f);
             x[0] = encode(NAN, dtype);
             Buffer<uint16_t> in(x), out = Buffer<uint16_t>::poisoned(size_t(rows * width));
-            CHECK_OK(pleach_silu_mul(in, out, rows, width, dtype, nullptr));
+            CHECK_OK(pleach_silu_mul(in, out, rows, width, dtype));
             const auto got = out.host();
             CHECK(std::isnan(decode(got[0], dtype)), "NaN is lost");
             for (int64_t i = 1; i < rows * width; i++) {
@@ -105,7 +105,7 @@ TEST(add_bias) {
             x[1] = encode(NAN, dtype);
             const auto bias = random_halves(size_t(width), dtype, 4.0f);
             Buffer<uint16_t> in(x), by(bias);
-            CHECK_OK(pleach_add_bias(in, by, rows, width, dtype, nullptr));
+            CHECK_OK(pleach_add_bias(in, by, rows, width, dtype));
             const auto got = in.host();
             for (int64_t i = 0; i < rows * width; i++) {
                 const float want = decode(x[size_t(i)], dtype) + decode(bias[size_t(i % width)], dtype);
@@ -113,8 +113,8 @@ TEST(add_bias) {
                       (long long)(i / width), (long long)(i % width));
             }
         }
-    CHECK(pleach_add_bias(nullptr, nullptr, 0, 5, PLEACH_BF16, nullptr) == PLEACH_OK, "no rows");
-    CHECK(pleach_add_bias(nullptr, nullptr, 1, 5, PLEACH_F32, nullptr) == PLEACH_BAD_ARGUMENT, "f32");
+    CHECK(pleach_add_bias(nullptr, nullptr, 0, 5, PLEACH_BF16) == PLEACH_OK, "no rows");
+    CHECK(pleach_add_bias(nullptr, nullptr, 1, 5, PLEACH_F32) == PLEACH_BAD_ARGUMENT, "f32");
 }
 
 TEST(qkv_rope_write) {
@@ -155,7 +155,7 @@ TEST(qkv_rope_write) {
         auto keys = Buffer<uint16_t>::poisoned(cache), values = Buffer<uint16_t>::poisoned(cache);
         PleachQkv io{b_x, with_bias ? b_bias.get() : nullptr, with_norm ? b_q_norm.get() : nullptr,
                      with_norm ? b_k_norm.get() : nullptr, b_rotations, b_positions, b_slots, q, keys, values};
-        CHECK_OK(pleach_qkv_rope_write(&io, &shape, rows, eps, dtype, nullptr));
+        CHECK_OK(pleach_qkv_rope_write(io, shape, rows, eps, dtype));
         const auto got_q = q.host(), got_k = keys.host(), got_v = values.host();
         std::vector<bool> written(cache, false);
         for (int64_t r = 0; r < rows; r++)
@@ -209,7 +209,7 @@ TEST(embed) {
         Buffer<uint8_t> table(w.bytes);
         Buffer<uint32_t> b_tokens(tokens);
         auto out = Buffer<float>::poisoned(tokens.size() * size_t(width));
-        CHECK_OK(pleach_embed(table, b_tokens, out, rows + 1, width, vocab, format_id, nullptr));
+        CHECK_OK(pleach_embed(table, b_tokens, out, rows + 1, width, vocab, format_id));
         const auto got = out.host();
         for (size_t i = 0; i < got.size(); i++) {
             const size_t row = i / size_t(width);
@@ -221,8 +221,8 @@ TEST(embed) {
             }
         }
     }
-    CHECK(pleach_embed(nullptr, nullptr, nullptr, 1, 100, 5, PLEACH_W_Q4_0, nullptr) == PLEACH_BAD_ARGUMENT, "width");
-    CHECK(pleach_embed(nullptr, nullptr, nullptr, 1, 256, 5, 99, nullptr) == PLEACH_BAD_ARGUMENT, "format");
+    CHECK(pleach_embed(nullptr, nullptr, nullptr, 1, 100, 5, PLEACH_W_Q4_0) == PLEACH_BAD_ARGUMENT, "width");
+    CHECK(pleach_embed(nullptr, nullptr, nullptr, 1, 256, 5, 99) == PLEACH_BAD_ARGUMENT, "format");
 }
 
 /// More rows than a grid has.
@@ -230,7 +230,7 @@ TEST(silu_mul_of_many_rows) {
     const int64_t rows = 4099;
     const auto x = random_halves(size_t(rows * 2), PLEACH_F16);
     Buffer<uint16_t> in(x), out = Buffer<uint16_t>::poisoned(size_t(rows));
-    CHECK_OK(pleach_silu_mul(in, out, rows, 1, PLEACH_F16, nullptr));
+    CHECK_OK(pleach_silu_mul(in, out, rows, 1, PLEACH_F16));
     const auto got = out.host();
     for (size_t row = 0; row < size_t(rows); row++) {
         const double gate = from_f16(x[2 * row]), want = gate / (1 + std::exp(-gate)) * from_f16(x[2 * row + 1]);
@@ -244,7 +244,7 @@ TEST(silu_mul_saturates) {
     std::vector<float> x = gates;
     x.insert(x.end(), gates.size(), 2.0f);
     Buffer<uint16_t> in(encode_all(x, PLEACH_F16)), out = Buffer<uint16_t>::poisoned(gates.size());
-    CHECK_OK(pleach_silu_mul(in, out, 1, int64_t(gates.size()), PLEACH_F16, nullptr));
+    CHECK_OK(pleach_silu_mul(in, out, 1, int64_t(gates.size()), PLEACH_F16));
     const auto got = out.host();
     for (size_t i = 0; i < gates.size(); i++) check_close(from_f16(got[i]), want[i], 1e-6, format("gate %g", gates[i]));
 }
@@ -252,7 +252,7 @@ TEST(silu_mul_saturates) {
 TEST(fused_names_what_it_does_not_take) {
     const PleachQkv io{};
     const auto rope = [&](PleachAttentionShape shape, int64_t rows, int dtype) {
-        return pleach_qkv_rope_write(&io, &shape, rows, 1e-6f, dtype, nullptr);
+        return pleach_qkv_rope_write(io, shape, rows, 1e-6f, dtype);
     };
     CHECK(rope({4, 2, 64, 16, 0}, 0, PLEACH_BF16) == PLEACH_OK, "no rows");
     CHECK(rope({4, 2, 64, 16, 0}, -1, PLEACH_BF16) == PLEACH_BAD_ARGUMENT, "rows");
@@ -264,14 +264,14 @@ TEST(fused_names_what_it_does_not_take) {
     CHECK(rope({4, 2, 130, 16, 0}, 1, PLEACH_BF16) == PLEACH_BAD_ARGUMENT, "a wide head");
     CHECK(rope({4, 2, 64, 0, 0}, 1, PLEACH_BF16) == PLEACH_BAD_ARGUMENT, "block size");
     const auto norm = [](int64_t rows, int64_t width, int dtype) {
-        return pleach_add_rms_norm(nullptr, nullptr, nullptr, nullptr, nullptr, rows, width, 1e-6f, dtype, nullptr);
+        return pleach_add_rms_norm(nullptr, nullptr, nullptr, nullptr, nullptr, rows, width, 1e-6f, dtype);
     };
     CHECK(norm(0, 8, PLEACH_F16) == PLEACH_OK, "no rows");
     CHECK(norm(1, 0, PLEACH_F16) == PLEACH_BAD_ARGUMENT && norm(-1, 8, PLEACH_F16) == PLEACH_BAD_ARGUMENT, "sizes");
     CHECK(norm(1, 8, PLEACH_F32) == PLEACH_BAD_ARGUMENT, "dtype");
-    CHECK(pleach_silu_mul(nullptr, nullptr, 0, 8, PLEACH_F16, nullptr) == PLEACH_OK, "no rows");
-    CHECK(pleach_silu_mul(nullptr, nullptr, 1, 0, PLEACH_F16, nullptr) == PLEACH_BAD_ARGUMENT, "width");
-    CHECK(pleach_embed(nullptr, nullptr, nullptr, 0, 256, 5, PLEACH_W_Q4_0, nullptr) == PLEACH_OK, "no rows");
-    CHECK(pleach_embed(nullptr, nullptr, nullptr, 1, 256, 0, PLEACH_W_Q4_0, nullptr) == PLEACH_BAD_ARGUMENT, "no vocabulary");
-    CHECK(pleach_embed(nullptr, nullptr, nullptr, 1, 128, 5, PLEACH_W_Q4_K, nullptr) == PLEACH_BAD_ARGUMENT, "half a block");
+    CHECK(pleach_silu_mul(nullptr, nullptr, 0, 8, PLEACH_F16) == PLEACH_OK, "no rows");
+    CHECK(pleach_silu_mul(nullptr, nullptr, 1, 0, PLEACH_F16) == PLEACH_BAD_ARGUMENT, "width");
+    CHECK(pleach_embed(nullptr, nullptr, nullptr, 0, 256, 5, PLEACH_W_Q4_0) == PLEACH_OK, "no rows");
+    CHECK(pleach_embed(nullptr, nullptr, nullptr, 1, 256, 0, PLEACH_W_Q4_0) == PLEACH_BAD_ARGUMENT, "no vocabulary");
+    CHECK(pleach_embed(nullptr, nullptr, nullptr, 1, 128, 5, PLEACH_W_Q4_K) == PLEACH_BAD_ARGUMENT, "half a block");
 }

@@ -1,4 +1,4 @@
-// What the kernel tests share. The same sources run over the emulator (g++) and on a GPU (nvcc).
+// What the kernel tests share. They know of no driver: the same library runs over the emulator and on a GPU.
 #pragma once
 
 #include <cmath>
@@ -10,11 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "pleach_kernels.h"
-
-#if defined(__CUDACC__)
-#include <cuda_runtime.h>
-#endif
+#include "launches.h"
 
 struct Test {
     const char *name;
@@ -113,8 +109,10 @@ template <class T>
 class Buffer {
   public:
     explicit Buffer(const std::vector<T> &values) : size_(values.size()) {
-        allocate();
-        copy_in(values.data());
+        void *data = nullptr;
+        CHECK_OK(launches.allocate(&data, int64_t(size_ ? size_ * sizeof(T) : 1)));
+        data_ = static_cast<T *>(data);
+        if (size_) CHECK_OK(launches.upload(data_, values.data(), int64_t(size_ * sizeof(T))));
     }
     /// Every byte 0xff: NaN in all float formats.
     static Buffer poisoned(size_t size) {
@@ -124,40 +122,22 @@ class Buffer {
     }
     Buffer(const Buffer &) = delete;
     Buffer(Buffer &&other) noexcept : data_(other.data_), size_(other.size_) { other.data_ = nullptr; }
-    ~Buffer() { release(); }
+    ~Buffer() {
+        if (data_) launches.free(data_);
+    }
 
     T *get() const { return data_; }
     operator T *() const { return data_; }
     size_t size() const { return size_; }
 
-#if defined(__CUDACC__)
+    /// What it holds once everything before is done.
     std::vector<T> host() const {
         std::vector<T> values(size_);
-        must(cudaDeviceSynchronize());
-        must(cudaMemcpy(values.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost));
+        if (size_) CHECK_OK(launches.download(values.data(), data_, int64_t(size_ * sizeof(T))));
         return values;
     }
 
   private:
-    static void must(cudaError_t error) { CHECK(error == cudaSuccess, "%s", cudaGetErrorString(error)); }
-    void allocate() { must(cudaMalloc(reinterpret_cast<void **>(&data_), size_ ? size_ * sizeof(T) : 1)); }
-    void copy_in(const T *from) { must(cudaMemcpy(data_, from, size_ * sizeof(T), cudaMemcpyHostToDevice)); }
-    void release() { cudaFree(data_); }
-#else
-    std::vector<T> host() const { return std::vector<T>(data_, data_ + size_); }
-
-  private:
-    // As far aligned as cudaMalloc promises.
-    void allocate() {
-        void *data = nullptr;
-        if (posix_memalign(&data, 256, size_ ? size_ * sizeof(T) : 1) != 0) std::abort();
-        data_ = static_cast<T *>(data);
-    }
-    void copy_in(const T *from) {
-        if (size_) std::memcpy(data_, from, size_ * sizeof(T));
-    }
-    void release() { std::free(data_); }
-#endif
     T *data_ = nullptr;
     size_t size_;
 };

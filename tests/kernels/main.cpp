@@ -1,14 +1,12 @@
-// Runs the kernel tests: `kernels [--order forward|reverse|shuffled] [--seed N] [name part ...]`.
-// Prints the seed, so that a failure can be repeated.
+// Runs the kernel tests, with the arguments `[--seed N] [name part ...]`. Prints the seed, so that a failure can be
+// repeated.
 
 #include <algorithm>
 #include <chrono>
 #include <cstdarg>
 
 #include "harness.h"
-#if !defined(__CUDACC__)
-#include "emulator/emulator.h"
-#endif
+Launches launches;
 
 uint64_t random_state = 1;
 
@@ -38,23 +36,16 @@ void check_close(double got, double want, double tolerance, const std::string &w
         test_failed("check", 0, format("%s: got %.9g, want %.9g within %.3g", where.c_str(), got, want, tolerance));
 }
 
-int main(int count, char **arguments) {
+extern "C" int pleach_main(const Launches *given, int count, const char *const *arguments) {
+    launches = *given;
     uint64_t seed = uint64_t(std::chrono::system_clock::now().time_since_epoch().count());
-    std::string order = "forward";
     std::vector<std::string> wanted;
-    for (int i = 1; i < count; i++) {
+    for (int i = 0; i < count; i++) {
         const std::string argument = arguments[i];
         if (argument == "--seed" && i + 1 < count) seed = std::strtoull(arguments[++i], nullptr, 10);
-        else if (argument == "--order" && i + 1 < count) order = arguments[++i];
         else wanted.push_back(argument);
     }
-#if !defined(__CUDACC__)
-    emulator::order = order == "reverse"    ? emulator::Order::reverse
-                      : order == "shuffled" ? emulator::Order::shuffled
-                                            : emulator::Order::forward;
-    emulator::shuffle_state = seed;
-#endif
-    std::printf("seed %llu, order %s\n", static_cast<unsigned long long>(seed), order.c_str());
+    std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
     int ran = 0;
     for (const Test &test : tests()) {
         const auto names = [&](const std::string &part) { return std::strstr(test.name, part.c_str()) != nullptr; };
@@ -72,4 +63,5 @@ int main(int count, char **arguments) {
         std::fprintf(stderr, "no test has that name\n");
         return 1;
     }
+    return 0;
 }

@@ -1,12 +1,15 @@
-//! The CUDA kernels on the CPU: `tests/kernels/` compiled with the emulator in `kernels/cuda/emulator/` under
-//! the address and undefined-behaviour sanitizers, run in every thread order on fresh random inputs.
+//! The CUDA kernels and what drives them, on the CPU: the emulator of `kernels/cuda/emulator` is put in the place of
+//! NVIDIA's driver, so that the code that is shipped runs as it is. The tests of the kernels themselves are C++, run
+//! in every thread order, and once under the address and undefined-behaviour sanitizers, on fresh random inputs.
 //!
 //! Needs a C++ compiler (`$CXX`, or g++). Where there is none, the tests that need it are reported as ignored: libtest
-//! cannot say that of a test that has begun, hence this harness.
+//! cannot say that of a test that has begun, hence this harness. `PLEACH_KERNEL_TESTS=LIBRARY` runs the C++ tests in a
+//! library over the driver there is: on a GPU.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::ffi::OsStr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -15,23 +18,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 mod decoder;
 mod mutations;
 mod rounds;
+mod server;
 #[path = "../support/mod.rs"]
 mod support;
 
 use libtest_mimic::{Arguments, Completion, Trial};
 use mutations::{MUTATIONS, Mutation};
 
-const FLAGS: [&str; 9] = [
-    "-std=c++17",
-    "-O1",
-    "-g1",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-Wno-unknown-pragmas",
-    "-fsanitize=address,undefined",
-    "-fno-sanitize-recover=all",
-];
+const FLAGS: [&str; 7] = ["-std=c++17", "-O1", "-g1", "-fPIC", "-Wall", "-Wextra", "-Werror"];
+/// Of kernels; their tests hold them to their memory.
+const SANITIZERS: [&str; 2] = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+
+/// The library of C++ tests that a process is to run, instead of its own.
+const LIBRARY: &str = "PLEACH_KERNEL_TESTS";
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -43,7 +42,19 @@ fn compiler() -> String {
 }
 
 fn main() {
-    let compiled: [(&str, fn()); 7] = [
+    if let Some(library) = std::env::var_os(LIBRARY) {
+        let words: Vec<String> = std::env::args().skip(1).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let status = pleach_kernels::cuda::foreign::call(Path::new(&library), &words);
+        std::process::exit(status.unwrap_or_else(|error| panic!("{error}")));
+    }
+    let arguments = Arguments::from_args();
+    let compiles = Command::new(compiler()).arg("--version").output();
+    let compiles = compiles.is_ok_and(|output| output.status.success());
+    if compiles && !arguments.list {
+        run_over_the_emulator();
+    }
+    let compiled: [(&str, fn()); 8] = [
         (
             "kernels_agree_with_their_references_and_bugs_are_caught",
             kernels_agree_with_their_references_and_bugs_are_caught,
@@ -63,9 +74,8 @@ fn main() {
             rounds::the_device_decides_as_the_host_does,
         ),
         ("rounds::rounds_that_do_not_fit_are_refused", rounds::rounds_that_do_not_fit_are_refused),
+        ("server::the_server_answers_from_the_device", server::the_server_answers_from_the_device),
     ];
-    let compiles = Command::new(compiler()).arg("--version").output();
-    let compiles = compiles.is_ok_and(|output| output.status.success());
     let compiled = compiled.map(|(name, test)| {
         Trial::ignorable_test(name, move || {
             if !compiles {
@@ -77,18 +87,48 @@ fn main() {
         })
     });
     let mut trials: Vec<Trial> = compiled.into();
-    trials.push(Trial::test("decoder::the_server_says_that_it_has_no_cuda", || {
-        decoder::the_server_says_that_it_has_no_cuda();
+    trials.push(Trial::test("server::the_server_says_which_devices_there_are", || {
+        server::the_server_says_which_devices_there_are();
         Ok(())
     }));
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// Where the emulator without sanitizers lies.
+fn plain_driver() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator")
+}
+
+/// The loader looks where a program's environment said when it began: so this program begins again.
+fn run_over_the_emulator() {
+    let folder = plain_driver();
+    let path = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    if std::env::split_paths(&path).next() == Some(folder.clone()) {
+        return;
+    }
+    build_driver(&folder, &[]);
+    let paths = std::iter::once(folder).chain(std::env::split_paths(&path));
+    let failed = Command::new(std::env::current_exe().unwrap())
+        .args(std::env::args_os().skip(1))
+        .env("LD_LIBRARY_PATH", std::env::join_paths(paths).unwrap())
+        .exec();
+    panic!("the tests cannot begin again: {failed}");
+}
+
+/// The emulator as a driver, in a folder of its own.
+fn build_driver(folder: &Path, flags: &[&str]) {
+    let script = root().join("kernels/cuda/emulator/build.sh");
+    let output = Command::new(script).arg(folder).args(flags).output().expect("the script runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "the emulator does not compile:\n{errors}");
 }
 
 /// Compiles `source` with `more` flags; its headers come from `kernels`.
-fn compile(compiler: &str, more: &[&str], kernels: &Path, source: &Path, object: &Path) {
-    let output = Command::new(compiler)
+fn compile(more: &[&str], kernels: &Path, source: &Path, object: &Path) {
+    let output = Command::new(compiler())
         .args(FLAGS)
         .args(more)
+        .arg("-Wno-unknown-pragmas")
         .arg(format!("-I{}", kernels.display()))
         .arg(format!("-I{}", root().join("tests/kernels").display()))
         .args(["-x", "c++", "-c"])
@@ -101,105 +141,109 @@ fn compile(compiler: &str, more: &[&str], kernels: &Path, source: &Path, object:
     assert!(output.status.success(), "{} does not compile:\n{errors}", source.display());
 }
 
-/// Links objects into `program`.
-fn link(compiler: &str, objects: &[PathBuf], program: &Path) {
-    let linked = Command::new(compiler).args(FLAGS).args(objects).arg("-o").arg(program).status();
-    assert!(linked.expect("the compiler runs").success(), "the kernel tests do not link");
+/// Links objects into a shared library.
+fn link(flags: &[&str], objects: &[PathBuf], library: &Path) {
+    let mut command = Command::new(compiler());
+    let linked = command.args(flags).arg("-shared").args(objects).arg("-o").arg(library).status();
+    assert!(linked.expect("the compiler runs").success(), "{} does not link", library.display());
 }
 
-fn sources(folder: &str, extension: &str) -> Vec<PathBuf> {
-    let entries = root().join(folder).read_dir().expect("the folder is there");
-    let mut sources: Vec<_> = entries
+fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let entries = folder.read_dir().expect("the folder is there");
+    let mut files: Vec<_> = entries
         .map(|entry| entry.expect("readable").path())
         .filter(|path| path.extension() == Some(OsStr::new(extension)))
         .collect();
-    sources.sort();
-    sources
+    files.sort();
+    files
 }
 
-/// Objects of all sources, in a folder of their own; (source, object).
-fn build(compiler: &str, folder: &Path) -> Vec<(PathBuf, PathBuf)> {
-    let mut all = sources("kernels/cuda", "cu");
-    all.extend(sources("tests/kernels", "cpp"));
-    let objects: Vec<_> = all
-        .into_iter()
-        .map(|source| {
-            let name = source.strip_prefix(root()).expect("ours").to_string_lossy();
-            let object = folder.join(name.replace('/', "_") + ".o");
-            (source, object)
-        })
+/// The C++ tests as a library in `folder`, and beside it, in `driver`, the emulator with the sanitizers.
+fn build(folder: &Path) -> PathBuf {
+    let library = folder.join("libkernel-tests.so");
+    let sources = files(&root().join("tests/kernels"), "cpp");
+    let objects: Vec<_> = (sources.iter())
+        .map(|source| folder.join(source.with_extension("o").file_name().expect("a file")))
         .collect();
     std::thread::scope(|scope| {
-        for (source, object) in &objects {
-            scope.spawn(move || {
-                compile(compiler, &[], &root().join("kernels/cuda"), source, object)
-            });
+        let driver = folder.join("driver");
+        scope.spawn(move || build_driver(&driver, &[&FLAGS[..], &SANITIZERS].concat()));
+        for (source, object) in sources.iter().zip(&objects) {
+            compile(&[], &root().join("kernels/cuda"), source, object);
         }
     });
-    objects
+    link(&[], &objects, &library);
+    library
 }
 
-/// Runs the tests; the output, and whether all passed.
-fn run(program: &Path, arguments: &[&str]) -> (String, bool) {
-    let output = Command::new(program).args(arguments).output().expect("the kernel tests run");
+/// Runs the C++ tests over the driver in a folder; the output, and whether all passed.
+fn run(library: &Path, driver: &Path, order: &str, tests: &[&str]) -> (String, bool) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(tests).env(LIBRARY, library).env("LD_LIBRARY_PATH", driver);
+    command.env("EMULATOR_ORDER", order);
+    if driver != plain_driver() {
+        // The driver is built with the address sanitizer, this program is not: so it must be there from the start.
+        let sanitizer = Command::new(compiler()).arg("-print-file-name=libasan.so").output();
+        let sanitizer = String::from_utf8(sanitizer.expect("the compiler runs").stdout).unwrap();
+        // What this program leaks at its end is none of these tests' business.
+        command.env("LD_PRELOAD", sanitizer.trim()).env("ASAN_OPTIONS", "detect_leaks=0");
+    }
+    let output = command.output().expect("the kernel tests run");
     let text = [output.stdout, output.stderr].concat();
     (String::from_utf8_lossy(&text).into_owned(), output.status.success())
 }
 
 /// Compiles one kernel file with a bug and says whether its tests notice, in some thread order.
-fn is_caught(
-    compiler: &str,
-    folder: &Path,
-    built: &[(PathBuf, PathBuf)],
-    number: usize,
-    bug: &Mutation,
-) -> bool {
+fn is_caught(library: &Path, folder: &Path, number: usize, bug: &Mutation) -> bool {
+    let original = root().join("kernels/cuda");
+    let driver = folder.join("driver");
     let folder = &folder.join(format!("bug-{number}"));
     let kernels = folder.join("kernels");
     std::fs::create_dir_all(kernels.join("emulator")).expect("a folder");
-    for source in sources("kernels/cuda", "cuh").into_iter().chain(sources("kernels/cuda", "h")) {
-        std::fs::copy(&source, kernels.join(source.file_name().expect("a file"))).expect("copied");
-    }
-    for source in sources("kernels/cuda/emulator", "h") {
-        let to = kernels.join("emulator").join(source.file_name().expect("a file"));
-        std::fs::copy(&source, to).expect("copied");
+    for part in ["", "emulator"] {
+        for header in
+            files(&original.join(part), "cuh").iter().chain(&files(&original.join(part), "h"))
+        {
+            let to = kernels.join(part).join(header.file_name().expect("a file"));
+            std::fs::copy(header, to).expect("copied");
+        }
     }
     // A bug in a header is seen by the kernel file that the mutation names.
-    let mutated = root().join("kernels/cuda").join(bug.file);
-    let text = std::fs::read_to_string(&mutated).expect("readable");
+    let text = std::fs::read_to_string(original.join(bug.file)).expect("readable");
     let found = text.matches(bug.from).count();
     assert_eq!(found, 1, "{}: `{}` must stand once in {}", bug.what, bug.from, bug.file);
     let source = kernels.join(bug.compile);
-    std::fs::copy(root().join("kernels/cuda").join(bug.compile), &source).expect("copied");
+    std::fs::copy(original.join(bug.compile), &source).expect("copied");
     std::fs::write(kernels.join(bug.file), text.replace(bug.from, bug.to)).expect("written");
     let object = folder.join("mutated.o");
     // A bug may leave a parameter unused.
-    compile(compiler, &["-Wno-error"], &kernels, &source, &object);
+    let flags = [&SANITIZERS[..], &["-Wno-error"]].concat();
+    compile(&flags, &kernels, &source, &object);
 
-    let original = root().join("kernels/cuda").join(bug.compile);
-    let objects: Vec<_> = built
-        .iter()
-        .map(|(source, built)| if *source == original { object.clone() } else { built.clone() })
-        .collect();
-    let program = folder.join("mutated");
-    link(compiler, &objects, &program);
+    let replaced = driver.join(format!("{}.o", bug.compile));
+    let mut objects = files(&driver, "o");
+    objects.retain(|object| *object != replaced);
+    objects.push(object);
+    link(&SANITIZERS, &objects, &folder.join("libcuda.so"));
     ["forward", "reverse", "shuffled"]
         .iter()
-        .any(|order| !run(&program, &["--order", order, bug.tests]).1)
+        .any(|order| !run(library, folder, order, &[bug.tests]).1)
 }
 
 fn kernels_agree_with_their_references_and_bugs_are_caught() {
-    let compiler = compiler();
     let folder = tempfile::tempdir().expect("a folder");
-    let built = build(&compiler, folder.path());
-    let program = folder.path().join("kernels");
-    let objects: Vec<_> = built.iter().map(|(_, object)| object.clone()).collect();
-    link(&compiler, &objects, &program);
-    for order in ["forward", "reverse", "shuffled"] {
-        let (output, passed) = run(&program, &["--order", order]);
-        assert!(passed, "{order}:\n{output}");
-        println!("{output}");
-    }
+    let library = build(folder.path());
+    let (sanitized, plain) = (&folder.path().join("driver"), &plain_driver());
+    std::thread::scope(|scope| {
+        for (order, driver) in [("forward", sanitized), ("reverse", plain), ("shuffled", plain)] {
+            let library = &library;
+            scope.spawn(move || {
+                let (output, passed) = run(library, driver, order, &[]);
+                assert!(passed, "{order}:\n{output}");
+                println!("{order}: {output}");
+            });
+        }
+    });
     // All of them with PLEACH_ALL_MUTATIONS set (minutes), else those that compile fast.
     let all = std::env::var_os("PLEACH_ALL_MUTATIONS").is_some();
     let bugs: Vec<_> = MUTATIONS.iter().filter(|bug| all || bug.quick).collect();
@@ -210,7 +254,7 @@ fn kernels_agree_with_their_references_and_bugs_are_caught() {
                 while let number = next.fetch_add(1, Ordering::Relaxed)
                     && let Some(bug) = bugs.get(number)
                 {
-                    let caught = is_caught(&compiler, folder.path(), &built, number, bug);
+                    let caught = is_caught(&library, folder.path(), number, bug);
                     let verdict = if caught { "caught" } else { "MISSED" };
                     println!("{verdict}: {} ({})", bug.what, bug.file);
                     if !caught {

@@ -5,16 +5,16 @@ static std::vector<float> product(const Buffer<uint8_t> &packed, const Weights &
                                   int64_t rows, int64_t x_stride, int dtype) {
     Buffer<uint16_t> b_x(x);
     auto out = Buffer<float>::poisoned(size_t(rows * w.rows));
-    CHECK_OK(pleach_matmul(packed, b_x, out, rows, w.rows, w.cols, x_stride, w.rows, w.format, dtype, PLEACH_F32, nullptr));
+    CHECK_OK(pleach_matmul(packed, b_x, out, rows, w.rows, w.cols, x_stride, w.rows, w.format, dtype, PLEACH_F32));
     return out.host();
 }
 
 static Buffer<uint8_t> pack(const Weights &w) {
-    const int64_t bytes = pleach_packed_bytes(w.rows, w.cols, w.format);
+    const int64_t bytes = launches.packed_bytes(w.rows, w.cols, w.format);
     CHECK(bytes > 0, "packed size");
     auto packed = Buffer<uint8_t>::poisoned(size_t(bytes));
     Buffer<uint8_t> b_w(w.bytes);
-    CHECK_OK(pleach_pack(b_w, packed, w.rows, w.cols, w.format, nullptr));
+    CHECK_OK(pleach_pack(b_w, packed, w.rows, w.cols, w.format));
     return packed;
 }
 
@@ -87,7 +87,7 @@ TEST(matmul_writes_its_part_of_the_rows_in_their_type) {
     const auto packed = pack(w);
     const auto want = product(packed, w, x, rows, 96, PLEACH_F16);
     Buffer<uint16_t> b_x(x), out = Buffer<uint16_t>::poisoned(size_t(rows * stride));
-    CHECK_OK(pleach_matmul(packed, b_x, out + 5, rows, w.rows, 96, 96, stride, w.format, PLEACH_F16, PLEACH_F16, nullptr));
+    CHECK_OK(pleach_matmul(packed, b_x, out + 5, rows, w.rows, 96, 96, stride, w.format, PLEACH_F16, PLEACH_F16));
     const auto got = out.host();
     for (int64_t i = 0; i < rows * stride; i++) {
         const int64_t n = i % stride - 5;
@@ -99,7 +99,7 @@ TEST(matmul_writes_its_part_of_the_rows_in_their_type) {
 
 TEST(matmul_names_what_it_does_not_take) {
     const auto status = [](int64_t rows, int64_t outputs, int64_t inputs, int64_t stride, int format_id, int dtype, int out) {
-        return pleach_matmul(nullptr, nullptr, nullptr, rows, outputs, inputs, stride, outputs, format_id, dtype, out, nullptr);
+        return pleach_matmul(nullptr, nullptr, nullptr, rows, outputs, inputs, stride, outputs, format_id, dtype, out);
     };
     CHECK(status(0, 5, 64, 64, PLEACH_W_Q4_0, PLEACH_BF16, PLEACH_F32) == PLEACH_OK, "no rows");
     CHECK(status(1, 5, 48, 48, PLEACH_W_Q4_0, PLEACH_BF16, PLEACH_F32) == PLEACH_BAD_ARGUMENT, "half a block");
@@ -107,7 +107,7 @@ TEST(matmul_names_what_it_does_not_take) {
     CHECK(status(1, 5, 64, 68, PLEACH_W_Q4_0, PLEACH_BF16, PLEACH_F32) == PLEACH_BAD_ARGUMENT, "unaligned rows");
     CHECK(status(1, 5, 64, 64, PLEACH_W_F16, PLEACH_BF16, PLEACH_F32) == PLEACH_BAD_ARGUMENT, "two types");
     CHECK(status(1, 5, 64, 64, PLEACH_W_Q4_0, PLEACH_BF16, PLEACH_F16) == PLEACH_BAD_ARGUMENT, "output type");
-    CHECK(pleach_packed_bytes(5, 64, 9) == -1 && pleach_packed_bytes(0, 64, PLEACH_W_Q4_0) == -1, "no such matrix");
-    CHECK(pleach_packed_bytes(5, 256, 8) == -1 && pleach_packed_bytes(5, 256, -1) == -1, "no such format");
-    CHECK(pleach_packed_bytes(5, 0, PLEACH_W_BF16) == -1 && pleach_packed_bytes(5, 288, PLEACH_W_Q6_K) == -1, "no such width");
+    CHECK(launches.packed_bytes(5, 64, 9) == -1 && launches.packed_bytes(0, 64, PLEACH_W_Q4_0) == -1, "no such matrix");
+    CHECK(launches.packed_bytes(5, 256, 8) == -1 && launches.packed_bytes(5, 256, -1) == -1, "no such format");
+    CHECK(launches.packed_bytes(5, 0, PLEACH_W_BF16) == -1 && launches.packed_bytes(5, 288, PLEACH_W_Q6_K) == -1, "no such width");
 }

@@ -147,21 +147,21 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
     bug(
         "norms of the first rows instead of the wanted ones",
         "fused.cu",
-        "const int64_t row = wanted ? wanted[blockIdx.x] : blockIdx.x;",
-        "const int64_t row = wanted ? int64_t(blockIdx.x) : blockIdx.x;",
+        "const int64_t row = a.wanted ? a.wanted[blockIdx.x] : blockIdx.x;",
+        "const int64_t row = a.wanted ? int64_t(blockIdx.x) : blockIdx.x;",
         "norm",
     ),
     slow(bug(
         "a norm without its epsilon",
         "fused.cu",
-        "sqrtf(sum / float(width) + eps)",
+        "sqrtf(sum / float(width) + a.eps)",
         "sqrtf(sum / float(width))",
         "norm",
     )),
     slow(bug(
         "head norms without their epsilon",
         "fused.cu",
-        "/ float(dim) + eps)",
+        "/ float(dim) + arguments.eps)",
         "/ float(dim))",
         "rope",
     )),
@@ -196,21 +196,21 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
     slow(bug(
         "rows past a grid that are left out",
         "fused.cu",
-        "row < rows; row += gridDim.y) {",
+        "row < a.rows; row += gridDim.y) {",
         "row < gridDim.y; row += gridDim.y) {",
         "silu",
     )),
     slow(bug(
         "a bias by rows",
         "fused.cu",
-        "const float by = to_float(bias[i]);",
-        "const float by = to_float(bias[blockIdx.y % width]);",
+        "static_cast<const T *>(a.bias)[i]",
+        "static_cast<const T *>(a.bias)[blockIdx.y % width]",
         "bias",
     )),
     slow(bug(
         "a bias for some of the rows",
         "fused.cu",
-        "row < rows; row += gridDim.y)\n        x[row",
+        "row < a.rows; row += gridDim.y)\n        x[row",
         "row < gridDim.y; row += gridDim.y)\n        x[row",
         "bias",
     )),
@@ -218,8 +218,8 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
     slow(bug(
         "a token outside the vocabulary that is looked up",
         "fused.cu",
-        "if (token >= vocab_size) {",
-        "if (token > vocab_size) {",
+        "if (token >= a.vocab_size) {",
+        "if (token > a.vocab_size) {",
         "embed",
     )),
     bug(
@@ -589,8 +589,8 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
     slow(bug(
         "a value scattered outside its table",
         "verify.cu",
-        "entries[2 * i] < size",
-        "entries[2 * i] <= size",
+        "a.entries[2 * i] < a.size",
+        "a.entries[2 * i] <= a.size",
         "verify",
     )),
     slow(bug(

@@ -95,7 +95,7 @@ static Results verify(const Case &c, int64_t padding = 0) {
     auto results = Buffer<PleachRowResult>::poisoned(count);
     auto verdicts = Buffer<PleachVerdict>::poisoned(sequences);
     const PleachVerify io{logits, own, cu, draws, draft_probs, counts, bias, mask, finished, results, verdicts, int64_t(sequences), c.vocab};
-    CHECK_OK(pleach_verify(&io, c.rows() + padding, nullptr));
+    CHECK_OK(launches.verify(io, c.rows() + padding));
     for (uint32_t f : finished.host()) CHECK(f == 0, "the counter is not back at zero");
     return {results.host(), verdicts.host()};
 }
@@ -486,13 +486,13 @@ TEST(verify_scatter) {
         want[place] = value;
     }
     Buffer<uint32_t> table(std::vector<uint32_t>(size, 0)), pairs(entries);
-    CHECK_OK(pleach_scatter(table, pairs, int64_t(count), int64_t(size), nullptr));
+    CHECK_OK(pleach_scatter(table, pairs, int64_t(count), int64_t(size)));
     CHECK(table.host() == want, "values");
-    CHECK_OK(pleach_scatter(table, pairs, 0, int64_t(size), nullptr));
-    CHECK(pleach_scatter(table, pairs, -1, int64_t(size), nullptr) == PLEACH_BAD_ARGUMENT, "a negative count");
+    CHECK_OK(pleach_scatter(table, pairs, 0, int64_t(size)));
+    CHECK(pleach_scatter(table, pairs, -1, int64_t(size)) == PLEACH_BAD_ARGUMENT, "a negative count");
     // What lies outside is left out.
     Buffer<uint32_t> outside(std::vector<uint32_t>{2, 5, 3, 6}), three(std::vector<uint32_t>(3, 0));
-    CHECK_OK(pleach_scatter(three, outside, 2, 3, nullptr));
+    CHECK_OK(pleach_scatter(three, outside, 2, 3));
     CHECK(three.host() == (std::vector<uint32_t>{0, 0, 5}), "bounds");
 }
 
@@ -517,13 +517,13 @@ TEST(verify_takes_no_rows_and_rows_of_nobody) {
     Case c = same_rows({1, 2}, {{0, 1, 0, 1, 0, 0, 0, 0, 3, 0, 0, 0}});
     PleachVerify io{};
     io.vocab_size = 2;
-    CHECK(pleach_verify(&io, 3, nullptr) == PLEACH_OK && (io.sequences = 1, pleach_verify(&io, 0, nullptr)) == PLEACH_OK, "nothing");
-    CHECK(pleach_verify(&io, -1, nullptr) == PLEACH_BAD_ARGUMENT, "rows");
-    CHECK((io.sequences = -1, pleach_verify(&io, 1, nullptr)) == PLEACH_BAD_ARGUMENT, "sequences");
+    CHECK(launches.verify(io, 3) == PLEACH_OK && (io.sequences = 1, launches.verify(io, 0)) == PLEACH_OK, "nothing");
+    CHECK(launches.verify(io, -1) == PLEACH_BAD_ARGUMENT, "rows");
+    CHECK((io.sequences = -1, launches.verify(io, 1)) == PLEACH_BAD_ARGUMENT, "sequences");
     io.sequences = 1;
     for (int64_t vocab : {0, (1 << 18) + 1}) {
         io.vocab_size = vocab;
-        CHECK(pleach_verify(&io, 1, nullptr) == PLEACH_BAD_ARGUMENT, "vocabulary of %lld", (long long)vocab);
+        CHECK(launches.verify(io, 1) == PLEACH_BAD_ARGUMENT, "vocabulary of %lld", (long long)vocab);
     }
     // A captured batch may have more rows than its sequences.
     CHECK(verify(c, 2).verdicts[0].last == 1, "padding");

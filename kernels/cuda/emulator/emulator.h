@@ -16,24 +16,27 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <type_traits>
 #include <vector>
 
 #include "fiber.h"
 
-#define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __launch_bounds__(...)
 #define __restrict__ __restrict
 
 namespace emulator {
 
 /// The order in which threads of a block, and blocks of a grid, take their turns.
 enum class Order { forward, reverse, shuffled };
+
+/// What a thread does, or something else that is put off.
+using Run = std::function<void()>;
 
 struct Dim {
     unsigned x = 1, y = 1, z = 1;
@@ -81,7 +84,7 @@ struct Block {
     std::vector<std::unique_ptr<Thread>> threads;
     std::vector<Warp> warps;
     std::vector<std::unique_ptr<SharedBlock>> shared;
-    std::function<void()> body;
+    Run body;
     Context scheduler;
     Thread *current = nullptr;
     unsigned count = 0, epoch = 0;  // epoch counts __syncthreads
@@ -253,29 +256,31 @@ inline void run_block() {
 
 inline std::mutex one_launch;
 
-/// Launches that were recorded instead of run, by this thread.
-using Recording = std::vector<std::function<void()>>;
-inline thread_local Recording *recording = nullptr;
+/// A kernel by its name: what a driver finds in a module.
+struct Kernel {
+    /// Threads of a block, and perhaps what else its launch bounds say.
+    std::vector<unsigned> bounds;
+    /// One thread's run over a copy of the arguments.
+    Run (*bind)(const void *arguments);
 
-/// Nothing but launches can be recorded.
-inline void not_recording() {
-    if (recording) fail("a call that cannot be recorded");
-}
-
-template <class Body>
-inline void launch(Dim grid, Dim size, Body body) {
-    if (recording) {
-        recording->push_back([=] { launch(grid, size, body); });
-        return;
+    static std::map<std::string, const Kernel *> &all() {
+        static std::map<std::string, const Kernel *> kernels;
+        return kernels;
     }
+
+    Kernel(const char *name, std::vector<unsigned> bounds, Run (*bind)(const void *))
+        : bounds(std::move(bounds)), bind(bind) {
+        all()[name] = this;
+    }
+};
+
+/// Runs a kernel in every thread.
+inline void launch(Dim grid, Dim size, Run body) {
     const std::lock_guard lock(one_launch);
     block.grid = grid;
     block.size = size;
     block.count = size.x * size.y * size.z;
-    if (block.count == 0 || block.count > 1024 || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
-        grid.y > 65535 || grid.z > 65535)
-        fail("a launch that CUDA refuses");
-    block.body = body;
+    block.body = std::move(body);
     std::vector<unsigned> turn;
     turns(grid.x * grid.y * grid.z, turn);
     for (unsigned i : turn) {

@@ -1,10 +1,10 @@
 //! Where the rows of one pass stand, checked and copied to the device at once.
 
-use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::device::Memory;
+use super::calls::Address;
+use super::memory::Memory;
 use super::{CudaError, Device};
 
 /// Bytes of partial results that attention may hold at a time, unless one row needs more.
@@ -131,7 +131,7 @@ impl Batch {
 
     /// Every number and place that a launch over the batch is given.
     pub(super) fn layout(&self) -> Vec<usize> {
-        let mut layout = vec![self.memory.pointer as usize, self.rows, self.wanted];
+        let mut layout = vec![self.memory.address as usize, self.rows, self.wanted];
         layout.extend(self.sections);
         for group in &self.groups {
             layout.extend([group.rows.start, group.rows.end, group.context_lens.len()]);
@@ -141,34 +141,34 @@ impl Batch {
         layout
     }
 
-    fn pointer(&self, at: usize) -> *const u32 {
+    fn address(&self, at: usize) -> Address {
         debug_assert!(at <= self.memory.bytes / size_of::<u32>());
-        self.memory.pointer.cast::<u32>().wrapping_add(at)
+        self.memory.address + (at * size_of::<u32>()) as u64
     }
 
-    pub(super) fn tokens(&self) -> *const u32 {
-        self.pointer(self.sections[0])
+    pub(super) fn tokens(&self) -> Address {
+        self.address(self.sections[0])
     }
 
-    pub(super) fn positions(&self) -> *const u32 {
-        self.pointer(self.sections[1])
+    pub(super) fn positions(&self) -> Address {
+        self.address(self.sections[1])
     }
 
-    pub(super) fn slots(&self) -> *const u32 {
-        self.pointer(self.sections[2])
+    pub(super) fn slots(&self) -> Address {
+        self.address(self.sections[2])
     }
 
-    pub(super) fn logit_rows(&self) -> *const u32 {
-        self.pointer(self.sections[3])
+    pub(super) fn logit_rows(&self) -> Address {
+        self.address(self.sections[3])
     }
 
     /// A group's cu_seqlens, context lengths and block tables.
-    pub(super) fn group_arrays(&self, group: &Group) -> [*const u32; 3] {
-        group.at.map(|at| self.pointer(at))
+    pub(super) fn group_arrays(&self, group: &Group) -> [Address; 3] {
+        group.at.map(|at| self.address(at))
     }
 
-    pub(super) fn same_device(&self, pointer: *const c_void) -> bool {
-        std::ptr::eq(Arc::as_ptr(&self.memory.device).cast(), pointer)
+    pub(super) fn is_on(&self, device: &Device) -> bool {
+        std::ptr::eq(Arc::as_ptr(&self.memory.device), device)
     }
 }
 

@@ -1,73 +1,82 @@
-//! A device, its stream and its memory.
+//! A device and its stream: what the driver is asked for, through `cudarc`.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
-use std::path::Path;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::io::Read;
+use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use flate2::read::GzDecoder;
 
 use super::CudaError;
-use super::ffi::{BAD_ARGUMENT, Kernels, OK};
+use super::calls::{Kernel, Plan, Unfit};
+
+/// The kernels as PTX, which the driver compiles for its device.
+const IMAGES: [&[u8]; 4] = [
+    include_bytes!("../../cuda/ptx/attention.ptx.gz"),
+    include_bytes!("../../cuda/ptx/fused.ptx.gz"),
+    include_bytes!("../../cuda/ptx/matmul.ptx.gz"),
+    include_bytes!("../../cuda/ptx/verify.ptx.gz"),
+];
 
 /// One CUDA device with a stream on which all work happens in order.
 pub struct Device {
-    pub(super) kernels: Kernels,
-    pub(super) stream: *mut c_void,
-    index: i32,
+    kernels: Kernels,
+    pub(super) stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
     name: String,
 }
 
-// SAFETY: the functions may be called from any thread, and streams belong to the process.
-unsafe impl Send for Device {}
-// SAFETY: as above; nothing of the struct changes.
-unsafe impl Sync for Device {}
-
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Device").field("index", &self.index).field("name", &self.name).finish()
+        let index = self.context.ordinal();
+        f.debug_struct("Device").field("index", &index).field("name", &self.name).finish()
     }
 }
 
+/// What the driver says of an error.
+fn text(error: DriverError) -> String {
+    let text = error.error_string().map(|text| text.to_string_lossy().into_owned());
+    text.unwrap_or_else(|_| format!("error {}", error.0 as u32))
+}
+
+/// An error of the driver as one of `what`.
+pub(super) fn failed(what: &'static str) -> impl Fn(DriverError) -> CudaError {
+    move |error| CudaError::Failed { what, reason: text(error) }
+}
+
 impl Device {
-    /// Opens device number `index` with the kernels of this program.
+    /// How many devices there are.
     ///
     /// # Errors
-    /// [`CudaError::NotBuilt`] in a build without the feature `cuda`, [`CudaError::NoDriver`],
-    /// [`CudaError::NoDevice`], or what the driver says.
-    pub fn open(index: usize) -> Result<Arc<Self>, CudaError> {
-        Self::with_kernels(Kernels::linked()?, index)
-    }
-
-    /// Opens device number `index` with the kernels in a shared library built from `kernels/`.
-    ///
-    /// # Errors
-    /// [`CudaError::Library`] if it holds no such kernels; as [`open`](Self::open).
-    pub fn open_with(library: &Path, index: usize) -> Result<Arc<Self>, CudaError> {
-        Self::with_kernels(Kernels::open(library)?, index)
-    }
-
-    fn with_kernels(kernels: Kernels, index: usize) -> Result<Arc<Self>, CudaError> {
-        let mut count = 0;
-        // SAFETY: the function writes one number.
-        if unsafe { (kernels.pleach_device_count)(&raw mut count) } != OK {
-            return Err(CudaError::NoDriver(error_text(&kernels)));
+    /// [`CudaError::NoDriver`] where there is no driver, or one that finds no device.
+    pub fn count() -> Result<usize, CudaError> {
+        // SAFETY: loading the driver's library runs what NVIDIA starts it with, which any program may.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(CudaError::NoDriver("the driver's libcuda.so is not found".into()));
         }
-        let count = usize::try_from(count).unwrap_or(0);
+        let count =
+            CudaContext::device_count().map_err(|error| CudaError::NoDriver(text(error)))?;
+        Ok(usize::try_from(count).unwrap_or(0))
+    }
+
+    /// Opens device number `index`.
+    ///
+    /// # Errors
+    /// [`CudaError::NoDriver`], [`CudaError::NoDevice`], or what the driver says.
+    pub fn open(index: usize) -> Result<Arc<Self>, CudaError> {
+        let count = Self::count()?;
         if index >= count {
             return Err(CudaError::NoDevice { index, count });
         }
-        let mut device = Self {
-            kernels,
-            stream: std::ptr::null_mut(),
-            index: index as i32,
-            name: String::new(),
-        };
-        device.enter()?;
-        let mut stream = std::ptr::null_mut();
-        // SAFETY: the function writes one pointer.
-        let status = unsafe { (device.kernels.pleach_stream_create)(&raw mut stream) };
-        device.check("making a stream", status)?;
-        device.stream = stream;
-        device.name = device.info()?.0;
-        Ok(Arc::new(device))
+        let context = CudaContext::new(index).map_err(failed("opening the device"))?;
+        // SAFETY: the device has one stream, and memory that waits for it before it is freed.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(failed("making a stream"))?;
+        let name = context.name().map_err(failed("asking for the device's name"))?;
+        let kernels = Kernels::load().map_err(failed("loading the kernels"))?;
+        Ok(Arc::new(Self { kernels, stream, context, name }))
     }
 
     /// What the device is called.
@@ -81,20 +90,8 @@ impl Device {
     /// # Errors
     /// What the driver says.
     pub fn free_bytes(&self) -> Result<usize, CudaError> {
-        Ok(self.info()?.1)
-    }
-
-    fn info(&self) -> Result<(String, usize), CudaError> {
-        self.enter()?;
-        let (mut name, mut free, mut total) = ([0 as c_char; 256], 0i64, 0i64);
-        // SAFETY: the function writes a name of at most 256 bytes, its end included, and two numbers.
-        let status = unsafe {
-            (self.kernels.pleach_device_info)(name.as_mut_ptr(), 256, &raw mut free, &raw mut total)
-        };
-        self.check("asking for the device's name", status)?;
-        // SAFETY: the function ended the name with a zero.
-        let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
-        Ok((name, usize::try_from(free).unwrap_or(0)))
+        let (free, _) = self.context.mem_get_info().map_err(failed("asking for free memory"))?;
+        Ok(free)
     }
 
     /// Waits until everything started so far is done.
@@ -102,130 +99,103 @@ impl Device {
     /// # Errors
     /// What went wrong in it.
     pub fn synchronize(&self) -> Result<(), CudaError> {
-        self.enter()?;
-        // SAFETY: the stream is the device's own.
-        let status = unsafe { (self.kernels.pleach_synchronize)(self.stream) };
-        self.check("a pass", status)
+        self.stream.synchronize().map_err(failed("a pass"))
     }
 
     /// Makes this the calling thread's device; before every other call.
     pub(super) fn enter(&self) -> Result<(), CudaError> {
-        // SAFETY: the function takes any number.
-        let status = unsafe { (self.kernels.pleach_use_device)(self.index) };
-        self.check("choosing the device", status)
+        self.context.bind_to_thread().map_err(failed("choosing the device"))
     }
 
-    /// A status as a result.
-    pub(super) fn check(&self, what: &'static str, status: c_int) -> Result<(), CudaError> {
-        match status {
-            OK => Ok(()),
-            BAD_ARGUMENT => Err(CudaError::Argument {
-                what,
-                reason: "the kernel does not take these sizes".into(),
-            }),
-            _ => Err(CudaError::Failed { what, reason: error_text(&self.kernels) }),
+    /// Starts what a plan says.
+    ///
+    /// # Safety
+    /// The arguments are as the header says, for memory of this device that stays until it is done.
+    pub(super) unsafe fn start<A>(
+        &self,
+        what: &'static str,
+        plan: Plan<A>,
+    ) -> Result<(), CudaError> {
+        let launches = plan.map_err(|Unfit| CudaError::Argument {
+            what,
+            reason: "the kernel does not take these sizes".into(),
+        })?;
+        self.enter()?;
+        for mut launch in launches {
+            let function = self.kernels.function(launch.kernel).map_err(failed(what))?;
+            let mut arguments = [ptr::from_mut(&mut launch.arguments).cast::<c_void>()];
+            let ([x, y, z], block) = (launch.grid, (launch.block, 1, 1));
+            let stream = self.stream.cu_stream();
+            // SAFETY: the function is loaded as long as the device is there; its arguments, which the driver copies,
+            // have the type that a plan gives this kernel, and the rest is the caller's.
+            unsafe { result::launch_kernel(function, (x, y, z), block, 0, stream, &mut arguments) }
+                .map_err(failed(what))?;
         }
+        Ok(())
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
-        if self.enter().is_ok() && !self.stream.is_null() {
-            // SAFETY: nothing uses the stream any more: memory and tensors hold the device alive.
-            let _ = unsafe { (self.kernels.pleach_stream_destroy)(self.stream) };
+        if self.enter().is_ok() {
+            self.kernels.unload();
         }
     }
 }
 
-fn error_text(kernels: &Kernels) -> String {
-    // SAFETY: the function returns a text that lasts as long as the program.
-    unsafe { CStr::from_ptr((kernels.pleach_error_text)()) }.to_string_lossy().into_owned()
+/// The kernels on a device.
+struct Kernels {
+    modules: Vec<sys::CUmodule>,
+    /// Those that were asked for.
+    functions: Mutex<HashMap<Kernel, sys::CUfunction>>,
 }
 
-/// Memory of a device, or of the host beside it.
-pub(super) struct Memory {
-    pub(super) device: Arc<Device>,
-    pub(super) pointer: *mut c_void,
-    pub(super) bytes: usize,
-    on_host: bool,
-}
+// SAFETY: modules and functions belong to their context, which any thread may enter.
+unsafe impl Send for Kernels {}
+// SAFETY: as above; what changes lies behind a lock.
+unsafe impl Sync for Kernels {}
 
-// SAFETY: memory is the process's, whichever thread made it.
-unsafe impl Send for Memory {}
-// SAFETY: it changes through `&mut` alone.
-unsafe impl Sync for Memory {}
-
-impl Memory {
-    pub(super) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self, CudaError> {
-        Self::allocate(device, bytes, false)
-    }
-
-    /// Memory of the host, from and to which copies are fast; zeroed.
-    pub(super) fn on_host(device: &Arc<Device>, bytes: usize) -> Result<Self, CudaError> {
-        let memory = Self::allocate(device, bytes, true)?;
-        // SAFETY: the memory is the host's and has as many bytes.
-        unsafe { memory.pointer.cast::<u8>().write_bytes(0, memory.bytes) };
-        Ok(memory)
-    }
-
-    fn allocate(device: &Arc<Device>, bytes: usize, on_host: bool) -> Result<Self, CudaError> {
-        device.enter()?;
-        let kernels = &device.kernels;
-        let allocate = if on_host { kernels.pleach_allocate_host } else { kernels.pleach_allocate };
-        let bytes = bytes.max(1);
-        let mut pointer = std::ptr::null_mut();
-        // SAFETY: the function writes one pointer.
-        let status = unsafe { allocate(&raw mut pointer, bytes as i64) };
-        device.check("allocating memory", status)?;
-        Ok(Self { device: Arc::clone(device), pointer, bytes, on_host })
-    }
-
-    /// Makes room for `bytes`; contents are undefined where there was less.
-    pub(super) fn grow(&mut self, bytes: usize) -> Result<(), CudaError> {
-        if bytes > self.bytes {
-            *self = Self::allocate(&self.device, bytes.next_power_of_two(), self.on_host)?;
+impl Kernels {
+    /// Loads them into the calling thread's context.
+    fn load() -> Result<Self, DriverError> {
+        let mut kernels = Self { modules: Vec::new(), functions: Mutex::default() };
+        for image in IMAGES {
+            let mut ptx = Vec::new();
+            GzDecoder::new(image).read_to_end(&mut ptx).expect("invariant: embedded whole");
+            ptx.push(0);
+            // SAFETY: the image is PTX that ends with a zero.
+            let module = unsafe { result::module::load_data(ptx.as_ptr().cast()) };
+            kernels.modules.push(module.inspect_err(|_| kernels.unload())?);
         }
-        Ok(())
+        Ok(kernels)
     }
 
-    /// Sets the first `bytes` to zero.
-    pub(super) fn fill_zero(&mut self, bytes: usize) -> Result<(), CudaError> {
-        assert!(bytes <= self.bytes && !self.on_host, "{bytes} bytes of {}", self.bytes);
-        let device = &self.device;
-        device.enter()?;
-        // SAFETY: the memory is the device's and has as many bytes.
-        let status =
-            unsafe { (device.kernels.pleach_fill)(self.pointer, 0, bytes as i64, device.stream) };
-        device.check("clearing memory", status)
-    }
-
-    /// Copies `bytes` to the start of the memory, and waits for it.
-    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), CudaError> {
-        assert!(
-            bytes.len() <= self.bytes && !self.on_host,
-            "{} bytes into {}",
-            bytes.len(),
-            self.bytes
-        );
-        let device = &self.device;
-        device.enter()?;
-        let (from, count) = (bytes.as_ptr().cast(), bytes.len() as i64);
-        // SAFETY: both hold as many bytes, and the host's outlive the copy.
-        let status =
-            unsafe { (device.kernels.pleach_upload)(self.pointer, from, count, device.stream) };
-        device.check("copying to the device", status)?;
-        device.synchronize()
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        let kernels = &self.device.kernels;
-        let free = if self.on_host { kernels.pleach_free_host } else { kernels.pleach_free };
-        // What still runs may use it. A device that failed keeps its memory until the program ends.
-        if self.device.synchronize().is_ok() {
-            // SAFETY: allocated by the function's counterpart, and used by nothing.
-            let _ = unsafe { free(self.pointer) };
+    /// Gives back what was loaded, in its context.
+    fn unload(&self) {
+        for &module in &self.modules {
+            // SAFETY: loaded by `load`, and not used any more.
+            let _ = unsafe { result::module::unload(module) };
         }
+    }
+
+    /// A kernel, by its name in one of the modules.
+    fn function(&self, kernel: Kernel) -> Result<sys::CUfunction, DriverError> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&function) = functions.get(&kernel) {
+            return Ok(function);
+        }
+        let mut missing = DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND);
+        for &module in &self.modules {
+            let name = CString::new(kernel.name()).expect("invariant: a name without zeros");
+            // SAFETY: the module is loaded.
+            match unsafe { result::module::get_function(module, name) } {
+                Ok(function) => {
+                    functions.insert(kernel, function);
+                    return Ok(function);
+                }
+                Err(error) => missing = error,
+            }
+        }
+        Err(missing)
     }
 }

@@ -1,9 +1,13 @@
 //! Passes that repeat: a pass's launches are recorded as a CUDA graph, and started as one from then on.
 
-use std::ffi::c_void;
 use std::sync::Arc;
 
+use cudarc::driver::{CudaGraph, sys};
+
+use super::device::failed;
 use super::{Batch, CudaError, Device, Tensor};
+
+const RECORDING: &str = "recording a pass";
 
 /// Graphs kept; the one unused for longest goes first.
 const MOST: usize = 64;
@@ -17,7 +21,7 @@ impl PassKey {
     #[must_use]
     pub fn new<'a>(batch: &Batch, tensors: impl IntoIterator<Item = &'a Tensor>) -> Self {
         let mut key = batch.layout();
-        key.extend(tensors.into_iter().flat_map(|tensor| [tensor.rows, tensor.pointer() as usize]));
+        key.extend(tensors.into_iter().flat_map(|tensor| [tensor.rows, tensor.address() as usize]));
         Self(key)
     }
 }
@@ -31,9 +35,9 @@ pub struct Graphs {
     replayed: u64,
 }
 
-struct Graph(*mut c_void);
+struct Graph(CudaGraph);
 
-// SAFETY: graphs belong to the process, and are used by one thread at a time.
+// SAFETY: a graph belongs to its context, and whoever has it is the only one to use it.
 unsafe impl Send for Graph {}
 
 impl Graphs {
@@ -79,11 +83,8 @@ impl Graphs {
             },
         };
         if let Some(Graph(graph)) = &graph {
-            self.device.enter()?;
-            // SAFETY: the graph is whole, and what it reads and writes is there: the key is that of its recording.
-            let status =
-                unsafe { (self.device.kernels.pleach_graph_launch)(*graph, self.device.stream) };
-            self.device.check("starting a recorded pass", status)?;
+            // What it reads and writes is there: the key is that of its recording.
+            graph.launch().map_err(failed("starting a recorded pass"))?;
             self.replayed += 1;
         }
         if self.known.len() == MOST {
@@ -98,31 +99,23 @@ impl Graphs {
         &self,
         launches: &mut dyn FnMut() -> Result<(), CudaError>,
     ) -> Result<Graph, CudaError> {
-        let Device { kernels, stream, .. } = &*self.device;
-        self.device.enter()?;
-        // SAFETY: the stream is the device's own, and nothing else uses it meanwhile.
-        let status = unsafe { (kernels.pleach_graph_begin)(*stream) };
-        self.device.check("recording a pass", status)?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let stream = &self.device.stream;
+        stream.begin_capture(mode).map_err(failed(RECORDING))?;
         let launched = launches();
-        let mut graph = std::ptr::null_mut();
-        // SAFETY: recording was begun just above; the function writes one pointer.
-        let status = unsafe { (kernels.pleach_graph_end)(*stream, &raw mut graph) };
-        self.device.check("recording a pass", status)?;
-        let graph = Graph(graph);
-        if let Err(error) = launched {
-            self.destroy(Some(graph));
-            return Err(error);
-        }
-        Ok(graph)
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        launched?;
+        let graph = graph.map_err(failed(RECORDING))?;
+        graph.map(Graph).ok_or_else(|| CudaError::Failed {
+            what: RECORDING,
+            reason: "nothing was recorded".into(),
+        })
     }
 
     fn destroy(&self, graph: Option<Graph>) {
-        // It may still run.
-        if let Some(Graph(graph)) = graph
-            && self.device.synchronize().is_ok()
-        {
-            // SAFETY: made by `record`, and used by nothing any more.
-            let _ = unsafe { (self.device.kernels.pleach_graph_destroy)(graph) };
+        // It may still run. A device that failed keeps its graphs until the program ends.
+        if graph.is_some() && self.device.synchronize().is_err() {
+            std::mem::forget(graph);
         }
     }
 }

@@ -1,12 +1,10 @@
 //! One safe function a kernel.
 
-use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
 
-use super::device::Memory;
-use super::ffi::{Attention, Qkv, Shape};
-use super::tensor::float_code;
+use super::calls::{self, Address, Shape};
+use super::memory::Memory;
 use super::{Batch, CudaError, Device, Table, Tensor, Weights};
 use crate::{AttentionShape, DType};
 
@@ -75,6 +73,10 @@ fn kernel_shape(shape: &AttentionShape, block_size: usize) -> Shape {
     }
 }
 
+fn address(tensor: Option<&Tensor>) -> Address {
+    tensor.map_or(0, Tensor::address)
+}
+
 /// Collects what does not fit.
 struct Check<'a> {
     what: &'static str,
@@ -107,15 +109,13 @@ impl Check<'_> {
     }
 
     fn batch(&self, batch: &Batch) -> Result<(), CudaError> {
-        let here = batch.same_device(ptr::from_ref(self.device).cast());
-        self.that(here, || "the batch is on another device".into())
+        self.that(batch.is_on(self.device), || "the batch is on another device".into())
     }
 }
 
 impl Device {
-    fn checks(&self, what: &'static str) -> Result<Check<'_>, CudaError> {
-        self.enter()?;
-        Ok(Check { what, device: self })
+    fn checks(&self, what: &'static str) -> Check<'_> {
+        Check { what, device: self }
     }
 
     /// `out[r] = table[tokens[r]]`: out f32 `[rows, width]`. A token outside the table gives NaN.
@@ -123,18 +123,19 @@ impl Device {
     /// # Errors
     /// If a tensor does not fit, or the launch fails.
     pub fn embed(&self, table: &Table, batch: &Batch, out: &mut Tensor) -> Result<(), CudaError> {
-        let check = self.checks("embed")?;
+        let check = self.checks("embed");
         check.memory("table", &table.memory)?;
         check.batch(batch)?;
         check.tensor("out", out, DType::F32, [batch.rows, table.cols])?;
-        let (rows, width, vocab) = (batch.rows as i64, table.cols as i64, table.rows as i64);
-        // SAFETY: all memory is this device's and has the shapes the kernel is told; it checks the tokens.
-        let status = unsafe {
-            let (from, to) = (table.memory.pointer, out.pointer().cast());
-            let embed = self.kernels.pleach_embed;
-            embed(from, batch.tokens(), to, rows, width, vocab, table.format, self.stream)
+        let embed = calls::Embed {
+            table: table.memory.address,
+            tokens: batch.tokens(),
+            out: out.address(),
+            width: table.cols as i64,
+            vocab_size: table.rows as i64,
         };
-        self.check(check.what, status)
+        // SAFETY: all memory is this device's and has the shapes the kernel is told; it checks the tokens.
+        unsafe { self.start(check.what, calls::embed(embed, batch.rows as i64, table.dtype)) }
     }
 
     /// `residual += delta`, then `out = residual / rms(residual) * weight`, each `[rows, width]`. With `wanted`, of its
@@ -151,9 +152,8 @@ impl Device {
         out: &mut Tensor,
         eps: f32,
     ) -> Result<(), CudaError> {
-        let check = self.checks("add_rms_norm")?;
+        let check = self.checks("add_rms_norm");
         let ([rows, width], dtype) = (residual.shape(), out.dtype);
-        let code = float_code(check.what, dtype)?;
         check.tensor("residual", residual, DType::F32, [rows, width])?;
         check.tensor("weight", weight, dtype, [1, width])?;
         if let Some(delta) = delta {
@@ -167,22 +167,17 @@ impl Device {
         }
         let count = wanted.map_or(rows, |batch| batch.wanted);
         check.tensor("out", out, dtype, [count, width])?;
-        // SAFETY: as in `embed`; wanted rows lie below `rows` and rise, so each is changed by one block.
-        let status = unsafe {
-            (self.kernels.pleach_add_rms_norm)(
-                residual.pointer().cast(),
-                delta.map_or(ptr::null(), |delta| delta.pointer().cast_const()),
-                weight.pointer(),
-                wanted.map_or(ptr::null(), Batch::logit_rows),
-                out.pointer(),
-                count as i64,
-                width as i64,
-                eps,
-                code,
-                self.stream,
-            )
+        let norm = calls::Norm {
+            residual: residual.address(),
+            delta: address(delta),
+            weight: weight.address(),
+            wanted: wanted.map_or(0, Batch::logit_rows),
+            out: out.address(),
+            width: width as i64,
+            eps,
         };
-        self.check(check.what, status)
+        // SAFETY: as in `embed`; wanted rows lie below `rows` and rise, so each is changed by one block.
+        unsafe { self.start(check.what, calls::add_rms_norm(norm, count as i64, dtype)) }
     }
 
     /// `out = x w^T`: x `[rows, inputs]`; into the columns of `out` from `column` on, of x's format or f32. Float
@@ -197,10 +192,8 @@ impl Device {
         out: &mut Tensor,
         column: usize,
     ) -> Result<(), CudaError> {
-        let check = self.checks("matmul")?;
+        let check = self.checks("matmul");
         let ([rows, inputs], [out_rows, out_cols]) = (x.shape(), out.shape());
-        let (x_code, out_code) =
-            (float_code(check.what, x.dtype)?, float_code(check.what, out.dtype)?);
         check.memory("weights", &w.memory)?;
         check.tensor("x", x, x.dtype, [rows, w.inputs])?;
         check.tensor("out", out, out.dtype, [rows, out_cols])?;
@@ -213,25 +206,14 @@ impl Device {
         check.that(w.dtype.is_quantized() || w.dtype == x.dtype, || {
             format!("{:?} weights do not multiply {:?} rows", w.dtype, x.dtype)
         })?;
+        let to = out.address() + (column * out.dtype.block_bytes()) as u64;
+        let product = calls::Product::new(
+            [w.memory.address, x.address(), to],
+            [rows, w.outputs, inputs].map(|size| size as i64),
+            [inputs, out_cols].map(|stride| stride as i64),
+        );
         // SAFETY: as in `embed`; the column lies within the row, so the last output lies within `out`.
-        let status = unsafe {
-            let to = out.pointer().cast::<u8>().add(column * out.dtype.block_bytes());
-            (self.kernels.pleach_matmul)(
-                w.memory.pointer,
-                x.pointer(),
-                to.cast::<c_void>(),
-                rows as i64,
-                w.outputs as i64,
-                inputs as i64,
-                inputs as i64,
-                out_cols as i64,
-                w.format,
-                x_code,
-                out_code,
-                self.stream,
-            )
-        };
-        self.check(check.what, status)
+        unsafe { self.start(check.what, calls::matmul(product, w.dtype, x.dtype, out.dtype)) }
     }
 
     /// `x += bias` in every row: x `[rows, width]`, bias `[1, width]` of its format.
@@ -239,17 +221,14 @@ impl Device {
     /// # Errors
     /// If a tensor does not fit, or the launch fails.
     pub fn add_bias(&self, x: &mut Tensor, bias: &Tensor) -> Result<(), CudaError> {
-        let check = self.checks("add_bias")?;
+        let check = self.checks("add_bias");
         let ([rows, width], dtype) = (x.shape(), x.dtype);
-        let code = float_code(check.what, dtype)?;
         check.memory("x", &x.memory)?;
         check.tensor("bias", bias, dtype, [1, width])?;
+        let (rows, width) = (rows as i64, width as i64);
+        let add = calls::Bias { x: x.address(), bias: bias.address(), rows, width };
         // SAFETY: as in `embed`.
-        let status = unsafe {
-            let add_bias = self.kernels.pleach_add_bias;
-            add_bias(x.pointer(), bias.pointer(), rows as i64, width as i64, code, self.stream)
-        };
-        self.check(check.what, status)
+        unsafe { self.start(check.what, calls::add_bias(add, dtype)) }
     }
 
     /// Adds the bias, norms and rotates query and key heads, writes queries to `q` and keys and values to the rows'
@@ -265,9 +244,8 @@ impl Device {
         q: &mut Tensor,
         cache: &mut KvLayer,
     ) -> Result<(), CudaError> {
-        let check = self.checks("qkv_rope_write")?;
+        let check = self.checks("qkv_rope_write");
         let (shape, dtype, rows) = (&cache.shape, cache.dtype, batch.rows);
-        let code = float_code(check.what, dtype)?;
         let (q_width, head) = (shape.heads * shape.head_dim, [1, shape.head_dim]);
         let width = q_width + 2 * shape.kv_heads * shape.head_dim;
         check.batch(batch)?;
@@ -289,40 +267,30 @@ impl Device {
         for norm in inputs.qk_norm.into_iter().flatten() {
             check.tensor("norm", norm, dtype, head)?;
         }
-        let pointer =
-            |tensor: Option<&Tensor>| tensor.map_or(ptr::null(), |t| t.pointer().cast_const());
-        let io = Qkv {
-            qkv: qkv.pointer(),
-            bias: pointer(inputs.bias),
-            q_norm: pointer(inputs.qk_norm.map(|norms| &norms[0])),
-            k_norm: pointer(inputs.qk_norm.map(|norms| &norms[1])),
-            rotations: inputs.rotations.pointer().cast(),
+        let io = calls::Qkv {
+            qkv: qkv.address(),
+            bias: address(inputs.bias),
+            q_norm: address(inputs.qk_norm.map(|norms| &norms[0])),
+            k_norm: address(inputs.qk_norm.map(|norms| &norms[1])),
+            rotations: inputs.rotations.address(),
             positions: batch.positions(),
             slots: batch.slots(),
-            q: q.pointer(),
-            keys: cache.keys.pointer,
-            values: cache.values.pointer,
+            q: q.address(),
+            keys: cache.keys.address,
+            values: cache.values.address,
         };
         let shape = kernel_shape(shape, cache.block_size);
+        let rope = calls::Rope { io, shape, rows: rows as i64, eps: inputs.eps };
         // SAFETY: as in `embed`; positions and slots were checked against the batch's bounds, and those are the
         // rotations' and the cache's.
-        let status = unsafe {
-            let write = self.kernels.pleach_qkv_rope_write;
-            write(&raw const io, &raw const shape, rows as i64, inputs.eps, code, self.stream)
-        };
-        self.check(check.what, status)
+        unsafe { self.start(check.what, calls::qkv_rope_write(rope, dtype)) }
     }
 
     /// Bytes of work space for the attention of `rows` rows of sequences of at most `length` positions.
     #[must_use]
     pub fn attention_workspace(&self, shape: &AttentionShape, rows: usize, length: usize) -> usize {
         let shape = kernel_shape(shape, 16);
-        // SAFETY: the function computes with these numbers.
-        let bytes = unsafe {
-            let workspace = self.kernels.pleach_attention_workspace;
-            workspace(&raw const shape, rows as i64, length as i64)
-        };
-        usize::try_from(bytes).unwrap_or(0)
+        calls::attention_workspace(&shape, rows as i64, length as i64) as usize
     }
 
     /// Causal softmax attention of every row over its sequence: out as q. `workspace` grows as needed.
@@ -336,10 +304,9 @@ impl Device {
         workspace: &mut Tensor,
         out: &mut Tensor,
     ) -> Result<(), CudaError> {
-        let check = self.checks("paged_attention")?;
+        let check = self.checks("paged_attention");
         let AttentionInputs { q, cache } = inputs;
         let (shape, dtype) = (&cache.shape, cache.dtype);
-        let code = float_code(check.what, dtype)?;
         let width = shape.heads * shape.head_dim;
         check.batch(batch)?;
         check.memory("cache", &cache.keys)?;
@@ -357,31 +324,24 @@ impl Device {
                 workspace.set_rows(bytes.div_ceil(size_of::<f32>()))?;
             }
             let [cu_seqlens_q, context_lens, block_tables] = batch.group_arrays(group);
-            // The group's part of q and out; wrapping, since the tensors' sizes were checked above.
-            let first = group.rows.start * width * dtype.block_bytes();
-            let part = |tensor: &Tensor| {
-                tensor.pointer().cast::<u8>().wrapping_add(first).cast::<c_void>()
-            };
-            let io = Attention {
-                q: part(q),
-                keys: cache.keys.pointer,
-                values: cache.values.pointer,
+            // The group's part of q and out.
+            let first = (group.rows.start * width * dtype.block_bytes()) as u64;
+            let io = calls::Attention {
+                q: q.address() + first,
+                keys: cache.keys.address,
+                values: cache.values.address,
                 cu_seqlens_q,
                 context_lens,
                 block_tables,
                 max_blocks: group.max_blocks as i64,
-                tree_masks: ptr::null(),
-                workspace: workspace.pointer().cast(),
-                out: part(out),
+                tree_masks: 0,
+                workspace: workspace.address(),
+                out: out.address() + first,
             };
-            let (rows, sequences) = (group.rows.len() as i64, group.context_lens.len() as i64);
+            let sizes = [group.rows.len(), group.context_lens.len(), group.max_length];
+            let plan = calls::paged_attention(io, kernel, sizes.map(|size| size as i64), dtype);
             // SAFETY: as in `embed`; blocks were checked against the batch's bounds, and those are the cache's.
-            let status = unsafe {
-                let attend = self.kernels.pleach_paged_attention;
-                let length = group.max_length as i64;
-                attend(&raw const io, &raw const kernel, rows, sequences, length, code, self.stream)
-            };
-            self.check(check.what, status)?;
+            unsafe { self.start(check.what, plan) }?;
         }
         Ok(())
     }
@@ -391,16 +351,13 @@ impl Device {
     /// # Errors
     /// If a tensor does not fit, or the launch fails.
     pub fn silu_mul(&self, gate_up: &Tensor, out: &mut Tensor) -> Result<(), CudaError> {
-        let check = self.checks("silu_mul")?;
+        let check = self.checks("silu_mul");
         let ([rows, width], dtype) = (out.shape(), out.dtype);
-        let code = float_code(check.what, dtype)?;
         check.memory("out", &out.memory)?;
         check.tensor("gate_up", gate_up, dtype, [rows, 2 * width])?;
+        let (rows, width) = (rows as i64, width as i64);
+        let gate = calls::Gate { gate_up: gate_up.address(), out: out.address(), rows, width };
         // SAFETY: as in `embed`.
-        let status = unsafe {
-            let silu_mul = self.kernels.pleach_silu_mul;
-            silu_mul(gate_up.pointer(), out.pointer(), rows as i64, width as i64, code, self.stream)
-        };
-        self.check(check.what, status)
+        unsafe { self.start(check.what, calls::silu_mul(gate, dtype)) }
     }
 }

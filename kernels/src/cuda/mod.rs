@@ -1,18 +1,20 @@
 //! The kernels of `kernels/cuda/*.cu` as safe functions on tensors that live on a CUDA device.
 //!
-//! Launch code, device memory and streams are C++ behind `kernels/cuda/pleach_kernels.h`; a [`Device`] holds those
-//! functions as a table. With the feature `cuda` they are linked in, built by nvcc, with CUDA's runtime, which
-//! finds the driver when the program runs. The tests load the same sources built for the CPU over
-//! `kernels/cuda/emulator`, so that every caller of this module runs without a GPU.
+//! A [`Device`] speaks to NVIDIA's driver through `cudarc`, which looks for it when the first device is asked for: a
+//! program without a driver runs, and says that there is none. The kernels travel in the program, as PTX that the
+//! driver compiles. What the driver is told to start (names, grids, arguments) is made in `calls`, which touches no
+//! device. The tests put `kernels/cuda/emulator` in the driver's place, so that all of this runs without a GPU.
 //!
 //! A function checks number formats, shapes and devices before it launches. Launches are asynchronous, in order,
 //! on the device's one stream.
 
 mod batch;
+mod calls;
 mod device;
-mod ffi;
+pub mod foreign;
 mod graph;
 mod launch;
+mod memory;
 mod tensor;
 mod verify;
 
@@ -28,16 +30,8 @@ pub use verify::{Draw, VerifiedRow, Verifier, VerifySequence};
 /// Why something cannot be done on a CUDA device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CudaError {
-    /// The program has no kernels.
-    #[error(
-        "this build has no CUDA kernels; build with `cargo build --release --features cuda`, which needs nvcc, \
-         or use `--device cpu`"
-    )]
-    NotBuilt,
     /// No driver, or none that works.
-    #[error(
-        "no CUDA device can be used: {0}; is NVIDIA's driver installed? `--device cpu` needs none"
-    )]
+    #[error("no CUDA device can be used: {0}")]
     NoDriver(String),
     /// No device of this number.
     #[error("there is no CUDA device {index}: the driver has {count}, counted from 0")]
@@ -47,7 +41,7 @@ pub enum CudaError {
         /// Devices there are.
         count: usize,
     },
-    /// A shared library holds no kernels that fit.
+    /// A shared library cannot be used.
     #[error("{}: {reason}", path.display())]
     Library {
         /// The library.

@@ -1,40 +1,12 @@
 //! What lives on a device: rows of numbers, weight matrices, and the host memory results come back to.
 
-use std::ffi::{c_int, c_void};
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::device::Memory;
+use super::calls::{self, Address, Unfit};
+use super::memory::{HostMemory, Memory};
 use super::{CudaError, Device};
 use crate::DType;
-
-/// `PleachDType` of a float format.
-pub(super) fn float_code(what: &'static str, dtype: DType) -> Result<c_int, CudaError> {
-    match dtype {
-        DType::BF16 => Ok(0),
-        DType::F16 => Ok(1),
-        DType::F32 => Ok(2),
-        _ => Err(CudaError::Argument { what, reason: format!("{dtype:?} is no float format") }),
-    }
-}
-
-/// `PleachFormat` of a weight format.
-fn format_code(what: &'static str, dtype: DType) -> Result<c_int, CudaError> {
-    match dtype {
-        DType::BF16 => Ok(0),
-        DType::F16 => Ok(1),
-        DType::Q4_0 => Ok(2),
-        DType::Q4_1 => Ok(3),
-        DType::Q8_0 => Ok(4),
-        DType::Q4_K => Ok(5),
-        DType::Q5_K => Ok(6),
-        DType::Q6_K => Ok(7),
-        DType::F32 | DType::Q5_0 | DType::Q5_1 => {
-            let reason = format!("no {dtype:?} weights on CUDA devices");
-            Err(CudaError::Argument { what, reason })
-        }
-    }
-}
 
 /// `[rows, cols]` numbers, row-major without gaps.
 pub struct Tensor {
@@ -55,7 +27,10 @@ impl Tensor {
         rows: usize,
         cols: usize,
     ) -> Result<Self, CudaError> {
-        float_code("a tensor", dtype)?;
+        if !matches!(dtype, DType::BF16 | DType::F16 | DType::F32) {
+            let reason = format!("{dtype:?} is no float format");
+            return Err(CudaError::Argument { what: "a tensor", reason });
+        }
         let memory = Memory::new(device, rows * cols * dtype.block_bytes())?;
         Ok(Self { memory, dtype, rows, cols })
     }
@@ -102,19 +77,13 @@ impl Tensor {
     /// If there is no such row.
     pub fn row(&self, row: usize) -> Result<Vec<f32>, CudaError> {
         assert!(row < self.rows, "row {row} of {}", self.rows);
-        let device = &self.memory.device;
         let mut bytes = vec![0u8; self.cols * self.dtype.block_bytes()];
-        device.enter()?;
-        let from = self.pointer().cast::<u8>().wrapping_add(row * bytes.len());
-        // SAFETY: the row lies within the memory, and the host's bytes, as many, live until the copy is done.
-        let status = unsafe {
-            let (to, count) = (bytes.as_mut_ptr().cast(), bytes.len() as i64);
-            (device.kernels.pleach_download)(to, from.cast(), count, device.stream)
-        };
+        let first = row * bytes.len();
+        // SAFETY: the bytes live until the copy is done, just below.
+        let started = unsafe { self.memory.read(first, &mut bytes) };
         // Waits even if the copy did not start, so that nothing writes to the bytes later.
-        let done = device.synchronize();
-        device.check("copying from the device", status)?;
-        done?;
+        let done = self.memory.device.synchronize();
+        started.and(done)?;
         let mut values = vec![0.0; self.cols];
         self.dtype.dequantize(&bytes, &mut values);
         Ok(values)
@@ -126,15 +95,15 @@ impl Tensor {
         [self.rows, self.cols]
     }
 
-    pub(super) fn pointer(&self) -> *mut c_void {
-        self.memory.pointer
+    pub(super) fn address(&self) -> Address {
+        self.memory.address
     }
 }
 
 /// A weight matrix as its file stores it, to look rows up in.
 pub struct Table {
     pub(super) memory: Memory,
-    pub(super) format: c_int,
+    pub(super) dtype: DType,
     pub(super) rows: usize,
     pub(super) cols: usize,
 }
@@ -142,20 +111,23 @@ pub struct Table {
 /// A weight matrix laid out for the product.
 pub struct Weights {
     pub(super) memory: Memory,
-    pub(super) format: c_int,
     pub(super) dtype: DType,
     pub(super) outputs: usize,
     pub(super) inputs: usize,
 }
 
-/// Checks that `bytes` hold a matrix.
-fn check_size(
+/// Checks that `bytes` hold a matrix of a format that kernels take.
+fn check_matrix(
     what: &'static str,
     dtype: DType,
     rows: usize,
     cols: usize,
     bytes: &[u8],
 ) -> Result<(), CudaError> {
+    if matches!(dtype, DType::F32 | DType::Q5_0 | DType::Q5_1) {
+        let reason = format!("no {dtype:?} weights on CUDA devices");
+        return Err(CudaError::Argument { what, reason });
+    }
     if dtype.bytes_for(cols).and_then(|row| row.checked_mul(rows)) == Some(bytes.len()) {
         return Ok(());
     }
@@ -176,11 +148,10 @@ impl Table {
         cols: usize,
         bytes: &[u8],
     ) -> Result<Self, CudaError> {
-        let format = format_code("a table", dtype)?;
-        check_size("a table", dtype, rows, cols, bytes)?;
+        check_matrix("a table", dtype, rows, cols, bytes)?;
         let mut memory = Memory::new(device, bytes.len())?;
         memory.write(bytes)?;
-        Ok(Self { memory, format, rows, cols })
+        Ok(Self { memory, dtype, rows, cols })
     }
 
     /// Memory it takes.
@@ -204,25 +175,20 @@ impl Weights {
         bytes: &[u8],
     ) -> Result<Self, CudaError> {
         let what = "packing weights";
-        let format = format_code(what, dtype)?;
-        check_size(what, dtype, outputs, inputs, bytes)?;
+        check_matrix(what, dtype, outputs, inputs, bytes)?;
         let (rows, cols) = (outputs as i64, inputs as i64);
-        // SAFETY: the function computes with three numbers.
-        let packed = unsafe { (device.kernels.pleach_packed_bytes)(rows, cols, format) };
-        let Ok(packed) = usize::try_from(packed) else {
+        let packed = calls::packed_bytes(rows, cols, dtype).map_err(|Unfit| {
             let reason = format!("a width of {inputs} is no multiple of 32");
-            return Err(CudaError::Argument { what, reason });
-        };
+            CudaError::Argument { what, reason }
+        })?;
         let mut stored = Memory::new(device, bytes.len())?;
         stored.write(bytes)?;
-        let memory = Memory::new(device, packed)?;
-        // SAFETY: `stored` holds the matrix, checked above, and `memory` as much as the function says it writes.
-        let status = unsafe {
-            let pack = device.kernels.pleach_pack;
-            pack(stored.pointer, memory.pointer, rows, cols, format, device.stream)
-        };
-        device.check(what, status)?;
-        Ok(Self { memory, format, dtype, outputs, inputs })
+        let memory = Memory::new(device, packed as usize)?;
+        let (weights, packed) = (stored.address, memory.address);
+        let pack = calls::Pack { weights, packed, outputs: rows, inputs: cols };
+        // SAFETY: `stored` holds the matrix, checked above, and `memory` as much as the kernel writes.
+        unsafe { device.start(what, calls::pack(pack, dtype)) }?;
+        Ok(Self { memory, dtype, outputs, inputs })
     }
 
     /// Rows of the matrix.
@@ -240,7 +206,7 @@ impl Weights {
 
 /// Numbers on the host that come from a device.
 pub struct HostBuffer {
-    memory: Memory,
+    memory: HostMemory,
     len: usize,
 }
 
@@ -250,7 +216,7 @@ impl HostBuffer {
     /// # Errors
     /// If there is no memory left.
     pub fn new(device: &Arc<Device>) -> Result<Self, CudaError> {
-        Ok(Self { memory: Memory::on_host(device, 0)?, len: 0 })
+        Ok(Self { memory: HostMemory::new(device, 0)?, len: 0 })
     }
 
     /// The values of an f32 tensor, once everything before is done.
@@ -281,31 +247,25 @@ impl HostBuffer {
         let row = from.cols * size_of::<f32>();
         let bytes = ranges.clone().map(|range| range.len()).sum::<usize>() * row;
         self.len = bytes / size_of::<f32>();
-        if bytes > self.memory.bytes {
-            self.memory = Memory::on_host(device, bytes)?;
+        if bytes > self.memory.bytes().len() {
+            self.memory = HostMemory::new(device, bytes)?;
         }
-        device.enter()?;
-        let (mut to, mut status) = (self.memory.pointer.cast::<u8>(), 0);
+        let (mut rest, mut started) = (self.memory.bytes_mut(), Ok(()));
         for range in ranges.filter(|range| !range.is_empty()) {
             assert!(range.end <= from.rows, "rows {range:?} of {}", from.rows);
-            let first = from.pointer().cast::<u8>().wrapping_add(range.start * row);
-            // SAFETY: the rows lie within the tensor, the host's memory holds as many bytes, and it lives until the
-            // copy is done, just below.
-            status |= unsafe {
-                let download = device.kernels.pleach_download;
-                download(to.cast(), first.cast(), (range.len() * row) as i64, device.stream)
-            };
-            to = to.wrapping_add(range.len() * row);
+            let (to, behind) = rest.split_at_mut(range.len() * row);
+            // SAFETY: the host's memory lives until the copies are done, just below.
+            started = started.and(unsafe { from.memory.read(range.start * row, to) });
+            rest = behind;
         }
         device.synchronize()?;
-        device.check("copying from the device", status)?;
+        started?;
         Ok(self.values())
     }
 
     /// What was read last.
     #[must_use]
     pub fn values(&self) -> &[f32] {
-        // SAFETY: the memory is the host's, initialised, aligned for any type, and holds as many values.
-        unsafe { std::slice::from_raw_parts(self.memory.pointer.cast(), self.len) }
+        bytemuck::cast_slice(&self.memory.bytes()[..self.len * size_of::<f32>()])
     }
 }

@@ -1,12 +1,10 @@
 //! Verification where the logits are: draft tokens, how sequences draw and what they may not say go to the device,
 //! and a few numbers a row come back.
 
-use std::ffi::c_void;
-use std::ptr;
 use std::sync::Arc;
 
-use super::device::Memory;
-use super::ffi::{Sampling, Verify, VerifyRow};
+use super::calls::{self, Address};
+use super::memory::Memory;
 use super::{CudaError, Device, HostBuffer, Tensor};
 use crate::DType;
 
@@ -14,6 +12,34 @@ const WHAT: &str = "verify";
 
 /// `PLEACH_NONE`
 const NONE: u32 = u32::MAX;
+
+/// `PleachSampling`
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Sampling {
+    temperature: f32,
+    top_p: f32,
+    min_p: f32,
+    /// Repetition, presence, frequency.
+    penalties: [f32; 3],
+    top_k: u64,
+    seed: u64,
+    position: u64,
+    coupled: u32,
+    token_counts: u32,
+    bias: u32,
+    _padding: u32,
+}
+
+/// `PleachVerifyRow`
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct VerifyRow {
+    logits: u32,
+    draft_token: u32,
+    draft_probs: u32,
+    grammar_mask: u32,
+}
 
 /// How one sequence draws; the fields are those of `SamplingParams` in the server.
 #[derive(Debug, Clone, Copy)]
@@ -237,12 +263,12 @@ impl Verifier {
             table.grow(size * size_of::<u32>())?;
             table.fill_zero(size * size_of::<u32>())?;
             let count = sparse.entries.len() as i64 / 2;
+            let (table, size) = (table.address, size as i64);
             // SAFETY: the table has `size` numbers, and the entries lie in the input.
-            let status = unsafe {
-                let (to, size) = (table.pointer.cast(), size as i64);
-                (device.kernels.pleach_scatter)(to, entries, count, size, device.stream)
-            };
-            device.check(WHAT, status)?;
+            unsafe {
+                let scatter = calls::Scatter { table, entries, count, size };
+                device.start(WHAT, calls::scatter(scatter))
+            }?;
         }
         let finished = sequences.len() * size_of::<u32>();
         if finished > self.finished.bytes {
@@ -254,8 +280,8 @@ impl Verifier {
         self.results.set_rows(self.rows * ROW + self.sequences * VERDICT)
     }
 
-    fn section(&self, index: usize) -> *const u32 {
-        self.input.pointer.cast::<u32>().wrapping_add(self.at[index])
+    fn section(&self, index: usize) -> Address {
+        self.input.address + (self.at[index] * size_of::<u32>()) as u64
     }
 
     /// Verifies what was taken on: a row for each draft token and one more, by sequence. Rows behind a sequence's
@@ -265,36 +291,31 @@ impl Verifier {
     /// If the logits are others than those announced, or the device fails.
     pub fn run(&mut self, logits: &Tensor) -> Result<&[VerifiedRow], CudaError> {
         let device = Arc::clone(&self.input.device);
-        device.enter()?;
         let here = Arc::ptr_eq(&device, &logits.memory.device);
         if !here || (logits.dtype, logits.shape()) != (DType::F32, self.shape) {
             let (dtype, shape) = (logits.dtype, logits.shape());
             let reason = format!("logits are {dtype:?} {shape:?}, not F32 {:?}", self.shape);
             return Err(CudaError::Argument { what: WHAT, reason });
         }
-        let results = self.results.pointer().cast::<f32>();
-        let io = Verify {
-            logits: logits.pointer().cast(),
-            rows: self.section(1).cast(),
+        let results = self.results.address();
+        let io = calls::Verify {
+            logits: logits.address(),
+            rows: self.section(1),
             cu_rows: self.section(2),
-            sampling: self.section(0).cast(),
-            draft_probs: self.draft_probs.pointer.cast(),
-            token_counts: self.token_counts.pointer.cast(),
-            bias: self.bias.pointer.cast(),
+            sampling: self.section(0),
+            draft_probs: self.draft_probs.address,
+            token_counts: self.token_counts.address,
+            bias: self.bias.address,
             grammar_mask: self.section(3),
-            finished: self.finished.pointer.cast(),
-            results: results.cast::<c_void>(),
-            verdicts: results.wrapping_add(self.rows * ROW).cast::<c_void>(),
+            finished: self.finished.address,
+            results,
+            verdicts: results + (self.rows * size_of::<VerifiedRow>()) as u64,
             sequences: self.sequences as i64,
             vocab_size: self.shape[1] as i64,
         };
         // SAFETY: everything is this device's; rows and tokens were checked against the logits, the tables' rows were
         // counted above, and the results hold all rows and verdicts.
-        let status = unsafe {
-            let verify = device.kernels.pleach_verify;
-            verify(ptr::from_ref(&io), self.rows as i64, device.stream)
-        };
-        device.check(WHAT, status)?;
+        unsafe { device.start(WHAT, calls::verify(io, self.rows as i64)) }?;
         self.results.set_rows(self.rows * ROW)?;
         Ok(bytemuck::cast_slice(self.on_host.read(&self.results)?))
     }

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# usage: build.sh FOLDER [FLAG ...]
+# Makes FOLDER/libcuda.so, the emulator as a driver, with g++ (or $CXX) and these flags besides its own.
+set -euo pipefail
+kernels=$(cd "$(dirname "$0")/.." && pwd)
+folder=${1:?usage: build.sh FOLDER [FLAG ...]}
+shift
+mkdir -p "$folder"
+CXX=${CXX:-g++} && export CXX
+printf '%s\n' "$kernels"/*.cu "$kernels"/emulator/driver.cpp | xargs -P "$(nproc)" -I{} sh -c \
+  'source=$1 object=$2/$(basename "$1").o kernels=$3 && shift 3 &&
+   exec "$CXX" -std=c++17 -O2 -fPIC -Wno-unknown-pragmas "$@" -I"$kernels" -x c++ -c "$source" -o "$object"' \
+  build {} "$folder" "$kernels" "$@"
+"$CXX" -shared "$@" "$folder"/*.o -o "$folder/libcuda.so"

@@ -1,0 +1,132 @@
+//! Memory of a device, and of the host beside it.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::driver::result;
+
+use super::calls::Address;
+use super::device::failed;
+use super::{CudaError, Device};
+
+const ALLOCATING: &str = "allocating memory";
+
+/// Memory of a device.
+pub(super) struct Memory {
+    pub(super) device: Arc<Device>,
+    pub(super) address: Address,
+    pub(super) bytes: usize,
+}
+
+impl Memory {
+    /// So many bytes, or one; contents are undefined.
+    pub(super) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self, CudaError> {
+        device.enter()?;
+        let bytes = bytes.max(1);
+        // SAFETY: nothing is read before it is written: whoever copies or launches sees to that.
+        let address = unsafe { result::malloc_sync(bytes) }.map_err(failed(ALLOCATING))?;
+        Ok(Self { device: Arc::clone(device), address, bytes })
+    }
+
+    /// Makes room for `bytes`; contents are undefined where there was less.
+    pub(super) fn grow(&mut self, bytes: usize) -> Result<(), CudaError> {
+        if bytes > self.bytes {
+            *self = Self::new(&self.device, bytes.next_power_of_two())?;
+        }
+        Ok(())
+    }
+
+    /// Sets the first `bytes` to zero.
+    pub(super) fn fill_zero(&mut self, bytes: usize) -> Result<(), CudaError> {
+        assert!(bytes <= self.bytes, "{bytes} bytes of {}", self.bytes);
+        self.device.enter()?;
+        let stream = self.device.stream.cu_stream();
+        // SAFETY: the memory is the device's and has as many bytes.
+        unsafe { result::memset_d8_async(self.address, 0, bytes, stream) }
+            .map_err(failed("clearing memory"))
+    }
+
+    /// Copies `bytes` to the start of the memory, and waits for it.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), CudaError> {
+        assert!(bytes.len() <= self.bytes, "{} bytes into {}", bytes.len(), self.bytes);
+        self.device.enter()?;
+        let stream = self.device.stream.cu_stream();
+        // SAFETY: both hold as many bytes, and the host's outlive the copy, which is waited for.
+        let copied = unsafe { result::memcpy_htod_async(self.address, bytes, stream) };
+        let done = self.device.synchronize();
+        copied.map_err(failed("copying to the device"))?;
+        done
+    }
+
+    /// Starts a copy of what lies `offset` bytes behind the start.
+    ///
+    /// # Safety
+    /// `to` stays, and nobody touches it, until the device was waited for.
+    ///
+    /// # Panics
+    /// If there are not as many bytes.
+    pub(super) unsafe fn read(&self, offset: usize, to: &mut [u8]) -> Result<(), CudaError> {
+        assert!(offset + to.len() <= self.bytes, "{} bytes of {}", to.len(), self.bytes);
+        self.device.enter()?;
+        let stream = self.device.stream.cu_stream();
+        // SAFETY: the memory has as many bytes there; the rest is the caller's.
+        unsafe { result::memcpy_dtoh_async(to, self.address + offset as u64, stream) }
+            .map_err(failed("copying from the device"))
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // What still runs may use it. A device that failed keeps its memory until the program ends.
+        if self.device.synchronize().is_ok() {
+            // SAFETY: allocated by its counterpart, and used by nothing.
+            let _ = unsafe { result::free_sync(self.address) };
+        }
+    }
+}
+
+/// Memory of the host, to which copies are fast.
+pub(super) struct HostMemory {
+    device: Arc<Device>,
+    pointer: *mut c_void,
+    bytes: usize,
+}
+
+// SAFETY: the memory is the process's, whichever thread made it.
+unsafe impl Send for HostMemory {}
+// SAFETY: it changes through `&mut` alone.
+unsafe impl Sync for HostMemory {}
+
+impl HostMemory {
+    /// So many bytes, or one; zeroed.
+    pub(super) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self, CudaError> {
+        device.enter()?;
+        let bytes = bytes.max(1);
+        // SAFETY: the memory is written just below. Without flags, it is cached as other memory is.
+        let pointer = unsafe { result::malloc_host(bytes, 0) }.map_err(failed(ALLOCATING))?;
+        // SAFETY: there are as many bytes.
+        unsafe { pointer.cast::<u8>().write_bytes(0, bytes) };
+        Ok(Self { device: Arc::clone(device), pointer, bytes })
+    }
+
+    /// The bytes, aligned as for any number.
+    pub(super) fn bytes(&self) -> &[u8] {
+        // SAFETY: there are as many bytes, all written.
+        unsafe { std::slice::from_raw_parts(self.pointer.cast(), self.bytes) }
+    }
+
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.cast(), self.bytes) }
+    }
+}
+
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        // A copy that still runs may write to it.
+        if self.device.synchronize().is_ok() {
+            // SAFETY: allocated by its counterpart, and used by nothing.
+            let _ = unsafe { result::free_host(self.pointer) };
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The program itself over the emulated driver.
+
+use std::process::Command;
+
+use pleach::model::{Family, ModelConfig};
+use pleach_kernels::DType;
+use serde_json::json;
+
+use super::decoder::config;
+use super::support::random_model::write_model;
+use super::support::{Server, gguf, program};
+
+/// Without being told to, the server takes the device that is there, says so, and answers the same with and without
+/// speculation.
+pub(crate) fn the_server_answers_from_the_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let config = ModelConfig { vocab_size: 96, ..config(Family::Llama) };
+    write_model(&path, &config, 5, &|_| DType::BF16, &|_| 1.0);
+    gguf::add_letters(&path);
+    let path = path.to_str().unwrap();
+    let answer = |arguments: &[&str]| {
+        let server = Server::start(&[&["--model", path][..], arguments].concat());
+        assert!(server.log().contains("emulator"), "{}", server.log());
+        let messages = json!([{"role": "user", "content": "abcabcabcabc"}]);
+        let request = json!({"messages": messages, "max_tokens": 24, "temperature": 0});
+        let answer = server.post("/v1/chat/completions", &request);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let answer = answer.json();
+        assert!(answer["usage"]["completion_tokens"].as_u64() > Some(0), "{answer}");
+        answer["choices"].clone()
+    };
+    assert_eq!(answer(&[]), answer(&["--device", "cuda:0", "--no-speculation"]));
+}
+
+pub(crate) fn the_server_says_which_devices_there_are() {
+    let run = |device: &str| {
+        let mut pleach = Command::new(program("pleach"));
+        let output = pleach.args(["--port", "0", "--device", device]).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let error = run("gpu");
+    assert!(error.contains("`auto`, `cpu`, `cuda` or `cuda:N`"), "{error}");
+    // Without a driver, without a device, or without so many.
+    let error = run("cuda:99");
+    assert!(error.contains("no CUDA device"), "{error}");
+}
