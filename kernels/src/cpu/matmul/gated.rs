@@ -7,6 +7,7 @@ use super::panels_of;
 use crate::cpu::activations::{Activations, Parts};
 use crate::cpu::gate::{Activation, gate_row};
 use crate::cpu::isa::Isa;
+use crate::cpu::norm::add_bias;
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::quantize::BLOCK;
 use crate::cpu::shared_mut::SharedMut;
@@ -82,9 +83,8 @@ impl Gated<'_> {
                         out.copy_from_slice(sums);
                     }
                 });
-                let bias = bias.map(|bias| &bias[columns.clone()]);
-                for (out, bias) in out.chunks_exact_mut(stride).zip(bias.into_iter().cycle()) {
-                    out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
+                if let Some(bias) = bias {
+                    add_bias(out, &bias[columns.clone()], stride, 0);
                 }
             }
             let [gate, up] = outputs.each_ref().map(|out| out.chunks_exact(stride));
