@@ -4,13 +4,15 @@ use super::error::{ModelError, check_shape};
 use super::layer::{Layer, Projection};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::architecture::ModelConfig;
-use pleach_kernels::PackedMatrix;
+use pleach_kernels::{DType, PackedMatrix};
 
 /// How the weights are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     /// As in the file: quantised weights multiply int8 activations. Keys and values are kept as f16.
     AsStored,
+    /// Every matrix rounded to Q8_0, whatever the file stores: one arithmetic for models of several formats.
+    Q8_0,
     /// Decoded to f32, keys and values too: slow and large, for reference.
     F32,
 }
@@ -34,6 +36,11 @@ impl Loader<'_> {
         match self.precision {
             Precision::AsStored => {
                 PackedMatrix::pack(tensor.dtype, rows, cols, &tensor.data).map_err(pack)
+            }
+            Precision::Q8_0 => {
+                // Rows that are no whole blocks leave nothing, which `pack` refuses.
+                let rounded = DType::Q8_0.quantize(&tensor.to_f32()).unwrap_or_default();
+                PackedMatrix::pack(DType::Q8_0, rows, cols, &rounded).map_err(pack)
             }
             Precision::F32 => PackedMatrix::from_f32(rows, cols, &tensor.to_f32()).map_err(pack),
         }

@@ -120,7 +120,7 @@ impl Decoder {
         let ropes = RopeTables::new(&config);
         let pool = Arc::clone(pool);
         let cache_format = match loader.precision {
-            Precision::AsStored => CacheFormat::F16,
+            Precision::AsStored | Precision::Q8_0 => CacheFormat::F16,
             Precision::F32 => CacheFormat::F32,
         };
         Ok(Self { config, embedding, layers, norm, head, draft_vocab, ropes, cache_format, pool })

@@ -5,6 +5,7 @@ pub(crate) mod chart;
 pub(crate) mod chat;
 pub(crate) mod endpoint;
 pub(crate) mod journal;
+pub(crate) mod lines;
 pub(crate) mod manifest;
 pub(crate) mod measure_args;
 pub(crate) mod model_args;

@@ -9,6 +9,8 @@ pub enum Budget {
     Steps(u32),
     /// Seconds spent in steps.
     Seconds(f64),
+    /// Passes over the answers; part of one counts.
+    Epochs(f64),
 }
 
 /// How to train.

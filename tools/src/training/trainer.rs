@@ -103,8 +103,15 @@ impl<L: Lesson> Trainer<L> {
         let spent = match self.options.budget {
             Budget::Steps(steps) => f64::from(self.state.step) / f64::from(steps.max(1)),
             Budget::Seconds(seconds) => self.state.seconds / seconds.max(1e-9),
+            Budget::Epochs(epochs) => self.epochs() / epochs.max(1e-9),
         };
         spent.min(1.0)
+    }
+
+    /// Passes over the answers so far, with the part of the last.
+    #[must_use]
+    pub fn epochs(&self) -> f64 {
+        f64::from(self.state.epoch) + self.state.used as f64 / self.packs.len() as f64
     }
 
     /// Optimiser steps so far.
@@ -152,6 +159,11 @@ impl<L: Lesson> Trainer<L> {
         let mut packs = Vec::with_capacity(self.options.accumulation);
         while packs.len() < self.options.accumulation {
             if self.state.used == self.packs.len() {
+                // The last step may be smaller: no answer is seen once more than others.
+                let by_epochs = matches!(self.options.budget, Budget::Epochs(_));
+                if by_epochs && !packs.is_empty() && self.progress() >= 1.0 {
+                    break;
+                }
                 self.state.epoch += 1;
                 self.state.used = 0;
                 self.start_epoch();

@@ -284,10 +284,22 @@ pub(crate) fn the_recipe_of_the_paper() {
         names,
         ["original", "pruned", "pruned + SFT", "pruned + self-data", "pruned + self-data + SLERP"]
     );
-    assert_eq!(rows[2]["averages"].as_array().unwrap().len(), 2, "a score for each seed");
     for row in rows {
-        assert_eq!((&row["average"][0], &row["average_recovery"][0]), (&0.5.into(), &100.0.into()));
+        let average = &row["averages"][0];
+        assert_eq!((&average["score"][0], &average["recovery"][0]), (&0.5.into(), &1.0.into()));
+        assert_eq!(
+            row["seeds"],
+            if row["name"] == "original" || row["name"] == "pruned" { 1 } else { 2 }
+        );
+        assert_eq!(row["alpha"].is_null(), row["name"] == "original");
     }
+    let trainings = table["trainings"].as_array().unwrap();
+    assert_eq!(trainings.len(), 8, "four of each seed");
+    for training in trainings {
+        assert_eq!(training["epochs"], trainings[0]["epochs"], "equal data: {training}");
+    }
+    assert_eq!(table["comparisons"][0]["value"], 0.0);
+    assert_eq!(table["comparisons"].as_array().unwrap().len(), 2);
     assert!(rows[0]["flops_per_token"].as_u64() > rows[1]["flops_per_token"].as_u64());
     let lines = |name: &str| {
         let text = std::fs::read_to_string(folder.join("out").join(name)).unwrap();

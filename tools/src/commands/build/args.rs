@@ -15,7 +15,7 @@ use crate::shared::model_args::ModelArgs;
 /// of time, it also ends with the same files, however often it was interrupted.
 ///
 /// --recipe paper makes no draft, but repeats the experiment of self-data distillation (Thangarasa et al.,
-/// arXiv 2410.09982): a sixth of the blocks is cut, and what is left is fine-tuned (LoRA) on reference
+/// arXiv 2410.09982): 6 of 32 blocks are cut, and what is left is fine-tuned (LoRA) on reference
 /// answers, and on the model's own answers that check out against them; all are scored on public tasks,
 /// and OUT/paper.md has the table.
 #[derive(Debug, Clone, clap::Args, Serialize)]
@@ -52,7 +52,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value = "standalone")]
     pub(crate) draft_kind: DraftKind,
     /// Blocks of the model that stay. Default: in a standalone draft, as many as fit a quarter of its FLOPs; in
-    /// an attached one, four; with --recipe paper, five of six.
+    /// an attached one, four; with --recipe paper, 26 of 32.
     #[arg(long)]
     pub(crate) keep_blocks: Option<usize>,
     /// Rows of the draft's head.
@@ -90,12 +90,16 @@ pub(crate) struct PaperArgs {
     /// With --recipe paper: folder of the tasks' records, as `score` takes it.
     #[arg(long, env = "PLEACH_DATA", value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
-    /// With --recipe paper: tasks to score on. Default: all that have a file.
+    /// With --recipe paper: tasks to score on. Default: those of the paper, and those in which a small model has
+    /// something to lose, as far as they have a file.
     #[arg(long, env = "PLEACH_TASKS", value_delimiter = ',', value_name = "TASK,TASK")]
     pub(crate) tasks: Vec<String>,
     /// With --recipe paper: records of each task.
     #[arg(long, default_value_t = 100, value_name = "RECORDS")]
     pub(crate) score_limit: usize,
+    /// With --recipe paper: passes over the answers in each training, in place of a share of the time.
+    #[arg(long, conflicts_with = "steps")]
+    pub(crate) epochs: Option<f64>,
     /// With --recipe paper: repeat the training with so many seeds.
     #[arg(long, default_value_t = 3)]
     pub(crate) seeds: u64,

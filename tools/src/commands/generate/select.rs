@@ -15,32 +15,124 @@ pub(crate) fn with_reference(instruction: &str, reference: &str) -> String {
     format!("{instruction}\n\nThe correct answer is:\n{reference}\n\n{how}")
 }
 
-/// Whether an answer may take the reference's place. What is compared follows from the reference: the
-/// number after `####` (GSM8K), a choice letter, or, for free text, its length; an answer that was cut
-/// off or repeats itself never may.
+/// Words of a reference that an answer has to contain, at most; longer references are open text.
+const SHORT: usize = 5;
+
+/// What a reference says that an answer can be checked for.
+#[derive(Debug, PartialEq)]
+enum Wanted {
+    Number(f64),
+    Choice(char),
+    Yes(bool),
+    /// Words, as [`words`] gives them.
+    Words(Vec<String>),
+}
+
+/// Whether an answer may take the reference's place. What is compared follows from the reference: the number
+/// after `####` (GSM8K), what it says that "the answer is", a choice letter, yes or no, at most five words, or,
+/// for open text, its length; an answer that was cut off or repeats itself never may.
 pub(crate) fn checks_out(answer: &str, reference: &str, finished: bool) -> bool {
     if !finished || answer.trim().is_empty() || repeats(answer) {
         return false;
     }
-    if let Some((_, result)) = reference.rsplit_once("####") {
-        let wanted = numbers(result).next();
-        let stated = match answer.rsplit_once("####") {
-            Some((_, result)) => numbers(result).next(),
-            None => numbers(answer).last(),
-        };
-        return wanted.is_some() && stated == wanted;
+    let said = stated(answer);
+    match wanted(reference) {
+        Some(Wanted::Number(wanted)) => {
+            let result = answer.rsplit_once("####").map(|(_, result)| result).or(said);
+            let number = match result.and_then(|text| numbers(text).next()) {
+                None => numbers(answer).last(),
+                number => number,
+            };
+            number == Some(wanted)
+        }
+        Some(Wanted::Choice(wanted)) => {
+            said.and_then(first_letter).or_else(|| first_letter(answer)) == Some(wanted)
+        }
+        Some(Wanted::Yes(wanted)) => {
+            said.and_then(yes_or_no).or_else(|| yes_or_no(answer)) == Some(wanted)
+        }
+        Some(Wanted::Words(wanted)) => {
+            let all = words(answer);
+            all.windows(wanted.len()).any(|run| run == wanted)
+        }
+        None => {
+            let count = |text: &str| text.split_whitespace().count();
+            let (long, short) = (count(answer), count(reference));
+            long <= 4 * short.max(16) && 4 * long >= short
+        }
     }
-    if let Some(wanted) = lone_letter(reference) {
-        return choice(answer) == Some(wanted);
-    }
-    let words = |text: &str| text.split_whitespace().count();
-    let (long, short) = (words(answer), words(reference));
-    long <= 4 * short.max(16) && 4 * long >= short
 }
 
-/// Whether a reference has a result that an answer can be checked against: a number or a choice.
+/// Whether a reference has a result that an answer can be checked against.
 pub(crate) fn has_result(reference: &str) -> bool {
-    reference.contains("####") || lone_letter(reference).is_some()
+    wanted(reference).is_some()
+}
+
+/// Whether most of an answer's runs of four words stand in the reference too.
+pub(crate) fn nearly_copies(answer: &str, reference: &str) -> bool {
+    let (answer, reference) = (words(answer), words(reference));
+    let known: HashSet<&[String]> = reference.windows(4).collect();
+    let runs = answer.windows(4);
+    match runs.len() {
+        0 => answer == reference,
+        all => 5 * runs.filter(|run| known.contains(run)).count() >= 4 * all,
+    }
+}
+
+fn wanted(reference: &str) -> Option<Wanted> {
+    // A Markdown heading has no number alone behind its marks.
+    let result = reference.rsplit_once("####").map(|(_, result)| result.trim());
+    if let Some(number) = result.filter(|r| r.split_whitespace().count() == 1).and_then(only_number)
+    {
+        return Some(Wanted::Number(number));
+    }
+    let text = stated(reference).unwrap_or(reference).trim();
+    let all = words(text);
+    if let Some(letter) = lone_letter(text) {
+        return Some(Wanted::Choice(letter));
+    }
+    if let Some(yes) = yes_or_no(text).filter(|_| all.len() == 1) {
+        return Some(Wanted::Yes(yes));
+    }
+    if let Some(number) = only_number(text) {
+        return Some(Wanted::Number(number));
+    }
+    (1..=SHORT).contains(&all.len()).then_some(Wanted::Words(all))
+}
+
+/// What a text says last that the answer is: the rest of that line or sentence.
+fn stated(text: &str) -> Option<&str> {
+    let lower = text.to_ascii_lowercase();
+    let ends = ["answer is", "answer:"].map(|mark| lower.rfind(mark).map(|at| at + mark.len()));
+    let rest = &text[ends.into_iter().flatten().max()?..];
+    let rest = rest.trim_start_matches([':', '*', ' ', '\n']);
+    let end = [rest.find('\n'), rest.find(". ")].into_iter().flatten().min();
+    Some(&rest[..end.unwrap_or(rest.len())])
+}
+
+/// The one number of a text of one word, as in `$1,200.`.
+fn only_number(text: &str) -> Option<f64> {
+    let mut found = numbers(text);
+    let number = found.next();
+    let alone = found.next().is_none() && !text.contains(char::is_alphabetic);
+    number.filter(|_| alone && text.split_whitespace().count() == 1)
+}
+
+/// The words of a text in lower case, without punctuation and articles (as answers of SQuAD are compared).
+fn words(text: &str) -> Vec<String> {
+    text.to_lowercase()
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !matches!(*word, "" | "a" | "an" | "the"))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn yes_or_no(text: &str) -> Option<bool> {
+    match words(text).first()?.as_str() {
+        "yes" | "true" => Some(true),
+        "no" | "false" => Some(false),
+        _ => None,
+    }
 }
 
 /// The numbers of a text, in order; commas between digits do not end one.
@@ -52,28 +144,27 @@ fn numbers(text: &str) -> impl Iterator<Item = f64> {
     })
 }
 
-/// The letter of `B`, `(B)`, `B.` or `B) the text of the choice`.
+/// The letter of `B`, `(B)`, `B.` and `B) the text of the choice`: of a text that is a choice's letter, or begins with one
+/// that a parenthesis closes.
 fn lone_letter(text: &str) -> Option<char> {
-    let text = text.trim_start().trim_start_matches(['(', '*']);
-    let mut chars = text.chars();
-    let letter = chars.next().filter(|c| ('A'..='J').contains(c))?;
-    let closed = match chars.next() {
-        None | Some(')' | '.' | ':' | '*') => true,
-        Some(c) => c.is_whitespace() && chars.as_str().trim().is_empty(),
-    };
-    closed.then_some(letter)
+    let letter = first_letter(text)?;
+    let mut rest = text.trim().trim_start_matches(['(', '*']).chars();
+    rest.next();
+    let closed = rest.next() == Some(')');
+    (closed || !rest.as_str().contains(char::is_alphanumeric)).then_some(letter)
 }
 
-/// The choice an answer states: after its last `answer is` or `answer:`, else at its start.
-fn choice(answer: &str) -> Option<char> {
-    let lower = answer.to_ascii_lowercase();
-    let ends = ["answer is", "answer:"].map(|mark| lower.rfind(mark).map(|at| at + mark.len()));
-    let stated = ends.into_iter().flatten().max().and_then(|end| {
-        let word = answer[end..].trim_start_matches([':', '*', ' ', '\n']);
-        let word = word.split_whitespace().next()?;
-        lone_letter(word.trim_end_matches([',', '"']))
-    });
-    stated.or_else(|| lone_letter(answer))
+/// The choice that a text begins with: `B`, `(B)`, `B.`, `B: it` or `B) it`, but not `B.B. King` or `A dog`.
+fn first_letter(text: &str) -> Option<char> {
+    let mut chars = text.trim_start().trim_start_matches(['(', '*']).chars();
+    let letter = chars.next().filter(|c| ('A'..='J').contains(c))?;
+    let mark = chars.next();
+    let begins = match mark {
+        None | Some(')' | ':' | '*' | ',' | '"') => true,
+        Some('.') => !chars.as_str().starts_with(char::is_alphanumeric),
+        Some(c) => c.is_whitespace() && chars.as_str().trim().is_empty(),
+    };
+    begins.then_some(letter)
 }
 
 /// Whether fewer than half of the runs of four words are different ones.
@@ -120,6 +211,67 @@ mod tests {
         ] {
             assert_eq!(checks_out(answer, "B", true), fine, "{answer}");
         }
+    }
+
+    #[test]
+    fn results_are_found_where_references_state_them() {
+        let number = |n| Some(Wanted::Number(n));
+        let phrase = |text| Some(Wanted::Words(words(text)));
+        for (reference, found) in [
+            ("So 3 * 4 = 12.\n#### 12", number(12.0)),
+            ("#### Heading\nThis is a text of more than five words.", None),
+            ("Plants make sugar. The answer is (E).", Some(Wanted::Choice('E'))),
+            ("Cars are fast. So the answer is yes.", Some(Wanted::Yes(true))),
+            ("It follows from the law. The answer is 1,200.", number(1200.0)),
+            ("The moon is no planet. Answer: the big bear", phrase("big bear")),
+            ("J. P. Morgan founded a bank in New York City.", None),
+            ("A.F.C. Blackpool", phrase("A.F.C. Blackpool")),
+            ("E. Coli", phrase("e coli")),
+            ("A dog", phrase("dog")),
+            ("B", Some(Wanted::Choice('B'))),
+            ("(C) because it is wet and so it cannot burn", Some(Wanted::Choice('C'))),
+            ("No", Some(Wanted::Yes(false))),
+            ("No one knows where it was", None),
+            ("Paris", phrase("paris")),
+            ("1969", number(1969.0)),
+        ] {
+            assert_eq!(wanted(reference), found, "{reference}");
+        }
+    }
+
+    #[test]
+    fn short_references_must_occur() {
+        for (reference, answer, fine) in [
+            ("The Eiffel Tower", "It is the Eiffel tower, in Paris.", true),
+            ("Paris", "It is Lyon.", false),
+            ("Ann", "It is Annabel.", false),
+            ("Cars are fast. The answer is yes.", "Yes, since they are fast.", true),
+            ("Cars are fast. The answer is yes.", "They are slow, so the answer is no.", false),
+            (
+                "Some text. The answer is (E).",
+                "I think that the answer is (E), since it rains.",
+                true,
+            ),
+            ("Some text. The answer is (E).", "The answer is (D).", false),
+            ("1969", "It was in 1969.", true),
+            ("1969", "It was in 1970.", false),
+        ] {
+            assert_eq!(checks_out(answer, reference, true), fine, "{reference}: {answer}");
+        }
+    }
+
+    #[test]
+    fn copies_are_told_from_own_words() {
+        let reference = "Plants make sugar out of light, water and air, which feeds them.";
+        assert!(nearly_copies(
+            "Plants make sugar out of light, water and air, which feeds them!",
+            reference
+        ));
+        assert!(!nearly_copies(
+            "From light, water and air plants make sugar, and live on it.",
+            reference
+        ));
+        assert!(nearly_copies("Paris.", "Paris") && !nearly_copies("It is Paris.", "Paris"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ pub(crate) mod summary;
 mod tasks;
 
 use std::collections::{HashSet, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::Checkpoint;
@@ -19,14 +19,15 @@ use serde::Serialize;
 use crate::shared::chat::Chat;
 use crate::shared::endpoint::{self, Endpoint};
 use crate::shared::journal::Journal;
+use crate::shared::lines;
 use crate::shared::manifest::{Manifest, beside};
 use crate::shared::model_args::ModelArgs;
 use crate::shared::progress::Progress;
 use likelihood::{Score, Text};
 use pleach::prompts::spread;
 use reader::Reader;
-pub(crate) use summary::Scores;
-use summary::{Done, print, summary};
+pub(crate) use summary::{Done, Scores};
+use summary::{print, summary};
 use tasks::{Metrics, Question, TASKS, Task};
 
 /// Scores a model on public tasks as lm-evaluation-harness does: the same wording, the same metrics.
@@ -40,6 +41,8 @@ use tasks::{Metrics, Question, TASKS, Task};
 ///
 /// With --endpoint the model of another server is scored, over its /completions with "echo" and
 /// "logprobs"; --model then names where its tokenizer is.
+///
+/// With --json OUT.json, OUT.records.jsonl keeps what every record was graded with.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
@@ -63,8 +66,8 @@ pub(crate) struct Args {
     /// Tokens of a generated answer, at most.
     #[arg(long, env = "PLEACH_MAX_TOKENS", default_value_t = 256)]
     pub(crate) max_tokens: usize,
-    /// How the weights are held: as their file stores them, which is how they are served, or decoded to
-    /// f32, which is slower and compares with other programs.
+    /// How the weights are held: as their file stores them, which is how they are served; rounded to Q8_0, the
+    /// same arithmetic for files of all formats; or decoded to f32, which is slower and compares with other programs.
     #[arg(long, env = "PLEACH_PRECISION", value_enum, default_value = "as-stored")]
     pub(crate) precision: Held,
     /// Where the result goes.
@@ -78,6 +81,8 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, Copy, clap::ValueEnum, Serialize)]
 pub(crate) enum Held {
     AsStored,
+    #[value(name = "q8_0")]
+    Q8_0,
     F32,
 }
 
@@ -145,15 +150,27 @@ pub(crate) fn run(args: &Args) -> Result<Scores> {
     print(&scores);
     if let Some(path) = &args.json {
         json_file(path, &scores)?;
+        lines::write(&records_file(path), &done)?;
         manifest.write(&beside(path, ".manifest.json"), serde_json::json!({}))?;
     }
     journal.into_iter().for_each(Journal::remove);
     Ok(scores)
 }
 
+/// The metric of a task that counts in averages.
+pub(crate) fn headline(task: &str) -> Option<&'static str> {
+    Task::named(task)?.headline
+}
+
+/// Where the graded records of a result lie.
+pub(crate) fn records_file(json: &Path) -> PathBuf {
+    beside(json, ".records.jsonl")
+}
+
 fn load(args: &Args, checkpoint: &mut Checkpoint) -> Result<Decoder> {
     let precision = match args.precision {
         Held::AsStored => Precision::AsStored,
+        Held::Q8_0 => Precision::Q8_0,
         Held::F32 => Precision::F32,
     };
     Ok(Decoder::load_with(checkpoint, &args.model.pool(), precision)?)

@@ -20,6 +20,9 @@ pub(crate) struct TaskScores {
     pub(crate) records: usize,
     /// The metric that counts in the average.
     pub(crate) headline: Option<String>,
+    /// What blind guessing would reach; 0 where there is nothing to choose from.
+    #[serde(default)]
+    pub(crate) chance: f64,
     #[serde(flatten)]
     pub(crate) metrics: BTreeMap<String, Mean>,
 }
@@ -32,12 +35,13 @@ pub(crate) struct Scores {
     pub(crate) tasks: BTreeMap<String, TaskScores>,
 }
 
-/// A graded question, as the journal keeps it.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Done {
-    pub(super) task: String,
-    pub(super) question: usize,
-    pub(super) metrics: Metrics,
+/// A graded question, as the journal and the file of records keep it.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Done {
+    pub(crate) task: String,
+    /// Number of the record in its file, from 0.
+    pub(crate) question: usize,
+    pub(crate) metrics: Metrics,
 }
 
 /// Means with the standard error of the sample mean.
@@ -65,7 +69,9 @@ pub(super) fn summary(done: &[Done]) -> Scores {
             }
         }
         let headline = task.headline.map(str::to_owned);
-        let scores = TaskScores { records: own.len(), headline, metrics };
+        let chance = all("chance");
+        let chance = if chance.is_empty() { 0.0 } else { mean(&chance).value };
+        let scores = TaskScores { records: own.len(), headline, chance, metrics };
         tasks.insert(task.name.to_owned(), scores);
     }
     let headlines: Vec<Mean> =

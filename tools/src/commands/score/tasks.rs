@@ -295,6 +295,7 @@ impl Question {
                 vec![
                     ("acc", best(&|at| scores[at].log_likelihood)),
                     ("acc_norm", best(&|at| scores[at].log_likelihood / lengths[at] as f64)),
+                    ("chance", 1.0 / right.len() as f64),
                 ]
             }
             Self::Choices { right, mass: true, .. } => {
@@ -304,7 +305,9 @@ impl Question {
                 let masses: Vec<f64> = likelihoods.map(|l| (l - highest).exp()).collect();
                 let all: f64 = masses.iter().sum();
                 let good = masses.iter().zip(right).filter(|(_, right)| **right);
-                vec![("acc", good.map(|(mass, _)| mass).sum::<f64>() / all)]
+                let chance =
+                    right.iter().filter(|right| **right).count() as f64 / right.len() as f64;
+                vec![("acc", good.map(|(mass, _)| mass).sum::<f64>() / all), ("chance", chance)]
             }
             Self::LastWord { .. } => {
                 let greedy = scores.iter().all(|score| score.greedy);

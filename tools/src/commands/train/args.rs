@@ -44,11 +44,14 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 32.0)]
     pub(crate) lora_alpha: f32,
     /// Train for so many minutes.
-    #[arg(long, conflicts_with = "steps")]
+    #[arg(long, conflicts_with_all = ["steps", "epochs"])]
     pub(crate) minutes: Option<f64>,
     /// Train for so many steps.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "epochs")]
     pub(crate) steps: Option<u32>,
+    /// Train for so many passes over the answers; part of one counts.
+    #[arg(long)]
+    pub(crate) epochs: Option<f64>,
     /// Rows of the draft's head: the tokens that carry most of the target's probability.
     #[arg(long, default_value_t = 8192, value_name = "TOKENS")]
     pub(crate) draft_vocab: usize,
@@ -117,6 +120,7 @@ impl Args {
             lora_alpha: 32.0,
             minutes: None,
             steps: None,
+            epochs: None,
             draft_vocab: 8192,
             learning_rate: None,
             warmup: 0.03,

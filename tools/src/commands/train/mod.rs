@@ -88,10 +88,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let frozen = Frozen::of(&mut checkpoint, &vocab)?;
     let threads = args.threads.unwrap_or_else(available_threads).max(1);
     let options = Options {
-        budget: match (args.minutes, args.steps) {
-            (Some(minutes), _) => Budget::Seconds(minutes * 60.0),
-            (None, Some(steps)) => Budget::Steps(steps),
-            (None, None) => bail!("say how long to train: --minutes or --steps"),
+        budget: match (args.minutes, args.steps, args.epochs) {
+            (Some(minutes), ..) => Budget::Seconds(minutes * 60.0),
+            (_, Some(steps), _) => Budget::Steps(steps),
+            (.., Some(epochs)) => Budget::Epochs(epochs),
+            _ => bail!("say how long to train: --minutes, --steps or --epochs"),
         },
         learning_rate: args.learning_rate.unwrap_or(match adapt {
             Adapt::Full => 2e-3,
@@ -161,7 +162,12 @@ fn learn<L: Lesson>(
     let last = history.points.last().map(serde_json::to_value).transpose()?;
     manifest.write(
         &note,
-        serde_json::json!({"last": last, "draft_vocab": vocab.len(), "answer_tokens": num_tokens}),
+        serde_json::json!({
+            "last": last,
+            "epochs": trainer.epochs(),
+            "draft_vocab": vocab.len(),
+            "answer_tokens": num_tokens,
+        }),
     )?;
     let _ = std::fs::remove_file(&state);
     let _ = std::fs::remove_file(args.out.join(BEGUN));

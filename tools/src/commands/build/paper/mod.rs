@@ -1,40 +1,46 @@
 //! `build --recipe paper`: self-data distillation against supervised fine-tuning, step by step as in
 //! Thangarasa et al., arXiv 2410.09982.
 
+mod bootstrap;
 mod table;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use pleach::checkpoint::source::Source;
 use pleach::checkpoint::write::{atomically, json_file};
-use pleach_train::Example;
+use pleach_train::{Example, Origin};
 use serde::Serialize;
 
 use super::args::Args;
 use super::steps::{begin, cut, for_minutes, open};
+use crate::commands::evaluate;
 use crate::commands::generate::{self, select};
 use crate::commands::merge;
 use crate::commands::report;
-use crate::commands::score::{self, Held, Scores};
+use crate::commands::score::{self, Held};
 use crate::commands::train;
 use crate::shared::chat::Chat;
 use crate::shared::endpoint;
+use crate::shared::lines;
+use crate::shared::measure_args::MeasureArgs;
 use crate::shared::model_args::ModelArgs;
 use pleach::prompts::{Prompt, read_prompts};
-use table::{Table, Variant};
+use table::{Acceptance, Measured, Table, Training, Variant, default_tasks};
 
 /// Share of the budget for writing answers.
 const ANSWERS: f64 = 0.3;
 /// Share of the budget for training.
 const TRAINING: f64 = 0.65;
-/// Trainings of a seed, counted in the steps of the first: on references, on own answers, and two of half
-/// the steps on parts of the own answers.
+/// Trainings of a seed, counted in the time of the first: on own answers, on the references to the same prompts, and two
+/// on parts of the own answers.
 const TRAININGS: f64 = 3.0;
 /// Answers that a part needs to be trained on.
 const FEWEST: usize = 8;
+/// Prompts on which a pruned model drafts for the unpruned one.
+const DRAFTED: usize = 24;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let data =
@@ -48,7 +54,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let begun = begin(args, &manifest)?;
     let config = &checkpoint.config;
     let total = config.num_hidden_layers;
-    let (pruned, keep) = cut(args, config, total - total / 6)?;
+    let (pruned, keep) = cut(args, config, total - as_the_paper(total))?;
 
     let minutes = args.answers.is_none().then_some(args.minutes * ANSWERS);
     println!("3/6 the model answers with the references in view{}", for_minutes(minutes));
@@ -71,73 +77,77 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let parts = split(out, &own, &prompts, &Chat::new(&checkpoint)?)?;
 
     println!("4/6 fine-tuning, 5/6 scoring");
-    let scored = |name: &str, model: Source| -> Result<Scores> {
-        println!("scoring: {name}");
-        let folder = out.join("scores");
-        std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        score::run(&score::Args {
-            model: ModelArgs { model, ..args.model.clone() },
-            data: data.clone(),
-            tasks: args.paper.tasks.clone(),
-            limit: Some(args.paper.score_limit),
-            num_fewshot: 0,
-            max_length: 2048,
-            max_tokens: 256,
-            // One arithmetic for all: the original may be quantised, what is trained is not.
-            precision: Held::F32,
-            json: Some(folder.join(format!("{name}.json"))),
-            endpoint: endpoint::Args::default(),
-        })
+    let measured = |name: &str, model: Source, is_pruned: bool| -> Result<Measured> {
+        measure(args, &data, name, model, is_pruned)
     };
     let flops = |blocks: usize| {
         blocks as u64 * config.block_flops(512) + config.head_flops(config.vocab_size)
     };
-    let mut variants = BTreeMap::<usize, Variant>::new();
-    let mut add = |place: usize, name: &str, blocks: usize, scores: Scores| {
-        let empty = || Variant::new(name, flops(blocks));
-        variants.entry(place).or_insert_with(empty).seeds.push(scores);
+    let variant = |name: &'static str, blocks: usize, seeds: Vec<Measured>| Variant {
+        name,
+        flops_per_token: flops(blocks),
+        seeds,
     };
-    add(0, "original", total, scored("original", args.model.model.clone())?);
-    add(1, "pruned", keep, scored("pruned", Source::Path(pruned.clone()))?);
-    let mut steps = args.steps;
+    let cut_only = Source::Path(pruned.clone());
+    let [mut sft, mut distilled, mut merged] = [const { Vec::new() }; 3];
+    let mut trainings = Vec::new();
+    let share = args.minutes * TRAINING / TRAININGS / args.paper.seeds as f64;
+    let mut budget = match (args.paper.epochs, args.steps) {
+        (Some(epochs), _) => Budget::Epochs(epochs),
+        (None, Some(steps)) => Budget::Steps(steps),
+        (None, None) => Budget::Minutes(share),
+    };
+    let original = measured("original", args.model.model.clone(), false)?;
+    let pruned_only = measured("pruned", cut_only, true)?;
     for seed in args.seed..args.seed + args.paper.seeds {
         let folder = out.join(format!("seed-{seed}"));
-        let tune = |name: &str, data: &Path, budget: Budget| -> Result<PathBuf> {
+        let mut tune = |name: &str, data: &Path, budget: Budget| -> Result<(PathBuf, f64)> {
             println!("fine-tuning: seed {seed}, {name}{budget}");
-            fine_tune(args, &pruned, data, &folder.join(name), budget, seed)
+            let model = fine_tune(args, &pruned, data, &folder.join(name), budget, seed)?;
+            let training = training(&folder.join(name), data, name, seed)?;
+            let epochs = training.epochs;
+            trainings.push(training);
+            Ok((model, epochs))
         };
-        let share = args.minutes * TRAINING / TRAININGS / args.paper.seeds as f64;
-        let budget = steps.map_or(Budget::Minutes(share), Budget::Steps);
-        let sft = tune("sft", &parts.references, budget)?;
-        // All others train for as many steps as the first.
-        let whole = steps.map_or_else(|| steps_of(&folder.join("sft")), Ok)?;
-        steps = Some(whole);
-        let own_model = tune("self-data", &own, Budget::Steps(whole))?;
-        add(2, "pruned + SFT", keep, scored(&format!("seed-{seed}-sft"), Source::Path(sft))?);
-        let name = format!("seed-{seed}-self-data");
-        add(3, "pruned + self-data", keep, scored(&name, Source::Path(own_model))?);
-        let Some([checkable, open]) = &parts.halves else { continue };
-        let half = Budget::Steps(whole.div_ceil(2));
-        let models = vec![
-            tune("self-data-checkable", checkable, half)?,
-            tune("self-data-open", open, half)?,
-        ];
-        let merged = folder.join("slerp");
-        let slerp = merge::Args { model: models, adapter: None, weights: vec![], out: merged };
-        merge::run(&slerp)?;
-        let name = format!("seed-{seed}-slerp");
-        add(4, "pruned + self-data + SLERP", keep, scored(&name, Source::Path(slerp.out))?);
+        let (own_model, epochs) = tune("self-data", &own, budget)?;
+        // All others see every answer as often as the first.
+        budget = Budget::Epochs(epochs);
+        let (sft_model, _) = tune("sft", &parts.references, budget)?;
+        let halves = match &parts.halves {
+            None => None,
+            Some([checkable, open]) => {
+                let (checkable, _) = tune("self-data-checkable", checkable, budget)?;
+                Some(vec![checkable, tune("self-data-open", open, budget)?.0])
+            }
+        };
+        let name = |kind: &str| format!("seed-{seed}-{kind}");
+        sft.push(measured(&name("sft"), Source::Path(sft_model), true)?);
+        distilled.push(measured(&name("self-data"), Source::Path(own_model), true)?);
+        if let Some(model) = halves {
+            let out = folder.join("slerp");
+            let slerp = merge::Args { model, adapter: None, weights: vec![], out };
+            merge::run(&slerp)?;
+            merged.push(measured(&name("slerp"), Source::Path(slerp.out), true)?);
+        }
     }
 
     println!("6/6 the table");
-    let table = Table::new(variants.into_values().collect());
+    let mut variants = vec![
+        variant("original", total, vec![original]),
+        variant("pruned", keep, vec![pruned_only]),
+        variant("pruned + SFT", keep, sft),
+        variant("pruned + self-data", keep, distilled),
+        variant("pruned + self-data + SLERP", keep, merged),
+    ];
+    variants.retain(|variant| !variant.seeds.is_empty());
+    let table = Table::new(&variants, trainings);
     let text = table.markdown();
     println!("{text}");
     json_file(&out.join("paper.json"), &table)?;
     atomically(&out.join("paper.md"), |writer| std::io::Write::write_all(writer, text.as_bytes()))?;
     manifest.write(
         &out.join("build.json"),
-        serde_json::json!({"keep_blocks": keep, "steps": steps, "table": table}),
+        serde_json::json!({"keep_blocks": keep, "selection": parts.selection, "table": table}),
     )?;
     let _ = std::fs::remove_file(&begun);
     report::write(out)?;
@@ -151,17 +161,8 @@ fn with_references(args: &Args) -> Result<Vec<Prompt>> {
     prompts.retain(|prompt| prompt.reference.is_some());
     ensure!(!prompts.is_empty(), "--prompts: no prompt has a text as its `reference`");
     let prompts = pleach::prompts::spread(prompts, args.answers);
-    lines(&args.out.join("prompts.jsonl"), &prompts)?;
+    lines::write(&args.out.join("prompts.jsonl"), &prompts)?;
     Ok(prompts)
-}
-
-fn lines<T: Serialize>(path: &Path, all: impl IntoIterator<Item = T>) -> Result<()> {
-    let mut text = Vec::new();
-    for one in all {
-        serde_json::to_writer(&mut text, &one)?;
-        text.push(b'\n');
-    }
-    Ok(atomically(path, |writer| std::io::Write::write_all(writer, &text))?)
 }
 
 /// Training data made out of the own answers.
@@ -170,6 +171,17 @@ struct Parts {
     references: PathBuf,
     /// Own answers with a result that can be checked, and open ones, where there are enough of both.
     halves: Option<[PathBuf; 2]>,
+    /// What became of the answers, by category of the prompts.
+    selection: BTreeMap<String, Selection>,
+}
+
+/// How many own answers took the place of their references.
+#[derive(Debug, Default, Serialize)]
+struct Selection {
+    answers: usize,
+    kept: usize,
+    /// Of those kept, how many are hardly the model's own words.
+    near_copies: usize,
 }
 
 fn split(out: &Path, own: &Path, prompts: &[Prompt], chat: &Chat) -> Result<Parts> {
@@ -177,11 +189,16 @@ fn split(out: &Path, own: &Path, prompts: &[Prompt], chat: &Chat) -> Result<Part
         .iter()
         .filter_map(|prompt| Some((prompt.id.as_str(), prompt.reference.as_deref()?)))
         .collect();
-    let text = std::fs::read_to_string(own).with_context(|| own.display().to_string())?;
     let (mut references, mut checkable, mut open) = (Vec::new(), Vec::new(), Vec::new());
-    for line in text.lines() {
-        let answer: Example = serde_json::from_str(line)?;
+    let mut selection = BTreeMap::<String, Selection>::new();
+    for answer in lines::read::<Example>(own)? {
         let reference = by_id.get(answer.id.as_str()).context("an answer without its prompt")?;
+        let kept = answer.origin == Some(Origin::Model);
+        let copied = kept && select::nearly_copies(&answer.response, reference);
+        let counts = selection.entry(answer.category.clone()).or_default();
+        counts.answers += 1;
+        counts.kept += usize::from(kept);
+        counts.near_copies += usize::from(copied);
         references.push(Example {
             response: (*reference).to_owned(),
             response_tokens: chat.encode_answer(reference)?,
@@ -193,7 +210,7 @@ fn split(out: &Path, own: &Path, prompts: &[Prompt], chat: &Chat) -> Result<Part
     }
     let file = |name: &str, examples: &[Example]| -> Result<PathBuf> {
         let path = out.join(name);
-        lines(&path, examples)?;
+        lines::write(&path, examples)?;
         Ok(path)
     };
     let enough = checkable.len().min(open.len()) >= FEWEST;
@@ -203,13 +220,69 @@ fn split(out: &Path, own: &Path, prompts: &[Prompt], chat: &Chat) -> Result<Part
     let halves = enough.then(|| -> Result<_> {
         Ok([file("checkable.jsonl", &checkable)?, file("open.jsonl", &open)?])
     });
-    Ok(Parts { references: file("references.jsonl", &references)?, halves: halves.transpose()? })
+    for (category, Selection { answers, kept, near_copies }) in &selection {
+        println!("{category}: {kept} of {answers} own answers kept, {near_copies} nearly copies");
+    }
+    let references = file("references.jsonl", &references)?;
+    Ok(Parts { references, halves: halves.transpose()?, selection })
+}
+
+/// Blocks that the paper would cut of `total`: 6 of its 32.
+fn as_the_paper(total: usize) -> usize {
+    (6 * total + 16) / 32
+}
+
+/// Scores a model, and measures how well it drafts for the unpruned one.
+fn measure(args: &Args, data: &Path, name: &str, model: Source, drafts: bool) -> Result<Measured> {
+    let folder = args.out.join("scores");
+    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    println!("scoring: {name}");
+    let tasks = if args.paper.tasks.is_empty() {
+        let there = |task: &&str| data.join(format!("{task}.jsonl")).exists();
+        default_tasks().filter(there).map(str::to_owned).collect()
+    } else {
+        args.paper.tasks.clone()
+    };
+    let json = folder.join(format!("{name}.json"));
+    let scores = score::run(&score::Args {
+        model: ModelArgs { model: model.clone(), ..args.model.clone() },
+        data: data.into(),
+        tasks,
+        limit: Some(args.paper.score_limit),
+        num_fewshot: 0,
+        max_length: 2048,
+        max_tokens: 256,
+        // One arithmetic for all: the original may be quantised, what is trained is not.
+        precision: Held::Q8_0,
+        json: Some(json.clone()),
+        endpoint: endpoint::Args::default(),
+    })?;
+    let acceptance = drafts.then(|| -> Result<_> {
+        println!("drafting: {name}");
+        let json = folder.join(format!("{name}.evaluation.json"));
+        let report = evaluate::run(&evaluate::Args {
+            measure: MeasureArgs {
+                limit: Some(DRAFTED),
+                ..MeasureArgs::of(&args.model, model, args.eval_prompts.clone())
+            },
+            num_speculative_tokens: 4,
+            seed: args.seed,
+            batch: 8,
+            samples: 0,
+            json: Some(json),
+        })?;
+        let (mean_acceptance_length, alpha) = (report.all.mean_acceptance_length, report.all.alpha);
+        Ok(Acceptance { mean_acceptance_length, alpha })
+    });
+    let records = lines::read(&score::records_file(&json))?;
+    Ok(Measured { scores, records, acceptance: acceptance.transpose()? })
 }
 
 #[derive(Clone, Copy)]
 enum Budget {
     Minutes(f64),
     Steps(u32),
+    Epochs(f64),
 }
 
 impl std::fmt::Display for Budget {
@@ -217,6 +290,7 @@ impl std::fmt::Display for Budget {
         match self {
             Self::Minutes(minutes) => write!(f, " for {minutes:.1} minutes"),
             Self::Steps(steps) => write!(f, " for {steps} steps"),
+            Self::Epochs(epochs) => write!(f, " for {epochs:.2} epochs"),
         }
     }
 }
@@ -231,9 +305,10 @@ fn fine_tune(
     budget: Budget,
     seed: u64,
 ) -> Result<PathBuf> {
-    let (minutes, steps) = match budget {
-        Budget::Minutes(minutes) => (Some(minutes), None),
-        Budget::Steps(steps) => (None, Some(steps)),
+    let (minutes, steps, epochs) = match budget {
+        Budget::Minutes(minutes) => (Some(minutes), None, None),
+        Budget::Steps(steps) => (None, Some(steps), None),
+        Budget::Epochs(epochs) => (None, None, Some(epochs)),
     };
     train::run(&train::Args {
         target: args.model.model.clone(),
@@ -247,6 +322,7 @@ fn fine_tune(
         lora_alpha: 32.0,
         minutes,
         steps,
+        epochs,
         draft_vocab: usize::MAX,
         learning_rate: Some(5e-4),
         warmup: 0.05,
@@ -263,11 +339,23 @@ fn fine_tune(
     Ok(out.join("model"))
 }
 
-/// Steps that a finished training took.
-fn steps_of(folder: &Path) -> Result<u32> {
+/// What a finished training did.
+fn training(folder: &Path, data: &Path, name: &str, seed: u64) -> Result<Training> {
     let path = folder.join("train.json");
     let note: serde_json::Value =
         serde_json::from_slice(&std::fs::read(&path).with_context(|| path.display().to_string())?)?;
-    let steps = note["results"]["last"]["step"].as_u64();
-    steps.and_then(|steps| steps.try_into().ok()).with_context(|| path.display().to_string())
+    let results = &note["results"];
+    let (epochs, steps) = (results["epochs"].as_f64(), results["last"]["step"].as_u64());
+    let (Some(epochs), Some(steps)) = (epochs, steps) else {
+        bail!("{}: says nothing of epochs and steps", path.display());
+    };
+    Ok(Training {
+        seed,
+        name: name.into(),
+        answers: lines::read::<serde::de::IgnoredAny>(data)?.len(),
+        answer_tokens: results["answer_tokens"].as_u64().unwrap_or_default(),
+        epochs,
+        steps,
+        seconds: results["last"]["seconds"].as_f64().unwrap_or_default(),
+    })
 }
