@@ -267,6 +267,7 @@ pub(crate) fn the_recipe_of_the_paper() {
     };
     let prompts: Vec<String> = (0..18).map(prompt).collect();
     std::fs::write(folder.join("prompts.jsonl"), prompts.join("\n")).unwrap();
+    std::fs::write(folder.join("few.jsonl"), prompts[..2].join("\n")).unwrap();
     std::fs::create_dir(folder.join("data")).unwrap();
     // The same question with either choice right: every model scores a half.
     let task = r#"{"query": "Which animal barks?", "choices": ["a dog", "a glass"], "gold": 0}"#;
@@ -274,7 +275,7 @@ pub(crate) fn the_recipe_of_the_paper() {
     std::fs::write(folder.join("data/arc_easy.jsonl"), tasks).unwrap();
     std::fs::write(folder.join("data/perplexity.jsonl"), r#"{"text": "The sun is a star."}"#)
         .unwrap();
-    let build = "build --recipe paper --model two --keep-blocks 1 --prompts prompts.jsonl --data data --answers 18 --max-tokens 16 --steps 2 --seeds 2 --out out";
+    let build = "build --recipe paper --model two --keep-blocks 1 --prompts prompts.jsonl --data data --answers 18 --max-tokens 16 --steps 2 --seeds 2 --eval-prompts few.jsonl --out out";
     let said = run(folder, build);
     assert!(said.contains("pruned + self-data + SLERP"), "{said}");
     let table = json(&folder.join("out/paper.json"));

@@ -21,9 +21,6 @@ pub(crate) struct Norm {
 
 pub(crate) fn add_rms_norm(arguments: Norm, rows: i64, dtype: DType) -> Plan<Norm> {
     rows_fit(rows, arguments.width)?;
-    if rows == 0 {
-        return Ok(Vec::new());
-    }
     line(kernel("add_rms_norm", float(dtype)?, 0), rows, 8 * WARP, arguments)
 }
 
@@ -107,9 +104,6 @@ pub(crate) fn qkv_rope_write(arguments: Rope, dtype: DType) -> Plan<Rope> {
     fit(dim % 2 == 0 && dim <= 2 * MOST_PAIRS * WARP && shape.block_size > 0)?;
     fit(rows <= MAX_GRID_X / heads)?;
     let kernel = kernel("qkv_rope_write", float(dtype)?, 0);
-    if rows == 0 {
-        return Ok(Vec::new());
-    }
     line(kernel, div_up(rows * heads, WARPS), WARPS * WARP, arguments)
 }
 
@@ -128,5 +122,5 @@ pub(crate) fn embed(arguments: Embed, rows: i64, table: DType) -> Plan<Embed> {
     rows_fit(rows, arguments.width)?;
     fit(arguments.vocab_size > 0 && arguments.width % table.block_size() as i64 == 0)?;
     let kernel = kernel("embed", format(table)?, 0);
-    if rows == 0 { Ok(Vec::new()) } else { line(kernel, rows, 128, arguments) }
+    line(kernel, rows, 128, arguments)
 }

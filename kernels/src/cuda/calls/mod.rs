@@ -97,8 +97,11 @@ fn div_up(a: i64, b: i64) -> i64 {
     (a + b - 1) / b
 }
 
-/// One launch in one dimension.
+/// One launch in one dimension; none where there is nothing to do.
 fn line<A>(kernel: Kernel, blocks: i64, block: i64, arguments: A) -> Plan<A> {
-    fit((1..=MAX_GRID_X).contains(&blocks))?;
+    fit((0..=MAX_GRID_X).contains(&blocks))?;
+    if blocks == 0 {
+        return Ok(Vec::new());
+    }
     Ok(vec![Launch { kernel, grid: [blocks as u32, 1, 1], block: block as u32, arguments }])
 }
