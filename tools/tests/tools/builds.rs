@@ -258,7 +258,7 @@ pub(crate) fn the_recipe_of_the_paper() {
         let reference = if i.is_multiple_of(2) {
             format!("{i} + 1 = {0}\\n#### {0}", i + 1)
         } else {
-            "Well, that is it.".into()
+            "Well, that is all there is to it.".into()
         };
         format!(
             r#"{{"id": "p{i}", "category": "c{}", "turns": ["What is {i} + 1?"], "reference": "{reference}"}}"#,
@@ -311,7 +311,7 @@ pub(crate) fn the_recipe_of_the_paper() {
     for (own, reference) in own.iter().zip(&references) {
         assert_eq!(own["prompt_tokens"], reference["prompt_tokens"]);
     }
-    assert!(references.iter().any(|answer| answer["response"] == "Well, that is it."));
+    assert!(references.iter().any(|answer| answer["response"] == "Well, that is all there is to it."));
     assert_eq!((lines("checkable.jsonl").len(), lines("open.jsonl").len()), (9, 9));
     assert!(std::fs::read_to_string(folder.join("out/report.html")).unwrap().contains("Recovery"));
     assert!(run(folder, build).contains("done already"));

@@ -263,6 +263,7 @@ fn measure(args: &Args, data: &Path, name: &str, model: Source, drafts: bool) ->
         let report = evaluate::run(&evaluate::Args {
             measure: MeasureArgs {
                 limit: Some(DRAFTED),
+                max_tokens: args.max_tokens.min(128),
                 ..MeasureArgs::of(&args.model, model, args.eval_prompts.clone())
             },
             num_speculative_tokens: 4,
