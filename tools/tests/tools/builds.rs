@@ -311,7 +311,9 @@ pub(crate) fn the_recipe_of_the_paper() {
     for (own, reference) in own.iter().zip(&references) {
         assert_eq!(own["prompt_tokens"], reference["prompt_tokens"]);
     }
-    assert!(references.iter().any(|answer| answer["response"] == "Well, that is all there is to it."));
+    assert!(
+        references.iter().any(|answer| answer["response"] == "Well, that is all there is to it.")
+    );
     assert_eq!((lines("checkable.jsonl").len(), lines("open.jsonl").len()), (9, 9));
     assert!(std::fs::read_to_string(folder.join("out/report.html")).unwrap().contains("Recovery"));
     assert!(run(folder, build).contains("done already"));
