@@ -103,10 +103,10 @@ fn scale_of(largest: u32, narrow: u32) -> f32 {
     if narrow > wide { narrow } else { wide }
 }
 
-/// What values are multiplied by to be steps.
+/// What values are multiplied by to be steps; 0 where that would be infinite, so that the smallest values are none.
 #[inline(always)]
 fn inverse_of(scale: f32) -> f32 {
-    if scale > 0.0 { 1.0 / scale } else { 0.0 }
+    if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 }
 }
 
 per_isa! {
@@ -302,6 +302,9 @@ mod tests {
                         scaled_sum: &mut scaled_sum,
                     },
                 );
+                if scale < f32::MIN_POSITIVE {
+                    assert_eq!((codes, sums), ([[0; BLOCK]; 2], [0; 2]), "{isa:?} {x:?}");
+                }
                 let got = (codes, wide, scale.to_bits(), sums, scaled_sum.to_bits());
                 assert_eq!(*want.get_or_insert(got), got, "{isa:?} {x:?}");
             }
