@@ -77,18 +77,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let parts = split(out, &own, &prompts, &Chat::new(&checkpoint)?)?;
 
     println!("4/6 fine-tuning, 5/6 scoring");
-    let measured = |name: &str, model: Source, is_pruned: bool| -> Result<Measured> {
-        measure(args, &data, name, model, is_pruned)
-    };
-    let flops = |blocks: usize| {
-        blocks as u64 * config.block_flops(512) + config.head_flops(config.vocab_size)
-    };
-    let variant = |name: &'static str, blocks: usize, seeds: Vec<Measured>| Variant {
-        name,
-        flops_per_token: flops(blocks),
-        seeds,
-    };
-    let cut_only = Source::Path(pruned.clone());
+    let measured =
+        |name: &str, model: PathBuf| measure(args, &data, name, Source::Path(model), true);
+    let original = measure(args, &data, "original", args.model.model.clone(), false)?;
+    let cut_only = measured("pruned", pruned.clone())?;
     let [mut sft, mut distilled, mut merged] = [const { Vec::new() }; 3];
     let mut trainings = Vec::new();
     let share = args.minutes * TRAINING / TRAININGS / args.paper.seeds as f64;
@@ -97,8 +89,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         (None, Some(steps)) => Budget::Steps(steps),
         (None, None) => Budget::Minutes(share),
     };
-    let original = measured("original", args.model.model.clone(), false)?;
-    let pruned_only = measured("pruned", cut_only, true)?;
     for seed in args.seed..args.seed + args.paper.seeds {
         let folder = out.join(format!("seed-{seed}"));
         let mut tune = |name: &str, data: &Path, budget: Budget| -> Result<(PathBuf, f64)> {
@@ -121,20 +111,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             }
         };
         let name = |kind: &str| format!("seed-{seed}-{kind}");
-        sft.push(measured(&name("sft"), Source::Path(sft_model), true)?);
-        distilled.push(measured(&name("self-data"), Source::Path(own_model), true)?);
+        sft.push(measured(&name("sft"), sft_model)?);
+        distilled.push(measured(&name("self-data"), own_model)?);
         if let Some(model) = halves {
             let out = folder.join("slerp");
             let slerp = merge::Args { model, adapter: None, weights: vec![], out };
             merge::run(&slerp)?;
-            merged.push(measured(&name("slerp"), Source::Path(slerp.out), true)?);
+            merged.push(measured(&name("slerp"), slerp.out)?);
         }
     }
 
     println!("6/6 the table");
+    let variant = |name: &'static str, blocks: usize, seeds: Vec<Measured>| Variant {
+        name,
+        flops_per_token: blocks as u64 * config.block_flops(512)
+            + config.head_flops(config.vocab_size),
+        seeds,
+    };
     let mut variants = vec![
         variant("original", total, vec![original]),
-        variant("pruned", keep, vec![pruned_only]),
+        variant("pruned", keep, vec![cut_only]),
         variant("pruned + SFT", keep, sft),
         variant("pruned + self-data", keep, distilled),
         variant("pruned + self-data + SLERP", keep, merged),
