@@ -82,8 +82,7 @@ pub(crate) fn nearly_copies(answer: &str, reference: &str) -> bool {
 fn wanted(reference: &str) -> Option<Wanted> {
     // A Markdown heading has no number alone behind its marks.
     let result = reference.rsplit_once("####").map(|(_, result)| result.trim());
-    if let Some(number) = result.filter(|r| r.split_whitespace().count() == 1).and_then(only_number)
-    {
+    if let Some(number) = result.and_then(only_number) {
         return Some(Wanted::Number(number));
     }
     let text = stated(reference).unwrap_or(reference).trim();
@@ -147,24 +146,26 @@ fn numbers(text: &str) -> impl Iterator<Item = f64> {
 /// The letter of `B`, `(B)`, `B.` and `B) the text of the choice`: of a text that is a choice's letter, or begins with one
 /// that a parenthesis closes.
 fn lone_letter(text: &str) -> Option<char> {
-    let letter = first_letter(text)?;
-    let mut rest = text.trim().trim_start_matches(['(', '*']).chars();
-    rest.next();
-    let closed = rest.next() == Some(')');
-    (closed || !rest.as_str().contains(char::is_alphanumeric)).then_some(letter)
+    let (letter, rest) = letter_and_rest(text)?;
+    (rest.starts_with(')') || !rest.contains(char::is_alphanumeric)).then_some(letter)
 }
 
 /// The choice that a text begins with: `B`, `(B)`, `B.`, `B: it` or `B) it`, but not `B.B. King` or `A dog`.
 fn first_letter(text: &str) -> Option<char> {
+    letter_and_rest(text).map(|(letter, _)| letter)
+}
+
+/// A [`first_letter`], and what follows it.
+fn letter_and_rest(text: &str) -> Option<(char, &str)> {
     let mut chars = text.trim_start().trim_start_matches(['(', '*']).chars();
     let letter = chars.next().filter(|c| ('A'..='J').contains(c))?;
-    let mark = chars.next();
-    let begins = match mark {
+    let rest = chars.as_str();
+    let begins = match chars.next() {
         None | Some(')' | ':' | '*' | ',' | '"') => true,
         Some('.') => !chars.as_str().starts_with(char::is_alphanumeric),
         Some(c) => c.is_whitespace() && chars.as_str().trim().is_empty(),
     };
-    begins.then_some(letter)
+    begins.then_some((letter, rest))
 }
 
 /// Whether fewer than half of the runs of four words are different ones.

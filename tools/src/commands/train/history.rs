@@ -3,13 +3,13 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use pleach::checkpoint::write::atomically;
 use pleach_train::Point;
 use plotters::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::shared::chart;
+use crate::shared::{chart, lines};
 
 /// One line of `losses.csv`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -29,9 +29,7 @@ pub(super) struct History {
 impl History {
     pub(super) fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("history.jsonl");
-        let text = std::fs::read_to_string(&path).unwrap_or_default();
-        let points = text.lines().map(serde_json::from_str).collect::<serde_json::Result<_>>();
-        let points = points.with_context(|| path.display().to_string())?;
+        let points = if path.exists() { lines::read(&path)? } else { Vec::new() };
         Ok(Self { folder: folder.into(), points })
     }
 
@@ -61,13 +59,7 @@ impl History {
     }
 
     pub(super) fn save(&self) -> Result<()> {
-        atomically(&self.folder.join("history.jsonl"), |writer| {
-            for row in &self.points {
-                serde_json::to_writer(&mut *writer, row)?;
-                writer.write_all(b"\n")?;
-            }
-            Ok(())
-        })?;
+        lines::write(&self.folder.join("history.jsonl"), &self.points)?;
         atomically(&self.folder.join("losses.csv"), |writer| {
             writeln!(
                 writer,

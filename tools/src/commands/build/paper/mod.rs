@@ -12,7 +12,6 @@ use anyhow::{Context, Result, bail, ensure};
 use pleach::checkpoint::source::Source;
 use pleach::checkpoint::write::{atomically, json_file};
 use pleach_train::{Example, Origin};
-use serde::Serialize;
 
 use super::args::Args;
 use super::steps::{begin, cut, for_minutes, open};
@@ -143,7 +142,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     atomically(&out.join("paper.md"), |writer| std::io::Write::write_all(writer, text.as_bytes()))?;
     manifest.write(
         &out.join("build.json"),
-        serde_json::json!({"keep_blocks": keep, "selection": parts.selection, "table": table}),
+        serde_json::json!({"keep_blocks": keep, "near_copies": parts.near_copies, "table": table}),
     )?;
     let _ = std::fs::remove_file(&begun);
     report::write(out)?;
@@ -167,17 +166,8 @@ struct Parts {
     references: PathBuf,
     /// Own answers with a result that can be checked, and open ones, where there are enough of both.
     halves: Option<[PathBuf; 2]>,
-    /// What became of the answers, by category of the prompts.
-    selection: BTreeMap<String, Selection>,
-}
-
-/// How many own answers took the place of their references.
-#[derive(Debug, Default, Serialize)]
-struct Selection {
-    answers: usize,
-    kept: usize,
-    /// Of those kept, how many are hardly the model's own words.
-    near_copies: usize,
+    /// Of the own answers that were kept, how many are hardly the model's own words, by category of the prompts.
+    near_copies: BTreeMap<String, usize>,
 }
 
 fn split(out: &Path, own: &Path, prompts: &[Prompt], chat: &Chat) -> Result<Parts> {
@@ -186,15 +176,13 @@ fn split(out: &Path, own: &Path, prompts: &[Prompt], chat: &Chat) -> Result<Part
         .filter_map(|prompt| Some((prompt.id.as_str(), prompt.reference.as_deref()?)))
         .collect();
     let (mut references, mut checkable, mut open) = (Vec::new(), Vec::new(), Vec::new());
-    let mut selection = BTreeMap::<String, Selection>::new();
+    let mut near_copies = BTreeMap::<String, usize>::new();
     for answer in lines::read::<Example>(own)? {
         let reference = by_id.get(answer.id.as_str()).context("an answer without its prompt")?;
-        let kept = answer.origin == Some(Origin::Model);
-        let copied = kept && select::nearly_copies(&answer.response, reference);
-        let counts = selection.entry(answer.category.clone()).or_default();
-        counts.answers += 1;
-        counts.kept += usize::from(kept);
-        counts.near_copies += usize::from(copied);
+        let own = answer.origin == Some(Origin::Model);
+        if own && select::nearly_copies(&answer.response, reference) {
+            *near_copies.entry(answer.category.clone()).or_default() += 1;
+        }
         references.push(Example {
             response: (*reference).to_owned(),
             response_tokens: chat.encode_answer(reference)?,
@@ -216,11 +204,11 @@ fn split(out: &Path, own: &Path, prompts: &[Prompt], chat: &Chat) -> Result<Part
     let halves = enough.then(|| -> Result<_> {
         Ok([file("checkable.jsonl", &checkable)?, file("open.jsonl", &open)?])
     });
-    for (category, Selection { answers, kept, near_copies }) in &selection {
-        println!("{category}: {kept} of {answers} own answers kept, {near_copies} nearly copies");
+    for (category, copies) in &near_copies {
+        println!("{category}: {copies} of the answers kept are nearly copies of their reference");
     }
     let references = file("references.jsonl", &references)?;
-    Ok(Parts { references, halves: halves.transpose()?, selection })
+    Ok(Parts { references, halves: halves.transpose()?, near_copies })
 }
 
 /// Blocks that the paper would cut of `total`: 6 of its 32.
