@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::{CheckpointError, RawTensor, TensorInfo};
@@ -81,6 +82,8 @@ pub struct Gguf {
     path: PathBuf,
     file: File,
     metadata: HashMap<String, Value>,
+    /// Where each metadata value lies in the file, with its type before it.
+    places: HashMap<String, Range<u64>>,
     pub(crate) tensors: HashMap<String, Entry>,
 }
 
@@ -94,8 +97,10 @@ impl Gguf {
         let mut file = File::open(path).map_err(io)?;
         let size = file.metadata().map_err(io)?.len();
         let mut header = Header { reader: BufReader::new(&mut file), path, left: size };
-        let (metadata, directory) = header.read()?;
+        let (metadata, places, directory) = header.read()?;
         let position = size - header.left;
+        let places =
+            places.into_iter().map(|(key, left)| (key, size - left.start..size - left.end));
         let alignment = match metadata.get("general.alignment") {
             None => 32,
             Some(v) => v.as_u64().filter(|v| v.is_power_of_two()).ok_or_else(|| {
@@ -140,7 +145,7 @@ impl Gguf {
                 return Err(CheckpointError::corrupt(path, format!("tensor {name} occurs twice")));
             }
         }
-        Ok(Self { path: path.into(), file, metadata, tensors })
+        Ok(Self { path: path.into(), file, metadata, places: places.collect(), tensors })
     }
 
     /// A metadata value.
@@ -151,6 +156,16 @@ impl Gguf {
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
         self.metadata.keys().map(String::as_str)
+    }
+
+    /// The bytes of a metadata value, with its type before it.
+    pub(crate) fn raw_value(&mut self, key: &str) -> Result<Option<Vec<u8>>, CheckpointError> {
+        let Some(place) = self.places.get(key) else { return Ok(None) };
+        let io = |error| CheckpointError::Io { path: self.path.clone(), error };
+        let mut bytes = vec![0; (place.end - place.start) as usize];
+        self.file.seek(SeekFrom::Start(place.start)).map_err(io)?;
+        self.file.read_exact(&mut bytes).map_err(io)?;
+        Ok(Some(bytes))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -175,6 +190,9 @@ impl Gguf {
 }
 
 type Directory = Vec<(String, DType, Vec<usize>, u64)>;
+
+/// What is left of the file before and behind each metadata value.
+type Places = Vec<(String, Range<u64>)>;
 
 struct Header<'a> {
     reader: BufReader<&'a mut File>,
@@ -263,7 +281,7 @@ impl Header<'_> {
         })
     }
 
-    fn read(&mut self) -> Result<(HashMap<String, Value>, Directory), CheckpointError> {
+    fn read(&mut self) -> Result<(HashMap<String, Value>, Places, Directory), CheckpointError> {
         if &self.bytes::<4>()? != b"GGUF" {
             return Err(self.error("not a GGUF file (it does not begin with `GGUF`)"));
         }
@@ -275,11 +293,14 @@ impl Header<'_> {
         }
         let num_tensors = self.count(24, "tensors")?;
         let num_values = self.count(12, "metadata values")?;
-        let mut metadata = HashMap::new();
+        let (mut metadata, mut places) = (HashMap::new(), Places::new());
         for _ in 0..num_values {
             let key = self.string()?;
+            let before = self.left;
             let kind = self.u32()?;
-            metadata.insert(key, self.value(kind, false)?);
+            let value = self.value(kind, false)?;
+            places.push((key.clone(), before..self.left));
+            metadata.insert(key, value);
         }
         let mut directory = Vec::new();
         for _ in 0..num_tensors {
@@ -304,6 +325,6 @@ impl Header<'_> {
             let offset = self.u64()?;
             directory.push((name, dtype, shape, offset));
         }
-        Ok((metadata, directory))
+        Ok((metadata, places, directory))
     }
 }

@@ -35,6 +35,9 @@ pub use tensor::{RawTensor, TensorInfo};
 use crate::checkpoint::architecture::{Attachment, ModelConfig, tensor_names};
 use hf_config::Description;
 
+/// Metadata of a GGUF file: keys, and the bytes of their values with the types before them.
+pub type RawMetadata = Vec<(String, Vec<u8>)>;
+
 #[derive(Debug)]
 enum Store {
     Gguf(Box<Gguf>),
@@ -220,6 +223,19 @@ impl Checkpoint {
             Store::Gguf(gguf) => gguf_model::info(gguf, &self.config, name),
         };
         info.ok_or_else(|| self.missing(name))
+    }
+
+    /// What a GGUF file says of its tokenizer and chat template; `None` of a folder.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn tokenizer_metadata(&mut self) -> Result<Option<RawMetadata>, CheckpointError> {
+        let Store::Gguf(gguf) = &mut self.store else { return Ok(None) };
+        let mut keys: Vec<String> =
+            gguf.keys().filter(|key| key.starts_with("tokenizer.")).map(str::to_owned).collect();
+        keys.sort_unstable();
+        let read = |key: String| Some(gguf.raw_value(&key).transpose()?.map(|value| (key, value)));
+        keys.into_iter().filter_map(read).collect::<Result<_, _>>().map(Some)
     }
 
     fn missing(&self, name: &str) -> CheckpointError {

@@ -10,7 +10,7 @@ mod verify;
 
 pub use attached::{AttachedDrafter, DraftWorkspace};
 pub use cuda::{CudaDecoder, CudaRunner};
-pub use decoder::{Decoder, KvCache, Lender, ModelError, Precision, Workspace};
+pub use decoder::{Decoder, KvCache, Lender, ModelError, Precision, Workspace, check_draft};
 pub use draft::Draft;
 pub use forward::{AttachedForward, DraftInput, Forward, Rows};
 pub use runner::Runner;

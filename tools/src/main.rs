@@ -9,8 +9,8 @@ use std::process::Command;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    bench, build, evaluate, generate, importance, merge, pack, prune, report, score, search, top,
-    train,
+    bench, build, evaluate, export, generate, importance, merge, pack, prune, report, score,
+    search, top, train,
 };
 
 /// Training allocates and frees large tensors all the time; the system's allocator would hand each of
@@ -39,6 +39,7 @@ enum Step {
     Train(train::Args),
     Merge(merge::Args),
     Pack(pack::Args),
+    Export(export::Args),
     Evaluate(evaluate::Args),
     Search(search::Args),
     Score(score::Args),
@@ -79,6 +80,7 @@ fn main() -> anyhow::Result<()> {
         Step::Train(args) => train::run(&args),
         Step::Merge(args) => merge::run(&args),
         Step::Pack(args) => pack::run(&args),
+        Step::Export(args) => export::run(&args),
         Step::Evaluate(args) => evaluate::run(&args).map(drop),
         Step::Search(args) => search::run(&args),
         Step::Score(args) => score::run(&args).map(drop),

@@ -103,6 +103,7 @@ pub fn hf_config(
     let name = if map.contains_key("dtype") { "dtype" } else { "torch_dtype" };
     map.insert(name.into(), json!(dtype));
     map.insert("num_hidden_layers".into(), json!(config.num_hidden_layers));
+    map.insert("tie_word_embeddings".into(), json!(config.tie_word_embeddings));
     put_windows(&mut map, config, like)?;
     put_embedding_scale(&mut map, config, dtype);
     if !config.design.unrotated.is_empty() {
@@ -194,7 +195,6 @@ fn of_config(config: &ModelConfig, like: &Checkpoint) -> Map<String, Json> {
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope.theta,
         "rope_scaling": rope::to_json(&config.rope.scaling, positions),
-        "tie_word_embeddings": config.tie_word_embeddings,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": eos(config),
     });

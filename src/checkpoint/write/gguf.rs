@@ -24,6 +24,8 @@ pub enum Meta<'a> {
     Text(Cow<'a, str>),
     /// `[u32]`
     Numbers(&'a [u32]),
+    /// The bytes of a value of another file, with its type before it.
+    Copied(&'a [u8]),
 }
 
 const ALIGNMENT: usize = 32;
@@ -240,5 +242,6 @@ fn put_meta(out: &mut Vec<u8>, key: &str, value: &Meta) {
             out.extend((values.len() as u64).to_le_bytes());
             out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
         }
+        Meta::Copied(bytes) => out.extend(*bytes),
     }
 }

@@ -76,7 +76,10 @@ pub(in crate::model) fn check_shape(
 }
 
 /// Checks that a draft fits its target, and gives the token ids of its head, where that is trimmed.
-pub(in crate::model) fn check_draft(
+///
+/// # Errors
+/// [`ModelError`] naming what does not fit.
+pub fn check_draft(
     draft: &Checkpoint,
     target: &ModelConfig,
 ) -> Result<Option<Arc<[u32]>>, ModelError> {

@@ -42,33 +42,22 @@ pub(crate) enum Format {
     F16,
 }
 
+impl From<Format> for DType {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Q4_0 => Self::Q4_0,
+            Format::Q4_1 => Self::Q4_1,
+            Format::Q8_0 => Self::Q8_0,
+            Format::F16 => Self::F16,
+        }
+    }
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut manifest = Manifest::new("pack", args)?;
     let mut checkpoint = Checkpoint::open(&args.model)?;
     manifest.model(&checkpoint)?;
-    let dtype = match args.dtype {
-        Format::Q4_0 => DType::Q4_0,
-        Format::Q4_1 => DType::Q4_1,
-        Format::Q8_0 => DType::Q8_0,
-        Format::F16 => DType::F16,
-    };
-    let mut tensors = Vec::new();
-    let mut kept_wide = 0;
-    for name in tensor_names(&checkpoint.config, |name| checkpoint.has(name)) {
-        let tensor = checkpoint.tensor(&name)?;
-        let fills = match tensor.shape[..] {
-            [_, inputs] => inputs.is_multiple_of(dtype.block_size()),
-            _ => false,
-        };
-        kept_wide += usize::from(tensor.shape.len() == 2 && !fills);
-        let dtype = if fills { dtype } else { DType::F16 };
-        let data =
-            dtype.quantize(&tensor.to_f32()).with_context(|| format!("{name}: {dtype:?}"))?;
-        tensors.push((name, RawTensor { dtype, shape: tensor.shape, data }));
-    }
-    if kept_wide > 0 {
-        eprintln!("{kept_wide} matrices stay in f16: their rows do not fill blocks of {dtype:?}");
-    }
+    let tensors = packed_blocks(&mut checkpoint, args.dtype.into())?;
     let mut more = vec![("general.type", Meta::Text("draft".into()))];
     let vocab = checkpoint.draft_vocab.clone();
     more.extend(vocab.as_deref().map(|vocab| ("pleach.draft_vocab", Meta::Numbers(vocab))));
@@ -81,4 +70,35 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     manifest.write(&beside(&args.out, ".manifest.json"), serde_json::json!({"bytes": bytes}))?;
     println!("{}: {:.2} MB", args.out.display(), bytes as f64 / 1e6);
     Ok(())
+}
+
+/// The blocks and the last norm of a model, by name: matrices in `dtype`, or in f16 where their rows do not fill its
+/// blocks, and vectors in f32. What has the format already stays as it is.
+pub(crate) fn packed_blocks(
+    checkpoint: &mut Checkpoint,
+    dtype: DType,
+) -> Result<Vec<(String, RawTensor)>> {
+    let mut tensors = Vec::new();
+    let mut kept_wide = 0;
+    for name in tensor_names(&checkpoint.config, |name| checkpoint.has(name)) {
+        let tensor = checkpoint.tensor(&name)?;
+        let dtype = match tensor.shape[..] {
+            [_, inputs] if inputs.is_multiple_of(dtype.block_size()) => dtype,
+            [_, _] => DType::F16,
+            _ => DType::F32,
+        };
+        kept_wide += usize::from(tensor.shape.len() == 2 && dtype == DType::F16);
+        let tensor = if tensor.dtype == dtype {
+            tensor
+        } else {
+            let data =
+                dtype.quantize(&tensor.to_f32()).with_context(|| format!("{name}: {dtype:?}"))?;
+            RawTensor { dtype, shape: tensor.shape, data }
+        };
+        tensors.push((name, tensor));
+    }
+    if kept_wide > 0 && dtype != DType::F16 {
+        eprintln!("{kept_wide} matrices stay in f16: their rows do not fill blocks of {dtype:?}");
+    }
+    Ok(tensors)
 }

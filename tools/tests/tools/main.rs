@@ -5,6 +5,7 @@
 
 mod builds;
 mod endpoints;
+mod exports;
 mod scores;
 mod search;
 // What the tests of both packages share.
@@ -20,13 +21,18 @@ use libtest_mimic::{Arguments, Trial};
 use serde_json::Value;
 
 fn main() {
-    let tests: [(&str, fn()); 16] = [
+    let tests: [(&str, fn()); 18] = [
         ("builds::attached_drafters_are_built", builds::attached_drafters_are_built),
         ("builds::a_killed_build_ends_the_same", builds::a_killed_build_ends_the_same),
         ("builds::the_recipe_of_the_paper", builds::the_recipe_of_the_paper),
         (
             "endpoints::an_endpoint_takes_the_place_of_the_model",
             endpoints::an_endpoint_takes_the_place_of_the_model,
+        ),
+        ("exports::a_draft_becomes_a_whole_model", exports::a_draft_becomes_a_whole_model),
+        (
+            "exports::what_cannot_be_exported_is_refused",
+            exports::what_cannot_be_exported_is_refused,
         ),
         ("from_a_model_to_a_draft", from_a_model_to_a_draft),
         ("errors_say_what_to_do", errors_say_what_to_do),
