@@ -19,7 +19,7 @@ mod vnni;
 
 use std::ops::Range;
 
-use crate::cpu::activations::Activations;
+use crate::cpu::activations::{Activations, TILE};
 use crate::cpu::isa::Isa;
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_mut::SharedMut;
@@ -27,9 +27,16 @@ use crate::cpu::weights::{IntPanels, PANEL, PackedMatrix, Panels};
 pub use gated::{Gated, gated_product};
 
 /// Most rows computed side by side, for which weights are unpacked once.
-const ROWS: usize = 4;
+const ROWS: usize = 8;
+/// Most rows of two panels: there are so many registers.
+const PAIR_ROWS: usize = 6;
+/// Most panels computed side by side, for which a row's codes are loaded once.
+const PAIR: usize = 2;
 /// Rows that stay in the cache nearest to the core while all panels of a task pass by.
 const CHUNK: usize = 64;
+
+/// The outputs of a panel for some rows.
+type RowSums = [[f32; PANEL]; ROWS];
 
 /// Multiplies rows with one or several matrices, whose outputs stand side by side: for every row of `x`,
 /// `out[r * out_stride + n] = sum over k of x[r, k] w[n, k]`, where n counts the outputs of all of `ws`.
@@ -128,17 +135,29 @@ fn panels_of(
         unsafe { amx::panels(w, panels, x, store) };
         return;
     }
-    for start in (0..x.rows).step_by(CHUNK) {
-        let end = x.rows.min(start + CHUNK);
-        for panel in panels.clone() {
-            for first in (start..end).step_by(ROWS) {
-                let mut sums = [[0f32; PANEL]; ROWS];
-                let sums = &mut sums[..(end - first).min(ROWS)];
-                match &w.panels {
-                    Panels::Int(w) => int_rows(isa, w, panel, x, first, sums),
-                    Panels::Float(w) => float::rows(isa, w, panel, x, first, sums),
+    for chunk in (0..x.rows).step_by(CHUNK) {
+        for pair in panels.clone().step_by(PAIR) {
+            let pair = pair..panels.end.min(pair + PAIR);
+            for tile in (chunk..x.rows.min(chunk + CHUNK)).step_by(TILE) {
+                let rows = TILE.min(x.rows - tile);
+                let groups = if rows <= ROWS { 1 } else { rows.div_ceil(PAIR_ROWS) };
+                for group in 0..groups {
+                    let rows = tile + rows * group / groups..tile + rows * (group + 1) / groups;
+                    let mut sums = [[[0f32; PANEL]; ROWS]; PAIR];
+                    let sums = &mut sums[..pair.len()];
+                    match &w.panels {
+                        Panels::Int(w) => int_panels(isa, w, pair.start, x, rows.clone(), sums),
+                        Panels::Float(w) => {
+                            for (panel, sums) in pair.clone().zip(&mut *sums) {
+                                let sums = &mut sums[..rows.len()];
+                                float::rows(isa, w, panel, x, rows.start, sums);
+                            }
+                        }
+                    }
+                    for (panel, sums) in pair.clone().zip(&*sums) {
+                        store(panel, rows.start, &sums[..rows.len()]);
+                    }
                 }
-                store(panel, first, sums);
             }
         }
     }
@@ -148,8 +167,51 @@ fn panels_of(
 #[cfg(target_arch = "x86_64")]
 const TILE_ROWS: usize = 9;
 
-/// A panel for some rows from `first` on.
-fn int_rows(
+/// Neighbouring panels from `panel` on, one for each of `sums`, for some rows of one tile, [`ROWS`] at most.
+fn int_panels(
+    isa: Isa,
+    w: &IntPanels,
+    panel: usize,
+    x: &Activations,
+    rows: Range<usize>,
+    sums: &mut [RowSums],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if matches!(isa, Isa::AmxInt8 | Isa::Avx512Vnni) {
+        // The first rows wait for the weights, which had better come in one stream; those that are used for few rows
+        // had better stay in registers.
+        let pairs = rows.start > 0 && (3..=PAIR_ROWS).contains(&rows.len());
+        let at_once = if pairs { PAIR } else { 1 };
+        for (panel, sums) in (panel..).step_by(at_once).zip(sums.chunks_mut(at_once)) {
+            macro_rules! kernels {
+                ($(($rows:literal, $panels:literal))*) => {
+                    match (rows.len(), sums.len()) {
+                        $(($rows, $panels) => {
+                            // SAFETY: the set was detected; the panels are `w`'s and the rows are `x`'s, of one tile;
+                            // its width is that of `w`, as `matmul_on` asserts.
+                            unsafe { vnni::panels::<$rows, $panels>(w, panel, x, rows.start, sums) }
+                        })*
+                        (rows, panels) => unreachable!("{rows} rows and {panels} panels"),
+                    }
+                };
+            }
+            kernels!((1, 1)(2, 1)(3, 1)(4, 1)(5, 1)(6, 1)(7, 1)(8, 1)(3, 2)(4, 2)(5, 2)(6, 2));
+        }
+        return;
+    }
+    for (panel, sums) in (panel..).zip(sums) {
+        let sums = &mut sums[..rows.len()];
+        for (first, sums) in rows.clone().step_by(NARROW_ROWS).zip(sums.chunks_mut(NARROW_ROWS)) {
+            narrow_rows(isa, w, panel, x, first, sums);
+        }
+    }
+}
+
+/// Most rows side by side where vectors are narrow.
+const NARROW_ROWS: usize = 4;
+
+/// A panel for some rows from `first` on, [`NARROW_ROWS`] at most.
+fn narrow_rows(
     isa: Isa,
     w: &IntPanels,
     panel: usize,
@@ -162,12 +224,10 @@ fn int_rows(
             match sums.len() {
                 $($n => {
                     let sums: &mut [_; $n] = sums.try_into().expect("the length just matched");
-                    // SAFETY: the set was detected; the panel is one of `w`'s and the rows are `x`'s, of one tile, as
-                    // groups begin at multiples of their size; its width is that of `w`, as `matmul_on` asserts.
+                    // SAFETY: the set was detected; the panel is one of `w`'s and the rows are `x`'s, of one tile; its
+                    // width is that of `w`, as `matmul_on` asserts.
                     unsafe {
                         match isa {
-                            #[cfg(target_arch = "x86_64")]
-                            Isa::AmxInt8 | Isa::Avx512Vnni => vnni::panel(w, panel, x, first, sums),
                             #[cfg(target_arch = "x86_64")]
                             Isa::AvxVnni => avx2::panel_vnni(w, panel, x, first, sums),
                             #[cfg(target_arch = "x86_64")]

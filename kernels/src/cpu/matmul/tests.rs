@@ -50,8 +50,18 @@ fn run(isa: Isa, threads: usize, w: &PackedMatrix, x: &[f32], rows: usize) -> Ve
 fn quantized_weights_agree_with_f64_and_between_paths() {
     let mut random = Random::new();
     for dtype in QUANTIZED {
-        let shapes =
-            [(1, 256, 1), (16, 512, 3), (37, 768, 9), (50, 256, 21), (20, 256, 6), (33, 256, 8)];
+        let mut rows = |least| least + random.bits() as usize % 16;
+        let shapes = [
+            (1, 256, 1),
+            (16, 512, 3),
+            (37, 768, 9),
+            (50, 256, 21),
+            (20, 256, 6),
+            (33, 256, 8),
+            (48, 256, rows(1)),
+            (90, 256, rows(17)),
+            (90, 256, rows(17)),
+        ];
         for (out, cols, rows) in shapes {
             let cols = if dtype.block_size() == 32 { cols + 32 } else { cols };
             let bytes = random_matrix(dtype, out, cols, &mut random);
