@@ -326,9 +326,12 @@ def main():
                 report[f"pleach+ over {title}"] = ratios
                 mean, worst = geometric_mean(ratios.values()), min(ratios.values())
                 print(f"pleach+ over {title}: geometric mean {mean:.2f}, worst {worst:.2f}")
-    elif peers and "pleach" in running:
-        for row, values in tables.items():
-            print(f"{row}: {values['pleach'] / max(values[n] for n in peers):.2f} x the best peer")
+    elif not args.prompts:
+        # Like with like: without speculation, and with each engine's own.
+        for own in [name for name in ("pleach", "pleach+") if name in running]:
+            likes = [name for name in peers if name.endswith("+") == own.endswith("+")]
+            for row, values in tables.items() if likes else ():
+                print(f"{row}: {own} {values[own] / max(values[n] for n in likes):.2f} x the best peer")
     if args.json:
         with open(args.json, "w") as file:
             json.dump(report, file, indent=2)

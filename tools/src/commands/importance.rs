@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::write;
 use pleach::kv_cache::{BlockPool, BlockTable, blocks_for};
 use pleach::model::{Decoder, Rows, Workspace};
+use pleach::prompts::{read_prompts, spread};
 use plotters::prelude::*;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,9 @@ use crate::shared::texts::CALIBRATION;
 /// Angular distance (Gromov et al., arXiv 2403.17887) between the input and the output of every run of
 /// n blocks, and block influence (ShortGPT, arXiv 2403.03853), averaged over the tokens of a text.
 /// Runs with a small distance can be cut. Prints a table, and writes JSON and a heat map beside it.
+///
+/// Gromov et al. measure at the last token of each text alone, which stands beside the average of all: with --prompts that
+/// is the token after which the model answers.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -30,9 +34,13 @@ pub(crate) struct Args {
     #[arg(long, env = "PLEACH_OUT", default_value = "importance.json")]
     pub(crate) out: PathBuf,
     /// Plain text to measure on. Default: a part of two novels.
-    #[arg(long, env = "PLEACH_TEXT")]
+    #[arg(long, env = "PLEACH_TEXT", conflicts_with = "prompts")]
     pub(crate) text: Option<PathBuf>,
-    /// Tokens to measure on, in pieces of 512.
+    /// Prompts to measure on in place of a text, as the chat template puts them: JSON lines with `turns`, of which the
+    /// first counts, spread evenly.
+    #[arg(long, env = "PLEACH_PROMPTS", value_name = "JSONL")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Tokens to measure on, in pieces of 512, or in prompts, of which the last 512 tokens count.
     #[arg(long, env = "PLEACH_TOKENS", default_value_t = 8192)]
     pub(crate) tokens: usize,
 }
@@ -40,7 +48,7 @@ pub(crate) struct Args {
 impl Args {
     /// On the built-in text.
     pub(crate) fn of(model: ModelArgs, out: PathBuf) -> Self {
-        Self { model, out, text: None, tokens: 8192 }
+        Self { model, out, text: None, prompts: None, tokens: 8192 }
     }
 }
 
@@ -56,14 +64,22 @@ pub(crate) struct Importance {
     /// `[n - 1][start]`: mean angle, as a share of 180 degrees, between input and output of the n blocks
     /// from `start` on.
     pub(crate) angular_distance: Vec<Vec<f64>>,
+    /// The same at the last token of each piece or prompt alone; empty in files of earlier versions.
+    #[serde(default)]
+    pub(crate) angular_distance_last: Vec<Vec<f64>>,
 }
 
 impl Importance {
     /// First of the `n` blocks in a row that change their input least.
     pub(crate) fn best_run(&self, n: usize) -> Option<(usize, f64)> {
-        let runs = self.angular_distance.get(n.checked_sub(1)?)?;
-        runs.iter().copied().enumerate().min_by(|a, b| a.1.total_cmp(&b.1))
+        best_run(&self.angular_distance, n)
     }
+}
+
+/// The least of the distances of `n` blocks in a row, and where they begin.
+fn best_run(distances: &[Vec<f64>], n: usize) -> Option<(usize, f64)> {
+    let runs = distances.get(n.checked_sub(1)?)?;
+    runs.iter().copied().enumerate().min_by(|a, b| a.1.total_cmp(&b.1))
 }
 
 const PIECE: usize = 512;
@@ -71,17 +87,27 @@ const PIECE: usize = 512;
 /// Sums over tokens, all that has to survive an interruption.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Sums {
+    pieces: usize,
     tokens: usize,
-    /// `[from][to - from - 1]` of (angle, cosine).
-    pairs: Vec<Vec<(f64, f64)>>,
+    /// `[from][to - from - 1]`
+    pairs: Vec<Vec<PairSums>>,
+}
+
+/// What is summed of the states before and behind a run of blocks.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+struct PairSums {
+    angle: f64,
+    cosine: f64,
+    /// Of the last tokens of the pieces.
+    last_angle: f64,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Importance> {
     let mut manifest = Manifest::new("importance", args)?;
     let mut checkpoint = args.model.open()?;
     manifest.model(&checkpoint)?;
-    if let Some(text) = &args.text {
-        manifest.file(text)?;
+    for file in args.text.iter().chain(&args.prompts) {
+        manifest.file(file)?;
     }
     let note = beside(&args.out, ".manifest.json");
     let partial = beside(&args.out, ".partial");
@@ -91,49 +117,41 @@ pub(crate) fn run(args: &Args) -> Result<Importance> {
         eprintln!("{} is done already", args.out.display());
         return Ok(importance);
     }
-    let text = match &args.text {
-        Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,
-        None => CALIBRATION.to_owned(),
-    };
-    let tokens = Chat::new(&checkpoint)?.encode_text(&text, false)?;
+    let pieces = pieces(args, &Chat::new(&checkpoint)?)?;
     let decoder = Decoder::load(&mut checkpoint, &args.model.pool())?;
-    let pieces: Vec<&[u32]> =
-        tokens.chunks_exact(PIECE).take(args.tokens.div_ceil(PIECE)).collect();
-    ensure!(!pieces.is_empty(), "the text has {} tokens; {PIECE} are needed", tokens.len());
 
     let blocks = decoder.config().num_hidden_layers;
-    let mut sums =
-        Sums { tokens: 0, pairs: (0..blocks).map(|i| vec![(0.0, 0.0); blocks - i]).collect() };
+    let none = || (0..blocks).map(|i| vec![PairSums::default(); blocks - i]).collect();
+    let identity =
+        format!("{} {}", checkpoint.fingerprint()?, serde_json::to_string(&manifest.inputs)?);
     let saved = std::fs::read(&partial)
         .ok()
-        .and_then(|b| serde_json::from_slice::<(String, Sums)>(&b).ok());
-    let identity = format!("{} {}", checkpoint.fingerprint()?, text.len());
-    if let Some((_, saved)) =
-        saved.filter(|(of, saved)| *of == identity && saved.pairs.len() == blocks)
-    {
-        sums = saved;
-    }
+        .and_then(|b| serde_json::from_slice::<(String, Sums)>(&b).ok())
+        .filter(|(of, saved)| *of == identity && saved.pairs.len() == blocks);
+    let mut sums =
+        saved.map_or_else(|| Sums { pairs: none(), ..Sums::default() }, |(_, sums)| sums);
     let mut progress = Progress::new("measuring blocks", pieces.len() as u64);
     let mut workspace = Workspace::new();
-    for piece in &pieces[(sums.tokens / (PIECE - 1)).min(pieces.len())..] {
+    for piece in pieces.iter().skip(sums.pieces) {
         measure(&decoder, piece, &mut workspace, &mut sums);
         write::json_file(&partial, &(&identity, &sums))?;
-        progress.set((sums.tokens / (PIECE - 1)) as u64, String::new());
+        progress.set(sums.pieces as u64, String::new());
     }
     progress.finish();
 
-    let mean = |from: usize, n: usize| {
-        let (angle, cosine) = sums.pairs[from][n - 1];
-        (angle / sums.tokens as f64, cosine / sums.tokens as f64)
+    let (tokens, ends) = (sums.tokens as f64, sums.pieces as f64);
+    let runs = |mean: &dyn Fn(&PairSums) -> f64| -> Vec<Vec<f64>> {
+        (1..=blocks)
+            .map(|n| (0..=blocks - n).map(|from| mean(&sums.pairs[from][n - 1])).collect())
+            .collect()
     };
     let importance = Importance {
         model: checkpoint.fingerprint()?,
         num_blocks: blocks,
         tokens: sums.tokens,
-        block_influence: (0..blocks).map(|i| 1.0 - mean(i, 1).1).collect(),
-        angular_distance: (1..=blocks)
-            .map(|n| (0..=blocks - n).map(|from| mean(from, n).0).collect())
-            .collect(),
+        block_influence: sums.pairs.iter().map(|from| 1.0 - from[0].cosine / tokens).collect(),
+        angular_distance: runs(&|sums| sums.angle / tokens),
+        angular_distance_last: runs(&|sums| sums.last_angle / ends),
     };
     write::json_file(&args.out, &importance)?;
     heat_map(&args.out.with_extension("svg"), &importance)?;
@@ -141,6 +159,31 @@ pub(crate) fn run(args: &Args) -> Result<Importance> {
     let _ = std::fs::remove_file(&partial);
     print(&importance);
     Ok(importance)
+}
+
+/// What is measured, piece by piece, of two tokens at least.
+fn pieces(args: &Args, chat: &Chat) -> Result<Vec<Vec<u32>>> {
+    if let Some(path) = &args.prompts {
+        let mut pieces = Vec::new();
+        for prompt in read_prompts(Some(path), "")? {
+            let mut piece = chat.encode(&prompt.turns[..1], &[])?;
+            piece.drain(..piece.len().saturating_sub(PIECE));
+            pieces.extend((piece.len() > 1).then_some(piece));
+        }
+        ensure!(!pieces.is_empty(), "{}: no prompt of two tokens", path.display());
+        let tokens: usize = pieces.iter().map(Vec::len).sum();
+        let wanted = (pieces.len() * args.tokens).div_ceil(tokens);
+        let pieces = spread(pieces, Some(wanted));
+        return Ok(pieces);
+    }
+    let text = match &args.text {
+        Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,
+        None => CALIBRATION.to_owned(),
+    };
+    let tokens = chat.encode_text(&text, false)?;
+    let pieces = tokens.chunks_exact(PIECE).take(args.tokens.div_ceil(PIECE));
+    ensure!(tokens.len() >= PIECE, "the text has {} tokens; {PIECE} are needed", tokens.len());
+    Ok(pieces.map(<[u32]>::to_vec).collect())
 }
 
 /// Adds one piece of text. The first position is left out: it is where models park attention, and its
@@ -163,22 +206,28 @@ fn measure(decoder: &Decoder, piece: &[u32], workspace: &mut Workspace, sums: &m
         .par_iter()
         .map(|state| state.chunks_exact(width).map(|row| dot(row, row).sqrt()).collect())
         .collect();
-    let added: Vec<(f64, f64)> = pairs
+    let added: Vec<PairSums> = pairs
         .par_iter()
         .map(|&(a, b)| {
             let rows = states[a].chunks_exact(width).zip(states[b].chunks_exact(width)).enumerate();
-            rows.skip(1).fold((0.0, 0.0), |(angles, cosines), (row, (x, y))| {
+            let mut sums = PairSums::default();
+            for (row, (x, y)) in rows.skip(1) {
                 let cosine = dot(x, y) / (norms[a][row] * norms[b][row]).max(1e-30);
-                let cosine = cosine.clamp(-1.0, 1.0);
-                (angles + cosine.acos() / std::f64::consts::PI, cosines + cosine)
-            })
+                sums.cosine += cosine.clamp(-1.0, 1.0);
+                sums.last_angle = cosine.clamp(-1.0, 1.0).acos() / std::f64::consts::PI;
+                sums.angle += sums.last_angle;
+            }
+            sums
         })
         .collect();
-    for ((a, b), (angle, cosine)) in pairs.into_iter().zip(added) {
-        let sum = &mut sums.pairs[a][b - a - 1];
-        *sum = (sum.0 + angle, sum.1 + cosine);
+    for ((a, b), added) in pairs.into_iter().zip(added) {
+        let sums = &mut sums.pairs[a][b - a - 1];
+        sums.angle += added.angle;
+        sums.cosine += added.cosine;
+        sums.last_angle += added.last_angle;
     }
     sums.tokens += piece.len() - 1;
+    sums.pieces += 1;
 }
 
 /// In 16 partial sums, so that it is quick.
@@ -197,10 +246,13 @@ fn print(importance: &Importance) {
     for (block, influence) in importance.block_influence.iter().enumerate() {
         println!("{block:>5}  {influence:.4}");
     }
-    println!("\ncut n blocks  best start  angular distance");
+    println!(
+        "\ncut n blocks  best start  angular distance  at the last token: best start  distance"
+    );
     for n in 1..importance.num_blocks {
-        if let Some((start, distance)) = importance.best_run(n) {
-            println!("{n:>12}  {start:>10}  {distance:.4}");
+        let last = best_run(&importance.angular_distance_last, n);
+        if let (Some((start, distance)), Some((last, least))) = (importance.best_run(n), last) {
+            println!("{n:>12}  {start:>10}  {distance:>16.4}  {last:>29}  {least:>8.4}");
         }
     }
 }

@@ -14,7 +14,7 @@ pub(crate) struct Manifest {
     started: Instant,
     command: &'static str,
     pub(super) options: Value,
-    pub(super) inputs: Vec<Value>,
+    pub(crate) inputs: Vec<Value>,
 }
 
 impl Manifest {

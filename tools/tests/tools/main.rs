@@ -21,7 +21,7 @@ use libtest_mimic::{Arguments, Trial};
 use serde_json::Value;
 
 fn main() {
-    let tests: [(&str, fn()); 18] = [
+    let tests: [(&str, fn()); 19] = [
         ("builds::attached_drafters_are_built", builds::attached_drafters_are_built),
         ("builds::a_killed_build_ends_the_same", builds::a_killed_build_ends_the_same),
         ("builds::the_recipe_of_the_paper", builds::the_recipe_of_the_paper),
@@ -42,6 +42,7 @@ fn main() {
         ),
         ("scores::a_long_text_is_scored_in_pieces", scores::a_long_text_is_scored_in_pieces),
         ("search::the_number_of_blocks_is_searched", search::the_number_of_blocks_is_searched),
+        ("tiny::blocks_are_measured_on_prompts", tiny::blocks_are_measured_on_prompts),
         ("tiny::a_draft_of_llama_3", tiny::a_draft_of_llama_3),
         ("tiny::a_draft_of_gemma_3", tiny::a_draft_of_gemma_3),
         ("tiny::every_scaling_is_pruned_and_packed", tiny::every_scaling_is_pruned_and_packed),

@@ -59,6 +59,39 @@ fn prompts(folder: &Path) {
     std::fs::write(folder.join("prompts.jsonl"), lines.join("\n")).unwrap();
 }
 
+/// Blocks are measured on prompts as on texts, of all tokens and of the last alone: the same where there is but one beside
+/// the first.
+pub(crate) fn blocks_are_measured_on_prompts() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    speaking(&folder.join("model"), "llama-tied", None);
+    let distances = |turns: &[&str], out: &str| {
+        let lines = turns.iter().map(|turn| json!({"turns": [turn]}).to_string());
+        std::fs::write(folder.join("p.jsonl"), lines.collect::<Vec<_>>().join("\n")).unwrap();
+        let told = run(folder, &format!("importance --model model --prompts p.jsonl --out {out}"));
+        assert!(told.contains("at the last token"), "{told}");
+        let found = read(&folder.join(out));
+        let numbers = |name: &str| -> Vec<f64> {
+            let runs =
+                found[name].as_array().unwrap().iter().flat_map(|run| run.as_array().unwrap());
+            runs.map(|number| number.as_f64().unwrap()).collect()
+        };
+        (found["tokens"].clone(), numbers("angular_distance"), numbers("angular_distance_last"))
+    };
+    // The template puts tokens around a turn: the rest of a prompt's tokens counts, but for its first.
+    let (short, of_all, of_last) = distances(&["a"], "one.json");
+    assert_eq!(of_all.len(), of_last.len());
+    let (tokens, both, last_of_both) = distances(&["a", "a"], "two.json");
+    assert_eq!(tokens.as_u64(), short.as_u64().map(|tokens| 2 * tokens));
+    let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-9);
+    assert!(close(&both, &of_all) && close(&last_of_both, &of_last));
+    let (_, _, others) = distances(&["abc"], "three.json");
+    assert!(short == 1 || !close(&of_all, &of_last));
+    assert!(others.iter().all(|distance| (0.0..=1.0).contains(distance)));
+    let output = tools(folder, &["importance", "--prompts", "p.jsonl", "--text", "p.jsonl"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--text"));
+}
+
 /// Llama 3's scaling goes through every step, from both formats, and the draft serves.
 pub(crate) fn a_draft_of_llama_3() {
     let temporary = tempfile::tempdir().unwrap();
