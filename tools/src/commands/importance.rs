@@ -1,5 +1,6 @@
 //! `importance`: how much each block, and each run of blocks, changes what passes through it.
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -41,14 +42,14 @@ pub(crate) struct Args {
     #[arg(long, env = "PLEACH_PROMPTS", value_name = "JSONL")]
     pub(crate) prompts: Option<PathBuf>,
     /// Tokens to measure on, in pieces of 512, or in prompts, of which the last 512 tokens count.
-    #[arg(long, env = "PLEACH_TOKENS", default_value_t = 8192)]
-    pub(crate) tokens: usize,
+    #[arg(long, env = "PLEACH_TOKENS", default_value_t = DEFAULT_TOKENS)]
+    pub(crate) tokens: NonZero<usize>,
 }
 
 impl Args {
     /// On the built-in text.
     pub(crate) fn of(model: ModelArgs, out: PathBuf) -> Self {
-        Self { model, out, text: None, prompts: None, tokens: 8192 }
+        Self { model, out, text: None, prompts: None, tokens: DEFAULT_TOKENS }
     }
 }
 
@@ -83,6 +84,7 @@ fn best_run(distances: &[Vec<f64>], n: usize) -> Option<(usize, f64)> {
 }
 
 const PIECE: usize = 512;
+const DEFAULT_TOKENS: NonZero<usize> = NonZero::new(8192).expect("is not 0");
 
 /// Sums over tokens, all that has to survive an interruption.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -122,8 +124,9 @@ pub(crate) fn run(args: &Args) -> Result<Importance> {
 
     let blocks = decoder.config().num_hidden_layers;
     let none = || (0..blocks).map(|i| vec![PairSums::default(); blocks - i]).collect();
-    let identity =
-        format!("{} {}", checkpoint.fingerprint()?, serde_json::to_string(&manifest.inputs)?);
+    // More tokens of a text go on from where fewer ended; of prompts they are others.
+    let which = args.prompts.is_some().then_some(args.tokens);
+    let identity = serde_json::to_string(&(&manifest.inputs, which))?;
     let saved = std::fs::read(&partial)
         .ok()
         .and_then(|b| serde_json::from_slice::<(String, Sums)>(&b).ok())
@@ -172,16 +175,15 @@ fn pieces(args: &Args, chat: &Chat) -> Result<Vec<Vec<u32>>> {
         }
         ensure!(!pieces.is_empty(), "{}: no prompt of two tokens", path.display());
         let tokens: usize = pieces.iter().map(Vec::len).sum();
-        let wanted = (pieces.len() * args.tokens).div_ceil(tokens);
-        let pieces = spread(pieces, Some(wanted));
-        return Ok(pieces);
+        let wanted = (pieces.len() * args.tokens.get()).div_ceil(tokens);
+        return Ok(spread(pieces, Some(wanted)));
     }
     let text = match &args.text {
         Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,
         None => CALIBRATION.to_owned(),
     };
     let tokens = chat.encode_text(&text, false)?;
-    let pieces = tokens.chunks_exact(PIECE).take(args.tokens.div_ceil(PIECE));
+    let pieces = tokens.chunks_exact(PIECE).take(args.tokens.get().div_ceil(PIECE));
     ensure!(tokens.len() >= PIECE, "the text has {} tokens; {PIECE} are needed", tokens.len());
     Ok(pieces.map(<[u32]>::to_vec).collect())
 }
