@@ -220,6 +220,10 @@ fn from_a_model_to_a_draft() {
 
     let evaluate = "evaluate --draft draft.gguf --prompts prompts.jsonl --max-tokens 12 --num-speculative-tokens 3 --temperature 0 --json";
     run(folder, &format!("{evaluate} out.json"));
+    let found = std::fs::read(folder.join("out.json")).unwrap();
+    let told = run(folder, &format!("{evaluate} out.json"));
+    assert!(told.contains("done already") && told.contains("accepted per position"), "{told}");
+    assert_eq!(std::fs::read(folder.join("out.json")).unwrap(), found);
     let out = json(&folder.join("out.json"));
     // An evaluation that was ended goes on after the conversations it has noted.
     kill_when(folder, &format!("{evaluate} again.json --batch 1"), "again.json.partial.jsonl", 2);

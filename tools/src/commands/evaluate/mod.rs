@@ -28,7 +28,7 @@ use sample::Sample;
 /// --num-speculative-tokens draft tokens a round; without --prompts, there are 72 built-in ones.
 ///
 /// With --json, finished conversations are noted in OUT.partial.jsonl, and an evaluation that is started
-/// again with the same options goes on after them.
+/// again with the same options goes on after them, or shows what it found where it came to its end.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -51,6 +51,9 @@ pub(crate) struct Args {
     pub(crate) json: Option<PathBuf>,
 }
 
+/// How the name of the note ends that says what made a result.
+const NOTE: &str = ".manifest.json";
+
 /// Sums over answers.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Counts {
@@ -60,7 +63,7 @@ struct Counts {
 }
 
 /// What is reported of a group of answers.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct EvaluationReport {
     pub(crate) mean_acceptance_length: f64,
     pub(crate) alpha: f64,
@@ -78,7 +81,7 @@ pub(crate) struct EvaluationReport {
 }
 
 /// The whole result.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Evaluation {
     #[serde(flatten)]
     pub(crate) all: EvaluationReport,
@@ -89,7 +92,7 @@ pub(crate) struct Evaluation {
     /// FLOPs of a draft token over those of a target token, at 512 tokens of context.
     pub(crate) draft_flop_share: f64,
     pub(crate) categories: BTreeMap<String, EvaluationReport>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) samples: Vec<Sample>,
 }
 
@@ -163,6 +166,10 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
     loaded.draft.iter().try_for_each(|draft| manifest.model(draft))?;
     if let Some(path) = &args.measure.prompts {
         manifest.file(path)?;
+    }
+    if let Some(evaluation) = finished(args, &manifest) {
+        print(&evaluation);
+        return Ok(evaluation);
     }
     let config = loaded.target.config();
     let draft_flop_share = draft.flops_per_token(512) as f64
@@ -274,10 +281,18 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
     print(&evaluation);
     if let Some(path) = &args.json {
         json_file(path, &evaluation)?;
-        manifest.write(&beside(path, ".manifest.json"), serde_json::json!({}))?;
+        manifest.write(&beside(path, NOTE), serde_json::json!({}))?;
     }
     journal.into_iter().for_each(Journal::remove);
     Ok(evaluation)
+}
+
+/// What an evaluation of the same inputs and options has found already.
+fn finished(args: &Args, manifest: &Manifest) -> Option<Evaluation> {
+    let path = args.json.as_ref().filter(|path| manifest.is_done(&beside(path, NOTE)))?;
+    let evaluation = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    eprintln!("{} is done already", path.display());
+    Some(evaluation)
 }
 
 fn print(evaluation: &Evaluation) {
