@@ -252,13 +252,23 @@ fn tell(model: &Checkpoint, bytes: usize, draft: Option<(usize, usize)>, on: &st
     );
 }
 
-/// The chat template, which writes calls as the configuration says; the model's configuration takes from it
-/// where a turn ends, and from the server's how long a context is to be.
+/// The chat template, the model's own or the configuration's, which writes calls as the configuration says; the model's
+/// configuration takes from it where a turn ends, and from the server's how long a context is to be.
 fn template(
     checkpoint: &mut Checkpoint,
     config: &Config,
 ) -> Result<Option<ChatTemplate>, TemplateError> {
-    let template = checkpoint.compile_template()?;
+    let own = config.chat_template.is_none();
+    checkpoint.chat_template = config.chat_template.clone().or(checkpoint.chat_template.take());
+    let template = match checkpoint.compile_template() {
+        Err(error) if own => {
+            tracing::warn!(%error, "the model's chat template is of no use; --chat-template takes another");
+            None
+        }
+        template => template?,
+    };
+    let variables = config.chat_template_kwargs.clone();
+    let template = template.map(|template| template.with_variables(variables));
     checkpoint.end_at_turns(template.as_ref());
     stretch_positions(checkpoint, config);
     Ok(match config.tool_call_parser {

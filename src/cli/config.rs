@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use pleach_kernels::available_threads;
 use pleach_kernels::cuda::Device;
+use serde_json::{Map, Value};
 
 use super::default_draft::{default_draft, default_standalone_draft};
 use super::flags::{Args, ComputeDevice};
@@ -43,6 +44,10 @@ pub struct Config {
     pub served_model_names: Vec<String>,
     /// How the model writes calls of functions; `None` for its chat template's format.
     pub tool_call_parser: Option<CallFormat>,
+    /// The chat template (Jinja) in place of the model's own.
+    pub chat_template: Option<String>,
+    /// Variables for the chat template of every conversation.
+    pub chat_template_kwargs: Map<String, Value>,
 }
 
 /// Who may ask, and over which kind of connection.
@@ -146,6 +151,8 @@ impl From<Args> for Config {
             }),
             served_model_names: args.served_model_name,
             tool_call_parser: args.tool_call_parser,
+            chat_template: args.chat_template,
+            chat_template_kwargs: args.chat_template_kwargs.unwrap_or_default(),
         }
     }
 }

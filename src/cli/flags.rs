@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use serde_json::{Map, Value};
 
 use crate::checkpoint::source::{DEFAULT_MODEL, Source};
-use crate::text::CallFormat;
+use crate::text::{CallFormat, ChatTemplate};
 
 /// What the program is asked to do: to serve, unless a command is named.
 #[derive(Debug, Clone, Parser)]
@@ -168,6 +169,13 @@ pub struct Args {
     /// chat template does; one that knows no functions gets them spelled out in Hermes's format.
     #[arg(long, env = "PLEACH_TOOL_CALL_PARSER", value_name = "FORMAT")]
     pub tool_call_parser: Option<CallFormat>,
+    /// A file with a chat template (Jinja) that takes the place of the model's own.
+    #[arg(long, env = "PLEACH_CHAT_TEMPLATE", value_name = "FILE", value_parser = template)]
+    pub chat_template: Option<String>,
+    /// Variables for the chat template of every conversation, as a JSON object such as {"enable_thinking": false};
+    /// a request's `chat_template_kwargs` come before them.
+    #[arg(long, env = "PLEACH_CHAT_TEMPLATE_KWARGS", value_name = "JSON", value_parser = variables)]
+    pub chat_template_kwargs: Option<Map<String, Value>>,
     /// An OpenTelemetry collector to send a span of every request to (OTLP over HTTP, protobuf), such as
     /// http://localhost:4318. Default: none.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
@@ -181,6 +189,19 @@ pub struct Args {
     /// What is logged: error, warn, info, debug, trace, or a filter such as `pleach=debug`.
     #[arg(long, env = "PLEACH_LOG_LEVEL", default_value = "info")]
     pub log_level: String,
+}
+
+/// The text of a chat template's file.
+fn template(path: &str) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| error.to_string())
+}
+
+/// Variables of a chat template.
+fn variables(json: &str) -> Result<Map<String, Value>, String> {
+    let variables: Map<String, Value> =
+        serde_json::from_str(json).map_err(|error| format!("is no JSON object: {error}"))?;
+    ChatTemplate::check_variables(&variables).map_err(|error| error.to_string())?;
+    Ok(variables)
 }
 
 /// A number from 0 to 1.

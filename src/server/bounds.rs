@@ -43,6 +43,8 @@ const LOGIT_BIAS: usize = 1024;
 const METADATA: usize = 64;
 /// Bytes of those entries.
 const METADATA_BYTES: usize = 16 << 10;
+/// Variables of the chat template; their texts together are bounded with those of a small body.
+const VARIABLES: usize = 64;
 /// Bytes of a name, which messages quote.
 const NAME_BYTES: usize = 1 << 10;
 
@@ -58,13 +60,14 @@ struct Bound {
 const ANY: usize = usize::MAX;
 
 /// Fields of all shapes. Lists of numbers are prompts in `input`, so only its other items count.
-const FIELDS: [Bound; 8] = [
+const FIELDS: [Bound; 9] = [
     Bound { fields: &["messages", "input"], items: MESSAGES, bytes: (ANY, ANY) },
     Bound { fields: &["tools"], items: TOOLS, bytes: (ANY, ANY) },
     Bound { fields: &["stop", "stop_sequences"], items: STOPS, bytes: (STOP_BYTES, STOPS_BYTES) },
     Bound { fields: &["stop_token_ids"], items: STOP_TOKEN_IDS, bytes: (ANY, ANY) },
     Bound { fields: &["logit_bias"], items: LOGIT_BIAS, bytes: (ANY, ANY) },
     Bound { fields: &["metadata"], items: METADATA, bytes: (METADATA_BYTES, METADATA_BYTES) },
+    Bound { fields: &["chat_template_kwargs"], items: VARIABLES, bytes: (ANY, SMALL_BODY_BYTES) },
     Bound { fields: &["model", "user"], items: ANY, bytes: (NAME_BYTES, NAME_BYTES) },
     Bound { fields: &["tool_choice"], items: 16, bytes: (NAME_BYTES, NAME_BYTES) },
 ];

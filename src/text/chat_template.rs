@@ -6,7 +6,7 @@ use std::io;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, context};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use super::tool_prompt::describe_tools;
@@ -19,6 +19,9 @@ const MAX_PROMPT: usize = 32 << 20;
 
 /// Marks, while a prompt is rendered, where its last message goes on.
 const GOES_ON: &str = "\u{f8ff}goes on\u{f8ff}";
+
+/// Variables of a template that the conversation itself sets.
+const CONVERSATION: [&str; 3] = ["messages", "tools", "add_generation_prompt"];
 
 /// Why a conversation has no prompt.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +45,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     /// Texts of the special tokens, by role.
     special_tokens: BTreeMap<String, String>,
+    /// Further variables, such as `enable_thinking`.
+    variables: Map<String, Value>,
     /// How calls of functions are written.
     calls: CallFormat,
     /// Whether the template describes functions and writes their calls itself.
@@ -87,7 +92,8 @@ impl ChatTemplate {
         let special_tokens = [("bos_token", bos_token), ("eos_token", eos_token)];
         let special_tokens =
             special_tokens.map(|(role, text)| (role.to_owned(), text.to_owned())).into();
-        Ok(Self { environment, special_tokens, calls, knows_calls })
+        let variables = Map::new();
+        Ok(Self { environment, special_tokens, variables, calls, knows_calls })
     }
 
     /// Sets the format in which the model writes calls, whether its template shows it or not.
@@ -112,12 +118,30 @@ impl ChatTemplate {
         self
     }
 
+    /// Sets variables for every conversation; those of a conversation's own come before them.
+    #[must_use]
+    pub fn with_variables(mut self, variables: Map<String, Value>) -> Self {
+        self.variables = variables;
+        self
+    }
+
+    /// Checks the names of variables.
+    ///
+    /// # Errors
+    /// [`TemplateError`] naming one that is not free.
+    pub fn check_variables(variables: &Map<String, Value>) -> Result<(), TemplateError> {
+        match CONVERSATION.iter().find(|name| variables.contains_key(**name)) {
+            Some(name) => Err(TemplateError(format!("`{name}` comes from the conversation"))),
+            None => Ok(()),
+        }
+    }
+
     /// The special token that follows an assistant's message, where one does.
     #[must_use]
     pub fn end_of_turn(&self, tokenizer: &Tokenizer) -> Option<u32> {
         let say = |role, content| serde_json::json!({"role": role, "content": content});
         let messages = [say("user", "Hi"), say("assistant", GOES_ON)];
-        let text = self.render_to(Ending::Conversation, &messages, &[]).ok()?;
+        let text = self.render_to(Ending::Conversation, &messages, &[], &Map::new()).ok()?;
         let (_, rest) = text.rsplit_once(GOES_ON)?;
         let encoding = tokenizer.encode(rest.trim_start(), false).ok()?;
         let first = *encoding.get_ids().first()?;
@@ -132,10 +156,10 @@ impl ChatTemplate {
     /// # Errors
     /// [`TemplateError`] with the template's own objection.
     pub fn render(&self, messages: &[Value], tools: &[Value]) -> Result<String, TemplateError> {
-        self.render_to(Ending::Assistant, messages, tools)
+        self.render_to(Ending::Assistant, messages, tools, &Map::new())
     }
 
-    /// The prompt of a conversation as [`render`](Self::render) writes it, with another ending.
+    /// The prompt of a conversation as [`render`](Self::render) writes it, with another ending and further variables.
     ///
     /// # Errors
     /// As [`render`](Self::render), or that there is nothing to go on with.
@@ -144,6 +168,7 @@ impl ChatTemplate {
         ending: Ending,
         messages: &[Value],
         tools: &[Value],
+        variables: &Map<String, Value>,
     ) -> Result<String, TemplateError> {
         let template = self.environment.get_template("chat").expect("added when it was made");
         let mut marked;
@@ -162,11 +187,16 @@ impl ChatTemplate {
             Some(messages) => (&messages[..], &[][..]),
             None => (messages, tools),
         };
+        let mut more: BTreeMap<&str, minijinja::Value> =
+            self.special_tokens.iter().map(|(role, text)| (&**role, text.into())).collect();
+        for (name, value) in self.variables.iter().chain(variables) {
+            more.insert(name, minijinja::value::Serde(value).into());
+        }
         let conversation = context! {
             messages => minijinja::value::Serde(messages),
             tools => (!tools.is_empty()).then_some(minijinja::value::Serde(tools)),
             add_generation_prompt => ending == Ending::Assistant,
-            ..minijinja::Value::from_pairs(self.special_tokens.clone())
+            ..minijinja::Value::from_pairs(more)
         };
         let mut prompt = BoundedText::default();
         let rendered = template.render_captured_to(conversation, &mut prompt).map(drop);
@@ -233,10 +263,29 @@ mod tests {
             (Ending::Conversation, "<user>The<end><assistant>The end<end>"),
             (Ending::LastMessage, "<user>The<end><assistant>The end "),
         ] {
-            assert_eq!(template.render_to(ending, &messages, &[]).unwrap(), expected);
+            let prompt = template.render_to(ending, &messages, &[], &Map::new());
+            assert_eq!(prompt.unwrap(), expected);
         }
         let dumb = ChatTemplate::new("{{ messages[0].content }}", "", "").unwrap();
-        assert!(dumb.render_to(Ending::LastMessage, &messages, &[]).is_err());
+        assert!(dumb.render_to(Ending::LastMessage, &messages, &[], &Map::new()).is_err());
+    }
+
+    #[test]
+    fn variables_reach_the_template() {
+        let source = "{{ messages | length }}{{ bos_token }}{% if enable_thinking is defined and not \
+                      enable_thinking %}<think></think>{% endif %}{{ more.of[1] }}";
+        let map = |value: Value| value.as_object().unwrap().clone();
+        let of_all = map(serde_json::json!({"enable_thinking": false, "more": {"of": [1, 2]}}));
+        let template = ChatTemplate::new(source, "<s>", "").unwrap().with_variables(of_all);
+        assert_eq!(template.render(&[], &[]).unwrap(), "0<s><think></think>2");
+        let own = map(serde_json::json!({"enable_thinking": true, "bos_token": "<b>"}));
+        let prompt = template.render_to(Ending::Assistant, &[], &[], &own).unwrap();
+        assert_eq!(prompt, "0<b>2");
+        assert!(ChatTemplate::check_variables(&own).is_ok());
+        let taken = map(serde_json::json!({"messages": []}));
+        assert!(
+            ChatTemplate::check_variables(&taken).unwrap_err().to_string().contains("messages")
+        );
     }
 
     /// A template that would run or write for ever is an error.

@@ -28,6 +28,7 @@ mod spaces;
 mod streams;
 #[path = "../support/mod.rs"]
 mod support;
+mod templates;
 mod tools;
 
 /// One server for all tests, with the default model and its draft.

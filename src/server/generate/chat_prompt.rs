@@ -15,6 +15,8 @@ pub(crate) struct ChatPrompt {
     pub(crate) messages: Vec<PromptMessage>,
     pub(crate) ending: Ending,
     pub(crate) callable: Option<Callable>,
+    /// Further variables of the chat template.
+    pub(crate) variables: Map<String, Value>,
 }
 
 /// One message of a conversation. A `name` says who speaks, where several play a role.
@@ -80,7 +82,7 @@ impl ChatPrompt {
         }
         let messages: Vec<Value> = self.messages.into_iter().map(PromptMessage::template).collect();
         let tools = self.callable.map(|callable| callable.rendered).unwrap_or_default();
-        let text = template.render_to(self.ending, &messages, &tools);
+        let text = template.render_to(self.ending, &messages, &tools, &self.variables);
         text.map_err(|e| ApiError::invalid(field, e.to_string()))
     }
 }

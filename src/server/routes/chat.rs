@@ -20,7 +20,7 @@ use crate::server::wire::{
     Chat, Content, Conversation, Message, Prediction, Templated, Tool, ToolCall, ToolChoice,
     ToolMode, Tools,
 };
-use crate::text::Ending;
+use crate::text::{ChatTemplate, Ending};
 
 pub(crate) async fn chat_completions(
     State(state): State<AppState>,
@@ -72,7 +72,10 @@ pub(crate) fn read_prompt(body: &mut Body) -> Result<ChatPrompt, ApiError> {
     let choice = tool_choice.map_or(CallChoice::Auto, CallChoice::from);
     let callable = Callable::new(functions, choice, parallel_tool_calls.unwrap_or(true))?;
     let messages = conversation.messages.into_iter().map(PromptMessage::from).collect();
-    Ok(ChatPrompt { messages, ending, callable })
+    let variables = conversation.chat_template_kwargs.unwrap_or_default();
+    ChatTemplate::check_variables(&variables)
+        .map_err(|e| ApiError::invalid("chat_template_kwargs", e.to_string()))?;
+    Ok(ChatPrompt { messages, ending, callable, variables })
 }
 
 /// `POST /apply-template`: the prompt that a conversation makes, as llama.cpp gives it.

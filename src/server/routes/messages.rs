@@ -5,6 +5,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse, Response};
+use serde_json::Map;
 
 use crate::sampling::SamplingParams;
 use crate::server::answer::anthropic::{AnthropicWriter, message};
@@ -101,6 +102,7 @@ fn prompt(dialogue: Dialogue) -> Result<ChatPrompt, ApiError> {
         messages,
         ending: if goes_on { Ending::LastMessage } else { Ending::Assistant },
         callable: Callable::new(functions, choice, !alone)?,
+        variables: Map::new(),
     })
 }
 

@@ -7,6 +7,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse, Response};
+use serde_json::Map;
 
 use crate::grammar::GrammarSource;
 use crate::sampling::SamplingParams;
@@ -67,6 +68,7 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<(ResponseAnswer, Prepare
         messages: messages(wanted.instructions, wanted.input),
         ending: Ending::Assistant,
         callable: Callable::new(functions, choice, parallel)?,
+        variables: Map::new(),
     };
     Ok((response, prompt.prepare(serving, generation, Dialect::RESPONSES)?))
 }

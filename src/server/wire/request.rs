@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::{Content, False, Message, Number, True};
 
@@ -124,6 +125,10 @@ pub(crate) struct Conversation {
     pub(crate) continue_final_message: Option<bool>,
     /// Whether the prompt ends where the assistant is to speak. True where it is left out.
     pub(crate) add_generation_prompt: Option<bool>,
+    /// Variables for the model's chat template, such as `{"enable_thinking": false}`; 64 at most. Those that it does not
+    /// know have no effect.
+    #[schemars(extend("maxProperties" = 64))]
+    pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
 }
 
 /// What a chat completion takes besides.

@@ -1,0 +1,86 @@
+//! Chat templates in place of the model's own, and variables for them.
+
+use axum::Router;
+use clap::Parser;
+use pleach::cli::Args;
+use pleach::server::{AppState, router};
+use serde_json::{Value, json};
+
+use super::{post, refused, send_to, serving};
+
+const THINKING: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}\
+    {% if add_generation_prompt %}<assistant>{% if enable_thinking is defined and not enable_thinking %}<none>\
+    {% endif %}{{ note }}{% endif %}";
+
+/// A server with that template, whose model does not think unless a request wants it.
+fn thinking() -> Router {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), THINKING).unwrap();
+    let path = file.path().to_str().unwrap();
+    let variables = r#"{"enable_thinking": false, "note": "?"}"#;
+    let flags = ["--chat-template", path, "--chat-template-kwargs", variables];
+    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
+    let state = AppState::new(16, 0, metrics);
+    state.serve(serving(&flags));
+    router(state)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn variables_come_from_the_server_and_from_the_request() {
+    let app = thinking();
+    let prompt = |kwargs: Option<Value>| {
+        let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
+        if let Some(kwargs) = kwargs {
+            body["chat_template_kwargs"] = kwargs;
+        }
+        let app = app.clone();
+        async move {
+            let (status, text) = send_to(app, "POST", "/apply-template", &body.to_string()).await;
+            assert!(status.is_success(), "{text}");
+            let answer: Value = serde_json::from_str(&text).unwrap();
+            answer["prompt"].as_str().unwrap().to_owned()
+        }
+    };
+    for (kwargs, expected) in [
+        (None, "<user>hi<assistant><none>?"),
+        (Some(Value::Null), "<user>hi<assistant><none>?"),
+        (Some(json!({})), "<user>hi<assistant><none>?"),
+        (Some(json!({"enable_thinking": true})), "<user>hi<assistant>?"),
+        (Some(json!({"note": ["a"], "unknown": {"b": 1}})), "<user>hi<assistant><none>['a']"),
+    ] {
+        assert_eq!(prompt(kwargs.clone()).await, expected, "{kwargs:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_conversation_takes_variables() {
+    let chat = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1});
+    let with = |kwargs: Value| {
+        let mut body = chat.clone();
+        body["chat_template_kwargs"] = kwargs;
+        body
+    };
+    let answer = post("/v1/chat/completions", with(json!({"enable_thinking": false}))).await;
+    assert_eq!(answer["usage"]["completion_tokens"], 1, "{answer}");
+    let mut tokens = with(json!({"enable_thinking": false}));
+    tokens.as_object_mut().unwrap().remove("max_tokens");
+    assert!(post("/tokenize", tokens).await["count"].as_u64().unwrap() > 0);
+    let many: Value =
+        (0..65).map(|n| (n.to_string(), json!(1))).collect::<serde_json::Map<_, _>>().into();
+    let wrong = [json!({"messages": []}), json!({"tools": 1}), json!(["x"]), json!("x"), many];
+    for kwargs in wrong.into_iter().chain([json!({"x": "y".repeat(70_000)})]) {
+        refused("/v1/chat/completions", &with(kwargs), "chat_template_kwargs").await;
+    }
+}
+
+#[test]
+fn flags_of_templates_say_what_is_wrong() {
+    for (flag, value, said) in [
+        ("--chat-template", "/nowhere.jinja", "No such file"),
+        ("--chat-template-kwargs", "[1]", "no JSON object"),
+        ("--chat-template-kwargs", "{\"messages\": 1}", "`messages` comes from the conversation"),
+    ] {
+        let error = Args::try_parse_from(["pleach", flag, value]).unwrap_err().to_string();
+        assert!(error.contains(flag) && error.contains(said), "{error}");
+    }
+}
