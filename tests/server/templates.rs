@@ -2,10 +2,11 @@
 
 use axum::Router;
 use clap::Parser;
-use pleach::cli::Args;
-use pleach::server::{AppState, router};
+use pleach::cli::{Args, Config};
+use pleach::server::{AppState, load, router};
 use serde_json::{Value, json};
 
+use super::support::gguf;
 use super::{post, refused, send_to, serving};
 
 const THINKING: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}\
@@ -83,4 +84,35 @@ fn flags_of_templates_say_what_is_wrong() {
         let error = Args::try_parse_from(["pleach", flag, value]).unwrap_err().to_string();
         assert!(error.contains(flag) && error.contains(said), "{error}");
     }
+}
+
+/// A model whose own template does not compile completes texts and takes no conversation; a template that is asked for
+/// must compile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_of_no_use_costs_the_chat_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama-tied");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden.join(name), folder.path().join(name)).unwrap();
+    }
+    let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
+    write("tokenizer.json", gguf::letters_json());
+    write("tokenizer_config.json", json!({"chat_template": "{% if %}"}).to_string());
+    let flags = ["pleach", "--model", folder.path().to_str().unwrap()];
+    let load = |more: &[&str]| load(&Config::from(Args::parse_from(flags.iter().chain(more))));
+    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
+    let state = AppState::new(16, 0, metrics);
+    state.serve(load(&[]).unwrap().0);
+    let app = router(state);
+    let body = json!({"prompt": "abc", "max_tokens": 2}).to_string();
+    let (status, text) = send_to(app.clone(), "POST", "/v1/completions", &body).await;
+    assert!(status.is_success(), "{text}");
+    let body = json!({"messages": [{"role": "user", "content": "abc"}]}).to_string();
+    let (status, text) = send_to(app, "POST", "/v1/chat/completions", &body).await;
+    assert!(status == 400 && text.contains("no chat template"), "{text}");
+
+    write("broken.jinja", "{% if %}".to_owned());
+    let file = folder.path().join("broken.jinja");
+    let error = load(&["--chat-template", file.to_str().unwrap()]).err().unwrap();
+    assert!(format!("{error:#}").contains("chat template"), "{error:#}");
 }
