@@ -215,8 +215,9 @@ fn measure(decoder: &Decoder, piece: &[u32], workspace: &mut Workspace, sums: &m
             let mut sums = PairSums::default();
             for (row, (x, y)) in rows.skip(1) {
                 let cosine = dot(x, y) / (norms[a][row] * norms[b][row]).max(1e-30);
-                sums.cosine += cosine.clamp(-1.0, 1.0);
-                sums.last_angle = cosine.clamp(-1.0, 1.0).acos() / std::f64::consts::PI;
+                let cosine = cosine.clamp(-1.0, 1.0);
+                sums.cosine += cosine;
+                sums.last_angle = cosine.acos() / std::f64::consts::PI;
                 sums.angle += sums.last_angle;
             }
             sums

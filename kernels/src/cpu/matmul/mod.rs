@@ -136,31 +136,36 @@ fn panels_of(
         return;
     }
     for chunk in (0..x.rows).step_by(CHUNK) {
-        for pair in panels.clone().step_by(PAIR) {
-            let pair = pair..panels.end.min(pair + PAIR);
-            for tile in (chunk..x.rows.min(chunk + CHUNK)).step_by(TILE) {
-                let rows = TILE.min(x.rows - tile);
-                let groups = if rows <= ROWS { 1 } else { rows.div_ceil(PAIR_ROWS) };
-                for group in 0..groups {
-                    let rows = tile + rows * group / groups..tile + rows * (group + 1) / groups;
-                    let mut sums = [[[0f32; PANEL]; ROWS]; PAIR];
-                    let sums = &mut sums[..pair.len()];
-                    match &w.panels {
-                        Panels::Int(w) => int_panels(isa, w, pair.start, x, rows.clone(), sums),
-                        Panels::Float(w) => {
-                            for (panel, sums) in pair.clone().zip(&mut *sums) {
-                                let sums = &mut sums[..rows.len()];
-                                float::rows(isa, w, panel, x, rows.start, sums);
-                            }
+        let chunk = chunk..x.rows.min(chunk + CHUNK);
+        for panel in panels.clone().step_by(PAIR) {
+            for rows in row_groups(chunk.clone()) {
+                let mut sums = [[[0f32; PANEL]; ROWS]; PAIR];
+                let sums = &mut sums[..PAIR.min(panels.end - panel)];
+                match &w.panels {
+                    Panels::Int(w) => int_panels(isa, w, panel, x, rows.clone(), sums),
+                    Panels::Float(w) => {
+                        for (panel, sums) in (panel..).zip(&mut *sums) {
+                            float::rows(isa, w, panel, x, rows.start, &mut sums[..rows.len()]);
                         }
                     }
-                    for (panel, sums) in pair.clone().zip(&*sums) {
-                        store(panel, rows.start, &sums[..rows.len()]);
-                    }
+                }
+                for (panel, sums) in (panel..).zip(&*sums) {
+                    store(panel, rows.start, &sums[..rows.len()]);
                 }
             }
         }
     }
+}
+
+/// Rows, the first of which begins a tile, in groups that are computed side by side: each of one tile, and as even as
+/// can be.
+fn row_groups(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    rows.clone().step_by(TILE).flat_map(move |tile| {
+        let count = TILE.min(rows.end - tile);
+        let groups = if count <= ROWS { 1 } else { count.div_ceil(PAIR_ROWS) };
+        let at = move |group: usize| tile + count * group / groups;
+        (0..groups).map(move |group| at(group)..at(group + 1))
+    })
 }
 
 /// Rows from which tiles pay.
