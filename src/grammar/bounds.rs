@@ -38,6 +38,10 @@ pub(super) fn check(source: &GrammarSource) -> Result<(), GrammarError> {
             return Err(GrammarError(message));
         }
         GrammarSource::Choice(_) => {}
+        GrammarSource::Around { lark, form } => {
+            check(form)?;
+            measure.lark(lark);
+        }
     }
     if measure.depth > MAX_DEPTH {
         return Err(GrammarError(format!(

@@ -23,6 +23,13 @@ pub enum GrammarSource {
     JsonSchema(Value),
     /// One of these texts.
     Choice(Vec<String>),
+    /// A grammar in the same Lark syntax, in which `@form` is another one.
+    Around {
+        /// The grammar's text.
+        lark: String,
+        /// What `@form` is.
+        form: Box<Self>,
+    },
 }
 
 impl GrammarSource {
@@ -41,6 +48,13 @@ impl GrammarSource {
             Self::Choice(choices) => {
                 let quoted: Vec<String> = choices.iter().map(|c| json!(c).to_string()).collect();
                 TopLevelGrammar::from_lark(format!("start: {}", quoted.join(" | ")))
+            }
+            Self::Around { lark, form } => {
+                let mut grammar = TopLevelGrammar::from_lark(lark.clone());
+                let mut forms = form.grammar().grammars;
+                forms.iter_mut().for_each(|form| form.name = Some("form".into()));
+                grammar.grammars.append(&mut forms);
+                grammar
             }
         }
     }

@@ -141,3 +141,34 @@ fn wrong_or_long_grammars_are_refused() {
     }
     assert_eq!(taken, Vec::<String>::new());
 }
+
+/// A grammar may have another one within, whose errors are told.
+#[test]
+fn a_form_stands_within_a_grammar() {
+    let (compiler, tokenizer) = (compiler(), tokenizer());
+    let lark = "start: thought GAP? @form\nthought[lazy]: /(.|\\n)*<\\/t>/\nGAP: /[ \\n]{1,8}/";
+    let around = |form: GrammarSource| {
+        let (lark, form) = (lark.to_owned(), Box::new(form));
+        compiler.compile(&GrammarSource::Around { lark, form })
+    };
+    for (form, text, wrong) in [
+        (GrammarSource::JsonSchema(schema()), "so\n</t>\n\n{\"ok\":true,\"n\":12}", "so</t>true"),
+        (GrammarSource::Regex("[a-c]{2}".into()), "</t>ab", "</t> d"),
+        (GrammarSource::Choice(vec!["yes".into(), "no".into()]), "{\"</t>yes", "</t>maybe"),
+        (GrammarSource::Lark("start: \"x\" /y+/ \"z\"".into()), "x</t> xyyz", "</t>z"),
+    ] {
+        let grammar = around(form).unwrap();
+        let follow = |text: &str| {
+            let mut state = grammar.start();
+            let encoding = tokenizer.encode(text, false).unwrap();
+            let followed = encoding.get_ids().iter().all(|id| state.draft(*id));
+            followed.then(|| allowed(&mut state, encoding.get_ids().len()).contains(&EOS))
+        };
+        assert_eq!(follow(text), Some(true), "{text}");
+        assert_eq!(follow(wrong), None, "{wrong}");
+        assert_eq!(follow("only thoughts"), Some(false));
+    }
+    let deep = (0..2000).fold(json!({}), |inner, _| json!({"items": inner}));
+    assert!(around(GrammarSource::JsonSchema(deep)).unwrap_err().to_string().contains("deep"));
+    assert!(around(GrammarSource::JsonSchema(json!({"type": "colour"}))).is_err());
+}

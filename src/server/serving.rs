@@ -10,7 +10,7 @@ use super::drafts::Drafts;
 use super::error::ApiError;
 use crate::engine::EngineHandle;
 use crate::grammar::{Busy, DEADLINE, Grammar, GrammarCompiler, GrammarSource, GrammarWorkers};
-use crate::text::{CallFormat, ChatTemplate, Mark};
+use crate::text::{ChatTemplate, Mark};
 
 /// A loaded model, ready to answer.
 pub struct Serving {
@@ -123,10 +123,10 @@ impl Serving {
         result.map_err(|e| ApiError::invalid(field, format!("`{field}`: {e}")))
     }
 
-    /// The texts of a format of calls that are special tokens here.
-    pub(super) fn marks(&self, format: CallFormat) -> Vec<Mark> {
+    /// Those of the texts that are special tokens here.
+    pub(super) fn marks(&self, texts: &[&'static str]) -> Vec<Mark> {
         let special = |mark: &&str| self.tokenizer.get_added_vocabulary().is_special_token(mark);
-        let marks = format.marks().iter().copied().filter(special);
+        let marks = texts.iter().copied().filter(special);
         marks.filter_map(|mark| Some((self.tokenizer.token_to_id(mark)?, mark))).collect()
     }
 

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use super::tool_prompt::describe_tools;
-use super::{CallFormat, indented_python_json, python_json};
+use super::{CallFormat, ThinkTags, indented_python_json, python_json};
 
 /// Instructions that rendering may take: about a second's worth.
 const FUEL: u64 = 20_000_000;
@@ -51,6 +51,8 @@ pub struct ChatTemplate {
     calls: CallFormat,
     /// Whether the template describes functions and writes their calls itself.
     knows_calls: bool,
+    /// What the model's reasoning stands between, where the template knows of any.
+    think_tags: Option<ThinkTags>,
 }
 
 impl ChatTemplate {
@@ -92,8 +94,8 @@ impl ChatTemplate {
         let special_tokens = [("bos_token", bos_token), ("eos_token", eos_token)];
         let special_tokens =
             special_tokens.map(|(role, text)| (role.to_owned(), text.to_owned())).into();
-        let variables = Map::new();
-        Ok(Self { environment, special_tokens, variables, calls, knows_calls })
+        let (variables, think_tags) = (Map::new(), ThinkTags::of_template(source));
+        Ok(Self { environment, special_tokens, variables, calls, knows_calls, think_tags })
     }
 
     /// Sets the format in which the model writes calls, whether its template shows it or not.
@@ -109,6 +111,12 @@ impl ChatTemplate {
     #[must_use]
     pub fn calls(&self) -> CallFormat {
         self.calls
+    }
+
+    /// What the model's reasoning stands between, where the template knows of any.
+    #[must_use]
+    pub fn think_tags(&self) -> Option<ThinkTags> {
+        self.think_tags
     }
 
     /// Adds special tokens, by the roles under which the template knows them.

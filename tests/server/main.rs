@@ -24,6 +24,7 @@ mod messages;
 mod naming;
 mod parameters;
 mod reading;
+mod reasoning;
 mod spaces;
 mod streams;
 #[path = "../support/mod.rs"]

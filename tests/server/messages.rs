@@ -167,7 +167,7 @@ async fn messages_call_functions_and_read_results() {
         ("tools", json!([{"type": "web_search_20250305", "name": "web_search"}])),
         ("tool_choice", json!({"type": "tool", "name": "other"})),
         ("stop_sequences", json!([""])),
-        ("thinking", json!({"type": "enabled", "budget_tokens": 50})),
+        ("thinking", json!({"type": "always"})),
         ("container", json!("x")),
     ] {
         let mut body = body.clone();

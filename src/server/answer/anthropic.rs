@@ -37,13 +37,17 @@ impl MessageAnswer {
 }
 
 fn blocks(mut message: Message) -> Vec<ContentBlock> {
+    let thinking = std::mem::take(&mut message.reasoning);
+    let thinking = Some(thinking).filter(|text| !text.is_empty());
+    let thinking = thinking.map(|thinking| ContentBlock::Thinking { thinking, signature: "" });
     let text = message.content().map(|text| ContentBlock::Text { text });
     let call = |Call { id, name, arguments }| {
         // They are cut where the tokens ran out.
         let input = serde_json::from_str(&arguments).unwrap_or_default();
         ContentBlock::ToolUse { id, name, input }
     };
-    text.into_iter().chain(message.calls.into_iter().map(call)).collect()
+    let calls = message.calls.into_iter().map(call);
+    thinking.into_iter().chain(text).chain(calls).collect()
 }
 
 /// Why a message ended, and the text that ended it.
@@ -68,6 +72,7 @@ pub(crate) struct AnthropicWriter {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
+    Thinking,
     Text,
     ToolUse,
 }
@@ -117,12 +122,20 @@ impl AnthropicWriter {
         let mut heard = true;
         for said in said {
             heard = match said {
+                Said::Reasoning(thinking) => {
+                    if self.open != Some(Kind::Thinking) {
+                        let (thinking, signature) = (String::new(), "");
+                        let block = ContentBlock::Thinking { thinking, signature };
+                        self.begin(Kind::Thinking, block).await;
+                    }
+                    self.delta(BlockDelta::Thinking { thinking }).await
+                }
                 Said::Text(text) => {
                     if self.open != Some(Kind::Text) {
                         let block = ContentBlock::Text { text: String::new() };
                         self.begin(Kind::Text, block).await;
                     }
-                    self.delta(BlockDelta::TextDelta { text }).await
+                    self.delta(BlockDelta::Text { text }).await
                 }
                 Said::Call { id, name } => {
                     let block = ContentBlock::ToolUse { id, name, input: Map::new() };
@@ -130,7 +143,7 @@ impl AnthropicWriter {
                 }
                 Said::Arguments(text) if text.is_empty() => continue,
                 Said::Arguments(partial_json) => {
-                    self.delta(BlockDelta::InputJsonDelta { partial_json }).await
+                    self.delta(BlockDelta::InputJson { partial_json }).await
                 }
             };
         }
@@ -152,7 +165,10 @@ impl AnthropicWriter {
 
     /// Ends the block that goes on, if there is one.
     async fn end(&mut self) {
-        if self.open.take().is_some() {
+        if let Some(kind) = self.open.take() {
+            if kind == Kind::Thinking {
+                self.delta(BlockDelta::Signature { signature: "" }).await;
+            }
             let index = self.blocks - 1;
             self.send(MessageEvent::ContentBlockStop { index }).await;
         }

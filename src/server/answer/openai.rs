@@ -138,8 +138,15 @@ impl Responder {
                 let calls: Vec<ToolCall> =
                     choice.message.calls.into_iter().map(ToolCall::from).collect();
                 let tool_calls = Some(calls).filter(|calls| !calls.is_empty());
-                let refusal = None;
-                ChoiceText::Message(AssistantMessage { role, content, refusal, tool_calls })
+                let reasoning = some_text(choice.message.reasoning);
+                ChoiceText::Message(AssistantMessage {
+                    role,
+                    content,
+                    reasoning_content: reasoning.clone(),
+                    reasoning,
+                    refusal: None,
+                    tool_calls,
+                })
             }
         };
         Choice {
@@ -173,7 +180,7 @@ impl Responder {
         if self.format == Format::Chat {
             for index in 0..count {
                 let (role, content) = (Some("assistant"), Some(String::new()));
-                let delta = Delta { role, content, tool_calls: None };
+                let delta = Delta { role, content, ..Delta::default() };
                 if !events.send(&self.chunk(index, ChoiceText::Delta(delta))).await {
                     return;
                 }
@@ -205,7 +212,7 @@ impl Responder {
             let added = delta.content.as_deref().unwrap_or_default();
             let logprobs = self.logprobs(added, read, &piece.offsets);
             // The last chunk of a choice has an empty delta where no text is left.
-            let empty = delta.content.is_none() && delta.tool_calls.is_none();
+            let empty = delta == Delta::default();
             let text = match self.format {
                 Format::Text => ChoiceText::Text(delta.content.unwrap_or_default()),
                 Format::Chat => ChoiceText::Delta(delta),
@@ -281,9 +288,11 @@ fn ending(reason: Result<FinishReason, ApiError>) -> (Option<FinishReason>, Opti
 
 /// What a piece adds to a message in which `begun` calls have begun.
 fn delta(said: Vec<Said>, begun: &mut usize) -> Delta {
-    let (mut content, mut calls) = (String::new(), Vec::<ToolCallDelta>::new());
+    let (mut reasoning, mut content) = (String::new(), String::new());
+    let mut calls = Vec::<ToolCallDelta>::new();
     for said in said {
         match said {
+            Said::Reasoning(more) => reasoning += &more,
             Said::Text(more) => content += &more,
             Said::Call { id, name } => {
                 calls.push(ToolCallDelta::begin(*begun, id, name));
@@ -295,11 +304,18 @@ fn delta(said: Vec<Said>, begun: &mut usize) -> Delta {
             },
         }
     }
+    let reasoning = some_text(reasoning);
     Delta {
         role: None,
-        content: Some(content).filter(|text| !text.is_empty()),
+        reasoning_content: reasoning.clone(),
+        reasoning,
+        content: some_text(content),
         tool_calls: Some(calls).filter(|calls| !calls.is_empty()),
     }
+}
+
+fn some_text(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
 }
 
 impl From<Call> for ToolCall {

@@ -22,6 +22,7 @@ pub(crate) struct ResponsesWriter {
 }
 
 enum Item {
+    Reasoning { id: String, text: String },
     Message { id: String, text: String },
     Call { id: String, call_id: String, name: String, arguments: String },
 }
@@ -29,17 +30,22 @@ enum Item {
 impl Item {
     fn id(&self) -> &str {
         match self {
-            Self::Message { id, .. } | Self::Call { id, .. } => id,
+            Self::Reasoning { id, .. } | Self::Message { id, .. } | Self::Call { id, .. } => id,
         }
     }
 
     fn output(&self, status: ResponseStatus) -> OutputItem {
+        // An item begins without its parts.
+        let begins = status == ResponseStatus::InProgress;
+        let whole = |part| if begins { Vec::new() } else { vec![part] };
         match self {
+            Self::Reasoning { id, text } => {
+                let (id, content) = (id.clone(), whole(reasoning_part(text)));
+                OutputItem::Reasoning { id, status, summary: [], content }
+            }
             Self::Message { id, text } => {
-                // An item begins without its parts.
-                let begins = status == ResponseStatus::InProgress;
-                let content = if begins { Vec::new() } else { vec![part(text)] };
-                OutputItem::Message { id: id.clone(), role: "assistant", status, content }
+                let (id, content) = (id.clone(), whole(part(text)));
+                OutputItem::Message { id, role: "assistant", status, content }
             }
             Self::Call { id, call_id, name, arguments } => OutputItem::FunctionCall {
                 id: id.clone(),
@@ -53,7 +59,11 @@ impl Item {
 }
 
 fn part(text: &str) -> OutputPart {
-    OutputPart { kind: "output_text", text: text.to_owned(), annotations: [], logprobs: [] }
+    OutputPart::OutputText { text: text.to_owned(), annotations: [], logprobs: [] }
+}
+
+fn reasoning_part(text: &str) -> OutputPart {
+    OutputPart::ReasoningText { text: text.to_owned() }
 }
 
 fn new_id(prefix: &str) -> String {
@@ -68,7 +78,8 @@ impl ResponsesWriter {
 
     /// The response with all that is said.
     pub(crate) fn whole(mut self, whole: Whole) -> ResponseAnswer {
-        let Message { text, calls } = whole.message;
+        let Message { reasoning, text, calls } = whole.message;
+        self.add(Said::Reasoning(reasoning));
         self.add(Said::Text(text));
         for call in calls {
             self.add(Said::Call { id: call.id, name: call.name });
@@ -113,7 +124,25 @@ impl ResponsesWriter {
     /// Takes in what is said next.
     fn add(&mut self, said: Said) {
         match said {
-            Said::Text(more) | Said::Arguments(more) if more.is_empty() => {}
+            Said::Reasoning(more) | Said::Text(more) | Said::Arguments(more) if more.is_empty() => {
+            }
+            Said::Reasoning(delta) => {
+                if !(self.open && matches!(self.items.last(), Some(Item::Reasoning { .. }))) {
+                    self.begin(Item::Reasoning { id: new_id("rs"), text: String::new() });
+                    self.part_event("response.content_part.added", reasoning_part(""));
+                }
+                if let Some(Item::Reasoning { text, .. }) = self.items.last_mut() {
+                    text.push_str(&delta);
+                }
+                let ((item_id, output_index), content_index) = (self.place(), 0);
+                let data = ResponseEventData::ReasoningDelta {
+                    item_id,
+                    output_index,
+                    content_index,
+                    delta,
+                };
+                self.event("response.reasoning_text.delta", data);
+            }
             Said::Text(more) => {
                 if !(self.open && matches!(self.items.last(), Some(Item::Message { .. }))) {
                     self.begin_message();
@@ -166,6 +195,13 @@ impl ResponsesWriter {
         let done = item.output(status);
         let (item_id, output_index) = self.place();
         match item {
+            Item::Reasoning { text, .. } => {
+                let (text, part, content_index) = (text.clone(), reasoning_part(text), 0);
+                let data =
+                    ResponseEventData::Reasoning { item_id, output_index, content_index, text };
+                self.event("response.reasoning_text.done", data);
+                self.part_event("response.content_part.done", part);
+            }
             Item::Message { text, .. } => {
                 let (text, part, content_index, logprobs) = (text.clone(), part(text), 0, []);
                 let data = ResponseEventData::Text {

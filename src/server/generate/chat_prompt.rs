@@ -7,8 +7,9 @@ use super::running::Prepared;
 use crate::server::error::ApiError;
 use crate::server::request::dialect::Dialect;
 use crate::server::request::functions::Callable;
+use crate::server::request::thinking;
 use crate::server::serving::Serving;
-use crate::text::{CallFormat, ChatTemplate, Ending};
+use crate::text::{CallFormat, ChatTemplate, Ending, ThinkTags, Thinking};
 
 /// A conversation, and what the model may call in its answer.
 pub(crate) struct ChatPrompt {
@@ -25,8 +26,13 @@ pub(crate) enum PromptMessage {
     System { text: String, name: Option<String> },
     /// What the user says.
     User { text: String, name: Option<String> },
-    /// What the assistant said and called.
-    Assistant { text: String, name: Option<String>, calls: Vec<PastCall> },
+    /// What the assistant thought, said and called.
+    Assistant {
+        reasoning: Option<String>,
+        text: String,
+        name: Option<String>,
+        calls: Vec<PastCall>,
+    },
     /// What a function gave back to the call `call_id`.
     Result { text: String, name: Option<String>, call_id: String },
 }
@@ -52,26 +58,47 @@ impl ChatPrompt {
         mut generation: Generation,
         dialect: Dialect,
     ) -> Result<Prepared, ApiError> {
+        let prompt = self.text(serving, dialect)?;
+        generation.thinking = self.thinking(serving, &prompt);
+        let tags = generation.thinking.map(|(tags, _)| tags);
         if let Some(callable) = &self.callable {
             let format = serving.template.as_ref().map_or(CallFormat::Hermes, ChatTemplate::calls);
-            let marks = serving.marks(format);
+            let marks = serving.marks(format.marks());
             let form = generation.grammar.take();
-            let grammar = callable.grammar(format, &marks, form.clone())?;
+            let grammar = callable.grammar(format, &marks, form.clone(), tags.map(|it| it.open))?;
             generation.grammar = Some(("tools", grammar));
             generation.form = form.filter(|_| callable.may_speak());
             generation.calls = Some(format);
         }
-        let prompts = vec![self.tokens(serving, dialect)?];
+        if let Some((tags, thinking)) = generation.thinking
+            && let Some((_, grammar)) = &mut generation.grammar
+        {
+            let marks = serving.marks(&[tags.open, tags.close]);
+            *grammar = thinking::before(grammar.clone(), (tags, thinking), &marks);
+        }
+        let prompts = vec![serving.encode(dialect.prompt, &prompt, false)?];
         Ok(Prepared { generation, prompts, dialect })
     }
 
+    /// How an answer to the conversation reasons before it begins, where it may; `prompt` is its text.
+    fn thinking(&self, serving: &Serving, prompt: &str) -> Option<(ThinkTags, Thinking)> {
+        let tags = serving.template.as_ref()?.think_tags()?;
+        let thinking = match (self.ending, self.messages.last()) {
+            (Ending::LastMessage, Some(PromptMessage::Assistant { text, .. })) => {
+                tags.after_words(text)
+            }
+            _ => tags.after_prompt(prompt),
+        };
+        Some((tags, thinking?))
+    }
+
     /// The prompt's tokens.
-    pub(crate) fn tokens(self, serving: &Serving, dialect: Dialect) -> Result<Vec<u32>, ApiError> {
+    pub(crate) fn tokens(&self, serving: &Serving, dialect: Dialect) -> Result<Vec<u32>, ApiError> {
         serving.encode(dialect.prompt, &self.text(serving, dialect)?, false)
     }
 
     /// The prompt's text, as the model's chat template has it.
-    pub(crate) fn text(self, serving: &Serving, dialect: Dialect) -> Result<String, ApiError> {
+    pub(crate) fn text(&self, serving: &Serving, dialect: Dialect) -> Result<String, ApiError> {
         let field = dialect.prompt;
         let template = serving.template.as_ref().ok_or_else(|| {
             let message = "this model has no chat template; use /v1/completions, or `prompt`";
@@ -80,9 +107,9 @@ impl ChatPrompt {
         if self.messages.is_empty() {
             return Err(ApiError::invalid(field, format!("`{field}` must not be empty")));
         }
-        let messages: Vec<Value> = self.messages.into_iter().map(PromptMessage::template).collect();
-        let tools = self.callable.map(|callable| callable.rendered).unwrap_or_default();
-        let text = template.render_to(self.ending, &messages, &tools, &self.variables);
+        let messages: Vec<Value> = self.messages.iter().map(PromptMessage::template).collect();
+        let tools = self.callable.as_ref().map_or(&[][..], |callable| &callable.rendered);
+        let text = template.render_to(self.ending, &messages, tools, &self.variables);
         text.map_err(|e| ApiError::invalid(field, e.to_string()))
     }
 }
@@ -94,24 +121,32 @@ impl PromptMessage {
     }
 
     /// The message as chat templates read it.
-    fn template(self) -> Value {
-        let (role, text, name, more) = match self {
-            Self::System { text, name } => ("system", text, name, None),
-            Self::User { text, name } => ("user", text, name, None),
-            Self::Assistant { text, name, calls } => {
-                let calls: Vec<Value> = calls.into_iter().map(PastCall::template).collect();
-                let calls = Some(calls).filter(|calls| !calls.is_empty());
-                ("assistant", text, name, calls.map(|calls| ("tool_calls", Value::from(calls))))
-            }
-            Self::Result { text, name, call_id } => {
-                ("tool", text, name, Some(("tool_call_id", Value::from(call_id))))
-            }
+    fn template(&self) -> Value {
+        let (role, text, name) = match self {
+            Self::System { text, name } => ("system", text, name),
+            Self::User { text, name } => ("user", text, name),
+            Self::Assistant { text, name, .. } => ("assistant", text, name),
+            Self::Result { text, name, .. } => ("tool", text, name),
         };
         let mut message = Map::new();
-        message.insert("role".into(), role.into());
-        message.insert("content".into(), text.into());
-        message.extend(name.map(|name| ("name".into(), name.into())));
-        message.extend(more.map(|(field, value)| (field.into(), value)));
+        let mut set = |field: &str, value: Value| drop(message.insert(field.into(), value));
+        set("role", role.into());
+        set("content", text.as_str().into());
+        if let Some(name) = name {
+            set("name", name.as_str().into());
+        }
+        match self {
+            Self::System { .. } | Self::User { .. } => {}
+            Self::Assistant { reasoning, calls, .. } => {
+                if let Some(reasoning) = reasoning {
+                    set("reasoning_content", reasoning.as_str().into());
+                }
+                if !calls.is_empty() {
+                    set("tool_calls", calls.iter().map(PastCall::template).collect());
+                }
+            }
+            Self::Result { call_id, .. } => set("tool_call_id", call_id.as_str().into()),
+        }
         message.into()
     }
 }
@@ -123,7 +158,7 @@ impl PastCall {
         Self { id, name, arguments }
     }
 
-    fn template(self) -> Value {
+    fn template(&self) -> Value {
         let function = json!({"name": self.name, "arguments": self.arguments});
         json!({"id": self.id, "type": "function", "function": function})
     }

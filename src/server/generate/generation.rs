@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::pieces::{Ends, Piece, Reader};
-use super::tool_calls::Calls;
+use super::speech::{Reasoning, Speech};
 use crate::engine::Request;
 use crate::grammar::{Grammar, GrammarSource};
 use crate::observe::spans::SequenceSpan;
@@ -19,8 +19,8 @@ use crate::server::request::body::Body;
 use crate::server::request::dialect::Dialect;
 use crate::server::request::structured;
 use crate::server::serving::Serving;
-use crate::server::wire::{Number, RouterDefaults, Sampling, Stop};
-use crate::text::{CallFormat, StoppingText};
+use crate::server::wire::{Number, ReasoningOptions, RouterDefaults, Sampling, Stop};
+use crate::text::{CallFormat, StoppingText, ThinkTags, Thinking};
 
 /// Checks a number of choices.
 pub(crate) fn in_range(field: &str, choices: usize) -> Result<(), ApiError> {
@@ -63,6 +63,10 @@ pub(crate) struct Generation {
     pub(crate) token_sources: bool,
     /// How the answer calls functions, where it may.
     pub(crate) calls: Option<CallFormat>,
+    /// How the answer reasons before it begins, where it may.
+    pub(crate) thinking: Option<(ThinkTags, Thinking)>,
+    /// What becomes of its reasoning.
+    pub(crate) reasoning: Reasoning,
     /// Texts of the prompts, where answers begin with them.
     pub(crate) echo: Vec<String>,
     /// Whether the answer is the prompt alone.
@@ -87,6 +91,8 @@ impl Generation {
             include_usage: false,
             token_sources: false,
             calls: None,
+            thinking: None,
+            reasoning: Reasoning::default(),
             echo: Vec::new(),
             prompt_only: false,
             store: true,
@@ -103,6 +109,7 @@ impl Generation {
     ) -> Result<Self, ApiError> {
         let wanted: Sampling = body.read()?;
         let _: RouterDefaults = body.read()?;
+        let reasoning = Reasoning::from(body.read::<ReasoningOptions>()?);
         serving.check_model(wanted.model.as_deref())?;
         let stop = stop_strings("stop", wanted.stop.map(Stop::into_list).unwrap_or_default())?;
         let mut stop_token_ids = wanted.stop_token_ids.unwrap_or_default();
@@ -153,6 +160,7 @@ impl Generation {
             kept: choices,
             stream,
             include_usage: wanted.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
+            reasoning,
             token_sources: wanted.return_token_sources.unwrap_or(false),
             store: wanted.store.is_none(),
             ..generation
@@ -185,7 +193,11 @@ impl Generation {
         let [form, text_form] =
             [&self.grammar, &self.form].map(|form| form.as_ref().map(|(field, _)| *field));
         self.request.grammar = self.compile(serving).await?;
-        let marks = self.calls.map(|format| serving.marks(format)).unwrap_or_default();
+        let tags = self.thinking.map(|(tags, _)| [tags.open, tags.close]);
+        let calls = self.calls.map(|format| format.marks());
+        let marks =
+            [tags.as_ref().map_or(&[][..], |tags| tags), calls.unwrap_or_default()].concat();
+        let marks = serving.marks(&marks);
         let text = StoppingText::new(Arc::clone(&serving.tokenizer), self.stop.clone());
         let text = text.showing(&marks);
         self.request.stop = (!self.stop.is_empty()).then(|| text.clone());
@@ -221,7 +233,7 @@ impl Generation {
                 choice,
                 pieces: sender.clone(),
                 text: text.clone(),
-                calls: self.calls.map(Calls::new),
+                speech: Speech::new(self.thinking, self.reasoning, self.calls),
                 form,
                 text_form,
                 stopped: None,

@@ -5,4 +5,5 @@ pub(crate) mod generation;
 pub(crate) mod pieces;
 pub(crate) mod running;
 pub(crate) mod said;
+pub(crate) mod speech;
 pub(crate) mod tool_calls;

@@ -7,7 +7,7 @@ use tokenizers::Tokenizer;
 use tokio::sync::mpsc;
 
 use super::said::Said;
-use super::tool_calls::Calls;
+use super::speech::Speech;
 use crate::engine::{Event, FinishReason, PromptToken, Request, SequenceStats, TokenOut};
 use crate::observe::spans::SequenceSpan;
 use crate::observe::traffic::{Recorded, Recorder};
@@ -23,7 +23,7 @@ use crate::text::{Continuations, StoppingText};
 pub(crate) struct Piece {
     /// Its place among the choices of all prompts.
     pub(crate) choice: usize,
-    /// What it adds to the answer: text, then calls.
+    /// What it adds to the answer: reasoning, then text, then calls.
     pub(crate) said: Vec<Said>,
     /// The prompt, where its log-probabilities are wanted.
     pub(crate) prompt: Vec<PromptToken>,
@@ -42,6 +42,8 @@ pub(crate) struct End {
     pub(crate) reason: Result<wire::FinishReason, ApiError>,
     /// The text or token of the request that ended it, where one did.
     pub(crate) stop: Option<StopReason>,
+    /// Tokens of its reasoning.
+    pub(crate) reasoning_tokens: u64,
     pub(crate) stats: SequenceStats,
 }
 
@@ -63,8 +65,8 @@ pub(crate) struct Reader {
     pub(crate) choice: usize,
     pub(crate) pieces: mpsc::Sender<Piece>,
     pub(crate) text: StoppingText,
-    /// Finds the calls in its text, where it may make any.
-    pub(crate) calls: Option<Calls>,
+    /// What its text says.
+    pub(crate) speech: Speech,
     /// The field that gives the output's form.
     pub(crate) form: Option<&'static str>,
     /// The field that gives the form of its text alone, where it may call functions instead.
@@ -94,7 +96,9 @@ impl Reader {
                 // A sequence that waits, or reads a long prompt, has nothing to say for long.
                 () = self.pieces.closed() => return,
             };
-            let mut text = self.echo.take().unwrap_or_default();
+            if let Some(echo) = self.echo.take() {
+                self.speech.hear(&echo);
+            }
             let mut piece = Piece { choice: self.choice, ..Piece::default() };
             match event {
                 Some(Event::Prompt(tokens)) => piece.prompt = tokens,
@@ -105,39 +109,31 @@ impl Reader {
                     if let Some((_, record)) = &mut self.record {
                         record.response_tokens.extend(tokens.iter().map(|token| token.id));
                     }
-                    self.add(tokens, &mut text, &mut piece);
+                    self.add(tokens, &mut piece);
                 }
                 Some(Event::Finished { reason, stats }) => {
                     if let Some(span) = self.span.take() {
                         span.end(reason.name(), &stats);
                     }
-                    piece.end = Some(self.finish(reason, stats, &mut text));
+                    piece.end = Some(self.finish(reason, stats));
                 }
                 None => {
                     let reason = Err(ApiError::internal("the engine has stopped"));
-                    piece.end = Some(End { reason, stop: None, stats: SequenceStats::default() });
+                    let (stats, reasoning_tokens) = (SequenceStats::default(), 0);
+                    piece.end = Some(End { reason, stop: None, reasoning_tokens, stats });
                 }
             }
             let ended = piece.end.is_some();
-            piece.said = match &mut self.calls {
-                Some(calls) => calls.push(&text, ended),
-                None if text.is_empty() => Vec::new(),
-                None => vec![Said::Text(text)],
-            };
+            piece.said = self.speech.say(ended);
             if let Some(End { reason: Ok(reason), .. }) = &mut piece.end {
                 self.record(reason);
-                *reason = reason.with_calls(self.called());
+                *reason = reason.with_calls(self.speech.has_called());
             }
             // Dropping the events cancels a sequence that has not ended.
             if self.pieces.send(piece).await.is_err() || ended {
                 return;
             }
         }
-    }
-
-    /// Whether it has begun to call a function.
-    fn called(&self) -> bool {
-        self.calls.as_ref().is_some_and(|calls| calls.begun > 0)
     }
 
     /// Records the answer, where that is wanted.
@@ -152,8 +148,8 @@ impl Reader {
         recorder.keep(record);
     }
 
-    /// Adds tokens to a piece, and what they say to its text.
-    fn add(&mut self, tokens: Vec<TokenOut>, whole: &mut String, piece: &mut Piece) {
+    /// Adds tokens to a piece, and their text to what is said.
+    fn add(&mut self, tokens: Vec<TokenOut>, piece: &mut Piece) {
         for token in tokens {
             if self.ends.0.contains(&token.id) {
                 continue;
@@ -161,16 +157,16 @@ impl Reader {
             piece.offsets.push(self.echoed + self.text.position());
             let (text, stopped) = self.text.push(token.id);
             self.stopped = self.stopped.or(stopped);
-            *whole += &text;
+            self.speech.hear_token(&text);
             piece.tokens.push(token);
             piece.texts.push(text);
         }
     }
 
     /// The end of a sequence, with what was held back of its text.
-    fn finish(&mut self, reason: FinishReason, mut stats: SequenceStats, text: &mut String) -> End {
+    fn finish(&mut self, reason: FinishReason, mut stats: SequenceStats) -> End {
         let (rest, stopped) = self.text.finish();
-        *text += &rest;
+        self.speech.hear(&rest);
         let stopped = self.stopped.or(stopped).map(|place| self.text.stop(place).to_owned());
         let stop = match reason {
             FinishReason::StopToken(id) => Some(StopReason::Token(id)),
@@ -180,7 +176,7 @@ impl Reader {
         let reason = match reason {
             FinishReason::Error(reason) => Err(ApiError::internal(reason)),
             FinishReason::GrammarError(reason) => {
-                let of_text = self.text_form.filter(|_| !self.called());
+                let of_text = self.text_form.filter(|_| !self.speech.has_called());
                 let field = of_text.or(self.form).unwrap_or("response_format");
                 Err(ApiError::invalid(field, format!("`{field}`: {reason}")))
             }
@@ -191,6 +187,6 @@ impl Reader {
             FinishReason::Length if stop.is_none() => Ok(wire::FinishReason::Length),
             _ => Ok(wire::FinishReason::Stop),
         };
-        End { reason, stop, stats }
+        End { reason, stop, reasoning_tokens: self.speech.reasoning_tokens(), stats }
     }
 }

@@ -38,7 +38,16 @@ impl Prepared {
         let prompt_tokens = prompts.iter().map(Vec::len).sum();
         let pieces = generation.start(&serving, prompts, dialect, place).await?;
         let stats = vec![SequenceStats::default(); count];
-        Ok(RunningRequest { serving, prompt_tokens, per_prompt, pieces, stats, ended: 0 })
+        let (reasoning_tokens, ended) = (0, 0);
+        Ok(RunningRequest {
+            serving,
+            prompt_tokens,
+            per_prompt,
+            pieces,
+            stats,
+            reasoning_tokens,
+            ended,
+        })
     }
 }
 
@@ -52,6 +61,8 @@ pub(crate) struct RunningRequest {
     pieces: mpsc::Receiver<Piece>,
     /// One per choice, set where it ends.
     stats: Vec<SequenceStats>,
+    /// Tokens of the reasoning of choices that have ended.
+    reasoning_tokens: u64,
     /// Choices that have ended.
     ended: usize,
 }
@@ -79,6 +90,7 @@ impl RunningRequest {
                 return Err(fault.clone());
             }
             self.ended += 1;
+            self.reasoning_tokens += end.reasoning_tokens;
             self.stats[piece.choice] = end.stats.clone();
             piece.end = Some(end);
         }
@@ -87,7 +99,7 @@ impl RunningRequest {
 
     /// What the choices that have ended took.
     pub(crate) fn usage(&self) -> Usage {
-        Usage::new(self.prompt_tokens, &self.stats, self.per_prompt)
+        Usage::new(self.prompt_tokens, &self.stats, self.per_prompt, self.reasoning_tokens)
     }
 
     /// All of an answer that has one choice.

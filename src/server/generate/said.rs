@@ -3,6 +3,8 @@
 /// What the model says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Said {
+    /// More of its reasoning, which comes before all else.
+    Reasoning(String),
     /// More text.
     Text(String),
     /// The beginning of a call of a function.
@@ -19,6 +21,7 @@ pub(crate) enum Said {
 /// All that the model says in one choice.
 #[derive(Debug, Default)]
 pub(crate) struct Message {
+    pub(crate) reasoning: String,
     pub(crate) text: String,
     pub(crate) calls: Vec<Call>,
 }
@@ -38,6 +41,7 @@ impl Message {
     /// Adds what comes next.
     pub(crate) fn add(&mut self, said: Said) {
         match said {
+            Said::Reasoning(more) => self.reasoning += &more,
             Said::Text(more) => self.text += &more,
             Said::Call { id, name } => {
                 self.calls.push(Call { id, name, arguments: String::new() });

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::grammar::{GrammarSource, with_whitespace};
 use crate::server::error::ApiError;
+use crate::server::request::lark::{any_text_but, literal};
 use crate::text::tool_calls::Texts;
 use crate::text::{CallFormat, Mark};
 
@@ -96,12 +97,13 @@ impl Callable {
 
     /// The grammar of an answer: text or calls in a format, or calls alone where they are required. Of
     /// the format's texts, `marks` are special tokens. `form` is the rule for the text, with the field that
-    /// gives it.
+    /// gives it; without one, the text is free, but does not begin with `but`.
     pub(crate) fn grammar(
         &self,
         format: CallFormat,
         marks: &[Mark],
         form: Option<(&'static str, GrammarSource)>,
+        but: Option<&str>,
     ) -> Result<GrammarSource, ApiError> {
         let Texts { trigger, head, opening, arguments, closing, between, tail } = format.texts();
         let mut lark = String::from("%llguidance {}\n");
@@ -132,7 +134,11 @@ impl Callable {
         }
         // Before the first call stands any text; without a trigger, calls are told by their brace.
         if free {
-            let any = if begin.is_empty() { "([^{](.|\\n)*)?" } else { "(.|\\n)*" };
+            let any = match but {
+                _ if begin.is_empty() => "([^{](.|\\n)*)?".to_owned(),
+                Some(tag) => any_text_but(tag),
+                None => "(.|\\n)*".to_owned(),
+            };
             let _ = writeln!(lark, "TEXT: /{any}/");
         }
         let _ = match begin {
@@ -149,19 +155,6 @@ impl Callable {
             let _ = writeln!(lark, "{name}: {before} %json {schema} {}", literal(closing, marks));
         }
         Ok(GrammarSource::Lark(lark))
-    }
-}
-
-/// A text in a grammar, where `marks` are special tokens.
-fn literal(text: &str, marks: &[Mark]) -> String {
-    let found = marks.iter().filter_map(|(id, mark)| Some((text.find(mark)?, mark.len(), id)));
-    match found.min() {
-        Some((at, length, id)) => {
-            let (before, after) = (&text[..at], &text[at + length..]);
-            format!("{} <[{id}]> {}", literal(before, marks), literal(after, marks))
-        }
-        None if text.is_empty() => String::new(),
-        None => json!(text).to_string(),
     }
 }
 

@@ -4,4 +4,6 @@ pub(crate) mod body;
 pub(crate) mod dialect;
 pub(crate) mod functions;
 pub(crate) mod json;
+pub(crate) mod lark;
 pub(crate) mod structured;
+pub(crate) mod thinking;

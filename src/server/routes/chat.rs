@@ -14,6 +14,7 @@ use crate::server::generate::running::Prepared;
 use crate::server::request::body::Body;
 use crate::server::request::dialect::Dialect;
 use crate::server::request::functions::{CallChoice, Callable, Function};
+use crate::server::request::thinking;
 use crate::server::serving::Serving;
 use crate::server::state::AppState;
 use crate::server::wire::{
@@ -72,9 +73,11 @@ pub(crate) fn read_prompt(body: &mut Body) -> Result<ChatPrompt, ApiError> {
     let choice = tool_choice.map_or(CallChoice::Auto, CallChoice::from);
     let callable = Callable::new(functions, choice, parallel_tool_calls.unwrap_or(true))?;
     let messages = conversation.messages.into_iter().map(PromptMessage::from).collect();
-    let variables = conversation.chat_template_kwargs.unwrap_or_default();
-    ChatTemplate::check_variables(&variables)
+    let own = conversation.chat_template_kwargs.unwrap_or_default();
+    ChatTemplate::check_variables(&own)
         .map_err(|e| ApiError::invalid("chat_template_kwargs", e.to_string()))?;
+    let mut variables = conversation.reasoning_effort.map(thinking::of_effort).unwrap_or_default();
+    variables.extend(own);
     Ok(ChatPrompt { messages, ending, callable, variables })
 }
 
@@ -99,10 +102,19 @@ impl From<Message> for PromptMessage {
                 Self::System { text: content.into_text(), name }
             }
             Message::User { content, name } => Self::User { text: content.into_text(), name },
-            Message::Assistant { content, name, refusal, tool_calls, .. } => {
+            Message::Assistant {
+                content,
+                name,
+                reasoning_content,
+                reasoning,
+                refusal,
+                tool_calls,
+                ..
+            } => {
+                let reasoning = reasoning_content.or(reasoning);
                 let text = content.map(Content::into_text).or(refusal).unwrap_or_default();
                 let calls = tool_calls.into_iter().flatten().map(PastCall::from).collect();
-                Self::Assistant { text, name, calls }
+                Self::Assistant { reasoning, text, name, calls }
             }
             Message::Tool { content, tool_call_id, name } => {
                 Self::Result { text: content.into_text(), name, call_id: tool_call_id }

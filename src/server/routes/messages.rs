@@ -5,8 +5,8 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse, Response};
-use serde_json::Map;
 
+use crate::grammar::GrammarSource;
 use crate::sampling::SamplingParams;
 use crate::server::answer::anthropic::{AnthropicWriter, message};
 use crate::server::answer::sse;
@@ -14,15 +14,18 @@ use crate::server::error::ApiError;
 use crate::server::generate::chat_prompt::{ChatPrompt, PastCall, PromptMessage};
 use crate::server::generate::generation::{Generation, stop_strings, top_k};
 use crate::server::generate::running::Prepared;
+use crate::server::generate::speech::Reasoning;
 use crate::server::request::body::Body;
 use crate::server::request::dialect::Dialect;
 use crate::server::request::functions::{CallChoice, Callable, Function};
+use crate::server::request::thinking;
 use crate::server::serving::Serving;
 use crate::server::state::AppState;
-use crate::server::wire::MessageTokens;
 use crate::server::wire::messages::{
-    Block, Dialogue, Messages, MessagesTool, MessagesToolChoice, Speaker, Turn, Words,
+    Block, Dialogue, Messages, MessagesTool, MessagesToolChoice, OutputFormat, Speaker,
+    ThinkingConfig, Turn, Words,
 };
+use crate::server::wire::{MessageTokens, ReasoningEffort};
 use crate::text::Ending;
 
 pub(crate) async fn messages(
@@ -73,17 +76,25 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
     generation.stream = wanted.stream.unwrap_or(false);
     generation.store = wanted.store.is_none();
     generation.request.num_speculative_tokens = wanted.num_speculative_tokens;
-    prompt(dialogue)?.prepare(serving, generation, Dialect::MESSAGES)
+    let output = wanted.output_config;
+    let (effort, format) = output.map_or((None, None), |it| (it.effort, it.format));
+    generation.grammar = format.map(|OutputFormat::JsonSchema { schema }| {
+        ("output_config", GrammarSource::JsonSchema(schema.into()))
+    });
+    if dialogue.thinking.as_ref().is_some_and(ThinkingConfig::hides) {
+        generation.reasoning = Reasoning::Hidden;
+    }
+    prompt(dialogue, effort)?.prepare(serving, generation, Dialect::MESSAGES)
 }
 
 fn count(serving: &Serving, mut body: Body) -> Result<usize, ApiError> {
     let dialogue: Dialogue = body.read()?;
     body.finish()?;
     serving.check_model(dialogue.model.as_deref())?;
-    Ok(prompt(dialogue)?.tokens(serving, Dialect::MESSAGES)?.len())
+    Ok(prompt(dialogue, None)?.tokens(serving, Dialect::MESSAGES)?.len())
 }
 
-fn prompt(dialogue: Dialogue) -> Result<ChatPrompt, ApiError> {
+fn prompt(dialogue: Dialogue, effort: Option<ReasoningEffort>) -> Result<ChatPrompt, ApiError> {
     let system = dialogue.system.map(Words::into_text);
     let system = system.map(|text| PromptMessage::System { text, name: None });
     let mut messages: Vec<PromptMessage> = system.into_iter().collect();
@@ -97,12 +108,13 @@ fn prompt(dialogue: Dialogue) -> Result<ChatPrompt, ApiError> {
         }
     }
     let functions = dialogue.tools.unwrap_or_default().into_iter().map(Function::from).collect();
+    let thinks = dialogue.thinking.as_ref().map(ThinkingConfig::thinks);
     let (choice, alone) = choice(dialogue.tool_choice);
     Ok(ChatPrompt {
         messages,
         ending: if goes_on { Ending::LastMessage } else { Ending::Assistant },
         callable: Callable::new(functions, choice, !alone)?,
-        variables: Map::new(),
+        variables: thinking::variables(thinks, effort),
     })
 }
 
@@ -139,6 +151,9 @@ fn user(blocks: Vec<Block>, messages: &mut Vec<PromptMessage>) -> Result<(), Api
         match block {
             Block::Text { text, .. } => words += &text,
             Block::ToolUse { .. } => return Err(misplaced("tool_use", "user")),
+            Block::Thinking { .. } | Block::RedactedThinking { .. } => {
+                return Err(misplaced("thinking", "user"));
+            }
             Block::ToolResult { tool_use_id, content, is_error, .. } => {
                 if !words.is_empty() {
                     messages.push(PromptMessage::user(std::mem::take(&mut words)));
@@ -156,11 +171,13 @@ fn user(blocks: Vec<Block>, messages: &mut Vec<PromptMessage>) -> Result<(), Api
     Ok(())
 }
 
-/// A turn of the assistant: words, then calls.
+/// A turn of the assistant: reasoning, words, then calls.
 fn assistant(blocks: Vec<Block>) -> Result<PromptMessage, ApiError> {
-    let (mut text, mut calls) = (String::new(), Vec::new());
+    let (mut reasoning, mut text, mut calls) = (None::<String>, String::new(), Vec::new());
     for block in blocks {
         match block {
+            Block::Thinking { thinking, .. } => *reasoning.get_or_insert_default() += &thinking,
+            Block::RedactedThinking { .. } => {}
             Block::Text { text: more, .. } => text += &more,
             Block::ToolUse { id, name, input, .. } => {
                 calls.push(PastCall { id, name, arguments: input.into() });
@@ -168,5 +185,5 @@ fn assistant(blocks: Vec<Block>) -> Result<PromptMessage, ApiError> {
             Block::ToolResult { .. } => return Err(misplaced("tool_result", "assistant")),
         }
     }
-    Ok(PromptMessage::Assistant { text, name: None, calls })
+    Ok(PromptMessage::Assistant { reasoning, text, name: None, calls })
 }

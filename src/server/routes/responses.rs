@@ -7,7 +7,6 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse, Response};
-use serde_json::Map;
 
 use crate::grammar::GrammarSource;
 use crate::sampling::SamplingParams;
@@ -20,12 +19,15 @@ use crate::server::generate::running::Prepared;
 use crate::server::request::body::Body;
 use crate::server::request::dialect::Dialect;
 use crate::server::request::functions::{CallChoice, Callable, Function};
+use crate::server::request::thinking;
 use crate::server::serving::Serving;
 use crate::server::state::AppState;
 use crate::server::wire::responses::{
     Input, InputItem, Responses, ResponsesTool, ResponsesToolChoice, Role, TextFormat,
 };
-use crate::server::wire::{Number, ResponseAnswer, ResponseStatus, ResponseText, ToolMode};
+use crate::server::wire::{
+    Number, ResponseAnswer, ResponseReasoning, ResponseStatus, ResponseText, ToolMode,
+};
 use crate::text::Ending;
 
 pub(crate) async fn responses(
@@ -68,7 +70,11 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<(ResponseAnswer, Prepare
         messages: messages(wanted.instructions, wanted.input),
         ending: Ending::Assistant,
         callable: Callable::new(functions, choice, parallel)?,
-        variables: Map::new(),
+        variables: wanted
+            .reasoning
+            .and_then(|it| it.effort)
+            .map(thinking::of_effort)
+            .unwrap_or_default(),
     };
     Ok((response, prompt.prepare(serving, generation, Dialect::RESPONSES)?))
 }
@@ -100,6 +106,10 @@ fn begun(serving: &Serving, wanted: &Responses) -> ResponseAnswer {
         truncation: "disabled",
         usage: None,
         text: ResponseText { format: format.unwrap_or(TextFormat::Text {}) },
+        reasoning: ResponseReasoning {
+            effort: wanted.reasoning.as_ref().and_then(|reasoning| reasoning.effort),
+            summary: None,
+        },
     }
 }
 
@@ -119,20 +129,30 @@ fn messages(instructions: Option<String>, input: Input) -> Vec<PromptMessage> {
     let mut messages: Vec<PromptMessage> = system.into_iter().collect();
     match input {
         Input::Text(text) => messages.push(PromptMessage::user(text)),
-        Input::Items(items) => items.into_iter().for_each(|item| add(item, &mut messages)),
+        Input::Items(items) => {
+            let mut thought = None;
+            items.into_iter().for_each(|item| add(item, &mut thought, &mut messages));
+        }
     }
     messages
 }
 
-/// Adds an item to a conversation; the calls of one turn belong to one message.
-fn add(item: InputItem, messages: &mut Vec<PromptMessage>) {
+/// Adds an item to a conversation; the calls of one turn belong to one message, and what the model `thought` to the
+/// message after it.
+fn add(item: InputItem, thought: &mut Option<String>, messages: &mut Vec<PromptMessage>) {
     match item {
+        InputItem::Reasoning { content, .. } => {
+            *thought = content.map(|parts| parts.into_iter().map(|part| part.text).collect());
+        }
         InputItem::Message { role, content, .. } => {
             let (text, name) = (content.into_text(), None);
             messages.push(match role {
                 Role::System | Role::Developer => PromptMessage::System { text, name },
                 Role::User => PromptMessage::User { text, name },
-                Role::Assistant => PromptMessage::Assistant { text, name, calls: Vec::new() },
+                Role::Assistant => {
+                    let (reasoning, calls) = (thought.take(), Vec::new());
+                    PromptMessage::Assistant { reasoning, text, name, calls }
+                }
             });
         }
         InputItem::Output { call_id, output, .. } => {
@@ -144,8 +164,8 @@ fn add(item: InputItem, messages: &mut Vec<PromptMessage>) {
             if let Some(PromptMessage::Assistant { calls, .. }) = messages.last_mut() {
                 calls.push(call);
             } else {
-                let (text, calls) = (String::new(), vec![call]);
-                messages.push(PromptMessage::Assistant { text, name: None, calls });
+                let (reasoning, text, calls) = (thought.take(), String::new(), vec![call]);
+                messages.push(PromptMessage::Assistant { reasoning, text, name: None, calls });
             }
         }
     }

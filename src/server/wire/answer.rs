@@ -75,6 +75,12 @@ pub(crate) struct AssistantMessage {
     pub(crate) role: &'static str,
     /// Its words.
     pub(crate) content: Option<String>,
+    /// What it thought before, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reasoning_content: Option<String>,
+    /// The same, by its newer name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reasoning: Option<String>,
     /// Always null.
     pub(crate) refusal: Option<String>,
     /// Functions it calls.
@@ -83,11 +89,17 @@ pub(crate) struct AssistantMessage {
 }
 
 /// What comes next in a message.
-#[derive(Debug, Default, Serialize, JsonSchema)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) struct Delta {
     /// `assistant`, in the first chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) role: Option<&'static str>,
+    /// Reasoning, which comes before the words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reasoning_content: Option<String>,
+    /// The same, by its newer name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reasoning: Option<String>,
     /// Words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) content: Option<String>,
@@ -97,7 +109,7 @@ pub(crate) struct Delta {
 }
 
 /// The beginning of a call, or more of its arguments.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) struct ToolCallDelta {
     /// Place among the calls of the message.
     pub(crate) index: usize,
@@ -112,7 +124,7 @@ pub(crate) struct ToolCallDelta {
 }
 
 /// A function's name, or more of its arguments.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) struct FunctionDelta {
     /// Its name; at its beginning.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -74,6 +74,10 @@ pub(crate) enum Message {
         content: Option<Content>,
         /// Who speaks.
         name: Option<String>,
+        /// What it thought before, where the model's chat template shows that to it.
+        reasoning_content: Option<String>,
+        /// Another name of `reasoning_content`.
+        reasoning: Option<String>,
         /// Stands for the content where there is none.
         refusal: Option<String>,
         /// Functions it called.
@@ -124,7 +128,7 @@ pub(crate) struct CalledFunction {
 }
 
 /// `function`: the only kind of tool.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FunctionKind {
     /// A function.

@@ -18,7 +18,7 @@ pub(crate) struct MessageAnswer {
     pub(crate) role: &'static str,
     /// The model's name.
     pub(crate) model: String,
-    /// Its text and its calls.
+    /// Its reasoning, its text and its calls.
     pub(crate) content: Vec<ContentBlock>,
     /// Why it ended; null while it goes on.
     pub(crate) stop_reason: Option<MessageStop>,
@@ -32,6 +32,13 @@ pub(crate) struct MessageAnswer {
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum ContentBlock {
+    /// What the model thought before it answered.
+    Thinking {
+        /// The reasoning.
+        thinking: String,
+        /// Always empty.
+        signature: &'static str,
+    },
     /// A text.
     Text {
         /// The text.
@@ -73,6 +80,15 @@ pub(crate) struct MessageUsage {
     pub(crate) cache_creation_input_tokens: usize,
     /// Tokens generated.
     pub(crate) output_tokens: usize,
+    /// More on the generated tokens.
+    pub(crate) output_tokens_details: ThinkingTokens,
+}
+
+/// More on the tokens that a message took.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+pub(crate) struct ThinkingTokens {
+    /// Tokens of the model's reasoning, tags included.
+    pub(crate) thinking_tokens: u64,
 }
 
 impl From<Usage> for MessageUsage {
@@ -83,6 +99,9 @@ impl From<Usage> for MessageUsage {
             cache_read_input_tokens: cached,
             cache_creation_input_tokens: 0,
             output_tokens: usage.completion_tokens,
+            output_tokens_details: ThinkingTokens {
+                thinking_tokens: usage.completion_tokens_details.reasoning_tokens,
+            },
         }
     }
 }
@@ -131,12 +150,20 @@ impl MessageEvent {
 
 /// More of a block.
 #[derive(Debug, Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(tag = "type")]
 pub(crate) enum BlockDelta {
+    /// More reasoning.
+    #[serde(rename = "thinking_delta")]
+    Thinking { thinking: String },
+    /// The signature of the reasoning, behind it.
+    #[serde(rename = "signature_delta")]
+    Signature { signature: &'static str },
     /// More text.
-    TextDelta { text: String },
+    #[serde(rename = "text_delta")]
+    Text { text: String },
     /// More of the text of the arguments.
-    InputJsonDelta { partial_json: String },
+    #[serde(rename = "input_json_delta")]
+    InputJson { partial_json: String },
 }
 
 /// How a message ended.

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{False, Number, TextKind};
+use super::{False, Number, ReasoningEffort, TextKind};
 
 /// How a message is made.
 #[derive(Deserialize, JsonSchema)]
@@ -30,6 +30,14 @@ pub(crate) struct Messages {
     /// Only `false`: the answer must not be recorded, also where the server keeps a sample of what it answers
     /// to train its draft on (`--record-traffic`).
     pub(crate) store: Option<False>,
+    /// What the text must be.
+    pub(crate) output_config: Option<OutputConfig>,
+    /// Ignored: every prompt is cached.
+    #[expect(dead_code, reason = "of no effect")]
+    cache_control: Option<Map<String, Value>>,
+    /// Ignored: nothing is taken out of a conversation.
+    #[expect(dead_code, reason = "of no effect")]
+    context_management: Option<Map<String, Value>>,
     /// Accepted and ignored.
     #[expect(dead_code, reason = "of no effect")]
     metadata: Option<Map<String, Value>>,
@@ -53,9 +61,29 @@ pub(crate) struct Dialogue {
     pub(crate) tools: Option<Vec<MessagesTool>>,
     /// Whether it calls: `auto`, where there are tools, leaves that to the model.
     pub(crate) tool_choice: Option<MessagesToolChoice>,
-    /// Only `{"type": "disabled"}`.
-    #[expect(dead_code, reason = "has one value")]
-    thinking: Option<Thinking>,
+    /// Whether the model reasons before it answers, where its chat template leaves a choice.
+    pub(crate) thinking: Option<ThinkingConfig>,
+}
+
+/// The form of an answer.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OutputConfig {
+    /// How much the model thinks and says, where its chat template knows of `reasoning_effort`.
+    pub(crate) effort: Option<ReasoningEffort>,
+    /// JSON that a schema admits.
+    pub(crate) format: Option<OutputFormat>,
+}
+
+/// What a text must be.
+#[derive(Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum OutputFormat {
+    /// JSON that a schema admits.
+    JsonSchema {
+        /// The schema.
+        schema: Map<String, Value>,
+    },
 }
 
 /// One turn of a conversation.
@@ -82,7 +110,7 @@ pub(crate) enum Speaker {
 #[derive(Deserialize, JsonSchema)]
 #[serde(
     untagged,
-    expecting = "must be a string or a list of text, tool_use and tool_result blocks: this is a text model"
+    expecting = "must be a string or a list of text, thinking, tool_use and tool_result blocks: this is a text model"
 )]
 pub(crate) enum Blocks {
     /// A text.
@@ -96,7 +124,7 @@ pub(crate) enum Blocks {
 #[serde(
     untagged,
     deny_unknown_fields,
-    expecting = "must be a text, tool_use or tool_result block: this is a text model"
+    expecting = "must be a text, thinking, tool_use or tool_result block: this is a text model"
 )]
 pub(crate) enum Block {
     /// A text.
@@ -114,6 +142,28 @@ pub(crate) enum Block {
         #[expect(dead_code, reason = "always empty")]
         #[schemars(length(max = 0))]
         citations: Option<[Value; 0]>,
+    },
+    /// What the assistant thought before it answered.
+    Thinking {
+        /// `thinking`.
+        #[expect(dead_code, reason = "has one value")]
+        #[serde(rename = "type")]
+        kind: ThinkingKind,
+        /// The reasoning.
+        thinking: String,
+        /// Accepted and ignored.
+        #[expect(dead_code, reason = "of no effect")]
+        signature: Option<String>,
+    },
+    /// Reasoning of another server's, which says nothing here.
+    RedactedThinking {
+        /// `redacted_thinking`.
+        #[expect(dead_code, reason = "has one value")]
+        #[serde(rename = "type")]
+        kind: RedactedThinkingKind,
+        /// Accepted and ignored.
+        #[expect(dead_code, reason = "of no effect")]
+        data: String,
     },
     /// A call that the assistant made.
     ToolUse {
@@ -147,6 +197,22 @@ pub(crate) enum Block {
         #[expect(dead_code, reason = "of no effect")]
         cache_control: Option<Map<String, Value>>,
     },
+}
+
+/// `thinking`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ThinkingKind {
+    /// Reasoning.
+    Thinking,
+}
+
+/// `redacted_thinking`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum RedactedThinkingKind {
+    /// Reasoning.
+    RedactedThinking,
 }
 
 /// `tool_use`.
@@ -280,7 +346,47 @@ pub(crate) enum Tier {
 /// Whether the model reasons before it answers.
 #[derive(Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub(crate) enum Thinking {
+pub(crate) enum ThinkingConfig {
+    /// The model reasons before it answers.
+    Enabled {
+        /// Accepted and ignored: `max_tokens` alone bounds the reasoning.
+        #[expect(dead_code, reason = "of no effect")]
+        budget_tokens: Option<usize>,
+        /// Whether the reasoning is part of the message.
+        display: Option<ThinkingDisplay>,
+    },
+    /// The same.
+    Adaptive {
+        /// Whether the reasoning is part of the message.
+        display: Option<ThinkingDisplay>,
+    },
     /// The model does not reason before it answers.
     Disabled {},
+}
+
+/// How reasoning is shown.
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ThinkingDisplay {
+    /// As the model thinks it.
+    Summarized,
+    /// Not at all.
+    Omitted,
+}
+
+impl ThinkingConfig {
+    /// Whether the model is to reason.
+    pub(crate) fn thinks(&self) -> bool {
+        !matches!(self, Self::Disabled {})
+    }
+
+    /// Whether its reasoning is left out of the message.
+    pub(crate) fn hides(&self) -> bool {
+        match self {
+            Self::Enabled { display, .. } | Self::Adaptive { display } => {
+                *display == Some(ThinkingDisplay::Omitted)
+            }
+            Self::Disabled {} => false,
+        }
+    }
 }

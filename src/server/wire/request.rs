@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Content, False, Message, Number, True};
@@ -76,13 +76,33 @@ pub(crate) struct RouterDefaults {
     /// Only `false`.
     return_hidden_states: Option<False>,
     /// Only `true`.
-    include_reasoning: Option<True>,
-    /// Only `true`.
-    separate_reasoning: Option<True>,
-    /// Only `true`.
     skip_special_tokens: Option<True>,
-    /// Only `true`.
-    stream_reasoning: Option<True>,
+}
+
+/// What becomes of a model's reasoning in the answer of a chat; plain completions are as the model writes them.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct ReasoningOptions {
+    /// Whether the reasoning is part of the answer. True where it is left out.
+    pub(crate) include_reasoning: Option<bool>,
+    /// Whether the reasoning stands apart, in `reasoning_content`; else it stands in the text, tags and all. True
+    /// where it is left out.
+    pub(crate) separate_reasoning: Option<bool>,
+    /// Whether the reasoning is streamed as it comes; else it is sent as a whole. True where it is left out.
+    pub(crate) stream_reasoning: Option<bool>,
+    /// `none` is another word for `separate_reasoning: false`.
+    pub(crate) reasoning_format: Option<ReasoningFormat>,
+}
+
+/// Where reasoning stands.
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ReasoningFormat {
+    /// Apart.
+    Auto,
+    /// Apart.
+    Deepseek,
+    /// In the text.
+    None,
 }
 
 /// Texts that end an answer.
@@ -129,6 +149,9 @@ pub(crate) struct Conversation {
     /// know have no effect.
     #[schemars(extend("maxProperties" = 64))]
     pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
+    /// How long the model reasons before it answers, where its chat template leaves a choice: it gets `enable_thinking`
+    /// and `thinking` (false for `none`), and `reasoning_effort`. `chat_template_kwargs` come before these.
+    pub(crate) reasoning_effort: Option<ReasoningEffort>,
 }
 
 /// What a chat completion takes besides.
@@ -162,9 +185,6 @@ pub(crate) struct Chat {
     /// Ignored: there is one tier.
     #[expect(dead_code, reason = "of no effect")]
     service_tier: Option<ServiceTier>,
-    /// Only `none`: the model does not reason apart from its answer.
-    #[expect(dead_code, reason = "has one value")]
-    reasoning_effort: Option<ReasoningEffort>,
     /// Only `medium`, which asks for nothing.
     #[expect(dead_code, reason = "has one value")]
     verbosity: Option<Verbosity>,
@@ -200,11 +220,17 @@ pub(crate) enum ServiceTier {
 }
 
 /// How long the model reasons before it answers.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ReasoningEffort {
     /// Not at all.
     None,
+    Minimal,
+    Low,
+    Medium,
+    High,
+    Xhigh,
+    Max,
 }
 
 /// How many words the model makes.

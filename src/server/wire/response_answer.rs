@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::responses::{ResponsesTool, ResponsesToolChoice, TextFormat};
-use super::{Number, PromptTokensDetails, Usage};
+use super::{Number, PromptTokensDetails, ReasoningEffort, Usage};
 
 /// A response.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
@@ -30,7 +30,7 @@ pub(crate) struct ResponseAnswer {
     pub(crate) metadata: BTreeMap<String, String>,
     /// As they were given.
     pub(crate) instructions: Option<String>,
-    /// Its messages and calls.
+    /// What the model thought, said and called.
     pub(crate) output: Vec<OutputItem>,
     /// Whether the model may make several calls.
     pub(crate) parallel_tool_calls: bool,
@@ -56,6 +56,17 @@ pub(crate) struct ResponseAnswer {
     pub(crate) usage: Option<ResponseUsage>,
     /// The form of its text.
     pub(crate) text: ResponseText,
+    /// How long the model was to reason.
+    pub(crate) reasoning: ResponseReasoning,
+}
+
+/// How long a model was to reason.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct ResponseReasoning {
+    /// As it was given.
+    pub(crate) effort: Option<ReasoningEffort>,
+    /// Always null: reasoning is given whole.
+    pub(crate) summary: Option<String>,
 }
 
 /// How far a response is, or an item of it.
@@ -100,6 +111,17 @@ pub(crate) struct ResponseText {
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum OutputItem {
+    /// What the model thought before it answered.
+    Reasoning {
+        /// Identifies the item.
+        id: String,
+        /// How far it is.
+        status: ResponseStatus,
+        /// Always empty.
+        summary: [Value; 0],
+        /// The reasoning, in one part; none where it only begins.
+        content: Vec<OutputPart>,
+    },
     /// What the assistant says.
     Message {
         /// Identifies the message.
@@ -128,16 +150,22 @@ pub(crate) enum OutputItem {
 
 /// A text.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
-pub(crate) struct OutputPart {
-    /// `output_text`.
-    #[serde(rename = "type")]
-    pub(crate) kind: &'static str,
-    /// The text.
-    pub(crate) text: String,
-    /// Always empty.
-    pub(crate) annotations: [Value; 0],
-    /// Always empty.
-    pub(crate) logprobs: [Value; 0],
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum OutputPart {
+    /// Of the answer.
+    OutputText {
+        /// The text.
+        text: String,
+        /// Always empty.
+        annotations: [Value; 0],
+        /// Always empty.
+        logprobs: [Value; 0],
+    },
+    /// Of the reasoning.
+    ReasoningText {
+        /// The text.
+        text: String,
+    },
 }
 
 /// What a response took.
@@ -158,8 +186,8 @@ pub(crate) struct ResponseUsage {
 /// More on generated tokens.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(crate) struct OutputTokensDetails {
-    /// Always 0.
-    pub(crate) reasoning_tokens: usize,
+    /// Tokens of the model's reasoning, tags included.
+    pub(crate) reasoning_tokens: u64,
 }
 
 impl From<Usage> for ResponseUsage {
@@ -168,7 +196,9 @@ impl From<Usage> for ResponseUsage {
             input_tokens: usage.prompt_tokens,
             input_tokens_details: usage.prompt_tokens_details,
             output_tokens: usage.completion_tokens,
-            output_tokens_details: OutputTokensDetails { reasoning_tokens: 0 },
+            output_tokens_details: OutputTokensDetails {
+                reasoning_tokens: usage.completion_tokens_details.reasoning_tokens,
+            },
             total_tokens: usage.total_tokens,
         }
     }
@@ -212,6 +242,10 @@ pub(crate) enum ResponseEventData {
         text: String,
         logprobs: [Value; 0],
     },
+    /// More of the reasoning.
+    ReasoningDelta { item_id: String, output_index: usize, content_index: usize, delta: String },
+    /// The whole reasoning.
+    Reasoning { item_id: String, output_index: usize, content_index: usize, text: String },
     /// More of the arguments of a call.
     ArgumentsDelta { item_id: String, output_index: usize, delta: String },
     /// The whole arguments of a call.

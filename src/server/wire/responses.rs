@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{False, FunctionKind, Number, ServiceTier, ToolMode, Verbosity};
+use super::{False, FunctionKind, Number, ReasoningEffort, ServiceTier, ToolMode, Verbosity};
 
 /// A request for a response.
 #[derive(Deserialize, JsonSchema)]
@@ -40,6 +40,11 @@ pub(crate) struct Responses {
     pub(crate) num_speculative_tokens: Option<usize>,
     /// What the text must be.
     pub(crate) text: Option<TextOptions>,
+    /// How long the model reasons before it answers.
+    pub(crate) reasoning: Option<ReasoningRequest>,
+    /// Only `reasoning.encrypted_content`, which has no effect: reasoning is given in plain text.
+    #[expect(dead_code, reason = "of no effect")]
+    include: Option<Vec<Included>>,
     /// Only `false`: the answer must not be recorded, also where the server keeps a sample of what it answers
     /// to train its draft on (`--record-traffic`).
     pub(crate) store: Option<False>,
@@ -63,6 +68,37 @@ pub(crate) struct Responses {
     prompt_cache_key: Option<String>,
 }
 
+/// How long the model reasons before it answers.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ReasoningRequest {
+    /// As `reasoning_effort` in chat completions.
+    pub(crate) effort: Option<ReasoningEffort>,
+    /// Accepted and ignored: reasoning is given whole.
+    #[expect(dead_code, reason = "of no effect")]
+    summary: Option<Summary>,
+    /// The older name of `summary`.
+    #[expect(dead_code, reason = "of no effect")]
+    generate_summary: Option<Summary>,
+}
+
+/// How reasoning is summarised.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Summary {
+    Auto,
+    Concise,
+    Detailed,
+}
+
+/// What a response is to include besides.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) enum Included {
+    /// The reasoning, for a client that keeps the conversation itself.
+    #[serde(rename = "reasoning.encrypted_content")]
+    EncryptedReasoning,
+}
+
 /// What a response answers to.
 #[derive(Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "must be a string or a list of messages, calls and their outputs")]
@@ -78,9 +114,30 @@ pub(crate) enum Input {
 #[serde(
     untagged,
     deny_unknown_fields,
-    expecting = "must be a message with `role` and `content`, a function_call or a function_call_output"
+    expecting = "must be a message with `role` and `content`, a function_call, a function_call_output or a reasoning item"
 )]
 pub(crate) enum InputItem {
+    /// What the model thought before it answered or called.
+    Reasoning {
+        /// `reasoning`.
+        #[expect(dead_code, reason = "has one value")]
+        #[serde(rename = "type")]
+        kind: ReasoningKind,
+        /// The reasoning.
+        content: Option<Vec<ReasoningPart>>,
+        /// Accepted and ignored.
+        #[expect(dead_code, reason = "of no effect")]
+        summary: Option<Vec<Value>>,
+        /// Accepted and ignored.
+        #[expect(dead_code, reason = "of no effect")]
+        encrypted_content: Option<String>,
+        /// Accepted and ignored.
+        #[expect(dead_code, reason = "of no effect")]
+        id: Option<String>,
+        /// Accepted and ignored.
+        #[expect(dead_code, reason = "of no effect")]
+        status: Option<String>,
+    },
     /// A call that the model made.
     Call {
         /// `function_call`.
@@ -134,6 +191,34 @@ pub(crate) enum InputItem {
         #[expect(dead_code, reason = "of no effect")]
         status: Option<String>,
     },
+}
+
+/// `reasoning`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ReasoningKind {
+    /// Reasoning.
+    Reasoning,
+}
+
+/// A part of a reasoning.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ReasoningPart {
+    /// `reasoning_text`.
+    #[expect(dead_code, reason = "has one value")]
+    #[serde(rename = "type")]
+    kind: ReasoningPartKind,
+    /// The text.
+    pub(crate) text: String,
+}
+
+/// `reasoning_text`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ReasoningPartKind {
+    /// Text.
+    ReasoningText,
 }
 
 /// `function_call`.

@@ -33,6 +33,8 @@ pub(crate) struct PromptTokensDetails {
 /// More on generated tokens.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(crate) struct CompletionTokensDetails {
+    /// Tokens of the model's reasoning, tags included.
+    pub(crate) reasoning_tokens: u64,
     /// Tokens of the prediction that were drafted and accepted.
     pub(crate) accepted_prediction_tokens: u64,
     /// Tokens of the prediction that were drafted and not accepted.
@@ -51,8 +53,13 @@ pub(crate) struct SpeculationUsage {
 }
 
 impl Usage {
-    /// The usage of choices, `per_prompt` to a prompt.
-    pub(crate) fn new(prompt_tokens: usize, choices: &[SequenceStats], per_prompt: usize) -> Self {
+    /// The usage of choices, `per_prompt` to a prompt, with `reasoning_tokens` in all.
+    pub(crate) fn new(
+        prompt_tokens: usize,
+        choices: &[SequenceStats],
+        per_prompt: usize,
+        reasoning_tokens: u64,
+    ) -> Self {
         let sum = |of: fn(&SequenceStats) -> u64| choices.iter().map(of).sum::<u64>();
         let completion_tokens = sum(|s| s.rounds.generated_tokens) as usize;
         let drafted = sum(|s| s.rounds.proposer(Proposer::Prediction).draft_tokens);
@@ -65,6 +72,7 @@ impl Usage {
                 cached_tokens: choices.iter().step_by(per_prompt).map(|s| s.cached_tokens).sum(),
             },
             completion_tokens_details: CompletionTokensDetails {
+                reasoning_tokens,
                 accepted_prediction_tokens: accepted,
                 rejected_prediction_tokens: drafted - accepted,
             },

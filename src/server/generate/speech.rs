@@ -1,0 +1,128 @@
+//! What the text of one choice says as it grows: reasoning, words, calls of functions.
+
+use super::said::Said;
+use super::tool_calls::Calls;
+use crate::server::wire::{ReasoningFormat, ReasoningOptions};
+use crate::text::CallFormat;
+use crate::text::reasoning::{ReasoningParser, Split};
+use crate::text::{ThinkTags, Thinking};
+
+/// What becomes of a model's reasoning.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Reasoning {
+    /// It is told apart from the answer, word by word.
+    #[default]
+    Streamed,
+    /// It is told apart from the answer, and sent as a whole.
+    Gathered,
+    /// It is left out.
+    Hidden,
+    /// It stands in the answer's text, tags and all.
+    InText,
+}
+
+impl From<ReasoningOptions> for Reasoning {
+    fn from(options: ReasoningOptions) -> Self {
+        let in_text = options.separate_reasoning == Some(false)
+            || options.reasoning_format == Some(ReasoningFormat::None);
+        match (options.include_reasoning, options.stream_reasoning) {
+            (Some(false), _) => Self::Hidden,
+            _ if in_text => Self::InText,
+            (_, Some(false)) => Self::Gathered,
+            _ => Self::Streamed,
+        }
+    }
+}
+
+/// The text of one choice, as it grows.
+#[derive(Default)]
+pub(crate) struct Speech {
+    parser: Option<ReasoningParser>,
+    reasoning: Reasoning,
+    /// Finds the calls, where the choice may make any.
+    calls: Option<Calls>,
+    /// What has been heard and not said.
+    heard: Split,
+    /// Tokens so far, while they may turn out to begin the reasoning.
+    undecided: u64,
+    reasoning_tokens: u64,
+}
+
+impl Speech {
+    /// The text of a choice that may reason, and may call functions in a format.
+    pub(crate) fn new(
+        thinking: Option<(ThinkTags, Thinking)>,
+        reasoning: Reasoning,
+        calls: Option<CallFormat>,
+    ) -> Self {
+        let thinking = thinking.filter(|_| reasoning != Reasoning::InText);
+        let parser = thinking.map(|(tags, thinking)| ReasoningParser::new(tags, thinking));
+        Self { parser, reasoning, calls: calls.map(Calls::new), ..Self::default() }
+    }
+
+    /// Takes in what a token adds to the text.
+    pub(crate) fn hear_token(&mut self, text: &str) {
+        let thought = self.thinks();
+        self.hear(text);
+        match self.thinks() {
+            None => self.undecided += 1,
+            Some(true) => self.reasoning_tokens += 1 + std::mem::take(&mut self.undecided),
+            Some(false) => self.reasoning_tokens += u64::from(thought == Some(true)),
+        }
+    }
+
+    /// Takes in more text.
+    pub(crate) fn hear(&mut self, text: &str) {
+        match &mut self.parser {
+            Some(parser) => {
+                let split = parser.push(text);
+                self.add(split);
+            }
+            None => self.heard.answer.push_str(text),
+        }
+    }
+
+    /// What has been heard since the last time; all of it, where the choice has ended.
+    pub(crate) fn say(&mut self, ended: bool) -> Vec<Said> {
+        if let Some(parser) = self.parser.as_mut().filter(|_| ended) {
+            let split = parser.finish();
+            self.add(split);
+        }
+        let mut said = Vec::new();
+        let waits = match self.reasoning {
+            Reasoning::Gathered => self.thinks() == Some(true) && !ended,
+            _ => false,
+        };
+        if !waits {
+            let more = std::mem::take(&mut self.heard.reasoning);
+            said.extend(Some(more).filter(|text| !text.is_empty()).map(Said::Reasoning));
+        }
+        let text = std::mem::take(&mut self.heard.answer);
+        match &mut self.calls {
+            Some(calls) => said.extend(calls.push(&text, ended)),
+            None => said.extend(Some(text).filter(|text| !text.is_empty()).map(Said::Text)),
+        }
+        said
+    }
+
+    /// Whether it has begun to call a function.
+    pub(crate) fn has_called(&self) -> bool {
+        self.calls.as_ref().is_some_and(|calls| calls.begun > 0)
+    }
+
+    /// Tokens of its reasoning, tags included.
+    pub(crate) fn reasoning_tokens(&self) -> u64 {
+        self.reasoning_tokens
+    }
+
+    fn thinks(&self) -> Option<bool> {
+        self.parser.as_ref().map_or(Some(false), ReasoningParser::thinks)
+    }
+
+    fn add(&mut self, split: Split) {
+        if self.reasoning != Reasoning::Hidden {
+            self.heard.reasoning.push_str(&split.reasoning);
+        }
+        self.heard.answer.push_str(&split.answer);
+    }
+}
