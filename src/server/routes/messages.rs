@@ -103,7 +103,7 @@ fn prompt(dialogue: Dialogue, effort: Option<ReasoningEffort>) -> Result<ChatPro
     for Turn { role, content } in dialogue.messages {
         let blocks = content.into_blocks();
         match role {
-            Speaker::User => user(blocks, &mut messages)?,
+            Speaker::User | Speaker::System => user(blocks, &mut messages)?,
             Speaker::Assistant => messages.push(assistant(blocks)?),
         }
     }
@@ -143,9 +143,13 @@ fn misplaced(kind: &str, role: &str) -> ApiError {
     ApiError::invalid("messages", format!("`messages`: no `{kind}` in a turn of the {role}"))
 }
 
-/// Adds a turn of the user: words, and results of calls, each of which is a message.
+/// Adds a turn of the user: words, and results of calls, each of which is a message. Words behind words of the user join
+/// them, since many templates want the speakers to take turns.
 fn user(blocks: Vec<Block>, messages: &mut Vec<PromptMessage>) -> Result<(), ApiError> {
-    let mut words = String::new();
+    let mut words = match messages.pop_if(|last| matches!(last, PromptMessage::User { .. })) {
+        Some(PromptMessage::User { text, .. }) => text + "\n\n",
+        _ => String::new(),
+    };
     let first = messages.len();
     for block in blocks {
         match block {

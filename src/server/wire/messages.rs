@@ -51,7 +51,8 @@ pub(crate) struct Messages {
 pub(crate) struct Dialogue {
     /// Name of the served model; may be left out.
     pub(crate) model: Option<String>,
-    /// The conversation so far, of 4,096 turns at most. A last turn of the assistant is one to go on with.
+    /// The conversation so far, of 4,096 turns at most. A last turn of the assistant is one to go on with; what the user
+    /// says in turns that follow each other makes one message.
     #[schemars(length(min = 1, max = 4096))]
     pub(crate) messages: Vec<Turn>,
     /// What the assistant is and does.
@@ -104,6 +105,8 @@ pub(crate) enum Speaker {
     User,
     /// The assistant.
     Assistant,
+    /// The client itself, in the midst of a conversation. Its words join the user's.
+    System,
 }
 
 /// What a turn consists of.
