@@ -9,7 +9,7 @@ const EOS: u32 = 300;
 const VOCAB: usize = 310;
 
 /// One token per byte, a few longer ones, an end, and ids beyond the tokenizer.
-fn tokenizer() -> Tokenizer {
+pub(super) fn tokenizer() -> Tokenizer {
     let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
     alphabet.sort_unstable();
     let mut tokens: Vec<String> = alphabet.iter().map(char::to_string).collect();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::generation::Generation;
+use super::loosened::Head;
 use super::pieces::Piece;
 use super::said::Message;
 use crate::engine::SequenceStats;
@@ -36,9 +37,9 @@ impl Prepared {
         let place = state.queue.enter(count, field)?;
         generation.recorder = state.recorder().filter(|_| generation.store);
         let prompt_tokens = prompts.iter().map(Vec::len).sum();
-        let pieces = generation.start(&serving, prompts, dialect, place).await?;
+        let (pieces, head) = generation.start(&serving, prompts, dialect, place).await?;
         let stats = vec![SequenceStats::default(); count];
-        Ok(RunningRequest { serving, prompt_tokens, per_prompt, pieces, stats, ended: 0 })
+        Ok(RunningRequest { serving, prompt_tokens, per_prompt, pieces, stats, ended: 0, head })
     }
 }
 
@@ -54,6 +55,8 @@ pub(crate) struct RunningRequest {
     stats: Vec<SequenceStats>,
     /// Choices that have ended.
     ended: usize,
+    /// What the answer's head says of it.
+    pub(crate) head: Option<Head>,
 }
 
 impl RunningRequest {
