@@ -21,6 +21,7 @@ fn source(input: &str) -> Option<GrammarSource> {
     let (kind, text) = input.split_once('\n')?;
     match kind {
         "json" => serde_json::from_str(text).ok().map(GrammarSource::JsonSchema),
+        "lenient" => serde_json::from_str(text).ok().map(GrammarSource::LenientSchema),
         "lark" => Some(GrammarSource::Lark(text.to_owned())),
         "regex" => Some(GrammarSource::Regex(text.to_owned())),
         "choice" => Some(GrammarSource::Choice(text.lines().map(str::to_owned).collect())),

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::reference_graph::{Graph, referred};
 use super::schema_work::schema_work;
+use super::source::lark;
 use super::{GrammarError, GrammarSource};
 
 /// Longest text of a grammar, in bytes.
@@ -32,7 +33,12 @@ pub(super) fn check(source: &GrammarSource) -> Result<(), GrammarError> {
     match source {
         GrammarSource::Regex(regex) => measure.regex(regex),
         GrammarSource::Lark(lark) => measure.lark(lark),
-        GrammarSource::JsonSchema(schema) => measure.schema(schema),
+        GrammarSource::JsonSchema(schema) | GrammarSource::LenientSchema(schema) => {
+            measure.schema(schema);
+        }
+        GrammarSource::Composed(parts) => {
+            measure.lark(&lark(parts, |part| part.schema.clone()));
+        }
         GrammarSource::Choice(choices) if choices.len() > MAX_CHOICES => {
             let message = format!("has {} choices; {MAX_CHOICES} are the most", choices.len());
             return Err(GrammarError(message));

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use llguidance::api::{GrammarInit, TopLevelGrammar};
+use llguidance::api::GrammarInit;
 use llguidance::toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory, token_bytes_from_tokenizer_json};
 use tokenizers::Tokenizer;
 
 use super::bounds::{self, MAX_SOURCE_BYTES};
-use super::{GrammarError, GrammarSource, GrammarState};
+use super::{Grammar, GrammarError, GrammarSource, composition};
 
 /// What the lexer of one grammar may cost to build: the library's own measure, 50,000 a millisecond.
 const INITIAL_LEXER_FUEL: u64 = 1_000_000;
@@ -20,24 +20,6 @@ const MAX_LEXER_STATES: usize = 30_000;
 const MAX_CACHED: usize = 64;
 /// Text of the grammars that are kept, in bytes: compiled they take some 30 times as much.
 const MAX_CACHED_BYTES: usize = 4 * MAX_SOURCE_BYTES;
-
-/// A compiled grammar, before its first token.
-#[derive(Clone)]
-pub struct Grammar(Arc<Matcher>);
-
-impl std::fmt::Debug for Grammar {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Grammar")
-    }
-}
-
-impl Grammar {
-    /// A sequence at its beginning. Shares nothing with other sequences.
-    #[must_use]
-    pub fn start(&self) -> GrammarState {
-        GrammarState::new(self.0.deep_clone())
-    }
-}
 
 /// Compiles grammars for one tokenizer.
 pub struct GrammarCompiler {
@@ -102,18 +84,23 @@ impl GrammarCompiler {
         if matches!(source, GrammarSource::Choice(choices) if choices.is_empty()) {
             return Err(GrammarError("must not be empty".into()));
         }
-        let grammar = source.grammar();
-        let key = key(&grammar)?;
+        let key = key(source)?;
         if let Some(known) = self.known().results.get(&key) {
             return known.clone();
         }
-        let result = bounds::check(source).and_then(|()| self.compile_admitted(grammar));
+        let result = match source.parts() {
+            Some(parts) => {
+                composition::compile(&parts, |form| self.compile_whole(&source.with_form(form)))
+            }
+            None => self.compile_whole(source).map_err(|error| self.fault_of_form(source, error)),
+        };
         self.known().keep(key, result.clone());
         result
     }
 
-    fn compile_admitted(&self, grammar: TopLevelGrammar) -> Result<Grammar, GrammarError> {
-        let init = GrammarInit::Serialized(grammar);
+    fn compile_whole(&self, source: &GrammarSource) -> Result<Grammar, GrammarError> {
+        bounds::check(source)?;
+        let init = GrammarInit::Serialized(source.grammar());
         let parser =
             catch_unwind(AssertUnwindSafe(|| self.factory.create_parser_from_init_default(init)))
                 .map_err(|_| GrammarError("cannot be compiled".into()))?;
@@ -127,12 +114,20 @@ impl GrammarCompiler {
         if first.is_zero() {
             return Err(GrammarError("admits no text at all".into()));
         }
-        Ok(Grammar(Arc::new(matcher)))
+        Ok(Grammar::new(matcher))
+    }
+
+    /// What is wrong with the form in a grammar, where that is the fault.
+    fn fault_of_form(&self, source: &GrammarSource, error: GrammarError) -> GrammarError {
+        match source {
+            GrammarSource::Around { form, .. } => self.compile_whole(form).err().unwrap_or(error),
+            _ => error,
+        }
     }
 
     /// Has a grammar refused from now on.
     pub(super) fn refuse(&self, source: &GrammarSource, error: &GrammarError) {
-        if let Ok(key) = key(&source.grammar()) {
+        if let Ok(key) = key(source) {
             self.known().keep(key, Err(error.clone()));
         }
     }
@@ -157,8 +152,12 @@ impl Known {
 }
 
 /// The text that a grammar is known by.
-fn key(grammar: &TopLevelGrammar) -> Result<String, GrammarError> {
-    let key = serde_json::to_string(grammar).map_err(|e| GrammarError(e.to_string()))?;
+fn key(source: &GrammarSource) -> Result<String, GrammarError> {
+    let key = match source.parts() {
+        Some(parts) => serde_json::to_string(&(source.surrounding(), &*parts)),
+        None => serde_json::to_string(&source.grammar()),
+    };
+    let key = key.map_err(|e| GrammarError(e.to_string()))?;
     if key.len() > MAX_SOURCE_BYTES {
         return Err(GrammarError(format!("is longer than {MAX_SOURCE_BYTES} bytes")));
     }

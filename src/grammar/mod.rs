@@ -2,16 +2,19 @@
 //! compiled and matched by `llguidance`. Knows tokens and masks; nothing of models or HTTP.
 
 mod bounds;
+mod compiled;
 mod compiler;
+mod composition;
+mod loosening;
 mod reference_graph;
 mod schema_work;
 mod source;
 mod state;
 mod worker;
 
-pub use compiler::{Grammar, GrammarCompiler};
-pub(crate) use source::with_whitespace;
-pub use source::{GrammarError, GrammarSource};
+pub use compiled::{Grammar, Loosened};
+pub use compiler::GrammarCompiler;
+pub use source::{Adherence, GrammarError, GrammarSource, Part, PartSchema};
 pub use state::GrammarState;
 pub use worker::{Busy, Compilation, DEADLINE, GrammarWorkers};
 

@@ -1,6 +1,9 @@
 //! What an output must be, and why it cannot be.
 
+use std::borrow::Cow;
+
 use llguidance::api::TopLevelGrammar;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 /// White space between the tokens of JSON: some, but not without end.
@@ -21,6 +24,8 @@ pub enum GrammarSource {
     Lark(String),
     /// JSON that a schema admits.
     JsonSchema(Value),
+    /// JSON that a schema admits as far as it is supported.
+    LenientSchema(Value),
     /// One of these texts.
     Choice(Vec<String>),
     /// A grammar in the same Lark syntax, in which `@form` is another one.
@@ -30,21 +35,86 @@ pub enum GrammarSource {
         /// What `@form` is.
         form: Box<Self>,
     },
+    /// A grammar in the same Lark syntax, with schemas in it.
+    Composed(Vec<Part>),
+}
+
+/// A part of a grammar.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub enum Part {
+    /// Text in the Lark syntax.
+    Lark(String),
+    /// A schema, where JSON that it admits stands.
+    Schema(PartSchema),
+}
+
+/// A schema in a grammar.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PartSchema {
+    /// What has it, for messages; may be empty.
+    pub subject: String,
+    /// The schema.
+    pub schema: Value,
+    /// How closely the output follows it.
+    pub adherence: Adherence,
+}
+
+/// How closely an output follows a schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Adherence {
+    /// In all it says.
+    Strict,
+    /// But for what is not supported of it.
+    Lenient,
+    /// The same, and where it cannot be followed at all, the output is any JSON object.
+    BestEffort,
 }
 
 impl GrammarSource {
     /// Any JSON object.
     #[must_use]
     pub fn json_object() -> Self {
-        Self::JsonSchema(json!({"type": "object"}))
+        Self::JsonSchema(any_object())
     }
 
-    /// The grammar as the library takes it.
+    /// Its parts, where it has schemas that may be loosened.
+    pub(super) fn parts(&self) -> Option<Cow<'_, [Part]>> {
+        match self {
+            Self::Composed(parts) => Some(Cow::Borrowed(parts)),
+            Self::LenientSchema(schema) => {
+                let (subject, adherence) = (String::new(), Adherence::Lenient);
+                let schema = PartSchema { subject, schema: schema.clone(), adherence };
+                Some(Cow::Owned(vec![Part::Lark("start: ".into()), Part::Schema(schema)]))
+            }
+            Self::Around { form, .. } => form.parts(),
+            Self::Regex(_) | Self::Lark(_) | Self::JsonSchema(_) | Self::Choice(_) => None,
+        }
+    }
+
+    /// The grammar that `form` stands in.
+    pub(super) fn surrounding(&self) -> Option<&str> {
+        match self {
+            Self::Around { lark, .. } => Some(lark),
+            _ => None,
+        }
+    }
+
+    /// The same with another form in it; the form itself, where it stands in no grammar.
+    pub(super) fn with_form(&self, form: &Self) -> Self {
+        match self.surrounding() {
+            Some(lark) => Self::Around { lark: lark.to_owned(), form: Box::new(form.clone()) },
+            None => form.clone(),
+        }
+    }
+
+    /// The grammar as the library takes it, every schema as it is.
     pub(super) fn grammar(&self) -> TopLevelGrammar {
         match self {
             Self::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Self::Lark(lark) => TopLevelGrammar::from_lark(lark.clone()),
-            Self::JsonSchema(schema) => TopLevelGrammar::from_json_schema(with_whitespace(schema)),
+            Self::JsonSchema(schema) | Self::LenientSchema(schema) => {
+                TopLevelGrammar::from_json_schema(with_whitespace(schema))
+            }
             Self::Choice(choices) => {
                 let quoted: Vec<String> = choices.iter().map(|c| json!(c).to_string()).collect();
                 TopLevelGrammar::from_lark(format!("start: {}", quoted.join(" | ")))
@@ -56,12 +126,29 @@ impl GrammarSource {
                 grammar.grammars.append(&mut forms);
                 grammar
             }
+            Self::Composed(parts) => {
+                TopLevelGrammar::from_lark(lark(parts, |part| with_whitespace(&part.schema)))
+            }
         }
     }
 }
 
+/// The text of a grammar's parts, with the schemas that `schema` gives for those in it.
+pub(super) fn lark(parts: &[Part], mut schema: impl FnMut(&PartSchema) -> Value) -> String {
+    let part = |part: &Part| match part {
+        Part::Lark(text) => text.clone(),
+        Part::Schema(part) => format!("%json {} ", schema(part)),
+    };
+    parts.iter().map(part).collect()
+}
+
+/// The schema of any JSON object.
+pub(super) fn any_object() -> Value {
+    json!({"type": "object"})
+}
+
 /// A schema with bounded white space, unless it has its own rule.
-pub(crate) fn with_whitespace(schema: &Value) -> Value {
+pub(super) fn with_whitespace(schema: &Value) -> Value {
     let mut schema = schema.clone();
     if let Some(fields) = schema.as_object_mut() {
         fields.entry("x-guidance").or_insert(json!({"whitespace_pattern": WHITESPACE}));

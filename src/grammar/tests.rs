@@ -9,7 +9,7 @@ const EOS: u32 = 300;
 const VOCAB: usize = 310;
 
 /// One token per byte, a few longer ones, an end, and ids beyond the tokenizer.
-fn tokenizer() -> Tokenizer {
+pub(super) fn tokenizer() -> Tokenizer {
     let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
     alphabet.sort_unstable();
     let mut tokens: Vec<String> = alphabet.iter().map(char::to_string).collect();
@@ -154,6 +154,13 @@ fn a_form_stands_within_a_grammar() {
     for (form, text, wrong) in [
         (GrammarSource::JsonSchema(schema()), "so\n</t>\n\n{\"ok\":true,\"n\":12}", "so</t>true"),
         (GrammarSource::Regex("[a-c]{2}".into()), "</t>ab", "</t> d"),
+        (
+            GrammarSource::LenientSchema(
+                json!({"items": {"const": 1}, "type": "array", "uniqueItems": true}),
+            ),
+            "</t>[1,1]",
+            "</t>[2",
+        ),
         (GrammarSource::Choice(vec!["yes".into(), "no".into()]), "{\"</t>yes", "</t>maybe"),
         (GrammarSource::Lark("start: \"x\" /y+/ \"z\"".into()), "x</t> xyyz", "</t>z"),
     ] {

@@ -6,6 +6,7 @@ use axum::http::{HeaderName, HeaderValue, Method};
 use tokio_rustls::TlsAcceptor;
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
+use super::generate::loosened;
 use super::keys::{Keys, KeysError};
 use super::transport::tls::{self, TlsError};
 use crate::cli::{self, Config, ConnectionLimits};
@@ -74,7 +75,7 @@ fn cors(origins: &[String]) -> Result<CorsLayer, SetupError> {
     let layer = CorsLayer::new()
         .allow_methods([Method::GET, Method::POST])
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers([HeaderName::from_static("x-request-id")]);
+        .expose_headers(["x-request-id", loosened::NAME].map(HeaderName::from_static));
     if origins.iter().any(|origin| origin == "*") {
         return Ok(layer.allow_origin(Any));
     }

@@ -155,7 +155,15 @@ async fn deep_schemas_end_nothing() {
             "(a|b)?".repeat(2000): {"type": "integer"}}}),
         ),
     ] {
-        for (path, body) in with_schema(&schema) {
+        for (path, mut body) in with_schema(&schema) {
+            if body.get("tools").is_some() {
+                // Any object stands for what is not strict; the model has not the room to be told of all of it.
+                let (status, text) = survives(name, path, &body).await;
+                assert!(status == StatusCode::OK || !text.contains("tools"), "{name}: {text}");
+                let tool = &mut body["tools"][0];
+                let nested = tool["type"] == "function" && path == "/v1/chat/completions";
+                (if nested { &mut tool["function"] } else { tool })["strict"] = json!(true);
+            }
             refuses(name, path, &body).await;
         }
         alive(name).await;

@@ -16,8 +16,10 @@ async fn fault(path: &str, body: &str) -> (Option<String>, String) {
 async fn faults_have_the_names_of_their_api() {
     let messages = json!([{"role": "user", "content": "hi"}]);
     let wrong = json!({"type": "nonsense"});
-    let (inner, fine) =
-        (json!({"name": "f", "parameters": {"properties": {"a": wrong}}}), json!({"name": "f"}));
+    let (inner, fine) = (
+        json!({"name": "f", "strict": true, "parameters": {"properties": {"a": wrong}}}),
+        json!({"name": "f"}),
+    );
     let (nameless, named) =
         (json!({"name": "f g"}), json!({"type": "json_schema", "json_schema": {"schema": wrong}}));
     let function = |function: &Value| json!([{"type": "function", "function": function}]);
@@ -26,8 +28,7 @@ async fn faults_have_the_names_of_their_api() {
         tool["type"] = json!("function");
         json!([tool])
     };
-    let anthropic =
-        json!([{"name": "f", "input_schema": {"type": "object", "properties": {"a": wrong}}}]);
+    let anthropic = json!([{"name": "f", "strict": true, "input_schema": {"type": "object", "properties": {"a": wrong}}}]);
     let format = json!({"format": {"type": "json_schema", "name": "s", "schema": wrong}});
     let (chat, responses) = ("/v1/chat/completions", "/v1/responses");
     for (path, field, mut body) in [

@@ -168,6 +168,7 @@ async fn the_model_may_choose() {
 async fn wrong_tools_are_refused() {
     let named = |name: &str| json!({"type": "function", "function": {"name": name}});
     let function = |parameters: Value| json!([{"type": "function", "function": {"name": "f", "parameters": parameters}}]);
+    let strict = |parameters: Value| json!([{"type": "function", "function": {"name": "f", "parameters": parameters, "strict": true}}]);
     for (param, fields) in [
         ("tools", json!({"tools": [{"type": "function"}]})),
         ("tools", json!({"tools": [{"type": "custom", "custom": {"name": "x"}}]})),
@@ -175,7 +176,7 @@ async fn wrong_tools_are_refused() {
         ("tools", json!({"tools": [named("")]})),
         ("tools", json!({"tools": [named("f"), named("f")]})),
         ("tools", json!({"tools": function(json!({"type": "array"}))})),
-        ("tools", json!({"tools": function(json!({"properties": {"x": {"type": "nonsense"}}}))})),
+        ("tools", json!({"tools": strict(json!({"properties": {"x": {"type": "nonsense"}}}))})),
         ("tool_choice", json!({"tool_choice": "required"})),
         ("tool_choice", json!({"tools": [named("f")], "tool_choice": "sometimes"})),
         ("tool_choice", json!({"tools": [named("f")], "tool_choice": named("g")})),

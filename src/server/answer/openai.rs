@@ -66,12 +66,13 @@ pub(crate) async fn respond(
         generation.request.top_logprobs.get_or_insert(0);
     }
     let running = prepared.start(state).await?;
+    let head = running.head.clone();
     let responder =
         Responder { format, header, best_of, include_usage, logprobs, token_sources, running };
     if stream {
-        Ok(sse::stream(|events| responder.stream(events)))
+        Ok((head, sse::stream(|events| responder.stream(events))).into_response())
     } else {
-        Ok(Json(responder.whole().await?).into_response())
+        Ok((head, Json(responder.whole().await?)).into_response())
     }
 }
 

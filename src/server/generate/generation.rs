@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::loosened::{self, Head};
 use super::pieces::{Ends, Piece, Reader};
 use super::speech::{Reasoning, Speech};
 use crate::engine::Request;
@@ -182,14 +183,15 @@ impl Generation {
     }
 
     /// Submits every choice of every prompt; pieces arrive in order within a choice. Choice
-    /// `p * choices + i` is choice i of prompt p. Dropping the receiver cancels them all.
+    /// `p * choices + i` is choice i of prompt p. Dropping the receiver cancels them all. The head names
+    /// what is not followed of the request's schemas.
     pub(crate) async fn start(
         mut self,
         serving: &Arc<Serving>,
         prompts: Vec<Vec<u32>>,
         dialect: Dialect,
         place: Place,
-    ) -> Result<mpsc::Receiver<Piece>, ApiError> {
+    ) -> Result<(mpsc::Receiver<Piece>, Option<Head>), ApiError> {
         let [form, text_form] =
             [&self.grammar, &self.form].map(|form| form.as_ref().map(|(field, _)| *field));
         self.request.grammar = self.compile(serving).await?;
@@ -198,6 +200,8 @@ impl Generation {
         let marks =
             [tags.as_ref().map_or(&[][..], |tags| tags), calls.unwrap_or_default()].concat();
         let marks = serving.marks(&marks);
+        let loosened = self.request.grammar.as_ref().map_or(&[][..], Grammar::loosened);
+        let head = loosened::head(form.unwrap_or_default(), loosened);
         let text = StoppingText::new(Arc::clone(&serving.tokenizer), self.stop.clone());
         let text = text.showing(&marks);
         self.request.stop = (!self.stop.is_empty()).then(|| text.clone());
@@ -250,6 +254,6 @@ impl Generation {
                 drop(place);
             });
         }
-        Ok(receiver)
+        Ok((receiver, head))
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod chat_prompt;
 pub(crate) mod generation;
+pub(crate) mod loosened;
 pub(crate) mod pieces;
 pub(crate) mod running;
 pub(crate) mod said;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::generation::Generation;
+use super::loosened::Head;
 use super::pieces::Piece;
 use super::said::Message;
 use crate::engine::SequenceStats;
@@ -36,7 +37,7 @@ impl Prepared {
         let place = state.queue.enter(count, field)?;
         generation.recorder = state.recorder().filter(|_| generation.store);
         let prompt_tokens = prompts.iter().map(Vec::len).sum();
-        let pieces = generation.start(&serving, prompts, dialect, place).await?;
+        let (pieces, head) = generation.start(&serving, prompts, dialect, place).await?;
         let stats = vec![SequenceStats::default(); count];
         let (reasoning_tokens, ended) = (0, 0);
         Ok(RunningRequest {
@@ -47,6 +48,7 @@ impl Prepared {
             stats,
             reasoning_tokens,
             ended,
+            head,
         })
     }
 }
@@ -65,6 +67,8 @@ pub(crate) struct RunningRequest {
     reasoning_tokens: u64,
     /// Choices that have ended.
     ended: usize,
+    /// What the answer's head says of it.
+    pub(crate) head: Option<Head>,
 }
 
 impl RunningRequest {

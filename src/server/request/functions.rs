@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use crate::grammar::{GrammarSource, with_whitespace};
+use crate::grammar::{Adherence, GrammarSource, Part, PartSchema};
 use crate::server::error::ApiError;
 use crate::server::request::lark::{any_text_but, literal};
 use crate::text::tool_calls::Texts;
@@ -21,6 +21,8 @@ pub(crate) struct Function {
     pub(crate) description: Option<String>,
     /// JSON schema of its arguments, an object.
     pub(crate) parameters: Option<Map<String, Value>>,
+    /// Whether its arguments follow the schema in all it says, or as far as that is supported.
+    pub(crate) strict: bool,
 }
 
 impl Function {
@@ -106,7 +108,6 @@ impl Callable {
         but: Option<&str>,
     ) -> Result<GrammarSource, ApiError> {
         let Texts { trigger, head, opening, arguments, closing, between, tail } = format.texts();
-        let mut lark = String::from("%llguidance {}\n");
         let more = match self.parallel {
             true => format!("( {} call ){{0,{}}}", literal(between, marks), MAX_CALLS - 1),
             false => String::new(),
@@ -116,22 +117,12 @@ impl Callable {
         let calls = format!("{begin} {head} call {more} {tail}");
         let special = marks.iter().any(|(_, mark)| mark == trigger);
         let trigger = literal(trigger, marks);
-        let text = match form {
-            None => String::from("TEXT"),
-            Some((_, GrammarSource::JsonSchema(schema))) => {
-                format!("%json {}", with_whitespace(&schema))
-            }
-            Some((field, _)) => {
-                let message = format!("`{field}`: beside `tools`, only JSON schemas are supported");
-                return Err(ApiError::invalid(field, message));
-            }
-        };
-        let free = !self.required && text == "TEXT";
-        if self.required {
-            let _ = writeln!(lark, "start: {calls}");
-        } else {
-            let _ = writeln!(lark, "start: text | {calls}\ntext: {text}");
-        }
+        let text = form.map(|(field, source)| text_schema(field, source)).transpose()?;
+        let free = !self.required && text.is_none();
+        let mut lark = format!(
+            "%llguidance {{}}\nstart: {}{calls}\n",
+            if self.required { "" } else { "text | " }
+        );
         // Before the first call stands any text; without a trigger, calls are told by their brace.
         if free {
             let any = match but {
@@ -139,7 +130,7 @@ impl Callable {
                 Some(tag) => any_text_but(tag),
                 None => "(.|\\n)*".to_owned(),
             };
-            let _ = writeln!(lark, "TEXT: /{any}/");
+            let _ = writeln!(lark, "text: TEXT\nTEXT: /{any}/");
         }
         let _ = match begin {
             "" => Ok(()),
@@ -149,13 +140,35 @@ impl Callable {
         };
         let names: Vec<String> = (0..self.functions.len()).map(|i| format!("call_{i}")).collect();
         let _ = writeln!(lark, "call: {}", names.join(" | "));
+        let mut parts = vec![Part::Lark(lark)];
+        if let Some(schema) = text.filter(|_| !self.required) {
+            parts.extend([
+                Part::Lark("text: ".into()),
+                Part::Schema(schema),
+                Part::Lark("\n".into()),
+            ]);
+        }
         for (name, function) in names.iter().zip(&self.functions) {
             let before = literal(&format!("{opening}{}{arguments}", function.name), marks);
-            let schema = with_whitespace(&parameters(function)?);
-            let _ = writeln!(lark, "{name}: {before} %json {schema} {}", literal(closing, marks));
+            parts.push(Part::Lark(format!("{name}: {before} ")));
+            parts.push(Part::Schema(parameters(function)?));
+            parts.push(Part::Lark(format!("{}\n", literal(closing, marks))));
         }
-        Ok(GrammarSource::Lark(lark))
+        Ok(GrammarSource::Composed(parts))
     }
+}
+
+/// The schema of an answer's text, which `field` gives.
+fn text_schema(field: &str, source: GrammarSource) -> Result<PartSchema, ApiError> {
+    let (schema, adherence) = match source {
+        GrammarSource::JsonSchema(schema) => (schema, Adherence::Strict),
+        GrammarSource::LenientSchema(schema) => (schema, Adherence::Lenient),
+        _ => {
+            let message = format!("`{field}`: beside `tools`, only JSON schemas are supported");
+            return Err(ApiError::invalid(field, message));
+        }
+    };
+    Ok(PartSchema { subject: field.to_owned(), schema, adherence })
 }
 
 fn check(functions: &[Function]) -> Result<(), ApiError> {
@@ -173,18 +186,30 @@ fn check(functions: &[Function]) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The schema of a function's arguments: an object, without properties that it does not list unless it
-/// says so.
-fn parameters(function: &Function) -> Result<Value, ApiError> {
+/// The schema of a function's arguments: an object, without properties that it does not list, unless it says so or
+/// requires others.
+fn parameters(function: &Function) -> Result<PartSchema, ApiError> {
     let mut schema: Map<String, Value> = function.parameters.clone().unwrap_or_default();
-    if schema.entry("type").or_insert(json!("object")) != "object" {
+    let object = json!("object");
+    let kind = schema.entry("type").or_insert(json!("object"));
+    if kind.as_array().is_some_and(|kinds| kinds.contains(&object)) {
+        *kind = object.clone();
+    }
+    if *kind != object {
         let name = &function.name;
         let message = format!("`tools`: the parameters of `{name}` must be of type `object`");
         return Err(ApiError::invalid("tools", message));
     }
     let elsewhere = ["$ref", "anyOf", "allOf", "oneOf", "patternProperties"];
-    if !elsewhere.iter().any(|key| schema.contains_key(*key)) {
+    let listed = schema.get("properties").and_then(Value::as_object);
+    let listed = |name: &Value| {
+        listed.is_some_and(|all| name.as_str().is_some_and(|name| all.contains_key(name)))
+    };
+    let requires_others = schema.get("required").and_then(Value::as_array);
+    let requires_others = requires_others.is_some_and(|names| !names.iter().all(listed));
+    if !requires_others && !elsewhere.iter().any(|key| schema.contains_key(*key)) {
         schema.entry("additionalProperties").or_insert(json!(false));
     }
-    Ok(schema.into())
+    let adherence = if function.strict { Adherence::Strict } else { Adherence::BestEffort };
+    Ok(PartSchema { subject: format!("tool {}", function.name), schema: schema.into(), adherence })
 }

@@ -1,6 +1,6 @@
 //! What a request says about the form of its output, as a grammar.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::json;
 use crate::grammar::GrammarSource;
@@ -16,11 +16,9 @@ pub(crate) fn grammar(form: Form) -> Result<Option<(&'static str, GrammarSource)
     let format = form.response_format.and_then(|format| match format {
         ResponseFormat::Text {} => None,
         ResponseFormat::JsonObject { schema: None } => Some(GrammarSource::json_object()),
-        ResponseFormat::JsonObject { schema: Some(schema) } => {
-            Some(GrammarSource::JsonSchema(schema.into()))
-        }
+        ResponseFormat::JsonObject { schema: Some(schema) } => Some(named(schema, None)),
         ResponseFormat::JsonSchema { json_schema } => Some(match json_schema.schema {
-            Some(schema) => GrammarSource::JsonSchema(schema.into()),
+            Some(schema) => named(schema, json_schema.strict),
             None => GrammarSource::json_object(),
         }),
     });
@@ -45,6 +43,14 @@ pub(crate) fn grammar(form: Form) -> Result<Option<(&'static str, GrammarSource)
         return Err(ApiError::invalid(field, message));
     }
     Ok(found.pop())
+}
+
+/// A schema that the output follows in all it says where that is `strict`, or else as far as it is supported.
+pub(crate) fn named(schema: Map<String, Value>, strict: Option<bool>) -> GrammarSource {
+    match strict {
+        Some(true) => GrammarSource::JsonSchema(schema.into()),
+        _ => GrammarSource::LenientSchema(schema.into()),
+    }
 }
 
 /// A schema, as an object or as its text.

@@ -133,7 +133,8 @@ impl From<Tool> for Function {
     fn from(tool: Tool) -> Self {
         let function = tool.function;
         let (name, description) = (function.name, function.description);
-        Self { name, description, parameters: function.parameters }
+        let (parameters, strict) = (function.parameters, function.strict.unwrap_or(false));
+        Self { name, description, parameters, strict }
     }
 }
 

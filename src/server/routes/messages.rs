@@ -53,10 +53,12 @@ async fn answer(
     let message = message(state.serving()?.name().to_owned());
     let stream = prepared.generation.stream;
     let running = prepared.start(state).await?;
+    let head = running.head.clone();
     if stream {
-        return Ok(sse::stream(|events| AnthropicWriter::new(events).forward(message, running)));
+        let events = sse::stream(|events| AnthropicWriter::new(events).forward(message, running));
+        return Ok((head, events).into_response());
     }
-    Ok(Json(message.with(running.whole().await?)).into_response())
+    Ok((head, Json(message.with(running.whole().await?))).into_response())
 }
 
 /// Makes a message ready to run.
@@ -134,8 +136,9 @@ fn choice(choice: Option<MessagesToolChoice>) -> (CallChoice, bool) {
 }
 
 impl From<MessagesTool> for Function {
-    fn from(MessagesTool { name, description, input_schema, .. }: MessagesTool) -> Self {
-        Self { name, description, parameters: Some(input_schema) }
+    fn from(tool: MessagesTool) -> Self {
+        let MessagesTool { name, description, input_schema, strict, .. } = tool;
+        Self { name, description, parameters: Some(input_schema), strict: strict.unwrap_or(false) }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::server::generate::running::Prepared;
 use crate::server::request::body::Body;
 use crate::server::request::dialect::Dialect;
 use crate::server::request::functions::{CallChoice, Callable, Function};
-use crate::server::request::thinking;
+use crate::server::request::{structured, thinking};
 use crate::server::serving::Serving;
 use crate::server::state::AppState;
 use crate::server::wire::responses::{
@@ -39,11 +39,12 @@ pub(crate) async fn responses(
     let writer = ResponsesWriter::new(response);
     let stream = prepared.generation.stream;
     let running = prepared.start(&state).await?;
+    let head = running.head.clone();
     if stream {
-        return Ok(sse::stream(|events| writer.forward(running, events)));
+        return Ok((head, sse::stream(|events| writer.forward(running, events))).into_response());
     }
     let whole = running.whole().await?;
-    Ok(Json(writer.whole(whole)).into_response())
+    Ok((head, Json(writer.whole(whole))).into_response())
 }
 
 /// The response before it begins, and what makes it, ready to run.
@@ -118,7 +119,7 @@ fn grammar(format: TextFormat) -> Option<(&'static str, GrammarSource)> {
     let source = match format {
         TextFormat::Text {} => return None,
         TextFormat::JsonObject {} => GrammarSource::json_object(),
-        TextFormat::JsonSchema { schema, .. } => GrammarSource::JsonSchema(schema.into()),
+        TextFormat::JsonSchema { schema, strict, .. } => structured::named(schema, strict),
     };
     Some(("text", source))
 }
@@ -173,8 +174,8 @@ fn add(item: InputItem, thought: &mut Option<String>, messages: &mut Vec<PromptM
 
 impl From<ResponsesTool> for Function {
     fn from(tool: ResponsesTool) -> Self {
-        let ResponsesTool::Function { name, description, parameters, .. } = tool;
-        Self { name, description, parameters }
+        let ResponsesTool::Function { name, description, parameters, strict } = tool;
+        Self { name, description, parameters, strict: strict.unwrap_or(false) }
     }
 }
 

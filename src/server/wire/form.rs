@@ -51,9 +51,9 @@ pub(crate) struct NamedSchema {
     description: Option<String>,
     /// The schema; any JSON object where it is left out.
     pub(crate) schema: Option<Map<String, Value>>,
-    /// The output follows the schema either way.
-    #[expect(dead_code, reason = "of no effect")]
-    strict: Option<bool>,
+    /// Whether a schema is refused that is not supported in all it says. Else its output follows it as far as it is,
+    /// and the header `x-pleach-loosened` names the keywords that are not followed.
+    pub(crate) strict: Option<bool>,
 }
 
 /// vLLM's rules for an output: one of these.

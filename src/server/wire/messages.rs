@@ -294,9 +294,9 @@ pub(crate) struct MessagesTool {
     pub(crate) description: Option<String>,
     /// JSON schema of its arguments, an object.
     pub(crate) input_schema: Map<String, Value>,
-    /// Ignored: arguments always follow the schema.
-    #[expect(dead_code, reason = "of no effect")]
-    strict: Option<bool>,
+    /// Whether a schema is refused that is not supported in all it says. Else arguments follow it as far as it is: the
+    /// header `x-pleach-loosened` names the keywords that are not followed, and `any object` where none can be.
+    pub(crate) strict: Option<bool>,
     /// Ignored: every prompt is cached.
     #[expect(dead_code, reason = "of no effect")]
     cache_control: Option<Map<String, Value>>,

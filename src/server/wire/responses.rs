@@ -249,7 +249,8 @@ pub(crate) enum ResponsesTool {
         description: Option<String>,
         /// JSON schema of its arguments, an object; none where it is left out.
         parameters: Option<Map<String, Value>>,
-        /// Ignored: arguments always follow the schema.
+        /// Whether a schema is refused that is not supported in all it says. Else arguments follow it as far as it is: the
+        /// header `x-pleach-loosened` names the keywords that are not followed, and `any object` where none can be.
         strict: Option<bool>,
     },
 }
@@ -370,7 +371,8 @@ pub(crate) enum TextFormat {
         description: Option<String>,
         /// The schema.
         schema: Map<String, Value>,
-        /// Ignored: the text follows the schema either way.
+        /// Whether a schema is refused that is not supported in all it says. Else the text follows it as far as it is,
+        /// and the header `x-pleach-loosened` names the keywords that are not followed.
         strict: Option<bool>,
     },
 }
