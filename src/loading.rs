@@ -13,6 +13,7 @@ use crate::engine::{CacheNeeds, Engine, EngineError, EngineHandle};
 use crate::memory::Reserved;
 use crate::metrics::DRAFT_FAILURES;
 use crate::model::{CudaDecoder, Decoder, Draft, Lender, ModelConfig, ModelError};
+use crate::sampling::{SamplingDefaults, SamplingParams};
 use crate::text::{ChatTemplate, TemplateError};
 use pleach_kernels::ThreadPool;
 use pleach_kernels::cuda::{CudaError, Device};
@@ -127,6 +128,8 @@ pub struct RunningModel {
     pub template: Option<ChatTemplate>,
     /// Tokens that end an answer.
     pub eos_token_ids: Vec<u32>,
+    /// How tokens are drawn where a request does not say.
+    pub sampling: SamplingParams,
     /// The draft's name, where one drafts.
     pub draft: Option<String>,
     /// Loads further drafts of the model; `None` where they cannot be switched.
@@ -164,6 +167,7 @@ pub fn start(config: &Config) -> Result<RunningModel, LoadError> {
     engine.profile();
     let (engine, thread) = EngineHandle::start(engine);
     let Opened { checkpoint, aliases, template, tokenizer } = model;
+    let sampling = sampling(&checkpoint, config);
     let eos_token_ids = checkpoint.config.eos_token_ids;
     let name = checkpoint.name;
     Ok(RunningModel {
@@ -172,6 +176,7 @@ pub fn start(config: &Config) -> Result<RunningModel, LoadError> {
         tokenizer,
         template,
         eos_token_ids,
+        sampling,
         draft,
         loader,
         engine,
@@ -275,6 +280,20 @@ fn template(
         Some(format) => template.map(|template| template.with_calls(format)),
         None => template,
     })
+}
+
+/// How tokens are drawn where a request does not say: as the configuration has it, then as the model has it.
+fn sampling(checkpoint: &Checkpoint, config: &Config) -> SamplingParams {
+    let own = SamplingDefaults::of_model(&checkpoint.generation).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the model's own sampling parameters are of no use");
+        SamplingDefaults::default()
+    });
+    let params = config.sampling_defaults.clone().or(own).params();
+    if params != SamplingParams::default() {
+        let SamplingParams { temperature, top_k, top_p, min_p, repetition_penalty, .. } = params;
+        tracing::info!(temperature, top_k, top_p, min_p, repetition_penalty, "sampling by default");
+    }
+    params
 }
 
 /// Makes room in dynamically scaled positions for the context that is to be served.

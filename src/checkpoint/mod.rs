@@ -59,6 +59,8 @@ pub struct Checkpoint {
     pub chat_template: Option<String>,
     /// The special tokens by role, as the chat template knows them.
     pub special_tokens: SpecialTokens,
+    /// What the model is to be sampled by, as `generation_config.json` has it; empty where the file has nothing of it.
+    pub generation: serde_json::Map<String, serde_json::Value>,
     /// A short name for people.
     pub name: String,
     path: PathBuf,
@@ -83,12 +85,13 @@ impl Checkpoint {
                 config: gguf_model::config(&gguf)?,
                 draft_vocab: gguf_model::draft_vocab(&gguf)?,
                 attachment: gguf_model::attachment(&gguf)?,
+                generation: gguf_model::generation(&gguf),
             };
             let template = gguf.get("tokenizer.chat_template").and_then(Value::as_str);
             let text = (tokenizer::from_gguf(&gguf)?, template.map(str::to_owned));
             (Store::Gguf(Box::new(gguf)), model, text)
         };
-        let Description { mut config, draft_vocab, attachment } = description;
+        let Description { mut config, draft_vocab, attachment, generation } = description;
         let chat_template = chat_template.or_else(|| {
             let usual = usual_template::of(&config, tokenizer.as_ref())?;
             tracing::warn!(file = %path.display(), "no chat template; Gemma's turns are used");
@@ -108,6 +111,7 @@ impl Checkpoint {
             tokenizer,
             chat_template,
             special_tokens,
+            generation,
             name,
             path: path.into(),
             store,

@@ -13,6 +13,7 @@ use super::flags::{Args, ComputeDevice};
 use crate::checkpoint::source::{self, Source};
 use crate::engine::EngineConfig;
 use crate::observe::traffic::Recording;
+use crate::sampling::SamplingDefaults;
 use crate::text::CallFormat;
 
 /// A server's configuration.
@@ -48,6 +49,8 @@ pub struct Config {
     pub chat_template: Option<String>,
     /// Variables for the chat template of every conversation.
     pub chat_template_kwargs: Map<String, Value>,
+    /// Sampling parameters of requests that leave them out, before the model's own.
+    pub sampling_defaults: SamplingDefaults,
 }
 
 /// Who may ask, and over which kind of connection.
@@ -153,6 +156,7 @@ impl From<Args> for Config {
             tool_call_parser: args.tool_call_parser,
             chat_template: args.chat_template,
             chat_template_kwargs: args.chat_template_kwargs.unwrap_or_default(),
+            sampling_defaults: args.override_generation_config.unwrap_or_default(),
         }
     }
 }

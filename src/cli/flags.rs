@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::source::{DEFAULT_MODEL, Source};
+use crate::sampling::SamplingDefaults;
 use crate::text::{CallFormat, ChatTemplate};
 
 /// What the program is asked to do: to serve, unless a command is named.
@@ -176,6 +177,15 @@ pub struct Args {
     /// a request's `chat_template_kwargs` come before them.
     #[arg(long, env = "PLEACH_CHAT_TEMPLATE_KWARGS", value_name = "JSON", value_parser = variables)]
     pub chat_template_kwargs: Option<Map<String, Value>>,
+    /// Sampling parameters of requests that leave them out, as a JSON object such as {"temperature": 0.6, "top_k": 20}.
+    /// They come before the model's own (those of its generation_config.json); without either, temperature is 1.
+    #[arg(
+        long,
+        env = "PLEACH_OVERRIDE_GENERATION_CONFIG",
+        value_name = "JSON",
+        value_parser = SamplingDefaults::from_json
+    )]
+    pub override_generation_config: Option<SamplingDefaults>,
     /// An OpenTelemetry collector to send a span of every request to (OTLP over HTTP, protobuf), such as
     /// http://localhost:4318. Default: none.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]

@@ -18,6 +18,7 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
         tokenizer,
         template,
         eos_token_ids,
+        sampling,
         draft,
         loader,
         engine,
@@ -26,5 +27,6 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
     let drafts = Drafts::new(&name, draft, loader);
     let serving =
         Serving::new(name, engine, tokenizer, template, eos_token_ids).with_drafts(drafts);
+    let serving = serving.sampling_by(sampling);
     Ok((serving.named(&config.served_model_names, aliases), thread))
 }

@@ -10,6 +10,7 @@ use super::drafts::Drafts;
 use super::error::ApiError;
 use crate::engine::EngineHandle;
 use crate::grammar::{Busy, DEADLINE, Grammar, GrammarCompiler, GrammarSource, GrammarWorkers};
+use crate::sampling::SamplingParams;
 use crate::text::{ChatTemplate, Mark};
 
 /// A loaded model, ready to answer.
@@ -26,6 +27,8 @@ pub struct Serving {
     pub template: Option<ChatTemplate>,
     /// Tokens that end an answer.
     pub eos_token_ids: Vec<u32>,
+    /// How tokens are drawn where a request does not say.
+    pub(super) sampling: SamplingParams,
     /// The threads that compile grammars for its tokens; `None` where the bytes of tokens are not known.
     pub grammars: Option<GrammarWorkers>,
     /// Its drafts.
@@ -62,6 +65,7 @@ impl Serving {
             tokenizer,
             template,
             eos_token_ids,
+            sampling: SamplingParams::default(),
             grammars,
             drafts: Drafts::default(),
             longest_token,
@@ -77,6 +81,12 @@ impl Serving {
             self.names = names.to_vec();
         }
         self
+    }
+
+    /// Sets how tokens are drawn where a request does not say.
+    #[must_use]
+    pub(super) fn sampling_by(self, sampling: SamplingParams) -> Self {
+        Self { sampling, ..self }
     }
 
     /// Gives the model drafts that can be changed.

@@ -1,4 +1,4 @@
-//! Chat templates in place of the model's own, and variables for them.
+//! What takes the place of the model's own: chat templates, variables for them, sampling parameters.
 
 use axum::Router;
 use clap::Parser;
@@ -115,4 +115,65 @@ async fn a_template_of_no_use_costs_the_chat_alone() {
     let file = folder.path().join("broken.jinja");
     let error = load(&["--chat-template", file.to_str().unwrap()]).err().unwrap();
     assert!(format!("{error:#}").contains("chat template"), "{error:#}");
+}
+
+/// What a request leaves out is as the flag has it, then as the model has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn sampling_parameters_have_defaults() {
+    let folder = tempfile::tempdir().unwrap();
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama-tied");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden.join(name), folder.path().join(name)).unwrap();
+    }
+    let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
+    write("tokenizer.json", gguf::letters_json());
+    write(
+        "tokenizer_config.json",
+        json!({"chat_template": "{{ messages[0].content }}"}).to_string(),
+    );
+    write(
+        "generation_config.json",
+        json!({"temperature": 0.25, "top_p": 0.5, "top_k": 1}).to_string(),
+    );
+    let path = folder.path().to_str().unwrap();
+    let app = |more: &[&str]| {
+        let model = ["pleach", "--model", path];
+        let flags = model.iter().chain(more);
+        let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let state = AppState::new(16, 0, metrics.handle());
+        state.serve(load(&Config::from(Args::parse_from(flags))).unwrap().0);
+        router(state)
+    };
+    let ask = |app: Router, path: &'static str, body: Value| async move {
+        let (status, text) = send_to(app, "POST", path, &body.to_string()).await;
+        assert!(status.is_success(), "{text}");
+        serde_json::from_str::<Value>(&text).unwrap()
+    };
+    let (own, over) = (
+        app(&[]),
+        app(&["--override-generation-config", "{\"top_k\": 0, \"temperature\": 50, \"top_p\": 1}"]),
+    );
+    let response = json!({"input": "abc", "max_output_tokens": 4});
+    let answer = ask(own.clone(), "/v1/responses", response.clone()).await;
+    assert_eq!((&answer["temperature"], &answer["top_p"]), (&json!(0.25), &json!(0.5)));
+    let answer = ask(over.clone(), "/v1/responses", response).await;
+    assert_eq!((&answer["temperature"], &answer["top_p"]), (&json!(50.0), &json!(1.0)));
+    // One token to draw from gives one text; all of them, as good as alike, give many.
+    let texts = |app: Router, extra: Value| async move {
+        let mut body = json!({"prompt": "abc", "max_tokens": 8, "n": 8, "ignore_eos": true});
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let answer = ask(app, "/v1/completions", body).await;
+        let choices = answer["choices"].as_array().unwrap().iter();
+        choices
+            .map(|choice| choice["text"].to_string())
+            .collect::<std::collections::HashSet<_>>()
+            .len()
+    };
+    assert_eq!(texts(own.clone(), json!({})).await, 1);
+    assert!(texts(own, json!({"top_k": -1, "temperature": 50, "top_p": 1})).await > 1);
+    assert!(texts(over.clone(), json!({})).await > 1);
+    assert_eq!(texts(over, json!({"temperature": 0})).await, 1);
+    let wrong = ["pleach", "--override-generation-config", "{\"top_p\": 2}"];
+    let error = Args::try_parse_from(wrong).unwrap_err().to_string();
+    assert!(error.contains("top_p must be in (0, 1]"), "{error}");
 }

@@ -124,6 +124,23 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, CheckpointError> {
     Ok(config)
 }
 
+/// What the model is to be sampled by, under the names of `generation_config.json`.
+pub(super) fn generation(gguf: &Gguf) -> serde_json::Map<String, serde_json::Value> {
+    let names = [
+        ("temp", "temperature"),
+        ("top_k", "top_k"),
+        ("top_p", "top_p"),
+        ("min_p", "min_p"),
+        ("penalty_repeat", "repetition_penalty"),
+    ];
+    let found = names.into_iter().filter_map(|(key, name)| {
+        let value = gguf.get(&format!("general.sampling.{key}"))?;
+        let whole = value.as_u64().map(serde_json::Value::from);
+        Some((name.to_owned(), whole.or_else(|| value.as_f64().map(Into::into))?))
+    });
+    found.collect()
+}
+
 /// The token ids of a trimmed head (`pleach.draft_vocab`).
 pub(super) fn draft_vocab(gguf: &Gguf) -> Result<Option<Vec<u32>>, CheckpointError> {
     numbers(gguf, "pleach.draft_vocab")

@@ -25,6 +25,8 @@ pub(super) struct Description {
     pub(super) config: ModelConfig,
     pub(super) draft_vocab: Option<Vec<u32>>,
     pub(super) attachment: Option<Attachment>,
+    /// `generation_config.json`, where there is one.
+    pub(super) generation: Map<String, Value>,
 }
 
 /// What a folder says of its model.
@@ -37,22 +39,24 @@ pub(super) fn read(folder: &Path) -> Result<Description, CheckpointError> {
     let mut config = config(&fields)?;
     known::warn_of_unknown(&fields);
     let generation = folder.join("generation_config.json");
-    if let Some(map) = object(&generation)? {
+    let map = object(&generation)?;
+    if let Some(map) = &map {
         // What transformers generates by comes first.
-        let fields = Fields { path: &generation, prefix: "", map: &map };
+        let fields = Fields { path: &generation, prefix: "", map };
         let own = std::mem::replace(&mut config.eos_token_ids, fields.token_ids("eos_token_id")?);
         config.end_at(own);
     }
+    let generation = map.unwrap_or_default();
     config.check().map_err(|(field, reason)| fields.error(field, reason))?;
     let extension = folder.join("pleach.json");
     let Some(map) = object(&extension)? else {
-        return Ok(Description { config, draft_vocab: None, attachment: None });
+        return Ok(Description { config, draft_vocab: None, attachment: None, generation });
     };
     let fields = Fields { path: &extension, prefix: "", map: &map };
     let draft_vocab = fields.token_ids("draft_vocab")?;
     let draft_vocab = Some(draft_vocab).filter(|ids| !ids.is_empty());
     let attachment = attachment(&extension, &map)?;
-    Ok(Description { config, draft_vocab, attachment })
+    Ok(Description { config, draft_vocab, attachment, generation })
 }
 
 /// Where an attached drafter hangs on its target: `"attached": {"blocks": […], "states": […]}`.

@@ -11,7 +11,7 @@ use crate::engine::Request;
 use crate::grammar::{Grammar, GrammarSource};
 use crate::observe::spans::SequenceSpan;
 use crate::observe::traffic::{Recorded, Recorder};
-use crate::sampling::SamplingParams;
+use crate::sampling::{SamplingParams, top_k};
 use crate::server::bounds::CHOICES;
 use crate::server::error::ApiError;
 use crate::server::keys::Metered;
@@ -40,11 +40,6 @@ pub(crate) fn stop_strings(field: &str, strings: Vec<String>) -> Result<Vec<Stri
         ));
     }
     Ok(strings)
-}
-
-/// The most likely tokens to draw from; vLLM's clients send -1 or 0 for all.
-pub(crate) fn top_k(given: i64) -> Option<u32> {
-    (given > 0).then(|| given.min(u32::MAX.into()) as u32)
 }
 
 /// What is generated, as every API's request is read into it.
@@ -131,15 +126,16 @@ impl Generation {
             })
             .collect::<Result<_, ApiError>>()?;
         let number = |given: Option<Number>, default| given.map_or(default, f32::from);
+        let usual = &serving.sampling;
         let params = SamplingParams {
-            temperature: number(wanted.temperature, 1.0),
-            top_k: wanted.top_k.and_then(top_k),
-            top_p: number(wanted.top_p, 1.0),
-            min_p: number(wanted.min_p, 0.0),
+            temperature: number(wanted.temperature, usual.temperature),
+            top_k: wanted.top_k.map_or(usual.top_k, top_k),
+            top_p: number(wanted.top_p, usual.top_p),
+            min_p: number(wanted.min_p, usual.min_p),
             seed: wanted.seed.map(|seed| seed as u64),
-            repetition_penalty: number(wanted.repetition_penalty, 1.0),
-            presence_penalty: number(wanted.presence_penalty, 0.0),
-            frequency_penalty: number(wanted.frequency_penalty, 0.0),
+            repetition_penalty: number(wanted.repetition_penalty, usual.repetition_penalty),
+            presence_penalty: number(wanted.presence_penalty, usual.presence_penalty),
+            frequency_penalty: number(wanted.frequency_penalty, usual.frequency_penalty),
             logit_bias,
         };
         let choices = wanted.n.unwrap_or(1);

@@ -7,12 +7,12 @@ use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse, Response};
 
 use crate::grammar::GrammarSource;
-use crate::sampling::SamplingParams;
+use crate::sampling::{SamplingParams, top_k};
 use crate::server::answer::anthropic::{AnthropicWriter, message};
 use crate::server::answer::sse;
 use crate::server::error::ApiError;
 use crate::server::generate::chat_prompt::{ChatPrompt, PastCall, PromptMessage};
-use crate::server::generate::generation::{Generation, stop_strings, top_k};
+use crate::server::generate::generation::{Generation, stop_strings};
 use crate::server::generate::running::Prepared;
 use crate::server::generate::speech::Reasoning;
 use crate::server::request::body::Body;
@@ -68,10 +68,10 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
     body.finish()?;
     serving.check_model(dialogue.model.as_deref())?;
     let params = SamplingParams {
-        temperature: wanted.temperature.map_or(1.0, f32::from),
-        top_p: wanted.top_p.map_or(1.0, f32::from),
-        top_k: wanted.top_k.and_then(top_k),
-        ..SamplingParams::default()
+        temperature: wanted.temperature.map_or(serving.sampling.temperature, f32::from),
+        top_p: wanted.top_p.map_or(serving.sampling.top_p, f32::from),
+        top_k: wanted.top_k.map_or(serving.sampling.top_k, top_k),
+        ..serving.sampling.clone()
     };
     let mut generation = Generation::new(params, wanted.max_tokens);
     generation.stop = stop_strings("stop_sequences", wanted.stop_sequences.unwrap_or_default())?;

@@ -26,7 +26,7 @@ use crate::server::wire::responses::{
     Input, InputItem, Responses, ResponsesTool, ResponsesToolChoice, Role, TextFormat,
 };
 use crate::server::wire::{
-    Number, ResponseAnswer, ResponseReasoning, ResponseStatus, ResponseText, ToolMode,
+    ResponseAnswer, ResponseReasoning, ResponseStatus, ResponseText, ToolMode,
 };
 use crate::text::Ending;
 
@@ -55,9 +55,9 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<(ResponseAnswer, Prepare
     let response = begun(serving, &wanted);
     let room = serving.engine.limits().max_model_len;
     let params = SamplingParams {
-        temperature: wanted.temperature.map_or(1.0, f32::from),
-        top_p: wanted.top_p.map_or(1.0, f32::from),
-        ..SamplingParams::default()
+        temperature: response.temperature.into(),
+        top_p: response.top_p.into(),
+        ..serving.sampling.clone()
     };
     let mut generation = Generation::new(params, wanted.max_output_tokens.unwrap_or(room));
     generation.grammar = wanted.text.and_then(|text| text.format).and_then(grammar);
@@ -100,8 +100,8 @@ fn begun(serving: &Serving, wanted: &Responses) -> ResponseAnswer {
         tool_choice: choice.unwrap_or(ResponsesToolChoice::Mode(ToolMode::Auto)),
         tools: wanted.tools.clone().unwrap_or_default(),
         store: false,
-        temperature: wanted.temperature.unwrap_or(Number(1.0)),
-        top_p: wanted.top_p.unwrap_or(Number(1.0)),
+        temperature: wanted.temperature.unwrap_or_else(|| serving.sampling.temperature.into()),
+        top_p: wanted.top_p.unwrap_or_else(|| serving.sampling.top_p.into()),
         max_output_tokens: wanted.max_output_tokens,
         previous_response_id: None,
         truncation: "disabled",

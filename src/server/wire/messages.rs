@@ -15,7 +15,7 @@ pub(crate) struct Messages {
     /// Texts that end the answer and are not part of it; 16 at most, of 1,024 bytes each
     /// and 4,096 in all.
     pub(crate) stop_sequences: Option<Vec<String>>,
-    /// Divisor of the logits; 0 takes the most likely token. 1 where it is left out.
+    /// Divisor of the logits; 0 takes the most likely token. Where it is left out, the model's own value counts, or 1.
     #[schemars(range(min = 0, max = 100))]
     pub(crate) temperature: Option<Number>,
     /// Keep the smallest set of most likely tokens with at least this much probability.

@@ -24,7 +24,7 @@ pub(crate) struct Sampling {
     pub(crate) stop_token_ids: Option<Vec<u32>>,
     /// Whether the model's end-of-sequence tokens are ordinary tokens.
     pub(crate) ignore_eos: Option<bool>,
-    /// Divisor of the logits; 0 takes the most likely token. 1 where it is left out.
+    /// Divisor of the logits; 0 takes the most likely token. Where it is left out, the model's own value counts, or 1.
     #[schemars(range(min = 0, max = 100))]
     pub(crate) temperature: Option<Number>,
     /// Keep the smallest set of most likely tokens with at least this much probability.

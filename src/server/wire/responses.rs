@@ -20,7 +20,7 @@ pub(crate) struct Responses {
     /// Tokens to generate at most.
     #[schemars(range(min = 1))]
     pub(crate) max_output_tokens: Option<usize>,
-    /// Divisor of the logits; 0 takes the most likely token. 1 where it is left out.
+    /// Divisor of the logits; 0 takes the most likely token. Where it is left out, the model's own value counts, or 1.
     #[schemars(range(min = 0, max = 100))]
     pub(crate) temperature: Option<Number>,
     /// Keep the smallest set of most likely tokens with at least this much probability.

@@ -20,6 +20,12 @@ impl From<f64> for Number {
     }
 }
 
+impl From<f32> for Number {
+    fn from(number: f32) -> Self {
+        Self(number)
+    }
+}
+
 impl From<Number> for f32 {
     fn from(number: Number) -> Self {
         number.0
