@@ -6,9 +6,11 @@ mod draw;
 mod logprobs;
 mod params;
 mod processor;
+mod restrictions;
 
 pub use distribution::Distribution;
 pub use draw::{Draws, Purpose};
 pub use logprobs::{log_sum_exp, top_logprobs};
 pub use params::{ParamError, SamplingParams};
 pub use processor::{History, LogitsError, Processor, greedy_token};
+pub use restrictions::Restrictions;

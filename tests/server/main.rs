@@ -25,6 +25,7 @@ mod messages;
 mod naming;
 mod parameters;
 mod reading;
+mod restrictions;
 mod spaces;
 mod streams;
 #[path = "../support/mod.rs"]

@@ -11,7 +11,7 @@ use crate::engine::Request;
 use crate::grammar::{Grammar, GrammarSource};
 use crate::observe::spans::SequenceSpan;
 use crate::observe::traffic::{Recorded, Recorder};
-use crate::sampling::SamplingParams;
+use crate::sampling::{Restrictions, SamplingParams};
 use crate::server::bounds::CHOICES;
 use crate::server::error::ApiError;
 use crate::server::keys::Metered;
@@ -52,6 +52,8 @@ pub(crate) struct Generation {
     pub(crate) request: Request,
     /// Texts that end a choice.
     pub(crate) stop: Vec<String>,
+    /// Whether a choice shows what ended it.
+    pub(crate) shows_stop: bool,
     /// The form of the output, and the field that asks for it.
     pub(crate) grammar: Option<(&'static str, GrammarSource)>,
     /// The form of its text alone, where the output may also call functions, and the field that asks for it.
@@ -80,6 +82,7 @@ impl Generation {
         Self {
             request: Request { params, max_tokens, ..Request::greedy(Vec::new(), 0) },
             stop: Vec::new(),
+            shows_stop: false,
             grammar: None,
             form: None,
             choices: 1,
@@ -134,6 +137,12 @@ impl Generation {
             presence_penalty: number(wanted.presence_penalty, 0.0),
             frequency_penalty: number(wanted.frequency_penalty, 0.0),
             logit_bias,
+            restrictions: Restrictions {
+                allowed: wanted.allowed_token_ids.map(Into::into),
+                min_tokens: wanted.min_tokens.unwrap_or(0),
+                bad_words: serving.bad_words(&wanted.bad_words.unwrap_or_default())?.into(),
+                ..Restrictions::default()
+            },
         };
         let choices = wanted.n.unwrap_or(1);
         in_range("n", choices)?;
@@ -149,6 +158,7 @@ impl Generation {
         generation.request.priority = wanted.priority.unwrap_or(0);
         Ok(Self {
             stop,
+            shows_stop: wanted.include_stop_str_in_output.unwrap_or(false),
             grammar: structured::grammar(body.read()?)?,
             choices,
             kept: choices,
@@ -191,7 +201,8 @@ impl Generation {
         let head = loosened::head(form.unwrap_or_default(), loosened);
         let marks = self.calls.map(|format| serving.marks(format)).unwrap_or_default();
         let text = StoppingText::new(Arc::clone(&serving.tokenizer), self.stop.clone());
-        let text = text.showing(&marks);
+        let text = text.showing(&marks).showing_stop(self.shows_stop);
+        let text = text.behind(self.request.params.restrictions.min_tokens);
         self.request.stop = (!self.stop.is_empty()).then(|| text.clone());
         let limits = serving.engine.limits();
         let mut requests = Vec::new();
@@ -211,7 +222,7 @@ impl Generation {
         let (sender, receiver) = mpsc::channel(64);
         let place = Arc::new(place);
         for (choice, request) in requests.into_iter().enumerate() {
-            let ends = Ends::of(&request, serving);
+            let ends = Ends::of(&request, serving, self.shows_stop);
             let length = request.prompt.len();
             let recorder = self.recorder.clone().filter(|_| !self.prompt_only);
             let record = recorder.map(|recorder| {
