@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use super::loosened::{self, Head};
 use super::pieces::{Ends, Piece, Reader};
 use super::tool_calls::Calls;
-use crate::engine::Request;
+use crate::engine::{MAX_TOP_LOGPROBS, Request};
 use crate::grammar::{Grammar, GrammarSource};
 use crate::observe::spans::SequenceSpan;
 use crate::observe::traffic::{Recorded, Recorder};
@@ -42,6 +42,19 @@ pub(crate) fn stop_strings(field: &str, strings: Vec<String>) -> Result<Vec<Stri
     Ok(strings)
 }
 
+/// Checks how many of the likeliest tokens are reported beside each token of a prompt.
+fn check_prompt_logprobs(count: Option<usize>, stream: bool) -> Result<(), ApiError> {
+    let field = "prompt_logprobs";
+    match count {
+        Some(count) if count > MAX_TOP_LOGPROBS => {
+            let message = format!("`{field}` must be at most {MAX_TOP_LOGPROBS}");
+            Err(ApiError::invalid(field, message))
+        }
+        Some(_) if stream => Err(ApiError::invalid(field, format!("`{field}` cannot be streamed"))),
+        _ => Ok(()),
+    }
+}
+
 /// The most likely tokens to draw from; vLLM's clients send -1 or 0 for all.
 pub(crate) fn top_k(given: i64) -> Option<u32> {
     (given > 0).then(|| given.min(u32::MAX.into()) as u32)
@@ -68,6 +81,11 @@ pub(crate) struct Generation {
     pub(crate) calls: Option<CallFormat>,
     /// Texts of the prompts, where answers begin with them.
     pub(crate) echo: Vec<String>,
+    /// The likeliest tokens to report beside each token of an echoed prompt, where it is reported with
+    /// log-probabilities.
+    pub(crate) echo_logprobs: Option<usize>,
+    /// The same beside each token of a prompt that is not echoed.
+    pub(crate) prompt_logprobs: Option<usize>,
     /// Whether the answer is the prompt alone.
     pub(crate) prompt_only: bool,
     /// Whether the client lets its answers be recorded.
@@ -92,6 +110,8 @@ impl Generation {
             token_sources: false,
             calls: None,
             echo: Vec::new(),
+            echo_logprobs: None,
+            prompt_logprobs: None,
             prompt_only: false,
             store: true,
             recorder: None,
@@ -151,6 +171,7 @@ impl Generation {
             let message = "`stream_options` needs `stream: true`";
             return Err(ApiError::invalid("stream_options", message));
         }
+        check_prompt_logprobs(wanted.prompt_logprobs, stream)?;
         let mut generation = Self::new(params, max_tokens);
         generation.request.stop_token_ids = stop_token_ids.into();
         generation.request.ignore_eos = wanted.ignore_eos.unwrap_or(false);
@@ -162,6 +183,7 @@ impl Generation {
             grammar: structured::grammar(body.read()?)?,
             choices,
             kept: choices,
+            prompt_logprobs: wanted.prompt_logprobs,
             stream,
             include_usage: wanted.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
             token_sources: wanted.return_token_sources.unwrap_or(false),

@@ -61,6 +61,10 @@ pub(crate) struct Sampling {
     /// Added to the logits of single tokens, by token id: -100 to 100. Ids are written plainly, 1,024 at most.
     #[schemars(extend("maxProperties" = 1024))]
     pub(crate) logit_bias: Option<BTreeMap<String, Number>>,
+    /// Report the log-probability of each token of the prompt, with as many most likely tokens beside it. Not with
+    /// `stream`.
+    #[schemars(range(max = 20))]
+    pub(crate) prompt_logprobs: Option<usize>,
     /// Send the answer as server-sent events while it is generated.
     pub(crate) stream: Option<bool>,
     /// Needs `stream`.
