@@ -30,12 +30,13 @@ fn what_is_restricted_does_not_come() {
     let with = |change: &dyn Fn(&mut Request)| {
         let mut request = base.clone();
         change(&mut request);
-        let expected = reference(std::slice::from_ref(&request)).remove(0);
+        let requests = [request];
+        let mut expected = reference(&requests);
         for noise in [0, 60, 256] {
             let mut engine = engine(&config(), Some(TestModel::draft(64, noise)));
-            assert_eq!(ids(&run(&mut engine, std::slice::from_ref(&request))), [expected.clone()]);
+            assert_eq!(ids(&run(&mut engine, &requests)), expected);
         }
-        expected
+        expected.remove(0)
     };
     let stop = plain[3];
     let (all, reason) = with(&|request| {
