@@ -17,7 +17,8 @@ impl PromptReadout {
             Readout::None => Self::None,
             Readout::Logprobs(alternatives) => {
                 let id = prompt[0];
-                let first = PromptToken { id, logprob: None, top_logprobs: Vec::new() };
+                let (logprob, rank, top_logprobs) = (None, None, Vec::new());
+                let first = PromptToken { id, logprob, rank, top_logprobs };
                 Self::Logprobs { alternatives, tokens: vec![first] }
             }
             Readout::Embedding => Self::Embedding { sum: Vec::new(), read: 0 },
@@ -49,9 +50,11 @@ impl PromptReadout {
                 continue;
             }
             let (id, normaliser) = (prompt[place], log_sum_exp(logits));
-            let logprob = Some(logits[id as usize] - normaliser);
+            let own = logits[id as usize];
+            let logprob = Some(own - normaliser);
+            let rank = Some(logits.iter().filter(|logit| **logit >= own).count());
             let top_logprobs = top_logprobs(logits, normaliser, *alternatives);
-            tokens.push(PromptToken { id, logprob, top_logprobs });
+            tokens.push(PromptToken { id, logprob, rank, top_logprobs });
         }
     }
 

@@ -111,6 +111,10 @@ impl Request {
             format!("must be token ids, which lie below {}", limits.vocab_size)
         })?;
         check(self.max_tokens > 0, "max_tokens", &|| "must be at least 1".into())?;
+        let min_tokens = self.params.restrictions.min_tokens;
+        check(min_tokens <= self.max_tokens, "min_tokens", &|| {
+            format!("must be at most the number of tokens to generate, {}", self.max_tokens)
+        })?;
         check(self.top_logprobs.is_none_or(|n| n <= MAX_TOP_LOGPROBS), "top_logprobs", &|| {
             format!("must be at most {MAX_TOP_LOGPROBS}")
         })?;
@@ -236,6 +240,9 @@ mod tests {
         assert_eq!(refused(stop), Err("stop_token_ids"));
         let logprobs = Request { top_logprobs: Some(21), ..Request::greedy(vec![1], 1) };
         assert_eq!(refused(logprobs), Err("top_logprobs"));
+        let mut long = Request::greedy(vec![1], 3);
+        long.params.restrictions.min_tokens = 4;
+        assert_eq!(refused(long), Err("min_tokens"));
         for prediction in [vec![1; 9], vec![100]] {
             let prediction = prediction.into();
             let request = Request { prediction, ..Request::greedy(vec![1], 1) };

@@ -79,10 +79,11 @@ impl Sequence {
         seed: u64,
     ) -> Self {
         let max_speculative = limits.num_speculative_tokens;
-        let params = request.params;
+        let mut params = request.params;
         let mut ends = if request.ignore_eos { Vec::new() } else { eos_token_ids.to_vec() };
         let own_ends = ends.len();
         ends.extend(&*request.stop_token_ids);
+        params.restrictions.ends = ends.as_slice().into();
         let history =
             if params.uses_history() { History::new(&request.prompt) } else { History::default() };
         let prompt_tokens = request.prompt.len();
@@ -152,10 +153,12 @@ impl Sequence {
         self.take(draft, verdict?, |sequence, index, id| sequence.logprobs_of(id, row(index)))
     }
 
-    /// Whether a model that verifies itself can decide this sequence's rounds: it tells log-probabilities of the
-    /// tokens that come out, and of no others.
+    /// Whether a model that verifies itself can decide this sequence's rounds: it knows no restrictions, and tells
+    /// log-probabilities of the tokens that come out, and of no others.
     pub(super) fn may_be_decided(&self) -> bool {
-        self.top_logprobs.unwrap_or(0) == 0 && !self.readout.wants_logits()
+        self.top_logprobs.unwrap_or(0) == 0
+            && !self.readout.wants_logits()
+            && !self.params.restrictions.any()
     }
 
     /// The round for a model to decide, with logits from `first_logit` on; the grammar's masks are computed.

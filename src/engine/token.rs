@@ -58,6 +58,8 @@ pub struct PromptToken {
     pub id: u32,
     /// Log-softmax of the target's raw logits; `None` for the first token, which follows nothing.
     pub logprob: Option<f32>,
+    /// How many tokens are at least as likely at its place, itself included; `None` for the first token.
+    pub rank: Option<usize>,
     /// The most likely tokens at its place with their log-softmax, most likely first.
     pub top_logprobs: Vec<(u32, f32)>,
 }

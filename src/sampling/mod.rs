@@ -7,6 +7,7 @@ mod draw;
 mod logprobs;
 mod params;
 mod processor;
+mod restrictions;
 
 pub use defaults::{SamplingDefaults, top_k};
 pub use distribution::Distribution;
@@ -14,3 +15,4 @@ pub use draw::{Draws, Purpose};
 pub use logprobs::{log_sum_exp, top_logprobs};
 pub use params::{ParamError, SamplingParams};
 pub use processor::{History, LogitsError, Processor, greedy_token};
+pub use restrictions::Restrictions;

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::Restrictions;
+
 /// A sampling parameter outside its range.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{field} {reason}")]
@@ -13,7 +15,7 @@ pub struct ParamError {
 }
 
 /// How a token is drawn. Applied in this order: repetition penalty, presence and frequency
-/// penalties, logit bias, temperature, top-k, top-p, min-p.
+/// penalties, logit bias, restrictions, temperature, top-k, top-p, min-p.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
     /// Divisor of the logits; 0 takes the most likely token (the lowest id among equals).
@@ -36,6 +38,8 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Added to the logits of single tokens.
     pub logit_bias: Arc<[(u32, f32)]>,
+    /// Tokens that may not come.
+    pub restrictions: Restrictions,
 }
 
 impl Default for SamplingParams {
@@ -50,6 +54,7 @@ impl Default for SamplingParams {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Arc::default(),
+            restrictions: Restrictions::default(),
         }
     }
 }
@@ -61,9 +66,14 @@ impl SamplingParams {
         Self { temperature: 0.0, ..Self::default() }
     }
 
-    /// Whether any penalty looks at the tokens so far.
+    /// Whether anything looks at the tokens so far.
     #[must_use]
     pub fn uses_history(&self) -> bool {
+        self.penalises() || self.restrictions.uses_history()
+    }
+
+    /// Whether there are penalties.
+    pub(super) fn penalises(&self) -> bool {
         self.repetition_penalty != 1.0
             || self.presence_penalty != 0.0
             || self.frequency_penalty != 0.0
@@ -99,7 +109,16 @@ impl SamplingParams {
             )?;
             check((-100.0..=100.0).contains(&bias), "logit_bias", "must be in [-100, 100]")?;
         }
-        Ok(())
+        let known =
+            |ids: &[u32]| !ids.is_empty() && ids.iter().all(|&id| (id as usize) < vocab_size);
+        let Restrictions { allowed, bad_words, .. } = &self.restrictions;
+        check(
+            allowed.as_ref().is_none_or(|allowed| known(allowed)),
+            "allowed_token_ids",
+            "must be token ids of the vocabulary, at least one",
+        )?;
+        let words = bad_words.iter().all(|word| known(word));
+        check(words, "bad_words", "must be texts of at least one token")
     }
 }
 
@@ -112,7 +131,7 @@ mod tests {
         assert_eq!(SamplingParams::default().validate(10), Ok(()));
         assert_eq!(SamplingParams::greedy().validate(10), Ok(()));
         type Change = fn(&mut SamplingParams);
-        let wrong: [(&str, Change); 8] = [
+        let wrong: [(&str, Change); 12] = [
             ("temperature", |p| p.temperature = -0.1),
             ("temperature", |p| p.temperature = f32::NAN),
             ("top_k", |p| p.top_k = Some(0)),
@@ -121,6 +140,10 @@ mod tests {
             ("repetition_penalty", |p| p.repetition_penalty = 1e-40),
             ("frequency_penalty", |p| p.frequency_penalty = 2.5),
             ("logit_bias", |p| p.logit_bias = [(10, 1.0)].into()),
+            ("allowed_token_ids", |p| p.restrictions.allowed = Some([].into())),
+            ("allowed_token_ids", |p| p.restrictions.allowed = Some([9, 10].into())),
+            ("bad_words", |p| p.restrictions.bad_words = [vec![]].into()),
+            ("bad_words", |p| p.restrictions.bad_words = [vec![1], vec![10]].into()),
         ];
         for (field, change) in wrong {
             let mut params = SamplingParams::default();

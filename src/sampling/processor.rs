@@ -19,12 +19,14 @@ pub enum LogitsError {
     NothingLeft,
 }
 
-/// The tokens of one sequence as penalties see them. Draft tokens are pushed before the rows after
+/// The tokens of one sequence as penalties and restrictions see them. Draft tokens are pushed before the rows after
 /// them are processed, and popped afterwards.
 #[derive(Debug, Default)]
 pub struct History {
     /// Per token: occurrences in the prompt and in the generated text.
     counts: HashMap<u32, (u32, u32)>,
+    /// The generated text.
+    generated: Vec<u32>,
 }
 
 impl History {
@@ -46,10 +48,12 @@ impl History {
     /// Adds a generated token.
     pub fn push(&mut self, id: u32) {
         self.counts.entry(id).or_default().1 += 1;
+        self.generated.push(id);
     }
 
-    /// Takes back a generated token.
+    /// Takes back one of the last generated tokens; all behind it must be taken back too.
     pub fn pop(&mut self, id: u32) {
+        self.generated.pop();
         if let Some(count) = self.counts.get_mut(&id) {
             count.1 -= 1;
             if *count == (0, 0) {
@@ -103,7 +107,8 @@ impl Processor {
         history: &History,
     ) -> Result<Distribution, LogitsError> {
         let token = |row: u32| ids.map_or(row, |ids| ids[row as usize]);
-        let adjusts = params.uses_history() || !params.logit_bias.is_empty();
+        let adjusts =
+            params.penalises() || !params.logit_bias.is_empty() || params.restrictions.any();
         let mut adjusted = std::mem::take(&mut self.adjusted);
         let source = if adjusts {
             adjusted.clear();
@@ -184,14 +189,15 @@ fn keep_top_p(candidates: &mut Vec<(u32, f32)>, top_p: f64) {
     }
 }
 
-/// Penalties and bias, in place.
+/// Penalties, bias and restrictions, in place.
 fn adjust(logits: &mut [f32], ids: Option<&[u32]>, params: &SamplingParams, history: &History) {
+    let rows = logits.len();
     let row_of = |id: u32| match ids {
         Some(ids) => ids.binary_search(&id).ok(),
-        None => Some(id as usize).filter(|&row| row < logits.len()),
+        None => Some(id as usize).filter(|&row| row < rows),
     };
     let mut changes = Vec::new();
-    if params.uses_history() {
+    if params.penalises() {
         for (&id, &(_, generated)) in &history.counts {
             let Some(row) = row_of(id) else { continue };
             let logit = logits[row];
@@ -211,6 +217,7 @@ fn adjust(logits: &mut [f32], ids: Option<&[u32]>, params: &SamplingParams, hist
     for (row, bias) in biases {
         logits[row] += bias;
     }
+    params.restrictions.apply(logits, row_of, &history.generated);
 }
 
 #[cfg(test)]

@@ -37,6 +37,12 @@ const STOP_BYTES: usize = 1 << 10;
 const STOPS_BYTES: usize = 4 << 10;
 /// Tokens that end an answer: each generated token is looked for among them.
 const STOP_TOKEN_IDS: usize = 256;
+/// The only tokens that an answer may have: each row of logits is cut down to them.
+const ALLOWED_TOKEN_IDS: usize = 4096;
+/// Texts that an answer may not have: each is compared with its end at every token.
+const BAD_WORDS: usize = 256;
+/// Bytes of all of them.
+const BAD_WORDS_BYTES: usize = 16 << 10;
 /// Tokens whose logits are changed, at every position; vLLM's bound.
 const LOGIT_BIAS: usize = 1024;
 /// Entries that come back with an answer. OpenAI's bounds are 16, of 64 and 512 bytes.
@@ -60,11 +66,13 @@ struct Bound {
 const ANY: usize = usize::MAX;
 
 /// Fields of all shapes. Lists of numbers are prompts in `input`, so only its other items count.
-const FIELDS: [Bound; 9] = [
+const FIELDS: [Bound; 11] = [
     Bound { fields: &["messages", "input"], items: MESSAGES, bytes: (ANY, ANY) },
     Bound { fields: &["tools"], items: TOOLS, bytes: (ANY, ANY) },
     Bound { fields: &["stop", "stop_sequences"], items: STOPS, bytes: (STOP_BYTES, STOPS_BYTES) },
     Bound { fields: &["stop_token_ids"], items: STOP_TOKEN_IDS, bytes: (ANY, ANY) },
+    Bound { fields: &["allowed_token_ids"], items: ALLOWED_TOKEN_IDS, bytes: (ANY, ANY) },
+    Bound { fields: &["bad_words"], items: BAD_WORDS, bytes: (NAME_BYTES, BAD_WORDS_BYTES) },
     Bound { fields: &["logit_bias"], items: LOGIT_BIAS, bytes: (ANY, ANY) },
     Bound { fields: &["metadata"], items: METADATA, bytes: (METADATA_BYTES, METADATA_BYTES) },
     Bound { fields: &["chat_template_kwargs"], items: VARIABLES, bytes: (ANY, SMALL_BODY_BYTES) },
@@ -194,6 +202,9 @@ mod tests {
             json!({"stop_sequences": vec!["x".repeat(STOP_BYTES); 5]}),
             json!({"stop": vec!["x"; STOPS + 1]}),
             json!({"stop_token_ids": vec![1; STOP_TOKEN_IDS + 1]}),
+            json!({"allowed_token_ids": vec![1; ALLOWED_TOKEN_IDS + 1]}),
+            json!({"bad_words": vec!["x"; BAD_WORDS + 1]}),
+            json!({"bad_words": vec!["x".repeat(NAME_BYTES); 17]}),
             json!({"input": vec!["x"; MESSAGES + 1]}),
             json!({"messages": vec![json!({}); MESSAGES + 1]}),
             json!({"messages": [{"content": vec![json!({}); PARTS + 1]}]}),

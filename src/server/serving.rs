@@ -158,6 +158,24 @@ impl Serving {
         text.map_err(|e| ApiError::invalid(field, e.to_string()))
     }
 
+    /// Texts that are not generated, as tokens: each as it stands at the beginning and behind a space.
+    pub(super) fn bad_words(&self, words: &[String]) -> Result<Vec<Vec<u32>>, ApiError> {
+        let field = "bad_words";
+        let mut all = Vec::new();
+        for word in words {
+            let word = word.trim_start();
+            if word.is_empty() {
+                let message = "the texts of `bad_words` must not be empty";
+                return Err(ApiError::invalid(field, message));
+            }
+            all.push(self.encode(field, word, false)?);
+            all.push(self.encode(field, &format!(" {word}"), false)?);
+        }
+        all.sort_unstable();
+        all.dedup();
+        Ok(all)
+    }
+
     /// Tokens of a field's text. `special` adds what the tokenizer puts around a text; a chat template has
     /// put it there already.
     pub(super) fn encode(

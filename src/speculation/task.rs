@@ -20,7 +20,7 @@ pub struct ProposeTask<'a> {
     pub table: &'a BlockTable,
     /// How tokens are drawn.
     pub params: &'a SamplingParams,
-    /// Tokens as penalties see them; the same before and after.
+    /// Tokens as penalties and restrictions see them; the same before and after.
     pub history: &'a mut History,
     /// The sequence's random numbers.
     pub draws: Draws,

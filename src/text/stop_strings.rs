@@ -11,13 +11,29 @@ use super::{Detokenizer, Mark};
 pub struct StoppingText {
     text: Detokenizer,
     stops: StopStrings,
+    /// Tokens to come that complete no stop string.
+    unsearched: usize,
 }
 
 impl StoppingText {
     /// A text that goes on with another one and ends at one of `stops`, none of which is empty.
     #[must_use]
     pub fn new(tokenizer: Arc<Tokenizer>, stops: Vec<String>) -> Self {
-        Self { text: Detokenizer::new(tokenizer), stops: StopStrings::new(stops) }
+        let (text, stops) = (Detokenizer::new(tokenizer), StopStrings::new(stops));
+        Self { text, stops, unsearched: 0 }
+    }
+
+    /// Looks for stop strings that are completed behind so many tokens.
+    #[must_use]
+    pub fn behind(self, tokens: usize) -> Self {
+        Self { unsearched: tokens, ..self }
+    }
+
+    /// Shows the stop string that is reached, too, where that is wanted.
+    #[must_use]
+    pub fn showing_stop(mut self, shown: bool) -> Self {
+        self.stops.shown = shown;
+        self
     }
 
     /// Shows special tokens as text, with these texts.
@@ -29,7 +45,12 @@ impl StoppingText {
     /// Adds a token; returns the text that may be shown, and the place in the list of the stop string that
     /// was reached.
     pub fn push(&mut self, token: u32) -> (String, Option<usize>) {
-        self.stops.push(&self.text.push(token))
+        let piece = self.text.push(token);
+        if self.unsearched > 0 {
+            self.unsearched -= 1;
+            return (self.stops.pass(&piece), None);
+        }
+        self.stops.push(&piece)
     }
 
     /// The text held back, at the end of the sequence, which may reach a stop string too.
@@ -60,11 +81,13 @@ struct StopStrings {
     stops: Arc<[String]>,
     /// Text that could be the beginning of a stop string.
     held: String,
+    /// Whether the stop string that is reached is shown.
+    shown: bool,
 }
 
 impl StopStrings {
     fn new(stops: Vec<String>) -> Self {
-        Self { stops: stops.into(), held: String::new() }
+        Self { stops: stops.into(), held: String::new(), shown: false }
     }
 
     /// Adds a piece of text; returns what may be shown, and the place of the stop string that was reached.
@@ -75,12 +98,23 @@ impl StopStrings {
         let found = self.stops.iter().enumerate().filter(fits);
         let found = found.filter_map(|(place, stop)| Some((self.held.find(&**stop)?, place)));
         if let Some((at, place)) = found.min() {
-            self.held.truncate(at);
+            self.held.truncate(at + if self.shown { self.stops[place].len() } else { 0 });
             return (std::mem::take(&mut self.held), Some(place));
         }
+        (self.released(), None)
+    }
+
+    /// Adds a piece of text that completes no stop string; returns what may be shown.
+    fn pass(&mut self, piece: &str) -> String {
+        self.held.push_str(piece);
+        self.released()
+    }
+
+    /// The text that begins no stop string, which may be shown.
+    fn released(&mut self) -> String {
         let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
-        (std::mem::replace(&mut self.held, rest), None)
+        std::mem::replace(&mut self.held, rest)
     }
 
     /// The text held back, at the end.
@@ -129,6 +163,15 @@ mod tests {
         assert_eq!(stops.push("cx"), ("abcx".to_owned(), None));
         assert_eq!(stops.push("äab"), ("ä".to_owned(), None));
         assert_eq!(stops.finish(), "ab");
+    }
+
+    #[test]
+    fn what_is_passed_completes_nothing_and_a_stop_may_be_shown() {
+        let mut stops = StopStrings::new(vec!["END".to_owned()]);
+        stops.shown = true;
+        assert_eq!(stops.pass("an END, an EN"), "an END, an ");
+        assert_eq!(stops.push("D of"), ("END".to_owned(), Some(0)));
+        assert_eq!(stops.finish(), "");
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub enum CallFormat {
     Llama3Json,
     /// `[TOOL_CALLS]` and a list of objects: Mistral.
     Mistral,
+    /// `[TOOL_CALLS]`, a name, `[ARGS]` and its arguments, for each call: later Mistral models.
+    MistralArgs,
 }
 
 /// The texts of a format. An answer that calls is `trigger head call (between call)* tail`, and a call is
@@ -39,15 +41,16 @@ pub struct Texts {
 
 impl CallFormat {
     /// All formats.
-    pub const ALL: [Self; 3] = [Self::Hermes, Self::Llama3Json, Self::Mistral];
+    pub const ALL: [Self; 4] = [Self::Hermes, Self::Llama3Json, Self::MistralArgs, Self::Mistral];
 
-    /// Its name, which is vLLM's.
+    /// Its name, which is vLLM's but for `mistral_args`: vLLM tells both of Mistral's apart by the tokenizer.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Hermes => "hermes",
             Self::Llama3Json => "llama3_json",
             Self::Mistral => "mistral",
+            Self::MistralArgs => "mistral_args",
         }
     }
 
@@ -58,9 +61,10 @@ impl CallFormat {
             Self::Hermes => ["<tool_call>", "\"arguments\""],
             Self::Llama3Json => ["{\"name\": \"", "\"parameters\": "],
             Self::Mistral => ["[TOOL_CALLS]", "[AVAILABLE_TOOLS]"],
+            Self::MistralArgs => ["[TOOL_CALLS]", "[ARGS]"],
         };
-        // The later Mistral models write names and arguments apart.
-        let known = source.contains("tools") && !source.contains("[ARGS]");
+        // Some Mistral models write an id between name and arguments.
+        let known = source.contains("tools") && !source.contains("[CALL_ID]");
         let fits = |format: &Self| marks(*format).iter().all(|mark| source.contains(mark));
         Self::ALL.into_iter().find(fits).filter(|_| known)
     }
@@ -96,6 +100,15 @@ impl CallFormat {
                 between: ", ",
                 tail: "]",
             },
+            Self::MistralArgs => &Texts {
+                trigger: "[TOOL_CALLS]",
+                head: "",
+                opening: "",
+                arguments: "[ARGS]",
+                closing: "",
+                between: "[TOOL_CALLS]",
+                tail: "",
+            },
         }
     }
 
@@ -106,6 +119,7 @@ impl CallFormat {
             Self::Hermes => &["<tool_call>", "</tool_call>"],
             Self::Llama3Json => &[],
             Self::Mistral => &["[TOOL_CALLS]"],
+            Self::MistralArgs => &["[TOOL_CALLS]", "[ARGS]"],
         }
     }
 }
@@ -374,12 +388,14 @@ mod tests {
             (qwen, Some(CallFormat::Hermes)),
             (llama, Some(CallFormat::Llama3Json)),
             (mistral, Some(CallFormat::Mistral)),
-            (&format!("{mistral}[ARGS]"), None),
+            (&format!("{mistral}[ARGS]"), Some(CallFormat::MistralArgs)),
+            (&format!("{mistral}[CALL_ID][ARGS]"), None),
             ("{% for m in messages %}", None),
         ] {
             assert_eq!(CallFormat::of_template(source), format, "{source}");
         }
         assert_eq!("mistral".parse(), Ok(CallFormat::Mistral));
+        assert_eq!("mistral_args".parse(), Ok(CallFormat::MistralArgs));
         assert!("xml".parse::<CallFormat>().unwrap_err().contains("llama3_json"));
     }
 }

@@ -26,6 +26,7 @@ mod naming;
 mod parameters;
 mod reading;
 mod reasoning;
+mod restrictions;
 mod spaces;
 mod streams;
 #[path = "../support/mod.rs"]

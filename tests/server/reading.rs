@@ -100,3 +100,61 @@ async fn texts_are_embedded() {
         .await;
     refused("/v1/embeddings", &json!({"input": "word ".repeat(600)}), "input").await;
 }
+
+/// `prompt_logprobs` says of a prompt what echoing it says, in vLLM's shape, and echoes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn prompts_are_scored_as_vllm_does() {
+    let text = "The capital of France is Paris. The capital of Spain is";
+    let echo = json!({"prompt": text, "echo": true, "max_tokens": 0, "logprobs": 2});
+    let echoed = post("/v1/completions", echo).await["choices"][0]["logprobs"].clone();
+    let ids = post("/tokenize", json!({"prompt": text})).await["tokens"].clone();
+    let ids: Vec<u64> = ids.as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
+    let body = |count: usize| json!({"prompt": text, "max_tokens": 3, "temperature": 0, "prompt_logprobs": count, "logprobs": 1, "n": 2});
+    for count in [0, 2, 5] {
+        let answer = post("/v1/completions", body(count)).await;
+        assert!(answer.get("prompt_logprobs").is_none());
+        for choice in answer["choices"].as_array().unwrap() {
+            assert!(!choice["text"].as_str().unwrap().contains("capital of France"), "{choice}");
+            assert_eq!(choice["logprobs"]["tokens"].as_array().unwrap().len(), 3, "{choice}");
+            let places = choice["prompt_logprobs"].as_array().unwrap();
+            assert_eq!((places.len(), &places[0]), (ids.len(), &Value::Null));
+            for (place, id) in ids.iter().enumerate().skip(1) {
+                let scores = places[place].as_object().unwrap();
+                let own = &scores[&id.to_string()];
+                assert_eq!(own["logprob"], echoed["token_logprobs"][place]);
+                assert_eq!(own["decoded_token"], echoed["tokens"][place]);
+                let rank = own["rank"].as_u64().unwrap() as usize;
+                assert_eq!(scores.len(), count + usize::from(rank > count), "{scores:?}");
+                let mut ranked: Vec<_> = scores.values().collect();
+                ranked.sort_by_key(|score| score["rank"].as_u64());
+                for (score, expected) in ranked.iter().zip(1..=count) {
+                    assert_eq!(score["rank"], expected);
+                }
+                let likelihoods = ranked.iter().map(|score| score["logprob"].as_f64().unwrap());
+                assert!(likelihoods.is_sorted_by(|a, b| a >= b), "{ranked:?}");
+            }
+        }
+    }
+    // Both at once, each with its own number of alternatives.
+    let mut both = body(1);
+    both["echo"] = json!(true);
+    both["logprobs"] = json!(3);
+    let both = post("/v1/completions", both).await["choices"][0].clone();
+    let own = |place: usize| both["prompt_logprobs"][place].as_object().unwrap().len();
+    assert!((1..ids.len()).all(|place| own(place) <= 2));
+    let tops = both["logprobs"]["top_logprobs"].as_array().unwrap();
+    assert!(tops[1..ids.len()].iter().all(|top| top.as_object().unwrap().len() >= 3), "{tops:?}");
+    let mut body = chat("Why is the sky blue?");
+    body["prompt_logprobs"] = json!(1);
+    let answer = post("/v1/chat/completions", body.clone()).await;
+    let count = answer["usage"]["prompt_tokens"].as_u64().unwrap() as usize;
+    assert_eq!(answer["prompt_logprobs"].as_array().unwrap().len(), count);
+    assert!(answer["choices"][0].get("prompt_logprobs").is_none());
+    for (field, value) in
+        [("prompt_logprobs", json!(21)), ("prompt_logprobs", json!(-1)), ("stream", json!(true))]
+    {
+        let mut wrong = body.clone();
+        wrong[field] = value;
+        refused("/v1/chat/completions", &wrong, "prompt_logprobs").await;
+    }
+}

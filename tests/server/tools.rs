@@ -207,14 +207,17 @@ async fn text_beside_tools_has_the_form_asked_for() {
     }
 }
 
-/// A server on the same engine whose model writes calls in a format. With `special`, what comes before them
+/// A server on the same engine whose model writes calls in a format. With `special`, what stands around them
 /// is a token of its own.
 fn writing(format: CallFormat, special: bool) -> Router {
     let served = state().serving().unwrap();
     let mut tokenizer = serde_json::to_string(&*served.tokenizer).unwrap();
     if special {
-        assert!(tokenizer.contains("\"<repo_name>\""));
-        tokenizer = tokenizer.replace("\"<repo_name>\"", "\"[TOOL_CALLS]\"");
+        for (name, mark) in [("<repo_name>", "[TOOL_CALLS]"), ("<file_sep>", "[ARGS]")] {
+            let (name, mark) = (json!(name).to_string(), json!(mark).to_string());
+            assert!(tokenizer.contains(&name));
+            tokenizer = tokenizer.replace(&name, &mark);
+        }
     }
     let chatml = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
         {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
@@ -257,6 +260,8 @@ async fn calls_are_written_in_the_models_format() {
             true,
             "[TOOL_CALLS][{\"name\": \"add\", \"arguments\": {\"a\": 1, \"b\": 2}}]",
         ),
+        (CallFormat::MistralArgs, false, "[TOOL_CALLS]add[ARGS]{\"a\": 1, \"b\": 2}"),
+        (CallFormat::MistralArgs, true, "[TOOL_CALLS]add[ARGS]{\"a\": 1, \"b\": 2}"),
     ];
     for (format, special, written) in cases {
         let app = writing(format, special);

@@ -104,6 +104,14 @@ fn requests() -> Vec<Request> {
                 request.params.repetition_penalty = 1.3;
                 request.params.frequency_penalty = 0.7;
             }
+            let restrictions = &mut request.params.restrictions;
+            match n {
+                4 => restrictions.allowed = Some((3..20).collect()),
+                5 => restrictions.min_tokens = 8,
+                6 => restrictions.bad_words = (2..24).map(|id| vec![id, id + 24]).collect(),
+                7 => restrictions.bad_words = (2..40).map(|id| vec![id]).collect(),
+                _ => {}
+            }
             request
         })
         .collect()

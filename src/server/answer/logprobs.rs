@@ -6,7 +6,7 @@ use tokenizers::Tokenizer;
 
 use crate::engine::{PromptToken, TokenOut};
 use crate::server::serving::Serving;
-use crate::server::wire::{Logprobs, TokenLogprob, TopLogprob};
+use crate::server::wire::{Logprobs, PromptLogprob, PromptLogprobs, TokenLogprob, TopLogprob};
 use crate::text::{Continuations, Detokenizer};
 
 /// Stands for the logarithm of 0, which JSON cannot say; OpenAI's value.
@@ -27,15 +27,36 @@ pub(crate) fn chat(serving: &Serving, tokens: &[TokenOut]) -> Logprobs {
     Logprobs::Chat { content: content.collect(), refusal: None }
 }
 
+/// A prompt, as vLLM gives it: with the token at each place the `alternatives` likeliest.
+pub(crate) fn prompt(
+    serving: &Serving,
+    tokens: &[PromptToken],
+    alternatives: usize,
+) -> Vec<PromptLogprobs> {
+    let texts = Continuations::new(&serving.tokenizer);
+    let entry = |id: u32, logprob: f32, rank: usize| {
+        let logprob = logprob.max(IMPOSSIBLE);
+        (id, PromptLogprob { logprob, rank, decoded_token: texts.text(&[id]) })
+    };
+    let place = |token: &PromptToken| {
+        let own = entry(token.id, token.logprob?, token.rank?);
+        let likeliest = token.top_logprobs.iter().take(alternatives).zip(1..);
+        let likeliest = likeliest.map(|((id, logprob), rank)| entry(*id, *logprob, rank));
+        Some([own].into_iter().chain(likeliest).collect())
+    };
+    tokens.iter().map(place).collect()
+}
+
 /// Plain completions: parallel lists, of prompt tokens and generated ones. `text` is what the prompt is echoed
-/// as; `offsets` are the places in the text where generated tokens begin.
+/// as, with so many of the likeliest tokens beside each; `offsets` are the places in the text where generated tokens begin.
 pub(crate) fn completion(
     tokenizer: &Arc<Tokenizer>,
     text: &str,
-    prompt: &[PromptToken],
+    echoed: Option<(&[PromptToken], usize)>,
     generated: &[TokenOut],
     offsets: &[usize],
 ) -> Logprobs {
+    let (prompt, alternatives) = echoed.unwrap_or_default();
     let texts = Continuations::new(tokenizer);
     let (mut tokens, mut text_offset) = (vec![], vec![]);
     for (token, offset) in prompt_texts(tokenizer, &texts, text, prompt) {
@@ -44,8 +65,11 @@ pub(crate) fn completion(
     }
     tokens.extend(generated.iter().map(|token| texts.text(&[token.id])));
     text_offset.extend(offsets);
-    let prompt = prompt.iter().map(|token| (token.logprob, &token.top_logprobs));
-    let generated = generated.iter().map(|token| (token.logprob, &token.top_logprobs));
+    let prompt = prompt.iter().map(|token| {
+        let top = &token.top_logprobs;
+        (token.logprob, &top[..alternatives.min(top.len())])
+    });
+    let generated = generated.iter().map(|token| (token.logprob, &token.top_logprobs[..]));
     let (mut token_logprobs, mut top_logprobs) = (vec![], vec![]);
     for (piece, (logprob, top)) in tokens.iter().zip(prompt.chain(generated)) {
         // The token's own is there even where it is none of the most likely.

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::sse::Events;
 use super::{logprobs, sse};
-use crate::engine::{PromptToken, TokenOut};
+use crate::engine::{PromptToken, Readout, TokenOut};
 use crate::server::error::ApiError;
 use crate::server::generate::running::{Prepared, RunningRequest};
 use crate::server::generate::said::{Call, Message, Said};
@@ -33,6 +33,9 @@ struct Responder {
     best_of: (usize, usize),
     include_usage: bool,
     logprobs: bool,
+    /// The likeliest tokens beside each of an echoed prompt, and beside each of one that is reported.
+    echoed: Option<usize>,
+    prompt_logprobs: Option<usize>,
     token_sources: bool,
     running: RunningRequest,
 }
@@ -61,14 +64,27 @@ pub(crate) async fn respond(
     let include_usage = generation.include_usage;
     let logprobs = generation.request.top_logprobs.is_some();
     let token_sources = generation.token_sources;
+    let (echoed, prompt_logprobs) = (generation.echo_logprobs, generation.prompt_logprobs);
+    if let Some(alternatives) = echoed.max(prompt_logprobs) {
+        generation.request.readout = Readout::Logprobs(alternatives);
+    }
     if generation.kept < generation.choices {
         // The best are chosen by log-probability.
         generation.request.top_logprobs.get_or_insert(0);
     }
     let running = prepared.start(state).await?;
     let head = running.head.clone();
-    let responder =
-        Responder { format, header, best_of, include_usage, logprobs, token_sources, running };
+    let responder = Responder {
+        format,
+        header,
+        best_of,
+        include_usage,
+        logprobs,
+        echoed,
+        prompt_logprobs,
+        token_sources,
+        running,
+    };
     if stream {
         Ok((head, sse::stream(|events| responder.stream(events))).into_response())
     } else {
@@ -125,13 +141,25 @@ impl Responder {
         }
         let usage = self.running.usage();
         let choices = self.best(choices).into_iter().enumerate();
-        let choices = choices.map(|(index, choice)| self.choice(index, choice)).collect();
-        Ok(Answer { header: self.header, choices, usage: Some(Some(usage)) })
+        let mut choices: Vec<Choice> =
+            choices.map(|(index, choice)| self.choice(index, choice)).collect();
+        // All choices of a chat have one prompt.
+        let prompt_logprobs = match self.format {
+            Format::Chat => choices
+                .iter_mut()
+                .map(|choice| choice.prompt_logprobs.take())
+                .fold(None, Option::or),
+            Format::Text => None,
+        };
+        Ok(Answer { header: self.header, choices, prompt_logprobs, usage: Some(Some(usage)) })
     }
 
     fn choice(&self, index: usize, mut choice: Growing) -> Choice {
         let read = (&choice.prompt[..], &choice.tokens[..]);
         let logprobs = self.logprobs(&choice.message.text, read, &choice.offsets);
+        let prompt_logprobs = self.prompt_logprobs.map(|alternatives| {
+            logprobs::prompt(&self.running.serving, &choice.prompt, alternatives)
+        });
         let text = match self.format {
             Format::Text => ChoiceText::Text(choice.message.text),
             Format::Chat => {
@@ -154,6 +182,7 @@ impl Responder {
             index,
             text,
             logprobs,
+            prompt_logprobs,
             pleach: self.sources(&choice.tokens, choice.texts),
             finish_reason: choice.end,
             stop_reason: choice.stop,
@@ -236,7 +265,8 @@ impl Responder {
             events.send(&failures[0]).await;
         } else if self.include_usage {
             let usage = Some(Some(self.running.usage()));
-            events.send(&Answer { header: self.header, choices: Vec::new(), usage }).await;
+            let (header, choices, prompt_logprobs) = (self.header, Vec::new(), None);
+            events.send(&Answer { header, choices, prompt_logprobs, usage }).await;
         }
         events.done().await;
     }
@@ -244,11 +274,21 @@ impl Responder {
     /// A chunk of one choice.
     fn chunk(&self, index: usize, text: ChoiceText) -> Answer {
         let (finish_reason, stop_reason) = (None, None);
-        let (logprobs, pleach, error) = (None, None, None);
-        let choice = Choice { index, text, logprobs, finish_reason, stop_reason, pleach, error };
+        let (logprobs, prompt_logprobs, pleach, error) = (None, None, None, None);
+        let choice = Choice {
+            index,
+            text,
+            logprobs,
+            prompt_logprobs,
+            finish_reason,
+            stop_reason,
+            pleach,
+            error,
+        };
         Answer {
             header: self.header.clone(),
             choices: vec![choice],
+            prompt_logprobs: None,
             usage: self.include_usage.then_some(None),
         }
     }
@@ -274,7 +314,10 @@ impl Responder {
         let serving = &self.running.serving;
         self.logprobs.then(|| match self.format {
             Format::Chat => logprobs::chat(serving, tokens),
-            Format::Text => logprobs::completion(&serving.tokenizer, text, prompt, tokens, offsets),
+            Format::Text => {
+                let echoed = self.echoed.map(|alternatives| (prompt, alternatives));
+                logprobs::completion(&serving.tokenizer, text, echoed, tokens, offsets)
+            }
         })
     }
 }

@@ -7,11 +7,11 @@ use tokio::sync::mpsc;
 use super::loosened::{self, Head};
 use super::pieces::{Ends, Piece, Reader};
 use super::speech::{Reasoning, Speech};
-use crate::engine::Request;
+use crate::engine::{MAX_TOP_LOGPROBS, Request};
 use crate::grammar::{Grammar, GrammarSource};
 use crate::observe::spans::SequenceSpan;
 use crate::observe::traffic::{Recorded, Recorder};
-use crate::sampling::{SamplingParams, top_k};
+use crate::sampling::{Restrictions, SamplingParams, top_k};
 use crate::server::bounds::CHOICES;
 use crate::server::error::ApiError;
 use crate::server::keys::Metered;
@@ -42,11 +42,26 @@ pub(crate) fn stop_strings(field: &str, strings: Vec<String>) -> Result<Vec<Stri
     Ok(strings)
 }
 
+/// Checks how many of the likeliest tokens are reported beside each token of a prompt.
+fn check_prompt_logprobs(count: Option<usize>, stream: bool) -> Result<(), ApiError> {
+    let field = "prompt_logprobs";
+    match count {
+        Some(count) if count > MAX_TOP_LOGPROBS => {
+            let message = format!("`{field}` must be at most {MAX_TOP_LOGPROBS}");
+            Err(ApiError::invalid(field, message))
+        }
+        Some(_) if stream => Err(ApiError::invalid(field, format!("`{field}` cannot be streamed"))),
+        _ => Ok(()),
+    }
+}
+
 /// What is generated, as every API's request is read into it.
 pub(crate) struct Generation {
     pub(crate) request: Request,
     /// Texts that end a choice.
     pub(crate) stop: Vec<String>,
+    /// Whether a choice shows what ended it.
+    pub(crate) shows_stop: bool,
     /// The form of the output, and the field that asks for it.
     pub(crate) grammar: Option<(&'static str, GrammarSource)>,
     /// The form of its text alone, where the output may also call functions, and the field that asks for it.
@@ -65,6 +80,11 @@ pub(crate) struct Generation {
     pub(crate) reasoning: Reasoning,
     /// Texts of the prompts, where answers begin with them.
     pub(crate) echo: Vec<String>,
+    /// The likeliest tokens to report beside each token of an echoed prompt, where it is reported with
+    /// log-probabilities.
+    pub(crate) echo_logprobs: Option<usize>,
+    /// The same beside each token of a prompt that is not echoed.
+    pub(crate) prompt_logprobs: Option<usize>,
     /// Whether the answer is the prompt alone.
     pub(crate) prompt_only: bool,
     /// Whether the client lets its answers be recorded.
@@ -79,6 +99,7 @@ impl Generation {
         Self {
             request: Request { params, max_tokens, ..Request::greedy(Vec::new(), 0) },
             stop: Vec::new(),
+            shows_stop: false,
             grammar: None,
             form: None,
             choices: 1,
@@ -90,6 +111,8 @@ impl Generation {
             thinking: None,
             reasoning: Reasoning::default(),
             echo: Vec::new(),
+            echo_logprobs: None,
+            prompt_logprobs: None,
             prompt_only: false,
             store: true,
             recorder: None,
@@ -137,6 +160,12 @@ impl Generation {
             presence_penalty: number(wanted.presence_penalty, usual.presence_penalty),
             frequency_penalty: number(wanted.frequency_penalty, usual.frequency_penalty),
             logit_bias,
+            restrictions: Restrictions {
+                allowed: wanted.allowed_token_ids.map(Into::into),
+                min_tokens: wanted.min_tokens.unwrap_or(0),
+                bad_words: serving.bad_words(&wanted.bad_words.unwrap_or_default())?.into(),
+                ..Restrictions::default()
+            },
         };
         let choices = wanted.n.unwrap_or(1);
         in_range("n", choices)?;
@@ -145,6 +174,7 @@ impl Generation {
             let message = "`stream_options` needs `stream: true`";
             return Err(ApiError::invalid("stream_options", message));
         }
+        check_prompt_logprobs(wanted.prompt_logprobs, stream)?;
         let mut generation = Self::new(params, max_tokens);
         generation.request.stop_token_ids = stop_token_ids.into();
         generation.request.ignore_eos = wanted.ignore_eos.unwrap_or(false);
@@ -152,9 +182,11 @@ impl Generation {
         generation.request.priority = wanted.priority.unwrap_or(0);
         Ok(Self {
             stop,
+            shows_stop: wanted.include_stop_str_in_output.unwrap_or(false),
             grammar: structured::grammar(body.read()?)?,
             choices,
             kept: choices,
+            prompt_logprobs: wanted.prompt_logprobs,
             stream,
             include_usage: wanted.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
             reasoning,
@@ -199,7 +231,8 @@ impl Generation {
         let loosened = self.request.grammar.as_ref().map_or(&[][..], Grammar::loosened);
         let head = loosened::head(form.unwrap_or_default(), loosened);
         let text = StoppingText::new(Arc::clone(&serving.tokenizer), self.stop.clone());
-        let text = text.showing(&marks);
+        let text = text.showing(&marks).showing_stop(self.shows_stop);
+        let text = text.behind(self.request.params.restrictions.min_tokens);
         self.request.stop = (!self.stop.is_empty()).then(|| text.clone());
         let limits = serving.engine.limits();
         let mut requests = Vec::new();
@@ -219,7 +252,7 @@ impl Generation {
         let (sender, receiver) = mpsc::channel(64);
         let place = Arc::new(place);
         for (choice, request) in requests.into_iter().enumerate() {
-            let ends = Ends::of(&request, serving);
+            let ends = Ends::of(&request, serving, self.shows_stop);
             let length = request.prompt.len();
             let recorder = self.recorder.clone().filter(|_| !self.prompt_only);
             let record = recorder.map(|recorder| {

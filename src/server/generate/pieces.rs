@@ -47,12 +47,12 @@ pub(crate) struct End {
     pub(crate) stats: SequenceStats,
 }
 
-/// Tokens that end a sequence and are no text.
+/// Tokens that end a sequence and are not shown.
 pub(crate) struct Ends(Vec<u32>);
 
 impl Ends {
-    pub(crate) fn of(request: &Request, serving: &Serving) -> Self {
-        let mut ends = request.stop_token_ids.to_vec();
+    pub(crate) fn of(request: &Request, serving: &Serving, shows_stop: bool) -> Self {
+        let mut ends = if shows_stop { Vec::new() } else { request.stop_token_ids.to_vec() };
         if !request.ignore_eos {
             ends.extend(&serving.eos_token_ids);
         }

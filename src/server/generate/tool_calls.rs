@@ -44,7 +44,9 @@ impl Calls {
 fn new_id(format: CallFormat) -> String {
     match format {
         // The only form that Mistral's templates take.
-        CallFormat::Mistral => (0..9).map(|_| fastrand::alphanumeric()).collect(),
+        CallFormat::Mistral | CallFormat::MistralArgs => {
+            (0..9).map(|_| fastrand::alphanumeric()).collect()
+        }
         _ => format!("call_{}", uuid::Uuid::new_v4().simple()),
     }
 }

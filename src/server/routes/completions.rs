@@ -5,7 +5,6 @@ use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::response::Response;
 
-use crate::engine::Readout;
 use crate::server::answer::openai::{Format, respond};
 use crate::server::bounds::PROMPTS;
 use crate::server::error::ApiError;
@@ -42,9 +41,7 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
     body.finish()?;
     generation.prompt_only = max_tokens == 0;
     generation.request.top_logprobs = wanted.logprobs;
-    if let Some(alternatives) = wanted.logprobs.filter(|_| echo) {
-        generation.request.readout = Readout::Logprobs(alternatives);
-    }
+    generation.echo_logprobs = wanted.logprobs.filter(|_| echo);
     if let Some(best_of) = wanted.best_of {
         best(&mut generation, best_of)?;
     }

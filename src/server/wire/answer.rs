@@ -29,6 +29,9 @@ pub(crate) struct Answer {
     pub(crate) header: Header,
     /// One per `n`; in a chunk one, or none where it has `usage`.
     pub(crate) choices: Vec<Choice>,
+    /// Of a chat completion's prompt, where they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_logprobs: Option<Vec<PromptLogprobs>>,
     /// In whole answers, and in chunks where it was asked for: null except in the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) usage: Option<Option<Usage>>,
@@ -43,6 +46,9 @@ pub(crate) struct Choice {
     pub(crate) text: ChoiceText,
     /// Log-probabilities, where they were asked for.
     pub(crate) logprobs: Option<Logprobs>,
+    /// Of a plain completion's prompt, where they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_logprobs: Option<Vec<PromptLogprobs>>,
     /// Why it ended; null while it goes on.
     pub(crate) finish_reason: Option<FinishReason>,
     /// The text or token of the request that ended it, where one did.
@@ -54,6 +60,21 @@ pub(crate) struct Choice {
     /// What ended it, where that was the request's fault and other choices stand.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<FailureDetail>,
+}
+
+/// Log-probabilities at one place of a prompt, by token id: of the token itself and of the likeliest. Null for the
+/// first token, which follows nothing.
+pub(crate) type PromptLogprobs = Option<BTreeMap<u32, PromptLogprob>>;
+
+/// A token that stands at a place of a prompt, or might have.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct PromptLogprob {
+    /// Its log-probability; -9999 for none.
+    pub(crate) logprob: f32,
+    /// Its place among all tokens, 1 for the likeliest.
+    pub(crate) rank: usize,
+    /// Its text.
+    pub(crate) decoded_token: String,
 }
 
 /// The text of a choice.

@@ -22,6 +22,18 @@ pub(crate) struct Sampling {
     /// Tokens that end the answer; 256 at most.
     #[schemars(length(max = 256))]
     pub(crate) stop_token_ids: Option<Vec<u32>>,
+    /// Tokens before which nothing ends the answer: no end-of-sequence token, stop token or stop string. 0 where it is
+    /// left out. Where a grammar can only end, it ends.
+    pub(crate) min_tokens: Option<usize>,
+    /// The only tokens that may be generated, 4,096 at most. Where a grammar admits none of them, it is followed.
+    #[schemars(length(min = 1, max = 4096))]
+    pub(crate) allowed_token_ids: Option<Vec<u32>>,
+    /// Texts that are not generated, 256 at most, of 1,024 bytes each and 16,384 in all: the last token of each, as it
+    /// is encoded with and without a space before it, does not follow the others.
+    #[schemars(length(max = 256))]
+    pub(crate) bad_words: Option<Vec<String>>,
+    /// Whether the text ends with the stop string, or the text of the stop token, that ended it.
+    pub(crate) include_stop_str_in_output: Option<bool>,
     /// Whether the model's end-of-sequence tokens are ordinary tokens.
     pub(crate) ignore_eos: Option<bool>,
     /// Divisor of the logits; 0 takes the most likely token. Where it is left out, the model's own value counts, or 1.
@@ -49,6 +61,10 @@ pub(crate) struct Sampling {
     /// Added to the logits of single tokens, by token id: -100 to 100. Ids are written plainly, 1,024 at most.
     #[schemars(extend("maxProperties" = 1024))]
     pub(crate) logit_bias: Option<BTreeMap<String, Number>>,
+    /// Report the log-probability of each token of the prompt, with as many most likely tokens beside it. Not with
+    /// `stream`.
+    #[schemars(range(max = 20))]
+    pub(crate) prompt_logprobs: Option<usize>,
     /// Send the answer as server-sent events while it is generated.
     pub(crate) stream: Option<bool>,
     /// Needs `stream`.

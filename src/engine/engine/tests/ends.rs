@@ -21,6 +21,49 @@ fn stop_tokens_and_eos_cut_the_round() {
     }
 }
 
+/// What may not come does not, wherever in a round it would, and the rest is as it would be alone.
+#[test]
+fn what_is_restricted_does_not_come() {
+    let base = Request::greedy(vec![5, 6], 60);
+    let endless = Request { ignore_eos: true, ..base.clone() };
+    let plain = reference(&[endless]).remove(0).0;
+    let with = |change: &dyn Fn(&mut Request)| {
+        let mut request = base.clone();
+        change(&mut request);
+        let requests = [request];
+        let mut expected = reference(&requests);
+        for noise in [0, 60, 256] {
+            let mut engine = engine(&config(), Some(TestModel::draft(64, noise)));
+            assert_eq!(ids(&run(&mut engine, &requests)), expected);
+        }
+        expected.remove(0)
+    };
+    let stop = plain[3];
+    let (all, reason) = with(&|request| {
+        request.stop_token_ids = [stop].into();
+        request.params.restrictions.min_tokens = 20;
+    });
+    assert!(all.len() > 20 && !all[..20].contains(&stop) && !all[..20].contains(&EOS), "{all:?}");
+    assert!(matches!(
+        reason,
+        FinishReason::StopToken(_) | FinishReason::Length | FinishReason::Eos
+    ));
+    let pair = [plain[4], plain[5]];
+    let (all, _) = with(&|request| {
+        request.ignore_eos = true;
+        request.params.restrictions.bad_words = [pair.to_vec(), vec![plain[0]]].into();
+    });
+    assert!(!all.contains(&plain[0]) && all.windows(2).all(|two| two != pair), "{all:?}");
+    let (all, _) = with(&|request| request.params.restrictions.allowed = Some([7, 9, 11].into()));
+    assert!(all.len() == 60 && all.iter().all(|id| [7, 9, 11].contains(id)), "{all:?}");
+    // Where only ends are allowed, they come.
+    let (all, _) = with(&|request| {
+        request.params.restrictions.allowed = Some([EOS].into());
+        request.params.restrictions.min_tokens = 9;
+    });
+    assert_eq!(all, [EOS]);
+}
+
 /// A stop string ends a sequence with the token that completes it, wherever in a round that is, and all
 /// it took is counted.
 #[test]

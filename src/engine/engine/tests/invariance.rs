@@ -223,7 +223,7 @@ fn prompts_are_read_whole_in_any_chunks() {
         .map(|place| {
             let id = prompt[place];
             if place == 0 {
-                return PromptToken { id, logprob: None, top_logprobs: vec![] };
+                return PromptToken { id, logprob: None, rank: None, top_logprobs: vec![] };
             }
             let all = Request {
                 top_logprobs: Some(VOCAB.min(20)),
@@ -235,9 +235,11 @@ fn prompts_are_read_whole_in_any_chunks() {
             };
             let token = run(&mut engine(&config(), None), &[all])[0].tokens[0].clone();
             assert_eq!(token.id, id);
+            let own = token.logprob.unwrap();
             PromptToken {
                 id,
                 logprob: token.logprob,
+                rank: Some(token.top_logprobs.iter().filter(|(_, other)| *other >= own).count()),
                 top_logprobs: token.top_logprobs[..2].to_vec(),
             }
         })
@@ -257,7 +259,13 @@ fn prompts_are_read_whole_in_any_chunks() {
         let requests = [long.clone(), scored.clone(), embedded.clone(), scored.clone()];
         let outputs = run(&mut engine, &requests);
         for output in [&outputs[1], &outputs[3]] {
-            assert_eq!(output.read, Some(Event::Prompt(expected.clone())), "{budget} {num_blocks}");
+            let Some(Event::Prompt(mut read)) = output.read.clone() else { panic!("no prompt") };
+            // Beyond those that are reported beside a token, its rank is not known here.
+            for token in &mut read {
+                assert!(token.rank.is_none_or(|rank| (1..=VOCAB).contains(&rank)));
+                token.rank = token.rank.map(|rank| rank.min(20));
+            }
+            assert_eq!(read, expected, "{budget} {num_blocks}");
             assert_eq!(output.ids(), plain[0].ids());
         }
         let Some(Event::Embedding(embedding)) = &outputs[2].read else { panic!("no embedding") };
