@@ -7,8 +7,8 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use super::stored_type::StoredType;
 use super::{CheckpointError, RawTensor, TensorInfo};
-use pleach_kernels::DType;
 
 /// A metadata value.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,7 +69,7 @@ impl Value {
 /// Where a tensor lies.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
-    pub(crate) dtype: DType,
+    stored: StoredType,
     /// Outermost dimension first.
     pub(crate) shape: Vec<usize>,
     offset: u64,
@@ -112,18 +112,13 @@ impl Gguf {
         };
         let data = position.checked_next_multiple_of(alignment).unwrap_or(u64::MAX);
         let mut tensors = HashMap::new();
-        for (name, dtype, shape, offset) in directory {
-            let values = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
-            let row = shape.last().copied().unwrap_or(1);
-            let bytes = values
-                .filter(|_| row.is_multiple_of(dtype.block_size()))
-                .and_then(|n| dtype.bytes_for(n))
-                .ok_or_else(|| {
-                    CheckpointError::corrupt(
-                        path,
-                        format!("tensor {name}: {dtype:?} of shape {shape:?}"),
-                    )
-                })?;
+        for (name, stored, shape, offset) in directory {
+            let bytes = stored.bytes_for(&shape).ok_or_else(|| {
+                CheckpointError::corrupt(
+                    path,
+                    format!("tensor {name}: {stored:?} of shape {shape:?}"),
+                )
+            })?;
             let start = data.checked_add(offset);
             let end = start.and_then(|s| s.checked_add(bytes as u64));
             let (Some(offset), Some(end)) = (start, end) else {
@@ -140,7 +135,7 @@ impl Gguf {
                     ),
                 ));
             }
-            let info = Entry { dtype, shape, offset, bytes };
+            let info = Entry { stored, shape, offset, bytes };
             if tensors.insert(name.clone(), info).is_some() {
                 return Err(CheckpointError::corrupt(path, format!("tensor {name} occurs twice")));
             }
@@ -175,21 +170,24 @@ impl Gguf {
     /// Format and shape of a tensor.
     pub(crate) fn info(&self, name: &str) -> Option<TensorInfo> {
         let entry = self.tensors.get(name)?;
-        Some(TensorInfo { dtype: entry.dtype, shape: entry.shape.clone() })
+        Some(TensorInfo { dtype: entry.stored.dtype(), shape: entry.shape.clone() })
     }
 
-    /// Format, shape and raw bytes of a tensor.
+    /// Format, shape and bytes of a tensor, in a format that the kernels read.
     pub(crate) fn read(&mut self, name: &str) -> Result<Option<RawTensor>, CheckpointError> {
         let Some(info) = self.tensors.get(name) else { return Ok(None) };
         let io = |error| CheckpointError::Io { path: self.path.clone(), error };
         let mut data = vec![0; info.bytes];
         self.file.seek(SeekFrom::Start(info.offset)).map_err(io)?;
         self.file.read_exact(&mut data).map_err(io)?;
-        Ok(Some(RawTensor { dtype: info.dtype, shape: info.shape.clone(), data }))
+        let data = info.stored.decode(data).map_err(|reason| {
+            CheckpointError::corrupt(&self.path, format!("tensor {name}: {reason}"))
+        })?;
+        Ok(Some(RawTensor { dtype: info.stored.dtype(), shape: info.shape.clone(), data }))
     }
 }
 
-type Directory = Vec<(String, DType, Vec<usize>, u64)>;
+type Directory = Vec<(String, StoredType, Vec<usize>, u64)>;
 
 /// What is left of the file before and behind each metadata value.
 type Places = Vec<(String, Range<u64>)>;
@@ -316,14 +314,10 @@ impl Header<'_> {
             }
             shape.reverse();
             let kind = self.u32()?;
-            let dtype = DType::from_ggml_id(kind).ok_or_else(|| {
-                self.error(format!(
-                    "tensor {name} has ggml type {kind}; supported are F32, F16, BF16, Q8_0, Q4_0, \
-                     Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K"
-                ))
-            })?;
+            let stored = StoredType::from_id(kind)
+                .map_err(|reason| self.error(format!("tensor {name} has {reason}")))?;
             let offset = self.u64()?;
-            directory.push((name, dtype, shape, offset));
+            directory.push((name, stored, shape, offset));
         }
         Ok((metadata, places, directory))
     }

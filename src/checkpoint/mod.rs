@@ -17,6 +17,7 @@ mod rope;
 mod safetensors;
 pub mod source;
 mod special;
+mod stored_type;
 mod tensor;
 mod tokenizer;
 mod usual_template;

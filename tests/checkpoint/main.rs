@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 mod hub;
 mod missing;
+mod stored_types;
 #[path = "../support/mod.rs"]
 mod support;
 mod tokenizers;
