@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 
 pub use digest::sha256;
 pub use error::CheckpointError;
+use gguf::PartName;
 pub use gguf::{Gguf, Value};
 pub use gguf_model::ATTACHMENT;
 pub use special::SpecialTokens;
@@ -67,14 +68,18 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a Hugging Face folder or a `.gguf` file.
+    /// Opens a Hugging Face folder, a `.gguf` file, or all parts of a model by any of them.
     ///
     /// # Errors
     /// [`CheckpointError`] naming the file, the field and what is wrong.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let folder = path.is_dir();
-        let name = if folder { path.file_name() } else { path.file_stem() };
-        let name = name.map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let name = match PartName::parse(&name) {
+            _ if folder => name,
+            Some(part) => part.model.to_owned(),
+            None => Path::new(&name).file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        };
         let (store, description, (tokenizer, chat_template)) = if folder {
             let store = Store::Folder(safetensors::Folder::open(path)?);
             (store, hf_config::read(path)?, tokenizer::from_folder(path)?)
@@ -168,7 +173,7 @@ impl Checkpoint {
     fn stored(&self) -> Box<dyn Iterator<Item = &str> + '_> {
         match &self.store {
             Store::Folder(folder) => Box::new(folder.names()),
-            Store::Gguf(gguf) => Box::new(gguf.tensors.keys().map(String::as_str)),
+            Store::Gguf(gguf) => Box::new(gguf.names()),
         }
     }
 
@@ -187,7 +192,7 @@ impl Checkpoint {
             }
             Store::Gguf(gguf) => {
                 let name = gguf_model::tensor_name(&self.config, name);
-                name.is_some_and(|name| gguf.tensors.contains_key(&name))
+                name.is_some_and(|name| gguf.has(&name))
             }
         }
     }
@@ -249,7 +254,7 @@ impl Checkpoint {
     /// What the file system says.
     pub fn fingerprint(&self) -> Result<String, CheckpointError> {
         let files = match &self.store {
-            Store::Gguf(gguf) => vec![gguf.path().to_owned()],
+            Store::Gguf(gguf) => gguf.files(),
             Store::Folder(folder) => folder.files(),
         };
         sha256(&files).map_err(|error| CheckpointError::Io { path: self.path.clone(), error })

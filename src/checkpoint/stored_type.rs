@@ -1,6 +1,8 @@
 //! The types that tensors have in GGUF files: those that the kernels read, and those that are decoded to one of them as
 //! a tensor is read. Layouts follow ggml.
 
+use std::fmt;
+
 use half::f16;
 use pleach_kernels::DType;
 
@@ -127,9 +129,18 @@ impl StoredType {
         match blocks.position(|block| !half(block, scale).is_finite()) {
             None => Ok(out),
             Some(at) => Err(format!(
-                "the scale of {self:?} weights from {} on is more than f16 holds, or no number",
+                "the scale of {self} weights from {} on is more than f16 holds, or no number",
                 at * dtype.block_size()
             )),
+        }
+    }
+}
+
+impl fmt::Display for StoredType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kept(dtype) => write!(f, "{dtype:?}"),
+            other => write!(f, "{other:?}"),
         }
     }
 }
