@@ -48,7 +48,7 @@ fn place(folder: &Path, number: u32) -> PathBuf {
 }
 
 /// Writes the model in three parts, the first of which has the metadata and no tensors.
-fn write_parts(folder: &Path) {
+pub(crate) fn write_parts(folder: &Path) {
     let tensors = tensors();
     let mut keys = gguf::llama(VOCAB, HIDDEN, HIDDEN, 2);
     keys.extend(split(0, 3, tensors.len()));
