@@ -107,6 +107,9 @@ impl Checkpoint {
         if let (Some(tokenizer), Some(eos)) = (&tokenizer, special_tokens.get("eos_token")) {
             config.end_at(tokenizer.token_to_id(eos));
         }
+        if let Store::Gguf(gguf) = &store {
+            config.end_at(special::ends(gguf));
+        }
         Ok(Self {
             config,
             draft_vocab,
