@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use tokenizers::Tokenizer;
 
-use crate::checkpoint::source::{Source, SourceError, resolve};
+use crate::checkpoint::source::{Choice, Source, SourceError, resolve};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::cli::{ComputeDevice, Config};
 use crate::engine::{CacheNeeds, Engine, EngineError, EngineHandle};
@@ -65,6 +65,10 @@ impl Opened {
     fn open(config: &Config) -> Result<Self, LoadError> {
         let path = resolve(&config.model, &config.cache_dir)?;
         let mut checkpoint = Checkpoint::open(&path)?;
+        if let Source::Hub { repo, choice: Choice::Folder, .. } = &config.model {
+            // The folder has the name of a commit.
+            checkpoint.name = repo.rsplit('/').next().unwrap_or(repo).to_owned();
+        }
         let template = template(&mut checkpoint, config)?;
         let aliases = aliases(&config.model, &path);
         let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;

@@ -17,6 +17,7 @@ mod rope;
 mod safetensors;
 pub mod source;
 mod special;
+mod stored_type;
 mod tensor;
 mod tokenizer;
 mod usual_template;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 
 pub use digest::sha256;
 pub use error::CheckpointError;
+use gguf::PartName;
 pub use gguf::{Gguf, Value};
 pub use gguf_model::ATTACHMENT;
 pub use special::SpecialTokens;
@@ -68,14 +70,18 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a Hugging Face folder or a `.gguf` file.
+    /// Opens a Hugging Face folder, a `.gguf` file, or all parts of a model by any of them.
     ///
     /// # Errors
     /// [`CheckpointError`] naming the file, the field and what is wrong.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let folder = path.is_dir();
-        let name = if folder { path.file_name() } else { path.file_stem() };
-        let name = name.map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let name = match PartName::parse(&name) {
+            _ if folder => name,
+            Some(part) => part.model.to_owned(),
+            None => Path::new(&name).file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        };
         let (store, description, (tokenizer, chat_template)) = if folder {
             let store = Store::Folder(safetensors::Folder::open(path)?);
             (store, hf_config::read(path)?, tokenizer::from_folder(path)?)
@@ -103,6 +109,9 @@ impl Checkpoint {
         };
         if let (Some(tokenizer), Some(eos)) = (&tokenizer, special_tokens.get("eos_token")) {
             config.end_at(tokenizer.token_to_id(eos));
+        }
+        if let Store::Gguf(gguf) = &store {
+            config.end_at(special::ends(gguf));
         }
         Ok(Self {
             config,
@@ -171,7 +180,7 @@ impl Checkpoint {
     fn stored(&self) -> Box<dyn Iterator<Item = &str> + '_> {
         match &self.store {
             Store::Folder(folder) => Box::new(folder.names()),
-            Store::Gguf(gguf) => Box::new(gguf.tensors.keys().map(String::as_str)),
+            Store::Gguf(gguf) => Box::new(gguf.names()),
         }
     }
 
@@ -190,7 +199,7 @@ impl Checkpoint {
             }
             Store::Gguf(gguf) => {
                 let name = gguf_model::tensor_name(&self.config, name);
-                name.is_some_and(|name| gguf.tensors.contains_key(&name))
+                name.is_some_and(|name| gguf.has(&name))
             }
         }
     }
@@ -252,7 +261,7 @@ impl Checkpoint {
     /// What the file system says.
     pub fn fingerprint(&self) -> Result<String, CheckpointError> {
         let files = match &self.store {
-            Store::Gguf(gguf) => vec![gguf.path().to_owned()],
+            Store::Gguf(gguf) => gguf.files(),
             Store::Folder(folder) => folder.files(),
         };
         sha256(&files).map_err(|error| CheckpointError::Io { path: self.path.clone(), error })

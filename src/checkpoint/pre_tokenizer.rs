@@ -19,6 +19,8 @@ const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Words of Qwen 2.
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Words of Mistral's Tekken.
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Where llama.cpp splits the texts of models that it knows nothing of, one after the other.
 const DEFAULT: [&str; 4] = [r"[\p{P}$+<=>^~|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"];
 
@@ -38,6 +40,8 @@ pub(super) enum PreTokenizer {
     Llama3,
     /// As Qwen 2 does.
     Qwen2,
+    /// As Mistral does since Nemo. A word that is a token is not put together from parts.
+    Tekken,
 }
 
 impl PreTokenizer {
@@ -54,7 +58,7 @@ impl PreTokenizer {
         };
         Self::named(name).ok_or_else(|| {
             let reason = format!(
-                "`{name}` is not supported; default, gpt-2, smollm, llama-bpe and qwen2 are, and their other names"
+                "`{name}` is not supported; default, gpt-2, smollm, llama-bpe, qwen2 and tekken are, and their other names"
             );
             CheckpointError::field(gguf.path(), KEY, reason)
         })
@@ -82,13 +86,14 @@ impl PreTokenizer {
             | "midm-2.0" | "lfm2" | "jina-v5-nano" => Self::Llama3,
             "qwen2" | "deepseek-r1-qwen" | "kormo" | "f2llmv2" | "stablelm2" | "megrez"
             | "hunyuan" | "solar-open" | "grok-2" => Self::Qwen2,
+            "tekken" => Self::Tekken,
             _ => return None,
         })
     }
 
     /// Whether a word that is a token becomes that token, whatever the merges make of it.
     pub(super) fn ignores_merges(self) -> bool {
-        self == Self::Llama3
+        matches!(self, Self::Llama3 | Self::Tekken)
     }
 
     /// Whether texts begin with the first token where the file does not say it.
@@ -109,6 +114,7 @@ impl PreTokenizer {
             }
             Self::Llama3 => &[LLAMA3],
             Self::Qwen2 => &[QWEN2],
+            Self::Tekken => &[TEKKEN],
             Self::Default => &DEFAULT,
         };
         let isolated = SplitDelimiterBehavior::Isolated;

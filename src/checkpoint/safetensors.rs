@@ -22,6 +22,23 @@ struct Entry {
     bytes: usize,
 }
 
+/// The files that an index names; `None` where there is no index.
+pub(super) fn shards(index: &Path) -> Result<Option<BTreeSet<String>>, CheckpointError> {
+    let Some(map) = fields::object(index)? else { return Ok(None) };
+    let error = |reason: String| CheckpointError::field(index, "weight_map", reason);
+    let names: BTreeSet<String> = map
+        .get("weight_map")
+        .and_then(Value::as_object)
+        .and_then(|map| map.values().map(|v| v.as_str().map(str::to_owned)).collect())
+        .ok_or_else(|| error("is no map of file names".into()))?;
+    let is_name =
+        |name: &String| Path::new(name).components().count() == 1 && !name.starts_with("..");
+    match names.iter().find(|name| !is_name(name)) {
+        Some(name) => Err(error(format!("`{name}` is no file name"))),
+        None => Ok(Some(names)),
+    }
+}
+
 /// All tensors of a folder.
 #[derive(Debug)]
 pub(super) struct Folder {
@@ -34,26 +51,10 @@ impl Folder {
         let index = folder.join("model.safetensors.index.json");
         // The whole file comes first; an index beside it is left from before.
         let whole = folder.join("model.safetensors").exists();
-        let map = if whole { None } else { fields::object(&index)? };
-        let names: BTreeSet<String> = match map {
-            None => BTreeSet::from(["model.safetensors".to_owned()]),
-            Some(map) => map
-                .get("weight_map")
-                .and_then(Value::as_object)
-                .and_then(|map| map.values().map(|v| v.as_str().map(str::to_owned)).collect())
-                .ok_or_else(|| {
-                    CheckpointError::field(&index, "weight_map", "is no map of file names")
-                })?,
-        };
+        let shards = if whole { None } else { shards(&index)? };
+        let names = shards.unwrap_or_else(|| BTreeSet::from(["model.safetensors".to_owned()]));
         let mut opened = Self { files: Vec::new(), entries: BTreeMap::new() };
         for name in names {
-            if Path::new(&name).components().count() != 1 || name.starts_with("..") {
-                return Err(CheckpointError::field(
-                    &index,
-                    "weight_map",
-                    format!("`{name}` is no file name"),
-                ));
-            }
             opened.add(&folder.join(name))?;
         }
         Ok(opened)

@@ -67,3 +67,21 @@ pub(super) fn from_gguf(gguf: &Gguf) -> SpecialTokens {
     };
     ROLES.iter().filter_map(found).collect()
 }
+
+/// Texts of tokens that end a turn, a message or a text, in every model that has them.
+const ENDS: [&str; 7] = [
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+];
+
+/// The tokens that end a generation by their texts: a GGUF file's keys may name one of them, or another model's.
+pub(super) fn ends(gguf: &Gguf) -> Vec<u32> {
+    let tokens = gguf.get("tokenizer.ggml.tokens").and_then(Value::as_array).unwrap_or_default();
+    let is_end = |token: &Value| token.as_str().is_some_and(|text| ENDS.contains(&text));
+    tokens.iter().zip(0..).filter(|(token, _)| is_end(token)).map(|(_, id)| id).collect()
+}

@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 
 mod hub;
 mod missing;
+mod parts;
+mod stored_types;
 #[path = "../support/mod.rs"]
 mod support;
 mod tokenizers;

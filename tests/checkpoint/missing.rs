@@ -48,6 +48,7 @@ fn what_a_file_lacks_or_has_too_much_of_is_named() {
             "rope.dimension_count: 4 beside heads of 8",
         ),
         ("llama.attention.value_length", Foreign::Number(4), "attention.value_length"),
+        ("llama.block_count", Foreign::Number(1 << 24), "num_hidden_layers: 16777216 is above"),
         ("split.count", Foreign::Number(2), "part 1 of 2"),
         ("llama.attention.causal", Foreign::Bool(false), "attention.causal"),
     ] {

@@ -43,6 +43,10 @@ const LLAMA3: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+
 const QWEN2: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| \
     ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
+const TEKKEN: &str = "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|[^\\r\\n\\p{L}\\p{N}]?\
+    [\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\
+    \\s+(?!\\S)|\\s+";
+
 /// What stands in `tokenizer.json` of the models that these names of llama.cpp's stand for.
 fn references() -> Vec<(&'static [&'static str], Value)> {
     let digits = |individual| json!({"type": "Digits", "individual_digits": individual});
@@ -77,6 +81,7 @@ fn references() -> Vec<(&'static [&'static str], Value)> {
             &["smollm", "starcoder", "refact", "command-r"],
             sequence(&[digits(true), byte_level(true)]),
         ),
+        (&["tekken"], sequence(&[isolated(TEKKEN), byte_level(false)])),
         (&["default"], sequence(&falcon)),
     ]
 }
@@ -152,8 +157,10 @@ fn names_of_pre_tokenizers_split_as_their_models_do() {
     for (names, pre_tokenizer) in references() {
         for name in names {
             file(&path, &[("tokenizer.ggml.pre", Foreign::Text(name))]);
-            let (own, reference) =
-                (open(&path), reference(&pre_tokenizer, *names[0] == *"llama-bpe"));
+            let (own, reference) = (
+                open(&path),
+                reference(&pre_tokenizer, ["llama-bpe", "tekken"].contains(&names[0])),
+            );
             for text in TEXTS {
                 // Falcon counts the backtick among punctuation, llama.cpp's default does not.
                 let text = if *name == "default" { text.replace('`', "") } else { text.to_owned() };
@@ -165,6 +172,9 @@ fn names_of_pre_tokenizers_split_as_their_models_do() {
     }
     file(&path, &[("tokenizer.ggml.pre", Foreign::Text("default"))]);
     assert_eq!(words(&open(&path), "`12345` a+b?"), ["`", "123", "45", "`", "Ġa", "+", "b", "?"]);
+    file(&path, &[("tokenizer.ggml.pre", Foreign::Text("tekken"))]);
+    let expected = ["get", "HTTPResponse", "Code", "1", "2", "Ġit", "'s", "Ġ//"];
+    assert_eq!(words(&open(&path), "getHTTPResponseCode12 it's //"), expected);
     file(&path, &[("tokenizer.ggml.pre", Foreign::Text("whatever"))]);
     let error = Checkpoint::open(&path).err().unwrap().to_string();
     assert!(error.contains("tokenizer.ggml.pre") && error.contains("`whatever`"), "{error}");
@@ -176,7 +186,9 @@ fn words_that_are_tokens() {
     let temporary = tempfile::tempdir().unwrap();
     let path = temporary.path().join("model.gguf");
     let hello = vocabulary().0.len() as u32 - 1;
-    for (name, whole) in [("llama-bpe", true), ("lfm2", true), ("qwen2", false), ("gpt-2", false)] {
+    for (name, whole) in
+        [("llama-bpe", true), ("lfm2", true), ("tekken", true), ("qwen2", false), ("gpt-2", false)]
+    {
         file(&path, &[("tokenizer.ggml.pre", Foreign::Text(name))]);
         assert_eq!(ids(&open(&path), "hello") == [hello], whole, "{name}");
     }
@@ -198,6 +210,38 @@ fn first_tokens() {
     check("llama-bpe", Some(false), false);
     check("gpt-2", None, false);
     check("gpt-2", Some(true), true);
+}
+
+/// Generation ends at what a file names, then at the tokens that end turns and texts in every model.
+#[test]
+fn ends_are_found_by_their_texts() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("model.gguf");
+    let write = |ends: &[&str], eos: &[u32]| {
+        let (mut tokens, merges) = vocabulary();
+        tokens.splice(1..1, ends.iter().map(|end| (*end).to_owned()));
+        convert(&golden("llama-tied"), &path);
+        gguf::hide(&path, "tokenizer.ggml.eos_token_id");
+        let eos = eos.iter().map(|id| ("tokenizer.ggml.eos_token_id", Foreign::Number(*id)));
+        gguf::add(&path, &eos.collect::<Vec<_>>());
+        gguf::add(
+            &path,
+            &[
+                ("tokenizer.ggml.model", Foreign::Text("gpt2")),
+                ("tokenizer.ggml.pre", Foreign::Text("llama-bpe")),
+                ("tokenizer.ggml.tokens", Foreign::Texts(tokens)),
+                ("tokenizer.ggml.merges", Foreign::Texts(merges)),
+            ],
+        );
+        Checkpoint::open(&path).unwrap().config.eos_token_ids
+    };
+    for end in ["<|eot_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<end_of_turn>"] {
+        assert_eq!(write(&[end], &[]), [1], "{end}");
+        assert_eq!(write(&["<x>", end], &[1]), [1, 2], "{end}");
+        assert_eq!(write(&[end], &[1]), [1], "{end}");
+    }
+    assert_eq!(write(&["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"], &[3]), [3, 1, 2]);
+    assert_eq!(write(&["<|start|>", "eot_id", "<im_end>"], &[]), [0; 0]);
 }
 
 /// What is written to a log.

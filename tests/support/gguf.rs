@@ -98,6 +98,53 @@ pub fn add(path: &Path, values: &[(&str, Foreign)]) {
     std::fs::write(path, bytes).unwrap();
 }
 
+/// A tensor as another program writes it: its name, the number of its type, its shape with rows first, and its bytes.
+pub type ForeignTensor = (String, u32, Vec<usize>, Vec<u8>);
+
+/// Writes a file as other programs do.
+pub fn write(path: &Path, values: &[(&str, Foreign)], tensors: &[ForeignTensor]) {
+    let mut bytes = b"GGUF".to_vec();
+    bytes.extend(3u32.to_le_bytes());
+    bytes.extend((tensors.len() as u64).to_le_bytes());
+    bytes.extend((values.len() as u64).to_le_bytes());
+    values.iter().for_each(|(key, value)| put(&mut bytes, key, value));
+    let mut offset = 0u64;
+    for (name, kind, shape, data) in tensors {
+        put_text(&mut bytes, name);
+        bytes.extend((shape.len() as u32).to_le_bytes());
+        bytes.extend(shape.iter().rev().flat_map(|size| (*size as u64).to_le_bytes()));
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(offset.to_le_bytes());
+        offset += data.len().next_multiple_of(32) as u64;
+    }
+    for (.., data) in tensors {
+        bytes.resize(bytes.len().next_multiple_of(32), 0);
+        bytes.extend(data);
+    }
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// What describes a Llama model with this vocabulary, 4 heads, 2 of them of keys, and these widths and blocks.
+pub fn llama(
+    vocab: u32,
+    hidden: u32,
+    inner: u32,
+    blocks: u32,
+) -> Vec<(&'static str, Foreign<'static>)> {
+    vec![
+        ("general.architecture", Foreign::Text("llama")),
+        ("llama.block_count", Foreign::Number(blocks)),
+        ("llama.context_length", Foreign::Number(64)),
+        ("llama.embedding_length", Foreign::Number(hidden)),
+        ("llama.feed_forward_length", Foreign::Number(inner)),
+        ("llama.attention.head_count", Foreign::Number(4)),
+        ("llama.attention.head_count_kv", Foreign::Number(2)),
+        ("llama.attention.layer_norm_rms_epsilon", Foreign::Float(1e-5)),
+        ("llama.vocab_size", Foreign::Number(vocab)),
+        ("tokenizer.ggml.eos_token_id", Foreign::Number(2)),
+    ]
+}
+
 /// Whether a file has a key or a tensor of this name.
 pub fn has(path: &Path, name: &str) -> bool {
     std::fs::read(path).unwrap().windows(name.len()).any(|window| window == name.as_bytes())

@@ -86,6 +86,9 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
 }
 
+/// Blocks that a model has at most: no file that exists comes near it, and the names of their tensors fit the memory.
+const MOST_BLOCKS: usize = 1 << 16;
+
 impl ModelConfig {
     /// Whether the sizes fit each other.
     ///
@@ -106,6 +109,10 @@ impl ModelConfig {
             if size == 0 || size > 1 << 28 {
                 return Err((field, format!("{size} is out of range")));
             }
+        }
+        if self.num_hidden_layers > MOST_BLOCKS {
+            let reason = format!("{} is above {MOST_BLOCKS}", self.num_hidden_layers);
+            return Err(("num_hidden_layers", reason));
         }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             let (heads, kv) = (self.num_attention_heads, self.num_key_value_heads);

@@ -40,13 +40,6 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, CheckpointError> {
     if keys.optional_usize("expert_count")?.unwrap_or(0) > 0 {
         return Err(keys.error("expert_count", "mixtures of experts are not supported"));
     }
-    let parts = gguf.get("split.count").and_then(Value::as_u64).unwrap_or(1);
-    if parts > 1 {
-        let part = gguf.get("split.no").and_then(Value::as_u64).unwrap_or(0) + 1;
-        let reason =
-            format!("this is part {part} of {parts}; join them with `llama-gguf-split --merge`");
-        return Err(CheckpointError::field(gguf.path(), "split.count", reason));
-    }
     if keys.optional_usize("attention.causal")? == Some(0) {
         return Err(keys.error("attention.causal", "false is not supported"));
     }
@@ -56,12 +49,12 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, CheckpointError> {
         Some(dim) => dim,
         None => hidden_size.checked_div(heads).unwrap_or(0),
     };
-    let tied = !gguf.tensors.contains_key("output.weight");
+    let tied = !gguf.has("output.weight");
     let vocab_size = match keys.optional_usize("vocab_size")? {
         Some(size) => size,
         None => ["token_embd.weight", "output.weight"]
             .iter()
-            .find_map(|name| gguf.tensors.get(*name).and_then(|t| t.shape.first().copied()))
+            .find_map(|name| gguf.info(name)?.shape.first().copied())
             .ok_or_else(|| keys.error("vocab_size", "is missing"))?,
     };
     for (name, means) in [

@@ -25,7 +25,7 @@ pub(super) fn scaling_by_keys(
             return Err(keys.error("rope.scaling.type", format!("`{kind}` is not supported")));
         }
     };
-    if !keys.gguf.tensors.contains_key(FACTORS) {
+    if !keys.gguf.has(FACTORS) {
         return Ok(scaling);
     }
     let divisors = factors(keys.gguf)?;

