@@ -43,7 +43,10 @@ impl SamplingDefaults {
     /// # Errors
     /// What is wrong with it.
     pub fn from_json(json: &str) -> Result<Self, String> {
-        let defaults: Self = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        let fields: Map<String, Value> =
+            serde_json::from_str(json).map_err(|error| format!("is no JSON object: {error}"))?;
+        let defaults: Self =
+            serde_json::from_value(fields.into()).map_err(|error| error.to_string())?;
         defaults.params().validate(0).map_err(|error| error.to_string())?;
         Ok(defaults)
     }
@@ -105,7 +108,7 @@ mod tests {
     #[test]
     fn wrong_parameters_are_named() {
         for (json, said) in [
-            ("[]", "expected"),
+            ("[]", "no JSON object"),
             (r#"{"temprature": 1}"#, "temprature"),
             (r#"{"top_p": 0}"#, "top_p"),
             (r#"{"temperature": -1}"#, "temperature"),
