@@ -12,7 +12,10 @@ mod fused;
 mod gguf;
 mod gguf_model;
 mod hf_config;
+mod packed;
 mod pre_tokenizer;
+mod quantization;
+mod quantized;
 mod rope;
 mod safetensors;
 pub mod source;
@@ -43,7 +46,7 @@ pub type RawMetadata = Vec<(String, Vec<u8>)>;
 #[derive(Debug)]
 enum Store {
     Gguf(Box<Gguf>),
-    Folder(safetensors::Folder),
+    Folder(quantized::Folder),
 }
 
 /// An open model: configuration, tokenizer, chat template, and tensors on demand.
@@ -83,8 +86,8 @@ impl Checkpoint {
             None => Path::new(&name).file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         };
         let (store, description, (tokenizer, chat_template)) = if folder {
-            let store = Store::Folder(safetensors::Folder::open(path)?);
-            (store, hf_config::read(path)?, tokenizer::from_folder(path)?)
+            let folder = quantized::Folder::open(path)?;
+            (Store::Folder(folder), hf_config::read(path)?, tokenizer::from_folder(path)?)
         } else {
             let gguf = Gguf::open(path)?;
             let model = Description {
@@ -270,7 +273,7 @@ impl Checkpoint {
 
 /// Where a folder has a tensor that it does not have by its own name: the matrix that has its rows, and which they are.
 fn fused_in(
-    folder: &safetensors::Folder,
+    folder: &quantized::Folder,
     config: &ModelConfig,
     name: &str,
 ) -> Option<(String, std::ops::Range<usize>)> {

@@ -15,8 +15,7 @@ use pleach_kernels::DType;
 #[derive(Debug)]
 struct Entry {
     file: usize,
-    /// The format, or the name of one that is not read here.
-    dtype: Result<DType, String>,
+    format: Dtype,
     shape: Vec<usize>,
     start: u64,
     bytes: usize,
@@ -76,12 +75,6 @@ impl Folder {
         let metadata: Metadata =
             serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
         for (name, info) in metadata.tensors() {
-            let dtype = match info.dtype {
-                Dtype::F32 => Ok(DType::F32),
-                Dtype::F16 => Ok(DType::F16),
-                Dtype::BF16 => Ok(DType::BF16),
-                other => Err(format!("{other:?}")),
-            };
             let (start, end) = info.data_offsets;
             let data = 8 + header;
             if end as u64 > size - data {
@@ -89,7 +82,7 @@ impl Folder {
             }
             let entry = Entry {
                 file: self.files.len(),
-                dtype,
+                format: info.dtype,
                 shape: info.shape.clone(),
                 start: data + start as u64,
                 bytes: end - start,
@@ -112,26 +105,48 @@ impl Folder {
         self.files.iter().map(|(path, _)| path.clone()).collect()
     }
 
+    /// The format and shape of a tensor, whether such are read or not.
+    pub(super) fn format(&self, name: &str) -> Option<(Dtype, &[usize])> {
+        self.entries.get(name).map(|entry| (entry.format, &entry.shape[..]))
+    }
+
+    /// An error that names a tensor and its file.
+    pub(super) fn error(&self, name: &str, reason: impl Into<String>) -> CheckpointError {
+        let path = self.entries.get(name).map_or(Path::new(""), |entry| &self.files[entry.file].0);
+        CheckpointError::field(path, name, reason)
+    }
+
     pub(super) fn info(&self, name: &str) -> Result<Option<TensorInfo>, CheckpointError> {
-        let Some(entry) = self.entries.get(name) else { return Ok(None) };
-        let dtype = entry.dtype.as_ref().map_err(|dtype| {
-            let reason = format!(
-                "its format is {dtype}; F32, F16 and BF16 are read. Take the folder of the unquantised model \
-                 or a .gguf file"
-            );
-            CheckpointError::field(&self.files[entry.file].0, name, reason)
-        })?;
-        Ok(Some(TensorInfo { dtype: *dtype, shape: entry.shape.clone() }))
+        let Some((format, shape)) = self.format(name) else { return Ok(None) };
+        let dtype = match format {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            other => {
+                let reason = format!(
+                    "its format is {other:?}; F32, F16 and BF16 are read. Take the folder of the unquantised model \
+                     or a .gguf file"
+                );
+                return Err(self.error(name, reason));
+            }
+        };
+        Ok(Some(TensorInfo { dtype, shape: shape.to_vec() }))
     }
 
     pub(super) fn read(&mut self, name: &str) -> Result<Option<RawTensor>, CheckpointError> {
         let Some(TensorInfo { dtype, shape }) = self.info(name)? else { return Ok(None) };
+        let data = self.bytes(name)?;
+        Ok(Some(RawTensor { dtype, shape, data }))
+    }
+
+    /// The bytes of a tensor that is there, in whatever format.
+    pub(super) fn bytes(&mut self, name: &str) -> Result<Vec<u8>, CheckpointError> {
         let entry = &self.entries[name];
         let (path, file) = &mut self.files[entry.file];
         let io = |error| CheckpointError::Io { path: path.clone(), error };
         let mut data = vec![0; entry.bytes];
         file.seek(SeekFrom::Start(entry.start)).map_err(io)?;
         file.read_exact(&mut data).map_err(io)?;
-        Ok(Some(RawTensor { dtype, shape, data }))
+        Ok(data)
     }
 }

@@ -30,7 +30,6 @@ fn what_a_file_lacks_or_has_too_much_of_is_named() {
     };
     refused("llama-tied", "tie_word_embeddings", json!(false), &["no tensor lm_head.weight"]);
     refused("llama-tied", "partial_rotary_factor", json!(0.5), &["partial_rotary_factor: 0.5"]);
-    refused("llama-tied", "quantization_config", json!({"quant_method": "fp8"}), &["`fp8`"]);
     refused(
         "qwen3",
         "layer_types",

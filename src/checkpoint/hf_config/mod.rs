@@ -88,14 +88,6 @@ fn config(fields: &Fields) -> Result<ModelConfig, CheckpointError> {
             return Err(fields.error("model_type", reason));
         }
     };
-    if let Some(quantization) = fields.get("quantization_config") {
-        let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed");
-        let reason = format!(
-            "weights quantised by `{method}` are not supported; take the folder of the unquantised \
-             model or a .gguf file"
-        );
-        return Err(fields.error("quantization_config", reason));
-    }
     let gemma = matches!(family, Family::Gemma2 | Family::Gemma3);
     let read: &[&str] = match model_type {
         "phi3" => &["partial_rotary_factor"],

@@ -95,6 +95,8 @@ pub fn hf_config(
     let known =
         if like.path().is_dir() { fields::object(&like.path().join("config.json"))? } else { None };
     let mut map = known.unwrap_or_else(|| of_config(config, like));
+    // What is written are floats.
+    map.remove("quantization_config");
     let dtype = match dtype {
         DType::F16 => "float16",
         DType::BF16 => "bfloat16",
