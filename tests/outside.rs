@@ -21,10 +21,11 @@ type Outcome = Result<Completion, Failed>;
 type Test = fn() -> Outcome;
 
 fn main() {
-    let tests: [(&str, Test); 7] = [
+    let tests: [(&str, Test); 8] = [
         ("the_python_client", the_python_client),
         ("the_python_frameworks", the_python_frameworks),
         ("the_node_client", the_node_client),
+        ("the_coding_agents", the_coding_agents),
         ("the_playground", the_playground),
         ("the_metrics_page", the_metrics_page),
         ("the_alert_rules", the_alert_rules),
@@ -141,6 +142,79 @@ fn the_node_client() -> Outcome {
     let server = Server::start(&["--no-speculation"]);
     let base = format!("http://{}/v1", server.address);
     passes(Command::new("node").arg("chat.mjs").arg(&base).current_dir(&folder))
+}
+
+/// Claude Code and Codex CLI each have the model read a file and say what it says, by tools of their own. The chat template
+/// is a script, since the model is too small to be an agent: what the agents send, and what they make of the answers, is
+/// theirs.
+fn the_coding_agents() -> Outcome {
+    const NOTES: &str = "bread and butter";
+    let Some(folder) = node("claude", "@anthropic-ai/claude-code@2.1.197", "agent.jinja") else {
+        return lacks("npm and its package @anthropic-ai/claude-code");
+    };
+    let package = folder.join("node_modules/@anthropic-ai/claude-code");
+    if !attempt(Command::new("node").arg("install.cjs").current_dir(package)) {
+        return lacks("the program in @anthropic-ai/claude-code");
+    }
+    let claude = folder.join("node_modules/.bin/claude");
+    let Some(folder) = node("codex", "@openai/codex@0.171.0", "agent.jinja") else {
+        return lacks("npm and its package @openai/codex");
+    };
+    let codex = folder.join("node_modules/.bin/codex");
+    let template = script("agent.jinja");
+    let server = Server::start(&[
+        "--chat-template",
+        template.to_str().unwrap(),
+        "--tool-call-parser",
+        "hermes",
+        "--override-generation-config",
+        "{\"temperature\": 0, \"repetition_penalty\": 1}",
+        "--served-model-name",
+        "small",
+    ]);
+    // A short path, which the model copies.
+    let notes = std::env::temp_dir().join("pleach-notes.txt");
+    std::fs::write(&notes, NOTES).unwrap();
+    let task = format!("Read {}", notes.display());
+    let home = tempfile::tempdir().unwrap();
+    let run = |command: &mut Command| {
+        let command = command.env("HOME", home.path()).current_dir(home.path());
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let [out, error] =
+            [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+        assert!(output.status.success(), "{out}{error}");
+        out
+    };
+    let out = run(Command::new(claude)
+        .args(["-p", &task, "--output-format", "json", "--max-turns", "4"])
+        .args(["--allowedTools", "Read"])
+        .env("ANTHROPIC_BASE_URL", format!("http://{}", server.address))
+        .env("ANTHROPIC_AUTH_TOKEN", "none")
+        .env("ANTHROPIC_MODEL", "small")
+        .env("CLAUDE_CODE_MAX_OUTPUT_TOKENS", "300")
+        .env("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"));
+    let result: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&result["is_error"], &result["num_turns"]), (&json!(false), &json!(2)), "{out}");
+    assert!(result["result"].as_str().unwrap().contains(NOTES), "{out}");
+
+    let provider = format!(
+        "model_providers.pleach={{name=\"pleach\",base_url=\"http://{}/v1\",wire_api=\"responses\"}}",
+        server.address
+    );
+    let out = run(Command::new(codex)
+        .args(["exec", "--skip-git-repo-check", "--sandbox", "danger-full-access", "--json"])
+        .args(["-c", &provider, "-c", "model_provider=pleach", "-m", "small", &task]));
+    let events: Vec<serde_json::Value> =
+        out.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let item = |kind: &str| {
+        let done = events.iter().filter(|event| event["type"] == "item.completed");
+        let mut items = done.map(|event| &event["item"]);
+        items.find(|item| item["type"] == kind).unwrap_or_else(|| panic!("no {kind}: {out}"))
+    };
+    assert_eq!(item("command_execution")["aggregated_output"], NOTES, "{out}");
+    assert!(item("agent_message")["text"].as_str().unwrap().contains(NOTES), "{out}");
+    assert!(events.iter().any(|event| event["type"] == "turn.completed"), "{out}");
+    Ok(Completion::Completed)
 }
 
 fn the_playground() -> Outcome {

@@ -20,6 +20,7 @@ mod document;
 mod flywheel;
 mod forms;
 mod grammars;
+mod hosted;
 mod loosened;
 mod messages;
 mod naming;

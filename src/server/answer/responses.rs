@@ -24,7 +24,7 @@ pub(crate) struct ResponsesWriter {
 enum Item {
     Reasoning { id: String, text: String },
     Message { id: String, text: String },
-    Call { id: String, call_id: String, name: String, arguments: String },
+    Call { id: String, call_id: String, name: String, namespace: Option<String>, arguments: String },
 }
 
 impl Item {
@@ -47,11 +47,12 @@ impl Item {
                 let (id, content) = (id.clone(), whole(part(text)));
                 OutputItem::Message { id, role: "assistant", status, content }
             }
-            Self::Call { id, call_id, name, arguments } => OutputItem::FunctionCall {
+            Self::Call { id, call_id, name, namespace, arguments } => OutputItem::FunctionCall {
                 id: id.clone(),
                 status,
                 call_id: call_id.clone(),
                 name: name.clone(),
+                namespace: namespace.clone(),
                 arguments: arguments.clone(),
             },
         }
@@ -163,7 +164,9 @@ impl ResponsesWriter {
             Said::Call { id: call_id, name } => {
                 self.close(ResponseStatus::Completed);
                 let (id, arguments) = (new_id("fc"), String::new());
-                self.begin(Item::Call { id, call_id, name, arguments });
+                let mut tools = self.response.tools.iter();
+                let namespace = tools.find_map(|tool| tool.namespace_of(&name)).map(str::to_owned);
+                self.begin(Item::Call { id, call_id, name, namespace, arguments });
             }
             Said::Arguments(delta) => {
                 if let Some(Item::Call { arguments, .. }) = self.items.last_mut() {

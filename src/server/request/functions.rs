@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 
 use crate::grammar::{Adherence, GrammarSource, Part, PartSchema};
+use crate::server::bounds::TOOLS;
 use crate::server::error::ApiError;
 use crate::server::request::lark::{any_text_but, literal};
 use crate::text::tool_calls::Texts;
@@ -173,6 +174,10 @@ fn text_schema(field: &str, source: GrammarSource) -> Result<PartSchema, ApiErro
 
 fn check(functions: &[Function]) -> Result<(), ApiError> {
     let invalid = |message: String| Err(ApiError::invalid("tools", message));
+    // Namespaces bring several each.
+    if functions.len() > TOOLS {
+        return invalid(format!("`tools` has {} functions; {TOOLS} are the most", functions.len()));
+    }
     for (place, Function { name, .. }) in functions.iter().enumerate() {
         let known = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
         if name.is_empty() || name.len() > 64 || !name.bytes().all(known) {

@@ -23,7 +23,8 @@ use crate::server::request::{structured, thinking};
 use crate::server::serving::Serving;
 use crate::server::state::AppState;
 use crate::server::wire::responses::{
-    Input, InputItem, Responses, ResponsesTool, ResponsesToolChoice, Role, TextFormat,
+    Input, InputItem, Responses, ResponsesFunction, ResponsesTool, ResponsesToolChoice, Role,
+    TextFormat,
 };
 use crate::server::wire::{
     ResponseAnswer, ResponseReasoning, ResponseStatus, ResponseText, ToolMode,
@@ -64,7 +65,14 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<(ResponseAnswer, Prepare
     generation.stream = wanted.stream.unwrap_or(false);
     generation.store = wanted.store.is_none();
     generation.request.num_speculative_tokens = wanted.num_speculative_tokens;
-    let functions = wanted.tools.unwrap_or_default().into_iter().map(Function::from).collect();
+    let given = wanted.tools.is_some_and(|tools| !tools.is_empty());
+    if given && response.tools.is_empty() {
+        let message =
+            "`tools`: none of them is a function, and this server has no tools of its own";
+        return Err(ApiError::invalid("tools", message));
+    }
+    let functions = response.tools.iter().flat_map(ResponsesTool::functions);
+    let functions = functions.map(Function::from).collect();
     let choice = wanted.tool_choice.map_or(CallChoice::Auto, CallChoice::from);
     let parallel = wanted.parallel_tool_calls.unwrap_or(true);
     let prompt = ChatPrompt {
@@ -85,6 +93,7 @@ fn begun(serving: &Serving, wanted: &Responses) -> ResponseAnswer {
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
     let format = wanted.text.as_ref().and_then(|text| text.format.clone());
     let choice = wanted.tool_choice.clone();
+    let tools = wanted.tools.iter().flatten();
     ResponseAnswer {
         id: format!("resp_{}", uuid::Uuid::new_v4().simple()),
         object: "response",
@@ -98,7 +107,7 @@ fn begun(serving: &Serving, wanted: &Responses) -> ResponseAnswer {
         output: Vec::new(),
         parallel_tool_calls: wanted.parallel_tool_calls.unwrap_or(true),
         tool_choice: choice.unwrap_or(ResponsesToolChoice::Mode(ToolMode::Auto)),
-        tools: wanted.tools.clone().unwrap_or_default(),
+        tools: tools.filter(|tool| !tool.functions().is_empty()).cloned().collect(),
         store: false,
         temperature: wanted.temperature.unwrap_or_else(|| serving.sampling.temperature.into()),
         top_p: wanted.top_p.unwrap_or_else(|| serving.sampling.top_p.into()),
@@ -172,9 +181,9 @@ fn add(item: InputItem, thought: &mut Option<String>, messages: &mut Vec<PromptM
     }
 }
 
-impl From<ResponsesTool> for Function {
-    fn from(tool: ResponsesTool) -> Self {
-        let ResponsesTool::Function { name, description, parameters, strict } = tool;
+impl From<&ResponsesFunction> for Function {
+    fn from(function: &ResponsesFunction) -> Self {
+        let ResponsesFunction { name, description, parameters, strict } = function.clone();
         Self { name, description, parameters, strict: strict.unwrap_or(false) }
     }
 }

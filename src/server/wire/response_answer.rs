@@ -37,7 +37,7 @@ pub(crate) struct ResponseAnswer {
     /// As it was given, or `auto`.
     #[schemars(with = "Value")]
     pub(crate) tool_choice: ResponsesToolChoice,
-    /// As they were given.
+    /// As they were given, without those that are left out.
     #[schemars(with = "Vec<Map<String, Value>>")]
     pub(crate) tools: Vec<ResponsesTool>,
     /// Always false.
@@ -143,6 +143,9 @@ pub(crate) enum OutputItem {
         call_id: String,
         /// The function.
         name: String,
+        /// The namespace that has it, where one does.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        namespace: Option<String>,
         /// The text of a JSON object.
         arguments: String,
     },
