@@ -9,6 +9,7 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde_json::Value;
 
+use super::summary::Sizes;
 use super::{CheckpointError, RawTensor, TensorInfo, fields};
 use pleach_kernels::DType;
 
@@ -110,6 +111,14 @@ impl Folder {
 
     pub(super) fn files(&self) -> Vec<PathBuf> {
         self.files.iter().map(|(path, _)| path.clone()).collect()
+    }
+
+    /// Adds all tensors to `sizes`.
+    pub(super) fn measure(&self, sizes: &mut Sizes) {
+        for Entry { dtype, shape, bytes, .. } in self.entries.values() {
+            let format = dtype.as_ref().map_or_else(Clone::clone, |dtype| format!("{dtype:?}"));
+            sizes.add(&format, shape, *bytes);
+        }
     }
 
     pub(super) fn info(&self, name: &str) -> Result<Option<TensorInfo>, CheckpointError> {
