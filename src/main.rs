@@ -1,5 +1,6 @@
 //! The server: arguments → configuration → engine → HTTP. No logic beyond.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use anyhow::Context;
 use pleach::check::Options;
 use pleach::cli::{CheckArgs, Command, Config, ConfigError, LogFormat};
 use pleach::observe::{exporter, spans};
-use pleach::server::{AppState, load, run};
+use pleach::server::{AppState, load, run, watch};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -86,13 +87,18 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         tracing::warn!(%error, "the limit on open files stays as it is");
     }
-    let listener = TcpListener::bind(config.address)
-        .await
-        .with_context(|| format!("cannot listen on {}", config.address))?;
-    let address = listener.local_addr()?;
+    let (listener, address) = listen(config.address).await?;
+    let watchers = match config.metrics_address {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
     let metrics = exporter::install()?;
     let state =
         AppState::new(config.engine.max_num_seqs, config.max_queue, metrics).configure(&config)?;
+    if let Some((listener, address)) = watchers {
+        tracing::info!(%address, "answering /metrics, /health and /ready");
+        tokio::spawn(watch(listener, state.clone()));
+    }
     // The listener answers /health with 503 while the model loads.
     let mut server = std::pin::pin!(run(listener, state.clone(), shutdown()?));
     let loading = tokio::task::spawn_blocking(move || load(&config).map(|it| (config, it.0)));
@@ -108,7 +114,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     Ok(server.await?)
 }
 
-fn announce(config: &Config, name: &str, address: &std::net::SocketAddr) {
+async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+fn announce(config: &Config, name: &str, address: &SocketAddr) {
     if config.draft.is_none() && config.engine.num_speculative_tokens > 0 {
         eprintln!("no draft: serving without speculation. Build one with `pleach-tools build`.");
     }

@@ -25,6 +25,8 @@ pub struct Config {
     pub draft: Option<Source>,
     /// Where to listen.
     pub address: SocketAddr,
+    /// Where to listen for those who watch the server, where they have a listener of their own.
+    pub metrics_address: Option<SocketAddr>,
     /// Where models compute.
     pub device: ComputeDevice,
     /// Threads that compute.
@@ -118,6 +120,7 @@ impl From<Args> for Config {
             model: args.model,
             draft,
             address: (args.host, args.port).into(),
+            metrics_address: args.metrics_address,
             device: args.device,
             threads: args.threads.unwrap_or_else(available_threads).max(1),
             engine: EngineConfig {

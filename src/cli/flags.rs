@@ -73,6 +73,10 @@ pub struct Args {
     /// Port to listen on; 0 takes a free one.
     #[arg(long, env = "PLEACH_PORT", default_value_t = 8080)]
     pub port: u16,
+    /// Address and port of a listener of its own for /metrics, which are on no other then, and for /health and /ready;
+    /// it speaks plain HTTP and asks for no key. Default: /metrics stand beside the API.
+    #[arg(long, env = "PLEACH_METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
+    pub metrics_address: Option<std::net::SocketAddr>,
     /// Where to compute: `cpu`, `cuda`, `cuda:N` for device N, or `auto`: the first CUDA device if there is one that runs
     /// the model, else the CPU.
     #[arg(long, env = "PLEACH_DEVICE", value_name = "DEVICE", default_value = "auto")]

@@ -20,6 +20,8 @@ pub(super) struct Access {
     pub(super) tls: Option<TlsAcceptor>,
     pub(super) cors: Option<CorsLayer>,
     pub(super) log_prompts: bool,
+    /// Whether metrics have a listener of their own.
+    pub(super) metrics_apart: bool,
 }
 
 /// Why a server cannot be set up as asked.
@@ -66,7 +68,8 @@ impl Access {
         };
         let cors = (!cors_origins.is_empty()).then(|| cors(cors_origins)).transpose()?;
         let limits = config.connections.clone();
-        Ok(Self { limits, keys, admin_key, tls, cors, log_prompts: *log_prompts })
+        let (log_prompts, metrics_apart) = (*log_prompts, config.metrics_address.is_some());
+        Ok(Self { limits, keys, admin_key, tls, cors, log_prompts, metrics_apart })
     }
 }
 

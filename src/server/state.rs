@@ -124,8 +124,8 @@ impl AppState {
         &self.access.limits
     }
 
-    pub(super) fn tls(&self) -> Option<&TlsAcceptor> {
-        self.access.tls.as_ref()
+    pub(super) fn tls(&self) -> Option<TlsAcceptor> {
+        self.access.tls.clone()
     }
 
     pub(super) fn keys(&self) -> Option<&Keys> {
@@ -142,6 +142,10 @@ impl AppState {
 
     pub(super) fn logs_prompts(&self) -> bool {
         self.access.log_prompts
+    }
+
+    pub(super) fn metrics_apart(&self) -> bool {
+        self.access.metrics_apart
     }
 
     /// Where this request's answers are recorded, if they are.

@@ -10,3 +10,4 @@ mod memory;
 mod shutdown;
 #[path = "../support/mod.rs"]
 mod support;
+mod watchers;
