@@ -95,6 +95,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let metrics = exporter::install()?;
     let state =
         AppState::new(config.engine.max_num_seqs, config.max_queue, metrics).configure(&config)?;
+    if config.access.api_keys.is_some() || config.access.tls_certificate.is_some() {
+        reload_on_hangup(state.clone())?;
+    }
     if let Some((listener, address)) = watchers {
         tracing::info!(%address, "answering /metrics, /health and /ready");
         tokio::spawn(watch(listener, state.clone()));
@@ -131,6 +134,18 @@ fn announce(config: &Config, name: &str, address: &SocketAddr) {
          -H 'content-type: application/json' \\\n    -d '{{\"messages\": [{{\"role\": \"user\", \
          \"content\": \"Why is the sky blue?\"}}], \"max_tokens\": 100}}'\n"
     );
+}
+
+/// Reads keys and certificate again at every SIGHUP.
+fn reload_on_hangup(state: AppState) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            let state = state.clone();
+            let _ = tokio::task::spawn_blocking(move || state.reload()).await;
+        }
+    });
+    Ok(())
 }
 
 /// Resolves at the first SIGTERM or SIGINT; a second one ends the process at once.

@@ -120,8 +120,9 @@ pub struct Args {
     /// everyone on the machine: prefer the environment.
     #[arg(long, env = "PLEACH_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub api_key: Option<String>,
-    /// A TOML file of keys: `[[key]]` tables with `name`, `key` and, where wanted,
-    /// `max_concurrent_requests` and `tokens_per_minute`.
+    /// A TOML file of keys: `[[key]]` tables with `name`, `key` and, where wanted, `max_concurrent_requests`,
+    /// `tokens_per_minute` and `priority = true`, without which its requests may not set `priority`. SIGHUP has it read
+    /// again.
     #[arg(long, env = "PLEACH_API_KEYS", value_name = "FILE")]
     pub api_keys: Option<PathBuf>,
     /// A key for /admin, where the draft can be changed while the server runs. Without one nobody may.
@@ -131,7 +132,7 @@ pub struct Args {
     /// given several times.
     #[arg(long, env = "PLEACH_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<String>,
-    /// Certificate chain for HTTPS, PEM; needs --tls-key.
+    /// Certificate chain for HTTPS, PEM; needs --tls-key. SIGHUP has both files read again.
     #[arg(long, env = "PLEACH_TLS_CERTIFICATE", value_name = "FILE")]
     pub tls_certificate: Option<PathBuf>,
     /// Private key of the certificate, PEM.

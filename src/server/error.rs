@@ -66,6 +66,12 @@ impl ApiError {
         Self::status(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
+    /// 403: the request's key may not use this field.
+    #[must_use]
+    pub fn forbidden(param: &str, message: &str) -> Self {
+        Self { status: StatusCode::FORBIDDEN, ..Self::invalid(param, message) }
+    }
+
     /// 429: too much at a time, or in a time; there may be room after `retry_after` seconds.
     #[must_use]
     pub fn rate_limited(message: &str, retry_after: u64) -> Self {
@@ -108,6 +114,7 @@ impl ApiError {
     pub(super) fn anthropic(&self) -> AnthropicFailureDetail {
         let kind = match self.status {
             StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::FORBIDDEN => "permission_error",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
             status if status.is_client_error() => "invalid_request_error",

@@ -16,6 +16,7 @@ use super::error::ApiError;
 use super::keys::Keys;
 use super::queue::Queue;
 use super::serving::Serving;
+use super::transport::tls::Tls;
 use crate::cli::{Config, ConnectionLimits};
 use crate::observe::traffic::Recorder;
 
@@ -87,6 +88,11 @@ impl AppState {
         Ok(Self { access, recorder, ..self })
     }
 
+    /// Reads the files of keys and of the certificate again, for what is asked from now on.
+    pub fn reload(&self) {
+        self.access.reload();
+    }
+
     /// Installs the loaded model; the first one stays.
     pub fn serve(&self, serving: Serving) {
         let _ = self.serving.set(Arc::new(serving));
@@ -125,7 +131,7 @@ impl AppState {
     }
 
     pub(super) fn tls(&self) -> Option<TlsAcceptor> {
-        self.access.tls.clone()
+        self.access.tls.as_ref().map(Tls::acceptor)
     }
 
     pub(super) fn keys(&self) -> Option<&Keys> {

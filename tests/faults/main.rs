@@ -6,6 +6,7 @@ mod access;
 mod bounds;
 mod draft;
 mod engine;
+mod keys;
 mod memory;
 mod shutdown;
 #[path = "../support/mod.rs"]

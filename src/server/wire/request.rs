@@ -71,7 +71,8 @@ pub(crate) struct Sampling {
     pub(crate) stream_options: Option<StreamOptions>,
     /// Draft tokens per round at most; 0 for no speculation.
     pub(crate) num_speculative_tokens: Option<usize>,
-    /// Of the requests that wait, those with a lower number run earlier. 0 where it is left out.
+    /// Of the requests that wait, those with a lower number run earlier. 0 where it is left out. With a
+    /// file of keys, only for those that it lets set it.
     pub(crate) priority: Option<i64>,
     /// Say for each token whether it was drafted.
     pub(crate) return_token_sources: Option<bool>,
