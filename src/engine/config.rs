@@ -120,6 +120,8 @@ pub struct EngineLimits {
     pub max_model_len: usize,
     /// Token ids lie below this.
     pub vocab_size: usize,
+    /// Numbers of an embedding.
+    pub hidden_size: usize,
     /// Whether the draft model is attached to the target: no other can be compared with it.
     pub drafter_attached: bool,
     /// Sequences that run at a time; others wait.
@@ -270,6 +272,7 @@ impl EngineConfig {
             // One sequence always fits, so preemption always ends.
             max_model_len: max_model_len.min(num_blocks * BLOCK_SIZE),
             vocab_size: target.vocab_size,
+            hidden_size: target.hidden_size,
             drafter_attached: false,
             max_num_seqs: self.max_num_seqs,
             num_speculative_tokens: match draft {
