@@ -35,6 +35,8 @@ pub struct Config {
     pub engine: EngineConfig,
     /// Requests that may wait.
     pub max_queue: usize,
+    /// How long a step of the engine may take before the server counts as hanging; `None` for any time.
+    pub step_timeout: Option<Duration>,
     /// Bounds on connections.
     pub connections: ConnectionLimits,
     /// Keys, certificate and origins.
@@ -116,6 +118,7 @@ impl From<Args> for Config {
             None => None,
         };
         let defaults = EngineConfig::default();
+        let seconds = |bound| (bound > 0).then(|| Duration::from_secs(bound));
         Self {
             model: args.model,
             draft,
@@ -132,9 +135,11 @@ impl From<Args> for Config {
                 num_speculative_tokens,
                 ngram: !args.fixed_drafts,
                 adaptive: !args.fixed_drafts,
+                request_timeout: seconds(args.request_timeout),
                 ..defaults
             },
             max_queue: args.max_queue,
+            step_timeout: seconds(args.step_timeout),
             access: Access {
                 api_key: args.api_key,
                 api_keys: args.api_keys,

@@ -116,6 +116,14 @@ pub struct Args {
     /// Seconds that running requests may go on after SIGTERM or SIGINT; a second signal ends them at once.
     #[arg(long, env = "PLEACH_DRAIN_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
     pub drain_timeout: u64,
+    /// Seconds that the engine may take for a step before /health and /ready answer 503, so that an orchestrator starts
+    /// the server anew; 0 for any time. No step of a server that works takes as long.
+    #[arg(long, env = "PLEACH_STEP_TIMEOUT", value_name = "SECONDS", default_value_t = 300)]
+    pub step_timeout: u64,
+    /// Seconds that a request may wait and run: an answer that has begun then ends as at `max_tokens`, with
+    /// `finish_reason` "length", and one that has not is an error, 504; 0 for any time.
+    #[arg(long, env = "PLEACH_REQUEST_TIMEOUT", value_name = "SECONDS", default_value_t = 0)]
+    pub request_timeout: u64,
     /// A key that requests must carry as `Authorization: Bearer KEY` or `x-api-key`. Flags are seen by
     /// everyone on the machine: prefer the environment.
     #[arg(long, env = "PLEACH_API_KEY", value_name = "KEY", hide_env_values = true)]

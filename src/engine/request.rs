@@ -155,6 +155,8 @@ pub enum FinishReason {
     Grammar,
     /// `max_tokens` or the context limit; the end of a prompt that is only read.
     Length,
+    /// The time that the engine has for a request is up.
+    Overdue,
     /// The request's grammar is stuck, or too costly to follow any further.
     GrammarError(String),
     /// The sequence cannot go on.
@@ -169,6 +171,7 @@ impl FinishReason {
             Self::Eos | Self::StopToken(_) | Self::StopString => "stop",
             Self::Grammar => "grammar",
             Self::Length => "length",
+            Self::Overdue => "timeout",
             Self::GrammarError(_) => "grammar_error",
             Self::Error(_) => "error",
         }

@@ -86,6 +86,14 @@ impl ApiError {
         Self { code: Some("invalid_api_key"), ..Self::status(StatusCode::UNAUTHORIZED, message) }
     }
 
+    /// 504: the time that the server has for a request was over before its answer began.
+    #[must_use]
+    pub fn overdue() -> Self {
+        let message =
+            "the server's time for a request (--request-timeout) was over before the answer began";
+        Self { code: Some("timeout"), ..Self::status(StatusCode::GATEWAY_TIMEOUT, message) }
+    }
+
     /// 503: the model is not loaded yet, or no longer there.
     #[must_use]
     pub fn unavailable(message: &str) -> Self {
@@ -117,6 +125,7 @@ impl ApiError {
             StatusCode::FORBIDDEN => "permission_error",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+            StatusCode::GATEWAY_TIMEOUT => "timeout_error",
             status if status.is_client_error() => "invalid_request_error",
             _ => "api_error",
         };

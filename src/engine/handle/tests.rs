@@ -64,13 +64,14 @@ fn a_dropped_receiver_cancels() {
         receiver
     };
     let (kept, dropped) = (submit(), submit());
-    assert!(turn(&mut engine, &submissions, &mut readers));
+    let progress = Progress::new();
+    assert!(turn(&mut engine, &submissions, &mut readers, &progress));
     let both = engine.cache_blocks().0;
     drop(dropped);
-    turn(&mut engine, &submissions, &mut readers);
+    turn(&mut engine, &submissions, &mut readers, &progress);
     assert_eq!((engine.cache_blocks().0 * 2, readers.len()), (both, 1));
     drop(kept);
-    turn(&mut engine, &submissions, &mut readers);
+    turn(&mut engine, &submissions, &mut readers, &progress);
     assert_eq!((engine.cache_blocks().0, engine.has_work()), (0, false));
 }
 

@@ -105,6 +105,9 @@ async fn read(mut events: Metered, dimensions: usize) -> Result<Vec<f32>, ApiErr
             Event::Finished { reason: FinishReason::Error(reason), .. } => {
                 return Err(ApiError::internal(reason));
             }
+            Event::Finished { reason: FinishReason::Overdue, .. } => {
+                return Err(ApiError::overdue());
+            }
             _ => {}
         }
     }
