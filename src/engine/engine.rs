@@ -160,7 +160,7 @@ impl Engine {
         request.validate(&self.limits)?;
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.scheduler.add_reading(id, &request.prompt, request.priority, request.readout);
+        self.scheduler.add_request(id, &request);
         self.tally.submitted(request.prompt.len());
         let sequence = Sequence::new(
             request,

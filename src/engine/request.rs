@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{EngineLimits, PromptToken, SequenceStats, TokenOut};
 use crate::grammar::Grammar;
+use crate::kv_cache::CacheSalt;
 use crate::sampling::{ParamError, SamplingParams};
 use crate::speculation::Proposers;
 use crate::text::StoppingText;
@@ -46,6 +47,8 @@ pub struct Request {
     pub top_logprobs: Option<usize>,
     /// What is read off the prompt besides.
     pub readout: Readout,
+    /// Sets what it leaves and finds in the prefix cache apart from that of requests with another one, or none.
+    pub cache_salt: Option<CacheSalt>,
 }
 
 /// What is read off a prompt.
@@ -79,6 +82,7 @@ impl Request {
             prediction: Arc::default(),
             top_logprobs: None,
             readout: Readout::None,
+            cache_salt: None,
         }
     }
 

@@ -119,3 +119,42 @@ fn a_certificate_is_read_again_at_a_signal() {
     assert!(https(&server, &new.cert).starts_with("HTTP/1.1 200"));
     assert_eq!(https(&server, &old.cert), "");
 }
+
+#[test]
+fn keys_find_nothing_of_each_other() {
+    let file = scratch("cache.toml", &(table("anna", "") + &table("ben", "")));
+    let server = Server::start(&["--api-keys", file.to_str().unwrap()]);
+    let text = "The quick brown fox jumps over the lazy dog and runs away. ".repeat(5);
+    let cached = |headers: &str, path: &str, salt: Option<&str>| {
+        let text = format!("{path}: {text}");
+        let messages = json!([{"role": "user", "content": "x"}]);
+        let asked = match path {
+            "/v1/completions" => json!({"prompt": text, "max_tokens": 1, "cache_salt": salt}),
+            "/v1/responses" => json!({
+                "input": messages, "instructions": text, "max_output_tokens": 1, "cache_salt": salt,
+            }),
+            _ => json!({"messages": messages, "system": text, "max_tokens": 1}),
+        };
+        let answer = server.request("POST", path, headers, &asked.to_string());
+        let usage = &body(&answer)["usage"];
+        let details = ["prompt_tokens_details", "input_tokens_details"];
+        let found = details.iter().find_map(|details| usage[details]["cached_tokens"].as_u64());
+        found.or(usage["cache_read_input_tokens"].as_u64()).unwrap_or_else(|| panic!("{answer:?}"))
+    };
+    for path in ["/v1/completions", "/v1/responses", "/v1/messages"] {
+        assert_eq!(cached(ANNA, path, None), 0, "{path}");
+        assert!(cached(ANNA, path, None) >= 32, "{path}");
+        assert_eq!(cached(BEN, path, None), 0, "{path}");
+    }
+    // A salt sets requests of one key apart, and is no other key's.
+    for path in ["/v1/completions", "/v1/responses"] {
+        for salt in ["anna", "ben"] {
+            assert_eq!(cached(ANNA, path, Some(salt)), 0, "{path}: {salt}");
+            assert!(cached(ANNA, path, Some(salt)) >= 32, "{path}: {salt}");
+        }
+        assert_eq!(cached(BEN, path, Some("anna")), 0, "{path}");
+    }
+    let empty = json!({"prompt": text, "cache_salt": ""}).to_string();
+    let refused = server.request("POST", "/v1/completions", ANNA, &empty);
+    assert_eq!((refused.status, &body(&refused)["error"]["param"]), (400, &json!("cache_salt")));
+}

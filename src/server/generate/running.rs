@@ -39,6 +39,7 @@ impl Prepared {
             let message = "`priority` is not for this key: `priority = true` in the file of keys lets it set it";
             return Err(ApiError::forbidden("priority", message));
         }
+        generation.request.cache_salt = keys::cache_salt(generation.cache_salt.as_deref());
         let place = state.queue.enter(count, field)?;
         generation.recorder = state.recorder().filter(|_| generation.store);
         let prompt_tokens = prompts.iter().map(Vec::len).sum();

@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::cli::toml_file::FileError;
 use crate::engine::Event;
+use crate::kv_cache::CacheSalt;
 use crate::metrics::KEY_TOKENS;
 use allowance::Allowance;
 use file::Entry;
@@ -216,6 +217,13 @@ fn duration(seconds: u64) -> HeaderValue {
 /// Whether the request being handled may say when it runs, before or behind those of others.
 pub(super) fn may_prioritize() -> bool {
     CALLER.try_with(|key| key.limits.priority).unwrap_or(true)
+}
+
+/// What sets the prefix cache of the request being handled apart: its key, and what it gives itself.
+pub(super) fn cache_salt(given: Option<&str>) -> Option<CacheSalt> {
+    let owner = CALLER.try_with(|key| key.name.clone()).ok();
+    (owner.is_some() || given.is_some())
+        .then(|| CacheSalt::new(&owner.unwrap_or_default(), given.unwrap_or_default()))
 }
 
 /// A sequence's events, charged to the key that asked for it.

@@ -10,7 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 use crate::engine::{Event, FinishReason, Readout, Request};
 use crate::server::bounds::INPUTS;
 use crate::server::error::ApiError;
-use crate::server::keys::Metered;
+use crate::server::keys::{self, Metered};
 use crate::server::request::body::Body;
 use crate::server::request::dialect::Dialect;
 use crate::server::serving::Serving;
@@ -34,11 +34,13 @@ pub(crate) async fn embeddings(
     let _place = state.queue.enter(requests.len().min(at_a_time), "input")?;
     let prompt_tokens = requests.iter().map(|request| request.prompt.len()).sum();
     let mut data = Vec::with_capacity(requests.len());
+    let cache_salt = keys::cache_salt(None);
     for requests in requests.chunks(at_a_time) {
         let mut readers = Vec::new();
         for request in requests {
-            let length = request.prompt.len();
-            readers.push(Metered::new(length, serving.engine.submit(request.clone()).await?));
+            let (length, request) =
+                (request.prompt.len(), Request { cache_salt, ..request.clone() });
+            readers.push(Metered::new(length, serving.engine.submit(request).await?));
         }
         for reader in readers {
             let values = read(reader, dimensions).await?;
