@@ -1,5 +1,7 @@
 //! The engine: the parts that a step takes turns at, and what others may ask of it.
 
+use std::time::Instant;
+
 use super::comparison::Comparison;
 use super::draft_comparison::DraftComparison;
 use super::profile::{MeasuredCosts, Profile};
@@ -157,6 +159,15 @@ impl Engine {
     /// # Errors
     /// [`RequestError`] if it can never be served.
     pub fn submit(&mut self, request: Request) -> Result<RequestId, RequestError> {
+        self.submit_since(request, Instant::now())
+    }
+
+    /// Queues a request that has waited since then.
+    pub(super) fn submit_since(
+        &mut self,
+        request: Request,
+        since: Instant,
+    ) -> Result<RequestId, RequestError> {
         request.validate(&self.limits)?;
         let id = RequestId(self.next_id);
         self.next_id += 1;
@@ -169,6 +180,7 @@ impl Engine {
             self.config.ngram,
             &self.drafting,
             self.seeds.u64(..),
+            since,
         );
         self.sequences.insert(id, sequence);
         Ok(id)

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc as commands;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
@@ -30,6 +30,8 @@ pub enum SubmitError {
 struct Submission {
     request: Request,
     events: mpsc::Sender<Event>,
+    /// When it came: the step that runs then may be long.
+    at: Instant,
 }
 
 enum Command {
@@ -98,7 +100,8 @@ impl EngineHandle {
         if !self.is_alive() {
             return Err(SubmitError::Stopped);
         }
-        let sent = self.commands.send(Command::Submit(Box::new(Submission { request, events })));
+        let submission = Submission { request, events, at: Instant::now() };
+        let sent = self.commands.send(Command::Submit(Box::new(submission)));
         sent.map_err(|_| SubmitError::Stopped)?;
         Ok(receiver)
     }
@@ -268,7 +271,7 @@ fn tell(engine: &Engine, news: &watch::Sender<Option<Comparison>>) {
 }
 
 fn take_on(engine: &mut Engine, submission: Submission, readers: &mut Readers) {
-    match engine.submit(submission.request) {
+    match engine.submit_since(submission.request, submission.at) {
         Ok(id) => {
             readers.insert(id, submission.events);
         }

@@ -60,7 +60,13 @@ fn a_dropped_receiver_cancels() {
     let mut readers = Readers::new();
     let submit = || {
         let (events, receiver) = mpsc::channel(201);
-        sender.send(Command::Submit(Box::new(Submission { request: long(), events }))).unwrap();
+        sender
+            .send(Command::Submit(Box::new(Submission {
+                request: long(),
+                events,
+                at: Instant::now(),
+            })))
+            .unwrap();
         receiver
     };
     let (kept, dropped) = (submit(), submit());
