@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use tokenizers::Tokenizer;
 
 use crate::checkpoint::source::{Choice, Source, SourceError, resolve};
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::checkpoint::{Checkpoint, CheckpointError, Summary};
 use crate::cli::{ComputeDevice, Config};
 use crate::engine::{CacheNeeds, Engine, EngineError, EngineHandle};
 use crate::memory::Reserved;
@@ -55,6 +55,7 @@ pub type MaybeDraft = Option<Result<(String, Draft), LoadError>>;
 /// A model's files, open, with what is known before anything is loaded.
 struct Opened {
     checkpoint: Checkpoint,
+    summary: Summary,
     aliases: Vec<String>,
     template: Option<ChatTemplate>,
     tokenizer: Tokenizer,
@@ -69,10 +70,11 @@ impl Opened {
             // The folder has the name of a commit.
             checkpoint.name = repo.rsplit('/').next().unwrap_or(repo).to_owned();
         }
+        let summary = checkpoint.summary();
         let template = template(&mut checkpoint, config)?;
         let aliases = aliases(&config.model, &path);
         let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
-        Ok(Self { checkpoint, aliases, template, tokenizer })
+        Ok(Self { checkpoint, summary, aliases, template, tokenizer })
     }
 }
 
@@ -124,6 +126,8 @@ fn load_on_cpu(
 pub struct RunningModel {
     /// Its name.
     pub name: String,
+    /// What its files say of it.
+    pub summary: Summary,
     /// Further names that requests may use.
     pub aliases: Vec<String>,
     /// Its tokenizer.
@@ -170,12 +174,13 @@ pub fn start(config: &Config) -> Result<RunningModel, LoadError> {
     // Before anything else computes: what is measured beside it seems slow for good.
     engine.profile();
     let (engine, thread) = EngineHandle::start(engine);
-    let Opened { checkpoint, aliases, template, tokenizer } = model;
+    let Opened { checkpoint, summary, aliases, template, tokenizer } = model;
     let sampling = sampling(&checkpoint, config);
     let eos_token_ids = checkpoint.config.eos_token_ids;
     let name = checkpoint.name;
     Ok(RunningModel {
         name,
+        summary,
         aliases,
         tokenizer,
         template,

@@ -1,5 +1,6 @@
 //! The server: arguments → configuration → engine → HTTP. No logic beyond.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use anyhow::Context;
 use pleach::check::Options;
 use pleach::cli::{CheckArgs, Command, Config, ConfigError, LogFormat};
 use pleach::observe::{exporter, spans};
-use pleach::server::{AppState, load, run};
+use pleach::server::{AppState, load, run, watch};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -86,13 +87,21 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         tracing::warn!(%error, "the limit on open files stays as it is");
     }
-    let listener = TcpListener::bind(config.address)
-        .await
-        .with_context(|| format!("cannot listen on {}", config.address))?;
-    let address = listener.local_addr()?;
+    let (listener, address) = listen(config.address).await?;
+    let watchers = match config.metrics_address {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
     let metrics = exporter::install()?;
     let state =
         AppState::new(config.engine.max_num_seqs, config.max_queue, metrics).configure(&config)?;
+    if config.access.api_keys.is_some() || config.access.tls_certificate.is_some() {
+        reload_on_hangup(state.clone())?;
+    }
+    if let Some((listener, address)) = watchers {
+        tracing::info!(%address, "answering /metrics, /health and /ready");
+        tokio::spawn(watch(listener, state.clone()));
+    }
     // The listener answers /health with 503 while the model loads.
     let mut server = std::pin::pin!(run(listener, state.clone(), shutdown()?));
     let loading = tokio::task::spawn_blocking(move || load(&config).map(|it| (config, it.0)));
@@ -108,7 +117,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     Ok(server.await?)
 }
 
-fn announce(config: &Config, name: &str, address: &std::net::SocketAddr) {
+async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+fn announce(config: &Config, name: &str, address: &SocketAddr) {
     if config.draft.is_none() && config.engine.num_speculative_tokens > 0 {
         eprintln!("no draft: serving without speculation. Build one with `pleach-tools build`.");
     }
@@ -118,6 +134,18 @@ fn announce(config: &Config, name: &str, address: &std::net::SocketAddr) {
          -H 'content-type: application/json' \\\n    -d '{{\"messages\": [{{\"role\": \"user\", \
          \"content\": \"Why is the sky blue?\"}}], \"max_tokens\": 100}}'\n"
     );
+}
+
+/// Reads keys and certificate again at every SIGHUP.
+fn reload_on_hangup(state: AppState) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            let state = state.clone();
+            let _ = tokio::task::spawn_blocking(move || state.reload()).await;
+        }
+    });
+    Ok(())
 }
 
 /// Resolves at the first SIGTERM or SIGINT; a second one ends the process at once.

@@ -75,8 +75,10 @@ const PROPOSER: Label = label("proposer", &["draft_model", "ngram", "prediction"
 const NO_DRAFT: Label =
     label("reason", &["disabled", "prefill", "last_token", "no_room", "no_match", "unprofitable"]);
 const MODEL: Label = label("model", &["target", "draft"]);
-const FINISH: Label =
-    label("reason", &["stop", "length", "grammar", "grammar_error", "error", "cancelled"]);
+const FINISH: Label = label(
+    "reason",
+    &["stop", "length", "timeout", "grammar", "grammar_error", "error", "cancelled"],
+);
 const KEY: Label = label("key", &[]);
 const ENDPOINT: Label = label("endpoint", &[]);
 const CODE: Label = label("code", &[]);
@@ -149,7 +151,7 @@ metrics! {
     PREEMPTIONS "pleach_preemptions_total" Kind::Counter, [], true,
         "Sequences that lost their cache to older ones and are recomputed.";
     REQUESTS_FINISHED "pleach_requests_finished_total" Kind::Counter, [FINISH], true,
-        "Requests that ended, by reason; with `grammar_error`, the request's grammar got stuck or too costly.";
+        "Requests that ended, by reason; with `timeout`, `--request-timeout` was over; with `grammar_error`, the request's grammar got stuck or too costly.";
     KEY_TOKENS "pleach_key_tokens_total" Kind::Counter, [KEY], false,
         "Prompt and generated tokens, by the name of the API key.";
     HTTP_REQUESTS "pleach_http_requests_total" Kind::Counter, [ENDPOINT, CODE], false,

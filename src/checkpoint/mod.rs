@@ -21,6 +21,7 @@ mod safetensors;
 pub mod source;
 mod special;
 mod stored_type;
+mod summary;
 mod tensor;
 mod tokenizer;
 mod usual_template;
@@ -35,10 +36,12 @@ use gguf::PartName;
 pub use gguf::{Gguf, Value};
 pub use gguf_model::ATTACHMENT;
 pub use special::SpecialTokens;
+pub use summary::Summary;
 pub use tensor::{RawTensor, TensorInfo};
 
 use crate::checkpoint::architecture::{Attachment, ModelConfig, tensor_names};
 use hf_config::Description;
+use summary::Sizes;
 
 /// Metadata of a GGUF file: keys, and the bytes of their values with the types before them.
 pub type RawMetadata = Vec<(String, Vec<u8>)>;
@@ -185,6 +188,23 @@ impl Checkpoint {
             Store::Folder(folder) => Box::new(folder.names()),
             Store::Gguf(gguf) => Box::new(gguf.names()),
         }
+    }
+
+    /// What the files say of the model as a whole.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let mut sizes = Sizes::default();
+        let mixture = match &self.store {
+            Store::Folder(folder) => {
+                folder.measure(&mut sizes);
+                None
+            }
+            Store::Gguf(gguf) => {
+                gguf.measure(&mut sizes);
+                gguf_model::mixture(gguf)
+            }
+        };
+        sizes.summary(&self.config, mixture)
     }
 
     /// The file or folder.

@@ -7,6 +7,7 @@ use safetensors::Dtype;
 
 use super::packed::{Packed, fp8};
 use super::quantization::Quantization;
+use super::summary::Sizes;
 use super::{CheckpointError, RawTensor, TensorInfo, safetensors as files};
 use pleach_kernels::DType;
 
@@ -42,6 +43,23 @@ impl Folder {
             let kind = name.rsplit('.').next().unwrap_or_default();
             !(quantized && (kind == "qweight" || BESIDE.contains(&kind)))
         })
+    }
+
+    /// Adds all tensors to `sizes`: what says how others are quantised with its bytes alone.
+    pub(super) fn measure(&self, sizes: &mut Sizes) {
+        for (name, format, shape, bytes) in self.files.tensors() {
+            let kind = name.rsplit('.').next().unwrap_or_default();
+            match self.quantization {
+                Some(Quantization::Gptq { .. }) if kind == "qweight" => {
+                    sizes.add("GPTQ", &[shape, &[8]].concat(), bytes);
+                }
+                Some(Quantization::Awq { .. }) if kind == "qweight" => {
+                    sizes.add("AWQ", &[shape, &[8]].concat(), bytes);
+                }
+                Some(_) if BESIDE.contains(&kind) => sizes.add("", &[0], bytes),
+                _ => sizes.add(&format!("{format:?}"), shape, bytes),
+            }
+        }
     }
 
     /// The module of a weight that is packed.

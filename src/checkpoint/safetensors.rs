@@ -116,6 +116,12 @@ impl Folder {
         CheckpointError::field(path, name, reason)
     }
 
+    /// Names, formats, shapes and bytes of all tensors.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = (&str, Dtype, &[usize], usize)> {
+        let tensors = self.entries.iter();
+        tensors.map(|(name, entry)| (&**name, entry.format, &entry.shape[..], entry.bytes))
+    }
+
     pub(super) fn info(&self, name: &str) -> Result<Option<TensorInfo>, CheckpointError> {
         let Some((format, shape)) = self.format(name) else { return Ok(None) };
         let dtype = match format {

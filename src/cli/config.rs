@@ -25,6 +25,8 @@ pub struct Config {
     pub draft: Option<Source>,
     /// Where to listen.
     pub address: SocketAddr,
+    /// Where to listen for those who watch the server, where they have a listener of their own.
+    pub metrics_address: Option<SocketAddr>,
     /// Where models compute.
     pub device: ComputeDevice,
     /// Threads that compute.
@@ -33,6 +35,8 @@ pub struct Config {
     pub engine: EngineConfig,
     /// Requests that may wait.
     pub max_queue: usize,
+    /// How long a step of the engine may take before the server counts as hanging; `None` for any time.
+    pub step_timeout: Option<Duration>,
     /// Bounds on connections.
     pub connections: ConnectionLimits,
     /// Keys, certificate and origins.
@@ -114,10 +118,12 @@ impl From<Args> for Config {
             None => None,
         };
         let defaults = EngineConfig::default();
+        let seconds = |bound| (bound > 0).then(|| Duration::from_secs(bound));
         Self {
             model: args.model,
             draft,
             address: (args.host, args.port).into(),
+            metrics_address: args.metrics_address,
             device: args.device,
             threads: args.threads.unwrap_or_else(available_threads).max(1),
             engine: EngineConfig {
@@ -129,9 +135,11 @@ impl From<Args> for Config {
                 num_speculative_tokens,
                 ngram: !args.fixed_drafts,
                 adaptive: !args.fixed_drafts,
+                request_timeout: seconds(args.request_timeout),
                 ..defaults
             },
             max_queue: args.max_queue,
+            step_timeout: seconds(args.step_timeout),
             access: Access {
                 api_key: args.api_key,
                 api_keys: args.api_keys,

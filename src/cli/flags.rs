@@ -73,6 +73,10 @@ pub struct Args {
     /// Port to listen on; 0 takes a free one.
     #[arg(long, env = "PLEACH_PORT", default_value_t = 8080)]
     pub port: u16,
+    /// Address and port of a listener of its own for /metrics, which are on no other then, and for /health and /ready;
+    /// it speaks plain HTTP and asks for no key. Default: /metrics stand beside the API.
+    #[arg(long, env = "PLEACH_METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
+    pub metrics_address: Option<std::net::SocketAddr>,
     /// Where to compute: `cpu`, `cuda`, `cuda:N` for device N, or `auto`: the first CUDA device if there is one that runs
     /// the model, else the CPU.
     #[arg(long, env = "PLEACH_DEVICE", value_name = "DEVICE", default_value = "auto")]
@@ -112,12 +116,21 @@ pub struct Args {
     /// Seconds that running requests may go on after SIGTERM or SIGINT; a second signal ends them at once.
     #[arg(long, env = "PLEACH_DRAIN_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
     pub drain_timeout: u64,
+    /// Seconds that the engine may take for a step before /health and /ready answer 503, so that an orchestrator starts
+    /// the server anew; 0 for any time. No step of a server that works takes as long.
+    #[arg(long, env = "PLEACH_STEP_TIMEOUT", value_name = "SECONDS", default_value_t = 300)]
+    pub step_timeout: u64,
+    /// Seconds that a request may wait and run: an answer that has begun then ends as at `max_tokens`, with
+    /// `finish_reason` "length", and one that has not is an error, 504; 0 for any time.
+    #[arg(long, env = "PLEACH_REQUEST_TIMEOUT", value_name = "SECONDS", default_value_t = 0)]
+    pub request_timeout: u64,
     /// A key that requests must carry as `Authorization: Bearer KEY` or `x-api-key`. Flags are seen by
     /// everyone on the machine: prefer the environment.
     #[arg(long, env = "PLEACH_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub api_key: Option<String>,
-    /// A TOML file of keys: `[[key]]` tables with `name`, `key` and, where wanted,
-    /// `max_concurrent_requests` and `tokens_per_minute`.
+    /// A TOML file of keys: `[[key]]` tables with `name`, `key` and, where wanted, `max_concurrent_requests`,
+    /// `tokens_per_minute` and `priority = true`, without which its requests may not set `priority`. SIGHUP has it read
+    /// again.
     #[arg(long, env = "PLEACH_API_KEYS", value_name = "FILE")]
     pub api_keys: Option<PathBuf>,
     /// A key for /admin, where the draft can be changed while the server runs. Without one nobody may.
@@ -127,7 +140,7 @@ pub struct Args {
     /// given several times.
     #[arg(long, env = "PLEACH_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<String>,
-    /// Certificate chain for HTTPS, PEM; needs --tls-key.
+    /// Certificate chain for HTTPS, PEM; needs --tls-key. SIGHUP has both files read again.
     #[arg(long, env = "PLEACH_TLS_CERTIFICATE", value_name = "FILE")]
     pub tls_certificate: Option<PathBuf>,
     /// Private key of the certificate, PEM.

@@ -1,5 +1,7 @@
 //! How an engine is set up, and what it can serve then.
 
+use std::time::Duration;
+
 use crate::kv_cache::BLOCK_SIZE;
 use crate::model::{Decoder, Draft, Forward, ModelConfig};
 use pleach_kernels::cuda::CudaError;
@@ -25,6 +27,8 @@ pub struct EngineConfig {
     /// Whether drafts are shortened, or left out, where longer ones do not pay. `false` drafts
     /// `num_speculative_tokens` every time, which measuring a draft model needs.
     pub adaptive: bool,
+    /// How long a sequence may wait and run until it is ended as it is; `None` for any time.
+    pub request_timeout: Option<Duration>,
     /// Key of the draws of requests that have no seed of their own; `None` for a random one.
     pub seed: Option<u64>,
 }
@@ -40,6 +44,7 @@ impl Default for EngineConfig {
             num_speculative_tokens: 8,
             ngram: true,
             adaptive: true,
+            request_timeout: None,
             seed: None,
         }
     }
@@ -120,6 +125,8 @@ pub struct EngineLimits {
     pub max_model_len: usize,
     /// Token ids lie below this.
     pub vocab_size: usize,
+    /// Numbers of an embedding.
+    pub hidden_size: usize,
     /// Whether the draft model is attached to the target: no other can be compared with it.
     pub drafter_attached: bool,
     /// Sequences that run at a time; others wait.
@@ -270,6 +277,7 @@ impl EngineConfig {
             // One sequence always fits, so preemption always ends.
             max_model_len: max_model_len.min(num_blocks * BLOCK_SIZE),
             vocab_size: target.vocab_size,
+            hidden_size: target.hidden_size,
             drafter_attached: false,
             max_num_seqs: self.max_num_seqs,
             num_speculative_tokens: match draft {

@@ -1,5 +1,7 @@
 //! The engine: the parts that a step takes turns at, and what others may ask of it.
 
+use std::time::Instant;
+
 use super::comparison::Comparison;
 use super::draft_comparison::DraftComparison;
 use super::profile::{MeasuredCosts, Profile};
@@ -9,8 +11,8 @@ use super::sequences::Sequences;
 use super::step::{Commit, Verifier, account, cost, propose, schedule, with_drafts};
 use super::tally::Tally;
 use super::{
-    CacheNeeds, EngineConfig, EngineError, EngineLimits, EngineStats, Event, Request, RequestError,
-    RequestId,
+    CacheNeeds, EngineConfig, EngineError, EngineLimits, EngineStats, Event, FinishReason, Request,
+    RequestError, RequestId,
 };
 use crate::memory;
 use crate::model::{CudaDecoder, CudaRunner, Decoder, Draft, Forward, Runner};
@@ -157,10 +159,19 @@ impl Engine {
     /// # Errors
     /// [`RequestError`] if it can never be served.
     pub fn submit(&mut self, request: Request) -> Result<RequestId, RequestError> {
+        self.submit_since(request, Instant::now())
+    }
+
+    /// Queues a request that has waited since then.
+    pub(super) fn submit_since(
+        &mut self,
+        request: Request,
+        since: Instant,
+    ) -> Result<RequestId, RequestError> {
         request.validate(&self.limits)?;
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.scheduler.add_reading(id, &request.prompt, request.priority, request.readout);
+        self.scheduler.add_request(id, &request);
         self.tally.submitted(request.prompt.len());
         let sequence = Sequence::new(
             request,
@@ -169,6 +180,7 @@ impl Engine {
             self.config.ngram,
             &self.drafting,
             self.seeds.u64(..),
+            since,
         );
         self.sequences.insert(id, sequence);
         Ok(id)
@@ -188,6 +200,7 @@ impl Engine {
     /// nothing without work.
     pub fn step(&mut self) -> Vec<(RequestId, Event)> {
         self.compare_drafts();
+        let events = self.end_overdue();
         let Self { target, drafting, scheduler, sequences, tally, comparing, .. } = self;
         let target = target.as_mut();
 
@@ -195,7 +208,7 @@ impl Engine {
         if items.is_empty() {
             // A cancelled request may have left the last block just now.
             tally.occupancy(scheduler);
-            return Vec::new();
+            return events;
         }
         let (proposals, drafts) = propose(&items, sequences, scheduler, drafting, target);
         tally.drafted(&drafts);
@@ -206,7 +219,6 @@ impl Engine {
             drafting.observe_target(with_drafts(&items, &proposals), pass.seconds);
         }
         let cost = cost(&items, &pass, drafts.seconds(), &drafting.costs().target);
-        let events = Vec::new();
         let commit = Commit { scheduler, sequences, drafting, comparing, target, tally, events };
         let events = commit.rounds(&items, &proposals, outcomes, cost);
 
@@ -216,6 +228,18 @@ impl Engine {
         self.compare_drafts();
         self.tally.occupancy(&self.scheduler);
         events
+    }
+
+    /// Ends the sequences whose time is up.
+    fn end_overdue(&mut self) -> Vec<(RequestId, Event)> {
+        let Some(limit) = self.config.request_timeout else { return Vec::new() };
+        let overdue = self.sequences.submitted_before(limit);
+        let Self { target, drafting, scheduler, sequences, tally, comparing, .. } = self;
+        let (target, events) = (target.as_ref(), Vec::new());
+        let mut commit =
+            Commit { scheduler, sequences, drafting, comparing, target, tally, events };
+        overdue.into_iter().for_each(|id| commit.finish(id, FinishReason::Overdue));
+        commit.events
     }
 
     /// Measures step costs, by which speculation decides when a draft token pays, with about fifty passes. Does

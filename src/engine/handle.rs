@@ -5,9 +5,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc as commands;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
+use super::progress::Progress;
 use super::{
     Comparison, Engine, EngineError, EngineLimits, Event, FinishReason, Request, RequestError,
     RequestId,
@@ -28,6 +30,8 @@ pub enum SubmitError {
 struct Submission {
     request: Request,
     events: mpsc::Sender<Event>,
+    /// When it came: the step that runs then may be long.
+    at: Instant,
 }
 
 enum Command {
@@ -50,6 +54,7 @@ pub struct EngineHandle {
     num_blocks: usize,
     comparison: watch::Receiver<Option<Comparison>>,
     alive: watch::Receiver<bool>,
+    progress: Arc<Progress>,
 }
 
 impl EngineHandle {
@@ -64,10 +69,18 @@ impl EngineHandle {
         let limits = Arc::new(engine.limits().clone());
         let (news, comparison) = watch::channel(None);
         let num_blocks = engine.cache_blocks().1;
-        let handle = Self { commands: sender, limits, num_blocks, comparison, alive: watched };
+        let progress = Arc::new(Progress::new());
+        let handle = Self {
+            commands: sender,
+            limits,
+            num_blocks,
+            comparison,
+            alive: watched,
+            progress: Arc::clone(&progress),
+        };
         let thread = std::thread::Builder::new()
             .name("engine".into())
-            .spawn(move || run(engine, receiver, &alive, &news))
+            .spawn(move || run(engine, receiver, &alive, &news, &progress))
             .expect("the operating system has a thread for the engine");
         (handle, thread)
     }
@@ -87,7 +100,8 @@ impl EngineHandle {
         if !self.is_alive() {
             return Err(SubmitError::Stopped);
         }
-        let sent = self.commands.send(Command::Submit(Box::new(Submission { request, events })));
+        let submission = Submission { request, events, at: Instant::now() };
+        let sent = self.commands.send(Command::Submit(Box::new(submission)));
         sent.map_err(|_| SubmitError::Stopped)?;
         Ok(receiver)
     }
@@ -96,6 +110,12 @@ impl EngineHandle {
     #[must_use]
     pub fn is_alive(&self) -> bool {
         *self.alive.borrow()
+    }
+
+    /// For how long there has been work and no step of the engine has ended; 0 while there is no work.
+    #[must_use]
+    pub fn standing_still(&self) -> Duration {
+        self.progress.standing_still()
     }
 
     /// Resolves when the engine's thread no longer serves, whether it was asked to stop or crashed.
@@ -159,10 +179,11 @@ fn run(
     commands: commands::Receiver<Command>,
     alive: &watch::Sender<bool>,
     news: &watch::Sender<Option<Comparison>>,
+    progress: &Progress,
 ) {
     let mut readers = Readers::new();
     let work = AssertUnwindSafe(|| {
-        while turn(&mut engine, &commands, &mut readers) {
+        while turn(&mut engine, &commands, &mut readers, progress) {
             tell(&engine, news);
         }
     });
@@ -187,8 +208,16 @@ fn turn(
     engine: &mut Engine,
     commands: &commands::Receiver<Command>,
     readers: &mut Readers,
+    progress: &Progress,
 ) -> bool {
-    let mut next = if engine.has_work() { commands.try_recv().ok() } else { commands.recv().ok() };
+    let mut next = if engine.has_work() {
+        commands.try_recv().ok()
+    } else {
+        progress.rest();
+        let next = commands.recv().ok();
+        progress.get_on();
+        next
+    };
     if next.is_none() && !engine.has_work() {
         return false;
     }
@@ -212,7 +241,12 @@ fn turn(
         }
         wanted
     });
-    for (id, event) in engine.step() {
+    let steps = engine.stats().steps;
+    let events = engine.step();
+    if engine.stats().steps > steps {
+        progress.get_on();
+    }
+    for (id, event) in events {
         let finished = matches!(event, Event::Finished { .. });
         if let Some(events) = readers.get(&id) {
             // A closed channel is found closed before the next step; a full one cannot be.
@@ -237,7 +271,7 @@ fn tell(engine: &Engine, news: &watch::Sender<Option<Comparison>>) {
 }
 
 fn take_on(engine: &mut Engine, submission: Submission, readers: &mut Readers) {
-    match engine.submit(submission.request) {
+    match engine.submit_since(submission.request, submission.at) {
         Ok(id) => {
             readers.insert(id, submission.events);
         }

@@ -10,6 +10,7 @@ mod engine;
 mod handle;
 mod offline;
 mod profile;
+mod progress;
 mod prompt_readout;
 mod request;
 mod scheduler;

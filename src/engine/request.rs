@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{EngineLimits, PromptToken, SequenceStats, TokenOut};
 use crate::grammar::Grammar;
+use crate::kv_cache::CacheSalt;
 use crate::sampling::{ParamError, SamplingParams};
 use crate::speculation::Proposers;
 use crate::text::StoppingText;
@@ -46,6 +47,8 @@ pub struct Request {
     pub top_logprobs: Option<usize>,
     /// What is read off the prompt besides.
     pub readout: Readout,
+    /// Sets what it leaves and finds in the prefix cache apart from that of requests with another one, or none.
+    pub cache_salt: Option<CacheSalt>,
 }
 
 /// What is read off a prompt.
@@ -79,6 +82,7 @@ impl Request {
             prediction: Arc::default(),
             top_logprobs: None,
             readout: Readout::None,
+            cache_salt: None,
         }
     }
 
@@ -155,6 +159,8 @@ pub enum FinishReason {
     Grammar,
     /// `max_tokens` or the context limit; the end of a prompt that is only read.
     Length,
+    /// The time that the engine has for a request is up.
+    Overdue,
     /// The request's grammar is stuck, or too costly to follow any further.
     GrammarError(String),
     /// The sequence cannot go on.
@@ -169,6 +175,7 @@ impl FinishReason {
             Self::Eos | Self::StopToken(_) | Self::StopString => "stop",
             Self::Grammar => "grammar",
             Self::Length => "length",
+            Self::Overdue => "timeout",
             Self::GrammarError(_) => "grammar_error",
             Self::Error(_) => "error",
         }
@@ -226,6 +233,7 @@ mod tests {
         let limits = EngineLimits {
             max_model_len: 8,
             vocab_size: 100,
+            hidden_size: 8,
             drafter_attached: false,
             max_num_seqs: 1,
             num_speculative_tokens: 0,

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{Readout, RequestId};
+use super::{Readout, Request, RequestId};
 use crate::kv_cache::{BLOCK_SIZE, BlockHashes, BlockPool, BlockTable};
 
 /// One sequence's share of a pass: tokens `start..start + count`, then up to `lookahead` draft
@@ -119,29 +119,31 @@ impl Scheduler {
         }
     }
 
-    /// As [`add`](Self::add), for a sequence of whose prompt something is read: each of its positions is
-    /// computed for it, even where the cache holds it.
-    pub(super) fn add_reading(
-        &mut self,
-        id: RequestId,
-        tokens: &[u32],
-        priority: i64,
-        readout: Readout,
-    ) {
-        self.add(id, tokens, priority);
-        let entry = self.waiting.get_mut(&(priority, id));
-        entry.expect("invariant: it was added just now").readout = readout;
+    /// As [`add`](Self::add), for a whole request. Where something is read off its prompt, each position is computed for
+    /// it, even where the cache holds it; where it has a salt, it shares blocks with those of the same salt alone.
+    pub(super) fn add_request(&mut self, id: RequestId, request: &Request) {
+        let Request { prompt, priority, readout, cache_salt, .. } = request;
+        self.enqueue(id, prompt, *priority, BlockHashes::salted(*cache_salt), *readout);
     }
 
     /// Queues a sequence of known tokens behind those of the same or a lower `priority` number. Ids rise
     /// with arrival. The whole sequence, up to its last computed position, must fit in the pool.
     pub fn add(&mut self, id: RequestId, tokens: &[u32], priority: i64) {
-        let mut hashes = BlockHashes::default();
+        self.enqueue(id, tokens, priority, BlockHashes::default(), Readout::None);
+    }
+
+    fn enqueue(
+        &mut self,
+        id: RequestId,
+        tokens: &[u32],
+        priority: i64,
+        mut hashes: BlockHashes,
+        readout: Readout,
+    ) {
         if self.prefix_caching {
             hashes.extend(tokens);
         }
         let (table, len) = (BlockTable::new(), tokens.len());
-        let readout = Readout::None;
         let entry = Entry { id, len, computed: 0, table, hashes, published: 0, readout };
         self.waiting.insert((priority, id), entry);
     }

@@ -69,7 +69,7 @@ pub(super) struct Round {
 }
 
 impl Sequence {
-    /// A sequence for a valid request; `seed` is used where the request has none.
+    /// A sequence for a valid request that came at `submitted`; `seed` is used where the request has none.
     pub(super) fn new(
         request: Request,
         limits: &EngineLimits,
@@ -77,6 +77,7 @@ impl Sequence {
         ngram: bool,
         drafting: &DraftController,
         seed: u64,
+        submitted: Instant,
     ) -> Self {
         let max_speculative = limits.num_speculative_tokens;
         let mut params = request.params;
@@ -100,7 +101,7 @@ impl Sequence {
             },
             speculation: drafting.new_sequence(prompt_tokens, proposers, request.prediction),
             stats: SequenceStats { prompt_tokens, ..Default::default() },
-            submitted: Instant::now(),
+            submitted,
             last_tokens: None,
             end: prompt_tokens.saturating_add(request.max_tokens).min(limits.max_model_len),
             readout: PromptReadout::new(request.readout, &request.prompt),

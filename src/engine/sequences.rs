@@ -1,6 +1,7 @@
 //! The unfinished sequences of an engine.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::RequestId;
 use super::scheduler::Scheduled;
@@ -29,6 +30,14 @@ impl Sequences {
 
     pub(super) fn get_mut(&mut self, id: RequestId) -> Option<&mut Sequence> {
         self.0.get_mut(&id)
+    }
+
+    /// The sequences that came this long ago or longer, in order of arrival.
+    pub(super) fn submitted_before(&self, ago: Duration) -> Vec<RequestId> {
+        let old = self.0.iter().filter(|(_, sequence)| sequence.submitted.elapsed() >= ago);
+        let mut ids: Vec<RequestId> = old.map(|(&id, _)| id).collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// All sequences, in no order.

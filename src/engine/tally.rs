@@ -216,6 +216,7 @@ mod tests {
             FinishReason::StopString,
             FinishReason::Grammar,
             FinishReason::Length,
+            FinishReason::Overdue,
             FinishReason::GrammarError(String::new()),
             FinishReason::Error(String::new()),
         ] {

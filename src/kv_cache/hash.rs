@@ -9,27 +9,55 @@ use super::BLOCK_SIZE;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BlockHash([u8; 32]);
 
+/// Sets the names of a sequence's blocks apart from those of all sequences that have another one, or none: neither finds
+/// what the other has computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheSalt([u8; 32]);
+
+impl CacheSalt {
+    /// The salt of a text that belongs to `owner`.
+    #[must_use]
+    pub fn new(owner: &str, text: &str) -> Self {
+        let mut hasher = Sha256::new();
+        // 65 bytes, which no name of a block is made of: nobody can choose a text whose salt is such a name.
+        hasher.update(b"s");
+        hasher.update(Sha256::digest(owner));
+        hasher.update(Sha256::digest(text));
+        Self(hasher.finalize().into())
+    }
+}
+
 /// The names of a sequence's full blocks, in order.
 #[derive(Debug, Clone, Default)]
-pub struct BlockHashes(Vec<BlockHash>);
+pub struct BlockHashes {
+    salt: Option<CacheSalt>,
+    names: Vec<BlockHash>,
+}
 
 impl BlockHashes {
+    /// No names yet, of a sequence with this salt.
+    #[must_use]
+    pub fn salted(salt: Option<CacheSalt>) -> Self {
+        Self { salt, names: Vec::new() }
+    }
+
     /// Names the full blocks of `tokens` that have no name yet. The tokens named before must be the same.
     pub fn extend(&mut self, tokens: &[u32]) {
-        for block in tokens.chunks_exact(BLOCK_SIZE).skip(self.0.len()) {
+        for block in tokens.chunks_exact(BLOCK_SIZE).skip(self.names.len()) {
             let mut hasher = Sha256::new();
-            if let Some(BlockHash(before)) = self.0.last() {
+            let before = self.names.last().map(|BlockHash(name)| name);
+            if let Some(before) = before.or(self.salt.as_ref().map(|CacheSalt(salt)| salt)) {
                 hasher.update(before);
             }
             hasher.update(bytemuck::cast_slice(block));
-            self.0.push(BlockHash(hasher.finalize().into()));
+            self.names.push(BlockHash(hasher.finalize().into()));
         }
     }
 
     /// The names.
     #[must_use]
     pub fn as_slice(&self) -> &[BlockHash] {
-        &self.0
+        &self.names
     }
 }
 
@@ -40,7 +68,25 @@ mod tests {
     fn names(tokens: &[u32]) -> Vec<BlockHash> {
         let mut hashes = BlockHashes::default();
         hashes.extend(tokens);
-        hashes.0
+        hashes.names
+    }
+
+    #[test]
+    fn salts_set_names_apart() {
+        let tokens: Vec<u32> = (0..48).collect();
+        let salted = |salt| {
+            let mut hashes = BlockHashes::salted(salt);
+            (0..=48).for_each(|end| hashes.extend(&tokens[..end]));
+            hashes.names
+        };
+        let salts = [("a", ""), ("b", ""), ("", "a"), ("a", "b"), ("ab", ""), ("", "")];
+        let salts = salts.map(|(owner, text)| Some(CacheSalt::new(owner, text)));
+        let mut all: Vec<BlockHash> = salts.iter().flat_map(|salt| salted(*salt)).collect();
+        all.extend(salted(None));
+        assert_eq!(all.len(), 21);
+        let different: std::collections::HashSet<&BlockHash> = all.iter().collect();
+        assert_eq!(different.len(), all.len());
+        assert_eq!(salted(salts[0]), salted(Some(CacheSalt::new("a", ""))));
     }
 
     #[test]
@@ -51,7 +97,7 @@ mod tests {
         assert_eq!(names(&tokens[..32]), whole);
         let mut in_steps = BlockHashes::default();
         (0..=40).for_each(|end| in_steps.extend(&tokens[..end]));
-        assert_eq!(in_steps.0, whole);
+        assert_eq!(in_steps.names, whole);
         let mut other = tokens;
         other[3] = 99;
         assert!(names(&other).iter().zip(&whole).all(|(a, b)| a != b));

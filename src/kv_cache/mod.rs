@@ -7,7 +7,7 @@ mod table;
 
 pub use pleach_kernels::BLOCK_SIZE;
 
-pub use hash::{BlockHash, BlockHashes};
+pub use hash::{BlockHash, BlockHashes, CacheSalt};
 pub use pool::BlockPool;
 pub use table::BlockTable;
 

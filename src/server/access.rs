@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 
 use axum::http::{HeaderName, HeaderValue, Method};
-use tokio_rustls::TlsAcceptor;
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
 use super::generate::loosened;
-use super::keys::{Keys, KeysError};
-use super::transport::tls::{self, TlsError};
+use super::keys::{Keys, KeysError, LIMIT_HEADERS};
+use super::transport::tls::{Tls, TlsError};
 use crate::cli::{self, Config, ConnectionLimits};
 
 /// How requests are let in.
@@ -17,9 +16,11 @@ pub(super) struct Access {
     pub(super) limits: ConnectionLimits,
     pub(super) keys: Option<Keys>,
     pub(super) admin_key: Option<Keys>,
-    pub(super) tls: Option<TlsAcceptor>,
+    pub(super) tls: Option<Tls>,
     pub(super) cors: Option<CorsLayer>,
     pub(super) log_prompts: bool,
+    /// Whether metrics have a listener of their own.
+    pub(super) metrics_apart: bool,
 }
 
 /// Why a server cannot be set up as asked.
@@ -60,13 +61,29 @@ impl Access {
             .then(|| Keys::open(api_keys.as_deref(), api_key))
             .transpose()?;
         let tls = match (tls_certificate, tls_key) {
-            (Some(certificate), Some(key)) => Some(tls::acceptor(certificate, key)?),
+            (Some(certificate), Some(key)) => Some(Tls::open(certificate, key)?),
             (None, None) => None,
             _ => return Err(SetupError::HalfTls),
         };
         let cors = (!cors_origins.is_empty()).then(|| cors(cors_origins)).transpose()?;
         let limits = config.connections.clone();
-        Ok(Self { limits, keys, admin_key, tls, cors, log_prompts: *log_prompts })
+        let (log_prompts, metrics_apart) = (*log_prompts, config.metrics_address.is_some());
+        Ok(Self { limits, keys, admin_key, tls, cors, log_prompts, metrics_apart })
+    }
+
+    /// Reads the files of keys and of the certificate again. What is wrong with one of them is logged, and what it held
+    /// before stays.
+    pub(super) fn reload(&self) {
+        match self.keys.as_ref().map(Keys::reload) {
+            Some(Ok(Some(keys))) => tracing::info!(keys, "the keys were read again"),
+            Some(Err(error)) => tracing::error!(%error, "the keys stay as they were"),
+            Some(Ok(None)) | None => {}
+        }
+        match self.tls.as_ref().map(Tls::reload) {
+            Some(Ok(())) => tracing::info!("the certificate was read again"),
+            Some(Err(error)) => tracing::error!(%error, "the certificate stays as it was"),
+            None => {}
+        }
     }
 }
 
@@ -75,7 +92,13 @@ fn cors(origins: &[String]) -> Result<CorsLayer, SetupError> {
     let layer = CorsLayer::new()
         .allow_methods([Method::GET, Method::POST])
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers(["x-request-id", loosened::NAME].map(HeaderName::from_static));
+        .expose_headers(
+            ["x-request-id", "retry-after", loosened::NAME]
+                .into_iter()
+                .chain(LIMIT_HEADERS)
+                .map(HeaderName::from_static)
+                .collect::<Vec<_>>(),
+        );
     if origins.iter().any(|origin| origin == "*") {
         return Ok(layer.allow_origin(Any));
     }

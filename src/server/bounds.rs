@@ -76,7 +76,7 @@ const FIELDS: [Bound; 11] = [
     Bound { fields: &["logit_bias"], items: LOGIT_BIAS, bytes: (ANY, ANY) },
     Bound { fields: &["metadata"], items: METADATA, bytes: (METADATA_BYTES, METADATA_BYTES) },
     Bound { fields: &["chat_template_kwargs"], items: VARIABLES, bytes: (ANY, SMALL_BODY_BYTES) },
-    Bound { fields: &["model", "user"], items: ANY, bytes: (NAME_BYTES, NAME_BYTES) },
+    Bound { fields: &["model", "user", "cache_salt"], items: ANY, bytes: (NAME_BYTES, NAME_BYTES) },
     Bound { fields: &["tool_choice"], items: 16, bytes: (NAME_BYTES, NAME_BYTES) },
 ];
 
@@ -211,6 +211,7 @@ mod tests {
             json!({"messages": [{"content": vec![block; 100]}]}),
             json!({"metadata": {"key": "x".repeat(METADATA_BYTES)}}),
             json!({"model": "x".repeat(NAME_BYTES + 1)}),
+            json!({"cache_salt": "x".repeat(NAME_BYTES + 1)}),
         ] {
             assert!(check(wrong).is_err());
         }

@@ -66,6 +66,12 @@ impl ApiError {
         Self::status(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
+    /// 403: the request's key may not use this field.
+    #[must_use]
+    pub fn forbidden(param: &str, message: &str) -> Self {
+        Self { status: StatusCode::FORBIDDEN, ..Self::invalid(param, message) }
+    }
+
     /// 429: too much at a time, or in a time; there may be room after `retry_after` seconds.
     #[must_use]
     pub fn rate_limited(message: &str, retry_after: u64) -> Self {
@@ -78,6 +84,14 @@ impl ApiError {
     pub fn unauthorised() -> Self {
         let message = "a valid API key is needed: `Authorization: Bearer KEY`";
         Self { code: Some("invalid_api_key"), ..Self::status(StatusCode::UNAUTHORIZED, message) }
+    }
+
+    /// 504: the time that the server has for a request was over before its answer began.
+    #[must_use]
+    pub fn overdue() -> Self {
+        let message =
+            "the server's time for a request (--request-timeout) was over before the answer began";
+        Self { code: Some("timeout"), ..Self::status(StatusCode::GATEWAY_TIMEOUT, message) }
     }
 
     /// 503: the model is not loaded yet, or no longer there.
@@ -108,8 +122,10 @@ impl ApiError {
     pub(super) fn anthropic(&self) -> AnthropicFailureDetail {
         let kind = match self.status {
             StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::FORBIDDEN => "permission_error",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+            StatusCode::GATEWAY_TIMEOUT => "timeout_error",
             status if status.is_client_error() => "invalid_request_error",
             _ => "api_error",
         };

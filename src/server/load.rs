@@ -14,6 +14,7 @@ use crate::loading::{LoadError, RunningModel, start};
 pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
     let RunningModel {
         name,
+        summary,
         aliases,
         tokenizer,
         template,
@@ -27,6 +28,6 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
     let drafts = Drafts::new(&name, draft, loader);
     let serving =
         Serving::new(name, engine, tokenizer, template, eos_token_ids).with_drafts(drafts);
-    let serving = serving.sampling_by(sampling);
+    let serving = serving.sampling_by(sampling).described(config.model.to_string(), summary);
     Ok((serving.named(&config.served_model_names, aliases), thread))
 }

@@ -28,5 +28,5 @@ pub use load::load;
 pub use router::router;
 pub use serving::Serving;
 pub use state::AppState;
-pub use transport::listen::{EngineStopped, run};
+pub use transport::listen::{EngineStopped, run, watch};
 pub use transport::tls::TlsError;

@@ -17,7 +17,7 @@ use super::routes::{
 };
 use super::state::AppState;
 
-/// All routes.
+/// All routes, but /metrics where they have a listener of their own.
 pub fn router(state: AppState) -> Router {
     let read_body = from_fn_with_state(state.clone(), read_body::read_body);
     // Those that use tokens, which a key may have a bounded number of.
@@ -52,15 +52,34 @@ pub fn router(state: AppState) -> Router {
         )
         .route_layer(read_body)
         .route_layer(from_fn_with_state(state.clone(), auth::authorise_admin));
-    Router::new()
+    let cors = state.cors().cloned();
+    let metrics = if state.metrics_apart() { Router::new() } else { metrics() };
+    let routes = probes()
+        .merge(metrics)
         .route("/", get(playground::page))
-        .route("/health", get(health::health))
-        .route("/ready", get(health::ready))
-        .route("/metrics", get(health::metrics))
         .route("/version", get(health::version))
         .route("/openapi.json", get(openapi::openapi))
         .merge(api)
-        .merge(admin)
+        .merge(admin);
+    observed(routes).layer(option_layer(cors)).with_state(state)
+}
+
+/// The routes of those who watch the server.
+pub(super) fn watchers(state: AppState) -> Router {
+    observed(probes().merge(metrics())).with_state(state)
+}
+
+fn metrics() -> Router<AppState> {
+    Router::new().route("/metrics", get(health::metrics))
+}
+
+fn probes() -> Router<AppState> {
+    Router::new().route("/health", get(health::health)).route("/ready", get(health::ready))
+}
+
+/// Routes whose requests are counted, logged and always answered.
+fn observed(routes: Router<AppState>) -> Router<AppState> {
+    routes
         .fallback(|| async { ApiError::status(StatusCode::NOT_FOUND, "there is no such path") })
         .method_not_allowed_fallback(|| async {
             ApiError::status(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
@@ -70,6 +89,4 @@ pub fn router(state: AppState) -> Router {
         .layer(from_fn(observe::observe))
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
-        .layer(option_layer(state.cors().cloned()))
-        .with_state(state)
 }

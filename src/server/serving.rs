@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::drafts::Drafts;
 use super::error::ApiError;
+use crate::checkpoint::Summary;
 use crate::engine::EngineHandle;
 use crate::grammar::{Busy, DEADLINE, Grammar, GrammarCompiler, GrammarSource, GrammarWorkers};
 use crate::sampling::SamplingParams;
@@ -21,6 +22,8 @@ pub struct Serving {
     aliases: Vec<String>,
     /// The engine it runs in.
     pub engine: EngineHandle,
+    /// Where it comes from and what its files say of it, where they are known.
+    pub(super) description: Option<(String, Summary)>,
     /// Its tokenizer.
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template, where it has one.
@@ -62,6 +65,7 @@ impl Serving {
             names,
             aliases,
             engine,
+            description: None,
             tokenizer,
             template,
             eos_token_ids,
@@ -87,6 +91,12 @@ impl Serving {
     #[must_use]
     pub(super) fn sampling_by(self, sampling: SamplingParams) -> Self {
         Self { sampling, ..self }
+    }
+
+    /// Says where the model comes from, and what its files say of it.
+    #[must_use]
+    pub(super) fn described(self, source: String, summary: Summary) -> Self {
+        Self { description: Some((source, summary)), ..self }
     }
 
     /// Gives the model drafts that can be changed.

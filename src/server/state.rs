@@ -3,7 +3,7 @@
 use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::{Semaphore, SetOnce};
@@ -16,6 +16,7 @@ use super::error::ApiError;
 use super::keys::Keys;
 use super::queue::Queue;
 use super::serving::Serving;
+use super::transport::tls::Tls;
 use crate::cli::{Config, ConnectionLimits};
 use crate::observe::traffic::Recorder;
 
@@ -33,6 +34,8 @@ pub struct AppState {
     access: Arc<Access>,
     recorder: Option<Arc<Recorder>>,
     draining: Arc<AtomicBool>,
+    /// How long a step of the engine may take.
+    step_timeout: Option<Duration>,
 }
 
 impl AppState {
@@ -45,8 +48,19 @@ impl AppState {
         let bodies = Arc::new(Semaphore::new(BODIES_BYTES));
         let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
         let preparing = Arc::new(Semaphore::new(threads));
-        let recorder = None;
-        Self { serving, queue, bodies, preparing, metrics, started, access, recorder, draining }
+        let (recorder, step_timeout) = (None, None);
+        Self {
+            serving,
+            queue,
+            bodies,
+            preparing,
+            metrics,
+            started,
+            access,
+            recorder,
+            draining,
+            step_timeout,
+        }
     }
 
     /// Does the work that comes before a request can run (reading it, its template, its tokens), on as many threads
@@ -72,7 +86,7 @@ impl AppState {
         }
     }
 
-    /// Sets limits, keys, certificate, origins and recording as a configuration has them.
+    /// Sets limits, keys, certificate, origins, recording and the time of a step as a configuration has them.
     ///
     /// # Errors
     /// [`SetupError`] naming the file or flag.
@@ -84,7 +98,12 @@ impl AppState {
             Recorder::start(recording).map_err(|error| SetupError::Recording { folder, error })
         });
         let recorder = recorder.transpose()?.map(Arc::new);
-        Ok(Self { access, recorder, ..self })
+        Ok(Self { access, recorder, step_timeout: config.step_timeout, ..self })
+    }
+
+    /// Reads the files of keys and of the certificate again, for what is asked from now on.
+    pub fn reload(&self) {
+        self.access.reload();
     }
 
     /// Installs the loaded model; the first one stays.
@@ -108,6 +127,21 @@ impl AppState {
         }
     }
 
+    /// Whether the engine gets on with its work.
+    ///
+    /// # Errors
+    /// 503 like [`serving`](Self::serving), and where a step takes longer than it may.
+    pub(super) fn works(&self) -> Result<(), ApiError> {
+        let standing_still = self.serving()?.engine.standing_still();
+        match self.step_timeout {
+            Some(limit) if standing_still > limit => Err(ApiError::unavailable(&format!(
+                "the engine hangs: no step has ended for {} seconds; start the server anew, or raise --step-timeout",
+                standing_still.as_secs()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Resolves when there was an engine and it no longer serves.
     pub(super) async fn engine_stopped(&self) {
         self.serving.wait().await.engine.stopped().await;
@@ -124,8 +158,8 @@ impl AppState {
         &self.access.limits
     }
 
-    pub(super) fn tls(&self) -> Option<&TlsAcceptor> {
-        self.access.tls.as_ref()
+    pub(super) fn tls(&self) -> Option<TlsAcceptor> {
+        self.access.tls.as_ref().map(Tls::acceptor)
     }
 
     pub(super) fn keys(&self) -> Option<&Keys> {
@@ -142,6 +176,10 @@ impl AppState {
 
     pub(super) fn logs_prompts(&self) -> bool {
         self.access.log_prompts
+    }
+
+    pub(super) fn metrics_apart(&self) -> bool {
+        self.access.metrics_apart
     }
 
     /// Where this request's answers are recorded, if they are.

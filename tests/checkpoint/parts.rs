@@ -87,6 +87,27 @@ fn any_part_opens_the_model() {
 }
 
 #[test]
+fn all_parts_are_summed_up() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    write_parts(folder);
+    let summary = Checkpoint::open(&place(folder, 3)).unwrap().summary();
+    let parameters: usize =
+        tensors().iter().map(|(_, _, shape, _)| shape.iter().product::<usize>()).sum();
+    assert_eq!((summary.parameters, summary.bytes), (parameters as u64, 4 * parameters as u64));
+    assert_eq!((summary.hidden_size, summary.vocab_size), (HIDDEN as usize, VOCAB as usize));
+    assert_eq!(summary.quantization, "F32");
+    // What a file calls its mixture comes before what most weights have.
+    let whole = folder.join("whole.gguf");
+    let mut keys = gguf::llama(VOCAB, HIDDEN, HIDDEN, 2);
+    keys.push(("general.file_type", Foreign::Number(15)));
+    gguf::write(&whole, &keys, &tensors());
+    assert_eq!(Checkpoint::open(&whole).unwrap().summary().quantization, "Q4_K_M");
+    let folder = Checkpoint::open(&super::golden("llama-bf16")).unwrap().summary();
+    assert_eq!((folder.bytes, &*folder.quantization), (2 * folder.parameters, "BF16"));
+}
+
+#[test]
 fn parts_that_do_not_fit_are_named() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();

@@ -11,13 +11,13 @@ use tokio_rustls::rustls;
 
 use super::support::{Answer, Server, until};
 
-fn scratch(name: &str, text: &str) -> PathBuf {
+pub(super) fn scratch(name: &str, text: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::write(&path, text).unwrap();
     path
 }
 
-fn ask(server: &Server, headers: &str, max_tokens: usize) -> Answer {
+pub(super) fn ask(server: &Server, headers: &str, max_tokens: usize) -> Answer {
     let body = json!({"prompt": "SESAME 2 + 2 =", "max_tokens": max_tokens, "ignore_eos": true});
     server.request("POST", "/v1/completions", headers, &body.to_string())
 }
@@ -247,6 +247,30 @@ fn requests_can_be_followed_and_prompts_stay_out_of_the_log() {
     until("it is logged", Duration::from_secs(2), || open.log().contains("SESAME"));
 }
 
+/// What a client that trusts this certificate alone is told, which is nothing where the server has another.
+pub(super) fn https(server: &Server, trusted: &rcgen::Certificate) -> String {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(trusted.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let client =
+        rustls::ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
+    let mut stream = rustls::StreamOwned::new(client, server.connect());
+    let body = json!({"prompt": "2 + 2 =", "max_tokens": 3, "stream": true}).to_string();
+    let _ = write!(
+        stream,
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut text = String::new();
+    let _ = stream.read_to_string(&mut text);
+    text
+}
+
 #[test]
 fn https_with_a_certificate() {
     let signed = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
@@ -262,26 +286,7 @@ fn https_with_a_certificate() {
     ]);
     // A peer that never shakes hands is let go.
     let mut silent = server.connect();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(signed.cert.der().clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let client =
-        rustls::ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
-    let mut stream = rustls::StreamOwned::new(client, server.connect());
-    let body = json!({"prompt": "2 + 2 =", "max_tokens": 3, "stream": true}).to_string();
-    write!(
-        stream,
-        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
-    let mut text = String::new();
-    let _ = stream.read_to_string(&mut text);
+    let text = https(&server, &signed.cert);
     assert!(text.starts_with("HTTP/1.1 200") && text.contains("[DONE]"), "{text}");
     assert_eq!(silent.read(&mut [0; 8]).unwrap_or(0), 0);
 }

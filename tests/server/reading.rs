@@ -92,7 +92,18 @@ async fn texts_are_embedded() {
         post("/v1/embeddings", json!({"input": texts[0], "encoding_format": "base64"})).await;
     let first = coded["data"][0]["embedding"].as_str().unwrap();
     assert_eq!(first.len(), (576_usize * 4).div_ceil(3) * 4);
-    refused("/v1/embeddings", &json!({"input": "x", "dimensions": 64}), "dimensions").await;
+    // The first numbers, of length 1 again.
+    for dimensions in [1, 64, 576] {
+        let body = json!({"input": texts[0], "dimensions": dimensions});
+        let cut = values(&post("/v1/embeddings", body).await, 0);
+        let length = dot(&cat[..dimensions], &cat[..dimensions]).sqrt();
+        let same = |(cut, whole): (&f32, &f32)| (cut - whole / length).abs() < 1e-6;
+        assert!(cut.len() == dimensions && cut.iter().zip(&cat).all(same), "{dimensions}");
+    }
+    for dimensions in [json!(0), json!(577), json!(-1), json!("8")] {
+        let body = json!({"input": "x", "dimensions": dimensions});
+        refused("/v1/embeddings", &body, "dimensions").await;
+    }
     refused("/v1/embeddings", &json!({"input": []}), "input").await;
     refused("/v1/embeddings", &json!({"input": [[]]}), "input").await;
     refused("/v1/embeddings", &json!({"input": [9_999_999]}), "input").await;

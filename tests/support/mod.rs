@@ -85,22 +85,13 @@ impl Server {
     }
 
     pub fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        stream
+        connect(&self.address)
     }
 
     /// Sends a request on a connection of its own, without waiting for the answer. The server may refuse a request
     /// and close before it has read all of it, so a write that fails is no failure: the answer tells.
     pub fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
-        let mut stream = self.connect();
-        let length = body.len();
-        let _ = write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\
-             {headers}\r\n{body}"
-        );
-        stream
+        send(self.connect(), method, path, headers, body)
     }
 
     pub fn request(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
@@ -143,7 +134,28 @@ impl Server {
     }
 }
 
+fn connect(address: &str) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream
+}
+
+fn send(mut stream: TcpStream, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
+    let length = body.len();
+    let _ = write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\
+         {headers}\r\n{body}"
+    );
+    stream
+}
+
 impl Answer {
+    /// What an address answers to `GET`.
+    pub fn get(address: &str, path: &str) -> Self {
+        Self::read(&mut send(connect(address), "GET", path, "", ""))
+    }
+
     /// Reads until the server closes the connection.
     pub fn read(stream: &mut TcpStream) -> Self {
         let mut text = Vec::new();

@@ -8,6 +8,7 @@ mod value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use super::summary::Sizes;
 use super::{CheckpointError, RawTensor, TensorInfo};
 use part::Part;
 pub(super) use part_name::PartName;
@@ -96,6 +97,11 @@ impl Gguf {
     /// Format and shape of a tensor.
     pub(crate) fn info(&self, name: &str) -> Option<TensorInfo> {
         self.parts[*self.tensors.get(name)?].info(name)
+    }
+
+    /// Adds all tensors to `sizes`.
+    pub(in crate::checkpoint) fn measure(&self, sizes: &mut Sizes) {
+        self.parts.iter().for_each(|part| part.measure(sizes));
     }
 
     /// Format, shape and bytes of a tensor, in a format that the kernels read.

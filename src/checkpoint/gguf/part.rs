@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::header::Header;
 use super::value::Value;
 use crate::checkpoint::stored_type::StoredType;
+use crate::checkpoint::summary::Sizes;
 use crate::checkpoint::{CheckpointError, RawTensor, TensorInfo};
 
 /// Where a tensor lies.
@@ -111,6 +112,13 @@ impl Part {
     pub(super) fn info(&self, name: &str) -> Option<TensorInfo> {
         let entry = self.tensors.get(name)?;
         Some(TensorInfo { dtype: entry.stored.dtype(), shape: entry.shape.clone() })
+    }
+
+    /// Adds all tensors to `sizes`.
+    pub(super) fn measure(&self, sizes: &mut Sizes) {
+        for Entry { stored, shape, bytes, .. } in self.tensors.values() {
+            sizes.add(&stored.to_string(), shape, *bytes);
+        }
     }
 
     /// Format, shape and bytes of a tensor, in a format that the kernels read.

@@ -134,6 +134,34 @@ pub(super) fn generation(gguf: &Gguf) -> serde_json::Map<String, serde_json::Val
     found.collect()
 }
 
+/// What a file calls its mixture of formats (`general.file_type`).
+pub(super) fn mixture(gguf: &Gguf) -> Option<&'static str> {
+    Some(match gguf.get("general.file_type").and_then(Value::as_u64)? {
+        0 => "F32",
+        1 => "F16",
+        2 => "Q4_0",
+        3 => "Q4_1",
+        7 => "Q8_0",
+        8 => "Q5_0",
+        9 => "Q5_1",
+        10 => "Q2_K",
+        11 => "Q3_K_S",
+        12 => "Q3_K_M",
+        13 => "Q3_K_L",
+        14 => "Q4_K_S",
+        15 => "Q4_K_M",
+        16 => "Q5_K_S",
+        17 => "Q5_K_M",
+        18 => "Q6_K",
+        21 => "Q2_K_S",
+        25 => "IQ4_NL",
+        30 => "IQ4_XS",
+        32 => "BF16",
+        38 => "MXFP4",
+        _ => return None,
+    })
+}
+
 /// The token ids of a trimmed head (`pleach.draft_vocab`).
 pub(super) fn draft_vocab(gguf: &Gguf) -> Result<Option<Vec<u32>>, CheckpointError> {
     numbers(gguf, "pleach.draft_vocab")

@@ -60,17 +60,24 @@ fn a_dropped_receiver_cancels() {
     let mut readers = Readers::new();
     let submit = || {
         let (events, receiver) = mpsc::channel(201);
-        sender.send(Command::Submit(Box::new(Submission { request: long(), events }))).unwrap();
+        sender
+            .send(Command::Submit(Box::new(Submission {
+                request: long(),
+                events,
+                at: Instant::now(),
+            })))
+            .unwrap();
         receiver
     };
     let (kept, dropped) = (submit(), submit());
-    assert!(turn(&mut engine, &submissions, &mut readers));
+    let progress = Progress::new();
+    assert!(turn(&mut engine, &submissions, &mut readers, &progress));
     let both = engine.cache_blocks().0;
     drop(dropped);
-    turn(&mut engine, &submissions, &mut readers);
+    turn(&mut engine, &submissions, &mut readers, &progress);
     assert_eq!((engine.cache_blocks().0 * 2, readers.len()), (both, 1));
     drop(kept);
-    turn(&mut engine, &submissions, &mut readers);
+    turn(&mut engine, &submissions, &mut readers, &progress);
     assert_eq!((engine.cache_blocks().0, engine.has_work()), (0, false));
 }
 

@@ -147,7 +147,8 @@ impl Commit<'_> {
         self.finish(id, reason);
     }
 
-    fn finish(&mut self, id: RequestId, reason: FinishReason) {
+    /// Ends a sequence.
+    pub(in crate::engine) fn finish(&mut self, id: RequestId, reason: FinishReason) {
         self.scheduler.remove(id);
         if let Some(mut sequence) = self.sequences.remove(id) {
             sequence.stats.total_seconds = sequence.submitted.elapsed().as_secs_f64();

@@ -87,6 +87,8 @@ pub(crate) struct Generation {
     pub(crate) prompt_logprobs: Option<usize>,
     /// Whether the answer is the prompt alone.
     pub(crate) prompt_only: bool,
+    /// What the client sets its prefix cache apart by.
+    pub(crate) cache_salt: Option<String>,
     /// Whether the client lets its answers be recorded.
     pub(crate) store: bool,
     /// The recorder of its answers, where they are recorded.
@@ -114,6 +116,7 @@ impl Generation {
             echo_logprobs: None,
             prompt_logprobs: None,
             prompt_only: false,
+            cache_salt: None,
             store: true,
             recorder: None,
         }
@@ -176,6 +179,7 @@ impl Generation {
         }
         check_prompt_logprobs(wanted.prompt_logprobs, stream)?;
         let mut generation = Self::new(params, max_tokens);
+        generation.salt(wanted.cache_salt)?;
         generation.request.stop_token_ids = stop_token_ids.into();
         generation.request.ignore_eos = wanted.ignore_eos.unwrap_or(false);
         generation.request.num_speculative_tokens = wanted.num_speculative_tokens;
@@ -194,6 +198,15 @@ impl Generation {
             store: wanted.store.is_none(),
             ..generation
         })
+    }
+
+    /// Sets the prefix cache of the request apart, where the client asks for it.
+    pub(crate) fn salt(&mut self, salt: Option<String>) -> Result<(), ApiError> {
+        if salt.as_ref().is_some_and(String::is_empty) {
+            return Err(ApiError::invalid("cache_salt", "`cache_salt` must not be empty"));
+        }
+        self.cache_salt = salt;
+        Ok(())
     }
 
     /// The grammar of the output.

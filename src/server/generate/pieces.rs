@@ -175,6 +175,7 @@ impl Reader {
         let stop = stop.filter(|_| !self.prompt_only);
         let reason = match reason {
             FinishReason::Error(reason) => Err(ApiError::internal(reason)),
+            FinishReason::Overdue if stats.rounds.generated_tokens == 0 => Err(ApiError::overdue()),
             FinishReason::GrammarError(reason) => {
                 let of_text = self.text_form.filter(|_| !self.speech.has_called());
                 let field = of_text.or(self.form).unwrap_or("response_format");
@@ -184,7 +185,9 @@ impl Reader {
                 stats.rounds.generated_tokens = 0;
                 Ok(wire::FinishReason::Length)
             }
-            FinishReason::Length if stop.is_none() => Ok(wire::FinishReason::Length),
+            FinishReason::Length | FinishReason::Overdue if stop.is_none() => {
+                Ok(wire::FinishReason::Length)
+            }
             _ => Ok(wire::FinishReason::Stop),
         };
         End { reason, stop, reasoning_tokens: self.speech.reasoning_tokens(), stats }

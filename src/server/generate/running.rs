@@ -10,6 +10,7 @@ use super::pieces::Piece;
 use super::said::Message;
 use crate::engine::SequenceStats;
 use crate::server::error::ApiError;
+use crate::server::keys;
 use crate::server::request::dialect::Dialect;
 use crate::server::serving::Serving;
 use crate::server::state::AppState;
@@ -34,6 +35,11 @@ impl Prepared {
         let count = prompts.len() * per_prompt;
         // What more choices of one prompt would do, fewer prompts do as well.
         let field = if per_prompt == 1 { dialect.prompt } else { "n" };
+        if generation.request.priority != 0 && !keys::may_prioritize() {
+            let message = "`priority` is not for this key: `priority = true` in the file of keys lets it set it";
+            return Err(ApiError::forbidden("priority", message));
+        }
+        generation.request.cache_salt = keys::cache_salt(generation.cache_salt.as_deref());
         let place = state.queue.enter(count, field)?;
         generation.recorder = state.recorder().filter(|_| generation.store);
         let prompt_tokens = prompts.iter().map(Vec::len).sum();

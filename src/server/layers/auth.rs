@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 
 use crate::server::error::ApiError;
-use crate::server::keys::CALLER;
+use crate::server::keys::{CALLER, Key};
 use crate::server::state::AppState;
 
 /// Lets a request with a known key pass, as many at a time as the key allows.
@@ -20,9 +20,16 @@ pub(crate) async fn authorise(
     next: Next,
 ) -> Response {
     let Some(keys) = state.keys() else { return next.run(request).await };
-    let Some(key) = keys.find(request.headers()).cloned() else {
+    let Some(key) = keys.find(request.headers()) else {
         return ApiError::unauthorised().into_response();
     };
+    let mut response = as_caller(&key, request, next).await;
+    key.tell(response.headers_mut());
+    response
+}
+
+/// Runs a request as one of those that its key may have at a time.
+async fn as_caller(key: &Arc<Key>, request: Request, next: Next) -> Response {
     let permit = match &key.slots {
         None => None,
         Some(slots) => match Arc::clone(slots).try_acquire_owned() {
@@ -33,7 +40,7 @@ pub(crate) async fn authorise(
             }
         },
     };
-    let response = CALLER.scope(key, next.run(request)).await;
+    let response = CALLER.scope(Arc::clone(key), next.run(request)).await;
     // A stream holds its place to its end.
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {

@@ -10,7 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 use crate::engine::{Event, FinishReason, Readout, Request};
 use crate::server::bounds::INPUTS;
 use crate::server::error::ApiError;
-use crate::server::keys::Metered;
+use crate::server::keys::{self, Metered};
 use crate::server::request::body::Body;
 use crate::server::request::dialect::Dialect;
 use crate::server::serving::Serving;
@@ -28,20 +28,22 @@ pub(crate) async fn embeddings(
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Json<EmbeddingList>, ApiError> {
     let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?));
-    let (requests, encoding_format) = prepared.await?;
+    let Prepared { requests, encoding_format, dimensions } = prepared.await?;
     let serving = state.serving()?;
     let at_a_time = AT_A_TIME.min(state.queue.room()).max(1);
     let _place = state.queue.enter(requests.len().min(at_a_time), "input")?;
     let prompt_tokens = requests.iter().map(|request| request.prompt.len()).sum();
     let mut data = Vec::with_capacity(requests.len());
+    let cache_salt = keys::cache_salt(None);
     for requests in requests.chunks(at_a_time) {
         let mut readers = Vec::new();
         for request in requests {
-            let length = request.prompt.len();
-            readers.push(Metered::new(length, serving.engine.submit(request.clone()).await?));
+            let (length, request) =
+                (request.prompt.len(), Request { cache_salt, ..request.clone() });
+            readers.push(Metered::new(length, serving.engine.submit(request).await?));
         }
         for reader in readers {
-            let values = read(reader).await?;
+            let values = read(reader, dimensions).await?;
             data.push(Embedding {
                 object: "embedding",
                 index: data.len(),
@@ -57,14 +59,26 @@ pub(crate) async fn embeddings(
     Ok(Json(EmbeddingList { object: "list", data, model, usage }))
 }
 
-/// The requests for the hidden states of all inputs, and how these are to be written.
-fn prepare(
-    serving: &Serving,
-    mut body: Body,
-) -> Result<(Vec<Request>, Option<EncodingFormat>), ApiError> {
+/// The requests for the hidden states of all inputs.
+struct Prepared {
+    requests: Vec<Request>,
+    /// How the hidden states are to be written.
+    encoding_format: Option<EncodingFormat>,
+    /// How many numbers of each.
+    dimensions: usize,
+}
+
+fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
     let wanted: Embeddings = body.read()?;
     body.finish()?;
     serving.check_model(wanted.model.as_deref())?;
+    let all = serving.engine.limits().hidden_size;
+    let dimensions = wanted.dimensions.unwrap_or(all);
+    if !(1..=all).contains(&dimensions) {
+        let message =
+            format!("`dimensions` must be 1 to {all}, what an embedding of this model has");
+        return Err(ApiError::invalid("dimensions", message));
+    }
     let inputs = wanted.input.into_list();
     if inputs.len() > INPUTS {
         let message = format!("`input` takes 1 to {INPUTS} texts");
@@ -81,11 +95,11 @@ fn prepare(
         valid.map_err(|fault| Dialect::EMBEDDINGS.fault(&fault))?;
         requests.push(request);
     }
-    Ok((requests, wanted.encoding_format))
+    Ok(Prepared { requests, encoding_format: wanted.encoding_format, dimensions })
 }
 
-/// An embedding of length 1.
-async fn read(mut events: Metered) -> Result<Vec<f32>, ApiError> {
+/// The first numbers of an embedding, of length 1.
+async fn read(mut events: Metered, dimensions: usize) -> Result<Vec<f32>, ApiError> {
     let mut embedding = None;
     while let Some(event) = events.recv().await {
         match event {
@@ -93,11 +107,15 @@ async fn read(mut events: Metered) -> Result<Vec<f32>, ApiError> {
             Event::Finished { reason: FinishReason::Error(reason), .. } => {
                 return Err(ApiError::internal(reason));
             }
+            Event::Finished { reason: FinishReason::Overdue, .. } => {
+                return Err(ApiError::overdue());
+            }
             _ => {}
         }
     }
     let mut values: Vec<f32> =
         embedding.ok_or_else(|| ApiError::internal("the engine has stopped"))?;
+    values.truncate(dimensions);
     let length = values.iter().map(|value| value * value).sum::<f32>().sqrt();
     if length.is_nan() || length.is_infinite() {
         return Err(ApiError::internal("the model gives no finite embedding"));

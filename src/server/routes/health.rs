@@ -11,7 +11,7 @@ use crate::server::wire::{Status, Version};
 
 /// Whether new requests are wanted here: like [`health`], but red as soon as a shutdown is asked for.
 pub(crate) async fn ready(State(state): State<AppState>) -> Result<Json<Status>, ApiError> {
-    state.serving()?;
+    state.works()?;
     if state.is_draining() {
         return Err(ApiError::unavailable("the server is shutting down"));
     }
@@ -19,7 +19,7 @@ pub(crate) async fn ready(State(state): State<AppState>) -> Result<Json<Status>,
 }
 
 pub(crate) async fn health(State(state): State<AppState>) -> Result<Json<Status>, ApiError> {
-    state.serving()?;
+    state.works()?;
     Ok(Json(Status { status: "ok" }))
 }
 

@@ -129,7 +129,8 @@ impl Document {
         self.get("/ready", "Whether requests are wanted here", in_json("They are", status));
         let version = self.answer::<Version>();
         self.get("/version", "The server's version", in_json("Success", version));
-        self.get("/metrics", "Metrics for Prometheus", in_text("Success", "text/plain"));
+        let summary = "Metrics for Prometheus; not here where they have an address of their own";
+        self.get("/metrics", summary, in_text("Success", "text/plain"));
         self.get("/openapi.json", "This document", in_json("Success", anything()));
         self.get("/", "The playground", in_text("Success", "text/html"));
     }

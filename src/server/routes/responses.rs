@@ -63,6 +63,7 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<(ResponseAnswer, Prepare
     let mut generation = Generation::new(params, wanted.max_output_tokens.unwrap_or(room));
     generation.grammar = wanted.text.and_then(|text| text.format).and_then(grammar);
     generation.stream = wanted.stream.unwrap_or(false);
+    generation.salt(wanted.cache_salt)?;
     generation.store = wanted.store.is_none();
     generation.request.num_speculative_tokens = wanted.num_speculative_tokens;
     let given = wanted.tools.is_some_and(|tools| !tools.is_empty());

@@ -1,6 +1,7 @@
 //! Connections: accepted up to a limit, encrypted where a certificate is given, and bounded in
 //! everything that a client could drag out.
 
+use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,7 +20,8 @@ use tokio::time::timeout;
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 
-use crate::server::router::router;
+use crate::cli::ConnectionLimits;
+use crate::server::router::{router, watchers};
 use crate::server::state::AppState;
 
 /// Bytes of a request's head, at most.
@@ -35,7 +37,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub struct EngineStopped;
 
 /// Serves until `shutdown` resolves. Then no connection is accepted, running requests may end within
-/// [`ConnectionLimits::drain`](crate::cli::ConnectionLimits::drain), and the rest end with an error.
+/// [`ConnectionLimits::drain`], and the rest end with an error.
 ///
 /// # Errors
 /// [`EngineStopped`] if the engine ends by itself; requests in flight have had their error by then.
@@ -46,7 +48,7 @@ pub async fn run(
 ) -> Result<(), EngineStopped> {
     let limits = state.limits().clone();
     let connections = GracefulShutdown::new();
-    let accept = accept(&listener, &state, &connections);
+    let accept = accept(&listener, router(state.clone()), &limits, || state.tls(), &connections);
     let result = tokio::select! {
         never = accept => match never {},
         () = shutdown => Ok(()),
@@ -68,15 +70,21 @@ pub async fn run(
     result
 }
 
-/// Accepts connections for ever.
+/// Answers those who watch the server, for ever.
+pub async fn watch(listener: TcpListener, state: AppState) -> Infallible {
+    let connections = GracefulShutdown::new();
+    accept(&listener, watchers(state.clone()), state.limits(), || None, &connections).await
+}
+
+/// Accepts connections for ever, each with the certificate that there is then.
 async fn accept(
     listener: &TcpListener,
-    state: &AppState,
+    router: Router,
+    limits: &ConnectionLimits,
+    tls: impl Fn() -> Option<TlsAcceptor>,
     connections: &GracefulShutdown,
-) -> std::convert::Infallible {
-    let limits = state.limits();
+) -> Infallible {
     let room = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
-    let router = router(state.clone());
     loop {
         let permit = Arc::clone(&room).acquire_owned().await;
         let permit = permit.expect("invariant: the semaphore is never closed");
@@ -98,8 +106,7 @@ async fn accept(
             watcher: connections.watcher(),
             _permit: permit,
         };
-        let tls = state.tls().cloned();
-        tokio::spawn(connection.serve(stream, tls));
+        tokio::spawn(connection.serve(stream, tls()));
     }
 }
 

@@ -14,6 +14,10 @@ pub(crate) struct Embeddings {
     pub(crate) input: PromptInput,
     /// How the numbers are written.
     pub(crate) encoding_format: Option<EncodingFormat>,
+    /// How many numbers of each embedding are given: the first ones, brought to length 1 again. All where it is left
+    /// out.
+    #[schemars(range(min = 1))]
+    pub(crate) dimensions: Option<usize>,
     /// Identifies the end user; ignored.
     #[expect(dead_code, reason = "of no effect")]
     user: Option<String>,

@@ -25,4 +25,27 @@ pub(crate) struct Model {
     pub(crate) owned_by: &'static str,
     /// How many tokens a sequence may have.
     pub(crate) max_model_len: usize,
+    /// Where the model comes from, as `--model` has it.
+    pub(crate) root: Option<String>,
+    /// Always null: the model is no variant of another one that is served.
+    pub(crate) parent: Option<String>,
+    /// What the model's files say of it.
+    pub(crate) meta: Option<ModelMeta>,
+}
+
+/// A model by its files.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ModelMeta {
+    /// Tokens of the longest context that its positions are trained (or scaled) for.
+    pub(crate) n_ctx_train: usize,
+    /// Width of its hidden states, and so of its embeddings.
+    pub(crate) n_embd: usize,
+    /// Tokens of its vocabulary.
+    pub(crate) n_vocab: usize,
+    /// Its parameters.
+    pub(crate) n_params: u64,
+    /// Bytes of its weights in the files.
+    pub(crate) size: u64,
+    /// The format of its weights, such as `Q4_K_M` or `BF16`.
+    pub(crate) quantization: String,
 }

@@ -71,8 +71,13 @@ pub(crate) struct Sampling {
     pub(crate) stream_options: Option<StreamOptions>,
     /// Draft tokens per round at most; 0 for no speculation.
     pub(crate) num_speculative_tokens: Option<usize>,
-    /// Of the requests that wait, those with a lower number run earlier. 0 where it is left out.
+    /// Of the requests that wait, those with a lower number run earlier. 0 where it is left out. With a
+    /// file of keys, only for those that it lets set it.
     pub(crate) priority: Option<i64>,
+    /// Requests with another one, or none, find nothing of this one in the prefix cache, nor this one of theirs; not
+    /// empty, 1,024 bytes at most. Requests with different API keys never do.
+    #[schemars(length(min = 1, max = 1024))]
+    pub(crate) cache_salt: Option<String>,
     /// Say for each token whether it was drafted.
     pub(crate) return_token_sources: Option<bool>,
     /// Only `false`: the answer must not be recorded, also where the server keeps a sample of what it answers
@@ -195,7 +200,7 @@ pub(crate) struct Chat {
     /// Identifies the end user; ignored.
     #[expect(dead_code, reason = "of no effect")]
     safety_identifier: Option<String>,
-    /// Ignored: all requests share one prefix cache.
+    /// Ignored: requests of an API key share one prefix cache.
     #[expect(dead_code, reason = "of no effect")]
     prompt_cache_key: Option<String>,
     /// Ignored: there is one tier.

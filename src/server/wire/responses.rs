@@ -66,7 +66,11 @@ pub(crate) struct Responses {
     /// Identifies the end user; ignored.
     #[expect(dead_code, reason = "of no effect")]
     safety_identifier: Option<String>,
-    /// Ignored: all requests share one prefix cache.
+    /// Requests with another one, or none, find nothing of this one in the prefix cache, nor this one of theirs; not
+    /// empty, 1,024 bytes at most. Requests with different API keys never do.
+    #[schemars(length(min = 1, max = 1024))]
+    pub(crate) cache_salt: Option<String>,
+    /// Ignored: requests of an API key share one prefix cache.
     #[expect(dead_code, reason = "of no effect")]
     prompt_cache_key: Option<String>,
 }

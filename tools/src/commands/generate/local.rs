@@ -74,7 +74,7 @@ pub(super) fn answer(
                 | FinishReason::StopToken(_)
                 | FinishReason::StopString
                 | FinishReason::Grammar => "stop",
-                FinishReason::Length => "length",
+                FinishReason::Length | FinishReason::Overdue => "length",
                 FinishReason::Error(reason) | FinishReason::GrammarError(reason) => {
                     eprintln!("prompt {}: {reason}", answer.prompt.id);
                     work.writer.finish(answer.index, answer.finished)?;
