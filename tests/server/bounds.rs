@@ -124,6 +124,8 @@ async fn long_lists_and_texts_are_refused() {
 /// Reading requests, however large, keeps nobody from asking how the server is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn health_is_told_at_once_beside_large_requests() {
+    // The first request of all loads the model.
+    assert_eq!(send("GET", "/health", "").await.0, StatusCode::OK);
     let turns = vec![json!({"role": "user", "content": "x".repeat(1000)}); 4096];
     let bodies = [
         ("/apply-template", json!({"messages": turns})),
