@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use super::tool_prompt::describe_tools;
-use super::{CallFormat, ThinkTags, indented_python_json, python_json};
+use super::{CallFormat, JsonStyle, ThinkTags};
 
 /// Instructions that rendering may take: about a second's worth.
 const FUEL: u64 = 20_000_000;
@@ -71,13 +71,18 @@ impl ChatTemplate {
         });
         // minijinja's own writes JSON for HTML.
         environment.add_filter("tojson", |value: minijinja::Value, options: Kwargs| {
-            let indent = options.get::<Option<usize>>("indent")?;
+            let style = JsonStyle {
+                indent: options.get("indent")?,
+                separators: separators(options.get("separators")?)?,
+                sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+            };
             let _: Option<bool> = options.get("ensure_ascii")?;
             options.assert_all_used()?;
-            Ok::<_, Error>(match indent {
-                Some(indent) => indented_python_json(&value, indent),
-                None => python_json(&value),
-            })
+            Ok::<_, Error>(style.write(&value))
+        });
+        // minijinja's own takes nothing for an empty list.
+        environment.add_test("iterable", |value: &minijinja::Value| {
+            !value.is_none() && value.try_iter().is_ok()
         });
         environment.add_function("strftime_now", |format: String| -> Result<String, Error> {
             jiff::fmt::strtime::format(&format, &jiff::Zoned::now())
@@ -87,7 +92,7 @@ impl ChatTemplate {
         environment.set_recursion_limit(64);
         environment.set_fuel(Some(FUEL));
         environment
-            .add_template_owned("chat", source.to_owned())
+            .add_template_owned("chat", without_generation(source))
             .map_err(|e| TemplateError(e.to_string()))?;
         let known = CallFormat::of_template(source);
         let (calls, knows_calls) = (known.unwrap_or(CallFormat::Hermes), known.is_some());
@@ -221,6 +226,31 @@ impl ChatTemplate {
     }
 }
 
+/// The texts between things and behind keys that `tojson` is given.
+fn separators(given: Option<Vec<String>>) -> Result<Option<[String; 2]>, Error> {
+    let pair = given.map(<[String; 2]>::try_from).transpose();
+    pair.map_err(|_| Error::new(ErrorKind::InvalidOperation, "`separators` are two texts"))
+}
+
+/// A template without the tags that mark, for training, what the assistant says: what stands between them is written
+/// whatever they say.
+fn without_generation(source: &str) -> String {
+    let (mut plain, mut rest) = (String::with_capacity(source.len()), source);
+    while let Some((block, behind)) = rest.split_once("%}") {
+        let begin = block.rfind("{%").unwrap_or(block.len());
+        let (before, tag) = block.split_at(begin);
+        let name = tag.trim_matches(|c: char| c.is_whitespace() || "{%-+".contains(c));
+        let tag = match name {
+            "generation" => &tag.replace(name, "if true"),
+            "endgeneration" => &tag.replace(name, "endif"),
+            _ => tag,
+        };
+        plain.extend([before, tag, "%}"]);
+        rest = behind;
+    }
+    plain + rest
+}
+
 /// A prompt as it is written, up to its bound.
 #[derive(Default)]
 struct BoundedText(Vec<u8>);
@@ -257,6 +287,38 @@ mod tests {
         let bad = [serde_json::json!({"role": "x", "content": ""})];
         assert!(template.render(&bad, &[]).unwrap_err().to_string().contains("no x"));
         assert!(ChatTemplate::new("{% if %}", "", "").is_err());
+    }
+
+    /// What templates of real models have, beside what every Jinja has.
+    #[test]
+    fn templates_of_real_models_compile() {
+        let render =
+            |source: &str| ChatTemplate::new(source, "", "").unwrap().render(&[], &[]).unwrap();
+        for (source, expected) in [
+            ("a {%- generation -%} b {%- endgeneration -%} c", "abc"),
+            ("{% generation %}{{ '{%' }}{% endgeneration %}.", "{%."),
+            (
+                "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{% if i == 3 %}{% break %}\
+              {% endif %}{{ i }}{% endfor %}",
+                "02",
+            ),
+            ("{{ tools is iterable and tools | length > 0 }}", "False"),
+            (
+                "{{ [] is iterable }}{{ 'a' is iterable }}{{ {} is iterable }}{{ 1 is iterable }}",
+                "TrueTrueTrueFalse",
+            ),
+            (
+                "{{ {'b': [1, 2], 'a': {'d': 1, 'c': 2}} | tojson(separators=(',', ':'), sort_keys=True) }}",
+                r#"{"a":{"c":2,"d":1},"b":[1,2]}"#,
+            ),
+            ("{{ {'b': 'ä'} | tojson(ensure_ascii=False, indent=2) }}", "{\n  \"b\": \"ä\"\n}"),
+        ] {
+            assert_eq!(
+                render(source).replace("true", "True").replace("false", "False"),
+                expected,
+                "{source}"
+            );
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod tool_prompt;
 
 pub use chat_template::{ChatTemplate, Ending, TemplateError};
 pub use detokenizer::{Continuations, Detokenizer, Mark};
-use python_json::{indented_python_json, python_json};
+use python_json::{JsonStyle, python_json};
 pub use reasoning::{ThinkTags, Thinking};
 pub use stop_strings::StoppingText;
 pub use tool_calls::CallFormat;

@@ -5,12 +5,64 @@ use std::io::{Result, Write};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-/// `", "` and `": "` between things, all on one line.
-struct OneLine;
+/// How `json.dumps` is asked to write.
+#[derive(Debug, Default)]
+pub(super) struct JsonStyle {
+    /// Spaces of each level, on a line for each thing; `None` for one line.
+    pub(super) indent: Option<usize>,
+    /// What stands between things, and between a key and its value: `", "` and `": "` where nothing is said.
+    pub(super) separators: Option<[String; 2]>,
+    /// Whether keys are sorted.
+    pub(super) sort_keys: bool,
+}
 
-impl Formatter for OneLine {
+/// The text of a value, on one line.
+pub(super) fn python_json(value: &impl Serialize) -> String {
+    JsonStyle::default().write(value)
+}
+
+impl JsonStyle {
+    /// The text of a value; `null` of what has no JSON, such as a function of a template.
+    pub(super) fn write(&self, value: &impl Serialize) -> String {
+        let text = match self.sort_keys {
+            true => serde_json::to_value(value).ok().and_then(|mut value| {
+                value.sort_all_objects();
+                self.text(&value)
+            }),
+            false => self.text(value),
+        };
+        text.unwrap_or_else(|| "null".to_owned())
+    }
+
+    fn text(&self, value: &impl Serialize) -> Option<String> {
+        let mut text = Vec::new();
+        let written = match self.indent {
+            Some(indent) => {
+                let indent = " ".repeat(indent.min(16));
+                let formatter = PrettyFormatter::with_indent(indent.as_bytes());
+                value.serialize(&mut Serializer::with_formatter(&mut text, formatter))
+            }
+            None => {
+                let [item, key] =
+                    self.separators.as_ref().map_or([", ", ": "], |[item, key]| [item, key]);
+                value.serialize(&mut Serializer::with_formatter(&mut text, OneLine { item, key }))
+            }
+        };
+        written.ok().and_then(|()| String::from_utf8(text).ok())
+    }
+}
+
+/// All on one line.
+struct OneLine<'a> {
+    /// Between things.
+    item: &'a str,
+    /// Between a key and its value.
+    key: &'a str,
+}
+
+impl Formatter for OneLine<'_> {
     fn begin_array_value<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
+        if first { Ok(()) } else { writer.write_all(self.item.as_bytes()) }
     }
 
     fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> Result<()> {
@@ -18,26 +70,8 @@ impl Formatter for OneLine {
     }
 
     fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> Result<()> {
-        writer.write_all(b": ")
+        writer.write_all(self.key.as_bytes())
     }
-}
-
-/// The text of a value, on one line.
-pub(super) fn python_json(value: &impl Serialize) -> String {
-    write(value, OneLine)
-}
-
-/// The text of a value on many lines, each level `indent` spaces further in.
-pub(super) fn indented_python_json(value: &impl Serialize, indent: usize) -> String {
-    let indent = " ".repeat(indent.min(16));
-    write(value, PrettyFormatter::with_indent(indent.as_bytes()))
-}
-
-fn write(value: &impl Serialize, formatter: impl Formatter) -> String {
-    let mut text = Vec::new();
-    let written = value.serialize(&mut Serializer::with_formatter(&mut text, formatter));
-    // What has no JSON, such as a function of the template, is nothing.
-    written.ok().and_then(|()| String::from_utf8(text).ok()).unwrap_or_else(|| "null".to_owned())
 }
 
 #[cfg(test)]
@@ -49,6 +83,9 @@ mod tests {
     fn as_python_writes_it() {
         let value = json!({"b": [1, "ä<'\n"], "a": {}, "c": null});
         assert_eq!(python_json(&value), r#"{"b": [1, "ä<'\n"], "a": {}, "c": null}"#);
-        assert_eq!(indented_python_json(&json!({"a": [1]}), 2), "{\n  \"a\": [\n    1\n  ]\n}");
+        assert_eq!(
+            JsonStyle { indent: Some(2), ..JsonStyle::default() }.write(&json!({"a": [1]})),
+            "{\n  \"a\": [\n    1\n  ]\n}"
+        );
     }
 }
