@@ -207,9 +207,21 @@ async fn text_beside_tools_has_the_form_asked_for() {
     }
 }
 
+const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
 /// A server on the same engine whose model writes calls in a format. With `special`, what stands around them
 /// is a token of its own.
 fn writing(format: CallFormat, special: bool) -> Router {
+    following(CHATML, format, special)
+}
+
+/// The same on a model whose template knows tools, and says nothing of them.
+pub(super) fn untold(format: CallFormat) -> Router {
+    following(&format!("{{# tools #}}{CHATML}"), format, false)
+}
+
+fn following(template: &str, format: CallFormat, special: bool) -> Router {
     let served = state().serving().unwrap();
     let mut tokenizer = serde_json::to_string(&*served.tokenizer).unwrap();
     if special {
@@ -219,9 +231,7 @@ fn writing(format: CallFormat, special: bool) -> Router {
             tokenizer = tokenizer.replace(&name, &mark);
         }
     }
-    let chatml = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
-        {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
-    let template = ChatTemplate::new(chatml, "", "").unwrap().with_calls(format);
+    let template = ChatTemplate::new(template, "", "").unwrap().with_calls(format);
     let serving = Serving::new(
         format.to_string(),
         served.engine.clone(),
@@ -244,6 +254,12 @@ async fn calls_are_written_in_the_models_format() {
             CallFormat::Hermes,
             false,
             "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1, \"b\": 2}}\n</tool_call>",
+        ),
+        (
+            CallFormat::Qwen3Coder,
+            false,
+            "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n<parameter=b>\n2\n</parameter>\n\
+             </function>\n</tool_call>",
         ),
         (
             CallFormat::Llama3Json,
