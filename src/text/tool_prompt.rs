@@ -29,6 +29,7 @@ pub(super) fn describe_tools(
     let (opening, arguments) = (opening.trim_end_matches('"'), arguments.trim_start_matches('"'));
     let (what, place) = match syntax {
         Syntax::Json => ("a JSON object of arguments", "<arguments>"),
+        Syntax::Python => ("its arguments", "<parameter>=<value>"),
         Syntax::Xml => ("its arguments", "<parameter=<parameter>>\n<value>\n</parameter>\n"),
     };
     text += &format!(
@@ -70,7 +71,21 @@ fn written(syntax: Syntax, arguments: &Value) -> String {
         format!("<parameter={name}>\n{value}\n</parameter>\n")
     };
     match (syntax, arguments.as_object()) {
+        (Syntax::Python, Some(fields)) => {
+            let each = fields.iter().map(|(name, value)| format!("{name}={}", python(value)));
+            each.collect::<Vec<_>>().join(", ")
+        }
         (Syntax::Xml, Some(fields)) => fields.iter().map(element).collect(),
         _ => python_json(arguments),
+    }
+}
+
+/// A value as Python writes it; what lies within a list or dictionary is JSON, as calls have it.
+fn python(value: &Value) -> String {
+    match value {
+        Value::Bool(true) => "True".to_owned(),
+        Value::Bool(false) => "False".to_owned(),
+        Value::Null => "None".to_owned(),
+        _ => python_json(value),
     }
 }

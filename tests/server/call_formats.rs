@@ -5,7 +5,7 @@ use pleach::text::CallFormat;
 use super::tools::untold;
 use super::*;
 
-const FORMATS: [CallFormat; 1] = [CallFormat::Qwen3Coder];
+const FORMATS: [CallFormat; 2] = [CallFormat::Qwen3Coder, CallFormat::Pythonic];
 
 /// Parameters of every kind, `note` alone of which may be left out.
 fn schema() -> Value {

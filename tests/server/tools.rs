@@ -261,6 +261,7 @@ async fn calls_are_written_in_the_models_format() {
             "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n<parameter=b>\n2\n</parameter>\n\
              </function>\n</tool_call>",
         ),
+        (CallFormat::Pythonic, false, "[add(a=1, b=2)]"),
         (
             CallFormat::Llama3Json,
             false,

@@ -2,6 +2,7 @@
 
 use super::format::Syntax;
 use super::json::Object;
+use super::python::Keywords;
 use super::signature::Signature;
 use super::xml::Elements;
 
@@ -10,6 +11,7 @@ use super::xml::Elements;
 pub(super) enum Arguments {
     Json(Object),
     Xml(Elements),
+    Python(Keywords),
 }
 
 impl Arguments {
@@ -18,6 +20,7 @@ impl Arguments {
         match syntax {
             Syntax::Json => Self::Json(Object::default()),
             Syntax::Xml => Self::Xml(Elements::new(signature.cloned())),
+            Syntax::Python => Self::Python(Keywords::new()),
         }
     }
 
@@ -30,6 +33,7 @@ impl Arguments {
                 (std::mem::replace(held, rest), end.is_some())
             }
             Self::Xml(elements) => elements.read(held),
+            Self::Python(keywords) => keywords.read(held),
         }
     }
 }

@@ -11,6 +11,8 @@ pub enum CallFormat {
     Hermes,
     /// An object with `parameters`, alone: Llama 3.
     Llama3Json,
+    /// A Python list of calls `name(argument=value)`, alone: Llama 3.2 and 4, Gemma 3.
+    Pythonic,
     /// `[TOOL_CALLS]` and a list of objects: Mistral.
     Mistral,
     /// `[TOOL_CALLS]`, a name, `[ARGS]` and its arguments, for each call: later Mistral models.
@@ -24,6 +26,8 @@ pub enum Syntax {
     Json,
     /// As elements `<parameter=NAME>`, with texts as they are and other values as JSON.
     Xml,
+    /// As Python's keyword arguments, with JSON in place of what is neither a constant nor a text.
+    Python,
 }
 
 /// The texts of a format. An answer that calls is `trigger head call (between call)* tail`, and a call is
@@ -51,8 +55,14 @@ pub struct Texts {
 
 impl CallFormat {
     /// All formats.
-    pub const ALL: [Self; 5] =
-        [Self::Qwen3Coder, Self::Hermes, Self::Llama3Json, Self::MistralArgs, Self::Mistral];
+    pub const ALL: [Self; 6] = [
+        Self::Qwen3Coder,
+        Self::Pythonic,
+        Self::Hermes,
+        Self::Llama3Json,
+        Self::MistralArgs,
+        Self::Mistral,
+    ];
 
     /// Its name, which is vLLM's but for `mistral_args`: vLLM tells both of Mistral's apart by the tokenizer.
     #[must_use]
@@ -60,6 +70,7 @@ impl CallFormat {
         match self {
             Self::Qwen3Coder => "qwen3_coder",
             Self::Hermes => "hermes",
+            Self::Pythonic => "pythonic",
             Self::Llama3Json => "llama3_json",
             Self::Mistral => "mistral",
             Self::MistralArgs => "mistral_args",
@@ -71,6 +82,7 @@ impl CallFormat {
     pub(in crate::text) fn of_template(source: &str) -> Option<Self> {
         let marks = |format: Self| match format {
             Self::Qwen3Coder => ["<function=", "<parameter="],
+            Self::Pythonic => ["[func_name1(", "func_name2("],
             Self::Hermes => ["<tool_call>", "\"arguments\""],
             Self::Llama3Json => ["{\"name\": \"", "\"parameters\": "],
             Self::Mistral => ["[TOOL_CALLS]", "[AVAILABLE_TOOLS]"],
@@ -105,6 +117,16 @@ impl CallFormat {
                 closing: "}\n</tool_call>",
                 between: "\n<tool_call>",
                 tail: "",
+            },
+            Self::Pythonic => &Texts {
+                trigger: "",
+                head: "[",
+                opening: "",
+                arguments: "(",
+                syntax: Syntax::Python,
+                closing: ")",
+                between: ", ",
+                tail: "]",
             },
             Self::Llama3Json => &Texts {
                 trigger: "",
@@ -144,7 +166,7 @@ impl CallFormat {
     pub const fn marks(self) -> &'static [&'static str] {
         match self {
             Self::Qwen3Coder | Self::Hermes => &["<tool_call>", "</tool_call>"],
-            Self::Llama3Json => &[],
+            Self::Pythonic | Self::Llama3Json => &[],
             Self::Mistral => &["[TOOL_CALLS]"],
             Self::MistralArgs => &["[TOOL_CALLS]", "[ARGS]"],
         }
@@ -176,10 +198,13 @@ mod tests {
     fn formats_are_known_by_their_templates() {
         let qwen = "{% if tools %}<tool_call>{\"name\": <name>, \"arguments\": <arguments>}";
         let coder = "{% if tools %}<tool_call>\n<function=f>\n<parameter=p>\nvalue\n</parameter> {\"arguments\"";
+        let python =
+            "{% if tools %}Use [func_name1(param1=value1), func_name2(...)]{{ '{\"name\": \"' }}";
         let llama = "{% if tools %}{{- '{\"name\": \"' + tool_call.name + '\", ' }}{{- '\"parameters\": ' }}";
         let mistral = "{% if tools %}[AVAILABLE_TOOLS]{% endif %}[TOOL_CALLS]";
         for (source, format) in [
             (coder, Some(CallFormat::Qwen3Coder)),
+            (python, Some(CallFormat::Pythonic)),
             (qwen, Some(CallFormat::Hermes)),
             (llama, Some(CallFormat::Llama3Json)),
             (mistral, Some(CallFormat::Mistral)),

@@ -1,4 +1,6 @@
-//! Arguments that are a JSON object.
+//! Arguments that are a JSON object, and texts in one.
+
+use serde_json::json;
 
 /// Where a JSON object that arrives in pieces ends.
 #[derive(Debug, Default)]
@@ -28,4 +30,10 @@ impl Object {
         }
         None
     }
+}
+
+/// A text as it stands between the quotes of a JSON string.
+pub(super) fn escaped(text: &str) -> String {
+    let quoted = json!(text).to_string();
+    quoted[1..quoted.len() - 1].to_owned()
 }

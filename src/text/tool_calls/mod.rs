@@ -5,9 +5,10 @@ mod format;
 mod held;
 mod json;
 mod parser;
+mod python;
 mod signature;
 mod xml;
 
 pub use format::{CallFormat, Syntax, Texts};
 pub use parser::{CallParser, Part};
-pub use signature::{Kind, Parameter, Signature, Signatures, parameters, text_schema};
+pub use signature::{Kind, Parameter, Signature, Signatures, parameters, resolved, text_schema};

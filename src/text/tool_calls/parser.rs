@@ -228,6 +228,28 @@ mod tests {
     }
 
     #[test]
+    fn keywords_become_json() {
+        let text = r#"[f(a=1, b_2='it\'s "so"\n\x41\u00e4', c=[1, 'x', (True, None),], d={"k": {'l': -1.5e3}}, e=None,
+            f=word, g="\ud83d\ude00)", h=false), g(), f(a="]")]"#;
+        let expected = json!({"a": 1, "b_2": "it's \"so\"\nAä", "c": [1, "x", [true, null]],
+            "d": {"k": {"l": -1500.0}}, "e": null, "f": "word", "g": "😀)", "h": false});
+        for width in 1..=text.chars().count() {
+            let calls = calls_of(&parse(CallFormat::Pythonic, text, width));
+            let names: Vec<&str> = calls.iter().map(|(name, _)| &**name).collect();
+            assert_eq!(names, ["f", "g", "f"], "{width}");
+            let value = |at: usize| serde_json::from_str::<Value>(&calls[at].1).unwrap();
+            assert_eq!(value(0), expected, "{width}");
+            assert_eq!((value(1), value(2)), (json!({}), json!({"a": "]"})), "{width}");
+        }
+        for text in ["[1, 2]", "[true]", "[a b(c)]", "[]", "[\"f(a=1)\"]", "f(a=1)"] {
+            for width in 1..=text.len() {
+                let parts = parse(CallFormat::Pythonic, text, width);
+                assert_eq!(parts, [Part::Text(text.into())], "{width}");
+            }
+        }
+    }
+
+    #[test]
     fn elements_become_the_json_that_their_schema_says() {
         let schema = json!({"$defs": {"Unit": {"enum": ["m", "km"]}}, "properties": {
             "text": {"type": "string"},

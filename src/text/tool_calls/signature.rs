@@ -140,7 +140,8 @@ const FORMS: [&str; 10] = [
 ];
 
 /// What a schema refers to, where it does that alone.
-fn resolved<'a>(mut schema: &'a Value, whole: &'a Map<String, Value>) -> &'a Value {
+#[must_use]
+pub fn resolved<'a>(mut schema: &'a Value, whole: &'a Map<String, Value>) -> &'a Value {
     for _ in 0..16 {
         let Some(fields) = schema.as_object() else { return schema };
         let says = |key: &String| {

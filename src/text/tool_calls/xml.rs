@@ -4,6 +4,7 @@ use serde::de::IgnoredAny;
 use serde_json::json;
 
 use super::held::until;
+use super::json::escaped;
 use super::signature::{Kind, Signature, VALUE_END};
 
 const OPENING: &str = "<parameter=";
@@ -46,7 +47,7 @@ impl Elements {
                 Place::Value(kind) => (value(kind, held, &mut json), false),
                 Place::Text => {
                     let (text, found) = until(held, VALUE_END);
-                    json += inside(&json!(text).to_string());
+                    json += &escaped(&text);
                     json += if found { "\"" } else { "" };
                     (found.then_some(Place::Between), false)
                 }
@@ -97,9 +98,4 @@ fn value(kind: Kind, held: &mut String, json: &mut String) -> Option<Place> {
             Some(Place::Between)
         }
     }
-}
-
-/// The text of a JSON string without its quotes.
-fn inside(string: &str) -> &str {
-    &string[1..string.len() - 1]
 }
