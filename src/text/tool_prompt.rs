@@ -1,9 +1,25 @@
-//! Calls of functions for chat templates that know none.
+//! Calls of functions for chat templates that know none, or take their arguments as texts.
 
 use serde_json::{Value, json};
 
 use super::python_json;
 use super::tool_calls::{CallFormat, Syntax, Texts};
+
+/// Messages with the arguments of their calls as texts.
+pub(super) fn arguments_as_texts(messages: &[Value]) -> Vec<Value> {
+    let mut messages = messages.to_vec();
+    for message in &mut messages {
+        for call in
+            message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten()
+        {
+            let arguments = &mut call["function"]["arguments"];
+            if !arguments.is_string() {
+                *arguments = python_json(arguments).into();
+            }
+        }
+    }
+    messages
+}
 
 /// A conversation with functions: they are described in the system message, calls are text in the given
 /// format and results are what the user says.

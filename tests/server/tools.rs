@@ -225,7 +225,8 @@ fn following(template: &str, format: CallFormat, special: bool) -> Router {
     let served = state().serving().unwrap();
     let mut tokenizer = serde_json::to_string(&*served.tokenizer).unwrap();
     if special {
-        for (name, mark) in [("<repo_name>", "[TOOL_CALLS]"), ("<file_sep>", "[ARGS]")] {
+        let names = ["<repo_name>", "<file_sep>", "<filename>", "<gh_stars>", "<issue_start>"];
+        for (name, mark) in names.into_iter().zip(format.marks()) {
             let (name, mark) = (json!(name).to_string(), json!(mark).to_string());
             assert!(tokenizer.contains(&name));
             tokenizer = tokenizer.replace(&name, &mark);
@@ -249,6 +250,10 @@ fn following(template: &str, format: CallFormat, special: bool) -> Router {
 /// text where no call is made; and the calls of earlier turns in the prompt.
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_are_written_in_the_models_format() {
+    let deepseek_v3 = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{\"a\": 1, \"b\": 2}\n\
+        ```<｜tool▁call▁end｜><｜tool▁calls▁end｜>";
+    let deepseek_v31 = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{\"a\": 1, \"b\": 2}\
+        <｜tool▁call▁end｜><｜tool▁calls▁end｜>";
     let cases = [
         (
             CallFormat::Hermes,
@@ -261,6 +266,10 @@ async fn calls_are_written_in_the_models_format() {
             "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n<parameter=b>\n2\n</parameter>\n\
              </function>\n</tool_call>",
         ),
+        (CallFormat::DeepSeekV3, false, deepseek_v3),
+        (CallFormat::DeepSeekV3, true, deepseek_v3),
+        (CallFormat::DeepSeekV31, false, deepseek_v31),
+        (CallFormat::DeepSeekV31, true, deepseek_v31),
         (CallFormat::Pythonic, false, "[add(a=1, b=2)]"),
         (
             CallFormat::Llama3Json,
@@ -289,6 +298,8 @@ async fn calls_are_written_in_the_models_format() {
         };
         let path = "/v1/chat/completions";
         let mut body = asking("What is 17 plus 25?", json!("required"));
+        // Of DeepSeek's texts, where they are no tokens, two calls take as many.
+        body["max_tokens"] = json!(240);
         for parallel in [false, true] {
             body["parallel_tool_calls"] = json!(parallel);
             let mut all = Vec::new();

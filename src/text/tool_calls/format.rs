@@ -7,6 +7,10 @@ use std::str::FromStr;
 pub enum CallFormat {
     /// `<tool_call>` around `<function=NAME>` and elements `<parameter=NAME>`: Qwen3-Coder.
     Qwen3Coder,
+    /// `<｜tool▁calls▁begin｜>`, and for each call its kind, a name and a code block of JSON: DeepSeek-V3.
+    DeepSeekV3,
+    /// `<｜tool▁calls▁begin｜>`, and for each call a name and JSON: DeepSeek-V3.1.
+    DeepSeekV31,
     /// `<tool_call>` around an object: Hermes, Qwen, and any model whose prompt describes this format.
     Hermes,
     /// An object with `parameters`, alone: Llama 3.
@@ -55,9 +59,11 @@ pub struct Texts {
 
 impl CallFormat {
     /// All formats.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Qwen3Coder,
         Self::Pythonic,
+        Self::DeepSeekV3,
+        Self::DeepSeekV31,
         Self::Hermes,
         Self::Llama3Json,
         Self::MistralArgs,
@@ -69,6 +75,8 @@ impl CallFormat {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Qwen3Coder => "qwen3_coder",
+            Self::DeepSeekV3 => "deepseek_v3",
+            Self::DeepSeekV31 => "deepseek_v31",
             Self::Hermes => "hermes",
             Self::Pythonic => "pythonic",
             Self::Llama3Json => "llama3_json",
@@ -77,19 +85,21 @@ impl CallFormat {
         }
     }
 
-    /// The format that a chat template describes functions in, if it is known.
+    /// The format in which a chat template writes calls, or tells the model to, if it is known.
     #[must_use]
     pub(in crate::text) fn of_template(source: &str) -> Option<Self> {
         let marks = |format: Self| match format {
             Self::Qwen3Coder => ["<function=", "<parameter="],
             Self::Pythonic => ["[func_name1(", "func_name2("],
+            Self::DeepSeekV3 => ["<｜tool▁calls▁begin｜>", "```json"],
+            Self::DeepSeekV31 => ["<｜tool▁calls▁begin｜>", "<｜tool▁sep｜>"],
             Self::Hermes => ["<tool_call>", "\"arguments\""],
             Self::Llama3Json => ["{\"name\": \"", "\"parameters\": "],
             Self::Mistral => ["[TOOL_CALLS]", "[AVAILABLE_TOOLS]"],
             Self::MistralArgs => ["[TOOL_CALLS]", "[ARGS]"],
         };
         // Some Mistral models write an id between name and arguments.
-        let known = source.contains("tools") && !source.contains("[CALL_ID]");
+        let known = !source.contains("[CALL_ID]");
         let fits = |format: &Self| marks(*format).iter().all(|mark| source.contains(mark));
         Self::ALL.into_iter().find(fits).filter(|_| known)
     }
@@ -107,6 +117,26 @@ impl CallFormat {
                 closing: "</function>\n</tool_call>",
                 between: "\n<tool_call>",
                 tail: "",
+            },
+            Self::DeepSeekV3 => &Texts {
+                trigger: "<｜tool▁calls▁begin｜>",
+                head: "",
+                opening: "<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
+                arguments: "\n```json\n",
+                syntax: Syntax::Json,
+                closing: "\n```<｜tool▁call▁end｜>",
+                between: "\n",
+                tail: "<｜tool▁calls▁end｜>",
+            },
+            Self::DeepSeekV31 => &Texts {
+                trigger: "<｜tool▁calls▁begin｜>",
+                head: "",
+                opening: "<｜tool▁call▁begin｜>",
+                arguments: "<｜tool▁sep｜>",
+                syntax: Syntax::Json,
+                closing: "<｜tool▁call▁end｜>",
+                between: "",
+                tail: "<｜tool▁calls▁end｜>",
             },
             Self::Hermes => &Texts {
                 trigger: "<tool_call>",
@@ -166,6 +196,13 @@ impl CallFormat {
     pub const fn marks(self) -> &'static [&'static str] {
         match self {
             Self::Qwen3Coder | Self::Hermes => &["<tool_call>", "</tool_call>"],
+            Self::DeepSeekV3 | Self::DeepSeekV31 => &[
+                "<｜tool▁calls▁begin｜>",
+                "<｜tool▁call▁begin｜>",
+                "<｜tool▁sep｜>",
+                "<｜tool▁call▁end｜>",
+                "<｜tool▁calls▁end｜>",
+            ],
             Self::Pythonic | Self::Llama3Json => &[],
             Self::Mistral => &["[TOOL_CALLS]"],
             Self::MistralArgs => &["[TOOL_CALLS]", "[ARGS]"],
@@ -200,11 +237,14 @@ mod tests {
         let coder = "{% if tools %}<tool_call>\n<function=f>\n<parameter=p>\nvalue\n</parameter> {\"arguments\"";
         let python =
             "{% if tools %}Use [func_name1(param1=value1), func_name2(...)]{{ '{\"name\": \"' }}";
+        let deepseek = "{% for m in messages %}<｜tool▁calls▁begin｜><｜tool▁sep｜>";
         let llama = "{% if tools %}{{- '{\"name\": \"' + tool_call.name + '\", ' }}{{- '\"parameters\": ' }}";
         let mistral = "{% if tools %}[AVAILABLE_TOOLS]{% endif %}[TOOL_CALLS]";
         for (source, format) in [
             (coder, Some(CallFormat::Qwen3Coder)),
             (python, Some(CallFormat::Pythonic)),
+            (&format!("{deepseek}```json"), Some(CallFormat::DeepSeekV3)),
+            (deepseek, Some(CallFormat::DeepSeekV31)),
             (qwen, Some(CallFormat::Hermes)),
             (llama, Some(CallFormat::Llama3Json)),
             (mistral, Some(CallFormat::Mistral)),
