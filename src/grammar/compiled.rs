@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use llguidance::Matcher;
 
-use super::GrammarState;
+use super::{GrammarState, Loosened};
 
 /// A compiled grammar, before its first token.
 #[derive(Clone)]
@@ -45,13 +45,4 @@ impl Grammar {
     pub(super) fn warnings(&self) -> Vec<String> {
         self.matcher.deep_clone().grammar_warnings()
     }
-}
-
-/// What an output does not follow of a schema.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Loosened {
-    /// What has the schema; may be empty.
-    pub subject: String,
-    /// The keywords that are not followed; none where it may be any object.
-    pub keywords: Vec<&'static str>,
 }

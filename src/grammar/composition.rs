@@ -3,10 +3,10 @@
 use serde_json::{Value, json};
 
 use super::loosening::{Findings, loosen};
-use super::source::{Adherence, Part, PartSchema, any_object, lark, with_whitespace};
+use super::source::{Adherence, Part, PartSchema, any_like, lark, with_whitespace};
 use super::{Grammar, GrammarError, GrammarSource, Loosened, bounds};
 
-/// Compiles a grammar of parts: with all its schemas as far as each adheres, or, where that fails, with any object in
+/// Compiles a grammar of parts: with all its schemas as far as each adheres, or, where that fails, with any JSON in
 /// place of those that are at fault and may be. `compile` compiles what has no parts.
 ///
 /// # Errors
@@ -17,7 +17,11 @@ pub(super) fn compile(
 ) -> Result<Grammar, GrammarError> {
     let schemas = parts.iter().filter_map(|part| match part {
         Part::Schema(schema) => Some(Followed::new(schema)),
-        Part::Lark(_) => None,
+        Part::Lark(_) | Part::Loosened(_) => None,
+    });
+    let known = parts.iter().filter_map(|part| match part {
+        Part::Loosened(loosened) => Some(loosened.clone()),
+        Part::Lark(_) | Part::Schema(_) => None,
     });
     let mut schemas = schemas.collect::<Result<Vec<_>, _>>()?;
     let all = |schemas: &[Followed<'_>]| {
@@ -25,9 +29,8 @@ pub(super) fn compile(
         let text = lark(parts, |_| each.next().map_or(Value::Null, Followed::schema));
         let grammar = compile(&GrammarSource::Lark(text))?;
         let warnings = grammar.warnings();
-        Ok(grammar.with_loosened(
-            schemas.iter().filter_map(|schema| schema.loosened(&warnings)).collect(),
-        ))
+        let found = schemas.iter().filter_map(|schema| schema.loosened(&warnings));
+        Ok(grammar.with_loosened(merged(known.clone().chain(found))))
     };
     let first = all(&schemas);
     let Err(error) = first else { return first };
@@ -49,6 +52,28 @@ pub(super) fn compile(
     all(&schemas).map_err(|_| without_text(&error))
 }
 
+/// What is not followed, told once of each subject.
+fn merged(all: impl Iterator<Item = Loosened>) -> Vec<Loosened> {
+    let mut merged: Vec<Loosened> = Vec::new();
+    for Loosened { subject, keywords } in all {
+        match merged.iter_mut().find(|other| other.subject == subject) {
+            // Where it may be anything, no keyword is followed.
+            Some(known) if known.keywords.is_empty() || keywords.is_empty() => {
+                known.keywords.clear()
+            }
+            Some(known) => {
+                for keyword in keywords {
+                    if !known.keywords.contains(&keyword) {
+                        known.keywords.push(keyword);
+                    }
+                }
+            }
+            None => merged.push(Loosened { subject, keywords }),
+        }
+    }
+    merged
+}
+
 /// A fault without the text of the grammar, which nobody but this server has written.
 fn without_text(error: &GrammarError) -> GrammarError {
     let line = error.0.lines().next().unwrap_or_default();
@@ -61,7 +86,7 @@ struct Followed<'a> {
     part: &'a PartSchema,
     schema: Value,
     findings: Findings,
-    /// Whether any object stands for it.
+    /// Whether any JSON of its type stands for it.
     given_up: bool,
 }
 
@@ -88,10 +113,14 @@ impl<'a> Followed<'a> {
     }
 
     fn schema(&self) -> Value {
-        if self.given_up { with_whitespace(&any_object()) } else { self.schema.clone() }
+        if self.given_up {
+            with_whitespace(&any_like(&self.part.schema))
+        } else {
+            self.schema.clone()
+        }
     }
 
-    /// Lets any object stand for a schema that cannot be followed.
+    /// Lets any JSON of its type stand for a schema that cannot be followed.
     fn give_up(&mut self, reason: &GrammarError) -> Result<(), GrammarError> {
         let PartSchema { subject, schema, adherence } = self.part;
         if *adherence == Adherence::BestEffort {
@@ -146,7 +175,7 @@ mod tests {
     #[test]
     fn a_schema_that_cannot_be_followed_leaves_others_as_they_are() {
         let number = || json!({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]});
-        let wrong = json!({"properties": {"a": {"$ref": "#/nothing"}}});
+        let wrong = json!({"type": "object", "properties": {"a": {"$ref": "#/nothing"}}});
         let large: Vec<String> = (0..20_000).map(|i| format!("n{i}")).collect();
         for broken in [wrong, json!({"type": "object", "required": large})] {
             let parts = vec![
@@ -181,6 +210,23 @@ mod tests {
             error.contains("bytes of regular expressions") && !error.contains("%json"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn what_is_not_followed_is_told_once_of_each_subject() {
+        let loosened = |subject: &str, keywords: &[&'static str]| Loosened {
+            subject: subject.into(),
+            keywords: keywords.to_vec(),
+        };
+        let all = [
+            ("a", &["not"][..]),
+            ("b", &["if"]),
+            ("a", &["if", "not"]),
+            ("b", &[]),
+            ("b", &["not"]),
+        ];
+        let all = all.map(|(subject, keywords)| loosened(subject, keywords));
+        assert_eq!(merged(all.into_iter()), [loosened("a", &["not", "if"]), loosened("b", &[])]);
     }
 
     #[test]

@@ -12,9 +12,9 @@ mod source;
 mod state;
 mod worker;
 
-pub use compiled::{Grammar, Loosened};
+pub use compiled::Grammar;
 pub use compiler::GrammarCompiler;
-pub use source::{Adherence, GrammarError, GrammarSource, Part, PartSchema};
+pub use source::{Adherence, GrammarError, GrammarSource, Loosened, Part, PartSchema};
 pub use state::GrammarState;
 pub use worker::{Busy, Compilation, DEADLINE, GrammarWorkers};
 

@@ -46,6 +46,8 @@ pub enum Part {
     Lark(String),
     /// A schema, where JSON that it admits stands.
     Schema(PartSchema),
+    /// Nothing of the grammar, but what it does not follow.
+    Loosened(Loosened),
 }
 
 /// A schema in a grammar.
@@ -59,6 +61,15 @@ pub struct PartSchema {
     pub adherence: Adherence,
 }
 
+/// What an output does not follow of a schema.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Loosened {
+    /// What has the schema; may be empty.
+    pub subject: String,
+    /// The keywords that are not followed; none where it may be any JSON.
+    pub keywords: Vec<&'static str>,
+}
+
 /// How closely an output follows a schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Adherence {
@@ -66,7 +77,7 @@ pub enum Adherence {
     Strict,
     /// But for what is not supported of it.
     Lenient,
-    /// The same, and where it cannot be followed at all, the output is any JSON object.
+    /// The same, and where it cannot be followed at all, the output is any JSON of its type.
     BestEffort,
 }
 
@@ -138,8 +149,16 @@ pub(super) fn lark(parts: &[Part], mut schema: impl FnMut(&PartSchema) -> Value)
     let part = |part: &Part| match part {
         Part::Lark(text) => text.clone(),
         Part::Schema(part) => format!("%json {} ", schema(part)),
+        Part::Loosened(_) => String::new(),
     };
     parts.iter().map(part).collect()
+}
+
+/// The schema of any JSON that has the type of what a schema admits.
+pub(super) fn any_like(schema: &Value) -> Value {
+    let known = ["object", "array", "string", "number", "integer", "boolean", "null"];
+    let kind = schema["type"].as_str().filter(|kind| known.contains(kind));
+    kind.map_or(json!({}), |kind| json!({"type": kind}))
 }
 
 /// The schema of any JSON object.

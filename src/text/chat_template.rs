@@ -6,11 +6,11 @@ use std::io;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, context};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
-use super::tool_prompt::describe_tools;
-use super::{CallFormat, JsonStyle, ThinkTags};
+use super::tool_prompt::{arguments_as_texts, describe_tools};
+use super::{CallFormat, JsonStyle, ThinkTags, python_json};
 
 /// Instructions that rendering may take: about a second's worth.
 const FUEL: u64 = 20_000_000;
@@ -51,6 +51,8 @@ pub struct ChatTemplate {
     calls: CallFormat,
     /// Whether the template describes functions and writes their calls itself.
     knows_calls: bool,
+    /// Whether it takes the arguments of calls as texts.
+    joins_arguments: bool,
     /// What the model's reasoning stands between, where the template knows of any.
     think_tags: Option<ThinkTags>,
 }
@@ -96,11 +98,22 @@ impl ChatTemplate {
             .map_err(|e| TemplateError(e.to_string()))?;
         let known = CallFormat::of_template(source);
         let (calls, knows_calls) = (known.unwrap_or(CallFormat::Hermes), known.is_some());
+        let knows_calls = knows_calls && source.contains("tools");
         let special_tokens = [("bos_token", bos_token), ("eos_token", eos_token)];
         let special_tokens =
             special_tokens.map(|(role, text)| (role.to_owned(), text.to_owned())).into();
         let (variables, think_tags) = (Map::new(), ThinkTags::of_template(source));
-        Ok(Self { environment, special_tokens, variables, calls, knows_calls, think_tags })
+        let joins_arguments = false;
+        let template = Self {
+            environment,
+            special_tokens,
+            variables,
+            calls,
+            knows_calls,
+            joins_arguments,
+            think_tags,
+        };
+        Ok(template.with_arguments())
     }
 
     /// Sets the format in which the model writes calls, whether its template shows it or not.
@@ -108,7 +121,29 @@ impl ChatTemplate {
     pub fn with_calls(mut self, format: CallFormat) -> Self {
         let template = self.environment.get_template("chat").expect("added when it was made");
         self.knows_calls = template.source().contains("tools");
-        self.calls = format;
+        (self.calls, self.joins_arguments) = (format, false);
+        self.with_arguments()
+    }
+
+    /// Finds out how the template takes the arguments of calls, which it gets as objects until then: the JSON of an object
+    /// shows up in a prompt, or else the same text, which the template joins with others.
+    fn with_arguments(mut self) -> Self {
+        let object = json!({"f": null});
+        let text = python_json(&object);
+        let shows = |arguments: Value| {
+            let function = json!({"name": "f", "arguments": arguments});
+            let call = json!({"id": "call00000", "type": "function", "function": function});
+            let messages = [
+                json!({"role": "user", "content": "f"}),
+                json!({"role": "assistant", "content": "", "tool_calls": [call]}),
+                json!({"role": "tool", "content": "f", "tool_call_id": "call00000"}),
+            ];
+            let tool = json!({"type": "function", "function": {"name": "f", "description": "",
+                "parameters": {"type": "object", "properties": {}}}});
+            let prompt = self.render_to(Ending::Conversation, &messages, &[tool], &Map::new());
+            prompt.is_ok_and(|prompt| prompt.contains(&text))
+        };
+        self.joins_arguments = self.knows_calls && !shows(object) && shows(text.clone().into());
         self
     }
 
@@ -200,6 +235,8 @@ impl ChatTemplate {
             Some(messages) => (&messages[..], &[][..]),
             None => (messages, tools),
         };
+        let joined = self.joins_arguments.then(|| arguments_as_texts(messages));
+        let messages = joined.as_deref().unwrap_or(messages);
         let mut more: BTreeMap<&str, minijinja::Value> =
             self.special_tokens.iter().map(|(role, text)| (&**role, text.into())).collect();
         for (name, value) in self.variables.iter().chain(variables) {
@@ -270,152 +307,4 @@ impl io::Write for BoundedText {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn python_methods_and_raised_errors_work() {
-        let template = ChatTemplate::new(
-            "{{ bos_token }}{% for m in messages %}\n{% if m['role'].startswith('x') %}\n{{ raise_exception('no x') }}\
-             {% endif %}[{{ m.content.strip() }}]{% endfor %}",
-            "<s>",
-            "</s>",
-        )
-        .unwrap();
-        let ok = [serde_json::json!({"role": "user", "content": " hi "})];
-        assert_eq!(template.render(&ok, &[]).unwrap(), "<s>[hi]");
-        let bad = [serde_json::json!({"role": "x", "content": ""})];
-        assert!(template.render(&bad, &[]).unwrap_err().to_string().contains("no x"));
-        assert!(ChatTemplate::new("{% if %}", "", "").is_err());
-    }
-
-    /// What templates of real models have, beside what every Jinja has.
-    #[test]
-    fn templates_of_real_models_compile() {
-        let render =
-            |source: &str| ChatTemplate::new(source, "", "").unwrap().render(&[], &[]).unwrap();
-        for (source, expected) in [
-            ("a {%- generation -%} b {%- endgeneration -%} c", "abc"),
-            ("{% generation %}{{ '{%' }}{% endgeneration %}.", "{%."),
-            (
-                "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{% if i == 3 %}{% break %}\
-              {% endif %}{{ i }}{% endfor %}",
-                "02",
-            ),
-            ("{{ tools is iterable and tools | length > 0 }}", "False"),
-            (
-                "{{ [] is iterable }}{{ 'a' is iterable }}{{ {} is iterable }}{{ 1 is iterable }}",
-                "TrueTrueTrueFalse",
-            ),
-            (
-                "{{ {'b': [1, 2], 'a': {'d': 1, 'c': 2}} | tojson(separators=(',', ':'), sort_keys=True) }}",
-                r#"{"a":{"c":2,"d":1},"b":[1,2]}"#,
-            ),
-            ("{{ {'b': 'ä'} | tojson(ensure_ascii=False, indent=2) }}", "{\n  \"b\": \"ä\"\n}"),
-        ] {
-            assert_eq!(
-                render(source).replace("true", "True").replace("false", "False"),
-                expected,
-                "{source}"
-            );
-        }
-    }
-
-    #[test]
-    fn prompts_end_as_asked() {
-        let source = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}<end>{% endfor %}\
-            {% if add_generation_prompt %}<assistant>{% endif %}";
-        let template = ChatTemplate::new(source, "", "").unwrap();
-        let say = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
-        let messages = [say("user", "The"), say("assistant", " The end ")];
-        for (ending, expected) in [
-            (Ending::Assistant, "<user>The<end><assistant>The end<end><assistant>"),
-            (Ending::Conversation, "<user>The<end><assistant>The end<end>"),
-            (Ending::LastMessage, "<user>The<end><assistant>The end "),
-        ] {
-            let prompt = template.render_to(ending, &messages, &[], &Map::new());
-            assert_eq!(prompt.unwrap(), expected);
-        }
-        let dumb = ChatTemplate::new("{{ messages[0].content }}", "", "").unwrap();
-        assert!(dumb.render_to(Ending::LastMessage, &messages, &[], &Map::new()).is_err());
-    }
-
-    #[test]
-    fn variables_reach_the_template() {
-        let source = "{{ messages | length }}{{ bos_token }}{% if enable_thinking is defined and not \
-                      enable_thinking %}<think></think>{% endif %}{{ more.of[1] }}";
-        let map = |value: Value| value.as_object().unwrap().clone();
-        let of_all = map(serde_json::json!({"enable_thinking": false, "more": {"of": [1, 2]}}));
-        let template = ChatTemplate::new(source, "<s>", "").unwrap().with_variables(of_all);
-        assert_eq!(template.render(&[], &[]).unwrap(), "0<s><think></think>2");
-        let own = map(serde_json::json!({"enable_thinking": true, "bos_token": "<b>"}));
-        let prompt = template.render_to(Ending::Assistant, &[], &[], &own).unwrap();
-        assert_eq!(prompt, "0<b>2");
-        assert!(ChatTemplate::check_variables(&own).is_ok());
-        let taken = map(serde_json::json!({"messages": []}));
-        assert!(
-            ChatTemplate::check_variables(&taken).unwrap_err().to_string().contains("messages")
-        );
-    }
-
-    /// A template that would run or write for ever is an error.
-    #[test]
-    fn templates_end() {
-        let long = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}";
-        let wide = "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}";
-        for source in [long, wide] {
-            assert!(ChatTemplate::new(source, "", "").unwrap().render(&[], &[]).is_err());
-        }
-    }
-
-    #[test]
-    fn templates_know_the_date() {
-        let render = |source| ChatTemplate::new(source, "", "").unwrap().render(&[], &[]);
-        let year: i16 = render("{{ strftime_now('%Y') }}").unwrap().parse().unwrap();
-        assert!((2026..3000).contains(&year));
-        assert!(render("{{ strftime_now('%!') }}").is_err());
-    }
-
-    fn conversation() -> ([serde_json::Value; 3], [serde_json::Value; 1]) {
-        let function = serde_json::json!({"name": "f", "arguments": {"z": 1, "a": "<"}});
-        let messages = [
-            serde_json::json!({"role": "user", "content": "Go!"}),
-            serde_json::json!({"role": "assistant", "content": "", "tool_calls": [
-                {"id": "1", "type": "function", "function": function}]}),
-            serde_json::json!({"role": "tool", "content": "42", "tool_call_id": "1"}),
-        ];
-        let tool = serde_json::json!({"type": "function", "function": {"name": "f"}});
-        (messages, [tool])
-    }
-
-    /// A template that knows calls gets messages and tools as they are.
-    #[test]
-    fn templates_that_know_calls_write_them() {
-        let source = "{% for t in tools %}{{ t | tojson }}{% endfor %}{% for m in messages %}[{{ m.role }}: \
-             {{ m.content }}{% for c in m.tool_calls %}<tool_call>\n{\"name\": \"{{ c.function.name }}\", \
-             \"arguments\": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}]{% endfor %}";
-        let (messages, tools) = conversation();
-        assert_eq!(
-            ChatTemplate::new(source, "", "").unwrap().render(&messages, &tools).unwrap(),
-            "{\"type\": \"function\", \"function\": {\"name\": \"f\"}}[user: Go!][assistant: <tool_call>\n\
-             {\"name\": \"f\", \"arguments\": {\"z\": 1, \"a\": \"<\"}}\n</tool_call>][tool: 42]"
-        );
-    }
-
-    #[test]
-    fn other_templates_get_calls_spelled_out() {
-        let source = "{% for m in messages %}[{{ m.role }}: {{ m.content }}]{% endfor %}";
-        let (messages, tools) = conversation();
-        let text = ChatTemplate::new(source, "", "").unwrap().render(&messages, &tools).unwrap();
-        let (system, rest) = text.split_once("][user: Go!]").unwrap();
-        assert!(
-            system.contains("{\"type\": \"function\", \"function\": {\"name\": \"f\"}}"),
-            "{text}"
-        );
-        assert_eq!(
-            rest,
-            "[assistant: <tool_call>\n{\"name\": \"f\", \"arguments\": {\"z\": 1, \"a\": \"<\"}}\n\
-             </tool_call>][user: <tool_response>\n42\n</tool_response>]"
-        );
-    }
-}
+mod tests;

@@ -1,9 +1,25 @@
-//! Calls of functions for chat templates that know none.
+//! Calls of functions for chat templates that know none, or take their arguments as texts.
 
 use serde_json::{Value, json};
 
 use super::python_json;
-use super::tool_calls::{CallFormat, Texts};
+use super::tool_calls::{CallFormat, Syntax, Texts};
+
+/// Messages with the arguments of their calls as texts.
+pub(super) fn arguments_as_texts(messages: &[Value]) -> Vec<Value> {
+    let mut messages = messages.to_vec();
+    for message in &mut messages {
+        for call in
+            message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten()
+        {
+            let arguments = &mut call["function"]["arguments"];
+            if !arguments.is_string() {
+                *arguments = python_json(arguments).into();
+            }
+        }
+    }
+    messages
+}
 
 /// A conversation with functions: they are described in the system message, calls are text in the given
 /// format and results are what the user says.
@@ -25,11 +41,16 @@ pub(super) fn describe_tools(
         text += &python_json(tool);
         text.push('\n');
     }
-    let Texts { trigger, head, opening, arguments, closing, tail, .. } = texts;
+    let Texts { trigger, head, opening, arguments, syntax, closing, tail, .. } = texts;
     let (opening, arguments) = (opening.trim_end_matches('"'), arguments.trim_start_matches('"'));
+    let (what, place) = match syntax {
+        Syntax::Json => ("a JSON object of arguments", "<arguments>"),
+        Syntax::Python => ("its arguments", "<parameter>=<value>"),
+        Syntax::Xml => ("its arguments", "<parameter=<parameter>>\n<value>\n</parameter>\n"),
+    };
     text += &format!(
-        "</tools>\nTo call a function, answer with its name and a JSON object of arguments, in exactly \
-         this form:\n{trigger}{head}{opening}<name>{arguments}<arguments>{closing}{tail}"
+        "</tools>\nTo call a function, answer with its name and {what}, in exactly \
+         this form:\n{trigger}{head}{opening}<name>{arguments}{place}{closing}{tail}"
     );
     match spelled.first_mut().filter(|first| first["role"] == "system") {
         Some(system) => {
@@ -48,13 +69,39 @@ fn message(texts: &Texts, message: &Value) -> Value {
         return json!({"role": "user", "content": result});
     }
     let Some(calls) = message["tool_calls"].as_array() else { return message.clone() };
-    let Texts { trigger, head, opening, arguments, closing, between, tail } = texts;
+    let Texts { trigger, head, opening, arguments, syntax, closing, between, tail } = texts;
     let call = |call: &Value| {
         let name = call["function"]["name"].as_str().unwrap_or_default();
-        let json = python_json(&call["function"]["arguments"]);
-        format!("{opening}{name}{arguments}{json}{closing}")
+        let values = written(*syntax, &call["function"]["arguments"]);
+        format!("{opening}{name}{arguments}{values}{closing}")
     };
     let calls = calls.iter().map(call).collect::<Vec<_>>().join(between);
     let line = if text.is_empty() { "" } else { "\n" };
     json!({"role": "assistant", "content": format!("{text}{line}{trigger}{head}{calls}{tail}")})
+}
+
+/// The arguments of an earlier call.
+fn written(syntax: Syntax, arguments: &Value) -> String {
+    let element = |(name, value): (&String, &Value)| {
+        let value = value.as_str().map_or_else(|| python_json(value), str::to_owned);
+        format!("<parameter={name}>\n{value}\n</parameter>\n")
+    };
+    match (syntax, arguments.as_object()) {
+        (Syntax::Python, Some(fields)) => {
+            let each = fields.iter().map(|(name, value)| format!("{name}={}", python(value)));
+            each.collect::<Vec<_>>().join(", ")
+        }
+        (Syntax::Xml, Some(fields)) => fields.iter().map(element).collect(),
+        _ => python_json(arguments),
+    }
+}
+
+/// A value as Python writes it; what lies within a list or dictionary is JSON, as calls have it.
+fn python(value: &Value) -> String {
+    match value {
+        Value::Bool(true) => "True".to_owned(),
+        Value::Bool(false) => "False".to_owned(),
+        Value::Null => "None".to_owned(),
+        _ => python_json(value),
+    }
 }

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 mod bounds;
+mod call_formats;
 mod document;
 mod flywheel;
 mod forms;

@@ -207,21 +207,32 @@ async fn text_beside_tools_has_the_form_asked_for() {
     }
 }
 
+const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
 /// A server on the same engine whose model writes calls in a format. With `special`, what stands around them
 /// is a token of its own.
 fn writing(format: CallFormat, special: bool) -> Router {
+    following(CHATML, format, special)
+}
+
+/// The same on a model whose template knows tools, and says nothing of them.
+pub(super) fn untold(format: CallFormat) -> Router {
+    following(&format!("{{# tools #}}{CHATML}"), format, false)
+}
+
+fn following(template: &str, format: CallFormat, special: bool) -> Router {
     let served = state().serving().unwrap();
     let mut tokenizer = serde_json::to_string(&*served.tokenizer).unwrap();
     if special {
-        for (name, mark) in [("<repo_name>", "[TOOL_CALLS]"), ("<file_sep>", "[ARGS]")] {
+        let names = ["<repo_name>", "<file_sep>", "<filename>", "<gh_stars>", "<issue_start>"];
+        for (name, mark) in names.into_iter().zip(format.marks()) {
             let (name, mark) = (json!(name).to_string(), json!(mark).to_string());
             assert!(tokenizer.contains(&name));
             tokenizer = tokenizer.replace(&name, &mark);
         }
     }
-    let chatml = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
-        {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
-    let template = ChatTemplate::new(chatml, "", "").unwrap().with_calls(format);
+    let template = ChatTemplate::new(template, "", "").unwrap().with_calls(format);
     let serving = Serving::new(
         format.to_string(),
         served.engine.clone(),
@@ -239,12 +250,27 @@ fn writing(format: CallFormat, special: bool) -> Router {
 /// text where no call is made; and the calls of earlier turns in the prompt.
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_are_written_in_the_models_format() {
+    let deepseek_v3 = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{\"a\": 1, \"b\": 2}\n\
+        ```<｜tool▁call▁end｜><｜tool▁calls▁end｜>";
+    let deepseek_v31 = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{\"a\": 1, \"b\": 2}\
+        <｜tool▁call▁end｜><｜tool▁calls▁end｜>";
     let cases = [
         (
             CallFormat::Hermes,
             false,
             "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1, \"b\": 2}}\n</tool_call>",
         ),
+        (
+            CallFormat::Qwen3Coder,
+            false,
+            "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n<parameter=b>\n2\n</parameter>\n\
+             </function>\n</tool_call>",
+        ),
+        (CallFormat::DeepSeekV3, false, deepseek_v3),
+        (CallFormat::DeepSeekV3, true, deepseek_v3),
+        (CallFormat::DeepSeekV31, false, deepseek_v31),
+        (CallFormat::DeepSeekV31, true, deepseek_v31),
+        (CallFormat::Pythonic, false, "[add(a=1, b=2)]"),
         (
             CallFormat::Llama3Json,
             false,
@@ -272,6 +298,8 @@ async fn calls_are_written_in_the_models_format() {
         };
         let path = "/v1/chat/completions";
         let mut body = asking("What is 17 plus 25?", json!("required"));
+        // Of DeepSeek's texts, where they are no tokens, two calls take as many.
+        body["max_tokens"] = json!(240);
         for parallel in [false, true] {
             body["parallel_tool_calls"] = json!(parallel);
             let mut all = Vec::new();

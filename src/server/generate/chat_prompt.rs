@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::generation::Generation;
 use super::running::Prepared;
+use super::tool_calls::Calling;
 use crate::server::error::ApiError;
 use crate::server::request::dialect::Dialect;
 use crate::server::request::functions::Callable;
@@ -68,7 +69,7 @@ impl ChatPrompt {
             let grammar = callable.grammar(format, &marks, form.clone(), tags.map(|it| it.open))?;
             generation.grammar = Some(("tools", grammar));
             generation.form = form.filter(|_| callable.may_speak());
-            generation.calls = Some(format);
+            generation.calls = Some(Calling { format, functions: callable.signatures() });
         }
         if let Some((tags, thinking)) = generation.thinking
             && let Some((_, grammar)) = &mut generation.grammar

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use super::loosened::{self, Head};
 use super::pieces::{Ends, Piece, Reader};
 use super::speech::{Reasoning, Speech};
+use super::tool_calls::Calling;
 use crate::engine::{MAX_TOP_LOGPROBS, Request};
 use crate::grammar::{Grammar, GrammarSource};
 use crate::observe::spans::SequenceSpan;
@@ -21,7 +22,7 @@ use crate::server::request::dialect::Dialect;
 use crate::server::request::structured;
 use crate::server::serving::Serving;
 use crate::server::wire::{Number, ReasoningOptions, RouterDefaults, Sampling, Stop};
-use crate::text::{CallFormat, StoppingText, ThinkTags, Thinking};
+use crate::text::{StoppingText, ThinkTags, Thinking};
 
 /// Checks a number of choices.
 pub(crate) fn in_range(field: &str, choices: usize) -> Result<(), ApiError> {
@@ -73,7 +74,7 @@ pub(crate) struct Generation {
     pub(crate) include_usage: bool,
     pub(crate) token_sources: bool,
     /// How the answer calls functions, where it may.
-    pub(crate) calls: Option<CallFormat>,
+    pub(crate) calls: Option<Calling>,
     /// How the answer reasons before it begins, where it may.
     pub(crate) thinking: Option<(ThinkTags, Thinking)>,
     /// What becomes of its reasoning.
@@ -237,7 +238,7 @@ impl Generation {
             [&self.grammar, &self.form].map(|form| form.as_ref().map(|(field, _)| *field));
         self.request.grammar = self.compile(serving).await?;
         let tags = self.thinking.map(|(tags, _)| [tags.open, tags.close]);
-        let calls = self.calls.map(|format| format.marks());
+        let calls = self.calls.as_ref().map(|calling| calling.format.marks());
         let marks =
             [tags.as_ref().map_or(&[][..], |tags| tags), calls.unwrap_or_default()].concat();
         let marks = serving.marks(&marks);
@@ -279,7 +280,7 @@ impl Generation {
                 choice,
                 pieces: sender.clone(),
                 text: text.clone(),
-                speech: Speech::new(self.thinking, self.reasoning, self.calls),
+                speech: Speech::new(self.thinking, self.reasoning, self.calls.clone()),
                 form,
                 text_form,
                 stopped: None,

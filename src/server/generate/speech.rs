@@ -1,9 +1,8 @@
 //! What the text of one choice says as it grows: reasoning, words, calls of functions.
 
 use super::said::Said;
-use super::tool_calls::Calls;
+use super::tool_calls::{Calling, Calls};
 use crate::server::wire::{ReasoningFormat, ReasoningOptions};
-use crate::text::CallFormat;
 use crate::text::reasoning::{ReasoningParser, Split};
 use crate::text::{ThinkTags, Thinking};
 
@@ -49,11 +48,11 @@ pub(crate) struct Speech {
 }
 
 impl Speech {
-    /// The text of a choice that may reason, and may call functions in a format.
+    /// The text of a choice that may reason, and may call functions.
     pub(crate) fn new(
         thinking: Option<(ThinkTags, Thinking)>,
         reasoning: Reasoning,
-        calls: Option<CallFormat>,
+        calls: Option<Calling>,
     ) -> Self {
         let thinking = thinking.filter(|_| reasoning != Reasoning::InText);
         let parser = thinking.map(|(tags, thinking)| ReasoningParser::new(tags, thinking));

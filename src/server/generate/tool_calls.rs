@@ -2,7 +2,16 @@
 
 use super::said::Said;
 use crate::text::CallFormat;
-use crate::text::tool_calls::{CallParser, Part};
+use crate::text::tool_calls::{CallParser, Part, Signatures};
+
+/// How an answer calls functions.
+#[derive(Debug, Clone)]
+pub(crate) struct Calling {
+    /// The format in which calls are written.
+    pub(crate) format: CallFormat,
+    /// The functions.
+    pub(crate) functions: Signatures,
+}
 
 /// The calls of one choice, as its text grows.
 pub(crate) struct Calls {
@@ -13,9 +22,9 @@ pub(crate) struct Calls {
 }
 
 impl Calls {
-    /// Of a choice in which calls are written in a format.
-    pub(crate) fn new(format: CallFormat) -> Self {
-        Self { format, parser: CallParser::new(format), begun: 0 }
+    /// Of a choice that may call functions.
+    pub(crate) fn new(Calling { format, functions }: Calling) -> Self {
+        Self { format, parser: CallParser::new(format, functions), begun: 0 }
     }
 
     /// What a piece of text says: text, then calls. The last piece gets what is left.

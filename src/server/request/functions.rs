@@ -8,8 +8,9 @@ use serde_json::{Map, Value, json};
 use crate::grammar::{Adherence, GrammarSource, Part, PartSchema};
 use crate::server::bounds::TOOLS;
 use crate::server::error::ApiError;
+use crate::server::request::arguments;
 use crate::server::request::lark::{any_text_but, literal};
-use crate::text::tool_calls::Texts;
+use crate::text::tool_calls::{Signature, Signatures, Texts};
 use crate::text::{CallFormat, Mark};
 
 /// Calls in one answer at most.
@@ -98,6 +99,17 @@ impl Callable {
         !self.required
     }
 
+    /// The parameters of the functions.
+    pub(crate) fn signatures(&self) -> Signatures {
+        let signature = |function: &Function| {
+            Signature::new(
+                function.name.clone(),
+                function.parameters.as_ref().unwrap_or(&Map::new()),
+            )
+        };
+        self.functions.iter().map(signature).collect()
+    }
+
     /// The grammar of an answer: text or calls in a format, or calls alone where they are required. Of
     /// the format's texts, `marks` are special tokens. `form` is the rule for the text, with the field that
     /// gives it; without one, the text is free, but does not begin with `but`.
@@ -108,11 +120,13 @@ impl Callable {
         form: Option<(&'static str, GrammarSource)>,
         but: Option<&str>,
     ) -> Result<GrammarSource, ApiError> {
-        let Texts { trigger, head, opening, arguments, closing, between, tail } = format.texts();
+        let Texts { trigger, head, opening, arguments, syntax, closing, between, tail } =
+            format.texts();
         let more = match self.parallel {
             true => format!("( {} call ){{0,{}}}", literal(between, marks), MAX_CALLS - 1),
             false => String::new(),
         };
+        let first = format!("{head}{opening}").chars().next().map(String::from);
         let (head, tail) = (literal(head, marks), literal(tail, marks));
         let begin = if trigger.is_empty() { "" } else { "begin" };
         let calls = format!("{begin} {head} call {more} {tail}");
@@ -124,10 +138,10 @@ impl Callable {
             "%llguidance {{}}\nstart: {}{calls}\n",
             if self.required { "" } else { "text | " }
         );
-        // Before the first call stands any text; without a trigger, calls are told by their brace.
+        // Before the first call stands any text; without a trigger, calls are told by their first character.
         if free {
             let any = match but {
-                _ if begin.is_empty() => "([^{](.|\\n)*)?".to_owned(),
+                _ if begin.is_empty() => any_text_but(&first.unwrap_or_default()),
                 Some(tag) => any_text_but(tag),
                 None => "(.|\\n)*".to_owned(),
             };
@@ -151,9 +165,10 @@ impl Callable {
         }
         for (name, function) in names.iter().zip(&self.functions) {
             let before = literal(&format!("{opening}{}{arguments}", function.name), marks);
-            parts.push(Part::Lark(format!("{name}: {before} ")));
-            parts.push(Part::Schema(parameters(function)?));
-            parts.push(Part::Lark(format!("{}\n", literal(closing, marks))));
+            let closing = literal(closing, marks);
+            parts.push(Part::Lark(format!("{name}: {before} {name}_a {closing}\n")));
+            let schema = parameters(function)?;
+            parts.extend(arguments::grammar(&format!("{name}_a"), *syntax, schema)?);
         }
         Ok(GrammarSource::Composed(parts))
     }

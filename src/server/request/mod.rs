@@ -1,5 +1,6 @@
 //! Requests as they are read: JSON, names, forms of output, functions.
 
+mod arguments;
 pub(crate) mod body;
 pub(crate) mod dialect;
 pub(crate) mod functions;
