@@ -40,6 +40,7 @@ pub(super) fn from_folder(
         Json::Array(named) => named
             .iter()
             .find(|t| t["name"] == "default")
+            .or(named.first())
             .and_then(|t| t["template"].as_str().map(str::to_owned)),
         _ => None,
     });

