@@ -22,14 +22,16 @@ mod gguf;
 /// A tiny model, which has no tokenizer of its own.
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/goldens/llama-tied");
 
-/// Puts the model in a folder, with a tokenizer of letters and a chat template.
+/// Puts the model in a folder, with a tokenizer of letters and a chat template that knows reasoning.
 fn write_model(folder: &Path) {
     for name in ["config.json", "model.safetensors"] {
         std::fs::copy(Path::new(MODEL).join(name), folder.join(name)).expect("the model is copied");
     }
     let written = std::fs::write(folder.join("tokenizer.json"), gguf::letters_json());
     written.expect("the tokenizer is written");
-    let written = std::fs::write(folder.join("chat_template.jinja"), gguf::TEMPLATE);
+    // Requests choose whether the answer begins within reasoning.
+    let template = gguf::TEMPLATE.to_owned() + "{% if think %}<think>{% elif done %}</think>{% endif %}";
+    let written = std::fs::write(folder.join("chat_template.jinja"), template);
     written.expect("the template is written");
 }
 
