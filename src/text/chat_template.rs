@@ -77,8 +77,8 @@ impl ChatTemplate {
                 indent: options.get("indent")?,
                 separators: separators(options.get("separators")?)?,
                 sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+                ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
             };
-            let _: Option<bool> = options.get("ensure_ascii")?;
             options.assert_all_used()?;
             Ok::<_, Error>(style.write(&value))
         });
@@ -125,12 +125,12 @@ impl ChatTemplate {
         self.with_arguments()
     }
 
-    /// Finds out how the template takes the arguments of calls, which it gets as objects until then: the JSON of an object
-    /// shows up in a prompt, or else the same text, which the template joins with others.
+    /// Finds out how the template takes the arguments of calls, which it gets as objects until then: as texts where it
+    /// does not write an object's fields in its own way, and does write a text.
     fn with_arguments(mut self) -> Self {
-        let object = json!({"f": null});
+        let object = json!({"its_field": "its_value", "none": null});
         let text = python_json(&object);
-        let shows = |arguments: Value| {
+        let prompt = |arguments: Value| {
             let function = json!({"name": "f", "arguments": arguments});
             let call = json!({"id": "call00000", "type": "function", "function": function});
             let messages = [
@@ -140,10 +140,17 @@ impl ChatTemplate {
             ];
             let tool = json!({"type": "function", "function": {"name": "f", "description": "",
                 "parameters": {"type": "object", "properties": {}}}});
-            let prompt = self.render_to(Ending::Conversation, &messages, &[tool], &Map::new());
-            prompt.is_ok_and(|prompt| prompt.contains(&text))
+            self.render_to(Ending::Conversation, &messages, &[tool], &Map::new())
         };
-        self.joins_arguments = self.knows_calls && !shows(object) && shows(text.clone().into());
+        // What the engine makes of an object that is written as it is.
+        let raw = minijinja::Value::from(minijinja::value::Serde(&object)).to_string();
+        let writes_fields = |prompt: String| {
+            ["its_field", "its_value"].iter().all(|part| prompt.contains(part))
+                && !prompt.contains(&raw)
+        };
+        self.joins_arguments = self.knows_calls
+            && !prompt(object).is_ok_and(writes_fields)
+            && prompt(text.clone().into()).is_ok_and(|prompt| prompt.contains(&text));
         self
     }
 

@@ -14,6 +14,8 @@ pub(super) struct JsonStyle {
     pub(super) separators: Option<[String; 2]>,
     /// Whether keys are sorted.
     pub(super) sort_keys: bool,
+    /// Whether other characters than those of ASCII are written by their numbers.
+    pub(super) ascii: bool,
 }
 
 /// The text of a value, on one line.
@@ -31,7 +33,8 @@ impl JsonStyle {
             }),
             false => self.text(value),
         };
-        text.unwrap_or_else(|| "null".to_owned())
+        let text = text.unwrap_or_else(|| "null".to_owned());
+        if self.ascii { ascii(&text) } else { text }
     }
 
     fn text(&self, value: &impl Serialize) -> Option<String> {
@@ -50,6 +53,22 @@ impl JsonStyle {
         };
         written.ok().and_then(|()| String::from_utf8(text).ok())
     }
+}
+
+/// JSON with the numbers of UTF-16 in place of what is not ASCII, which stands in texts alone.
+fn ascii(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    let mut units = [0; 2];
+    for character in json.chars() {
+        match character.is_ascii() {
+            true => text.push(character),
+            false => {
+                let units = character.encode_utf16(&mut units).iter();
+                text.extend(units.map(|unit| format!("\\u{unit:04x}")));
+            }
+        }
+    }
+    text
 }
 
 /// All on one line.

@@ -38,6 +38,7 @@ fn templates_of_real_models_compile() {
             "{{ {'b': [1, 2], 'a': {'d': 1, 'c': 2}} | tojson(separators=(',', ':'), sort_keys=True) }}",
             r#"{"a":{"c":2,"d":1},"b":[1,2]}"#,
         ),
+        (r#"{{ {'b': 'ä😀'} | tojson(ensure_ascii=True) }}"#, r#"{"b": "\u00e4\ud83d\ude00"}"#),
         ("{{ {'b': 'ä'} | tojson(ensure_ascii=False, indent=2) }}", "{\n  \"b\": \"ä\"\n}"),
     ] {
         assert_eq!(
@@ -142,6 +143,11 @@ fn templates_get_arguments_as_they_take_them() {
             json.to_owned(),
         ),
         ("c.function.arguments.items() | list | length", "2".to_owned()),
+        (
+            "(c.function.arguments.items() | map('join', '=') | join(',')) if c.function.arguments is mapping else \
+             c.function.arguments",
+            "z=1,a=<".to_owned(),
+        ),
     ] {
         let source = format!(
             "{{% if tools %}}<｜tool▁calls▁begin｜><｜tool▁sep｜>{{% endif %}}{{% for m in messages %}}\
