@@ -22,10 +22,8 @@ use crate::server::request::functions::{CallChoice, Callable, Function};
 use crate::server::request::{structured, thinking};
 use crate::server::serving::Serving;
 use crate::server::state::AppState;
-use crate::server::wire::responses::{
-    Input, InputItem, Responses, ResponsesFunction, ResponsesTool, ResponsesToolChoice, Role,
-    TextFormat,
-};
+use crate::server::wire::response_tools::{ResponsesFunction, ResponsesTool, ResponsesToolChoice};
+use crate::server::wire::responses::{Input, InputItem, Responses, Role, TextFormat};
 use crate::server::wire::{
     ResponseAnswer, ResponseReasoning, ResponseStatus, ResponseText, ToolMode,
 };

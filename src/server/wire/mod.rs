@@ -12,6 +12,7 @@ pub(crate) mod messages;
 mod model;
 mod request;
 mod response_answer;
+pub(crate) mod response_tools;
 pub(crate) mod responses;
 mod tokens;
 mod tool;

@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::responses::{ResponsesTool, ResponsesToolChoice, TextFormat};
+use super::response_tools::{ResponsesTool, ResponsesToolChoice};
+use super::responses::TextFormat;
 use super::{Number, PromptTokensDetails, ReasoningEffort, Usage};
 
 /// A response.
