@@ -86,10 +86,8 @@ fn flags_of_templates_say_what_is_wrong() {
     }
 }
 
-/// A model whose own template does not compile completes texts and takes no conversation; a template that is asked for
-/// must compile.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_template_of_no_use_costs_the_chat_alone() {
+/// A folder with a tiny model, a tokenizer of letters and this chat template.
+fn tiny_model(template: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama-tied");
     for name in ["config.json", "model.safetensors"] {
@@ -97,7 +95,16 @@ async fn a_template_of_no_use_costs_the_chat_alone() {
     }
     let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
     write("tokenizer.json", gguf::letters_json());
-    write("tokenizer_config.json", json!({"chat_template": "{% if %}"}).to_string());
+    write("tokenizer_config.json", json!({"chat_template": template}).to_string());
+    folder
+}
+
+/// A model whose own template does not compile completes texts and takes no conversation; a template that is asked for
+/// must compile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_of_no_use_costs_the_chat_alone() {
+    let folder = tiny_model("{% if %}");
+    let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
     let flags = ["pleach", "--model", folder.path().to_str().unwrap()];
     let load = |more: &[&str]| load(&Config::from(Args::parse_from(flags.iter().chain(more))));
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
@@ -120,17 +127,8 @@ async fn a_template_of_no_use_costs_the_chat_alone() {
 /// What a request leaves out is as the flag has it, then as the model has it.
 #[tokio::test(flavor = "multi_thread")]
 async fn sampling_parameters_have_defaults() {
-    let folder = tempfile::tempdir().unwrap();
-    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama-tied");
-    for name in ["config.json", "model.safetensors"] {
-        std::fs::copy(golden.join(name), folder.path().join(name)).unwrap();
-    }
+    let folder = tiny_model("{{ messages[0].content }}");
     let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
-    write("tokenizer.json", gguf::letters_json());
-    write(
-        "tokenizer_config.json",
-        json!({"chat_template": "{{ messages[0].content }}"}).to_string(),
-    );
     write(
         "generation_config.json",
         json!({"temperature": 0.25, "top_p": 0.5, "top_k": 1}).to_string(),

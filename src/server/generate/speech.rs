@@ -88,11 +88,8 @@ impl Speech {
             self.add(split);
         }
         let mut said = Vec::new();
-        let waits = match self.reasoning {
-            Reasoning::Gathered => self.thinks() == Some(true) && !ended,
-            _ => false,
-        };
-        if !waits {
+        let gathers = self.reasoning == Reasoning::Gathered && self.thinks() == Some(true);
+        if ended || !gathers {
             let more = std::mem::take(&mut self.heard.reasoning);
             said.extend(Some(more).filter(|text| !text.is_empty()).map(Said::Reasoning));
         }
