@@ -1,9 +1,10 @@
 //! How an engine is set up, and what it can serve then.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::kv_cache::BLOCK_SIZE;
-use crate::model::{Decoder, Draft, Forward, ModelConfig};
+use crate::model::{Decoder, Draft, ModelConfig};
 use pleach_kernels::cuda::CudaError;
 
 /// Size and behaviour of an engine.
@@ -78,11 +79,6 @@ pub enum EngineError {
     /// A draft for an engine that was started without speculation.
     #[error("this engine does not speculate, so a draft is of no use")]
     NoSpeculation,
-    /// A draft to compare with an attached drafter.
-    #[error(
-        "the drafter that serves is attached to its target and cannot be compared with another; start the server with --draft"
-    )]
-    AttachedDrafter,
     /// The memory that is left does not hold the keys and values of one sequence.
     #[error(
         "one sequence of {positions} tokens needs {needed} MB of K/V cache, and {free} MB are left beside the \
@@ -127,8 +123,6 @@ pub struct EngineLimits {
     pub vocab_size: usize,
     /// Numbers of an embedding.
     pub hidden_size: usize,
-    /// Whether the draft model is attached to the target: no other can be compared with it.
-    pub drafter_attached: bool,
     /// Sequences that run at a time; others wait.
     pub max_num_seqs: usize,
     /// Draft tokens per round at most; 0 without speculation.
@@ -140,11 +134,12 @@ impl EngineLimits {
     ///
     /// # Errors
     /// [`EngineError`] naming what does not fit.
-    pub fn check_draft(&self, draft: &dyn Forward) -> Result<(), EngineError> {
-        if self.drafter_attached {
-            return Err(EngineError::AttachedDrafter);
-        }
-        let (config, target) = (draft.config(), self.vocab_size);
+    pub fn check_draft(
+        &self,
+        config: &ModelConfig,
+        draft_vocab: Option<&Arc<[u32]>>,
+    ) -> Result<(), EngineError> {
+        let target = self.vocab_size;
         if config.vocab_size != target {
             return Err(EngineError::VocabularyMismatch { draft: config.vocab_size, target });
         }
@@ -152,7 +147,7 @@ impl EngineLimits {
         if limit < requested {
             return Err(EngineError::ContextTooLong { requested, limit });
         }
-        match draft.draft_vocab() {
+        match draft_vocab {
             Some(ids)
                 if !(ids.is_sorted_by(|a, b| a < b)
                     && ids.last().is_none_or(|&id| (id as usize) < target)) =>
@@ -278,7 +273,6 @@ impl EngineConfig {
             max_model_len: max_model_len.min(num_blocks * BLOCK_SIZE),
             vocab_size: target.vocab_size,
             hidden_size: target.hidden_size,
-            drafter_attached: false,
             max_num_seqs: self.max_num_seqs,
             num_speculative_tokens: match draft {
                 None if !self.ngram => 0,
@@ -293,6 +287,7 @@ impl EngineConfig {
 mod tests {
     use super::*;
     use crate::engine::test_model::TestModel;
+    use crate::model::Forward;
 
     /// The cache takes what is left, down to one sequence, and not less.
     #[test]

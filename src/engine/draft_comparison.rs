@@ -1,112 +1,93 @@
 //! A new draft beside the one that serves: both read what live sequences said, and the faster one goes on.
 //!
-//! Every sequence that ends is a sample. Each draft reads it in one pass, as much of it as drafting reads, and
-//! what it holds likeliest at every place is held against the token that came: at temperature 0 that is the
-//! acceptance of its draft tokens. Then a step of each is timed. Both meet the same texts at the same
-//! moments, whatever was drafted, and sequences wait for a few short passes when one of them ends.
+//! Every sequence that ends is a sample. Each draft reads as much of it as drafting reads, a standalone one in a pass of
+//! its own and an attached one behind a pass of the target, and what it holds likeliest at every place is held against the
+//! token that came: at temperature 0 that is the acceptance of its draft tokens. Then a step of each is timed. Both meet
+//! the same texts at the same moments, whatever was drafted, and sequences wait for a few short passes when one of them
+//! ends.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::sync::Arc;
 
 use super::comparison::{Comparison, DraftScore, Outcome, expected_speedup};
-use super::profile::median;
+use super::draft_sample::{Sample, Timing};
 use super::sequence::Sequence;
 use super::tally::Tally;
-use crate::kv_cache::{BLOCK_SIZE, BlockPool, BlockTable};
-use crate::model::{Forward, Rows};
+use crate::kv_cache::{BlockPool, BlockTable};
+use crate::model::{AttachedDrafter, Forward, ModelConfig};
 use crate::speculation::{DraftController, DraftModel, StepCost};
-use pleach_kernels::argmax;
 
-/// Tokens of a prompt and of an answer that a sample has at most, beyond the first block.
-const PROMPT: usize = 64;
-const ANSWER: usize = 64;
+/// A draft that may take the place of the one that serves.
+pub enum Candidate {
+    /// A draft model with its own cache, of as many blocks as the target's.
+    Standalone(Box<dyn Forward>),
+    /// A drafter that was loaded for the target.
+    Attached(Box<AttachedDrafter>),
+}
+
+/// What an attached candidate comes back from: it was attached.
+const ATTACHED: &str = "invariant: what was attached is given back";
+
+impl Candidate {
+    /// Its shape.
+    pub(super) fn config(&self) -> &ModelConfig {
+        match self {
+            Self::Standalone(draft) => draft.config(),
+            Self::Attached(drafter) => drafter.config(),
+        }
+    }
+
+    /// Token ids of its head's rows, where the head is trimmed.
+    pub(super) fn draft_vocab(&self) -> Option<&Arc<[u32]>> {
+        match self {
+            Self::Standalone(draft) => draft.draft_vocab(),
+            Self::Attached(drafter) => drafter.draft_vocab(),
+        }
+    }
+
+    /// How many tokens of a sample it holds likeliest, if it does not fail. An attached one takes the place of the
+    /// drafter of `target` for a moment.
+    fn read(
+        self,
+        sample: &Sample,
+        target: &mut dyn Forward,
+        table: &BlockTable,
+        timing: &mut Timing,
+    ) -> (Self, Option<u64>) {
+        match self {
+            Self::Standalone(mut draft) => {
+                let accepted = sample.read(draft.as_mut(), table, timing);
+                (Self::Standalone(draft), accepted)
+            }
+            Self::Attached(drafter) => {
+                let serving = target.attach(Some(drafter));
+                let accepted = sample.read_attached(target, table, timing);
+                let drafter = target.attach(serving).expect(ATTACHED);
+                (Self::Attached(drafter), accepted)
+            }
+        }
+    }
+
+    /// Makes it the draft model of `target`, whose passes have at most `max_rows` rows.
+    pub(super) fn serve(self, target: &mut dyn Forward, max_rows: usize) -> DraftModel {
+        match self {
+            Self::Standalone(draft) => {
+                target.attach(None);
+                DraftModel::standalone(draft, max_rows)
+            }
+            Self::Attached(drafter) => {
+                target.attach(Some(drafter));
+                DraftModel::attached(target).expect(ATTACHED)
+            }
+        }
+    }
+}
 
 /// The new draft and what is known so far.
 struct Contest {
-    candidate: Box<dyn Forward>,
+    candidate: Candidate,
     candidate_timing: Timing,
     current_timing: Timing,
     samples: Vec<Sample>,
-}
-
-/// What a sequence said, as drafts read it.
-struct Sample {
-    tokens: Vec<u32>,
-    answer: usize,
-}
-
-impl Sample {
-    /// The sample of a sequence whose first `prompt` tokens are the prompt; `None` without an answer.
-    fn of(tokens: &[u32], prompt: usize) -> Option<Self> {
-        let answer = tokens.len().saturating_sub(prompt).min(ANSWER);
-        let tokens = &tokens[..prompt + answer];
-        // Whole blocks are left out behind the first one.
-        let skipped = prompt.saturating_sub(PROMPT) / BLOCK_SIZE * BLOCK_SIZE;
-        let tokens = match skipped > BLOCK_SIZE {
-            true => [&tokens[..BLOCK_SIZE], &tokens[skipped..]].concat(),
-            false => tokens.to_vec(),
-        };
-        (answer > 0).then_some(Self { tokens, answer })
-    }
-
-    /// How many tokens of the answer `draft` holds likeliest; `None` if it fails.
-    fn read(
-        &self,
-        draft: &mut dyn Forward,
-        table: &BlockTable,
-        timing: &mut Timing,
-    ) -> Option<u64> {
-        let read = || {
-            let (last, ids) = (self.tokens.len() - 1, draft.draft_vocab().cloned());
-            let answer = &self.tokens[self.tokens.len() - self.answer..];
-            let width = draft.head_rows();
-            let mut rows = Rows::default();
-            rows.push(table, 0, self.tokens[..last].iter().copied(), self.answer);
-            let started = Instant::now();
-            let logits = draft.forward(&rows);
-            timing.cost.observe(rows.len(), started.elapsed().as_secs_f64());
-            let mut accepted = 0;
-            for (logits, &came) in logits.chunks_exact(width).zip(answer) {
-                let (row, _) = argmax(logits).ok()??;
-                let likeliest = ids.as_ref().map_or(row as u32, |ids| ids[row]);
-                accepted += u64::from(likeliest == came);
-            }
-            rows.clear();
-            rows.push(table, last, [self.tokens[last]], 1);
-            timing.step(|| {
-                draft.forward(&rows);
-            });
-            Some(accepted)
-        };
-        catch_unwind(AssertUnwindSafe(read)).ok().flatten()
-    }
-}
-
-/// What the passes of one draft took.
-#[derive(Default)]
-struct Timing {
-    cost: StepCost,
-    /// Seconds of a step, at every sample.
-    steps: Vec<f64>,
-}
-
-impl Timing {
-    /// Times a pass of one row. The quickest of three is least disturbed by what else the machine does.
-    fn step(&mut self, mut pass: impl FnMut()) {
-        let mut once = || {
-            let started = Instant::now();
-            pass();
-            started.elapsed().as_secs_f64()
-        };
-        let seconds = once().min(once()).min(once());
-        self.cost.observe(1, seconds);
-        self.steps.push(seconds);
-    }
-
-    /// Median of the steps, in seconds; 0 where the draft always failed.
-    fn step_seconds(&self) -> f64 {
-        if self.steps.is_empty() { 0.0 } else { median(&mut self.steps.clone()) }
-    }
 }
 
 /// The comparison of a new draft with the one that serves: how it stands, and what it needs while it goes on.
@@ -118,7 +99,7 @@ pub(super) struct DraftComparison {
 
 /// A new draft that has won.
 pub(super) struct Winner {
-    pub(super) draft: Box<dyn Forward>,
+    pub(super) draft: Candidate,
     /// What its passes cost.
     pub(super) cost: StepCost,
 }
@@ -128,7 +109,7 @@ impl DraftComparison {
     pub(super) fn start(
         &mut self,
         draft: String,
-        candidate: Box<dyn Forward>,
+        candidate: Candidate,
         wanted: u64,
         tally: &Tally,
     ) {
@@ -165,11 +146,14 @@ impl DraftComparison {
         &mut self,
         pool: &mut BlockPool,
         drafting: &mut DraftController,
+        target: &mut dyn Forward,
         most: usize,
         tally: &Tally,
     ) -> Option<Winner> {
         let samples = std::mem::take(&mut self.contest.as_mut()?.samples);
-        samples.iter().find_map(|sample| self.read_sample(sample, pool, drafting, most, tally))
+        let mut read =
+            |sample: &_| self.read_sample(sample, pool, drafting, &mut *target, most, tally);
+        samples.iter().find_map(&mut read)
     }
 
     fn read_sample(
@@ -177,22 +161,31 @@ impl DraftComparison {
         sample: &Sample,
         pool: &mut BlockPool,
         drafting: &mut DraftController,
+        target: &mut dyn Forward,
         most: usize,
         tally: &Tally,
     ) -> Option<Winner> {
-        let (contest, comparison) = (self.contest.as_mut()?, self.comparison.as_mut()?);
         let mut table = BlockTable::new();
-        if !table.reserve(sample.tokens.len(), pool) {
+        if self.contest.is_none() || !table.reserve(sample.tokens.len(), pool) {
             return None;
         }
-        let Contest { candidate, candidate_timing, current_timing, .. } = contest;
-        let candidate = sample.read(candidate.as_mut(), &table, candidate_timing);
+        let mut contest = self.contest.take()?;
+        let (candidate, read) =
+            contest.candidate.read(sample, target, &table, &mut contest.candidate_timing);
+        contest.candidate = candidate;
         let current = drafting.draft_mut().filter(|draft| !draft.is_broken());
-        let current = current.and_then(DraftModel::standalone_mut);
-        let current =
-            current.map(|draft| sample.read(draft, &table, current_timing).unwrap_or_default());
+        let timing = &mut contest.current_timing;
+        let current = current.map(|draft| {
+            let accepted = match draft.standalone_mut() {
+                Some(draft) => sample.read(draft, &table, timing),
+                None => sample.read_attached(target, &table, timing),
+            };
+            accepted.unwrap_or_default()
+        });
         table.truncate(0, pool);
-        let Some(candidate) = candidate else { return self.end(Outcome::Failed, tally) };
+        let contest = self.contest.insert(contest);
+        let comparison = self.comparison.as_mut()?;
+        let Some(candidate) = read else { return self.end(Outcome::Failed, tally) };
         comparison.tokens += sample.answer as u64;
         tally.compared(sample.answer, candidate, current);
         let (target, tokens) = (&drafting.costs().target, comparison.tokens);
@@ -224,23 +217,5 @@ impl DraftComparison {
         tracing::info!(outcome = outcome.name(), ?comparison, "drafts compared");
         (outcome == Outcome::Switched)
             .then_some(Winner { draft: contest.candidate, cost: contest.candidate_timing.cost })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_sample_is_what_drafting_reads() {
-        let tokens: Vec<u32> = (0..1000).collect();
-        let sample = |prompt| Sample::of(&tokens, prompt).unwrap();
-        assert_eq!(sample(10).tokens, tokens[..74]);
-        assert_eq!(sample(79).tokens, tokens[..143], "nothing is gained by leaving out no block");
-        let long = sample(900);
-        assert_eq!((long.tokens.len(), long.answer), (16 + 900 - 832 + 64, 64));
-        assert_eq!((long.tokens[15], long.tokens[16]), (15, 832));
-        assert_eq!(sample(999).answer, 1);
-        assert!(Sample::of(&tokens, 1000).is_none(), "an embedding says nothing");
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::comparison::Comparison;
-use super::draft_comparison::DraftComparison;
+use super::draft_comparison::{Candidate, DraftComparison};
 use super::profile::{MeasuredCosts, Profile};
 use super::scheduler::Scheduler;
 use super::sequence::Sequence;
@@ -48,14 +48,18 @@ impl Engine {
     ) -> Result<Self, EngineError> {
         config.fit_blocks(CacheNeeds::of(&target, draft.as_ref()), memory::available())?;
         let (_, num_blocks) = config.resolve(target.config(), draft.as_ref().map(Draft::config))?;
-        let target = Runner::new(target, num_blocks);
-        let (target, draft) = match draft {
-            None => (target, None),
-            Some(Draft::Attached(drafter)) => (target.with_drafter(drafter), None),
-            Some(Draft::Standalone(draft)) => (target, Some(Runner::new(draft, num_blocks))),
-        };
-        let draft = draft.map(|draft| Box::new(draft) as Box<dyn Forward>);
-        Self::with_models(Box::new(target), draft, config)
+        let mut target = Runner::new(target, num_blocks);
+        let mut standalone = None;
+        match draft {
+            None => {}
+            Some(Draft::Attached(drafter)) => {
+                target.attach(Some(drafter));
+            }
+            Some(Draft::Standalone(draft)) => {
+                standalone = Some(Box::new(Runner::new(*draft, num_blocks)) as Box<dyn Forward>);
+            }
+        }
+        Self::with_models(Box::new(target), standalone, config)
     }
 
     /// An engine over a target and perhaps a draft model on a CUDA device. Without a number of blocks, the caches
@@ -94,15 +98,15 @@ impl Engine {
         let rows = config.max_num_batched_tokens;
         let own = standalone.as_ref().map(|draft| draft.config().clone());
         let attached = target.attached().map(|drafter| drafter.config().clone());
-        let (mut limits, num_blocks) =
-            config.resolve(target.config(), own.or(attached).as_ref())?;
-        standalone.as_deref().map_or(Ok(()), |draft| limits.check_draft(draft))?;
+        let (limits, num_blocks) = config.resolve(target.config(), own.or(attached).as_ref())?;
+        if let Some(draft) = &standalone {
+            limits.check_draft(draft.config(), draft.draft_vocab())?;
+        }
         let draft = match standalone {
             _ if limits.num_speculative_tokens == 0 => None,
             Some(draft) => Some(DraftModel::standalone(draft, rows)),
             None => DraftModel::attached(target.as_mut()),
         };
-        limits.drafter_attached = draft.as_ref().is_some_and(DraftModel::is_attached);
         Ok(Self {
             eos_token_ids: target.config().eos_token_ids.clone(),
             target,
@@ -278,7 +282,7 @@ impl Engine {
         }
     }
 
-    /// Compares a draft model by this name, whose cache has as many blocks as the target's, with the one
+    /// Compares a draft by this name, whose cache, if it has one, has as many blocks as the target's, with the one
     /// that serves, on `wanted` tokens of the sequences that end from now on; then the faster one serves.
     /// Ends a comparison that goes on.
     ///
@@ -287,10 +291,10 @@ impl Engine {
     pub fn compare(
         &mut self,
         draft: String,
-        candidate: Box<dyn Forward>,
+        candidate: Candidate,
         wanted: u64,
     ) -> Result<(), EngineError> {
-        self.limits.check_draft(candidate.as_ref())?;
+        self.limits.check_draft(candidate.config(), candidate.draft_vocab())?;
         if self.limits.num_speculative_tokens == 0 {
             return Err(EngineError::NoSpeculation);
         }
@@ -313,11 +317,11 @@ impl Engine {
     fn compare_drafts(&mut self) {
         let most = self.limits.num_speculative_tokens;
         let pool = self.scheduler.pool_mut();
-        let winner = self.comparing.read_samples(pool, &mut self.drafting, most, &self.tally);
-        if let Some(winner) = winner {
+        let Self { comparing, drafting, target, tally, .. } = self;
+        let target = target.as_mut();
+        if let Some(winner) = comparing.read_samples(pool, drafting, target, most, tally) {
             let rows = self.config.max_num_batched_tokens;
-            let draft = DraftModel::standalone(winner.draft, rows);
-            self.drafting.replace_draft(draft, &winner.cost);
+            drafting.replace_draft(winner.draft.serve(target, rows), &winner.cost);
             for (_, sequence) in self.sequences.iter_mut() {
                 sequence.speculation.new_draft_model();
             }

@@ -11,10 +11,9 @@ use tokio::sync::{mpsc, watch};
 
 use super::progress::Progress;
 use super::{
-    Comparison, Engine, EngineError, EngineLimits, Event, FinishReason, Request, RequestError,
-    RequestId,
+    Candidate, Comparison, Engine, EngineError, EngineLimits, Event, FinishReason, Request,
+    RequestError, RequestId,
 };
-use crate::model::Forward;
 
 /// Why a request was not taken on.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -36,7 +35,7 @@ struct Submission {
 
 enum Command {
     Submit(Box<Submission>),
-    Compare(String, Box<dyn Forward>, u64),
+    Compare(String, Candidate, u64),
     StopComparing,
     Stop,
 }
@@ -136,13 +135,13 @@ impl EngineHandle {
     pub fn compare(
         &self,
         name: String,
-        candidate: Box<dyn Forward>,
+        candidate: Candidate,
         wanted: u64,
     ) -> Result<(), EngineError> {
         if self.limits.num_speculative_tokens == 0 {
             return Err(EngineError::NoSpeculation);
         }
-        self.limits.check_draft(candidate.as_ref())?;
+        self.limits.check_draft(candidate.config(), candidate.draft_vocab())?;
         // An engine that has stopped compares nothing, and says so to whoever asks it for tokens.
         let _ = self.commands.send(Command::Compare(name, candidate, wanted));
         Ok(())

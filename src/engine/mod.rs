@@ -5,6 +5,7 @@ mod comparison;
 mod config;
 mod decode_time;
 mod draft_comparison;
+mod draft_sample;
 #[expect(clippy::module_inception, reason = "the engine's own file, beside those of its parts")]
 mod engine;
 mod handle;
@@ -25,6 +26,7 @@ mod token;
 
 pub use comparison::{Comparison, DraftScore, Outcome, expected_speedup};
 pub use config::{CacheNeeds, EngineConfig, EngineError, EngineLimits};
+pub use draft_comparison::Candidate;
 pub use engine::Engine;
 pub use handle::{EngineHandle, SubmitError};
 pub use offline::{Answer, OfflineBatch};

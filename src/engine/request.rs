@@ -234,7 +234,6 @@ mod tests {
             max_model_len: 8,
             vocab_size: 100,
             hidden_size: 8,
-            drafter_attached: false,
             max_num_seqs: 1,
             num_speculative_tokens: 0,
         };

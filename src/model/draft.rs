@@ -5,26 +5,22 @@ use std::sync::Arc;
 use super::{AttachedDrafter, Decoder, ModelConfig};
 
 /// A model that drafts for another.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a process has one or two of them, and moves each once"
-)]
 pub enum Draft {
     /// A pruned model of its own, with its own K/V cache.
-    Standalone(Decoder),
+    Standalone(Box<Decoder>),
     /// Blocks of the target that read what the target has computed.
-    Attached(AttachedDrafter),
+    Attached(Box<AttachedDrafter>),
 }
 
 impl From<Decoder> for Draft {
     fn from(decoder: Decoder) -> Self {
-        Self::Standalone(decoder)
+        Self::Standalone(Box::new(decoder))
     }
 }
 
 impl From<AttachedDrafter> for Draft {
     fn from(drafter: AttachedDrafter) -> Self {
-        Self::Attached(drafter)
+        Self::Attached(Box::new(drafter))
     }
 }
 

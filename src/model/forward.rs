@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Verified, VerifyTask};
+use super::{AttachedDrafter, Verified, VerifyTask};
 use crate::checkpoint::architecture::ModelConfig;
 use crate::kv_cache::BlockTable;
 use crate::sampling::LogitsError;
@@ -135,6 +135,15 @@ pub trait Forward: Send {
 
     /// The drafter that is attached to the model, where one is.
     fn attached(&mut self) -> Option<&mut dyn AttachedForward> {
+        None
+    }
+
+    /// Attaches a drafter that was loaded for the model, or none, and gives back the one that was attached.
+    ///
+    /// # Panics
+    /// If the model takes no drafter.
+    fn attach(&mut self, drafter: Option<Box<AttachedDrafter>>) -> Option<Box<AttachedDrafter>> {
+        assert!(drafter.is_none(), "the model takes no drafter");
         None
     }
 }

@@ -18,7 +18,7 @@ pub struct Runner {
 
 /// A drafter and what it reads of the decoder's last pass.
 struct Attached {
-    drafter: AttachedDrafter,
+    drafter: Box<AttachedDrafter>,
     workspace: DraftWorkspace,
     /// Rows whose states are kept, rising: those whose logits were asked for.
     rows: Vec<u32>,
@@ -27,6 +27,10 @@ struct Attached {
 }
 
 impl Attached {
+    fn new(drafter: Box<AttachedDrafter>) -> Self {
+        Self { drafter, workspace: DraftWorkspace::default(), rows: Vec::new(), states: Vec::new() }
+    }
+
     /// Values that the drafter reads of one row.
     fn width(&self) -> usize {
         self.drafter.attachment().states.len() * self.drafter.config().hidden_size
@@ -45,14 +49,6 @@ impl Runner {
             "room for the K/V cache; memory is taken as it fills"
         );
         Self { decoder, cache, workspace: Workspace::new(), attached: None }
-    }
-
-    /// Attaches a drafter that was loaded for this decoder.
-    #[must_use]
-    pub fn with_drafter(mut self, drafter: AttachedDrafter) -> Self {
-        let workspace = DraftWorkspace::default();
-        self.attached = Some(Attached { drafter, workspace, rows: Vec::new(), states: Vec::new() });
-        self
     }
 }
 
@@ -92,6 +88,11 @@ impl Forward for Runner {
 
     fn attached(&mut self) -> Option<&mut dyn AttachedForward> {
         self.attached.is_some().then_some(self as &mut dyn AttachedForward)
+    }
+
+    fn attach(&mut self, drafter: Option<Box<AttachedDrafter>>) -> Option<Box<AttachedDrafter>> {
+        let before = std::mem::replace(&mut self.attached, drafter.map(Attached::new));
+        before.map(|attached| attached.drafter)
     }
 }
 

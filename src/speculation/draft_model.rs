@@ -115,12 +115,6 @@ impl DraftModel {
         }
     }
 
-    /// Whether it reads the target's states.
-    #[must_use]
-    pub fn is_attached(&self) -> bool {
-        matches!(self.kind, Kind::Attached { .. })
-    }
-
     /// Whether the draft model failed for good.
     #[must_use]
     pub fn is_broken(&self) -> bool {

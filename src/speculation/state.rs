@@ -77,9 +77,10 @@ impl SpeculationState {
         read(&mut self.states.values);
     }
 
-    /// Another draft model takes over: nothing is known of it, and its cache holds nothing.
+    /// Another draft model takes over: nothing is known of it, its cache holds nothing, and it may read other states.
     pub fn new_draft_model(&mut self) {
         self.draft = DraftCache::default();
+        self.states.tokens = 0;
         self.acceptance.forget_draft_model();
     }
 

@@ -1,5 +1,6 @@
 //! Traffic that is recorded, and drafts that change while the server runs.
 
+use std::path::Path;
 use std::time::Duration;
 
 use pleach::checkpoint::Checkpoint;
@@ -7,7 +8,7 @@ use pleach::observe::traffic::{Recorded, files_of};
 
 use super::*;
 
-fn recorded(folder: &std::path::Path) -> Vec<Recorded> {
+fn recorded(folder: &Path) -> Vec<Recorded> {
     let files = files_of(folder).unwrap();
     let texts = files.iter().map(|file| std::fs::read_to_string(file).unwrap());
     let lines = texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
@@ -108,31 +109,89 @@ async fn outcome(app: &Router) -> Value {
     panic!("no end");
 }
 
-/// A draft takes the place of a worse one under live streams, which do not notice; a worse one does not.
-#[tokio::test(flavor = "multi_thread")]
-async fn drafts_change_under_live_streams() {
-    let Some(good) = pleach::cli::default_standalone_draft() else { return };
-    // Without its last norm, a draft says the same everywhere.
-    let folder = tempfile::tempdir().unwrap();
-    let bad = folder.path().join("bad.gguf");
-    let norm = Checkpoint::open(&good).unwrap().tensor("model.norm.weight").unwrap().data;
-    let mut bytes = std::fs::read(&good).unwrap();
+/// A draft that says the same everywhere: one without its last norm.
+fn bad_draft(good: &Path, bad: &Path) {
+    let norm = Checkpoint::open(good).unwrap().tensor("model.norm.weight").unwrap().data;
+    let mut bytes = std::fs::read(good).unwrap();
     let start = bytes.windows(norm.len()).position(|window| window == norm).unwrap();
     bytes[start..start + norm.len()].fill(0);
-    std::fs::write(&bad, bytes).unwrap();
+    std::fs::write(bad, bytes).unwrap();
+}
 
+/// A server whose draft may be changed.
+fn with_draft(draft: &Path) -> Router {
     let arguments = ["pleach", "--admin-key", "sesame"];
     let config = Config::from(Args::parse_from(arguments));
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
     let state = AppState::new(64, 0, metrics).configure(&config).unwrap();
-    state.serve(serving(&["--draft", bad.to_str().unwrap()]));
-    let app = router(state);
+    state.serve(serving(&["--draft", draft.to_str().unwrap()]));
+    router(state)
+}
 
-    let change = |draft: &std::path::Path| json!({"draft": draft, "tokens": 300});
+fn change(draft: &Path) -> Value {
+    json!({"draft": draft, "tokens": 300})
+}
+
+/// Drafts of both kinds take the place of drafts of both kinds while a stream runs, which does not notice.
+#[tokio::test(flavor = "multi_thread")]
+async fn attached_drafts_change_too() {
+    let Some(standalone) = pleach::cli::default_standalone_draft() else { return };
+    let Some(attached) = pleach::cli::default_draft() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let long = json!({"prompt": "1, 2, 3, 4, 5,", "max_tokens": 200, "ignore_eos": true, "temperature": 0});
+    let mut plain = None;
+    for (serving, better) in
+        [(&attached, &attached), (&attached, &standalone), (&standalone, &attached)]
+    {
+        let bad = folder.path().join("bad.gguf");
+        bad_draft(serving, &bad);
+        let app = with_draft(&bad);
+        let text = |answer: &str| {
+            let answer: Value = serde_json::from_str(answer).unwrap();
+            answer["choices"][0]["text"].as_str().unwrap().to_owned()
+        };
+        if plain.is_none() {
+            let mut body = long.clone();
+            body["num_speculative_tokens"] = json!(0);
+            plain = Some(text(&ask(&app, "/v1/completions", &body).await));
+        }
+        let running = tokio::spawn({
+            let (app, body) = (app.clone(), long.clone());
+            async move { ask(&app, "/v1/completions", &body).await }
+        });
+        let (accepted, comparing) = admin(&app, "POST", "sesame", &change(better)).await;
+        assert_eq!(accepted, StatusCode::ACCEPTED, "{comparing}");
+        let switched = outcome(&app).await;
+        assert_eq!(switched["comparison"]["state"], "switched", "{switched}");
+        let share = |draft: &str| switched["comparison"][draft]["acceptance"].as_f64().unwrap();
+        assert!(share("candidate") > 0.3 && share("current") < 0.1, "{switched}");
+        assert_eq!(Some(text(&running.await.unwrap())), plain);
+        let answer = ask(&app, "/v1/completions", &long).await;
+        assert_eq!(Some(text(&answer)), plain);
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert!(answer["usage"]["pleach"]["draft_tokens"].as_u64() > Some(4), "{answer}");
+        // What has won is kept against what it has replaced.
+        assert_eq!(admin(&app, "POST", "sesame", &change(&bad)).await.0, StatusCode::ACCEPTED);
+        let refused = outcome(&app).await;
+        assert_eq!(refused["comparison"]["state"], "refused", "{refused}");
+        let kept = refused["comparison"]["current"]["acceptance"].as_f64().unwrap();
+        assert!(kept > 0.3, "{refused}");
+    }
+}
+
+/// A draft takes the place of a worse one under live streams, which do not notice; a worse one does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn drafts_change_under_live_streams() {
+    let Some(good) = pleach::cli::default_standalone_draft() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let bad = folder.path().join("bad.gguf");
+    bad_draft(&good, &bad);
+    let app = with_draft(&bad);
+
     let status = |key| admin(&app, "GET", key, &json!(null));
     assert_eq!(status("open").await.0, StatusCode::UNAUTHORIZED);
     assert_eq!(status("sesame").await.1, json!({"draft": "bad", "comparison": null}));
-    let llama = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama-tied");
+    let llama = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama-tied");
     for (body, reason) in [
         (json!({"draft": "nowhere.gguf"}), "nowhere.gguf"),
         (change(&llama), "does not fit the target"),

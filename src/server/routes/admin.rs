@@ -9,7 +9,7 @@ use axum::extract::rejection::BytesRejection;
 use axum::http::StatusCode;
 
 use crate::checkpoint::source::Source;
-use crate::engine::{Comparison, EngineError};
+use crate::engine::{Candidate, Comparison};
 use crate::loading::LoadError;
 use crate::model::{Draft, Runner};
 use crate::server::error::ApiError;
@@ -55,16 +55,20 @@ pub(crate) async fn change_draft(
     status(serving);
     let num_blocks = serving.engine.num_blocks();
     let load = move || -> Result<_, LoadError> {
-        match loader.load(&source, num_blocks)? {
-            (name, Draft::Standalone(draft)) => Ok((name, Runner::new(draft, num_blocks))),
-            (_, Draft::Attached(_)) => Err(EngineError::AttachedDrafter.into()),
-        }
+        let (name, draft) = loader.load(&source, num_blocks)?;
+        let candidate = match draft {
+            Draft::Standalone(draft) => {
+                Candidate::Standalone(Box::new(Runner::new(*draft, num_blocks)))
+            }
+            Draft::Attached(drafter) => Candidate::Attached(drafter),
+        };
+        Ok((name, candidate))
     };
     let loaded = tokio::task::spawn_blocking(load).await;
     let loaded = loaded.map_err(|error| ApiError::internal(error.to_string()))?;
-    let (name, runner) = loaded.map_err(|error| invalid(&error))?;
+    let (name, candidate) = loaded.map_err(|error| invalid(&error))?;
     let tokens = wanted.tokens.unwrap_or(TOKENS).max(1);
-    let compared = serving.engine.compare(name, Box::new(runner), tokens);
+    let compared = serving.engine.compare(name, candidate, tokens);
     compared.map_err(|error| invalid(&error))?;
     // The engine may be in the middle of a step.
     if news.changed().await.is_err() {

@@ -178,7 +178,7 @@ fn a_better_draft_takes_over_in_the_middle_of_sequences() {
         for request in &requests {
             engine.submit(Request { max_tokens: 8, ..request.clone() }).unwrap();
         }
-        engine.compare("better".into(), Box::new(better), 30).unwrap();
+        engine.compare("better".into(), Candidate::Standalone(Box::new(better)), 30).unwrap();
         assert_eq!(ids(&run(&mut engine, &requests)), expected, "{first:?} {trimmed}");
         let comparison = engine.comparison().unwrap();
         assert_eq!(comparison.outcome, Some(Outcome::Switched), "{comparison:?}");
@@ -209,7 +209,7 @@ fn a_draft_that_is_worse_or_broken_does_not_take_over() {
         (panics, Outcome::Failed),
     ] {
         let mut engine = patient(Some(TestModel::draft(64, 10)));
-        engine.compare("worse".into(), Box::new(candidate), 100).unwrap();
+        engine.compare("worse".into(), Candidate::Standalone(Box::new(candidate)), 100).unwrap();
         assert_eq!(ids(&run(&mut engine, &with_ones)), expected_with_ones);
         let drafted = engine.stats().rounds.draft_tokens;
         assert_eq!(engine.comparison().unwrap().outcome, Some(outcome));
@@ -220,7 +220,9 @@ fn a_draft_that_is_worse_or_broken_does_not_take_over() {
     let mut broken = TestModel::draft(64, 0);
     broken.on_one = Fault::Nan;
     let mut engine = patient(Some(broken));
-    engine.compare("better".into(), Box::new(TestModel::draft(64, 10)), 100).unwrap();
+    engine
+        .compare("better".into(), Candidate::Standalone(Box::new(TestModel::draft(64, 10))), 100)
+        .unwrap();
     assert_eq!(ids(&run(&mut engine, &with_ones)), expected_with_ones);
     assert_eq!(engine.comparison().unwrap().outcome, Some(Outcome::Switched));
 }
@@ -228,15 +230,17 @@ fn a_draft_that_is_worse_or_broken_does_not_take_over() {
 #[test]
 fn a_comparison_is_refused_or_stopped() {
     let mut engine = patient(None);
-    let wrong = Box::new(TestModel::draft(64, 0).trimmed(&[5, 4]));
+    let wrong = Candidate::Standalone(Box::new(TestModel::draft(64, 0).trimmed(&[5, 4])));
     assert_eq!(engine.compare("wrong".into(), wrong, 9), Err(EngineError::BadDraftVocabulary));
-    engine.compare("other".into(), Box::new(TestModel::draft(64, 0)), 9).unwrap();
+    engine
+        .compare("other".into(), Candidate::Standalone(Box::new(TestModel::draft(64, 0))), 9)
+        .unwrap();
     engine.stop_comparing();
     assert_eq!(engine.comparison().unwrap().outcome, Some(Outcome::Stopped));
     run(&mut engine, &requests());
     assert_eq!(engine.comparison().unwrap().tokens, 0);
     let quiet = EngineConfig { num_speculative_tokens: 0, ..config() };
     let mut engine = super::engine(&quiet, None);
-    let other = Box::new(TestModel::draft(64, 0));
+    let other = Candidate::Standalone(Box::new(TestModel::draft(64, 0)));
     assert_eq!(engine.compare("other".into(), other, 9), Err(EngineError::NoSpeculation));
 }
