@@ -102,6 +102,7 @@ impl Engine {
             Some(draft) => Some(DraftModel::standalone(draft, rows)),
             None => DraftModel::attached(target.as_mut()),
         };
+        limits.adapters = target.adapters();
         limits.drafter_attached = draft.as_ref().is_some_and(DraftModel::is_attached);
         Ok(Self {
             eos_token_ids: target.config().eos_token_ids.clone(),
