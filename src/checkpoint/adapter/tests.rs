@@ -7,13 +7,16 @@ use super::*;
 const UP: &str = "model.layers.0.mlp.up_proj";
 const Q: &str = "model.layers.1.self_attn.q_proj";
 
-fn tensor(rows: usize, cols: usize) -> (Vec<usize>, Vec<u8>) {
+/// The shape and the bytes of a tensor of f32.
+type Tensor = (Vec<usize>, Vec<u8>);
+
+fn tensor(rows: usize, cols: usize) -> Tensor {
     let values = (1..=rows * cols).flat_map(|value| (value as f32).to_le_bytes());
     (vec![rows, cols], values.collect())
 }
 
 /// Writes tensors of f32, by their names.
-fn write(folder: &Path, tensors: &[(String, (Vec<usize>, Vec<u8>))]) {
+fn write(folder: &Path, tensors: &[(String, Tensor)]) {
     let views: HashMap<&str, TensorView> = tensors
         .iter()
         .map(|(name, (shape, data))| {
@@ -31,11 +34,7 @@ fn config(folder: &Path, change: Value) {
     std::fs::write(folder.join(CONFIG), config.to_string()).unwrap();
 }
 
-fn both(
-    module: &str,
-    [out, inner]: [usize; 2],
-    rank: usize,
-) -> [(String, (Vec<usize>, Vec<u8>)); 2] {
+fn both(module: &str, [out, inner]: [usize; 2], rank: usize) -> [(String, Tensor); 2] {
     let name = |half: &str| format!("{PREFIX}{module}.lora_{half}.weight");
     [(name("A"), tensor(rank, inner)), (name("B"), tensor(out, rank))]
 }
