@@ -115,6 +115,11 @@ fn norm_and_quantise(bencher: Bencher, rows: usize) {
     });
 }
 
+fn gate_up(weights: [&PackedMatrix; 2]) -> Gated<'_> {
+    let additions = Default::default();
+    Gated { activation: Activation::Silu, weights, biases: [None; 2], additions }
+}
+
 /// Gate and up of a feed-forward layer, whose outputs become the operand of the next product.
 #[divan::bench(args = ROWS)]
 fn gated_q4_1(bencher: Bencher, rows: usize) {
@@ -128,7 +133,7 @@ fn gated_q4_1(bencher: Bencher, rows: usize) {
         .bench_local(|| {
             next = (next + 2) % (matrices.len() - 1);
             let weights = [&matrices[next], &matrices[next + 1]];
-            let gated = Gated { activation: Activation::Silu, weights, biases: [None; 2] };
+            let gated = gate_up(weights);
             gated_product(&POOL, &gated, &x, black_box(&mut y));
         });
 }
@@ -157,7 +162,7 @@ fn pass(bencher: Bencher, rows: usize) {
             matmul_add(&POOL, &square[2 * i + 1], &x, &mut hidden, 576);
             rms_norm_quantized(&POOL, &hidden, rows, |row| row, &norm, 1e-5, &mut x);
             let weights = [&wide[2 * i], &wide[2 * i + 1]];
-            let gated = Gated { activation: Activation::Silu, weights, biases: [None; 2] };
+            let gated = gate_up(weights);
             gated_product(&POOL, &gated, &x, &mut y);
             matmul_add(&POOL, &down[i], &y, &mut hidden, 576);
         }

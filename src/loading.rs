@@ -1,11 +1,15 @@
 //! From a configuration to a model that runs: for the server, and for `pleach check`.
 
+mod adapters;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+pub use adapters::AdapterError;
 use tokenizers::Tokenizer;
 
+use crate::checkpoint::adapter::Adapter;
 use crate::checkpoint::source::{Choice, Source, SourceError, resolve};
 use crate::checkpoint::{Checkpoint, CheckpointError, Summary};
 use crate::cli::{ComputeDevice, Config};
@@ -34,6 +38,8 @@ pub enum LoadError {
     Cuda(#[from] CudaError),
     #[error(transparent)]
     Template(#[from] TemplateError),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     #[error("{}: the model has no tokenizer", .0.display())]
     NoTokenizer(PathBuf),
     #[error(
@@ -59,6 +65,8 @@ struct Opened {
     aliases: Vec<String>,
     template: Option<ChatTemplate>,
     tokenizer: Tokenizer,
+    /// Its adapters, by their names.
+    adapters: Vec<(String, Adapter)>,
 }
 
 impl Opened {
@@ -74,7 +82,9 @@ impl Opened {
         let template = template(&mut checkpoint, config)?;
         let aliases = aliases(&config.model, &path);
         let tokenizer = checkpoint.tokenizer.take().ok_or(LoadError::NoTokenizer(path))?;
-        Ok(Self { checkpoint, summary, aliases, template, tokenizer })
+        let own = [std::slice::from_ref(&checkpoint.name), &aliases, &config.served_model_names];
+        let adapters = adapters::read(&config.lora, &own.concat())?;
+        Ok(Self { checkpoint, summary, aliases, template, tokenizer, adapters })
     }
 }
 
@@ -102,20 +112,21 @@ impl Models {
             return Err(LoadError::OnCpuAlone);
         }
         let mut model = Opened::open(config)?;
-        let (target, draft, _) = load_on_cpu(config, &mut model.checkpoint)?;
+        let (target, draft, _) = load_on_cpu(config, &mut model)?;
         let Opened { checkpoint, template, tokenizer, .. } = model;
         Ok(Self { name: checkpoint.name, target, tokenizer, template, draft })
     }
 }
 
-/// Loads the target and the draft that is configured. Gives the loader of further drafts, which knows of no caches yet:
+/// Loads the target with its adapters, and the draft that is configured. Gives the loader of further drafts, which knows of no caches yet:
 /// how large they can be is known when the draft is.
 fn load_on_cpu(
     config: &Config,
-    checkpoint: &mut Checkpoint,
+    model: &mut Opened,
 ) -> Result<(Decoder, MaybeDraft, DraftLoader), LoadError> {
     let pool = Arc::new(ThreadPool::new(config.threads));
-    let target = Decoder::load(checkpoint, &pool)?;
+    let mut target = Decoder::load(&mut model.checkpoint, &pool)?;
+    adapters::add(std::mem::take(&mut model.adapters), &mut target)?;
     let loader =
         DraftLoader { config: config.clone(), lender: target.lender(), caches: Reserved::new(0) };
     let draft = config.draft.as_ref().map(|source| loader.load(source, 0));
@@ -156,17 +167,19 @@ pub struct RunningModel {
 pub fn start(config: &Config) -> Result<RunningModel, LoadError> {
     // A device that is not there is known before a model is fetched.
     let device = match config.device {
+        ComputeDevice::Cuda(_) if !config.lora.is_empty() => return Err(AdapterError::Cuda.into()),
+        ComputeDevice::Auto if !config.lora.is_empty() => None,
         ComputeDevice::Auto => first_device(),
         ComputeDevice::Cpu => None,
         ComputeDevice::Cuda(index) => Some(Device::open(index)?),
     };
     let mut model = Opened::open(config)?;
     let Placed { mut engine, draft, loader } = match &device {
-        None => place_on_cpu(config, &mut model.checkpoint)?,
+        None => place_on_cpu(config, &mut model)?,
         Some(device) => match place_on_cuda(config, &mut model.checkpoint, device) {
             Err(error) if config.device == ComputeDevice::Auto => {
                 tracing::warn!(%error, "the CUDA device does not run the model; computing on the CPU");
-                place_on_cpu(config, &mut model.checkpoint)?
+                place_on_cpu(config, &mut model)?
             }
             placed => placed?,
         },
@@ -174,7 +187,7 @@ pub fn start(config: &Config) -> Result<RunningModel, LoadError> {
     // Before anything else computes: what is measured beside it seems slow for good.
     engine.profile();
     let (engine, thread) = EngineHandle::start(engine);
-    let Opened { checkpoint, summary, aliases, template, tokenizer } = model;
+    let Opened { checkpoint, summary, aliases, template, tokenizer, .. } = model;
     let sampling = sampling(&checkpoint, config);
     let eos_token_ids = checkpoint.config.eos_token_ids;
     let name = checkpoint.name;
@@ -220,11 +233,11 @@ struct Placed {
     loader: Option<DraftLoader>,
 }
 
-fn place_on_cpu(config: &Config, checkpoint: &mut Checkpoint) -> Result<Placed, LoadError> {
-    let (target, draft, loader) = load_on_cpu(config, checkpoint)?;
+fn place_on_cpu(config: &Config, model: &mut Opened) -> Result<Placed, LoadError> {
+    let (target, draft, loader) = load_on_cpu(config, model)?;
     let (name, draft) = usable(draft).unzip();
     let shape = draft.as_ref().map(|draft| (draft.config().num_hidden_layers, draft.head_rows()));
-    tell(checkpoint, target.memory_bytes(), shape, &format!("{} threads", config.threads));
+    tell(&model.checkpoint, target.memory_bytes(), shape, &format!("{} threads", config.threads));
     let block_bytes = CacheNeeds::of(&target, draft.as_ref()).block_bytes;
     let engine = Engine::new(target, draft, config.engine.clone())?;
     let caches = Reserved::new((engine.cache_blocks().1 * block_bytes) as u64);

@@ -1,10 +1,11 @@
-//! Logits against `transformers`, from files written by `tests/python/make_goldens.py`.
+//! Logits against `transformers` and `peft`, from files written by `tests/python/make_goldens.py` and `make_lora.py`.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use pleach::checkpoint::adapter::Adapter;
 use pleach::checkpoint::{Checkpoint, source};
 use pleach::kv_cache::{BlockPool, BlockTable, blocks_for};
 use pleach::model::{Decoder, Precision, Rows, Workspace};
@@ -38,6 +39,11 @@ fn ids(tensors: &SafeTensors, name: &str) -> Vec<u32> {
 
 /// Logits of all positions, in two chunks.
 fn logits(decoder: &Decoder, tokens: &[u32]) -> Vec<f32> {
+    logits_through(decoder, tokens, None)
+}
+
+/// The same, through an adapter.
+fn logits_through(decoder: &Decoder, tokens: &[u32], adapter: Option<usize>) -> Vec<f32> {
     let blocks = blocks_for(tokens.len());
     let (mut pool, mut table) = (BlockPool::new(blocks), BlockTable::default());
     assert!(table.reserve(tokens.len(), &mut pool));
@@ -47,6 +53,7 @@ fn logits(decoder: &Decoder, tokens: &[u32]) -> Vec<f32> {
         let mut rows = Rows::default();
         let count = range.len();
         rows.push(&table, range.start, tokens[range].iter().copied(), count);
+        adapter.into_iter().for_each(|adapter| rows.adapt_last(adapter));
         all.extend_from_slice(decoder.forward(&rows, &mut cache, &mut workspace));
     }
     all
@@ -80,6 +87,26 @@ fn small_models_of_every_family() {
         seen += 1;
     }
     assert_eq!(seen, 14);
+}
+
+/// Adapters of all modules, of ranks and scales that differ by module, and of a model whose outputs are normed.
+#[test]
+fn adapters_as_peft_saves_them() {
+    for name in ["llama-tied", "qwen3", "gemma2"] {
+        let folder = goldens().join("lora").join(name);
+        let bytes = std::fs::read(folder.join("golden.safetensors")).unwrap();
+        let golden = SafeTensors::deserialize(&bytes).unwrap();
+        let mut decoder = decoder(&mut Checkpoint::open(&goldens().join(name)).unwrap());
+        let tokens = ids(&golden, "tokens");
+        let plain = logits(&decoder, &tokens);
+        decoder.add_adapter(&Adapter::read(&folder).unwrap()).unwrap();
+        let expected = floats(&golden, "logits");
+        let error = relative_error(&logits_through(&decoder, &tokens, Some(0)), &expected);
+        println!("{name}: relative error {error:.2e}");
+        assert!(error < 1e-4, "{name}: relative error {error}");
+        assert!(relative_error(&plain, &expected) > 0.1, "{name}: the adapter does something");
+        assert_eq!(logits(&decoder, &tokens), plain, "{name}: other rows are as they were");
+    }
 }
 
 #[test]

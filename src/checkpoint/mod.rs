@@ -3,6 +3,7 @@
 //! Tensors carry their Hugging Face names and row order whatever the file. Opening reads headers only;
 //! tensors are read one at a time, so that loading needs little more memory than the packed model.
 
+pub mod adapter;
 pub mod architecture;
 mod chat_template;
 mod digest;

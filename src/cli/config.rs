@@ -9,7 +9,7 @@ use pleach_kernels::cuda::Device;
 use serde_json::{Map, Value};
 
 use super::default_draft::{default_draft, default_standalone_draft};
-use super::flags::{Args, ComputeDevice};
+use super::flags::{Args, ComputeDevice, LoraModule};
 use crate::checkpoint::source::{self, Source};
 use crate::engine::EngineConfig;
 use crate::observe::traffic::Recording;
@@ -47,6 +47,8 @@ pub struct Config {
     pub recording: Option<Recording>,
     /// The model's names in the API; none for that of its file.
     pub served_model_names: Vec<String>,
+    /// The model's LoRA adapters.
+    pub lora: Vec<LoraModule>,
     /// How the model writes calls of functions; `None` for its chat template's format.
     pub tool_call_parser: Option<CallFormat>,
     /// The chat template (Jinja) in place of the model's own.
@@ -161,6 +163,7 @@ impl From<Args> for Config {
                 max_bytes: u64::from(args.record_megabytes) * 1_000_000,
             }),
             served_model_names: args.served_model_name,
+            lora: args.lora,
             tool_call_parser: args.tool_call_parser,
             chat_template: args.chat_template,
             chat_template_kwargs: args.chat_template_kwargs.unwrap_or_default(),

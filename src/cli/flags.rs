@@ -169,6 +169,10 @@ pub struct Args {
     /// name another model are answered 404.
     #[arg(long, env = "PLEACH_SERVED_MODEL_NAME", value_name = "NAME", value_delimiter = ',')]
     pub served_model_name: Vec<String>,
+    /// A LoRA adapter in PEFT's format, under the name that requests call it by in `model`; may be given several times.
+    /// Requests of several adapters and of none run together, on the CPU.
+    #[arg(long, env = "PLEACH_LORA", value_name = "NAME=DIR", value_delimiter = ',')]
+    pub lora: Vec<LoraModule>,
     /// Keep what the model answers, prompts and all, in this folder: `pleach-tools build --from-traffic` trains
     /// a draft on it. Only with the consent of those who ask; a request with `"store": false` is never kept.
     #[arg(long, env = "PLEACH_RECORD_TRAFFIC", value_name = "DIR")]
@@ -234,6 +238,28 @@ fn variables(json: &str) -> Result<Map<String, Value>, String> {
 fn share(text: &str) -> Result<f64, String> {
     let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
     share.ok_or_else(|| "a share is a number from 0 to 1".into())
+}
+
+/// A LoRA adapter: its name in the API and its folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoraModule {
+    /// Its name in the API.
+    pub name: String,
+    /// Its folder.
+    pub path: PathBuf,
+}
+
+impl FromStr for LoraModule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+                Ok(Self { name: name.into(), path: path.into() })
+            }
+            _ => Err("an adapter is its name, `=` and its folder, as in `sql=adapters/sql`".into()),
+        }
+    }
 }
 
 /// Where models compute.

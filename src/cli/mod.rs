@@ -9,5 +9,5 @@ pub(crate) mod toml_file;
 pub use config::{Access, Config, ConnectionLimits};
 pub use config_file::{ConfigError, parse};
 pub use default_draft::{default_draft, default_standalone_draft};
-pub use flags::{Args, CheckArgs, Cli, Command, ComputeDevice, LogFormat};
+pub use flags::{Args, CheckArgs, Cli, Command, ComputeDevice, LogFormat, LoraModule};
 pub use toml_file::FileError;

@@ -127,6 +127,8 @@ pub struct EngineLimits {
     pub max_num_seqs: usize,
     /// Draft tokens per round at most; 0 without speculation.
     pub num_speculative_tokens: usize,
+    /// Adapters of the target.
+    pub adapters: usize,
 }
 
 impl EngineLimits {
@@ -278,6 +280,7 @@ impl EngineConfig {
                 None if !self.ngram => 0,
                 _ => self.num_speculative_tokens,
             },
+            adapters: 0,
         };
         Ok((limits, num_blocks))
     }

@@ -98,7 +98,7 @@ impl Engine {
         let rows = config.max_num_batched_tokens;
         let own = standalone.as_ref().map(|draft| draft.config().clone());
         let attached = target.attached().map(|drafter| drafter.config().clone());
-        let (limits, num_blocks) = config.resolve(target.config(), own.or(attached).as_ref())?;
+        let (mut limits, num_blocks) = config.resolve(target.config(), own.or(attached).as_ref())?;
         if let Some(draft) = &standalone {
             limits.check_draft(draft.config(), draft.draft_vocab())?;
         }
@@ -107,6 +107,7 @@ impl Engine {
             Some(draft) => Some(DraftModel::standalone(draft, rows)),
             None => DraftModel::attached(target.as_mut()),
         };
+        limits.adapters = target.adapters();
         Ok(Self {
             eos_token_ids: target.config().eos_token_ids.clone(),
             target,

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::{Readout, Request, RequestId};
-use crate::kv_cache::{BLOCK_SIZE, BlockHashes, BlockPool, BlockTable};
+use crate::kv_cache::{BLOCK_SIZE, BlockHashes, BlockPool, BlockTable, CacheSalt};
 
 /// One sequence's share of a pass: tokens `start..start + count`, then up to `lookahead` draft
 /// tokens for which blocks are reserved.
@@ -120,10 +120,15 @@ impl Scheduler {
     }
 
     /// As [`add`](Self::add), for a whole request. Where something is read off its prompt, each position is computed for
-    /// it, even where the cache holds it; where it has a salt, it shares blocks with those of the same salt alone.
+    /// it, even where the cache holds it; where it has a salt or an adapter, it shares blocks with those of the
+    /// same salt and adapter alone.
     pub(super) fn add_request(&mut self, id: RequestId, request: &Request) {
-        let Request { prompt, priority, readout, cache_salt, .. } = request;
-        self.enqueue(id, prompt, *priority, BlockHashes::salted(*cache_salt), *readout);
+        let Request { prompt, priority, readout, cache_salt, adapter, .. } = request;
+        let salt = match adapter {
+            Some(adapter) => Some(CacheSalt::of_adapter(*adapter, *cache_salt)),
+            None => *cache_salt,
+        };
+        self.enqueue(id, prompt, *priority, BlockHashes::salted(salt), *readout);
     }
 
     /// Queues a sequence of known tokens behind those of the same or a lower `priority` number. Ids rise

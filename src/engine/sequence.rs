@@ -36,6 +36,8 @@ pub(super) struct Sequence {
     top_logprobs: Option<usize>,
     pub(super) grammar: Option<GrammarState>,
     pub(super) readout: PromptReadout,
+    /// The adapter that its rows go through.
+    pub(super) adapter: Option<usize>,
 }
 
 /// Why a sequence cannot go on.
@@ -110,6 +112,7 @@ impl Sequence {
             ends,
             own_ends,
             stop: request.stop,
+            adapter: request.adapter,
             top_logprobs: request.top_logprobs,
             grammar: request.grammar.map(|grammar| grammar.start()),
         }

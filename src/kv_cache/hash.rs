@@ -25,6 +25,19 @@ impl CacheSalt {
         hasher.update(Sha256::digest(text));
         Self(hasher.finalize().into())
     }
+
+    /// The salt of what the adapter of this number computes, of a text that has `salt`.
+    #[must_use]
+    pub fn of_adapter(adapter: usize, salt: Option<Self>) -> Self {
+        let mut hasher = Sha256::new();
+        // 9 or 41 bytes, which no name of a block and no other salt is made of.
+        hasher.update(b"a");
+        hasher.update((adapter as u64).to_le_bytes());
+        if let Some(Self(salt)) = salt {
+            hasher.update(salt);
+        }
+        Self(hasher.finalize().into())
+    }
 }
 
 /// The names of a sequence's full blocks, in order.
@@ -83,7 +96,12 @@ mod tests {
         let salts = salts.map(|(owner, text)| Some(CacheSalt::new(owner, text)));
         let mut all: Vec<BlockHash> = salts.iter().flat_map(|salt| salted(*salt)).collect();
         all.extend(salted(None));
-        assert_eq!(all.len(), 21);
+        for adapter in 0..2 {
+            for salt in [None, salts[0], salts[1]] {
+                all.extend(salted(Some(CacheSalt::of_adapter(adapter, salt))));
+            }
+        }
+        assert_eq!(all.len(), 39);
         let different: std::collections::HashSet<&BlockHash> = all.iter().collect();
         assert_eq!(different.len(), all.len());
         assert_eq!(salted(salts[0]), salted(Some(CacheSalt::new("a", ""))));

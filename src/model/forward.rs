@@ -1,5 +1,6 @@
 //! The ragged batch of one forward pass, owned, and what serving asks of a model.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{AttachedDrafter, Verified, VerifyTask};
@@ -22,6 +23,8 @@ pub struct Rows {
     pub logit_rows: Vec<u32>,
     blocks: Vec<u32>,
     block_ends: Vec<usize>,
+    /// Rows that go through an adapter, and which.
+    adapted: Vec<(Range<usize>, usize)>,
 }
 
 impl Rows {
@@ -38,6 +41,7 @@ impl Rows {
             numbers.clear();
         }
         self.block_ends.clear();
+        self.adapted.clear();
         self.cu_seqlens_q.push(0);
     }
 
@@ -63,6 +67,25 @@ impl Rows {
         self.logit_rows.extend(end - num_logits as u32..end);
         self.blocks.extend_from_slice(table.blocks());
         self.block_ends.push(self.blocks.len());
+    }
+
+    /// Has the rows of the last sequence go through the adapter of this number.
+    ///
+    /// # Panics
+    /// If there is no sequence.
+    pub fn adapt_last(&mut self, adapter: usize) {
+        let bounds = self.cu_seqlens_q.last_chunk().expect("a sequence was added");
+        let [start, end] = bounds.map(|row| row as usize);
+        match self.adapted.last_mut() {
+            Some((rows, same)) if *same == adapter && rows.end == start => rows.end = end,
+            _ => self.adapted.push((start..end, adapter)),
+        }
+    }
+
+    /// The rows that go through an adapter, rising, and its number; others go through none.
+    #[must_use]
+    pub fn adapted(&self) -> &[(Range<usize>, usize)] {
+        &self.adapted
     }
 
     /// Number of rows.
@@ -106,6 +129,11 @@ pub trait Forward: Send {
 
     /// Token ids of the head's rows, where the head is trimmed.
     fn draft_vocab(&self) -> Option<&Arc<[u32]>>;
+
+    /// Adapters that rows can go through.
+    fn adapters(&self) -> usize {
+        0
+    }
 
     /// Computes all rows, writes their keys and values, and returns the logits of `logit_rows`.
     /// Shape `[logit_rows, head_rows]`.

@@ -65,6 +65,10 @@ impl Forward for Runner {
         self.decoder.draft_vocab()
     }
 
+    fn adapters(&self) -> usize {
+        self.decoder.adapters()
+    }
+
     fn forward(&mut self, rows: &Rows) -> &[f32] {
         let Self { decoder, cache, workspace, attached } = self;
         let Some(attached) = attached else { return decoder.forward(rows, cache, workspace) };

@@ -29,5 +29,6 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
     let serving =
         Serving::new(name, engine, tokenizer, template, eos_token_ids).with_drafts(drafts);
     let serving = serving.sampling_by(sampling).described(config.model.to_string(), summary);
+    let serving = serving.with_adapters(config.lora.clone());
     Ok((serving.named(&config.served_model_names, aliases), thread))
 }

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use super::drafts::Drafts;
 use super::error::ApiError;
 use crate::checkpoint::Summary;
+use crate::cli::LoraModule;
 use crate::engine::EngineHandle;
 use crate::grammar::{Busy, DEADLINE, Grammar, GrammarCompiler, GrammarSource, GrammarWorkers};
 use crate::sampling::SamplingParams;
@@ -20,6 +21,8 @@ pub struct Serving {
     pub(super) names: Vec<String>,
     /// Further names that requests may use: those of its file and its source.
     aliases: Vec<String>,
+    /// Its adapters, in the engine's order.
+    pub(super) adapters: Vec<LoraModule>,
     /// The engine it runs in.
     pub engine: EngineHandle,
     /// Where it comes from and what its files say of it, where they are known.
@@ -64,6 +67,7 @@ impl Serving {
         Self {
             names,
             aliases,
+            adapters: Vec::new(),
             engine,
             description: None,
             tokenizer,
@@ -105,20 +109,31 @@ impl Serving {
         Self { drafts, ..self }
     }
 
+    /// Says which adapters the engine has, in its order.
+    #[must_use]
+    pub(super) fn with_adapters(self, adapters: Vec<LoraModule>) -> Self {
+        Self { adapters, ..self }
+    }
+
     /// The model's name in answers.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.names[0]
     }
 
-    /// Checks that a request means this model: it may leave the name out.
-    pub(super) fn check_model(&self, model: Option<&str>) -> Result<(), ApiError> {
-        match model {
-            Some(model) if !self.names.iter().chain(&self.aliases).any(|name| name == model) => {
-                Err(ApiError::no_such_model(model, self.name()))
-            }
-            _ => Ok(()),
+    /// The name of what answers, the model or one of its adapters.
+    pub(super) fn name_of(&self, adapter: Option<usize>) -> &str {
+        adapter.map_or_else(|| self.name(), |number| &self.adapters[number].name)
+    }
+
+    /// The adapter that a request names, or none where it means the model, whose name it may leave out.
+    pub(super) fn adapter(&self, model: Option<&str>) -> Result<Option<usize>, ApiError> {
+        let Some(model) = model else { return Ok(None) };
+        if self.names.iter().chain(&self.aliases).any(|name| name == model) {
+            return Ok(None);
         }
+        let number = self.adapters.iter().position(|adapter| adapter.name == model);
+        number.map(Some).ok_or_else(|| ApiError::no_such_model(model, self.name()))
     }
 
     /// Compiles what `field` asks for, on threads of its own and within a time.

@@ -15,6 +15,7 @@ use pleach::server::{AppState, Serving, load, router};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
+mod adapters;
 mod bounds;
 mod call_formats;
 mod document;

@@ -87,7 +87,7 @@ fn flags_of_templates_say_what_is_wrong() {
 }
 
 /// A folder with a tiny model, a tokenizer of letters and this chat template.
-fn tiny_model(template: &str) -> tempfile::TempDir {
+pub(super) fn tiny_model(template: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama-tied");
     for name in ["config.json", "model.safetensors"] {

@@ -10,10 +10,11 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use pleach::checkpoint::adapter::Adapter;
 use pleach::checkpoint::write::{Meta, gguf_file};
 use pleach::checkpoint::{ATTACHMENT, Checkpoint, RawTensor, source};
 use pleach::engine::{Answer, Engine, EngineConfig, Request};
-use pleach::model::{Decoder, Draft, PROJECTIONS, layer_tensor_names};
+use pleach::model::{Decoder, Draft, ModelConfig, PROJECTIONS, layer_tensor_names};
 use pleach_kernels::{DType, ThreadPool};
 
 /// The default model's file, fetched once.
@@ -28,9 +29,19 @@ fn model_path() -> &'static PathBuf {
 /// An engine on the default model. The draft is the target's own first `draft_blocks` blocks: all
 /// of them make a perfect draft, fewer a poor one.
 pub fn engine(config: &EngineConfig, draft_blocks: Option<usize>) -> Engine {
+    engine_with_adapters(config, draft_blocks, &[])
+}
+
+/// The same with adapters.
+pub fn engine_with_adapters(
+    config: &EngineConfig,
+    draft_blocks: Option<usize>,
+    adapters: &[Adapter],
+) -> Engine {
     let pool = Arc::new(ThreadPool::new(2));
     let mut checkpoint = Checkpoint::open(model_path()).unwrap();
-    let target = Decoder::load(&mut checkpoint, &pool).unwrap();
+    let mut target = Decoder::load(&mut checkpoint, &pool).unwrap();
+    adapters.iter().for_each(|adapter| target.add_adapter(adapter).unwrap());
     let draft = draft_blocks.map(|blocks| {
         checkpoint.config.num_hidden_layers = blocks;
         Decoder::load_draft(&mut checkpoint, &target, &pool).unwrap()
@@ -40,10 +51,11 @@ pub fn engine(config: &EngineConfig, draft_blocks: Option<usize>) -> Engine {
 
 /// An engine on the default model with its last two blocks attached: the first step goes on from the target's last
 /// state, further ones from their own, as if there were no token between.
-pub fn engine_with_attached(config: &EngineConfig) -> Engine {
+pub fn engine_with_attached(config: &EngineConfig, adapters: &[Adapter]) -> Engine {
     let pool = Arc::new(ThreadPool::new(2));
     let mut checkpoint = Checkpoint::open(model_path()).unwrap();
-    let target = Decoder::load(&mut checkpoint, &pool).unwrap();
+    let mut target = Decoder::load(&mut checkpoint, &pool).unwrap();
+    adapters.iter().for_each(|adapter| target.add_adapter(adapter).unwrap());
     let (total, width) = (checkpoint.config.num_hidden_layers, checkpoint.config.hidden_size);
     let mut draft = checkpoint.config.clone();
     draft.num_hidden_layers = 2;
@@ -79,6 +91,11 @@ pub fn engine_with_attached(config: &EngineConfig) -> Engine {
     let draft = Decoder::load_draft(&mut draft, &target, &pool).unwrap();
     assert!(matches!(draft, Draft::Attached(_)));
     Engine::new(target, Some(draft), config.clone()).unwrap()
+}
+
+/// The shape of the default model.
+pub fn model_config() -> ModelConfig {
+    Checkpoint::open(model_path()).unwrap().config
 }
 
 /// A chat prompt of the default model.

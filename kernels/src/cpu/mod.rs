@@ -9,6 +9,7 @@ mod elementwise;
 mod gate;
 pub(crate) mod isa;
 mod lanes;
+mod low_rank;
 mod mat_ref;
 mod matmul;
 mod norm;
@@ -28,6 +29,7 @@ pub use attention::{AttentionShape, BLOCK_SIZE, CacheFormat, LayerCache, paged_a
 pub use ceilings::Ceilings;
 pub use elementwise::{scale, soft_cap};
 pub use gate::Activation;
+pub use low_rank::{Additions, LowRank};
 pub use mat_ref::MatRef;
 pub use matmul::{Gated, gated_product, matmul, matmul_add};
 pub use norm::{

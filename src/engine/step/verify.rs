@@ -39,6 +39,9 @@ impl Verifier {
             let tokens = known.chain(proposal.tokens.iter().map(|token| token.id));
             let num_logits = num_logits(sequence, item, proposal);
             self.rows.push(scheduler.table(item.id), item.start, tokens, num_logits);
+            if let Some(adapter) = sequence.adapter {
+                self.rows.adapt_last(adapter);
+            }
         }
         let head_rows = target.head_rows();
         let flops = self.rows.flops(target.config(), head_rows);

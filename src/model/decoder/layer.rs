@@ -5,14 +5,31 @@ use std::array;
 use crate::checkpoint::architecture::RopeTables;
 use crate::model::Rows;
 use pleach_kernels::{
-    Activation, Activations, AttentionShape, Gated, LayerCache, PackedMatrix, ThreadPool, add_bias,
-    add_rms_norm, gated_product, matmul, matmul_add, paged_attention, rms_norm_heads,
-    rms_norm_quantized,
+    Activation, Activations, Additions, AttentionShape, Gated, LayerCache, LowRank, PackedMatrix,
+    ThreadPool, add_bias, add_rms_norm, gated_product, matmul, matmul_add, paged_attention,
+    rms_norm_heads, rms_norm_quantized,
 };
 
 pub(super) struct Projection {
     pub(super) weight: PackedMatrix,
     pub(super) bias: Option<Vec<f32>>,
+    /// What each adapter adds to the weight, where it does.
+    pub(super) low_rank: Vec<Option<LowRank>>,
+}
+
+impl Projection {
+    /// What adapters add to the outputs of `x`, in the rows that go through them.
+    fn additions(&self, pass: &Pass<'_>, x: &Activations) -> Additions<'_> {
+        let parts = pass.rows.adapted().iter().filter_map(|(rows, adapter)| {
+            let low_rank = self.low_rank.get(*adapter)?.as_ref()?;
+            Some((rows.clone(), low_rank))
+        });
+        Additions::new(pass.pool, parts, x)
+    }
+
+    fn bytes(&self) -> usize {
+        self.weight.bytes() + self.low_rank.iter().flatten().map(LowRank::bytes).sum::<usize>()
+    }
 }
 
 /// One decoder block.
@@ -66,7 +83,7 @@ impl Layer {
 
         rms_norm_quantized(pool, hidden, count, every, &self.input_norm, eps, operand);
         wide.resize(count * stride, 0.0);
-        project(pool, &self.qkv, operand, wide, stride);
+        project(pass, &self.qkv, operand, wide, stride);
         if let Some([q_norm, k_norm]) = &self.qk_norm {
             rms_norm_heads(pool, wide, q_norm, eps, shape.heads, stride, 0);
             rms_norm_heads(pool, wide, k_norm, eps, shape.kv_heads, stride, q);
@@ -84,37 +101,44 @@ impl Layer {
             operand,
         );
         let norm = self.attention_norm.as_deref().map(|norm| (norm, eps));
-        add_projection(pool, &self.output, operand, norm, wide, hidden);
+        add_projection(pass, &self.output, operand, norm, wide, hidden);
 
         rms_norm_quantized(pool, hidden, count, every, &self.post_norm, eps, operand);
         let gated = Gated {
             activation: self.activation,
             weights: self.gate_up.each_ref().map(|p| &p.weight),
             biases: self.gate_up.each_ref().map(|p| p.bias.as_deref()),
+            additions: self.gate_up.each_ref().map(|p| p.additions(pass, operand)),
         };
         gated_product(pool, &gated, operand, gated_operand);
         let norm = self.feed_forward_norm.as_deref().map(|norm| (norm, eps));
-        add_projection(pool, &self.down, gated_operand, norm, wide, hidden);
+        add_projection(pass, &self.down, gated_operand, norm, wide, hidden);
     }
 
-    /// Memory of the block's matrices.
+    /// Its matrices: query, key, value, output, gate, up, down.
+    pub(super) fn projections(&self) -> [&Projection; 7] {
+        let ([q, k, v], [gate, up]) = (&self.qkv, &self.gate_up);
+        [q, k, v, &self.output, gate, up, &self.down]
+    }
+
+    /// Memory of the block's matrices, and of what adapters add to them.
     pub(in crate::model) fn bytes(&self) -> usize {
-        let projections = self.qkv.iter().chain([&self.output]).chain(&self.gate_up);
-        projections.chain([&self.down]).map(|projection| projection.weight.bytes()).sum()
+        self.projections().map(Projection::bytes).iter().sum()
     }
 }
 
 /// Writes the outputs of several projections side by side into rows of `stride` values.
 fn project<const N: usize>(
-    pool: &ThreadPool,
+    pass: &Pass<'_>,
     projections: &[Projection; N],
     x: &Activations,
     out: &mut [f32],
     stride: usize,
 ) {
-    matmul(pool, &projections.each_ref().map(|p| &p.weight), x, out, stride);
+    matmul(pass.pool, &projections.each_ref().map(|p| &p.weight), x, out, stride);
     let mut offset = 0;
     for projection in projections {
+        projection.additions(pass, x).add(pass.pool, out, stride, offset);
         if let Some(bias) = &projection.bias {
             add_bias(out, bias, stride, offset);
         }
@@ -125,7 +149,7 @@ fn project<const N: usize>(
 /// Adds the output of a projection to rows of its own width, normed first where there is a norm: its weights and
 /// epsilon. `wide` is work space.
 fn add_projection(
-    pool: &ThreadPool,
+    pass: &Pass<'_>,
     projection: &Projection,
     x: &Activations,
     norm: Option<(&[f32], f32)>,
@@ -135,11 +159,12 @@ fn add_projection(
     let width = projection.weight.out_features();
     if let Some((weight, eps)) = norm {
         wide.resize(out.len(), 0.0);
-        project(pool, array::from_ref(projection), x, wide, width);
-        add_rms_norm(pool, wide, weight, eps, out);
+        project(pass, array::from_ref(projection), x, wide, width);
+        add_rms_norm(pass.pool, wide, weight, eps, out);
         return;
     }
-    matmul_add(pool, &projection.weight, x, out, width);
+    matmul_add(pass.pool, &projection.weight, x, out, width);
+    projection.additions(pass, x).add(pass.pool, out, width, 0);
     if let Some(bias) = &projection.bias {
         add_bias(out, bias, width, 0);
     }

@@ -75,7 +75,7 @@ impl Loader<'_> {
         let weight = self.matrix(&format!("{name}.weight"), rows, cols)?;
         let bias = format!("{name}.bias");
         let bias = if self.checkpoint.has(&bias) { Some(self.vector(&bias, rows)?) } else { None };
-        Ok(Projection { weight, bias })
+        Ok(Projection { weight, bias, low_rank: Vec::new() })
     }
 
     pub(in crate::model) fn layer(

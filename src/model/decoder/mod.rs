@@ -1,5 +1,6 @@
 //! The decoder that serves: target and draft differ only in configuration and weights.
 
+mod adapters;
 mod error;
 mod layer;
 mod lender;
@@ -32,6 +33,8 @@ pub struct Decoder {
     ropes: RopeTables,
     cache_format: CacheFormat,
     pool: Arc<ThreadPool>,
+    /// LoRA adapters of the blocks.
+    adapters: usize,
 }
 
 /// Keys and values of all layers for all blocks of the pool.
@@ -123,7 +126,18 @@ impl Decoder {
             Precision::AsStored | Precision::Q8_0 => CacheFormat::F16,
             Precision::F32 => CacheFormat::F32,
         };
-        Ok(Self { config, embedding, layers, norm, head, draft_vocab, ropes, cache_format, pool })
+        Ok(Self {
+            config,
+            embedding,
+            layers,
+            norm,
+            head,
+            draft_vocab,
+            ropes,
+            cache_format,
+            pool,
+            adapters: 0,
+        })
     }
 
     /// The architecture.
@@ -144,7 +158,7 @@ impl Decoder {
         self.draft_vocab.as_ref()
     }
 
-    /// Memory of the matrices this decoder holds alone or shares.
+    /// Memory of the matrices this decoder holds alone or shares, adapters included.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         let head = if Arc::ptr_eq(&self.embedding, &self.head) { 0 } else { self.head.bytes() };

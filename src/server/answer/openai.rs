@@ -57,7 +57,7 @@ pub(crate) async fn respond(
         id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()),
         object,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
-        model: state.serving()?.name().to_owned(),
+        model: state.serving()?.name_of(generation.request.adapter).to_owned(),
         system_fingerprint: concat!("pleach-", env!("CARGO_PKG_VERSION")),
     };
     let best_of = (generation.choices, generation.kept);

@@ -41,7 +41,9 @@ impl Prepared {
         }
         generation.request.cache_salt = keys::cache_salt(generation.cache_salt.as_deref());
         let place = state.queue.enter(count, field)?;
-        generation.recorder = state.recorder().filter(|_| generation.store);
+        // A draft learns what the model says as it is.
+        let recorded = generation.store && generation.request.adapter.is_none();
+        generation.recorder = state.recorder().filter(|_| recorded);
         let prompt_tokens = prompts.iter().map(Vec::len).sum();
         let (pieces, head) = generation.start(&serving, prompts, dialect, place).await?;
         let stats = vec![SequenceStats::default(); count];

@@ -28,7 +28,7 @@ pub(crate) async fn embeddings(
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Json<EmbeddingList>, ApiError> {
     let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?));
-    let Prepared { requests, encoding_format, dimensions } = prepared.await?;
+    let Prepared { requests, adapter, encoding_format, dimensions } = prepared.await?;
     let serving = state.serving()?;
     let at_a_time = AT_A_TIME.min(state.queue.room()).max(1);
     let _place = state.queue.enter(requests.len().min(at_a_time), "input")?;
@@ -55,13 +55,15 @@ pub(crate) async fn embeddings(
         }
     }
     let usage = EmbeddingUsage { prompt_tokens, total_tokens: prompt_tokens };
-    let model = serving.name().to_owned();
+    let model = serving.name_of(adapter).to_owned();
     Ok(Json(EmbeddingList { object: "list", data, model, usage }))
 }
 
 /// The requests for the hidden states of all inputs.
 struct Prepared {
     requests: Vec<Request>,
+    /// The adapter that they go through.
+    adapter: Option<usize>,
     /// How the hidden states are to be written.
     encoding_format: Option<EncodingFormat>,
     /// How many numbers of each.
@@ -71,7 +73,7 @@ struct Prepared {
 fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
     let wanted: Embeddings = body.read()?;
     body.finish()?;
-    serving.check_model(wanted.model.as_deref())?;
+    let adapter = serving.adapter(wanted.model.as_deref())?;
     let all = serving.engine.limits().hidden_size;
     let dimensions = wanted.dimensions.unwrap_or(all);
     if !(1..=all).contains(&dimensions) {
@@ -90,12 +92,13 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
             OnePrompt::Text(text) => serving.encode("input", &text, true)?,
             OnePrompt::Ids(ids) => ids,
         };
-        let request = Request { readout: Readout::Embedding, ..Request::greedy(prompt, 1) };
+        let readout = Readout::Embedding;
+        let request = Request { readout, adapter, ..Request::greedy(prompt, 1) };
         let valid = request.validate(serving.engine.limits());
         valid.map_err(|fault| Dialect::EMBEDDINGS.fault(&fault))?;
         requests.push(request);
     }
-    Ok(Prepared { requests, encoding_format: wanted.encoding_format, dimensions })
+    Ok(Prepared { requests, adapter, encoding_format: wanted.encoding_format, dimensions })
 }
 
 /// The first numbers of an embedding, of length 1.

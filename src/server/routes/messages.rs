@@ -50,7 +50,8 @@ async fn answer(
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?)).await?;
-    let message = message(state.serving()?.name().to_owned());
+    let adapter = prepared.generation.request.adapter;
+    let message = message(state.serving()?.name_of(adapter).to_owned());
     let stream = prepared.generation.stream;
     let running = prepared.start(state).await?;
     let head = running.head.clone();
@@ -66,7 +67,7 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
     let wanted: Messages = body.read()?;
     let dialogue: Dialogue = body.read()?;
     body.finish()?;
-    serving.check_model(dialogue.model.as_deref())?;
+    let adapter = serving.adapter(dialogue.model.as_deref())?;
     let params = SamplingParams {
         temperature: wanted.temperature.map_or(serving.sampling.temperature, f32::from),
         top_p: wanted.top_p.map_or(serving.sampling.top_p, f32::from),
@@ -74,6 +75,7 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
         ..serving.sampling.clone()
     };
     let mut generation = Generation::new(params, wanted.max_tokens);
+    generation.request.adapter = adapter;
     generation.stop = stop_strings("stop_sequences", wanted.stop_sequences.unwrap_or_default())?;
     generation.stream = wanted.stream.unwrap_or(false);
     generation.store = wanted.store.is_none();
@@ -92,7 +94,7 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
 fn count(serving: &Serving, mut body: Body) -> Result<usize, ApiError> {
     let dialogue: Dialogue = body.read()?;
     body.finish()?;
-    serving.check_model(dialogue.model.as_deref())?;
+    serving.adapter(dialogue.model.as_deref())?;
     Ok(prompt(dialogue, None)?.tokens(serving, Dialect::MESSAGES)?.len())
 }
 

@@ -1,4 +1,4 @@
-//! `/v1/models`: the names of the served model, and what is known of it.
+//! `/v1/models`: the names of the served model, its adapters, and what is known of them.
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
@@ -12,8 +12,10 @@ use crate::server::wire::{Model, ModelList, ModelMeta};
 
 pub(crate) async fn models(State(state): State<AppState>) -> Result<Json<ModelList>, ApiError> {
     let serving = state.serving()?;
-    let data = serving.names.iter().map(|name| entry(&state, serving, name)).collect();
-    Ok(Json(ModelList { object: "list", data }))
+    let own = serving.names.iter().map(|name| entry(&state, serving, name, None));
+    let adapters = serving.adapters.iter().enumerate();
+    let adapters = adapters.map(|(at, it)| entry(&state, serving, &it.name, Some(at)));
+    Ok(Json(ModelList { object: "list", data: own.chain(adapters).collect() }))
 }
 
 pub(crate) async fn model(
@@ -22,11 +24,12 @@ pub(crate) async fn model(
 ) -> Result<Json<Model>, ApiError> {
     let Path(name) = name.map_err(|e| ApiError::status(e.status(), e.body_text()))?;
     let serving = state.serving()?;
-    serving.check_model(Some(&name))?;
-    Ok(Json(entry(&state, serving, &name)))
+    let adapter = serving.adapter(Some(&name))?;
+    Ok(Json(entry(&state, serving, &name, adapter)))
 }
 
-fn entry(state: &AppState, serving: &Serving, name: &str) -> Model {
+/// The model, or one of its adapters, under one of its names.
+fn entry(state: &AppState, serving: &Serving, name: &str, adapter: Option<usize>) -> Model {
     let max_model_len = serving.engine.limits().max_model_len;
     let (id, created) = (name.to_owned(), state.started);
     let meta = |summary: &Summary| ModelMeta {
@@ -37,10 +40,14 @@ fn entry(state: &AppState, serving: &Serving, name: &str) -> Model {
         size: summary.bytes,
         quantization: summary.quantization.clone(),
     };
-    let (root, meta) = match &serving.description {
-        Some((source, summary)) => (Some(source.clone()), Some(meta(summary))),
-        None => (None, None),
+    let (root, parent, meta) = match (adapter, &serving.description) {
+        (Some(number), _) => {
+            let root = serving.adapters[number].path.display().to_string();
+            (Some(root), Some(serving.name().to_owned()), None)
+        }
+        (None, Some((source, summary))) => (Some(source.clone()), None, Some(meta(summary))),
+        (None, None) => (None, None, None),
     };
-    let (object, owned_by, parent) = ("model", "pleach", None);
+    let (object, owned_by) = ("model", "pleach");
     Model { id, object, created, owned_by, max_model_len, root, parent, meta }
 }

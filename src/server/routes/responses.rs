@@ -50,8 +50,8 @@ pub(crate) async fn responses(
 fn prepare(serving: &Serving, mut body: Body) -> Result<(ResponseAnswer, Prepared), ApiError> {
     let wanted: Responses = body.read()?;
     body.finish()?;
-    serving.check_model(wanted.model.as_deref())?;
-    let response = begun(serving, &wanted);
+    let adapter = serving.adapter(wanted.model.as_deref())?;
+    let response = begun(serving, adapter, &wanted);
     let room = serving.engine.limits().max_model_len;
     let params = SamplingParams {
         temperature: response.temperature.into(),
@@ -59,6 +59,7 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<(ResponseAnswer, Prepare
         ..serving.sampling.clone()
     };
     let mut generation = Generation::new(params, wanted.max_output_tokens.unwrap_or(room));
+    generation.request.adapter = adapter;
     generation.grammar = wanted.text.and_then(|text| text.format).and_then(grammar);
     generation.stream = wanted.stream.unwrap_or(false);
     generation.salt(wanted.cache_salt)?;
@@ -88,7 +89,7 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<(ResponseAnswer, Prepare
 }
 
 /// A response that has no output yet.
-fn begun(serving: &Serving, wanted: &Responses) -> ResponseAnswer {
+fn begun(serving: &Serving, adapter: Option<usize>, wanted: &Responses) -> ResponseAnswer {
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
     let format = wanted.text.as_ref().and_then(|text| text.format.clone());
     let choice = wanted.tool_choice.clone();
@@ -97,7 +98,7 @@ fn begun(serving: &Serving, wanted: &Responses) -> ResponseAnswer {
         id: format!("resp_{}", uuid::Uuid::new_v4().simple()),
         object: "response",
         created_at: created,
-        model: serving.name().to_owned(),
+        model: serving.name_of(adapter).to_owned(),
         status: ResponseStatus::InProgress,
         error: None,
         incomplete_details: None,

@@ -27,7 +27,7 @@ fn tokens(serving: &Serving, mut body: Body) -> Result<Tokens, ApiError> {
     let conversation = body.has("messages").then(|| read_prompt(&mut body)).transpose()?;
     let wanted: Tokenize = body.read()?;
     body.finish()?;
-    serving.check_model(wanted.model.as_deref())?;
+    serving.adapter(wanted.model.as_deref())?;
     let special = wanted.add_special_tokens.or(wanted.add_special);
     let (field, text, special) = match (wanted.prompt, wanted.content, conversation) {
         (Some(prompt), None, None) => ("prompt", prompt, special.unwrap_or(true)),
@@ -71,7 +71,7 @@ pub(crate) async fn detokenize(
         let mut body = Body::parse(bytes)?;
         let Detokenize { model, tokens } = body.read()?;
         body.finish()?;
-        serving.check_model(model.as_deref())?;
+        serving.adapter(model.as_deref())?;
         serving.decode("tokens", &tokens)
     });
     let text = text.await?;

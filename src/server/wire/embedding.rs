@@ -8,7 +8,7 @@ use super::PromptInput;
 /// What `/v1/embeddings` takes.
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct Embeddings {
-    /// Name of the served model; may be left out.
+    /// Name of the served model, or of one of its adapters; may be left out.
     pub(crate) model: Option<String>,
     /// A text, a list of up to 2048 texts, a list of token ids, or a list of such lists.
     pub(crate) input: PromptInput,

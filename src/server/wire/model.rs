@@ -25,11 +25,11 @@ pub(crate) struct Model {
     pub(crate) owned_by: &'static str,
     /// How many tokens a sequence may have.
     pub(crate) max_model_len: usize,
-    /// Where the model comes from, as `--model` has it.
+    /// Where the model comes from, as `--model` has it, or the adapter, as `--lora` has it.
     pub(crate) root: Option<String>,
-    /// Always null: the model is no variant of another one that is served.
+    /// Of an adapter, the name of the model that it adds to; otherwise null.
     pub(crate) parent: Option<String>,
-    /// What the model's files say of it.
+    /// What the model's files say of it; null of an adapter.
     pub(crate) meta: Option<ModelMeta>,
 }
 

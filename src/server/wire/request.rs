@@ -12,7 +12,7 @@ use super::{Content, False, Message, Number, True};
 /// How text is generated: what chat and plain completions have in common.
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct Sampling {
-    /// Name of the served model; may be left out.
+    /// Name of the served model, or of one of its adapters; may be left out.
     pub(crate) model: Option<String>,
     /// Choices per prompt.
     #[schemars(range(min = 1, max = 128))]

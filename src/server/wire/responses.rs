@@ -12,7 +12,7 @@ use super::{False, Number, ReasoningEffort, ServiceTier, Verbosity};
 /// A request for a response.
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct Responses {
-    /// Name of the served model; may be left out.
+    /// Name of the served model, or of one of its adapters; may be left out.
     pub(crate) model: Option<String>,
     /// What the user says, or the conversation so far.
     pub(crate) input: Input,

@@ -8,7 +8,7 @@ use super::True;
 /// What `/tokenize` takes besides a conversation.
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct Tokenize {
-    /// Name of the served model; may be left out.
+    /// Name of the served model, or of one of its adapters; may be left out.
     pub(crate) model: Option<String>,
     /// A text.
     pub(crate) prompt: Option<String>,
@@ -30,7 +30,7 @@ pub(crate) struct Tokenize {
 /// What `/detokenize` takes.
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct Detokenize {
-    /// Name of the served model; may be left out.
+    /// Name of the served model, or of one of its adapters; may be left out.
     pub(crate) model: Option<String>,
     /// Token ids.
     pub(crate) tokens: Vec<u32>,

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::Checkpoint;
+use pleach::checkpoint::adapter::{Adapter, TENSORS};
 use pleach::checkpoint::write::LazyTensor;
 use pleach::model::tensor_names;
 use pleach_kernels::DType;
-use pleach_train::{Adapter, slerp};
+use pleach_train::slerp;
 use serde::Serialize;
 
 use crate::shared::manifest::Manifest;
@@ -46,7 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let adapter = args.adapter.as_deref().map(Adapter::read).transpose()?;
     if let Some(folder) = &args.adapter {
-        manifest.file(&folder.join("adapter_model.safetensors"))?;
+        manifest.file(&folder.join(TENSORS))?;
     }
     let note = args.out.join("merge.json");
     if manifest.is_done(&note) {
@@ -76,7 +77,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             args.model[0].display()
         );
     }
-    for (name, shape) in adapter.iter().flat_map(Adapter::shapes) {
+    for (name, factors) in adapter.iter().flat_map(Adapter::factors) {
+        let shape = factors.shape();
         let found = names.iter().position(|other| other == name).map(|at| &shapes[at]);
         let found = found.with_context(|| format!("--adapter: the model has no {name}"))?;
         ensure!(

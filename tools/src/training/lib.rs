@@ -25,7 +25,7 @@ pub use dataset::{Dataset, Example, Origin, TopK, TopKWriter};
 pub use decoder::{Network, TrainingBatch, Weights};
 pub use distill_loss::Tally;
 pub use lesson::{Distillation, Lesson};
-pub use lora::Adapter;
+pub use lora::TrainedAdapter;
 pub use options::{Budget, Options};
 pub use parameters::{Adapt, Parameters, Weight, block_weights};
 pub use slerp::slerp;

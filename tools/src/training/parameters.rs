@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::decoder::Weights;
 use super::gemm::product;
-use super::lora::Adapter;
+use super::lora::TrainedAdapter;
 use pleach::checkpoint::{Checkpoint, CheckpointError};
 use pleach::model::tensor_names;
 use pleach_kernels::training::AdamW;
@@ -135,9 +135,9 @@ impl Parameters {
 
     /// The low-rank additions as they are now, `None` where all weights are trained.
     #[must_use]
-    pub fn adapter(&self) -> Option<Adapter> {
+    pub fn adapter(&self) -> Option<TrainedAdapter> {
         let Adapt::Lora { rank, alpha } = self.adapt else { return None };
-        let mut adapter = Adapter::new(rank, alpha);
+        let mut adapter = TrainedAdapter::new(rank, alpha);
         for (name, base) in &self.base {
             if let &[out, inner] = base.dims() {
                 let [a, b] = ["lora_a", "lora_b"]

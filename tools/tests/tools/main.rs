@@ -16,8 +16,13 @@ mod top;
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Trial};
+use pleach::checkpoint::Checkpoint;
+use pleach::checkpoint::adapter::Adapter;
+use pleach::model::Decoder;
+use pleach_kernels::ThreadPool;
 use serde_json::Value;
 
 fn main() {
@@ -190,6 +195,10 @@ fn from_a_model_to_a_draft() {
 
     let adapter = json(&folder.join("lora/adapter/adapter_config.json"));
     assert_eq!((&adapter["r"], &adapter["peft_type"]), (&4.into(), &"LORA".into()));
+    // The server takes it as it is.
+    let mut served = Checkpoint::open(&folder.join("pruned")).unwrap();
+    let mut served = Decoder::load(&mut served, &Arc::new(ThreadPool::new(1))).unwrap();
+    served.add_adapter(&Adapter::read(&folder.join("lora/adapter")).unwrap()).unwrap();
     run(folder, "merge --model pruned --adapter lora/adapter --out folded");
     run(folder, "merge --model full/model --model lora/model --weights 3,1 --out merged");
     assert!(

@@ -7,6 +7,7 @@ use super::panels_of;
 use crate::cpu::activations::{Activations, Parts};
 use crate::cpu::gate::{Activation, gate_row};
 use crate::cpu::isa::Isa;
+use crate::cpu::low_rank::Additions;
 use crate::cpu::norm::add_bias;
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::quantize::BLOCK;
@@ -16,7 +17,7 @@ use crate::cpu::weights::{PANEL, PackedMatrix};
 /// Most bytes of outputs of one matrix that wait for those of the other: they stay in a core's second cache.
 const MOST_BYTES: usize = 128 << 10;
 
-/// A feed-forward layer's gate and up: their matrices, of one shape, and the biases of their outputs.
+/// A feed-forward layer's gate and up: their matrices, of one shape, and what is added to their outputs.
 pub struct Gated<'a> {
     /// What the gate passes through.
     pub activation: Activation,
@@ -24,13 +25,15 @@ pub struct Gated<'a> {
     pub weights: [&'a PackedMatrix; 2],
     /// Gate's and up's.
     pub biases: [Option<&'a [f32]>; 2],
+    /// Gate's and up's, for rows of the operand.
+    pub additions: [Additions<'a>; 2],
 }
 
-/// `out = activation(x gate^T) * (x up^T)` for all rows of `x`, biases included: one job, in which every output goes
-/// from product to operand on one core.
+/// `out = activation(x gate^T) * (x up^T)` for all rows of `x`, with what is added to either: one job, in which every
+/// output goes from product to operand on one core.
 ///
 /// # Panics
-/// If the matrices differ in shape, a bias has another length, or the width is not that of `x`.
+/// If the matrices differ in shape, a bias or an addition has another length, or the width is not that of `x`.
 pub fn gated_product(pool: &ThreadPool, gated: &Gated<'_>, x: &Activations, out: &mut Activations) {
     gated_product_on(Isa::best(), pool, gated, x, out);
 }
@@ -46,6 +49,8 @@ pub(super) fn gated_product_on(
     assert_eq!(inner, others, "outputs of gate and up");
     assert!(gated.weights.iter().all(|w| w.in_features == x.cols), "width of weights and of x");
     assert!(gated.biases.iter().flatten().all(|b| b.len() == inner), "a bias for every output");
+    let added = gated.additions.iter().filter_map(Additions::outputs);
+    assert!(added.into_iter().all(|outputs| outputs == inner), "an addition for every output");
     let blocks = inner.div_ceil(BLOCK);
     let at_once = (MOST_BYTES / (x.rows.max(1) * BLOCK * size_of::<f32>())).max(1);
     let tasks = blocks.min(pool.threads() * 6);
@@ -72,7 +77,8 @@ impl Gated<'_> {
         let panels = first..columns.end.div_ceil(PANEL);
         let stride = panels.len() * PANEL;
         OUTPUTS.with_borrow_mut(|outputs| {
-            for ((out, w), bias) in outputs.iter_mut().zip(self.weights).zip(self.biases) {
+            let added = self.biases.iter().zip(&self.additions);
+            for ((out, w), (bias, additions)) in outputs.iter_mut().zip(self.weights).zip(added) {
                 out.resize(x.rows * stride, 0.0);
                 let shared = SharedMut::new(out);
                 panels_of(isa, w, panels.clone(), x, |panel, row, sums| {
@@ -83,6 +89,8 @@ impl Gated<'_> {
                         out.copy_from_slice(sums);
                     }
                 });
+                // SAFETY: as above.
+                unsafe { additions.add_columns(isa, columns.clone(), &shared, stride, 0) };
                 if let Some(bias) = bias {
                     add_bias(out, &bias[columns.clone()], stride, 0);
                 }

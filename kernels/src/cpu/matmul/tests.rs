@@ -221,6 +221,7 @@ fn gated_products_are_products_behind_a_gate() {
                     activation: Activation::Silu,
                     weights: [&gate, &up],
                     biases: [None, Some(&bias)],
+                    additions: Default::default(),
                 };
                 gated_product_on(isa, &pool, &gated, &x, &mut got);
                 assert_eq!(got.values, want, "{isa:?} {dtype:?} {inner} x {cols}, {rows} rows");

@@ -1,0 +1,264 @@
+//! LoRA adapters at serve time: what they add is what merging them adds, and nothing that runs beside them changes.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use pleach::checkpoint::adapter::Adapter;
+use pleach::checkpoint::write::gguf_file;
+use pleach::checkpoint::{Checkpoint, RawTensor};
+use pleach::engine::{Answer, Engine, EngineConfig, Request};
+use pleach::kv_cache::{BlockPool, BlockTable, CacheSalt, blocks_for};
+use pleach::model::{
+    Decoder, Design, Family, ModelConfig, Precision, RopeConfig, RopeScaling, Rows, Workspace,
+    tensor_names,
+};
+use pleach_kernels::{DType, ThreadPool};
+use support::adapter::write_adapter;
+use support::engines::{engine_with_adapters, engine_with_attached, model_config, questions, run};
+use support::random_model::write_model;
+
+fn random_adapter(config: &ModelConfig, seed: u64, rank: usize, size: f32) -> Adapter {
+    let folder = tempfile::tempdir().unwrap();
+    write_adapter(folder.path(), config, seed, rank, size);
+    Adapter::read(folder.path()).unwrap()
+}
+
+/// The model of a checkpoint with an adapter folded into it, in f32.
+fn merged(checkpoint: &mut Checkpoint, adapter: &Adapter, path: &Path) -> Decoder {
+    let mut names = tensor_names(&checkpoint.config, |name| checkpoint.has(name));
+    let ends = ["model.embed_tokens.weight", "lm_head.weight"];
+    names.extend(ends.into_iter().filter(|name| checkpoint.has(name)).map(str::to_owned));
+    let tensors: Vec<_> = names
+        .into_iter()
+        .map(|name| {
+            let tensor = checkpoint.tensor(&name).unwrap();
+            let mut values = tensor.to_f32();
+            adapter.fold(&name, &mut values);
+            let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            (name, RawTensor { dtype: DType::F32, shape: tensor.shape, data })
+        })
+        .collect();
+    gguf_file(path, "merged", &checkpoint.config, &[], &tensors).unwrap();
+    load(&mut Checkpoint::open(path).unwrap(), Precision::F32)
+}
+
+fn load(checkpoint: &mut Checkpoint, precision: Precision) -> Decoder {
+    Decoder::load_with(checkpoint, &Arc::new(ThreadPool::new(2)), precision).unwrap()
+}
+
+/// Logits of all positions, through an adapter where one is named, in chunks of so many rows.
+fn logits(decoder: &Decoder, tokens: &[u32], adapter: Option<usize>, chunk: usize) -> Vec<f32> {
+    let blocks = blocks_for(tokens.len());
+    let (mut pool, mut table) = (BlockPool::new(blocks), BlockTable::default());
+    assert!(table.reserve(tokens.len(), &mut pool));
+    let (mut cache, mut workspace) = (decoder.new_kv_cache(blocks), Workspace::new());
+    let mut all = Vec::new();
+    for (index, tokens) in tokens.chunks(chunk).enumerate() {
+        let mut rows = Rows::default();
+        rows.push(&table, index * chunk, tokens.iter().copied(), tokens.len());
+        adapter.into_iter().for_each(|adapter| rows.adapt_last(adapter));
+        all.extend_from_slice(decoder.forward(&rows, &mut cache, &mut workspace));
+    }
+    all
+}
+
+/// Distance over size; NaN where anything is NaN.
+fn relative_error(got: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let square = |v: f64| v * v;
+    let distance: f64 =
+        got.iter().zip(expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    (distance / expected.iter().map(|v| square(f64::from(*v))).sum::<f64>()).sqrt()
+}
+
+/// In f32, for models whose biases, norms of heads, norms of outputs and gates differ.
+#[test]
+fn an_adapter_adds_what_merging_it_adds() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["llama-tied", "llama-biases", "qwen2-sharded", "qwen3", "gemma2", "gemma3"] {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name);
+        let mut checkpoint = Checkpoint::open(&golden).unwrap();
+        let tokens: Vec<u32> = (0..45).map(|i| (i * i * 7 + 3 * i) % 96).collect();
+        let mut decoder = load(&mut checkpoint, Precision::F32);
+        let plain = logits(&decoder, &tokens, None, 45);
+        // The first one is only there to be told apart.
+        for (seed, rank) in [(1, 2), (2, 5)] {
+            decoder.add_adapter(&random_adapter(decoder.config(), seed, rank, 0.5)).unwrap();
+        }
+        let adapter = random_adapter(decoder.config(), 2, 5, 0.5);
+        let merged = merged(&mut checkpoint, &adapter, &folder.path().join(format!("{name}.gguf")));
+        let got = logits(&decoder, &tokens, Some(1), 45);
+        let expected = logits(&merged, &tokens, None, 45);
+        let error = relative_error(&got, &expected);
+        println!("{name}: relative error {error:.2e}");
+        assert!(error < 1e-5, "{name}: relative error {error}");
+        assert!(relative_error(&plain, &expected) > 0.05, "{name}: the adapter does something");
+        // To the bit: in other chunks, and the model itself as it was.
+        assert_eq!(logits(&decoder, &tokens, Some(1), 7), got, "{name}");
+        assert_eq!(logits(&decoder, &tokens, None, 45), plain, "{name}");
+    }
+}
+
+fn small() -> ModelConfig {
+    ModelConfig {
+        family: Family::Llama,
+        vocab_size: 160,
+        hidden_size: 96,
+        intermediate_size: 160,
+        num_hidden_layers: 3,
+        num_attention_heads: 6,
+        num_key_value_heads: 2,
+        head_dim: 32,
+        max_position_embeddings: 256,
+        rms_norm_eps: 1e-5,
+        rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
+        sliding_window: None,
+        design: Design::default(),
+        tie_word_embeddings: true,
+        bos_token_id: Some(1),
+        eos_token_ids: vec![2],
+    }
+}
+
+/// On GGUF files of the llama architecture, whose rows of query and key lie in another order; beside quantised
+/// weights, the adapter costs no more than their rounding does without it.
+#[test]
+fn an_adapter_adds_the_same_to_quantised_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens: Vec<u32> = (0..60).map(|i| (i * i * 5 + i) % 160).collect();
+    for format in [DType::Q8_0, DType::Q4_1, DType::BF16] {
+        let path = folder.path().join(format!("{format:?}.gguf"));
+        write_model(&path, &small(), 3, &|_| format, &|_| 1.0);
+        let mut checkpoint = Checkpoint::open(&path).unwrap();
+        let adapter = random_adapter(&checkpoint.config, 4, 8, 0.4);
+        let mut exact = load(&mut checkpoint, Precision::F32);
+        let mut stored = load(&mut checkpoint, Precision::AsStored);
+        for decoder in [&mut exact, &mut stored] {
+            decoder.add_adapter(&adapter).unwrap();
+        }
+        let merged = merged(&mut checkpoint, &adapter, &folder.path().join("merged.gguf"));
+        let expected = logits(&merged, &tokens, None, 60);
+        let error = relative_error(&logits(&exact, &tokens, Some(0), 60), &expected);
+        assert!(error < 1e-5, "{format:?}: relative error {error}");
+        let plain = logits(&exact, &tokens, None, 60);
+        let rounding = relative_error(&logits(&stored, &tokens, None, 60), &plain);
+        let error = relative_error(&logits(&stored, &tokens, Some(0), 60), &expected);
+        println!("{format:?}: {error:.2e} with the adapter, {rounding:.2e} without");
+        assert!(error < 2.0 * rounding, "{format:?}: {error} with it, {rounding} without");
+        assert!(relative_error(&plain, &expected) > 0.1, "the adapter does something");
+    }
+}
+
+/// Tokens and the bits of their log-probabilities.
+fn bits(answers: &[Answer]) -> Vec<Vec<(u32, u32)>> {
+    let token = |token: &pleach::engine::TokenOut| (token.id, token.logprob.unwrap().to_bits());
+    answers.iter().map(|answer| answer.tokens.iter().map(token).collect()).collect()
+}
+
+/// Two adapters and the model itself in one batch say to the bit what each says alone, with a draft of either kind and
+/// without.
+#[test]
+fn batches_and_drafts_change_nothing() {
+    let adapters =
+        [(1, 4), (2, 7)].map(|(seed, rank)| random_adapter(&model_config(), seed, rank, 0.1));
+    let config = EngineConfig {
+        num_blocks: Some(128),
+        ngram: false,
+        adaptive: false,
+        num_speculative_tokens: 4,
+        ..EngineConfig::default()
+    };
+    // The same three questions to each.
+    let through = [None, Some(0), Some(1)];
+    let requests: Vec<Request> = (questions(20).into_iter().take(3))
+        .flat_map(|request| {
+            through.map(|adapter| Request { adapter, top_logprobs: Some(0), ..request.clone() })
+        })
+        .collect();
+    let mut plain = engine_with_adapters(&config, None, &adapters);
+    let alone: Vec<Answer> = requests
+        .iter()
+        .flat_map(|request| run(&mut plain, std::slice::from_ref(request)))
+        .collect();
+    let alone = bits(&alone);
+    for answers in alone.chunks(3) {
+        assert!(answers[0] != answers[1] && answers[1] != answers[2] && answers[2] != answers[0]);
+    }
+    assert_eq!(bits(&run(&mut plain, &requests)), alone);
+    for (name, mut engine) in [
+        ("27 blocks", engine_with_adapters(&config, Some(27), &adapters)),
+        ("attached", engine_with_attached(&config, &adapters)),
+    ] {
+        let answers = run(&mut engine, &requests);
+        assert_eq!(bits(&answers), alone, "{name}");
+        // Drafts of the model itself stand for some of the rounds, and others are refused.
+        for adapted in [false, true] {
+            let of =
+                requests.iter().zip(&answers).filter(|(it, _)| it.adapter.is_some() == adapted);
+            let (drafted, accepted) = of.fold((0, 0), |(drafted, accepted), (_, answer)| {
+                let rounds = &answer.stats.rounds;
+                (drafted + rounds.draft_tokens, accepted + rounds.accepted_tokens)
+            });
+            println!("{name}, adapters {adapted}: {accepted} of {drafted} accepted");
+            assert!(drafted > accepted && (accepted > 0 || name == "attached"), "{name}");
+        }
+    }
+}
+
+/// What an adapter leaves in the prefix cache is found by its own requests alone, and by those of the same salt.
+#[test]
+fn prefixes_are_kept_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    write_model(&path, &small(), 3, &|_| DType::Q8_0, &|_| 1.0);
+    let mut target = load(&mut Checkpoint::open(&path).unwrap(), Precision::AsStored);
+    for seed in [1, 2] {
+        target.add_adapter(&random_adapter(&small(), seed, 3, 0.4)).unwrap();
+    }
+    let config = EngineConfig { num_blocks: Some(64), ..EngineConfig::default() };
+    let mut engine = Engine::new(target, None, config).unwrap();
+    let prompt: Vec<u32> = (0..50).map(|i| (i * 13 + 5) % 160).collect();
+    let mut cached = |adapter, salt: Option<&str>| {
+        let cache_salt = salt.map(|salt| CacheSalt::new("", salt));
+        let request = Request { adapter, cache_salt, ..Request::greedy(prompt.clone(), 3) };
+        let answer = run(&mut engine, &[request]).remove(0);
+        (answer.ids(), answer.stats.cached_tokens)
+    };
+    for salt in [None, Some("a"), Some("b")] {
+        for adapter in [None, Some(0), Some(1)] {
+            let (first, none) = cached(adapter, salt);
+            assert_eq!(none, 0, "{adapter:?} {salt:?}");
+            assert_eq!(cached(adapter, salt), (first, 48), "{adapter:?} {salt:?}");
+        }
+    }
+    let beyond = Request { adapter: Some(2), ..Request::greedy(prompt.clone(), 3) };
+    assert_eq!(engine.submit(beyond).unwrap_err().field, "model");
+}
+
+/// Adapters of other models are refused, and the matrix named.
+#[test]
+fn what_does_not_fit_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    write_model(&path, &small(), 3, &|_| DType::F16, &|_| 1.0);
+    let mut decoder = load(&mut Checkpoint::open(&path).unwrap(), Precision::AsStored);
+    let mut refused = |change: fn(&mut ModelConfig)| {
+        let mut config = small();
+        change(&mut config);
+        let adapter = random_adapter(&config, 1, 2, 1.0);
+        let error = decoder.add_adapter(&adapter).unwrap_err().to_string();
+        assert!(error.contains("adapter_model.safetensors"), "{error}");
+        assert_eq!(decoder.adapters(), 0);
+        error
+    };
+    let error = refused(|config| config.num_hidden_layers = 4);
+    assert!(error.contains("model.layers.3.") && error.contains("has 3 blocks"), "{error}");
+    let error = refused(|config| config.hidden_size = 64);
+    assert!(error.contains("[64, 160]") && error.contains("[96, 160]"), "{error}");
+    let error = refused(|config| config.num_key_value_heads = 3);
+    assert!(error.contains("k_proj") && error.contains("[96, 96]"), "{error}");
+}

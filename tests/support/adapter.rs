@@ -1,0 +1,47 @@
+//! Random LoRA adapters, written as `peft` writes them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use pleach::checkpoint::adapter::{CONFIG, PREFIX, TENSORS};
+use pleach::model::ModelConfig;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+/// Writes an adapter of all modules of a model, of random factors. What it adds is about `size` times as large as a
+/// matrix whose products keep the size of their inputs.
+pub fn write_adapter(folder: &Path, config: &ModelConfig, seed: u64, rank: usize, size: f32) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (hidden, inner, dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
+    let (q, kv) = (config.num_attention_heads * dim, config.num_key_value_heads * dim);
+    let mut tensors = BTreeMap::new();
+    for layer in 0..config.num_hidden_layers {
+        for (module, [out, inner]) in [
+            ("self_attn.q_proj", [q, hidden]),
+            ("self_attn.k_proj", [kv, hidden]),
+            ("self_attn.v_proj", [kv, hidden]),
+            ("self_attn.o_proj", [hidden, q]),
+            ("mlp.gate_proj", [inner, hidden]),
+            ("mlp.up_proj", [inner, hidden]),
+            ("mlp.down_proj", [hidden, inner]),
+        ] {
+            for (half, shape, size) in [("A", [rank, inner], 1.0), ("B", [out, rank], size)] {
+                // Uniform numbers whose squares add up to the size along a row.
+                let most = size * (3.0 / shape[1] as f32).sqrt();
+                let values = (0..shape[0] * shape[1]).map(|_| (random.f32() * 2.0 - 1.0) * most);
+                let data: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
+                let name = format!("{PREFIX}model.layers.{layer}.{module}.lora_{half}.weight");
+                tensors.insert(name, (shape.to_vec(), data));
+            }
+        }
+    }
+    let views = tensors.iter().map(|(name, (shape, data))| {
+        (name, TensorView::new(Dtype::F32, shape.clone(), data).unwrap())
+    });
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(folder.join(TENSORS), safetensors::serialize(views, None).unwrap()).unwrap();
+    let about = serde_json::json!({
+        "peft_type": "LORA", "r": rank, "lora_alpha": rank, "bias": "none", "modules_to_save": null,
+    });
+    std::fs::write(folder.join(CONFIG), about.to_string()).unwrap();
+}
