@@ -19,6 +19,7 @@ mod quantized;
 mod rope;
 mod safetensors;
 pub mod source;
+mod settings;
 mod special;
 mod stored_type;
 mod summary;

@@ -20,6 +20,7 @@ use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, Tokenizer};
 
 use super::gguf::{Gguf, Value};
 use super::pre_tokenizer::PreTokenizer;
+use super::settings::{TEMPLATE, TOKENIZER};
 use super::{CheckpointError, fields};
 
 /// Tokenizer and chat template of a Hugging Face folder; either may be missing.
@@ -28,13 +29,13 @@ pub(super) fn from_folder(
 ) -> Result<(Option<Tokenizer>, Option<String>), CheckpointError> {
     let path = folder.join("tokenizer.json");
     let tokenizer = path.exists().then(|| from_json(&path)).transpose()?;
-    let path = folder.join("chat_template.jinja");
+    let path = folder.join(TEMPLATE);
     if path.exists() {
         let text = std::fs::read_to_string(&path)
             .map_err(|error| CheckpointError::Io { path: path.clone(), error })?;
         return Ok((tokenizer, Some(text)));
     }
-    let config = fields::object(&folder.join("tokenizer_config.json"))?;
+    let config = fields::object(&folder.join(TOKENIZER))?;
     let template = config.as_ref().and_then(|c| c.get("chat_template")).and_then(|t| match t {
         Json::String(text) => Some(text.clone()),
         Json::Array(named) => named

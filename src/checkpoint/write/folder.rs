@@ -8,18 +8,9 @@ use serde_json::{Map, Value as Json, json};
 use super::{atomically, json_file};
 use crate::checkpoint::architecture::{Family, ModelConfig, RopeScaling, SlidingWindow};
 use crate::checkpoint::hf_config::root;
+use crate::checkpoint::settings::{SETTINGS, TOKENIZER};
 use crate::checkpoint::{Checkpoint, CheckpointError, fields, rope};
 use pleach_kernels::{Activation, DType};
-
-/// Files of a folder that say how its model is used; a copy of the model keeps them as they are.
-const SETTINGS: [&str; 6] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-];
 
 /// Writes everything of a Hugging Face folder but the weights: `config.json`, and the settings of generation
 /// and tokenizer as `like` has them.
@@ -71,7 +62,7 @@ fn settings(folder: &Path, config: &ModelConfig, like: &Checkpoint) -> Result<()
     for (role, text) in &like.special_tokens {
         settings[role] = json!(text);
     }
-    json_file(&folder.join("tokenizer_config.json"), &settings)
+    json_file(&folder.join(TOKENIZER), &settings)
 }
 
 fn eos(config: &ModelConfig) -> Json {
