@@ -23,8 +23,11 @@ pub fn folder_files(
     dtype: DType,
     like: &Checkpoint,
 ) -> Result<(), CheckpointError> {
-    std::fs::create_dir_all(folder)
-        .map_err(|error| CheckpointError::Io { path: folder.into(), error })?;
+    let make = |folder: &Path| {
+        std::fs::create_dir_all(folder)
+            .map_err(|error| CheckpointError::Io { path: folder.into(), error })
+    };
+    make(folder)?;
     json_file(&folder.join("config.json"), &hf_config(config, dtype, like)?)?;
     if !like.path().is_dir() {
         return settings(folder, config, like);
@@ -34,7 +37,9 @@ pub fn folder_files(
         if path.exists() {
             let bytes = std::fs::read(&path);
             let bytes = bytes.map_err(|error| CheckpointError::Io { path, error })?;
-            atomically(&folder.join(name), |writer| writer.write_all(&bytes))?;
+            let path = folder.join(name);
+            path.parent().map_or(Ok(()), make)?;
+            atomically(&path, |writer| writer.write_all(&bytes))?;
         }
     }
     Ok(())
@@ -55,7 +60,7 @@ fn settings(folder: &Path, config: &ModelConfig, like: &Checkpoint) -> Result<()
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": null,
         "eos_token": null,
-        "chat_template": like.chat_template,
+        "chat_template": like.chat_templates.to_settings(),
         "model_max_length": config.max_position_embeddings,
         "clean_up_tokenization_spaces": false,
     });
