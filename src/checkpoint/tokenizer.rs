@@ -5,7 +5,6 @@ use std::panic::catch_unwind;
 use std::path::Path;
 
 use serde::de::IgnoredAny;
-use serde_json::Value as Json;
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence as Decoders;
@@ -18,33 +17,14 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::{SpecialToken, TemplateProcessing};
 use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, Tokenizer};
 
+use super::CheckpointError;
 use super::gguf::{Gguf, Value};
 use super::pre_tokenizer::PreTokenizer;
-use super::{CheckpointError, fields};
 
-/// Tokenizer and chat template of a Hugging Face folder; either may be missing.
-pub(super) fn from_folder(
-    folder: &Path,
-) -> Result<(Option<Tokenizer>, Option<String>), CheckpointError> {
+/// The tokenizer of a Hugging Face folder, where it has one.
+pub(super) fn from_folder(folder: &Path) -> Result<Option<Tokenizer>, CheckpointError> {
     let path = folder.join("tokenizer.json");
-    let tokenizer = path.exists().then(|| from_json(&path)).transpose()?;
-    let path = folder.join("chat_template.jinja");
-    if path.exists() {
-        let text = std::fs::read_to_string(&path)
-            .map_err(|error| CheckpointError::Io { path: path.clone(), error })?;
-        return Ok((tokenizer, Some(text)));
-    }
-    let config = fields::object(&folder.join("tokenizer_config.json"))?;
-    let template = config.as_ref().and_then(|c| c.get("chat_template")).and_then(|t| match t {
-        Json::String(text) => Some(text.clone()),
-        Json::Array(named) => named
-            .iter()
-            .find(|t| t["name"] == "default")
-            .or(named.first())
-            .and_then(|t| t["template"].as_str().map(str::to_owned)),
-        _ => None,
-    });
-    Ok((tokenizer, template))
+    path.exists().then(|| from_json(&path)).transpose()
 }
 
 fn from_json(path: &Path) -> Result<Tokenizer, CheckpointError> {

@@ -190,7 +190,7 @@ pub struct Args {
     /// knows no functions gets them spelled out in Hermes's format.
     #[arg(long, env = "PLEACH_TOOL_CALL_PARSER", value_name = "FORMAT")]
     pub tool_call_parser: Option<CallFormat>,
-    /// A file with a chat template (Jinja) that takes the place of the model's own.
+    /// A file with a chat template (Jinja) that takes the place of the model's own, also of one for tools.
     #[arg(long, env = "PLEACH_CHAT_TEMPLATE", value_name = "FILE", value_parser = template)]
     pub chat_template: Option<String>,
     /// Variables for the chat template of every conversation, as a JSON object such as {"enable_thinking": false};

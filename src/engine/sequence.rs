@@ -139,9 +139,10 @@ impl Sequence {
         let vocab_size = logits.len() / (draft.len() + 1);
         let row = |index: usize| &logits[index * vocab_size..(index + 1) * vocab_size];
         let (params, history, grammar) = (&self.params, &mut self.history, &mut self.grammar);
+        let (draws, position) = (self.draws, self.tokens.len());
         let mut masked = Vec::new();
         let mut pushed = 0;
-        let verdict = rejection_sample(draft, &self.draws, self.tokens.len(), |index| {
+        let verdict = rejection_sample(draft, &draws, position, |index| {
             // Row `index` follows `index` draft tokens, and penalties count them.
             while params.uses_history() && pushed < index {
                 history.push(draft[pushed].id);
@@ -151,18 +152,19 @@ impl Sequence {
                 Some(grammar) => grammar.masked(index, row(index), None, &mut masked)?,
                 None => row(index),
             };
-            Ok::<_, RoundError>(processor.distribution(logits, None, params, history)?)
+            let exclude = params.excludes_top(&draws, position + index);
+            Ok::<_, RoundError>(processor.distribution(logits, None, params, history, exclude)?)
         });
         draft[..pushed].iter().for_each(|token| history.pop(token.id));
         self.take(draft, verdict?, |sequence, index, id| sequence.logprobs_of(id, row(index)))
     }
 
-    /// Whether a model that verifies itself can decide this sequence's rounds: it knows no restrictions, and tells
-    /// log-probabilities of the tokens that come out, and of no others.
+    /// Whether a model that verifies itself can decide this sequence's rounds: it knows what is common of sampling, and
+    /// tells log-probabilities of the tokens that come out, and of no others.
     pub(super) fn may_be_decided(&self) -> bool {
         self.top_logprobs.unwrap_or(0) == 0
             && !self.readout.wants_logits()
-            && !self.params.restrictions.any()
+            && !self.params.is_uncommon()
     }
 
     /// The round for a model to decide, with logits from `first_logit` on; the grammar's masks are computed.

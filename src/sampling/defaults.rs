@@ -13,6 +13,10 @@ pub struct SamplingDefaults {
     top_p: Option<f32>,
     top_k: Option<i64>,
     min_p: Option<f32>,
+    top_n_sigma: Option<f32>,
+    typical_p: Option<f32>,
+    xtc_probability: Option<f32>,
+    xtc_threshold: Option<f32>,
     repetition_penalty: Option<f32>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
@@ -30,6 +34,10 @@ impl SamplingDefaults {
             top_p: number("top_p"),
             top_k: generation.get("top_k").and_then(Value::as_i64),
             min_p: number("min_p"),
+            top_n_sigma: None,
+            typical_p: number("typical_p"),
+            xtc_probability: number("xtc_probability"),
+            xtc_threshold: number("xtc_threshold"),
             repetition_penalty: number("repetition_penalty"),
             presence_penalty: None,
             frequency_penalty: None,
@@ -59,6 +67,10 @@ impl SamplingDefaults {
             top_p: self.top_p.or(other.top_p),
             top_k: self.top_k.or(other.top_k),
             min_p: self.min_p.or(other.min_p),
+            top_n_sigma: self.top_n_sigma.or(other.top_n_sigma),
+            typical_p: self.typical_p.or(other.typical_p),
+            xtc_probability: self.xtc_probability.or(other.xtc_probability),
+            xtc_threshold: self.xtc_threshold.or(other.xtc_threshold),
             repetition_penalty: self.repetition_penalty.or(other.repetition_penalty),
             presence_penalty: self.presence_penalty.or(other.presence_penalty),
             frequency_penalty: self.frequency_penalty.or(other.frequency_penalty),
@@ -74,6 +86,10 @@ impl SamplingDefaults {
             top_k: self.top_k.and_then(top_k),
             top_p: self.top_p.unwrap_or(usual.top_p),
             min_p: self.min_p.unwrap_or(usual.min_p),
+            top_n_sigma: self.top_n_sigma.map_or(usual.top_n_sigma, top_n_sigma),
+            typical_p: self.typical_p.unwrap_or(usual.typical_p),
+            xtc_probability: self.xtc_probability.unwrap_or(usual.xtc_probability),
+            xtc_threshold: self.xtc_threshold.unwrap_or(usual.xtc_threshold),
             repetition_penalty: self.repetition_penalty.unwrap_or(usual.repetition_penalty),
             presence_penalty: self.presence_penalty.unwrap_or(usual.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(usual.frequency_penalty),
@@ -88,6 +104,12 @@ pub fn top_k(given: i64) -> Option<u32> {
     (given > 0).then(|| given.min(u32::MAX.into()) as u32)
 }
 
+/// Deviations within which tokens are kept; all tokens where the number is not positive, as llama.cpp has it.
+#[must_use]
+pub fn top_n_sigma(given: f32) -> f32 {
+    given.max(0.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,8 +121,9 @@ mod tests {
         let own = SamplingDefaults::of_model(qwen.as_object().unwrap()).unwrap();
         let params = own.params();
         assert_eq!((params.temperature, params.top_k, params.top_p), (0.6, Some(20), 0.95));
-        let over = SamplingDefaults::from_json(r#"{"temperature": 0, "top_k": -1}"#).unwrap();
-        let params = over.or(own).params();
+        let over = r#"{"temperature": 0, "top_k": -1, "top_n_sigma": -1, "xtc_probability": 0.25}"#;
+        let params = SamplingDefaults::from_json(over).unwrap().or(own).params();
+        assert_eq!((params.top_n_sigma, params.xtc_probability), (0.0, 0.25));
         assert_eq!((params.temperature, params.top_k, params.top_p), (0.0, None, 0.95));
         assert_eq!(SamplingDefaults::default().params(), SamplingParams::default());
     }
@@ -112,6 +135,8 @@ mod tests {
             (r#"{"temprature": 1}"#, "temprature"),
             (r#"{"top_p": 0}"#, "top_p"),
             (r#"{"temperature": -1}"#, "temperature"),
+            (r#"{"typical_p": 1.1}"#, "typical_p"),
+            (r#"{"xtc_probability": -1}"#, "xtc_probability"),
         ] {
             let error = SamplingDefaults::from_json(json).unwrap_err();
             assert!(error.contains(said), "{json}: {error}");

@@ -13,6 +13,8 @@ pub enum Purpose {
     Accept,
     /// A token from the target's distribution, or from what is left of it after a rejection.
     Sample,
+    /// Whether the most likely tokens are left out.
+    Exclude,
 }
 
 /// The draws of one sequence.

@@ -4,15 +4,20 @@
 mod defaults;
 mod distribution;
 mod draw;
+mod dry;
 mod logprobs;
+mod param_error;
 mod params;
 mod processor;
 mod restrictions;
+mod truncation;
 
-pub use defaults::{SamplingDefaults, top_k};
+pub use defaults::{SamplingDefaults, top_k, top_n_sigma};
 pub use distribution::Distribution;
 pub use draw::{Draws, Purpose};
+pub use dry::Dry;
 pub use logprobs::{log_sum_exp, top_logprobs};
-pub use params::{ParamError, SamplingParams};
+pub use param_error::ParamError;
+pub use params::SamplingParams;
 pub use processor::{History, LogitsError, Processor, greedy_token};
 pub use restrictions::Restrictions;

@@ -2,20 +2,10 @@
 
 use std::sync::Arc;
 
-use super::Restrictions;
-
-/// A sampling parameter outside its range.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("{field} {reason}")]
-pub struct ParamError {
-    /// Name of the parameter as in the request.
-    pub field: &'static str,
-    /// What is wrong with it.
-    pub reason: String,
-}
+use super::{Draws, Dry, ParamError, Purpose, Restrictions};
 
 /// How a token is drawn. Applied in this order: repetition penalty, presence and frequency
-/// penalties, logit bias, restrictions, temperature, top-k, top-p, min-p.
+/// penalties, DRY, logit bias, restrictions, temperature, top-n-sigma, top-k, typical-p, top-p, min-p, XTC.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
     /// Divisor of the logits; 0 takes the most likely token (the lowest id among equals).
@@ -26,6 +16,14 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Keep tokens at least this fraction as likely as the most likely one; 0 keeps all.
     pub min_p: f32,
+    /// Keep tokens whose logits lie at most so many standard deviations below the largest; 0 keeps all.
+    pub top_n_sigma: f32,
+    /// Keep the smallest set of the most typical tokens with at least this much probability; 1 keeps all.
+    pub typical_p: f32,
+    /// Chance, at each position, that the most likely tokens are left out (XTC); 0 is off.
+    pub xtc_probability: f32,
+    /// Least probability of the tokens that XTC leaves out; the least likely of them stays.
+    pub xtc_threshold: f32,
     /// Key of every draw: the same seed gives the same tokens, whatever else runs and however much
     /// is drafted (see [`Draws::coupled`](super::Draws::coupled)). `None` takes one at random.
     pub seed: Option<u64>,
@@ -36,6 +34,8 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// Taken off the logit of a generated token once per occurrence (as OpenAI does); 0 is off.
     pub frequency_penalty: f32,
+    /// Taken off the logits of tokens that go on with a repetition.
+    pub dry: Option<Dry>,
     /// Added to the logits of single tokens.
     pub logit_bias: Arc<[(u32, f32)]>,
     /// Tokens that may not come.
@@ -49,10 +49,15 @@ impl Default for SamplingParams {
             top_k: None,
             top_p: 1.0,
             min_p: 0.0,
+            top_n_sigma: 0.0,
+            typical_p: 1.0,
+            xtc_probability: 0.0,
+            xtc_threshold: 0.1,
             seed: None,
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            dry: None,
             logit_bias: Arc::default(),
             restrictions: Restrictions::default(),
         }
@@ -69,7 +74,30 @@ impl SamplingParams {
     /// Whether anything looks at the tokens so far.
     #[must_use]
     pub fn uses_history(&self) -> bool {
-        self.penalises() || self.restrictions.uses_history()
+        self.penalises() || self.dry().is_some() || self.restrictions.uses_history()
+    }
+
+    /// Whether anything is asked for beyond temperature, top-k, top-p, min-p, penalties and bias.
+    #[must_use]
+    pub fn is_uncommon(&self) -> bool {
+        self.restrictions.any()
+            || self.dry().is_some()
+            || self.top_n_sigma > 0.0
+            || self.typical_p < 1.0
+            || self.xtc_probability > 0.0
+    }
+
+    /// Whether the most likely tokens are left out at `position`: a coin that depends on the sequence's key and the
+    /// position alone, so that it falls alike with a draft and without.
+    #[must_use]
+    pub fn excludes_top(&self, draws: &Draws, position: usize) -> bool {
+        self.xtc_probability > 0.0
+            && draws.uniform(position, Purpose::Exclude) < f64::from(self.xtc_probability)
+    }
+
+    /// How repetitions are penalised, where they are.
+    pub(super) fn dry(&self) -> Option<&Dry> {
+        self.dry.as_ref().filter(|dry| dry.penalises())
     }
 
     /// Whether there are penalties.
@@ -91,7 +119,14 @@ impl SamplingParams {
         check((0.0..=100.0).contains(&self.temperature), "temperature", "must be in [0, 100]")?;
         check(self.top_k != Some(0), "top_k", "must be at least 1")?;
         check(self.top_p > 0.0 && self.top_p <= 1.0, "top_p", "must be in (0, 1]")?;
-        check((0.0..=1.0).contains(&self.min_p), "min_p", "must be in [0, 1]")?;
+        let share = 0.0..=1.0;
+        check(share.contains(&self.min_p), "min_p", "must be in [0, 1]")?;
+        check((0.0..=100.0).contains(&self.top_n_sigma), "top_n_sigma", "must be at most 100")?;
+        let typical = self.typical_p > 0.0 && self.typical_p <= 1.0;
+        check(typical, "typical_p", "must be in (0, 1]")?;
+        check(share.contains(&self.xtc_probability), "xtc_probability", "must be in [0, 1]")?;
+        check(share.contains(&self.xtc_threshold), "xtc_threshold", "must be in [0, 1]")?;
+        self.dry.as_ref().map_or(Ok(()), Dry::validate)?;
         let repetition = self.repetition_penalty;
         check(
             (0.01..=100.0).contains(&repetition),
@@ -131,12 +166,26 @@ mod tests {
         assert_eq!(SamplingParams::default().validate(10), Ok(()));
         assert_eq!(SamplingParams::greedy().validate(10), Ok(()));
         type Change = fn(&mut SamplingParams);
-        let wrong: [(&str, Change); 12] = [
+        fn dry(change: fn(&mut Dry)) -> Option<Dry> {
+            let mut dry = Dry::default();
+            change(&mut dry);
+            Some(dry)
+        }
+        let wrong: [(&str, Change); 21] = [
             ("temperature", |p| p.temperature = -0.1),
             ("temperature", |p| p.temperature = f32::NAN),
             ("top_k", |p| p.top_k = Some(0)),
             ("top_p", |p| p.top_p = 0.0),
             ("min_p", |p| p.min_p = 1.5),
+            ("top_n_sigma", |p| p.top_n_sigma = -1.0),
+            ("typical_p", |p| p.typical_p = 0.0),
+            ("typical_p", |p| p.typical_p = f32::NAN),
+            ("xtc_probability", |p| p.xtc_probability = 1.5),
+            ("xtc_threshold", |p| p.xtc_threshold = -0.1),
+            ("dry_multiplier", |p| p.dry = dry(|dry| dry.multiplier = -0.5)),
+            ("dry_multiplier", |p| p.dry = dry(|dry| dry.multiplier = f32::INFINITY)),
+            ("dry_base", |p| p.dry = dry(|dry| dry.base = 0.9)),
+            ("dry_base", |p| p.dry = dry(|dry| dry.base = f32::NAN)),
             ("repetition_penalty", |p| p.repetition_penalty = 1e-40),
             ("frequency_penalty", |p| p.frequency_penalty = 2.5),
             ("logit_bias", |p| p.logit_bias = [(10, 1.0)].into()),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::truncation::truncate;
 use super::{Distribution, SamplingParams};
 use pleach_kernels::{argmax, scaled_exp};
 
@@ -25,15 +26,18 @@ pub enum LogitsError {
 pub struct History {
     /// Per token: occurrences in the prompt and in the generated text.
     counts: HashMap<u32, (u32, u32)>,
-    /// The generated text.
-    generated: Vec<u32>,
+    /// Prompt and generated text.
+    tokens: Vec<u32>,
+    /// Tokens of the prompt.
+    prompt: usize,
 }
 
 impl History {
     /// A history of the prompt alone.
     #[must_use]
     pub fn new(prompt: &[u32]) -> Self {
-        let mut history = Self::default();
+        let (tokens, counts) = (prompt.to_vec(), HashMap::new());
+        let mut history = Self { counts, tokens, prompt: prompt.len() };
         for &id in prompt {
             history.counts.entry(id).or_default().0 += 1;
         }
@@ -48,12 +52,12 @@ impl History {
     /// Adds a generated token.
     pub fn push(&mut self, id: u32) {
         self.counts.entry(id).or_default().1 += 1;
-        self.generated.push(id);
+        self.tokens.push(id);
     }
 
     /// Takes back one of the last generated tokens; all behind it must be taken back too.
     pub fn pop(&mut self, id: u32) {
-        self.generated.pop();
+        self.tokens.pop();
         if let Some(count) = self.counts.get_mut(&id) {
             count.1 -= 1;
             if *count == (0, 0) {
@@ -95,7 +99,7 @@ impl Processor {
     }
 
     /// The distribution of the next token. `logits` has shape `[rows]`; row `i` is token `ids[i]`
-    /// (ids in rising order), or token `i` without `ids`.
+    /// (ids in rising order), or token `i` without `ids`. `exclude` is [`SamplingParams::excludes_top`] at its position.
     ///
     /// # Errors
     /// [`LogitsError`] if the logits are not numbers or leave no token.
@@ -105,10 +109,13 @@ impl Processor {
         ids: Option<&[u32]>,
         params: &SamplingParams,
         history: &History,
+        exclude: bool,
     ) -> Result<Distribution, LogitsError> {
         let token = |row: u32| ids.map_or(row, |ids| ids[row as usize]);
-        let adjusts =
-            params.penalises() || !params.logit_bias.is_empty() || params.restrictions.any();
+        let adjusts = params.penalises()
+            || params.dry().is_some()
+            || !params.logit_bias.is_empty()
+            || params.restrictions.any();
         let mut adjusted = std::mem::take(&mut self.adjusted);
         let source = if adjusts {
             adjusted.clear();
@@ -122,7 +129,7 @@ impl Processor {
             if params.temperature == 0.0 {
                 return Ok(Distribution::one_hot(token(best)));
             }
-            let mut kept = self.truncated(source, source[best as usize], params);
+            let mut kept = self.truncated(source, source[best as usize], params, exclude);
             if ids.is_some() {
                 kept.iter_mut().for_each(|(row, _)| *row = token(*row));
             }
@@ -132,9 +139,14 @@ impl Processor {
         result
     }
 
-    /// Weights exp((logit − max) / temperature) of the rows that top-k, top-p and min-p keep, in
-    /// order of row.
-    fn truncated(&mut self, logits: &[f32], max: f32, params: &SamplingParams) -> Vec<(u32, f32)> {
+    /// Weights exp((logit − max) / temperature) of the rows that truncations keep, in order of row.
+    fn truncated(
+        &mut self,
+        logits: &[f32],
+        max: f32,
+        params: &SamplingParams,
+        exclude: bool,
+    ) -> Vec<(u32, f32)> {
         // A temperature near 0 must not make infinity times 0.
         let scale = (1.0 / params.temperature).min(f32::MAX);
         self.weights.resize(logits.len(), 0.0);
@@ -143,49 +155,9 @@ impl Processor {
         candidates.clear();
         let weighed = self.weights.iter().enumerate().filter(|(_, weight)| **weight >= NOISE);
         candidates.extend(weighed.map(|(row, &weight)| (row as u32, weight)));
-        if let Some(k) = params.top_k.map(|k| k as usize).filter(|&k| k < candidates.len()) {
-            let likelier = |a: &(u32, f32), b: &(u32, f32)| {
-                logits[b.0 as usize].total_cmp(&logits[a.0 as usize]).then(a.0.cmp(&b.0))
-            };
-            candidates.select_nth_unstable_by(k - 1, likelier);
-            candidates.truncate(k);
-        }
-        if params.top_p < 1.0 {
-            keep_top_p(candidates, f64::from(params.top_p));
-        }
-        if params.min_p > 0.0 {
-            // The most likely row has weight 1.
-            candidates.retain(|&(_, weight)| weight >= params.min_p);
-        }
+        truncate(candidates, logits, max, params, exclude);
         candidates.sort_unstable_by_key(|&(row, _)| row);
         candidates.clone()
-    }
-}
-
-/// Larger values first, lower rows first among equals; no value is NaN.
-fn likelier(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
-    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
-}
-
-/// Keeps the shortest prefix, in order of weight, that holds the share `top_p` of all weight.
-fn keep_top_p(candidates: &mut Vec<(u32, f32)>, top_p: f64) {
-    let total: f64 = candidates.iter().map(|&(_, weight)| f64::from(weight)).sum();
-    let (mut sorted, mut cumulative) = (0, 0.0);
-    while sorted < candidates.len() {
-        // Sorting a growing head beats sorting the vocabulary: the set is small as a rule.
-        let end = (sorted * 8).clamp(64, candidates.len().max(64)).min(candidates.len());
-        if end < candidates.len() {
-            candidates[sorted..].select_nth_unstable_by(end - sorted - 1, likelier);
-        }
-        candidates[sorted..end].sort_unstable_by(likelier);
-        for index in sorted..end {
-            cumulative += f64::from(candidates[index].1);
-            if cumulative >= top_p * total {
-                candidates.truncate(index + 1);
-                return;
-            }
-        }
-        sorted = end;
     }
 }
 
@@ -214,10 +186,16 @@ fn adjust(logits: &mut [f32], ids: Option<&[u32]>, params: &SamplingParams, hist
     for (row, new) in changes {
         logits[row] = new;
     }
+    for (id, penalty) in params.dry().map(|dry| dry.penalties(&history.tokens)).unwrap_or_default()
+    {
+        if let Some(row) = row_of(id) {
+            logits[row] -= penalty;
+        }
+    }
     for (row, bias) in biases {
         logits[row] += bias;
     }
-    params.restrictions.apply(logits, row_of, &history.generated);
+    params.restrictions.apply(logits, row_of, &history.tokens[history.prompt..]);
 }
 
 #[cfg(test)]

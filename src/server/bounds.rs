@@ -43,6 +43,10 @@ const ALLOWED_TOKEN_IDS: usize = 4096;
 const BAD_WORDS: usize = 256;
 /// Bytes of all of them.
 const BAD_WORDS_BYTES: usize = 16 << 10;
+/// Texts that break repetitions: each is looked for in the whole vocabulary.
+const BREAKERS: usize = 32;
+/// Bytes of one of them.
+const BREAKER_BYTES: usize = 64;
 /// Tokens whose logits are changed, at every position; vLLM's bound.
 const LOGIT_BIAS: usize = 1024;
 /// Entries that come back with an answer. OpenAI's bounds are 16, of 64 and 512 bytes.
@@ -66,13 +70,14 @@ struct Bound {
 const ANY: usize = usize::MAX;
 
 /// Fields of all shapes. Lists of numbers are prompts in `input`, so only its other items count.
-const FIELDS: [Bound; 11] = [
+const FIELDS: [Bound; 12] = [
     Bound { fields: &["messages", "input"], items: MESSAGES, bytes: (ANY, ANY) },
     Bound { fields: &["tools"], items: TOOLS, bytes: (ANY, ANY) },
     Bound { fields: &["stop", "stop_sequences"], items: STOPS, bytes: (STOP_BYTES, STOPS_BYTES) },
     Bound { fields: &["stop_token_ids"], items: STOP_TOKEN_IDS, bytes: (ANY, ANY) },
     Bound { fields: &["allowed_token_ids"], items: ALLOWED_TOKEN_IDS, bytes: (ANY, ANY) },
     Bound { fields: &["bad_words"], items: BAD_WORDS, bytes: (NAME_BYTES, BAD_WORDS_BYTES) },
+    Bound { fields: &["dry_sequence_breakers"], items: BREAKERS, bytes: (BREAKER_BYTES, ANY) },
     Bound { fields: &["logit_bias"], items: LOGIT_BIAS, bytes: (ANY, ANY) },
     Bound { fields: &["metadata"], items: METADATA, bytes: (METADATA_BYTES, METADATA_BYTES) },
     Bound { fields: &["chat_template_kwargs"], items: VARIABLES, bytes: (ANY, SMALL_BODY_BYTES) },
@@ -205,6 +210,8 @@ mod tests {
             json!({"allowed_token_ids": vec![1; ALLOWED_TOKEN_IDS + 1]}),
             json!({"bad_words": vec!["x"; BAD_WORDS + 1]}),
             json!({"bad_words": vec!["x".repeat(NAME_BYTES); 17]}),
+            json!({"dry_sequence_breakers": vec!["x"; BREAKERS + 1]}),
+            json!({"dry_sequence_breakers": ["x".repeat(BREAKER_BYTES + 1)]}),
             json!({"input": vec!["x"; MESSAGES + 1]}),
             json!({"messages": vec![json!({}); MESSAGES + 1]}),
             json!({"messages": [{"content": vec![json!({}); PARTS + 1]}]}),

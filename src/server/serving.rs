@@ -172,6 +172,15 @@ impl Serving {
         known.map_or_else(|| text.as_bytes().to_vec(), <[u8]>::to_vec)
     }
 
+    /// The bytes of a token in a text; of a special one, those of its name.
+    pub(super) fn bytes_of(&self, id: u32) -> Vec<u8> {
+        let known = self.grammars.as_ref();
+        match known.and_then(|grammars| grammars.compiler().token_bytes(id)) {
+            Some(bytes) => bytes.to_vec(),
+            None => self.tokenizer.decode(&[id], false).unwrap_or_default().into_bytes(),
+        }
+    }
+
     /// Text of a field's tokens.
     pub(super) fn decode(&self, field: &str, tokens: &[u32]) -> Result<String, ApiError> {
         let vocab_size = self.engine.limits().vocab_size;

@@ -55,6 +55,8 @@ pub struct ChatTemplate {
     joins_arguments: bool,
     /// What the model's reasoning stands between, where the template knows of any.
     think_tags: Option<ThinkTags>,
+    /// The template of conversations with functions, where it is another one.
+    tool_use: Option<Box<Self>>,
 }
 
 impl ChatTemplate {
@@ -112,6 +114,7 @@ impl ChatTemplate {
             knows_calls,
             joins_arguments,
             think_tags,
+            tool_use: None,
         };
         Ok(template.with_arguments())
     }
@@ -122,7 +125,20 @@ impl ChatTemplate {
         let template = self.environment.get_template("chat").expect("added when it was made");
         self.knows_calls = template.source().contains("tools");
         (self.calls, self.joins_arguments) = (format, false);
+        self.tool_use = self.tool_use.map(|template| Box::new(template.with_calls(format)));
         self.with_arguments()
+    }
+
+    /// Sets another template for conversations with functions.
+    #[must_use]
+    pub fn with_tool_use(self, template: Self) -> Self {
+        Self { tool_use: Some(Box::new(template)), ..self }
+    }
+
+    /// The template of conversations with functions, or of those without, which are one as a rule.
+    #[must_use]
+    pub fn of(&self, functions: bool) -> &Self {
+        self.tool_use.as_deref().filter(|_| functions).unwrap_or(self)
     }
 
     /// Finds out how the template takes the arguments of calls, which it gets as objects until then: as texts where it
@@ -168,14 +184,16 @@ impl ChatTemplate {
 
     /// Adds special tokens, by the roles under which the template knows them.
     #[must_use]
-    pub fn with_special_tokens(mut self, tokens: BTreeMap<String, String>) -> Self {
-        self.special_tokens.extend(tokens);
+    pub fn with_special_tokens(mut self, tokens: &BTreeMap<String, String>) -> Self {
+        self.special_tokens.extend(tokens.clone());
         self
     }
 
     /// Sets variables for every conversation; those of a conversation's own come before them.
     #[must_use]
     pub fn with_variables(mut self, variables: Map<String, Value>) -> Self {
+        let set = |template: Box<Self>| Box::new(template.with_variables(variables.clone()));
+        self.tool_use = self.tool_use.map(set);
         self.variables = variables;
         self
     }

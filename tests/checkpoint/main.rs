@@ -19,6 +19,7 @@ mod quantized;
 mod stored_types;
 #[path = "../support/mod.rs"]
 mod support;
+mod templates;
 mod tokenizers;
 
 use support::gguf::{self, Foreign};

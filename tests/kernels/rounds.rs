@@ -11,7 +11,7 @@ use pleach::grammar::{Grammar, GrammarCompiler, GrammarSource};
 use pleach::model::{
     CudaDecoder, CudaRunner, Family, Forward, ModelConfig, Rows, Verified, VerifyTask,
 };
-use pleach::sampling::{LogitsError, SamplingParams};
+use pleach::sampling::{Dry, LogitsError, SamplingParams};
 use pleach_kernels::DType;
 use pleach_kernels::cuda::{CudaError, Device, Draw, Tensor, Verifier, VerifySequence};
 use tokenizers::Tokenizer;
@@ -143,6 +143,7 @@ fn request(start: u32, params: SamplingParams, top_logprobs: Option<usize>) -> R
 
 /// Every kind of request whose tokens do not depend on drafts.
 fn requests() -> Vec<Request> {
+    let dry = Some(Dry { multiplier: 0.8, allowed_length: 1, ..Dry::default() });
     let sampled = |seed| SamplingParams { seed: Some(seed), ..SamplingParams::default() };
     let penalised = SamplingParams {
         repetition_penalty: 1.4,
@@ -160,6 +161,8 @@ fn requests() -> Vec<Request> {
         request(20, SamplingParams { temperature: 1.5, seed: Some(11), ..penalised }, None),
         Request { grammar: Some(grammar()), ..request(70, SamplingParams::greedy(), Some(0)) },
         Request { grammar: Some(grammar()), ..request(70, sampled(12), None) },
+        request(60, SamplingParams { typical_p: 0.9, top_n_sigma: 2.0, ..sampled(13) }, None),
+        request(60, SamplingParams { xtc_probability: 0.5, dry, ..sampled(14) }, None),
     ]
 }
 
@@ -206,7 +209,7 @@ pub(crate) fn the_device_decides_as_the_host_does() {
         }
     }
     assert_eq!(none.load(Ordering::Relaxed), 0);
-    // All but the one that wants the likeliest tokens' log-probabilities.
+    // All but those that want the likeliest tokens' log-probabilities, or uncommon samplers.
     assert_eq!(expected[1][0].2.len(), 2);
     let rounds = decided.load(Ordering::Relaxed);
     assert!(rounds >= 9 * 3, "{rounds} rounds on the device");

@@ -30,6 +30,7 @@ mod parameters;
 mod reading;
 mod reasoning;
 mod restrictions;
+mod samplers;
 mod spaces;
 mod streams;
 #[path = "../support/mod.rs"]

@@ -4,7 +4,7 @@ use super::*;
 
 /// Answers of a body with and without speculation, whole and streamed: all the same text, which is given with the
 /// first whole answer's choice.
-async fn text(path: &str, body: &Value) -> (String, Value) {
+pub(super) async fn text(path: &str, body: &Value) -> (String, Value) {
     let chat = path == "/v1/chat/completions";
     let mut body = body.clone();
     let mut answers = Vec::new();
@@ -39,7 +39,7 @@ fn counting(more: Value) -> Value {
     body
 }
 
-const TEXTS: &str = "/v1/completions";
+pub(super) const TEXTS: &str = "/v1/completions";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_ends_an_answer_before_its_least_length() {

@@ -86,8 +86,9 @@ fn flags_of_templates_say_what_is_wrong() {
     }
 }
 
-/// A folder with a tiny model, a tokenizer of letters and this chat template.
-pub(super) fn tiny_model(template: &str) -> tempfile::TempDir {
+/// A folder with a tiny model, a tokenizer of letters and this chat template, or these.
+pub(super) fn tiny_model(template: impl Into<Value>) -> tempfile::TempDir {
+    let template = template.into();
     let folder = tempfile::tempdir().unwrap();
     let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama-tied");
     for name in ["config.json", "model.safetensors"] {
@@ -122,6 +123,43 @@ async fn a_template_of_no_use_costs_the_chat_alone() {
     let file = folder.path().join("broken.jinja");
     let error = load(&["--chat-template", file.to_str().unwrap()]).err().unwrap();
     assert!(format!("{error:#}").contains("chat template"), "{error:#}");
+}
+
+/// A model's template for tools is used where a request has some; the operator's comes before both.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_with_tools_have_their_own_template() {
+    let named = |name: &str, template: &str| json!({"name": name, "template": template});
+    let spelling =
+        "{# [AVAILABLE_TOOLS] #}[TOOL_CALLS]{% for t in tools %}{{ t.function.name }}{% endfor %}";
+    let folder = tiny_model(json!([named("default", "plain"), named("tool_use", spelling)]));
+    let file = folder.path().join("other.jinja");
+    let other = "{% if tools %}other {{ tools | length }}{% endif %}<tool_call>{# \"arguments\" #}";
+    std::fs::write(&file, other).unwrap();
+    let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+    let prompts = async |more: &[&str]| {
+        let flags = ["pleach", "--model", folder.path().to_str().unwrap()];
+        let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let state = AppState::new(16, 0, metrics.handle());
+        let config = Config::from(Args::parse_from(flags.iter().chain(more)));
+        state.serve(load(&config).unwrap().0);
+        let app = router(state);
+        let mut prompts = Vec::new();
+        for more in
+            [json!({}), json!({"tools": tools}), json!({"tools": tools, "tool_choice": "none"})]
+        {
+            let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let (status, text) =
+                send_to(app.clone(), "POST", "/apply-template", &body.to_string()).await;
+            assert!(status.is_success(), "{text}");
+            let answer: Value = serde_json::from_str(&text).unwrap();
+            prompts.push(answer["prompt"].as_str().unwrap().to_owned());
+        }
+        prompts
+    };
+    assert_eq!(prompts(&[]).await, ["plain", "[TOOL_CALLS]f", "plain"]);
+    let operators = prompts(&["--chat-template", file.to_str().unwrap()]).await;
+    assert_eq!(operators, ["<tool_call>", "other 1<tool_call>", "<tool_call>"]);
 }
 
 /// What a request leaves out is as the flag has it, then as the model has it.

@@ -124,6 +124,8 @@ pub(super) fn generation(gguf: &Gguf) -> serde_json::Map<String, serde_json::Val
         ("top_k", "top_k"),
         ("top_p", "top_p"),
         ("min_p", "min_p"),
+        ("xtc_probability", "xtc_probability"),
+        ("xtc_threshold", "xtc_threshold"),
         ("penalty_repeat", "repetition_penalty"),
     ];
     let found = names.into_iter().filter_map(|(key, name)| {

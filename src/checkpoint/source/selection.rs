@@ -5,6 +5,7 @@ use std::path::{Component, Path};
 
 use crate::checkpoint::gguf::PartName;
 use crate::checkpoint::safetensors::shards;
+use crate::checkpoint::settings::SETTINGS;
 
 /// Which model of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,17 +45,8 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// Weights in one file.
 const WEIGHTS: &str = "model.safetensors";
 
-/// What a folder has beside its weights.
-const SETTINGS: [&str; 8] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "pleach.json",
-];
+/// What a folder says of its weights: the model, and what it is as a draft.
+const DESCRIPTIONS: [&str; 2] = ["config.json", "pleach.json"];
 
 impl Choice {
     /// The files of the model, out of all names of a repository.
@@ -108,7 +100,7 @@ fn folder(names: &[String]) -> Result<Selection, String> {
     if !has("config.json") {
         return Err("it has no config.json".into());
     }
-    let settings = SETTINGS.into_iter().filter(|name| has(name));
+    let settings = DESCRIPTIONS.into_iter().chain(SETTINGS).filter(|name| has(name));
     let files = settings.chain([weights]).map(str::to_owned).collect();
     Ok(Selection { files, opened: None, indexed })
 }

@@ -8,18 +8,9 @@ use serde_json::{Map, Value as Json, json};
 use super::{atomically, json_file};
 use crate::checkpoint::architecture::{Family, ModelConfig, RopeScaling, SlidingWindow};
 use crate::checkpoint::hf_config::root;
+use crate::checkpoint::settings::{SETTINGS, TOKENIZER};
 use crate::checkpoint::{Checkpoint, CheckpointError, fields, rope};
 use pleach_kernels::{Activation, DType};
-
-/// Files of a folder that say how its model is used; a copy of the model keeps them as they are.
-const SETTINGS: [&str; 6] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-];
 
 /// Writes everything of a Hugging Face folder but the weights: `config.json`, and the settings of generation
 /// and tokenizer as `like` has them.
@@ -32,8 +23,11 @@ pub fn folder_files(
     dtype: DType,
     like: &Checkpoint,
 ) -> Result<(), CheckpointError> {
-    std::fs::create_dir_all(folder)
-        .map_err(|error| CheckpointError::Io { path: folder.into(), error })?;
+    let make = |folder: &Path| {
+        std::fs::create_dir_all(folder)
+            .map_err(|error| CheckpointError::Io { path: folder.into(), error })
+    };
+    make(folder)?;
     json_file(&folder.join("config.json"), &hf_config(config, dtype, like)?)?;
     if !like.path().is_dir() {
         return settings(folder, config, like);
@@ -43,7 +37,9 @@ pub fn folder_files(
         if path.exists() {
             let bytes = std::fs::read(&path);
             let bytes = bytes.map_err(|error| CheckpointError::Io { path, error })?;
-            atomically(&folder.join(name), |writer| writer.write_all(&bytes))?;
+            let path = folder.join(name);
+            path.parent().map_or(Ok(()), make)?;
+            atomically(&path, |writer| writer.write_all(&bytes))?;
         }
     }
     Ok(())
@@ -64,14 +60,14 @@ fn settings(folder: &Path, config: &ModelConfig, like: &Checkpoint) -> Result<()
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": null,
         "eos_token": null,
-        "chat_template": like.chat_template,
+        "chat_template": like.chat_templates.to_settings(),
         "model_max_length": config.max_position_embeddings,
         "clean_up_tokenization_spaces": false,
     });
     for (role, text) in &like.special_tokens {
         settings[role] = json!(text);
     }
-    json_file(&folder.join("tokenizer_config.json"), &settings)
+    json_file(&folder.join(TOKENIZER), &settings)
 }
 
 fn eos(config: &ModelConfig) -> Json {

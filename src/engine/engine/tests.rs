@@ -13,7 +13,7 @@ use super::super::{
 };
 use super::*;
 use crate::model::Rows;
-use crate::sampling::SamplingParams;
+use crate::sampling::{Dry, SamplingParams};
 use crate::speculation::Proposer;
 use crate::text::StoppingText;
 

@@ -2,7 +2,7 @@ use super::*;
 
 fn run(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f32)> {
     let history = History::default();
-    let result = Processor::new().distribution(logits, None, params, &history);
+    let result = Processor::new().distribution(logits, None, params, &history, false);
     result.unwrap().entries().to_vec()
 }
 
@@ -106,11 +106,13 @@ fn trimmed_rows_carry_their_token_ids() {
     history.push(8);
     let params = SamplingParams { frequency_penalty: 1.0, ..SamplingParams::greedy() };
     let mut processor = Processor::new();
-    let greedy = processor.distribution(&[1.0, 2.0, 1.5], Some(&[5, 70, 90]), &params, &history);
-    assert_eq!(greedy.unwrap(), Distribution::one_hot(90));
+    let mut run = |params: &SamplingParams| {
+        let ids = Some(&[5, 70, 90][..]);
+        processor.distribution(&[1.0, 2.0, 1.5], ids, params, &history, false).unwrap()
+    };
+    assert_eq!(run(&params), Distribution::one_hot(90));
     let sampled = SamplingParams { top_k: Some(2), ..Default::default() };
-    let entries = processor.distribution(&[1.0, 2.0, 1.5], Some(&[5, 70, 90]), &sampled, &history);
-    assert_eq!(ids(entries.unwrap().entries()), [70, 90]);
+    assert_eq!(ids(run(&sampled).entries()), [70, 90]);
 }
 
 #[test]
@@ -118,7 +120,8 @@ fn bad_logits_are_errors() {
     let history = History::default();
     for params in [SamplingParams::greedy(), SamplingParams::default()] {
         let mut processor = Processor::new();
-        let mut run = |logits: &[f32]| processor.distribution(logits, None, &params, &history);
+        let mut run =
+            |logits: &[f32]| processor.distribution(logits, None, &params, &history, false);
         assert_eq!(run(&[0.0, f32::NAN]), Err(LogitsError::NotFinite { id: 1 }));
         assert_eq!(run(&[f32::INFINITY]), Err(LogitsError::NotFinite { id: 0 }));
         assert_eq!(run(&[f32::NEG_INFINITY; 2]), Err(LogitsError::NothingLeft));

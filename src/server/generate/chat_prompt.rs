@@ -63,7 +63,7 @@ impl ChatPrompt {
         generation.thinking = self.thinking(serving, &prompt);
         let tags = generation.thinking.map(|(tags, _)| tags);
         if let Some(callable) = &self.callable {
-            let format = serving.template.as_ref().map_or(CallFormat::Hermes, ChatTemplate::calls);
+            let format = self.template(serving).map_or(CallFormat::Hermes, ChatTemplate::calls);
             let marks = serving.marks(format.marks());
             let form = generation.grammar.take();
             let grammar = callable.grammar(format, &marks, form.clone(), tags.map(|it| it.open))?;
@@ -83,7 +83,7 @@ impl ChatPrompt {
 
     /// How an answer to the conversation reasons before it begins, where it may; `prompt` is its text.
     fn thinking(&self, serving: &Serving, prompt: &str) -> Option<(ThinkTags, Thinking)> {
-        let tags = serving.template.as_ref()?.think_tags()?;
+        let tags = self.template(serving)?.think_tags()?;
         let thinking = match (self.ending, self.messages.last()) {
             (Ending::LastMessage, Some(PromptMessage::Assistant { text, .. })) => {
                 tags.after_words(text)
@@ -98,10 +98,15 @@ impl ChatPrompt {
         serving.encode(dialect.prompt, &self.text(serving, dialect)?, false)
     }
 
+    /// The model's chat template for the conversation, where it has one.
+    fn template<'a>(&self, serving: &'a Serving) -> Option<&'a ChatTemplate> {
+        Some(serving.template.as_ref()?.of(self.callable.is_some()))
+    }
+
     /// The prompt's text, as the model's chat template has it.
     pub(crate) fn text(&self, serving: &Serving, dialect: Dialect) -> Result<String, ApiError> {
         let field = dialect.prompt;
-        let template = serving.template.as_ref().ok_or_else(|| {
+        let template = self.template(serving).ok_or_else(|| {
             let message = "this model has no chat template; use /v1/completions, or `prompt`";
             ApiError::invalid(field, message)
         })?;

@@ -6,13 +6,14 @@ use tokio::sync::mpsc;
 
 use super::loosened::{self, Head};
 use super::pieces::{Ends, Piece, Reader};
+use super::repetition;
 use super::speech::{Reasoning, Speech};
 use super::tool_calls::Calling;
 use crate::engine::{MAX_TOP_LOGPROBS, Request};
 use crate::grammar::{Grammar, GrammarSource};
 use crate::observe::spans::SequenceSpan;
 use crate::observe::traffic::{Recorded, Recorder};
-use crate::sampling::{Restrictions, SamplingParams, top_k};
+use crate::sampling::{Restrictions, SamplingParams, top_k, top_n_sigma};
 use crate::server::bounds::CHOICES;
 use crate::server::error::ApiError;
 use crate::server::keys::Metered;
@@ -21,7 +22,7 @@ use crate::server::request::body::Body;
 use crate::server::request::dialect::Dialect;
 use crate::server::request::structured;
 use crate::server::serving::Serving;
-use crate::server::wire::{Number, ReasoningOptions, RouterDefaults, Sampling, Stop};
+use crate::server::wire::{DryPenalty, Number, ReasoningOptions, RouterDefaults, Sampling, Stop};
 use crate::text::{StoppingText, ThinkTags, Thinking};
 
 /// Checks a number of choices.
@@ -131,6 +132,7 @@ impl Generation {
         max_tokens: usize,
     ) -> Result<Self, ApiError> {
         let wanted: Sampling = body.read()?;
+        let dry: DryPenalty = body.read()?;
         let _: RouterDefaults = body.read()?;
         let reasoning = Reasoning::from(body.read::<ReasoningOptions>()?);
         let adapter = serving.adapter(wanted.model.as_deref())?;
@@ -159,10 +161,15 @@ impl Generation {
             top_k: wanted.top_k.map_or(usual.top_k, top_k),
             top_p: number(wanted.top_p, usual.top_p),
             min_p: number(wanted.min_p, usual.min_p),
+            top_n_sigma: wanted.top_n_sigma.map_or(usual.top_n_sigma, |it| top_n_sigma(it.into())),
+            typical_p: number(wanted.typical_p, usual.typical_p),
+            xtc_probability: number(wanted.xtc_probability, usual.xtc_probability),
+            xtc_threshold: number(wanted.xtc_threshold, usual.xtc_threshold),
             seed: wanted.seed.map(|seed| seed as u64),
             repetition_penalty: number(wanted.repetition_penalty, usual.repetition_penalty),
             presence_penalty: number(wanted.presence_penalty, usual.presence_penalty),
             frequency_penalty: number(wanted.frequency_penalty, usual.frequency_penalty),
+            dry: repetition::dry(dry, serving)?,
             logit_bias,
             restrictions: Restrictions {
                 allowed: wanted.allowed_token_ids.map(Into::into),

@@ -4,6 +4,7 @@ pub(crate) mod chat_prompt;
 pub(crate) mod generation;
 pub(crate) mod loosened;
 pub(crate) mod pieces;
+pub(crate) mod repetition;
 pub(crate) mod running;
 pub(crate) mod said;
 pub(crate) mod speech;

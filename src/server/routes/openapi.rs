@@ -10,9 +10,9 @@ use serde_json::{Map, Value, json};
 
 use crate::server::wire::{
     Answer, AnthropicFailure, Chat, Completion, Conversation, Detokenize, Detokenized, DraftChange,
-    DraftStatus, EmbeddingList, Embeddings, Failure, Form, MessageAnswer, MessageTokens, Model,
-    ModelList, ResponseAnswer, RouterDefaults, Sampling, Status, Templated, Tokenize, Tokens,
-    Tools, Version, messages, responses,
+    DraftStatus, DryPenalty, EmbeddingList, Embeddings, Failure, Form, MessageAnswer,
+    MessageTokens, Model, ModelList, ResponseAnswer, RouterDefaults, Sampling, Status, Templated,
+    Tokenize, Tokens, Tools, Version, messages, responses,
 };
 
 /// Answers with the document.
@@ -66,6 +66,7 @@ impl Document {
             self.group::<Chat>(),
             self.group::<Tools>(),
             self.group::<Sampling>(),
+            self.group::<DryPenalty>(),
             self.group::<Form>(),
             self.group::<RouterDefaults>(),
         ];
@@ -74,6 +75,7 @@ impl Document {
         let completion = [
             self.group::<Completion>(),
             self.group::<Sampling>(),
+            self.group::<DryPenalty>(),
             self.group::<Form>(),
             self.group::<RouterDefaults>(),
         ];

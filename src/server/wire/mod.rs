@@ -3,6 +3,7 @@
 
 mod admin;
 mod answer;
+mod dry;
 mod embedding;
 mod error;
 mod form;
@@ -21,6 +22,7 @@ mod value;
 
 pub(crate) use admin::*;
 pub(crate) use answer::*;
+pub(crate) use dry::*;
 pub(crate) use embedding::*;
 pub(crate) use error::*;
 pub(crate) use form::*;

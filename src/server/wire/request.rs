@@ -47,6 +47,20 @@ pub(crate) struct Sampling {
     /// Keep tokens at least this fraction as likely as the most likely one.
     #[schemars(range(min = 0, max = 1))]
     pub(crate) min_p: Option<Number>,
+    /// Keep tokens whose logits lie at most so many standard deviations below the largest; all where it is not
+    /// positive.
+    #[schemars(range(max = 100))]
+    pub(crate) top_n_sigma: Option<Number>,
+    /// Keep the smallest set with at least this much probability of the tokens whose information is nearest to the
+    /// distribution's entropy (locally typical sampling).
+    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
+    pub(crate) typical_p: Option<Number>,
+    /// Chance, at each token, that the most likely ones are left out (XTC). Of no effect at temperature 0.
+    #[schemars(range(min = 0, max = 1))]
+    pub(crate) xtc_probability: Option<Number>,
+    /// Least probability of the tokens that are left out; the least likely of them stays. 0.1 where it is left out.
+    #[schemars(range(min = 0, max = 1))]
+    pub(crate) xtc_threshold: Option<Number>,
     /// The same seed gives the same output, whatever else runs and however much is drafted.
     pub(crate) seed: Option<i64>,
     /// Divides positive and multiplies negative logits of every token so far.

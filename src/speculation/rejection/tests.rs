@@ -1,7 +1,7 @@
 use std::convert::Infallible;
 
 use super::*;
-use crate::sampling::{History, Processor, SamplingParams};
+use crate::sampling::{Dry, History, Processor, SamplingParams};
 use crate::speculation::Proposer;
 
 fn token(id: u32) -> DraftToken {
@@ -62,7 +62,9 @@ fn two_tokens(pair: &Pair, params: &SamplingParams, draws: Draws) -> [u32; 2] {
     let (mut draft, mut last) = (Vec::new(), 0);
     for position in 1..3 {
         let logits = (pair.draft)(last);
-        let draft_probs = processor.distribution(&logits, pair.ids, params, &history).unwrap();
+        let exclude = params.excludes_top(&draws, position);
+        let draft_probs = processor.distribution(&logits, pair.ids, params, &history, exclude);
+        let draft_probs = draft_probs.unwrap();
         let id = draws.draft(&draft_probs, position);
         let (proposer, confidence) = (Proposer::DraftModel, 0.5);
         draft.push(match pair.copied {
@@ -79,7 +81,8 @@ fn two_tokens(pair: &Pair, params: &SamplingParams, draws: Draws) -> [u32; 2] {
         if i > 0 {
             history.push(previous);
         }
-        processor.distribution(&(pair.target)(previous), None, params, &history)
+        let exclude = params.excludes_top(&draws, 1 + i);
+        processor.distribution(&(pair.target)(previous), None, params, &history, exclude)
     });
     let verdict = verdict.unwrap();
     let (FinalToken::Recovered(id) | FinalToken::Bonus(id)) = verdict.last;
@@ -88,7 +91,9 @@ fn two_tokens(pair: &Pair, params: &SamplingParams, draws: Draws) -> [u32; 2] {
     if tokens.len() < 2 {
         let mut history = History::new(&[0]);
         history.push(tokens[0]);
-        let next = processor.distribution(&(pair.target)(tokens[0]), None, params, &history);
+        let exclude = params.excludes_top(&draws, 2);
+        let logits = (pair.target)(tokens[0]);
+        let next = processor.distribution(&logits, None, params, &history, exclude);
         tokens.push(draws.sample(&next.unwrap(), 2));
     }
     [tokens[0], tokens[1]]
@@ -108,16 +113,29 @@ fn check_draws(pair: &Pair, params: &SamplingParams, draws: fn(u64) -> Draws) {
         counts[first as usize][second as usize] += 1;
     }
     let mut processor = Processor::new();
+    // Over both ways that the coin of XTC falls.
+    let mut probs = |previous: u32, history: &History| -> [f64; 6] {
+        let heads = f64::from(params.xtc_probability);
+        let [excluded, whole] = [true, false].map(|exclude| {
+            let logits = (pair.target)(previous);
+            processor.distribution(&logits, None, params, history, exclude).unwrap()
+        });
+        std::array::from_fn(|id| {
+            let [excluded, whole] =
+                [&excluded, &whole].map(|probs| f64::from(probs.prob(id as u32)));
+            if heads > 0.0 { heads * excluded + (1.0 - heads) * whole } else { whole }
+        })
+    };
     let mut history = History::new(&[0]);
-    let first = processor.distribution(&(pair.target)(0), None, params, &history).unwrap();
+    let first = probs(0, &history);
     let (mut chi_square, mut cells) = (0.0, 0);
     for a in 0..6 {
         history.push(a);
-        let second = processor.distribution(&(pair.target)(a), None, params, &history).unwrap();
+        let second = probs(a, &history);
         history.pop(a);
         for b in 0..6 {
-            let expected = f64::from(first.prob(a)) * f64::from(second.prob(b)) * trials as f64;
-            let seen = f64::from(counts[a as usize][b as usize]);
+            let expected = first[a as usize] * second[b] * trials as f64;
+            let seen = f64::from(counts[a as usize][b]);
             if expected == 0.0 {
                 assert_eq!(seen, 0.0, "impossible tokens {a}, {b}");
             } else if expected >= 5.0 {
@@ -138,6 +156,11 @@ fn target(previous: u32) -> [f32; 6] {
     std::array::from_fn(|id| (id as f32 * 1.3 + shift).sin() * 1.5)
 }
 
+/// Penalises a token behind which the last one has come.
+fn repetitive() -> Dry {
+    Dry { multiplier: 0.8, allowed_length: 1, ..Dry::default() }
+}
+
 fn all_params() -> Vec<SamplingParams> {
     let base = SamplingParams::default();
     vec![
@@ -146,6 +169,10 @@ fn all_params() -> Vec<SamplingParams> {
         SamplingParams { temperature: 1.7, top_k: Some(4), ..base.clone() },
         SamplingParams { top_p: 0.8, ..base.clone() },
         SamplingParams { min_p: 0.2, temperature: 1.3, ..base.clone() },
+        SamplingParams { typical_p: 0.6, ..base.clone() },
+        SamplingParams { top_n_sigma: 1.0, temperature: 1.5, ..base.clone() },
+        SamplingParams { xtc_probability: 0.5, xtc_threshold: 0.15, ..base.clone() },
+        SamplingParams { dry: Some(repetitive()), ..base.clone() },
         SamplingParams {
             repetition_penalty: 1.4,
             presence_penalty: 0.8,

@@ -38,7 +38,7 @@ pub(crate) fn a_draft_becomes_a_whole_model() {
         assert_eq!(whole.config.num_hidden_layers, draft.config.num_hidden_layers, "{name}");
         assert_eq!(whole.config.eos_token_ids, target.config.eos_token_ids, "{name}");
         assert_eq!(tokens(&whole), tokens(&target), "{name}");
-        assert_eq!(whole.chat_template, target.chat_template, "{name}");
+        assert_eq!(whole.chat_templates, target.chat_templates, "{name}");
         assert_eq!(whole.tensor(EMBEDDING).unwrap().to_f32(), embedding, "{name}");
         let head = whole.tensor(HEAD).unwrap().to_f32();
         for (id, (row, own)) in

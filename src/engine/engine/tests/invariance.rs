@@ -57,6 +57,52 @@ fn seeded_output_does_not_depend_on_speculation_batch_or_cache() {
     }
 }
 
+/// So it is with every sampler, whatever is drafted.
+#[test]
+fn samplers_do_not_depend_on_speculation() {
+    let base = SamplingParams::default();
+    let dry = Dry { multiplier: 3.0, allowed_length: 1, ..Dry::default() };
+    let whole =
+        Dry { penalty_last_n: None, breakers: [vec![9], vec![12, 3]].into(), ..dry.clone() };
+    let params = [
+        SamplingParams { typical_p: 0.7, ..base.clone() },
+        SamplingParams { top_n_sigma: 1.2, ..base.clone() },
+        SamplingParams { xtc_probability: 0.5, xtc_threshold: 0.02, ..base.clone() },
+        SamplingParams { dry: Some(dry), ..base.clone() },
+        SamplingParams {
+            dry: Some(whole),
+            typical_p: 0.9,
+            xtc_probability: 0.4,
+            xtc_threshold: 0.03,
+            min_p: 0.01,
+            ..base.clone()
+        },
+    ];
+    let with = |params: &SamplingParams, seed| Request {
+        params: SamplingParams { seed: Some(seed), ..params.clone() },
+        ignore_eos: true,
+        ..Request::greedy((0..40).map(|i| 2 + i % 7).collect(), 150)
+    };
+    let requests: Vec<Request> =
+        (0..2).flat_map(|seed| params.iter().map(move |params| with(params, seed))).collect();
+    let expected = reference(&requests);
+    let unset = reference(&[with(&base, 0)]);
+    for (params, output) in params.iter().zip(&expected) {
+        assert_ne!(*output, unset[0], "{params:?} does nothing");
+    }
+    for num_speculative_tokens in [0, 1, 8] {
+        for (noise, ngram) in [(0, false), (80, false), (80, true)] {
+            let num_blocks = Some(128);
+            let config = EngineConfig { num_speculative_tokens, ngram, num_blocks, ..config() };
+            let mut engine = engine(&config, Some(TestModel::draft(128, noise)));
+            let outputs = run(&mut engine, &requests);
+            assert_eq!(ids(&outputs), expected, "{num_speculative_tokens} {noise} {ngram}");
+            let accepted = engine.stats().rounds.accepted_tokens;
+            assert_eq!(accepted > 0, num_speculative_tokens > 0, "{noise} {ngram}");
+        }
+    }
+}
+
 /// Two-sample chi-square of the second and third token, drawn with and without speculation.
 #[test]
 fn sampled_output_has_the_targets_distribution() {
