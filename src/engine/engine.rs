@@ -98,7 +98,8 @@ impl Engine {
         let rows = config.max_num_batched_tokens;
         let own = standalone.as_ref().map(|draft| draft.config().clone());
         let attached = target.attached().map(|drafter| drafter.config().clone());
-        let (mut limits, num_blocks) = config.resolve(target.config(), own.or(attached).as_ref())?;
+        let (mut limits, num_blocks) =
+            config.resolve(target.config(), own.or(attached).as_ref())?;
         if let Some(draft) = &standalone {
             limits.check_draft(draft.config(), draft.draft_vocab())?;
         }

@@ -105,8 +105,7 @@ pub(crate) fn attached_drafters_are_built() {
     let prompts: Vec<String> = (2..8).map(prompt).collect();
     std::fs::write(folder.join("prompts.jsonl"), prompts.join("\n")).unwrap();
     let options = "--model two --prompts prompts.jsonl --eval-prompts prompts.jsonl --answers 6 --max-tokens 24 --steps 6 --draft-vocab 512 --checkpoint-seconds 0 --seed 3";
-    let build =
-        |out: &str| format!("build --draft-kind attached --keep-blocks 1 {options} --out {out}");
+    let build = |out: &str| format!("build --keep-blocks 1 {options} --out {out}");
     run(folder, &build("whole"));
     let line = build("killed");
     kill_when(folder, &line, "killed/train/history.jsonl", 3);
@@ -130,7 +129,7 @@ fn small_build(folder: &Path) -> String {
     let prompts: Vec<String> = (0..8).map(prompt).collect();
     std::fs::write(folder.join("prompts.jsonl"), prompts.join("\n")).unwrap();
     std::fs::write(folder.join("eval.jsonl"), prompts[1..3].join("\n")).unwrap();
-    "build --model ../two --keep-blocks 1 --prompts ../prompts.jsonl --eval-prompts ../eval.jsonl --answers 8 --max-tokens 24 --steps 8 --draft-vocab 512 --checkpoint-seconds 0 --seed 3 --out draft".to_owned()
+    "build --model ../two --draft-kind standalone --keep-blocks 1 --prompts ../prompts.jsonl --eval-prompts ../eval.jsonl --answers 8 --max-tokens 24 --steps 8 --draft-vocab 512 --checkpoint-seconds 0 --seed 3 --out draft".to_owned()
 }
 
 /// A build whose disk was full while it wrote the pruned model, a checkpoint, and the trained model ends as an

@@ -51,7 +51,7 @@ fn config(path: &Path) -> ModelConfig {
     Checkpoint::open(path).unwrap().config
 }
 
-const BUILD: &str = "--keep-blocks 1 --prompts prompts.jsonl --eval-prompts prompts.jsonl --answers 3 \
+const BUILD: &str = "--draft-kind standalone --keep-blocks 1 --prompts prompts.jsonl --eval-prompts prompts.jsonl --answers 3 \
                      --max-tokens 8 --steps 2 --draft-vocab 48";
 
 fn prompts(folder: &Path) {
@@ -135,8 +135,10 @@ pub(crate) fn a_draft_of_gemma_3() {
     prompts(folder);
     speaking(&folder.join("model"), "gemma3", None);
     for (kind, keep, out) in [("standalone", 2, "alone"), ("attached", 1, "attached")] {
-        let options = BUILD.replace("--keep-blocks 1", &format!("--keep-blocks {keep}"));
-        run(folder, &format!("build --model model --draft-kind {kind} --out {out} {options}"));
+        let options = BUILD
+            .replace("--draft-kind standalone", &format!("--draft-kind {kind}"))
+            .replace("--keep-blocks 1", &format!("--keep-blocks {keep}"));
+        run(folder, &format!("build --model model --out {out} {options}"));
         let draft = folder.join(out).join("draft.gguf").to_string_lossy().into_owned();
         let model = folder.join("model").to_string_lossy().into_owned();
         let server = Server::start(&["--model", &model, "--draft", &draft]);

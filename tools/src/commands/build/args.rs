@@ -47,12 +47,13 @@ pub(crate) struct Args {
     /// instead of cutting the model.
     #[arg(long, value_name = "DRAFT", conflicts_with = "keep_blocks")]
     pub(crate) from: Option<PathBuf>,
-    /// A standalone draft is a model of its own that reads the text; an attached one is a few of the model's blocks
-    /// that read what the model has computed: a prompt costs it nothing, but it runs on the CPU alone.
-    #[arg(long, value_enum, default_value = "standalone")]
+    /// An attached draft is a few of the model's blocks that read what the model has computed: a prompt costs it
+    /// nothing, but it runs on the CPU alone. A standalone one is a model of its own that reads the text, and runs on
+    /// CUDA devices and in other engines too.
+    #[arg(long, env = "PLEACH_DRAFT_KIND", value_enum, default_value = "attached")]
     pub(crate) draft_kind: DraftKind,
-    /// Blocks of the model that stay. Default: in a standalone draft, as many as fit a quarter of its FLOPs; in
-    /// an attached one, four; with --recipe paper, 26 of 32.
+    /// Blocks of the model that stay. Default: in an attached draft, four; in a standalone one, as many as fit a
+    /// quarter of its FLOPs; with --recipe paper, 26 of 32.
     #[arg(long)]
     pub(crate) keep_blocks: Option<usize>,
     /// Rows of the draft's head.

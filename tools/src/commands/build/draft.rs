@@ -23,11 +23,11 @@ use crate::shared::endpoint;
 use crate::shared::measure_args::MeasureArgs;
 use crate::shared::model_folder::save_folder;
 
-/// Share of the budget for writing answers.
-const ANSWERS: f64 = 0.37;
-/// Share of the budget for training; measuring, packing and evaluating take the rest. Fixed, so that a
-/// build that is started again asks every step for what it asked before.
-const TRAINING: f64 = 0.55;
+/// Shares of the budget for writing answers and for training. Measuring, packing and evaluating take the rest, and the
+/// target's states, which an attached drafter reads before it trains. Fixed, so that a build that is started again asks
+/// every step for what it asked before.
+const STANDALONE: [f64; 2] = [0.37, 0.55];
+const ATTACHED: [f64; 2] = [0.22, 0.55];
 /// FLOPs of the draft that are aimed at, as a share of the target's.
 const FLOP_SHARE: f64 = 0.25;
 
@@ -61,7 +61,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
             cut(args, config, keep)?
         }
     };
-    let minutes = args.answers.is_none().then_some(args.minutes * ANSWERS);
+    let attached = earlier
+        .as_ref()
+        .map_or(args.draft_kind == DraftKind::Attached, |draft| draft.attachment.is_some());
+    let [answering, training] = if attached { ATTACHED } else { STANDALONE };
+    let minutes = args.answers.is_none().then_some(args.minutes * answering);
     let answers = out.join("answers.jsonl");
     let (max_prompt_tokens, top_logprobs, batch) = (768, 16, 32);
     if let Some(recorded) = &args.from_traffic {
@@ -94,7 +98,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
             endpoint: endpoint::Args::default(),
         })?;
     }
-    let minutes = args.steps.is_none().then_some(args.minutes * TRAINING);
+    let minutes = args.steps.is_none().then_some(args.minutes * training);
     println!("4/6 training{}", for_minutes(minutes));
     train::run(&train::Args {
         minutes,
