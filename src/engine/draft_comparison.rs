@@ -136,7 +136,8 @@ impl DraftComparison {
     /// A sequence ends: what it said is a sample for the comparison that goes on.
     pub(super) fn sample(&mut self, sequence: &Sequence) {
         if let Some(contest) = &mut self.contest {
-            contest.samples.extend(Sample::of(&sequence.tokens, sequence.stats.prompt_tokens));
+            let prompt = sequence.stats.prompt_tokens;
+            contest.samples.extend(Sample::of(&sequence.tokens, prompt, sequence.adapter));
         }
     }
 

@@ -18,11 +18,13 @@ pub(super) struct Sample {
     pub(super) tokens: Vec<u32>,
     /// The tokens of the answer, at their end. At least two tokens are before them.
     pub(super) answer: usize,
+    /// The adapter that the target answered with.
+    adapter: Option<usize>,
 }
 
 impl Sample {
     /// The sample of a sequence whose first `prompt` tokens are the prompt; `None` without an answer.
-    pub(super) fn of(tokens: &[u32], prompt: usize) -> Option<Self> {
+    pub(super) fn of(tokens: &[u32], prompt: usize, adapter: Option<usize>) -> Option<Self> {
         let prompt = prompt.max(2);
         let answer = tokens.len().saturating_sub(prompt).min(ANSWER);
         let tokens = tokens.get(..prompt + answer)?;
@@ -32,7 +34,7 @@ impl Sample {
             true => [&tokens[..BLOCK_SIZE], &tokens[skipped..]].concat(),
             false => tokens.to_vec(),
         };
-        (answer > 0).then_some(Self { tokens, answer })
+        (answer > 0).then_some(Self { tokens, answer, adapter })
     }
 
     /// How many tokens of the answer a standalone draft holds likeliest; `None` if it fails.
@@ -79,6 +81,9 @@ impl Sample {
             let mut rows = Rows::default();
             // The drafter reads the states behind which the last token before each of the answer came.
             rows.push(table, 0, known.iter().copied(), self.answer);
+            if let Some(adapter) = self.adapter {
+                rows.adapt_last(adapter);
+            }
             target.forward(&rows);
             let drafter = target.attached()?;
             let ids = drafter.draft_vocab().cloned();
@@ -149,17 +154,17 @@ mod tests {
     #[test]
     fn a_sample_is_what_drafting_reads() {
         let tokens: Vec<u32> = (0..1000).collect();
-        let sample = |prompt| Sample::of(&tokens, prompt).unwrap();
+        let sample = |prompt| Sample::of(&tokens, prompt, None).unwrap();
         assert_eq!(sample(10).tokens, tokens[..74]);
         assert_eq!(sample(79).tokens, tokens[..143], "nothing is gained by leaving out no block");
         let long = sample(900);
         assert_eq!((long.tokens.len(), long.answer), (16 + 900 - 832 + 64, 64));
         assert_eq!((long.tokens[15], long.tokens[16]), (15, 832));
         assert_eq!(sample(999).answer, 1);
-        assert!(Sample::of(&tokens, 1000).is_none(), "an embedding says nothing");
-        let short = Sample::of(&tokens[..4], 1).unwrap();
+        assert!(Sample::of(&tokens, 1000, None).is_none(), "an embedding says nothing");
+        let short = Sample::of(&tokens[..4], 1, None).unwrap();
         assert_eq!((short.tokens.len(), short.answer), (4, 2), "two tokens are before the answer");
-        assert!(Sample::of(&tokens[..2], 1).is_none());
-        assert!(Sample::of(&tokens[..1], 1).is_none());
+        assert!(Sample::of(&tokens[..2], 1, None).is_none());
+        assert!(Sample::of(&tokens[..1], 1, None).is_none());
     }
 }

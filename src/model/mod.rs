@@ -5,6 +5,7 @@ mod cuda;
 mod decoder;
 mod draft;
 mod forward;
+mod rows;
 mod runner;
 mod verify;
 
@@ -12,7 +13,8 @@ pub use attached::{AttachedDrafter, DraftWorkspace};
 pub use cuda::{CudaDecoder, CudaRunner};
 pub use decoder::{Decoder, KvCache, Lender, ModelError, Precision, Workspace, check_draft};
 pub use draft::Draft;
-pub use forward::{AttachedForward, DraftInput, Forward, Rows};
+pub use forward::{AttachedForward, Forward};
+pub use rows::{DraftInput, Rows};
 pub use runner::Runner;
 pub use verify::{Verified, VerifyTask};
 
