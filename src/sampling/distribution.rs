@@ -35,19 +35,35 @@ impl Distribution {
     pub fn entries(&self) -> &[(u32, f32)] {
         &self.entries
     }
+}
 
+/// What a token is drawn from.
+pub trait Drawn: Sized {
     /// Probability of a token.
-    #[must_use]
-    pub fn prob(&self, id: u32) -> f32 {
+    fn prob(&self, id: u32) -> f32;
+
+    /// The token at quantile `uniform` in [0, 1) of the cumulative distribution in order of id.
+    fn draw(&self, uniform: f64) -> u32;
+
+    /// The winner of an exponential race: the token with the least −ln(1 − uniform(id)) / prob(id),
+    /// which is a draw from the distribution if the numbers are independent and uniform in [0, 1).
+    /// (The Gumbel-max trick in other words.)
+    fn race(&self, uniform: impl Fn(u32) -> f64) -> u32;
+
+    /// norm(max(0, self − other)): what is left of the target's distribution after a draft token
+    /// from `other` was rejected. `None` if nothing is left, which exact arithmetic rules out.
+    fn residual(&self, other: &Distribution) -> Option<Self>;
+}
+
+impl Drawn for Distribution {
+    fn prob(&self, id: u32) -> f32 {
         match self.entries.binary_search_by_key(&id, |&(entry, _)| entry) {
             Ok(index) => self.entries[index].1,
             Err(_) => 0.0,
         }
     }
 
-    /// The token at quantile `uniform` in [0, 1) of the cumulative distribution in order of id.
-    #[must_use]
-    pub fn draw(&self, uniform: f64) -> u32 {
+    fn draw(&self, uniform: f64) -> u32 {
         let mut cumulative = 0.0;
         for &(id, prob) in &self.entries {
             cumulative += f64::from(prob);
@@ -60,32 +76,14 @@ impl Distribution {
         likely.expect("invariant: some token has probability").0
     }
 
-    /// The winner of an exponential race: the token with the least −ln(1 − uniform(id)) / prob(id),
-    /// which is a draw from the distribution if the numbers are independent and uniform in [0, 1).
-    /// (The Gumbel-max trick in other words.)
-    #[must_use]
-    pub fn race(&self, uniform: impl Fn(u32) -> f64) -> u32 {
-        let (mut winner, mut best) = (self.entries[0].0, f64::INFINITY);
-        if self.entries.len() == 1 {
-            return winner;
+    fn race(&self, uniform: impl Fn(u32) -> f64) -> u32 {
+        if let [(only, _)] = self.entries[..] {
+            return only;
         }
-        for &(id, prob) in &self.entries {
-            let (prob, uniform) = (f64::from(prob), uniform(id));
-            // −ln(1 − u) ≥ u: most lose without a logarithm.
-            if uniform < best * prob {
-                let time = -(-uniform).ln_1p() / prob;
-                if time < best {
-                    (winner, best) = (id, time);
-                }
-            }
-        }
-        winner
+        race(self.entries.iter().map(|&(id, prob)| (id, f64::from(prob))), uniform)
     }
 
-    /// norm(max(0, self − other)): what is left of the target's distribution after a draft token
-    /// from `other` was rejected. `None` if nothing is left, which exact arithmetic rules out.
-    #[must_use]
-    pub fn residual(&self, other: &Self) -> Option<Self> {
+    fn residual(&self, other: &Self) -> Option<Self> {
         let mut others = other.entries.iter().peekable();
         let left = self.entries.iter().map(|&(id, prob)| {
             while others.next_if(|&&(entry, _)| entry < id).is_some() {}
@@ -94,6 +92,22 @@ impl Distribution {
         });
         Self::from_weights(left.collect())
     }
+}
+
+/// The winner of a race of tokens with their weights, one of which is positive.
+pub(super) fn race(weighed: impl Iterator<Item = (u32, f64)>, uniform: impl Fn(u32) -> f64) -> u32 {
+    let (mut winner, mut best) = (None, f64::INFINITY);
+    for (id, weight) in weighed {
+        let uniform = uniform(id);
+        // −ln(1 − u) ≥ u: most lose without a logarithm.
+        if winner.is_none() || uniform < best * weight {
+            let time = -(-uniform).ln_1p() / weight;
+            if winner.is_none() || time < best {
+                (winner, best) = (Some(id), time);
+            }
+        }
+    }
+    winner.expect("invariant: some token has weight")
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Counter-based random numbers: a draw is a hash of (seed, position, purpose), so it depends on no
 //! other draw, no other sequence and no order of evaluation.
 
-use super::Distribution;
+use super::{Distribution, Drawn};
 
 /// What a draw decides. Draws for different purposes at one position are independent, which
 /// rejection sampling needs.
@@ -61,11 +61,11 @@ impl Draws {
 
     /// The token at `position` from the target's distribution, or from what is left of it.
     #[must_use]
-    pub fn sample(&self, probs: &Distribution, position: usize) -> u32 {
+    pub fn sample(&self, probs: &impl Drawn, position: usize) -> u32 {
         self.draw(probs, position, Purpose::Sample)
     }
 
-    fn draw(&self, probs: &Distribution, position: usize, purpose: Purpose) -> u32 {
+    fn draw(&self, probs: &impl Drawn, position: usize, purpose: Purpose) -> u32 {
         if self.coupled {
             let key = self.key(position, Purpose::Sample);
             probs.race(|id| unit(mix(key ^ u64::from(id))))

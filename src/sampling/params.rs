@@ -100,6 +100,15 @@ impl SamplingParams {
         self.dry.as_ref().filter(|dry| dry.penalises())
     }
 
+    /// Whether tokens are cut off, wherever they stand.
+    pub(super) fn truncates(&self) -> bool {
+        self.top_k.is_some()
+            || self.top_p < 1.0
+            || self.min_p > 0.0
+            || self.typical_p < 1.0
+            || self.top_n_sigma > 0.0
+    }
+
     /// Whether there are penalties.
     pub(super) fn penalises(&self) -> bool {
         self.repetition_penalty != 1.0

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::truncation::truncate;
-use super::{Distribution, SamplingParams};
+use super::truncation::{BLOCK, largest, least_kept, truncate};
+use super::weights::sum;
+use super::{Distribution, SamplingParams, TargetDistribution, Weights};
 use pleach_kernels::{argmax, scaled_exp};
 
 /// Logits no token can be drawn from.
@@ -112,29 +113,66 @@ impl Processor {
         exclude: bool,
     ) -> Result<Distribution, LogitsError> {
         let token = |row: u32| ids.map_or(row, |ids| ids[row as usize]);
-        let adjusts = params.penalises()
-            || params.dry().is_some()
-            || !params.logit_bias.is_empty()
-            || params.restrictions.any();
-        let mut adjusted = std::mem::take(&mut self.adjusted);
-        let source = if adjusts {
-            adjusted.clear();
-            adjusted.extend_from_slice(logits);
-            adjust(&mut adjusted, ids, params, history);
-            &adjusted
-        } else {
-            logits
-        };
-        let result = greedy_token(source).and_then(|best| {
+        self.with_adjusted(logits, ids, params, history, |processor, logits| {
+            let best = greedy_token(logits)?;
             if params.temperature == 0.0 {
                 return Ok(Distribution::one_hot(token(best)));
             }
-            let mut kept = self.truncated(source, source[best as usize], params, exclude);
+            let mut kept = processor.truncated(logits, logits[best as usize], params, exclude);
             if ids.is_some() {
                 kept.iter_mut().for_each(|(row, _)| *row = token(*row));
             }
             Distribution::from_weights(kept).ok_or(LogitsError::NothingLeft)
-        });
+        })
+    }
+
+    /// The same of all tokens of the vocabulary: `logits` has shape `[vocab_size]`.
+    ///
+    /// # Errors
+    /// As [`distribution`](Self::distribution).
+    pub fn target_distribution(
+        &mut self,
+        logits: &[f32],
+        params: &SamplingParams,
+        history: &History,
+        exclude: bool,
+    ) -> Result<TargetDistribution, LogitsError> {
+        if params.temperature == 0.0 || exclude || params.truncates() {
+            let cut = self.distribution(logits, None, params, history, exclude)?;
+            return Ok(TargetDistribution::Cut(cut));
+        }
+        self.with_adjusted(logits, None, params, history, |_, logits| {
+            let best = greedy_token(logits)?;
+            let mut weights = vec![0.0; logits.len()];
+            weigh(logits, logits[best as usize], params, &mut weights);
+            for weight in &mut weights {
+                *weight = if *weight < NOISE { 0.0 } else { *weight };
+            }
+            Weights::new(weights).map(TargetDistribution::Whole).ok_or(LogitsError::NothingLeft)
+        })
+    }
+
+    /// What `f` says of the logits with penalties, bias and restrictions.
+    fn with_adjusted<T>(
+        &mut self,
+        logits: &[f32],
+        ids: Option<&[u32]>,
+        params: &SamplingParams,
+        history: &History,
+        f: impl FnOnce(&mut Self, &[f32]) -> T,
+    ) -> T {
+        let adjusts = params.penalises()
+            || params.dry().is_some()
+            || !params.logit_bias.is_empty()
+            || params.restrictions.any();
+        if !adjusts {
+            return f(self, logits);
+        }
+        let mut adjusted = std::mem::take(&mut self.adjusted);
+        adjusted.clear();
+        adjusted.extend_from_slice(logits);
+        adjust(&mut adjusted, ids, params, history);
+        let result = f(self, &adjusted);
         self.adjusted = adjusted;
         result
     }
@@ -147,18 +185,31 @@ impl Processor {
         params: &SamplingParams,
         exclude: bool,
     ) -> Vec<(u32, f32)> {
-        // A temperature near 0 must not make infinity times 0.
-        let scale = (1.0 / params.temperature).min(f32::MAX);
         self.weights.resize(logits.len(), 0.0);
-        scaled_exp(logits, max, scale, &mut self.weights);
-        let candidates = &mut self.candidates;
+        weigh(logits, max, params, &mut self.weights);
+        let Self { weights, candidates, .. } = self;
+        let all = sum(weights);
+        let least = least_kept(weights, all, params).max(NOISE);
         candidates.clear();
-        let weighed = self.weights.iter().enumerate().filter(|(_, weight)| **weight >= NOISE);
-        candidates.extend(weighed.map(|(row, &weight)| (row as u32, weight)));
-        truncate(candidates, logits, max, params, exclude);
+        for (block, weights) in weights.chunks(BLOCK).enumerate() {
+            // Most blocks have no candidate.
+            if largest(weights) < least {
+                continue;
+            }
+            let rows = (block * BLOCK..).zip(weights).filter(|(_, weight)| **weight >= least);
+            candidates.extend(rows.map(|(row, &weight)| (row as u32, weight)));
+        }
+        truncate(candidates, logits, max, all, params, exclude);
         candidates.sort_unstable_by_key(|&(row, _)| row);
         candidates.clone()
     }
+}
+
+/// Weights exp((logit − max) / temperature).
+fn weigh(logits: &[f32], max: f32, params: &SamplingParams, weights: &mut [f32]) {
+    // A temperature near 0 must not make infinity times 0.
+    let scale = (1.0 / params.temperature).min(f32::MAX);
+    scaled_exp(logits, max, scale, weights);
 }
 
 /// Penalties, bias and restrictions, in place.

@@ -2,12 +2,54 @@
 
 use super::SamplingParams;
 
+/// Weights looked at together.
+pub(super) const BLOCK: usize = 64;
+
+/// The largest of some weights.
+pub(super) fn largest(weights: &[f32]) -> f32 {
+    let mut tops = [0f32; 16];
+    let (chunks, rest) = weights.as_chunks::<16>();
+    for chunk in chunks {
+        for (top, weight) in tops.iter_mut().zip(chunk) {
+            *top = if *weight > *top { *weight } else { *top };
+        }
+    }
+    tops.iter().chain(rest).fold(0.0, |top, weight| top.max(*weight))
+}
+
+/// A weight below which nothing outlives the truncations, so that what weighs less need not be listed: 0 where none is
+/// known. `all` is the sum of the weights.
+pub(super) fn least_kept(weights: &[f32], all: f64, params: &SamplingParams) -> f32 {
+    if let Some(k) = params.top_k.map(|k| k as usize) {
+        // Each of k blocks has a weight of at least the k-th largest of their largest.
+        let mut tops: Vec<f32> = weights.chunks(BLOCK).map(largest).collect();
+        if !(1..=tops.len()).contains(&k) {
+            return 0.0;
+        }
+        return *tops.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1;
+    }
+    if precede_top_p(params) {
+        return 0.0;
+    }
+    // All that weighs less is together less than what top-p leaves out.
+    let cut = (1.0 - f64::from(params.top_p)) * all / weights.len() as f64;
+    // The most likely token weighs 1.
+    (cut as f32 * 0.99).max(params.min_p)
+}
+
+/// Whether other truncations come before that to `top_p`.
+fn precede_top_p(params: &SamplingParams) -> bool {
+    params.top_n_sigma > 0.0 || params.top_k.is_some() || params.typical_p < 1.0
+}
+
 /// Applies the truncations that `params` ask for. The weights are exp((logit − max) / temperature) of `logits`, the
-/// largest of them `max`; `exclude` is [`SamplingParams::excludes_top`] at the token's position.
+/// largest of them `max`, and their sum `all`, though not all need be candidates, as [`least_kept`] says; `exclude` is
+/// [`SamplingParams::excludes_top`] at the token's position.
 pub(super) fn truncate(
     candidates: &mut Vec<(u32, f32)>,
     logits: &[f32],
     max: f32,
+    all: f64,
     params: &SamplingParams,
     exclude: bool,
 ) {
@@ -26,7 +68,8 @@ pub(super) fn truncate(
         keep_typical(candidates, f64::from(params.typical_p));
     }
     if params.top_p < 1.0 {
-        keep_top_p(candidates, f64::from(params.top_p));
+        let total = if precede_top_p(params) { total(candidates) } else { all };
+        keep_top_p(candidates, f64::from(params.top_p) * total);
     }
     if params.min_p > 0.0 {
         let most = candidates.iter().map(|&(_, weight)| weight).fold(0.0, f32::max);
@@ -54,9 +97,8 @@ fn total(candidates: &[(u32, f32)]) -> f64 {
     candidates.iter().map(|&(_, weight)| f64::from(weight)).sum()
 }
 
-/// Keeps the shortest prefix, in order of weight, that holds the share `top_p` of all weight.
-fn keep_top_p(candidates: &mut Vec<(u32, f32)>, top_p: f64) {
-    let total = total(candidates);
+/// Keeps the shortest prefix, in order of weight, that weighs `least`.
+fn keep_top_p(candidates: &mut Vec<(u32, f32)>, least: f64) {
     let (mut sorted, mut cumulative) = (0, 0.0);
     while sorted < candidates.len() {
         // Sorting a growing head beats sorting the vocabulary: the set is small as a rule.
@@ -67,7 +109,7 @@ fn keep_top_p(candidates: &mut Vec<(u32, f32)>, top_p: f64) {
         candidates[sorted..end].sort_unstable_by(likelier);
         for index in sorted..end {
             cumulative += f64::from(candidates[index].1);
-            if cumulative >= top_p * total {
+            if cumulative >= least {
                 candidates.truncate(index + 1);
                 return;
             }

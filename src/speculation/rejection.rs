@@ -3,7 +3,7 @@
 //! exactly as if each had been drawn from the target.
 
 use super::DraftToken;
-use crate::sampling::{Distribution, Draws, Purpose};
+use crate::sampling::{Drawn, Draws, Purpose};
 
 /// The token that ends a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,11 +38,11 @@ impl Verdict {
 ///
 /// # Errors
 /// Whatever `target_probs` fails with.
-pub fn rejection_sample<E>(
+pub fn rejection_sample<T: Drawn, E>(
     draft: &[DraftToken],
     draws: &Draws,
     position: usize,
-    mut target_probs: impl FnMut(usize) -> Result<Distribution, E>,
+    mut target_probs: impl FnMut(usize) -> Result<T, E>,
 ) -> Result<Verdict, E> {
     for (accepted, token) in draft.iter().enumerate() {
         let target = target_probs(accepted)?;

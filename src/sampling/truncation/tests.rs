@@ -9,7 +9,7 @@ fn ids(distribution: &Distribution) -> Vec<u32> {
 }
 
 fn random_logits(random: &mut fastrand::Rng) -> Vec<f32> {
-    let count = random.usize(2..200);
+    let count = if random.u8(0..16) == 0 { random.usize(1000..2000) } else { random.usize(2..200) };
     let logit = |_| if random.u8(0..8) == 0 { f32::NEG_INFINITY } else { random.f32() * 9.0 };
     (0..count).map(logit).chain([1.0]).collect()
 }
@@ -44,6 +44,37 @@ fn check(
         }
     }
     assert!(cut > 20, "the truncation does something: {cut}");
+}
+
+/// Whether those that are likelier have less than some mass together.
+fn is_likely(probs: &[f64], id: usize, mass: f64) -> bool {
+    let likelier = probs.iter().filter(|p| **p > probs[id]);
+    probs[id] > 0.0 && likelier.sum::<f64>() < mass
+}
+
+#[test]
+fn the_likeliest_stay() {
+    let most = |probs: &[f64]| probs.iter().copied().fold(0.0, f64::max);
+    let by_mass = |value| SamplingParams { top_p: value as f32, ..Default::default() };
+    check(by_mass, false, |_, probs, mass| {
+        (0..probs.len()).map(|id| is_likely(probs, id, mass)).collect()
+    });
+    let by_share = |value| SamplingParams { min_p: value as f32, ..Default::default() };
+    check(by_share, false, |_, probs, share| {
+        probs.iter().map(|&p| p >= share * most(probs)).collect()
+    });
+    let rank = |value: f64| (value * 30.0) as usize + 1;
+    let by_rank = |value| SamplingParams { top_k: Some(rank(value) as u32), ..Default::default() };
+    check(by_rank, false, |_, probs, value| {
+        let likelier = |p: f64| probs.iter().filter(|other| **other > p).count();
+        probs.iter().map(|&p| p > 0.0 && likelier(p) < rank(value)).collect()
+    });
+    let by_both = |value| SamplingParams { top_p: value as f32, min_p: 0.3, ..Default::default() };
+    check(by_both, false, |_, probs, mass| {
+        (0..probs.len())
+            .map(|id| is_likely(probs, id, mass) && probs[id] >= 0.3 * most(probs))
+            .collect()
+    });
 }
 
 #[test]

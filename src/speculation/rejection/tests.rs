@@ -1,7 +1,7 @@
 use std::convert::Infallible;
 
 use super::*;
-use crate::sampling::{Dry, History, Processor, SamplingParams};
+use crate::sampling::{Distribution, Dry, History, Processor, SamplingParams};
 use crate::speculation::Proposer;
 
 fn token(id: u32) -> DraftToken {
