@@ -182,7 +182,7 @@ const ATTACHED_BLOCKS: usize = 4;
 /// Keeps --keep-blocks and starts their projections. Returns the folder and the number of blocks.
 fn attach(args: &Args, config: &ModelConfig) -> Result<(PathBuf, usize)> {
     let total = config.num_hidden_layers;
-    let keep = args.keep_blocks.unwrap_or(ATTACHED_BLOCKS);
+    let keep = args.keep_blocks.unwrap_or(ATTACHED_BLOCKS.min(total.saturating_sub(1)));
     ensure!((1..total).contains(&keep), "--keep-blocks must be 1 to {}", total - 1);
     println!("1/6, 2/6 attaching {keep} of {total} blocks");
     let pruned = args.out.join("pruned");
