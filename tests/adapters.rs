@@ -8,17 +8,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pleach::checkpoint::adapter::Adapter;
-use pleach::checkpoint::write::gguf_file;
 use pleach::checkpoint::{Checkpoint, RawTensor};
 use pleach::engine::{Answer, Engine, EngineConfig, Request};
-use pleach::kv_cache::{BlockPool, BlockTable, CacheSalt, blocks_for};
-use pleach::model::{
-    Decoder, Design, Family, ModelConfig, Precision, RopeConfig, RopeScaling, Rows, Workspace,
-    tensor_names,
-};
+use pleach::kv_cache::CacheSalt;
+use pleach::model::{Decoder, Design, Family, ModelConfig, Precision, RopeConfig, RopeScaling};
 use pleach_kernels::{DType, ThreadPool};
 use support::adapter::write_adapter;
 use support::engines::{engine_with_adapters, engine_with_attached, model_config, questions, run};
+use support::gguf::write_changed;
+use support::logits::{logits, relative_error};
 use support::random_model::write_model;
 
 fn random_adapter(config: &ModelConfig, seed: u64, rank: usize, size: f32) -> Adapter {
@@ -29,50 +27,17 @@ fn random_adapter(config: &ModelConfig, seed: u64, rank: usize, size: f32) -> Ad
 
 /// The model of a checkpoint with an adapter folded into it, in f32.
 fn merged(checkpoint: &mut Checkpoint, adapter: &Adapter, path: &Path) -> Decoder {
-    let mut names = tensor_names(&checkpoint.config, |name| checkpoint.has(name));
-    let ends = ["model.embed_tokens.weight", "lm_head.weight"];
-    names.extend(ends.into_iter().filter(|name| checkpoint.has(name)).map(str::to_owned));
-    let tensors: Vec<_> = names
-        .into_iter()
-        .map(|name| {
-            let tensor = checkpoint.tensor(&name).unwrap();
-            let mut values = tensor.to_f32();
-            adapter.fold(&name, &mut values);
-            let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            (name, RawTensor { dtype: DType::F32, shape: tensor.shape, data })
-        })
-        .collect();
-    gguf_file(path, "merged", &checkpoint.config, &[], &tensors).unwrap();
+    write_changed(checkpoint, path, &[], |name, tensor| {
+        let mut values = tensor.to_f32();
+        adapter.fold(name, &mut values);
+        let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        RawTensor { dtype: DType::F32, shape: tensor.shape, data }
+    });
     load(&mut Checkpoint::open(path).unwrap(), Precision::F32)
 }
 
 fn load(checkpoint: &mut Checkpoint, precision: Precision) -> Decoder {
     Decoder::load_with(checkpoint, &Arc::new(ThreadPool::new(2)), precision).unwrap()
-}
-
-/// Logits of all positions, through an adapter where one is named, in chunks of so many rows.
-fn logits(decoder: &Decoder, tokens: &[u32], adapter: Option<usize>, chunk: usize) -> Vec<f32> {
-    let blocks = blocks_for(tokens.len());
-    let (mut pool, mut table) = (BlockPool::new(blocks), BlockTable::default());
-    assert!(table.reserve(tokens.len(), &mut pool));
-    let (mut cache, mut workspace) = (decoder.new_kv_cache(blocks), Workspace::new());
-    let mut all = Vec::new();
-    for (index, tokens) in tokens.chunks(chunk).enumerate() {
-        let mut rows = Rows::default();
-        rows.push(&table, index * chunk, tokens.iter().copied(), tokens.len());
-        adapter.into_iter().for_each(|adapter| rows.adapt_last(adapter));
-        all.extend_from_slice(decoder.forward(&rows, &mut cache, &mut workspace));
-    }
-    all
-}
-
-/// Distance over size; NaN where anything is NaN.
-fn relative_error(got: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    let square = |v: f64| v * v;
-    let distance: f64 =
-        got.iter().zip(expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
-    (distance / expected.iter().map(|v| square(f64::from(*v))).sum::<f64>()).sqrt()
 }
 
 /// In f32, for models whose biases, norms of heads, norms of outputs and gates differ.

@@ -2,16 +2,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "support/logits.rs"]
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pleach::checkpoint::adapter::Adapter;
 use pleach::checkpoint::{Checkpoint, source};
-use pleach::kv_cache::{BlockPool, BlockTable, blocks_for};
-use pleach::model::{Decoder, Precision, Rows, Workspace};
+use pleach::model::{Decoder, Precision};
 use pleach::text::ChatTemplate;
 use pleach_kernels::ThreadPool;
 use safetensors::SafeTensors;
+use support::relative_error;
 
 fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
@@ -37,35 +40,9 @@ fn ids(tensors: &SafeTensors, name: &str) -> Vec<u32> {
     data.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
 }
 
-/// Logits of all positions, in two chunks.
-fn logits(decoder: &Decoder, tokens: &[u32]) -> Vec<f32> {
-    logits_through(decoder, tokens, None)
-}
-
-/// The same, through an adapter.
-fn logits_through(decoder: &Decoder, tokens: &[u32], adapter: Option<usize>) -> Vec<f32> {
-    let blocks = blocks_for(tokens.len());
-    let (mut pool, mut table) = (BlockPool::new(blocks), BlockTable::default());
-    assert!(table.reserve(tokens.len(), &mut pool));
-    let (mut cache, mut workspace) = (decoder.new_kv_cache(blocks), Workspace::new());
-    let mut all = Vec::new();
-    for range in [0..tokens.len() / 3, tokens.len() / 3..tokens.len()] {
-        let mut rows = Rows::default();
-        let count = range.len();
-        rows.push(&table, range.start, tokens[range].iter().copied(), count);
-        adapter.into_iter().for_each(|adapter| rows.adapt_last(adapter));
-        all.extend_from_slice(decoder.forward(&rows, &mut cache, &mut workspace));
-    }
-    all
-}
-
-/// Distance over size; NaN where anything is NaN.
-fn relative_error(got: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    let square = |v: f64| v * v;
-    let distance: f64 =
-        got.iter().zip(expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
-    (distance / expected.iter().map(|v| square(f64::from(*v))).sum::<f64>()).sqrt()
+/// Logits of all positions, through an adapter where one is named, in two chunks.
+fn logits(decoder: &Decoder, tokens: &[u32], adapter: Option<usize>) -> Vec<f32> {
+    support::logits(decoder, tokens, adapter, tokens.len() / 3 * 2)
 }
 
 /// Every family, float format, rotary scaling and window, tied and untied, whole and sharded.
@@ -80,7 +57,7 @@ fn small_models_of_every_family() {
         let bytes = std::fs::read(folder.join("golden.safetensors")).unwrap();
         let golden = SafeTensors::deserialize(&bytes).unwrap();
         let decoder = decoder(&mut Checkpoint::open(&folder).unwrap());
-        let got = logits(&decoder, &ids(&golden, "tokens"));
+        let got = logits(&decoder, &ids(&golden, "tokens"), None);
         let error = relative_error(&got, &floats(&golden, "logits"));
         println!("{}: relative error {error:.2e}", folder.file_name().unwrap().display());
         assert!(error < 1e-4, "{}: relative error {error}", folder.display());
@@ -98,14 +75,14 @@ fn adapters_as_peft_saves_them() {
         let golden = SafeTensors::deserialize(&bytes).unwrap();
         let mut decoder = decoder(&mut Checkpoint::open(&goldens().join(name)).unwrap());
         let tokens = ids(&golden, "tokens");
-        let plain = logits(&decoder, &tokens);
+        let plain = logits(&decoder, &tokens, None);
         decoder.add_adapter(&Adapter::read(&folder).unwrap()).unwrap();
         let expected = floats(&golden, "logits");
-        let error = relative_error(&logits_through(&decoder, &tokens, Some(0)), &expected);
+        let error = relative_error(&logits(&decoder, &tokens, Some(0)), &expected);
         println!("{name}: relative error {error:.2e}");
         assert!(error < 1e-4, "{name}: relative error {error}");
         assert!(relative_error(&plain, &expected) > 0.1, "{name}: the adapter does something");
-        assert_eq!(logits(&decoder, &tokens), plain, "{name}: other rows are as they were");
+        assert_eq!(logits(&decoder, &tokens, None), plain, "{name}: other rows are as they were");
     }
 }
 
@@ -114,7 +91,7 @@ fn the_default_model() {
     let bytes = std::fs::read(goldens().join("smollm2-135m-instruct/golden.safetensors")).unwrap();
     let golden = SafeTensors::deserialize(&bytes).unwrap();
     let decoder = decoder(&mut default_model());
-    let all = logits(&decoder, &ids(&golden, "tokens"));
+    let all = logits(&decoder, &ids(&golden, "tokens"), None);
     let columns = ids(&golden, "columns");
     let (mut got, mut sums) = (Vec::new(), Vec::new());
     for (row, best) in ids(&golden, "rows").into_iter().zip(ids(&golden, "best")) {

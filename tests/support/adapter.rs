@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::random_model::matrices;
 use pleach::checkpoint::adapter::{CONFIG, PREFIX, TENSORS};
 use pleach::model::ModelConfig;
 use safetensors::Dtype;
@@ -12,19 +13,9 @@ use safetensors::tensor::TensorView;
 /// matrix whose products keep the size of their inputs.
 pub fn write_adapter(folder: &Path, config: &ModelConfig, seed: u64, rank: usize, size: f32) {
     let mut random = fastrand::Rng::with_seed(seed);
-    let (hidden, inner, dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
-    let (q, kv) = (config.num_attention_heads * dim, config.num_key_value_heads * dim);
     let mut tensors = BTreeMap::new();
     for layer in 0..config.num_hidden_layers {
-        for (module, [out, inner]) in [
-            ("self_attn.q_proj", [q, hidden]),
-            ("self_attn.k_proj", [kv, hidden]),
-            ("self_attn.v_proj", [kv, hidden]),
-            ("self_attn.o_proj", [hidden, q]),
-            ("mlp.gate_proj", [inner, hidden]),
-            ("mlp.up_proj", [inner, hidden]),
-            ("mlp.down_proj", [hidden, inner]),
-        ] {
+        for (module, [out, inner]) in matrices(config) {
             for (half, shape, size) in [("A", [rank, inner], 1.0), ("B", [out, rank], size)] {
                 // Uniform numbers whose squares add up to the size along a row.
                 let most = size * (3.0 / shape[1] as f32).sqrt();

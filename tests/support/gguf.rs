@@ -4,20 +4,29 @@
 
 use std::path::Path;
 
-use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::write::{Meta, gguf_file};
+use pleach::checkpoint::{Checkpoint, RawTensor};
 use pleach::model::tensor_names;
 
 /// Writes all tensors of a folder as a GGUF file, with `more` metadata.
 pub fn convert(folder: &Path, path: &Path, more: &[(&str, Meta)]) {
-    let mut checkpoint = Checkpoint::open(folder).unwrap();
+    write_changed(&mut Checkpoint::open(folder).unwrap(), path, more, |_, tensor| tensor);
+}
+
+/// The same of a checkpoint, each tensor as `change` makes it.
+pub fn write_changed(
+    checkpoint: &mut Checkpoint,
+    path: &Path,
+    more: &[(&str, Meta)],
+    change: impl Fn(&str, RawTensor) -> RawTensor,
+) {
     let mut names = tensor_names(&checkpoint.config, |name| checkpoint.has(name));
     let ends = ["model.embed_tokens.weight", "lm_head.weight"];
     names.extend(ends.into_iter().filter(|name| checkpoint.has(name)).map(str::to_owned));
     let tensors: Vec<_> = names
         .into_iter()
         .map(|name| {
-            let tensor = checkpoint.tensor(&name).unwrap();
+            let tensor = change(&name, checkpoint.tensor(&name).unwrap());
             (name, tensor)
         })
         .collect();

@@ -41,6 +41,21 @@ fn random_tensor(
     RawTensor { dtype, shape: shape.to_vec(), data }
 }
 
+/// The matrices of a block and their shapes.
+pub fn matrices(config: &ModelConfig) -> [(&'static str, [usize; 2]); 7] {
+    let (hidden, inner, dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
+    let (q, kv) = (config.num_attention_heads * dim, config.num_key_value_heads * dim);
+    [
+        ("self_attn.q_proj", [q, hidden]),
+        ("self_attn.k_proj", [kv, hidden]),
+        ("self_attn.v_proj", [kv, hidden]),
+        ("self_attn.o_proj", [hidden, q]),
+        ("mlp.gate_proj", [inner, hidden]),
+        ("mlp.up_proj", [inner, hidden]),
+        ("mlp.down_proj", [hidden, inner]),
+    ]
+}
+
 /// Writes a random model as a GGUF file; a matrix's name decides its format, and a factor of its values.
 pub fn write_model(
     path: &Path,
@@ -61,16 +76,8 @@ pub fn write_model(
     let mut vectors = vec![("model.norm.weight".to_owned(), hidden, 1.0)];
     for layer in 0..config.num_hidden_layers {
         let name = |rest: &str| format!("model.layers.{layer}.{rest}");
-        for (rest, shape) in [
-            ("self_attn.q_proj.weight", [q, hidden]),
-            ("self_attn.k_proj.weight", [kv, hidden]),
-            ("self_attn.v_proj.weight", [kv, hidden]),
-            ("self_attn.o_proj.weight", [hidden, q]),
-            ("mlp.gate_proj.weight", [inner, hidden]),
-            ("mlp.up_proj.weight", [inner, hidden]),
-            ("mlp.down_proj.weight", [hidden, inner]),
-        ] {
-            matrix(&mut random, name(rest), shape);
+        for (module, shape) in matrices(config) {
+            matrix(&mut random, name(&format!("{module}.weight")), shape);
         }
         vectors.push((name("input_layernorm.weight"), hidden, 1.0));
         vectors.push((name("post_attention_layernorm.weight"), hidden, 1.0));

@@ -12,4 +12,4 @@ pub use config::{Family, ModelConfig, SlidingWindow};
 pub use design::Design;
 pub use rope::{RopeTables, rope_divisors, rope_table, yarn_attention};
 pub use rotary::{RopeConfig, RopeScaling};
-pub use tensor_names::{layer_tensor_names, tensor_names};
+pub use tensor_names::{MATRICES, layer_tensor_names, tensor_names};

@@ -2,7 +2,8 @@
 
 use super::{Family, ModelConfig, PROJECTIONS};
 
-const MATRICES: [&str; 7] = [
+/// The matrices of a block.
+pub const MATRICES: [&str; 7] = [
     "self_attn.q_proj",
     "self_attn.k_proj",
     "self_attn.v_proj",

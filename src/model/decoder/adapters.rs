@@ -5,6 +5,7 @@ use super::error::ModelError;
 use super::layer::{Layer, Projection};
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::adapter::{Adapter, Factors};
+use crate::checkpoint::architecture::MATRICES;
 use pleach_kernels::LowRank;
 
 impl Decoder {
@@ -41,7 +42,7 @@ impl Decoder {
             format!(
                 "is no matrix that adapters are served for, which are those of attention and of the feed-forward \
                  layer ({}): train without it, or merge the adapter into its model",
-                MODULES.join(", ")
+                MATRICES.join(", ")
             )
         };
         let place = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
@@ -49,7 +50,7 @@ impl Decoder {
         let block: usize = block.parse().map_err(|_| foreign())?;
         let module = rest
             .strip_suffix(".weight")
-            .and_then(|name| MODULES.iter().position(|module| *module == name));
+            .and_then(|name| MATRICES.iter().position(|module| *module == name));
         let module = module.ok_or_else(foreign)?;
         let layer = self.layers.get(block).ok_or_else(|| {
             format!(
@@ -69,23 +70,13 @@ impl Decoder {
     }
 }
 
-/// The modules of a block that adapters add to, in the order of [`Layer::projections`].
-const MODULES: [&str; 7] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
-
 impl Layer {
+    /// The matrices that adapters add to, in the order of [`MATRICES`].
     fn projections_mut(&mut self) -> [(&'static str, &mut Projection); 7] {
         let [q, k, v] = &mut self.qkv;
         let [gate, up] = &mut self.gate_up;
         let all = [q, k, v, &mut self.output, gate, up, &mut self.down];
-        let mut modules = MODULES.into_iter();
+        let mut modules = MATRICES.into_iter();
         all.map(|projection| (modules.next().expect("as many modules"), projection))
     }
 }
