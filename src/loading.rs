@@ -118,8 +118,8 @@ impl Models {
     }
 }
 
-/// Loads the target with its adapters, and the draft that is configured. Gives the loader of further drafts, which knows of no caches yet:
-/// how large they can be is known when the draft is.
+/// Loads the target with its adapters, and the draft that is configured. Gives the loader of further drafts, which knows
+/// of no caches yet: how large they can be is known when the draft is.
 fn load_on_cpu(
     config: &Config,
     model: &mut Opened,
