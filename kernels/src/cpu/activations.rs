@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::cpu::isa::Isa;
 use crate::cpu::pool::ThreadPool;
-use crate::cpu::quantize::{BLOCK, Block, WIDE_BITS, Wide, quantize_row};
+use crate::cpu::quantize::{BLOCK, Block, RowBlocks, WIDE_BITS, Wide, quantize_row};
 use crate::cpu::shared_mut::SharedMut;
 use crate::cpu::weights::Line;
 
@@ -175,22 +175,25 @@ struct Blocks<'a> {
     scaled_sums: SharedMut<'a, f32>,
 }
 
-impl Blocks<'_> {
-    /// The block that lies at `at`.
-    ///
-    /// # Safety
-    /// It must be the caller's own.
+/// The blocks of a row from that on which lies at `first`: a task's own.
+struct OwnBlocks<'a> {
+    blocks: &'a Blocks<'a>,
+    first: usize,
+}
+
+impl RowBlocks for OwnBlocks<'_> {
     #[inline(always)]
-    unsafe fn block(&self, at: usize) -> Block<'_> {
-        // SAFETY: by the caller's promise.
+    fn block(&mut self, i: usize) -> Block<'_> {
+        let at = self.first + i * TILE;
+        let ([first, second], blocks) = (half_sums(at), self.blocks);
+        // SAFETY: who made this promised that no other task has these blocks.
         unsafe {
-            let [first, second] = half_sums(at);
             Block {
-                codes: self.codes.element(at),
-                wide: self.wide.element(at),
-                scale: self.scales.element(at),
-                half_sums: [self.half_sums.element(first), self.half_sums.element(second)],
-                scaled_sum: self.scaled_sums.element(at),
+                codes: blocks.codes.element(at),
+                wide: blocks.wide.element(at),
+                scale: blocks.scales.element(at),
+                half_sums: [blocks.half_sums.element(first), blocks.half_sums.element(second)],
+                scaled_sum: blocks.scaled_sums.element(at),
             }
         }
     }
@@ -242,9 +245,8 @@ impl Parts<'_> {
     /// # Safety
     /// The blocks of the row from `block` on, those of `x`, must be this task's own.
     unsafe fn quantize(&self, row: usize, block: usize, x: &[f32]) {
-        let at = place(row, block, self.cols / BLOCK);
-        // SAFETY: by the caller's promise.
-        quantize_row(self.isa, x, |i| unsafe { self.blocks.block(at + i * TILE) });
+        let first = place(row, block, self.cols / BLOCK);
+        quantize_row(self.isa, x, OwnBlocks { blocks: &self.blocks, first });
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::cpu::activations::Activations;
 use crate::cpu::gate::{Activation, gate_row};
 use crate::cpu::isa::{Isa, per_isa};
+use crate::cpu::lanes::fold_lanes;
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_mut::SharedMut;
 
@@ -126,11 +127,14 @@ pub fn gate_mul(
     });
 }
 
-/// `1 / rms(x)`, in 16 partial sums that are added in a fixed order.
+/// Partial sums of the squares of a row: several registers of them, of which none waits for another.
+const SUMS: usize = 64;
+
+/// `1 / rms(x)`; partial sums are added in a fixed order.
 #[inline(always)]
 fn inverse_rms(x: &[f32], eps: f32) -> f32 {
-    let mut parts = [0f32; 16];
-    let (chunks, rest) = x.as_chunks::<16>();
+    let mut parts = [0f32; SUMS];
+    let (chunks, rest) = x.as_chunks::<SUMS>();
     for chunk in chunks {
         for (part, v) in parts.iter_mut().zip(chunk) {
             *part = v.mul_add(*v, *part);
@@ -139,7 +143,9 @@ fn inverse_rms(x: &[f32], eps: f32) -> f32 {
     for (part, v) in parts.iter_mut().zip(rest) {
         *part = v.mul_add(*v, *part);
     }
-    let mean = parts.iter().sum::<f32>() / x.len() as f32;
+    let lanes =
+        std::array::from_fn(|i| (parts[i] + parts[i + 16]) + (parts[i + 32] + parts[i + 48]));
+    let mean = fold_lanes(lanes, |a, b| a + b) / x.len() as f32;
     1.0 / (mean + eps).sqrt()
 }
 

@@ -1,5 +1,8 @@
 //! A row of f32 values in blocks of integer steps.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use crate::cpu::isa::{Isa, per_isa};
 use crate::cpu::lanes::fold_lanes;
 
@@ -69,18 +72,24 @@ impl Block<'_> {
     }
 }
 
-/// Quantises the blocks of `x` into those that `block` names.
+/// Where the blocks of a row go.
+pub(crate) trait RowBlocks {
+    /// The `i`-th one. To be inlined always: what fills it is compiled for another instruction set.
+    fn block(&mut self, i: usize) -> Block<'_>;
+}
+
+/// Quantises the blocks of `x` into those of `row`.
 #[inline]
-pub(crate) fn quantize_row<'a>(isa: Isa, x: &[f32], mut block: impl FnMut(usize) -> Block<'a>) {
+pub(crate) fn quantize_row(isa: Isa, x: &[f32], mut row: impl RowBlocks) {
     let x = x.as_chunks().0;
     #[cfg(target_arch = "x86_64")]
     if matches!(isa, Isa::AmxInt8 | Isa::Avx512Vnni) {
         // SAFETY: the set was detected.
-        unsafe { avx512::row(x, block) };
+        unsafe { avx512::quantize_row(x, row) };
         return;
     }
     for (i, x) in x.iter().enumerate() {
-        quantize_block(isa, x, block(i));
+        quantize_block(isa, x, row.block(i));
     }
 }
 
@@ -142,177 +151,73 @@ per_isa! {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use std::arch::x86_64::*;
-
-    use super::{BLOCK, Block, GROUP, ROUND, WIDE, WIDE_BITS, group_of, inverse_of, key, scale_of};
-
-    /// [`key`] without its peak, for the 16 values of both halves: a group is four lanes.
-    const NUMBERS: [[u32; BLOCK / 2]; 2] = {
-        let mut numbers = [[0; BLOCK / 2]; 2];
-        let mut k = 0;
-        while k < BLOCK {
-            numbers[k / 16][k % 16] = key(0, k / GROUP);
-            k += 1;
-        }
-        numbers
-    };
-
-    /// As [`quantize_row`](super::quantize_row).
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
-    pub(super) fn row<'a>(x: &[[f32; BLOCK]], mut block: impl FnMut(usize) -> Block<'a>) {
-        for (i, x) in x.iter().enumerate() {
-            quantize(x, block(i));
-        }
-    }
-
-    // Vectors go from hand to hand without closures, which would not be compiled for this set.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
-    fn quantize(x: &[f32; BLOCK], out: Block<'_>) {
-        let [first, second] = *x.as_chunks::<16>().0 else { unreachable!("two halves") };
-        let x = [load(&first), load(&second)];
-        let peaks = [peaks(x[0]), peaks(x[1])];
-        let mut keys = [keys(peaks[0], &NUMBERS[0]), keys(peaks[1], &NUMBERS[1])];
-        let mut narrow = peaks;
-        let mut is_wide = [0; 2];
-        let mut wide = [0; WIDE];
-        for wide in &mut wide {
-            let top = largest(keys);
-            for half in 0..2 {
-                let found = _mm512_cmpeq_epi32_mask(keys[half], top);
-                is_wide[half] |= found;
-                keys[half] = _mm512_maskz_mov_epi32(!found, keys[half]);
-                narrow[half] = _mm512_maskz_mov_epi32(!found, narrow[half]);
-            }
-            *wide = group_of(_mm512_cvtsi512_si32(top) as u32);
-        }
-        let (top, narrow) = (largest(peaks), largest(narrow));
-        let scale = scale_of(_mm512_cvtsi512_si32(top) as u32, _mm512_cvtsi512_si32(narrow) as u32);
-        let inverse = _mm512_set1_ps(inverse_of(scale));
-        let steps = [steps(x[0], inverse), steps(x[1], inverse)];
-        let upper = [upper(steps[0], is_wide[0]), upper(steps[1], is_wide[1])];
-        let lower = [lower(steps[0], upper[0]), lower(steps[1], upper[1])];
-        // One store, so that what reads it again need not wait.
-        let codes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(codes(upper)), codes(lower));
-        // SAFETY: two times 32 bytes.
-        unsafe { _mm512_storeu_si512(out.codes.as_mut_ptr().cast(), codes) };
-        let sums = [_mm512_reduce_add_epi32(steps[0]), _mm512_reduce_add_epi32(steps[1])];
-        out.set(wide, scale, sums);
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn load(x: &[f32; 16]) -> __m512 {
-        // SAFETY: 16 floats.
-        unsafe { _mm512_loadu_ps(x.as_ptr()) }
-    }
-
-    /// Every group's peak, in all its lanes.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn peaks(x: __m512) -> __m512i {
-        let sizes = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(i32::MAX));
-        let pairs = _mm512_max_epu32(sizes, _mm512_shuffle_epi32::<0b10_11_00_01>(sizes));
-        _mm512_max_epu32(pairs, _mm512_shuffle_epi32::<0b01_00_11_10>(pairs))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn keys(peaks: __m512i, numbers: &[u32; 16]) -> __m512i {
-        // SAFETY: 16 integers.
-        let numbers = unsafe { _mm512_loadu_si512(numbers.as_ptr().cast()) };
-        _mm512_or_si512(_mm512_andnot_si512(_mm512_set1_epi32(7), peaks), numbers)
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn steps(x: __m512, inverse: __m512) -> __m512i {
-        let round = _mm512_set1_ps(ROUND);
-        let rounded = _mm512_castps_si512(_mm512_fmadd_ps(x, inverse, round));
-        _mm512_sub_epi32(rounded, _mm512_castps_si512(round))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn upper(steps: __m512i, is_wide: __mmask16) -> __m512i {
-        let raised = _mm512_add_epi32(steps, _mm512_set1_epi32(1 << (WIDE_BITS - 1)));
-        _mm512_maskz_srai_epi32::<WIDE_BITS>(is_wide, raised)
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn lower(steps: __m512i, upper: __m512i) -> __m512i {
-        _mm512_sub_epi32(steps, _mm512_slli_epi32::<WIDE_BITS>(upper))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn codes(halves: [__m512i; 2]) -> __m256i {
-        let (first, second) = (_mm512_cvtepi32_epi8(halves[0]), _mm512_cvtepi32_epi8(halves[1]));
-        _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(first), second)
-    }
-
-    /// The largest of all groups, each the same in four lanes.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn largest(groups: [__m512i; 2]) -> __m512i {
-        let top = _mm512_max_epu32(groups[0], groups[1]);
-        let top = _mm512_max_epu32(top, _mm512_shuffle_i32x4::<0b01_00_11_10>(top, top));
-        _mm512_max_epu32(top, _mm512_shuffle_i32x4::<0b10_11_00_01>(top, top))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cpu::testing::Random;
 
-    #[test]
-    fn every_path_rounds_the_same() {
-        let mut random = Random::new();
-        for case in 0..300 {
-            let mut x: [f32; BLOCK] = random.vec(BLOCK).try_into().expect("as many");
-            let lane = random.bits() as usize % BLOCK;
-            match case % 6 {
-                0 => x[lane] *= 1e4,
-                1 => x[lane] = f32::NAN,
-                2 => x[lane] = f32::NEG_INFINITY,
-                3 => x.fill(if case == 3 { 0.0 } else { -1.5 }),
-                4 => x
-                    .iter_mut()
-                    .step_by(3)
-                    .for_each(|v| *v = f32::from_bits(random.bits() as u32 % 99)),
-                _ => x = x.map(|v| v * 1e-40),
-            }
-            let mut want = None;
-            for isa in Isa::supported().into_iter().rev() {
-                let (mut codes, mut wide) = ([[7; BLOCK]; 2], Wide::default());
-                let (mut scale, mut scaled_sum, mut sums) = (7.0, 7.0, [7; 2]);
-                let [first, second] = &mut sums;
-                quantize_block_on(
-                    isa,
-                    &x,
-                    Block {
-                        codes: &mut codes,
-                        wide: &mut wide,
-                        scale: &mut scale,
-                        half_sums: [first, second],
-                        scaled_sum: &mut scaled_sum,
-                    },
-                );
-                if scale < f32::MIN_POSITIVE {
-                    assert_eq!((codes, sums), ([[0; BLOCK]; 2], [0; 2]), "{isa:?} {x:?}");
-                }
-                let got = (codes, wide, scale.to_bits(), sums, scaled_sum.to_bits());
-                assert_eq!(*want.get_or_insert(got), got, "{isa:?} {x:?}");
-            }
+    /// A block of its own.
+    #[derive(Debug, Clone)]
+    struct Own {
+        codes: [[i8; BLOCK]; 2],
+        wide: Wide,
+        floats: [f32; 2],
+        half_sums: [i32; 2],
+    }
+
+    impl Own {
+        /// All of it, to be compared.
+        fn bits(&self) -> ([[i8; BLOCK]; 2], Wide, [u32; 2], [i32; 2]) {
+            (self.codes, self.wide, self.floats.map(f32::to_bits), self.half_sums)
         }
     }
 
-    fn quantize_block_on(isa: Isa, x: &[f32; BLOCK], block: Block<'_>) {
-        let mut block = Some(block);
-        quantize_row(isa, x, |_| block.take().expect("one block"));
+    impl RowBlocks for &mut [Own] {
+        fn block(&mut self, i: usize) -> Block<'_> {
+            let Own { codes, wide, floats: [scale, scaled_sum], half_sums } = &mut self[i];
+            Block { codes, wide, scale, half_sums: half_sums.each_mut(), scaled_sum }
+        }
+    }
+
+    #[test]
+    fn every_path_rounds_the_same() {
+        let mut random = Random::new();
+        for blocks in (1..=6).cycle().take(100) {
+            let mut x: Vec<[f32; BLOCK]> = Vec::new();
+            for _ in 0..blocks {
+                let mut block: [f32; BLOCK] = random.vec(BLOCK).try_into().expect("as many");
+                let lane = random.bits() as usize % BLOCK;
+                match random.bits() % 8 {
+                    0 => block[lane] *= 1e4,
+                    1 => block[lane] = f32::NAN,
+                    2 => block[lane] = f32::NEG_INFINITY,
+                    3 => block.fill(0.0),
+                    4 => block.fill(-1.5),
+                    5 => block
+                        .iter_mut()
+                        .step_by(3)
+                        .for_each(|v| *v = f32::from_bits(random.bits() as u32 % 99)),
+                    6 => block = block.map(|v| v * 1e-40),
+                    _ => {}
+                }
+                x.push(block);
+            }
+            let mut want = None;
+            for isa in Isa::supported().into_iter().rev() {
+                let (codes, wide) = ([[7; BLOCK]; 2], Wide::default());
+                let mut own =
+                    vec![Own { codes, wide, floats: [7.0; 2], half_sums: [7; 2] }; blocks];
+                quantize_row(isa, x.as_flattened(), &mut own[..]);
+                for own in own.iter().filter(|own| own.floats[0] < f32::MIN_POSITIVE) {
+                    assert_eq!(
+                        (own.codes, own.half_sums),
+                        ([[0; BLOCK]; 2], [0; 2]),
+                        "{isa:?} {x:?}"
+                    );
+                }
+                let got: Vec<_> = own.iter().map(Own::bits).collect();
+                assert_eq!(*want.get_or_insert_with(|| got.clone()), got, "{isa:?} {x:?}");
+            }
+        }
     }
 }
