@@ -256,7 +256,47 @@ fn chains_have_slopes((config, mut weights, embedding): (ModelConfig, Vec<Weight
     let network = AttachedNetwork { config, attachment, embedding, head, head_row };
     let kl = Divergence::FORWARD_KL;
     let lesson = AttachedLesson::new(network, data, open("a").unwrap(), 3, kl).unwrap();
-    assert_slopes(&weights, |weights| lesson.loss(weights, &[0, 1, 2, 3, 4], true).unwrap().0);
+    let loss = |weights: &Weights| lesson.loss(weights, &[0, 1, 2, 3, 4], true).unwrap().0;
+    assert_slopes(&weights, loss);
+
+    // Low-rank additions begin at the weights themselves, and all of them move.
+    let [full, low] = [Adapt::Full, Adapt::Lora { rank: 4, alpha: 8.0 }]
+        .map(|adapt| Parameters::new(weights.clone(), adapt, 0).unwrap().leaves().unwrap());
+    let value = |weights| loss(weights).to_scalar::<f32>().unwrap();
+    assert!((value(&low) / value(&full) - 1.0).abs() < 1e-3, "{} {}", value(&low), value(&full));
+    let store = loss(&low).backward().unwrap();
+    for (name, shape, _) in &weights {
+        if shape.len() == 2 {
+            let b = low.get(&format!("{name}.lora_b")).unwrap();
+            assert!(store.get(b).is_some(), "no gradient of {name}");
+        }
+    }
+}
+
+/// A network with low-rank additions computes what one of the sums does.
+#[test]
+fn low_rank_additions_are_those_of_the_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = trainer(folder.path(), Adapt::Lora { rank: 8, alpha: 32.0 }, 20);
+    let start = run.parameters().weights().unwrap();
+    while run.progress() < 1.0 {
+        run.step().unwrap();
+    }
+    let head_row: Vec<_> = (0..50).map(Some).collect();
+    let batch = run.lesson().data().batch(&[0, 1, 2, 3], &head_row);
+    let logits = |parameters: &Parameters| {
+        let logits = run.lesson().network.logits(&parameters.leaves().unwrap(), &batch).unwrap();
+        logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let of = |weights| logits(&Parameters::new(weights, Adapt::Full, 0).unwrap());
+    let distance = |a: &[f32], b: &[f32]| {
+        let square = |all: &mut dyn Iterator<Item = f32>| all.map(|v| v * v).sum::<f32>();
+        let difference = square(&mut a.iter().zip(b).map(|(a, b)| a - b));
+        (difference / square(&mut a.iter().copied())).sqrt()
+    };
+    let (summed, own) = (of(run.parameters().weights().unwrap()), logits(run.parameters()));
+    assert!(distance(&summed, &own) < 0.03, "{}", distance(&summed, &own));
+    assert!(distance(&summed, &of(start)) > 0.3, "it was trained");
 }
 
 /// For every weight array, `loss` falls along its gradient as fast as the gradient says.
@@ -268,7 +308,8 @@ fn assert_slopes(weights: &[Weight], loss: impl Fn(&Weights) -> candle_core::Ten
         f64::from(loss(&parameters.leaves().unwrap()).to_scalar::<f32>().unwrap())
     };
     for (index, (name, ..)) in weights.iter().enumerate() {
-        let gradient = store.get(&leaves[name]).unwrap_or_else(|| panic!("no gradient of {name}"));
+        let gradient =
+            store.get(leaves.get(name).unwrap()).unwrap_or_else(|| panic!("no gradient of {name}"));
         let gradient = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
         let step = 0.1;

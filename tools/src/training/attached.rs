@@ -7,10 +7,12 @@ use candle_core::{Device, Error, Result, Tensor};
 use super::attention::HeadShape;
 use super::chain_attention::{ChainAttention, Chains};
 use super::dataset::Sequence;
-use super::decoder::{Layer, Weights, fuse, get, norm};
+use super::decoder::{Layer, frozen_head, norm};
 use super::distill_loss::{DistillLoss, Head, Tally, Targets};
-use super::graph_ops::{Linear, RmsNorm};
+use super::frozen::Frozen;
+use super::graph_ops::RmsNorm;
 use super::lesson::Lesson;
+use super::weights::Weights;
 use super::{Dataset, TargetStates};
 use pleach::model::{Attachment, ModelConfig, PROJECTIONS, RopeTables};
 use pleach_kernels::training::Divergence;
@@ -27,7 +29,7 @@ pub struct AttachedLesson {
     /// `[vocab_size, hidden]`
     embedding: Vec<f32>,
     /// `[head_rows, hidden]`
-    head: Tensor,
+    head: Arc<Frozen>,
     head_row: Vec<Option<u32>>,
     ropes: RopeTables,
     data: Dataset,
@@ -87,8 +89,7 @@ impl AttachedLesson {
     ) -> Result<Self> {
         let AttachedNetwork { config, attachment, embedding, head, head_row } = network;
         let width = config.hidden_size;
-        let shape = (head.len() / width, width);
-        let head = Tensor::from_vec(head, shape, &Device::Cpu)?;
+        let head = frozen_head(&head, width)?;
         let mut starts = vec![0];
         starts.extend(data.sequences().scan(0, |end, tokens| {
             *end += tokens.len();
@@ -188,7 +189,7 @@ impl Lesson for AttachedLesson {
 
     fn loss(&self, weights: &Weights, pack: &[usize], training: bool) -> Result<(Tensor, Tally)> {
         let (config, width) = (&self.config, self.config.hidden_size);
-        let weights = &fuse(weights, config)?;
+        let weights = &weights.fused(config)?;
         let eps = config.rms_norm_eps as f32;
         let pool = Arc::new(ThreadPool::new(1));
         let batch = self.batch(pack)?;
@@ -211,8 +212,8 @@ impl Lesson for AttachedLesson {
                     (own.apply_op2(&ones, norm)?, PROJECTIONS[1])
                 }
             };
-            let mut x = Tensor::cat(&[&tokens, &states], 1)?
-                .apply_op2(get(weights, projection)?, Linear)?;
+            let module = projection.strip_suffix(".weight").unwrap_or(projection);
+            let mut x = weights.linear(&Tensor::cat(&[&tokens, &states], 1)?, module)?;
             let mut ropes = self.ropes.clone();
             ropes.set_positions(&batch.positions[..=step].concat());
             let ropes = Arc::new(ropes);
@@ -231,7 +232,7 @@ impl Lesson for AttachedLesson {
                     Tensor::cat(own, 0)?.apply_op1(attention)
                 })?;
             }
-            let normed = norm(&x, get(weights, "model.norm.weight")?, config, &pool)?;
+            let normed = norm(&x, weights.wanted("model.norm.weight")?, config, &pool)?;
             let head = Head { rows: &self.head, cap: config.design.logit_cap };
             let (loss, of_step) =
                 DistillLoss::apply(&normed, head, targets, self.divergence, training)?;

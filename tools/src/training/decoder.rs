@@ -1,6 +1,5 @@
 //! The decoder as a differentiable graph over packed sequences.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -8,10 +7,12 @@ use candle_core::{Device, Result, Tensor};
 
 use super::attention::{Attention, HeadShape};
 use super::distill_loss::{DistillLoss, Head, Tally, Targets};
-use super::graph_ops::{GateMul, Linear, RmsNorm};
+use super::frozen::Frozen;
+use super::graph_ops::{GateMul, RmsNorm, with_values};
+use super::weights::{FUSED, Weights};
 use pleach::model::{ModelConfig, RopeTables};
 use pleach_kernels::training::Divergence;
-use pleach_kernels::{ThreadPool, scale};
+use pleach_kernels::{MatRef, ThreadPool, scale};
 
 /// Several sequences side by side, and what is to be learnt from them.
 #[derive(Debug, Default, Clone)]
@@ -29,12 +30,9 @@ pub struct Network {
     /// `[vocab_size, hidden]`
     embedding: Vec<f32>,
     /// `[head_rows, hidden]`
-    head: Tensor,
+    head: Arc<Frozen>,
     ropes: RopeTables,
 }
-
-/// Weights by their Hugging Face names.
-pub type Weights = BTreeMap<String, Tensor>;
 
 impl Network {
     /// A network over a frozen embedding, `[vocab_size, hidden]`, and head, `[head_rows, hidden]`.
@@ -42,9 +40,7 @@ impl Network {
     /// # Errors
     /// If the head is not made of whole rows.
     pub fn new(config: ModelConfig, embedding: Vec<f32>, head: Vec<f32>) -> Result<Self> {
-        let width = config.hidden_size;
-        let shape = (head.len() / width, width);
-        let head = Tensor::from_vec(head, shape, &Device::Cpu)?;
+        let head = frozen_head(&head, config.hidden_size)?;
         let ropes = RopeTables::new(&config);
         Ok(Self { config, embedding, head, ropes })
     }
@@ -81,7 +77,13 @@ impl Network {
     /// # Errors
     /// What candle says, for instance about a missing weight.
     pub fn logits(&self, weights: &Weights, batch: &TrainingBatch) -> Result<Tensor> {
-        let logits = self.hidden_states(weights, batch)?.apply_op2(&self.head, Linear)?;
+        let hidden = self.hidden_states(weights, batch)?;
+        let ((rows, width), [columns, _]) = (hidden.dims2()?, self.head.shape());
+        let mut logits = vec![0.0; rows * columns];
+        with_values([&hidden], |[hidden]| {
+            self.head.forward(MatRef::new(hidden, rows, width, width), &mut logits)
+        })?;
+        let logits = Tensor::from_vec(logits, (rows, columns), &Device::Cpu)?;
         match self.config.design.logit_cap.map(f64::from) {
             Some(cap) => (logits / cap)?.tanh()? * cap,
             None => Ok(logits),
@@ -92,7 +94,7 @@ impl Network {
     fn hidden_states(&self, weights: &Weights, batch: &TrainingBatch) -> Result<Tensor> {
         let config = &self.config;
         let width = config.hidden_size;
-        let weights = &fuse(weights, config)?;
+        let weights = &weights.fused(config)?;
         let pool = Arc::new(ThreadPool::new(1));
         let mut ropes = self.ropes.clone();
         let positions: Vec<u32> =
@@ -120,7 +122,7 @@ impl Network {
             };
             hidden = layer.forward(&hidden, |qkv| qkv.apply_op1(attention))?;
         }
-        norm(&hidden, get(weights, "model.norm.weight")?, config, &pool)
+        norm(&hidden, weights.wanted("model.norm.weight")?, config, &pool)
     }
 }
 
@@ -139,36 +141,18 @@ pub(super) fn norm(
     }
 }
 
-pub(super) fn get<'a>(weights: &'a Weights, name: &str) -> Result<&'a Tensor> {
-    weights.get(name).ok_or_else(|| candle_core::Error::Msg(format!("no weight {name}")))
-}
-
-/// Projections of one input, which are computed side by side: the name of all, and their own.
-const FUSED: [(&str, &[&str]); 2] = [
-    ("self_attn.qkv_proj", &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
-    ("mlp.gate_up_proj", &["mlp.gate_proj", "mlp.up_proj"]),
-];
-
-/// The weights, and those of projections of one input side by side. Made once for all the times that a loss uses a
-/// block.
-pub(super) fn fuse(weights: &Weights, config: &ModelConfig) -> Result<Weights> {
-    let mut all = weights.clone();
-    for index in 0..config.num_hidden_layers {
-        for (fused, modules) in FUSED {
-            for kind in ["weight", "bias"] {
-                let name = |module: &str| format!("model.layers.{index}.{module}.{kind}");
-                let parts: Vec<&Tensor> =
-                    modules.iter().filter_map(|module| weights.get(&name(module))).collect();
-                if parts.len() == modules.len() {
-                    all.insert(name(fused), Tensor::cat(&parts, 0)?);
-                }
-            }
-        }
+/// A head, `[columns, width]`, as losses take it.
+///
+/// # Errors
+/// If it is not made of whole rows.
+pub(super) fn frozen_head(head: &[f32], width: usize) -> Result<Arc<Frozen>> {
+    if !head.len().is_multiple_of(width) {
+        candle_core::bail!("the head is not made of whole rows");
     }
-    Ok(all)
+    Ok(Arc::new(Frozen::new(head, width)))
 }
 
-/// The weights of one block, [fused](fuse).
+/// The weights of one block, [fused](Weights::fused).
 pub(super) struct Layer<'a> {
     pub(super) config: &'a ModelConfig,
     pub(super) weights: &'a Weights,
@@ -206,12 +190,12 @@ impl Layer<'_> {
     }
 
     fn norm(&self, x: &Tensor, module: &str) -> Result<Tensor> {
-        let weight = get(self.weights, &self.name(module, "weight"))?;
+        let weight = self.weights.wanted(&self.name(module, "weight"))?;
         norm(x, weight, self.config, self.pool)
     }
 
     fn linear(&self, x: &Tensor, module: &str) -> Result<Tensor> {
-        let y = x.apply_op2(get(self.weights, &self.name(module, "weight"))?, Linear)?;
+        let y = self.weights.linear(x, &format!("model.layers.{}.{module}", self.index))?;
         match self.weights.get(&self.name(module, "bias")) {
             Some(bias) => y.broadcast_add(bias),
             None => Ok(y),
@@ -220,7 +204,7 @@ impl Layer<'_> {
 
     fn qkv(&self, x: &Tensor) -> Result<Tensor> {
         let qkv = self.linear(x, FUSED[0].0)?;
-        if !self.weights.contains_key(&self.name("self_attn.q_norm", "weight")) {
+        if self.weights.get(&self.name("self_attn.q_norm", "weight")).is_none() {
             return Ok(qkv);
         }
         let (config, rows) = (self.config, x.dim(0)?);

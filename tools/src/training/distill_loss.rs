@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape, Tensor};
 
-use super::gemm::product;
-use super::graph_ops::{dense, result, values, with_values};
+use super::frozen::Frozen;
+use super::graph_ops::{dense, result, values};
 use pleach_kernels::training::{Divergence, distill_row, soft_cap_backward};
 use pleach_kernels::{MatRef, ThreadPool, soft_cap};
 
@@ -51,7 +51,7 @@ impl Tally {
 #[derive(Clone, Copy)]
 pub(super) struct Head<'a> {
     /// `[columns, hidden]`
-    pub(super) rows: &'a Tensor,
+    pub(super) rows: &'a Arc<Frozen>,
     /// Bound of logits, `cap * tanh(logit / cap)`.
     pub(super) cap: Option<f32>,
 }
@@ -64,7 +64,7 @@ pub(super) struct DistillLoss {
     divergence: Divergence,
     targets: Arc<Targets>,
     /// `[columns, hidden]`
-    head: Tensor,
+    head: Arc<Frozen>,
     cap: Option<f32>,
     tally: Arc<Mutex<Tally>>,
     /// `[rows, hidden]`, left by the forward pass.
@@ -86,7 +86,7 @@ impl DistillLoss {
         let loss = hidden.apply_op1(Self {
             divergence,
             targets: Arc::new(targets),
-            head: head.rows.clone(),
+            head: Arc::clone(head.rows),
             cap: head.cap,
             tally: Arc::clone(&tally),
             gradient: Mutex::new(None),
@@ -98,7 +98,7 @@ impl DistillLoss {
 }
 
 /// Rows whose logits are in memory at a time.
-const CHUNK: usize = 1024;
+const CHUNK: usize = 128;
 
 impl CustomOp1 for DistillLoss {
     fn name(&self) -> &'static str {
@@ -107,48 +107,44 @@ impl CustomOp1 for DistillLoss {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (rows, hidden) = layout.shape().dims2()?;
-        let (columns, _) = self.head.dims2()?;
+        let [columns, _] = self.head.shape();
         let x = values(x, layout)?;
         let targets = &self.targets;
         let mut gradient = vec![0.0; if self.training { rows * hidden } else { 0 }];
         let mut tally = Tally::default();
-        with_values([&self.head], |[head]| {
-            let head = MatRef::new(head, columns, hidden, hidden);
-            let (mut input, mut logits, mut back) = (Vec::new(), Vec::new(), Vec::new());
-            for first in (0..targets.rows.len()).step_by(CHUNK) {
-                let chunk = &targets.rows[first..targets.rows.len().min(first + CHUNK)];
-                input.clear();
-                for row in chunk {
-                    input.extend_from_slice(&x[*row as usize * hidden..][..hidden]);
-                }
-                logits.resize(chunk.len() * columns, 0.0);
-                let input = MatRef::new(&input, chunk.len(), hidden, hidden);
-                product(input, head.t(), &mut logits, false)?;
+        let (mut input, mut logits, mut back) = (Vec::new(), Vec::new(), Vec::new());
+        for first in (0..targets.rows.len()).step_by(CHUNK) {
+            let chunk = &targets.rows[first..targets.rows.len().min(first + CHUNK)];
+            input.clear();
+            for row in chunk {
+                input.extend_from_slice(&x[*row as usize * hidden..][..hidden]);
+            }
+            logits.resize(chunk.len() * columns, 0.0);
+            let input = MatRef::new(&input, chunk.len(), hidden, hidden);
+            self.head.forward(input, &mut logits)?;
+            if let Some(cap) = self.cap {
+                soft_cap(&ThreadPool::new(1), &mut logits, 1.0, cap);
+            }
+            for (i, logits) in logits.chunks_exact_mut(columns).enumerate() {
+                let wanted = targets.of(first + i);
+                let bounded = if self.cap.is_some() { logits.to_vec() } else { Vec::new() };
+                let (loss, best) = distill_row(logits, wanted, self.divergence);
                 if let Some(cap) = self.cap {
-                    soft_cap(&ThreadPool::new(1), &mut logits, 1.0, cap);
+                    soft_cap_backward(&bounded, 1.0, cap, logits);
                 }
-                for (i, logits) in logits.chunks_exact_mut(columns).enumerate() {
-                    let wanted = targets.of(first + i);
-                    let bounded = if self.cap.is_some() { logits.to_vec() } else { Vec::new() };
-                    let (loss, best) = distill_row(logits, wanted, self.divergence);
-                    if let Some(cap) = self.cap {
-                        soft_cap_backward(&bounded, 1.0, cap, logits);
-                    }
-                    let top = wanted.iter().max_by(|a, b| a.1.total_cmp(&b.1));
-                    tally.loss += f64::from(loss);
-                    tally.agree += u64::from(top.is_some_and(|top| top.0 == best));
-                }
-                if self.training {
-                    back.resize(chunk.len() * hidden, 0.0);
-                    let logits = MatRef::new(&logits, chunk.len(), columns, columns);
-                    product(logits, head, &mut back, false)?;
-                    for (row, back) in chunk.iter().zip(back.chunks_exact(hidden)) {
-                        gradient[*row as usize * hidden..][..hidden].copy_from_slice(back);
-                    }
+                let top = wanted.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+                tally.loss += f64::from(loss);
+                tally.agree += u64::from(top.is_some_and(|top| top.0 == best));
+            }
+            if self.training {
+                back.resize(chunk.len() * hidden, 0.0);
+                let logits = MatRef::new(&logits, chunk.len(), columns, columns);
+                self.head.backward(logits, &mut back)?;
+                for (row, back) in chunk.iter().zip(back.chunks_exact(hidden)) {
+                    gradient[*row as usize * hidden..][..hidden].copy_from_slice(back);
                 }
             }
-            Ok(())
-        })?;
+        }
         tally.rows = targets.rows.len() as u64;
         let poisoned = |_| Error::Msg("another thread panicked".into());
         *self.tally.lock().map_err(poisoned)? = tally;

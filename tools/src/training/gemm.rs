@@ -16,6 +16,55 @@ pub(super) fn product(a: MatRef, b: MatRef, c: &mut [f32], accumulate: bool) -> 
     by_candle(a, b, c, accumulate)
 }
 
+/// A right operand of many products.
+pub(super) enum Constant {
+    #[cfg(target_arch = "x86_64")]
+    Packed(bf16::Packed),
+    /// Dense values, row-major, and their columns.
+    Plain(Vec<f32>, usize),
+}
+
+impl Constant {
+    pub(super) fn new(b: MatRef) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if bf16::available() {
+            return Self::Packed(bf16::Packed::new(b));
+        }
+        Self::Plain(b.to_dense(), b.cols())
+    }
+}
+
+/// `c = a b`.
+pub(super) fn product_by(a: MatRef, b: &Constant, c: &mut [f32]) -> Result<()> {
+    match b {
+        #[cfg(target_arch = "x86_64")]
+        Constant::Packed(b) => bf16::gemm_packed(a, b, c, false),
+        Constant::Plain(values, cols) => {
+            let b = MatRef::new(values, values.len() / cols.max(&1), *cols, *cols);
+            by_candle(a, b, c, false)?;
+        }
+    }
+    Ok(())
+}
+
+/// `t = x u` and `y = x w + t v`.
+pub(super) fn adapted_product(
+    x: MatRef,
+    w: &Constant,
+    [u, v]: [MatRef; 2],
+    t: &mut [f32],
+    y: &mut [f32],
+) -> Result<()> {
+    #[cfg(target_arch = "x86_64")]
+    if let Constant::Packed(w) = w {
+        bf16::gemm_adapted(x, w, [u, v], t, y);
+        return Ok(());
+    }
+    product(x, u, t, false)?;
+    product_by(x, w, y)?;
+    product(MatRef::new(t, x.rows(), u.cols(), u.cols()), v, y, true)
+}
+
 fn by_candle(a: MatRef, b: MatRef, c: &mut [f32], accumulate: bool) -> Result<()> {
     let product = tensor(a)?.matmul(&tensor(b)?)?.flatten_all()?.to_vec1::<f32>()?;
     for (c, value) in c.iter_mut().zip(product) {

@@ -2,8 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::decoder::Weights;
 use super::distill_loss::Tally;
+use super::weights::Weights;
 use super::{Dataset, Network};
 use pleach_kernels::training::Divergence;
 

@@ -4,12 +4,14 @@
 //! own kernels inside, over packed sequences; [`Dataset`] packs answers and the target's distribution
 //! into it; [`Parameters`] holds what is trained; [`Trainer`] runs the steps on several threads.
 
+mod adapted;
 mod attached;
 mod attention;
 mod chain_attention;
 mod dataset;
 mod decoder;
 mod distill_loss;
+mod frozen;
 mod gemm;
 mod graph_ops;
 mod lesson;
@@ -19,10 +21,11 @@ mod parameters;
 mod slerp;
 mod target_states;
 mod trainer;
+mod weights;
 
 pub use attached::{AttachedLesson, AttachedNetwork};
 pub use dataset::{Dataset, Example, Origin, TopK, TopKWriter};
-pub use decoder::{Network, TrainingBatch, Weights};
+pub use decoder::{Network, TrainingBatch};
 pub use distill_loss::Tally;
 pub use lesson::{Distillation, Lesson};
 pub use lora::TrainedAdapter;
@@ -31,6 +34,7 @@ pub use parameters::{Adapt, Parameters, Weight, block_weights};
 pub use slerp::slerp;
 pub use target_states::{TargetStates, TargetStatesWriter};
 pub use trainer::{Point, Trainer};
+pub use weights::Weights;
 
 use std::path::PathBuf;
 

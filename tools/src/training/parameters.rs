@@ -1,13 +1,17 @@
 //! What is trained: all block weights, or low-rank additions to the matrices.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{Device, Result as CandleResult, Tensor, Var};
 use rayon::prelude::*;
 
-use super::decoder::Weights;
+use super::adapted::Adapted;
+use super::frozen::Frozen;
 use super::gemm::product;
 use super::lora::TrainedAdapter;
+use super::weights::{AdaptedModules, FUSED, Weights};
 use pleach::checkpoint::{Checkpoint, CheckpointError};
 use pleach::model::tensor_names;
 use pleach_kernels::training::AdamW;
@@ -53,13 +57,15 @@ pub(super) struct Slot {
 /// The weights of the blocks and what is trained of them.
 pub struct Parameters {
     /// Weights to start from; those of [`Adapt::Full`] move in their slots.
-    base: Weights,
+    base: BTreeMap<String, Tensor>,
+    /// The matrices of `base` as products with low-rank additions take them.
+    adapted: OnceLock<Arc<AdaptedModules>>,
     adapt: Adapt,
     rounding: Option<DType>,
     pub(super) slots: Vec<Slot>,
 }
 
-/// Gradients of the effective weights, by name.
+/// Gradients of the leaves, by name.
 pub(super) type Gradients = BTreeMap<String, Vec<f32>>;
 
 impl Parameters {
@@ -74,8 +80,13 @@ impl Parameters {
         seed: u64,
     ) -> CandleResult<Self> {
         let mut random = fastrand::Rng::with_seed(seed);
-        let mut parameters =
-            Self { base: Weights::new(), adapt, rounding: None, slots: Vec::new() };
+        let mut parameters = Self {
+            base: BTreeMap::new(),
+            adapted: OnceLock::new(),
+            adapt,
+            rounding: None,
+            slots: Vec::new(),
+        };
         for (name, shape, values) in weights {
             match (adapt, &shape[..]) {
                 (Adapt::Full, _) => parameters.slot(name.clone(), values.clone()),
@@ -148,11 +159,15 @@ impl Parameters {
         Some(adapter)
     }
 
-    /// The weights as leaves of a graph; only those that move collect gradients.
+    /// The weights as leaves of a graph; only those that move collect gradients. Low-rank additions are leaves
+    /// themselves, unless their sum with the matrix is to be rounded.
     ///
     /// # Errors
     /// What candle says.
     pub fn leaves(&self) -> CandleResult<Weights> {
+        if let (Adapt::Lora { rank, alpha }, None) = (self.adapt, self.rounding) {
+            return self.factors_as_leaves(rank, alpha / rank as f32);
+        }
         let leaves = self.weights()?.into_par_iter().map(|(name, shape, mut values)| {
             // A matrix whose rows do not fill the format's blocks is packed in another one.
             let fills = |format: &DType| match shape[..] {
@@ -169,7 +184,62 @@ impl Parameters {
             let leaf = if moves { Var::from_tensor(&tensor)?.as_tensor().clone() } else { tensor };
             Ok((name, leaf))
         });
-        leaves.collect()
+        Ok(Weights::new(leaves.collect::<CandleResult<_>>()?, Arc::default()))
+    }
+
+    fn factors_as_leaves(&self, rank: usize, scale: f32) -> CandleResult<Weights> {
+        let mut leaves = BTreeMap::new();
+        for (name, base) in &self.base {
+            if let &[out, inner] = base.dims() {
+                for (factor, shape) in [("lora_a", (rank, inner)), ("lora_b", (out, rank))] {
+                    let name = format!("{name}.{factor}");
+                    let value = self.find(&name).value.clone();
+                    let leaf = Var::from_vec(value, shape, &Device::Cpu)?.as_tensor().clone();
+                    leaves.insert(name, leaf);
+                }
+            } else {
+                leaves.insert(name.clone(), base.clone());
+            }
+        }
+        let adapted = match self.adapted.get() {
+            Some(adapted) => Arc::clone(adapted),
+            None => {
+                let adapted = Arc::new(self.adapted_modules(rank, scale)?);
+                Arc::clone(self.adapted.get_or_init(|| adapted))
+            }
+        };
+        Ok(Weights::new(leaves, adapted))
+    }
+
+    /// The matrices, those of one input side by side, by the name of their module.
+    fn adapted_modules(&self, rank: usize, scale: f32) -> CandleResult<AdaptedModules> {
+        let mut groups = BTreeMap::<String, Vec<String>>::new();
+        for (name, _) in self.base.iter().filter(|(_, base)| base.rank() == 2) {
+            let module = name.strip_suffix(".weight").unwrap_or(name);
+            let (group, parts) =
+                self.side_by_side(module).unwrap_or((module.into(), vec![name.clone()]));
+            groups.insert(group, parts);
+        }
+        let one = |(module, names): (String, Vec<String>)| {
+            let matrices: Vec<&Tensor> = names.iter().map(|name| &self.base[name]).collect();
+            let (_, inner) = matrices[0].dims2()?;
+            let parts = matrices.iter().map(|matrix| matrix.dim(0)).collect::<CandleResult<_>>()?;
+            let values = Tensor::cat(&matrices, 0)?.flatten_all()?.to_vec1::<f32>()?;
+            let frozen = Arc::new(Frozen::new(&values, inner));
+            Ok((module, Adapted { frozen, parts, rank, scale }))
+        };
+        groups.into_par_iter().map(one).collect()
+    }
+
+    /// The projections that a module's input goes to, where it is one of several: the name of all, and their weights'.
+    fn side_by_side(&self, module: &str) -> Option<(String, Vec<String>)> {
+        FUSED.iter().find_map(|(fused, modules)| {
+            let prefix = modules.iter().find_map(|own| module.strip_suffix(own))?;
+            let weights: Vec<String> =
+                modules.iter().map(|own| format!("{prefix}{own}.weight")).collect();
+            let all = weights.iter().all(|name| self.base.contains_key(name));
+            all.then(|| (format!("{prefix}{fused}"), weights))
+        })
     }
 
     /// Takes one step against the gradients of [`leaves`](Self::leaves). `step` holds the constants;
@@ -182,15 +252,17 @@ impl Parameters {
         weight: f32,
         max_norm: f32,
     ) -> CandleResult<f32> {
-        let own: Vec<Vec<f32>> = self
+        let own: Vec<Cow<[f32]>> = self
             .slots
             .par_iter()
             .map(|slot| self.gradient(&slot.name, gradients))
             .collect::<CandleResult<_>>()?;
-        let square: f64 = own
+        // One by one, so that the sum does not depend on how threads share the slots.
+        let squares: Vec<f64> = own
             .par_iter()
             .map(|g| g.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>())
-            .sum();
+            .collect();
+        let square: f64 = squares.iter().sum();
         let norm = square.sqrt() as f32 / weight;
         step.gradient_scale = if norm > max_norm { max_norm / norm } else { 1.0 } / weight;
         self.slots.par_iter_mut().zip(own).for_each(|(slot, gradient)| {
@@ -207,15 +279,15 @@ impl Parameters {
         Ok(norm)
     }
 
-    /// The gradient of a slot, by the chain rule where it is a factor.
-    fn gradient(&self, slot: &str, gradients: &Gradients) -> CandleResult<Vec<f32>> {
+    /// The gradient of a slot, by the chain rule where it is a factor of a leaf.
+    fn gradient<'a>(&self, slot: &str, gradients: &'a Gradients) -> CandleResult<Cow<'a, [f32]>> {
+        if let Some(own) = gradients.get(slot) {
+            return Ok(Cow::Borrowed(own));
+        }
         let (name, is_a) = match (slot.strip_suffix(".lora_a"), slot.strip_suffix(".lora_b")) {
             (Some(name), _) => (name, true),
             (None, Some(name)) => (name, false),
-            (None, None) => {
-                let missing = || candle_core::Error::Msg(format!("no gradient of {slot}"));
-                return gradients.get(slot).cloned().ok_or_else(missing);
-            }
+            (None, None) => candle_core::bail!("no gradient of {slot}"),
         };
         let (Adapt::Lora { rank, alpha }, Some(dw)) = (self.adapt, gradients.get(name)) else {
             return Err(candle_core::Error::Msg(format!("no gradient of {name}")));
@@ -231,7 +303,7 @@ impl Parameters {
         }
         let scale = alpha / rank as f32;
         d.iter_mut().for_each(|v| *v *= scale);
-        Ok(d)
+        Ok(Cow::Owned(d))
     }
 
     /// A, `[rank, in]`, and B, `[out, rank]`, of a matrix.

@@ -8,11 +8,11 @@ use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use serde::{Deserialize, Serialize};
 
-use super::decoder::Weights;
 use super::distill_loss::Tally;
 use super::lesson::Lesson;
 use super::options::{Budget, Options};
 use super::parameters::Gradients;
+use super::weights::Weights;
 use super::{Parameters, TrainError};
 use pleach::checkpoint::write;
 use pleach_kernels::training::AdamW;
@@ -245,12 +245,7 @@ impl<L: Lesson> Trainer<L> {
         }
         let packs = self.lesson.data().group(&self.validation, self.options.rows);
         let threads = self.options.threads.clamp(1, packs.len());
-        let leaves: Weights = self
-            .parameters
-            .leaves()?
-            .into_iter()
-            .map(|(name, tensor)| (name, tensor.detach()))
-            .collect();
+        let leaves = self.parameters.leaves()?.detached();
         let parts = in_threads(threads, |first| {
             let mut sum = Tally::default();
             for pack in packs.iter().skip(first).step_by(threads) {

@@ -292,7 +292,17 @@ pub(crate) fn the_recipe_of_the_paper() {
             if row["name"] == "original" || row["name"] == "pruned" { 1 } else { 2 }
         );
         assert_eq!(row["alpha"].is_null(), row["name"] == "original");
+        if row["name"] != "original" {
+            let drafting = &row["mean_acceptance_length"];
+            let value = |value: &Value| value.as_f64().unwrap();
+            let [low, high] = [0, 1].map(|end| value(&drafting["interval"][end]));
+            assert!((low..=high).contains(&value(&drafting["value"])), "{row}");
+        }
     }
+    let drafters = table["drafters"].as_array().unwrap();
+    assert_eq!(drafters.len(), 2, "self-data and SLERP beside SFT");
+    assert_eq!(drafters[0]["variant"], "pruned + self-data");
+    assert!(drafters[0]["mean_acceptance_length"]["interval"][0].is_number());
     let trainings = table["trainings"].as_array().unwrap();
     assert_eq!(trainings.len(), 8, "four of each seed");
     for training in trainings {

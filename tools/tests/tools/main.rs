@@ -234,6 +234,17 @@ fn from_a_model_to_a_draft() {
     assert!(told.contains("done already") && told.contains("accepted per position"), "{told}");
     assert_eq!(std::fs::read(folder.join("out.json")).unwrap(), found);
     let out = json(&folder.join("out.json"));
+    // What every prompt gave adds up, and a result without it is made anew.
+    let prompts = out["prompts"].as_object().unwrap();
+    for field in ["drafts", "accepted_tokens", "recovered_tokens"] {
+        let sum: u64 = prompts.values().map(|prompt| prompt[field].as_u64().unwrap()).sum();
+        assert_eq!(sum, out[field].as_u64().unwrap(), "{field}");
+    }
+    let mut old = out.clone();
+    old.as_object_mut().unwrap().remove("prompts");
+    std::fs::write(folder.join("out.json"), old.to_string()).unwrap();
+    assert!(!run(folder, &format!("{evaluate} out.json")).contains("done already"));
+    assert_eq!(json(&folder.join("out.json"))["prompts"], out["prompts"]);
     // An evaluation that was ended goes on after the conversations it has noted.
     kill_when(folder, &format!("{evaluate} again.json --batch 1"), "again.json.partial.jsonl", 2);
     run(folder, &format!("{evaluate} again.json --batch 1"));

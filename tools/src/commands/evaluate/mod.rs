@@ -1,5 +1,6 @@
 //! `evaluate`: how well a draft drafts.
 
+mod accepted;
 mod sample;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -17,6 +18,8 @@ use crate::shared::journal::Journal;
 use crate::shared::manifest::{Manifest, beside};
 use crate::shared::measure_args::MeasureArgs;
 use crate::shared::progress::Progress;
+pub(crate) use accepted::Accepted;
+use accepted::ratio;
 use pleach::prompts::{Prompt, VALIDATION_PROMPTS, read_prompts, spread};
 use sample::Sample;
 
@@ -92,6 +95,8 @@ pub(crate) struct Evaluation {
     /// FLOPs of a draft token over those of a target token, at 512 tokens of context.
     pub(crate) draft_flop_share: f64,
     pub(crate) categories: BTreeMap<String, EvaluationReport>,
+    /// All answers of each prompt, by its name.
+    pub(crate) prompts: BTreeMap<String, Accepted>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) samples: Vec<Sample>,
 }
@@ -110,13 +115,13 @@ impl Counts {
     }
 
     fn report(&self) -> EvaluationReport {
-        let ratio = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
         let rounds = &self.rounds;
+        let own = Accepted::from(rounds);
         let accepted = rounds.accepted_per_position.iter().copied().chain(std::iter::repeat(0));
         let places = accepted.zip(&rounds.drafted_per_position);
         EvaluationReport {
-            mean_acceptance_length: 1.0 + ratio(rounds.accepted_tokens, rounds.drafts),
-            alpha: ratio(rounds.accepted_tokens, rounds.accepted_tokens + rounds.recovered_tokens),
+            mean_acceptance_length: own.mean_acceptance_length(),
+            alpha: own.alpha(),
             draft_acceptance_rate: ratio(rounds.accepted_tokens, rounds.draft_tokens),
             accepted_per_position: places.map(|(a, d)| ratio(a, *d)).collect(),
             answers: self.answers,
@@ -215,9 +220,17 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
         .collect();
     let mut running = OfflineBatch::default();
     let (mut all, mut counts) = (Counts::default(), BTreeMap::<String, Counts>::new());
+    let mut by_prompt = BTreeMap::<String, Accepted>::new();
+    let mut count = |id: &str, category: &str, own: &Counts| {
+        all.add(own);
+        counts.entry(category.to_owned()).or_default().add(own);
+        let prompt = by_prompt.entry(id.to_owned()).or_default();
+        *prompt = *prompt + Accepted::from(&own.rounds);
+        Accepted::from(&all.rounds).mean_acceptance_length()
+    };
+    let mut length = 1.0;
     for done in &done {
-        all.add(&done.counts);
-        counts.entry(done.category.clone()).or_default().add(&done.counts);
+        length = count(&done.id, &done.category, &done.counts);
     }
     let mut progress = Progress::new("evaluating", total);
     let mut finished = done.len() as u64;
@@ -255,15 +268,12 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
             let Conversation { prompt: Prompt { id, category, .. }, counts: own, sample, .. } =
                 conversation;
             samples.extend(sample.clone());
-            all.add(&own);
-            counts.entry(category.clone()).or_default().add(&own);
+            length = count(&id, &category, &own);
             if let Some(journal) = &mut journal {
                 journal.push(&Done { id, category, counts: own, sample })?;
             }
             finished += 1;
         }
-        let RoundCounts { accepted_tokens, drafts, .. } = all.rounds;
-        let length = 1.0 + accepted_tokens as f64 / drafts.max(1) as f64;
         progress.set(finished, format!("mean acceptance length {length:.3}"));
     }
     progress.finish();
@@ -276,6 +286,7 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
         draft_step_cost: costs.draft_step_cost().unwrap_or_default(),
         draft_flop_share,
         categories: counts.iter().map(|(name, counts)| (name.clone(), counts.report())).collect(),
+        prompts: by_prompt,
         samples,
     };
     print(&evaluation);

@@ -57,11 +57,14 @@ fn agrees_with_the_reference() {
             for kernel in Kernel::supported() {
                 let what = format!("{kernel:?} {m}x{n}x{k} layout {layout}");
                 let mut c = vec![f32::NAN; m * n];
-                multiply_with(kernel, a, b, &mut c, false);
+                multiply_with(kernel, a, &Right::Matrix(b), &mut c, false);
                 for (got, want) in c.iter().zip(&expected) {
                     assert!((f64::from(*got) - want).abs() < 1e-4, "{what}: {got} {want}");
                 }
-                multiply_with(kernel, a, b, &mut c, true);
+                let (packed, mut same) = (Packed::new(b), vec![f32::NAN; m * n]);
+                multiply_with(kernel, a, &Right::Packed(&packed), &mut same, false);
+                assert!(c == same, "{what}, packed");
+                multiply_with(kernel, a, &Right::Matrix(b), &mut c, true);
                 for (got, want) in c.iter().zip(&expected) {
                     assert!((f64::from(*got) - 2.0 * want).abs() < 2e-4, "{what}, sum");
                 }
@@ -78,7 +81,32 @@ fn nan_is_not_hidden() {
     let (a, b) = (MatRef::new(&x, 40, 40, 40), MatRef::new(&y, 40, 40, 40));
     for kernel in Kernel::supported() {
         let mut c = vec![0.0; 40 * 40];
-        multiply_with(kernel, a, b, &mut c, false);
+        multiply_with(kernel, a, &Right::Matrix(b), &mut c, false);
         assert!(c[40..80].iter().all(|v| v.is_nan()) && c[..40].iter().all(|v| *v == 40.0));
+    }
+}
+
+/// What low-rank additions share gives the bits of separate products.
+#[test]
+fn adapted_products_are_three() {
+    if !available() {
+        return;
+    }
+    let mut seed = 5;
+    for (m, n, k, rank) in [(1, 1, 1, 1), (300, 70, 64, 16), (40, 17, 1100, 48), (5, 40, 33, 1030)]
+    {
+        let [x, w, u, v] = [m * k, n * k, rank * k, n * rank].map(|len| random(len, &mut seed));
+        let (x, w) = (MatRef::new(&x, m, k, k), MatRef::new(&w, n, k, k).t());
+        let (u, v) = (MatRef::new(&u, rank, k, k).t(), MatRef::new(&v, rank, n, n));
+        for kernel in Kernel::supported() {
+            let (mut low, mut wanted) = (vec![0.0; m * rank], vec![0.0; m * n]);
+            multiply_with(kernel, x, &Right::Matrix(u), &mut low, false);
+            multiply_with(kernel, x, &Right::Matrix(w), &mut wanted, false);
+            let left = MatRef::new(&low, m, rank, rank);
+            multiply_with(kernel, left, &Right::Matrix(v), &mut wanted, true);
+            let (mut t, mut y) = (vec![f32::NAN; m * rank], vec![f32::NAN; m * n]);
+            adapted_with(kernel, x, &Packed::new(w), [u, v], &mut t, &mut y);
+            assert!(t == low && y == wanted, "{kernel:?} {m}x{n}x{k}, {rank}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! How much better one model scores than another on the same records, and how sure that is.
+//! How sure a mean is, and how much better one model scores than another on the same records.
 
 use std::collections::BTreeMap;
 
@@ -9,19 +9,27 @@ use crate::commands::score::{Done, headline};
 /// Samples that are drawn.
 const RESAMPLES: usize = 10_000;
 
-/// A difference of average scores.
+/// A value that another sample would have changed.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(super) struct Difference {
-    /// Mean over the tasks of the mean over their records.
+pub(super) struct Estimate {
     pub(super) value: f64,
-    /// Where 95 % of the resampled differences lie.
+    /// Where 95 % of the resampled values lie.
     pub(super) interval: [f64; 2],
 }
 
-/// The paired bootstrap over records (Efron and Tibshirani, 1993): the records of each task are drawn anew, with
-/// replacement, and each stands for the difference of both models' scores on it, which are means over the seeds. What
-/// other seeds would give is not in the interval. `None` where no record of `tasks` is in both.
-pub(super) fn paired(ours: &[&[Done]], theirs: &[&[Done]], tasks: &[String]) -> Option<Difference> {
+/// Where 95 % of the values lie that `draw` computes of samples drawn anew (Efron and Tibshirani, 1993).
+pub(super) fn interval(mut draw: impl FnMut(&mut fastrand::Rng) -> f64) -> [f64; 2] {
+    let mut rng = fastrand::Rng::with_seed(0);
+    let mut all: Vec<f64> = (0..RESAMPLES).map(|_| draw(&mut rng)).collect();
+    all.sort_unstable_by(f64::total_cmp);
+    [0.025, 0.975].map(|share| all[(share * (RESAMPLES - 1) as f64).round() as usize])
+}
+
+/// The difference of average scores, means over the tasks of the mean over their records, with the interval of a paired
+/// bootstrap over records: those of each task are drawn anew, with replacement, and each stands for the difference of
+/// both models' scores on it, which are means over the seeds. What other seeds would give is not in the interval. `None`
+/// where no record of `tasks` is in both.
+pub(super) fn paired(ours: &[&[Done]], theirs: &[&[Done]], tasks: &[String]) -> Option<Estimate> {
     let (ours, theirs) = (by_record(ours), by_record(theirs));
     let mut differences = BTreeMap::<&str, Vec<f64>>::new();
     for (record, value) in &ours {
@@ -39,15 +47,21 @@ pub(super) fn paired(ours: &[&[Done]], theirs: &[&[Done]], tasks: &[String]) -> 
         tasks.iter().map(|records| mean(records)).sum::<f64>() / tasks.len() as f64
     };
     let value = average(&mut |records| records.iter().sum::<f64>() / records.len() as f64);
-    let mut rng = fastrand::Rng::with_seed(0);
-    let mut drawn = |records: &[f64]| {
-        let sum: f64 = records.iter().map(|_| records[rng.usize(..records.len())]).sum();
-        sum / records.len() as f64
-    };
-    let mut all: Vec<f64> = (0..RESAMPLES).map(|_| average(&mut drawn)).collect();
-    all.sort_unstable_by(f64::total_cmp);
-    let at = |share: f64| all[(share * (RESAMPLES - 1) as f64).round() as usize];
-    Some(Difference { value, interval: [at(0.025), at(0.975)] })
+    let interval = interval(|rng| {
+        average(&mut |records| {
+            let sum: f64 = records.iter().map(|_| records[rng.usize(..records.len())]).sum();
+            sum / records.len() as f64
+        })
+    });
+    Some(Estimate { value, interval })
+}
+
+/// Mean and standard deviation of a sample.
+pub(super) fn mean_and_deviation(values: &[f64]) -> [f64; 2] {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    [mean, if values.len() > 1 { (squares / (count - 1.0)).sqrt() } else { 0.0 }]
 }
 
 /// The headline metric of every record, mean over the seeds.
@@ -93,7 +107,7 @@ mod tests {
         assert!((width - 2.0 * 1.96 * 0.0206).abs() < 0.006, "{found:?}");
         assert!(found.interval[0] > 0.0);
         let none = paired(&[&worse], &[&worse], &tasks).unwrap();
-        assert_eq!(none, Difference { value: 0.0, interval: [0.0; 2] });
+        assert_eq!(none, Estimate { value: 0.0, interval: [0.0; 2] });
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! Thangarasa et al., arXiv 2410.09982.
 
 mod bootstrap;
+mod drafting;
 mod table;
 
 use std::collections::{BTreeMap, HashMap};
@@ -27,7 +28,7 @@ use crate::shared::lines;
 use crate::shared::measure_args::MeasureArgs;
 use crate::shared::model_args::ModelArgs;
 use pleach::prompts::{Prompt, read_prompts};
-use table::{Acceptance, Measured, Table, Training, Variant, default_tasks};
+use table::{Measured, Table, Training, Variant, default_tasks};
 
 /// Share of the budget for writing answers.
 const ANSWERS: f64 = 0.3;
@@ -38,8 +39,6 @@ const TRAINING: f64 = 0.65;
 const TRAININGS: f64 = 3.0;
 /// Answers that a part needs to be trained on.
 const FEWEST: usize = 8;
-/// Prompts on which a pruned model drafts for the unpruned one.
-const DRAFTED: usize = 24;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let data =
@@ -246,7 +245,6 @@ fn measure(args: &Args, data: &Path, name: &str, model: Source, drafts: bool) ->
         let json = folder.join(format!("{name}.evaluation.json"));
         let report = evaluate::run(&evaluate::Args {
             measure: MeasureArgs {
-                limit: Some(DRAFTED),
                 max_tokens: args.max_tokens.min(128),
                 ..MeasureArgs::of(&args.model, model, args.eval_prompts.clone())
             },
@@ -256,8 +254,7 @@ fn measure(args: &Args, data: &Path, name: &str, model: Source, drafts: bool) ->
             samples: 0,
             json: Some(json),
         })?;
-        let (mean_acceptance_length, alpha) = (report.all.mean_acceptance_length, report.all.alpha);
-        Ok(Acceptance { mean_acceptance_length, alpha })
+        Ok(report.prompts)
     });
     let records = lines::read(&score::records_file(&json))?;
     Ok(Measured { scores, records, acceptance: acceptance.transpose()? })

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::bootstrap::{Difference, paired};
+use super::bootstrap::{Estimate, mean_and_deviation, paired};
+use super::drafting::{Acceptance, Beside, ByPrompt, OfSeeds, acceptance, difference};
 use crate::commands::score::{Done, Scores};
 
 /// Tasks in which a model of 135 million weights is far enough above chance to lose something.
@@ -31,14 +32,7 @@ pub(super) struct Measured {
     pub(super) scores: Scores,
     pub(super) records: Vec<Done>,
     /// As a drafter of the unpruned model; none of that itself.
-    pub(super) acceptance: Option<Acceptance>,
-}
-
-/// How well a model drafts.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Acceptance {
-    pub(super) mean_acceptance_length: f64,
-    pub(super) alpha: f64,
+    pub(super) acceptance: Option<ByPrompt>,
 }
 
 /// How one model was trained.
@@ -66,8 +60,9 @@ struct Row {
     /// Share of the original's FLOPs that is saved.
     flops_saved: f64,
     seeds: usize,
-    mean_acceptance_length: Option<Spread>,
-    alpha: Option<Spread>,
+    /// As a drafter of the unpruned model.
+    #[serde(flatten)]
+    acceptance: Option<Acceptance<OfSeeds>>,
     /// One for each group of tasks.
     averages: Vec<Average>,
     /// Each task's headline metric, mean over the seeds; of perplexity, its word perplexity.
@@ -98,7 +93,7 @@ struct Comparison {
     beside: &'static str,
     group: &'static str,
     #[serde(flatten)]
-    difference: Difference,
+    difference: Estimate,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -106,6 +101,8 @@ pub(super) struct Table {
     groups: Vec<Group>,
     rows: Vec<Row>,
     comparisons: Vec<Comparison>,
+    /// As drafters of the unpruned model.
+    drafters: Vec<Beside>,
     trainings: Vec<Training>,
 }
 
@@ -121,7 +118,7 @@ impl Table {
             vec![group("tasks with room", &WITH_ROOM), group("the paper's six", &OF_THE_PAPER)];
         groups.retain(|group| !group.tasks.is_empty());
         let rows = variants.iter().map(|variant| row(variant, &variants[0], &groups)).collect();
-        let mut comparisons = Vec::new();
+        let (mut comparisons, mut drafters) = (Vec::new(), Vec::new());
         for variant in variants.iter().skip(3) {
             let beside = &variants[2];
             for group in &groups {
@@ -133,8 +130,17 @@ impl Table {
                     difference,
                 }));
             }
+            if let (Some(ours), Some(theirs)) = (variant.drafts(), beside.drafts()) {
+                let (variant, beside) = (variant.name, beside.name);
+                let difference = difference(&ours, &theirs);
+                drafters.extend(difference.map(|difference| Beside {
+                    variant,
+                    beside,
+                    difference,
+                }));
+            }
         }
-        Self { groups, rows, comparisons, trainings }
+        Self { groups, rows, comparisons, drafters, trainings }
     }
 
     pub(super) fn markdown(&self) -> String {
@@ -159,13 +165,7 @@ impl Table {
             }
             text.push('\n');
         }
-        text += "As a drafter of the unpruned model:\n\n| model | mean acceptance length | alpha |\n|---|---|---|\n";
-        for row in &self.rows {
-            if let (Some(length), Some(alpha)) = (row.mean_acceptance_length, row.alpha) {
-                let [length, alpha] = [length, alpha].map(|value| spread(value, row.seeds, 3));
-                let _ = writeln!(text, "| {} | {length} | {alpha} |", row.name);
-            }
-        }
+        text += &self.drafting();
         text += "\n± is the standard deviation over the seeds.\n\n";
         if !self.comparisons.is_empty() {
             text += "On the same records, in points of the average, with the interval of a paired bootstrap (95 %):\n\n";
@@ -204,9 +204,40 @@ impl Table {
         }
         text
     }
+
+    /// The part about drafting.
+    fn drafting(&self) -> String {
+        let mut text = "As a drafter of the unpruned model, with the interval of a bootstrap over prompts (95 %), and \
+                        the differences of a paired one:\n\n\
+                        | model | mean acceptance length | alpha |\n|---|---|---|\n"
+            .to_owned();
+        for row in &self.rows {
+            let Some(Acceptance { mean_acceptance_length, alpha }) = row.acceptance else {
+                continue;
+            };
+            let cells = [mean_acceptance_length, alpha].map(|OfSeeds { mean, deviation }| {
+                let [low, high] = mean.interval;
+                format!("{} ({low:.3} to {high:.3})", spread([mean.value, deviation], row.seeds, 3))
+            });
+            let _ = writeln!(text, "| {} | {} |", row.name, cells.join(" | "));
+        }
+        for Beside { variant, beside, difference } in &self.drafters {
+            let Acceptance { mean_acceptance_length, alpha } = difference;
+            let cells = [mean_acceptance_length, alpha].map(|Estimate { value, interval }| {
+                format!("{value:+.3} ({:+.3} to {:+.3})", interval[0], interval[1])
+            });
+            let _ = writeln!(text, "| {variant} - {beside} | {} |", cells.join(" | "));
+        }
+        text
+    }
 }
 
 impl Variant {
+    /// What became of the drafted tokens, for each seed.
+    fn drafts(&self) -> Option<Vec<&ByPrompt>> {
+        self.seeds.iter().map(|seed| seed.acceptance.as_ref()).collect()
+    }
+
     fn records(&self) -> Vec<&[Done]> {
         self.seeds.iter().map(|seed| seed.records.as_slice()).collect()
     }
@@ -216,11 +247,6 @@ fn row(variant: &Variant, original: &Variant, groups: &[Group]) -> Row {
     let seeds = &variant.seeds;
     let over_seeds = |value: &dyn Fn(&Measured) -> f64| {
         mean_and_deviation(&seeds.iter().map(value).collect::<Vec<_>>())
-    };
-    let acceptance = |value: fn(Acceptance) -> f64| {
-        let values: Option<Vec<f64>> =
-            seeds.iter().map(|seed| seed.acceptance.map(value)).collect();
-        values.map(|values| mean_and_deviation(&values))
     };
     let average = |group: &Group| {
         let [score, chance] = averages(&original.seeds[0].scores, &group.tasks);
@@ -244,8 +270,7 @@ fn row(variant: &Variant, original: &Variant, groups: &[Group]) -> Row {
         flops_per_token: variant.flops_per_token,
         flops_saved: 1.0 - variant.flops_per_token as f64 / original.flops_per_token as f64,
         seeds: seeds.len(),
-        mean_acceptance_length: acceptance(|a| a.mean_acceptance_length),
-        alpha: acceptance(|a| a.alpha),
+        acceptance: variant.drafts().and_then(|seeds| acceptance(&seeds)),
         averages: groups.iter().map(average).collect(),
         tasks: tasks.map(|task| (task.clone(), over_seeds(&|seed| value(seed, task))[0])).collect(),
     }
@@ -272,19 +297,12 @@ fn spread([mean, deviation]: Spread, seeds: usize, digits: usize) -> String {
     if seeds > 1 { format!("{mean} ± {deviation:.digits$}") } else { mean }
 }
 
-/// Mean and standard deviation of a sample.
-fn mean_and_deviation(values: &[f64]) -> Spread {
-    let count = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / count;
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    [mean, if values.len() > 1 { (squares / (count - 1.0)).sqrt() } else { 0.0 }]
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::commands::evaluate::Accepted;
     use crate::commands::score::summary::{Mean, TaskScores};
 
     fn measured(value: f64) -> Measured {
@@ -298,7 +316,9 @@ mod tests {
             question,
             metrics: BTreeMap::from([("acc".to_owned(), right(question))]),
         };
-        let acceptance = Some(Acceptance { mean_acceptance_length: 4.0 * value, alpha: value });
+        let accepted_tokens = (100.0 * value) as u64;
+        let drafted = Accepted { drafts: 50, accepted_tokens, recovered_tokens: 100 };
+        let acceptance = Some(ByPrompt::from([("p".to_owned(), drafted)]));
         Measured { scores, records: (0..10).map(record).collect(), acceptance }
     }
 
@@ -324,7 +344,9 @@ mod tests {
         let text = table.markdown();
         for line in [
             "| cut | 1.5 (-25.0 %) | 35.00 ± 7.07 % | 70.00 ± 14.14 % | 40.00 ± 28.28 % |",
-            "| tuned | 1.200 | 0.300 |",
+            "| cut | 1.700 ± 0.141 (1.700 to 1.700) |",
+            "| tuned | 1.600 (1.600 to 1.600) | 0.231 (",
+            "| distilled - tuned | +0.400 (+0.400 to +0.400) | +0.103 (",
             "| original | 50.0 |",
             "| distilled - tuned | the paper's six | +20.00 (",
         ] {
