@@ -11,7 +11,7 @@ use axum::http::{Request, StatusCode};
 use clap::Parser;
 use http_body_util::BodyExt;
 use pleach::cli::{Args, Config};
-use pleach::server::{AppState, Serving, load, router};
+use pleach::server::{AppState, Models, load, router};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -42,17 +42,17 @@ mod tools;
 fn state() -> &'static AppState {
     static STATE: OnceLock<AppState> = OnceLock::new();
     STATE.get_or_init(|| {
-        let state = AppState::new(64, 0, pleach::observe::exporter::install().unwrap());
+        let state = AppState::new(pleach::observe::exporter::install().unwrap());
         state.serve(serving(&[]));
         state
     })
 }
 
 /// The default model, loaded for one server. Drafts are counted below, and on a busy machine they might not pay.
-fn serving(more: &[&str]) -> Serving {
-    let arguments = ["pleach", "--threads", "2", "--max-model-len", "512", "--fixed-drafts"];
-    let config = Config::from(Args::parse_from(arguments.iter().chain(more)));
-    load(&config).unwrap().0
+fn serving(more: &[&str]) -> Models {
+    let arguments = "pleach --threads 2 --max-model-len 512 --fixed-drafts --max-queue 48";
+    let config = Config::from(Args::parse_from(arguments.split(' ').chain(more.iter().copied())));
+    load(&config).unwrap()
 }
 
 async fn send(method: &str, path: &str, body: &str) -> (StatusCode, String) {
@@ -324,11 +324,8 @@ async fn health_models_and_metrics() {
     for name in ["pleach_spec_decode_drafts_total", "pleach_flops_total{model=\"target\"}"] {
         assert!(value(name) > 0.0, "{name}");
     }
-    let loading = AppState::new(
-        1,
-        0,
-        metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle(),
-    );
+    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let loading = AppState::new(metrics.handle());
     let request = Request::get("/health").body(Body::empty()).unwrap();
     let response = router(loading).oneshot(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
