@@ -13,7 +13,7 @@ use crate::checkpoint::adapter::Adapter;
 use crate::checkpoint::source::{Choice, Source, SourceError, resolve};
 use crate::checkpoint::{ChatTemplates, Checkpoint, CheckpointError, Summary};
 use crate::cli::{ComputeDevice, Config};
-use crate::engine::{CacheNeeds, Engine, EngineError, EngineHandle};
+use crate::engine::{CacheNeeds, Engine, EngineConfig, EngineError, EngineHandle};
 use crate::memory::Reserved;
 use crate::metrics::DRAFT_FAILURES;
 use crate::model::{CudaDecoder, Decoder, Draft, Lender, ModelConfig, ModelError};
@@ -235,11 +235,11 @@ struct Placed {
 
 fn place_on_cpu(config: &Config, model: &mut Opened) -> Result<Placed, LoadError> {
     let (target, draft, loader) = load_on_cpu(config, model)?;
-    let (name, draft) = usable(draft).unzip();
+    let (name, draft) = usable(served_name(config, &model.checkpoint), draft).unzip();
     let shape = draft.as_ref().map(|draft| (draft.config().num_hidden_layers, draft.head_rows()));
     tell(&model.checkpoint, target.memory_bytes(), shape, &format!("{} threads", config.threads));
     let block_bytes = CacheNeeds::of(&target, draft.as_ref()).block_bytes;
-    let engine = Engine::new(target, draft, config.engine.clone())?;
+    let engine = Engine::new(target, draft, engine_config(config, &model.checkpoint))?;
     let caches = Reserved::new((engine.cache_blocks().1 * block_bytes) as u64);
     let loader = DraftLoader { caches, ..loader };
     Ok(Placed { engine, draft: name, loader: Some(loader) })
@@ -258,11 +258,21 @@ fn place_on_cuda(
         let decoder = CudaDecoder::load_draft(&mut draft, &target, checkpoint)?;
         Ok((draft.name, decoder))
     };
-    let (name, draft) = usable(config.draft.as_ref().map(&mut load_draft)).unzip();
+    let draft = config.draft.as_ref().map(&mut load_draft);
+    let (name, draft) = usable(served_name(config, checkpoint), draft).unzip();
     let shape = draft.as_ref().map(|draft| (draft.config().num_hidden_layers, draft.head_rows()));
     tell(checkpoint, target.memory_bytes(), shape, device.name());
-    let engine = Engine::on_cuda(target, draft, config.engine.clone())?;
+    let engine = Engine::on_cuda(target, draft, engine_config(config, checkpoint))?;
     Ok(Placed { engine, draft: name, loader: None })
+}
+
+/// The name that the model's answers carry.
+fn served_name<'a>(config: &'a Config, model: &'a Checkpoint) -> &'a str {
+    config.served_model_names.first().unwrap_or(&model.name)
+}
+
+fn engine_config(config: &Config, model: &Checkpoint) -> EngineConfig {
+    EngineConfig { model: served_name(config, model).into(), ..config.engine.clone() }
 }
 
 /// Logs what was loaded; of the draft, its blocks and the rows of its head.
@@ -337,11 +347,11 @@ fn aliases(source: &Source, path: &Path) -> Vec<String> {
     aliases
 }
 
-/// The draft, where it can be used; otherwise logs why not and counts a failure.
-fn usable<D>(draft: Option<Result<D, LoadError>>) -> Option<D> {
+/// The draft of a model, where it can be used; otherwise logs why not and counts a failure.
+fn usable<D>(model: &str, draft: Option<Result<D, LoadError>>) -> Option<D> {
     let failed = |error: &LoadError| {
-        tracing::error!(%error, "serving without the draft");
-        metrics::counter!(DRAFT_FAILURES).increment(1);
+        tracing::error!(model, %error, "serving without the draft");
+        metrics::counter!(DRAFT_FAILURES, "model" => model.to_owned()).increment(1);
     };
     draft?.inspect_err(failed).ok()
 }

@@ -10,6 +10,8 @@ use pleach_kernels::cuda::CudaError;
 /// Size and behaviour of an engine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
+    /// The model's name in the metrics.
+    pub model: Arc<str>,
     /// Sequences that run at a time; others wait by priority, then in order of arrival.
     pub max_num_seqs: usize,
     /// Rows of one forward pass at most: prompt chunks, last tokens and draft tokens together.
@@ -37,6 +39,7 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
+            model: Arc::default(),
             max_num_seqs: 16,
             max_num_batched_tokens: 512,
             max_model_len: None,

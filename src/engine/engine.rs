@@ -1,5 +1,6 @@
 //! The engine: the parts that a step takes turns at, and what others may ask of it.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::comparison::Comparison;
@@ -122,9 +123,9 @@ impl Engine {
             sequences: Sequences::default(),
             verifier: Verifier::default(),
             seeds: config.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
+            tally: Tally::new(Arc::clone(&config.model)),
             config,
             limits,
-            tally: Tally::default(),
             comparing: DraftComparison::default(),
             next_id: 0,
         })

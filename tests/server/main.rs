@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use axum::Router;
@@ -307,22 +306,19 @@ async fn health_models_and_metrics() {
     post("/chat/completions", chat("Count to ten.")).await;
     post("/v1/chat/completions", chat("Count to ten.")).await;
     let page = send("GET", "/metrics", "").await.1;
-    let values: HashMap<&str, f64> = page
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .filter_map(|line| line.rsplit_once(' '))
-        .map(|(name, value)| (name, value.parse().unwrap()))
-        .collect();
-    let value = |name: &str| values.get(name).copied().unwrap_or(0.0);
-    assert!(value("pleach_generated_tokens_total") > 0.0);
-    assert!(value("pleach_prompt_tokens_total") > 0.0);
+    let value = |series: &str| support::metric(&page, series);
     assert!(
         value("pleach_spec_decode_accepted_tokens_total")
             <= value("pleach_spec_decode_draft_tokens_total")
     );
-    assert!(value("pleach_forward_passes_total{model=\"draft\"}") > 0.0);
-    for name in ["pleach_spec_decode_drafts_total", "pleach_flops_total{model=\"target\"}"] {
-        assert!(value(name) > 0.0, "{name}");
+    for series in [
+        "pleach_generated_tokens_total",
+        "pleach_prompt_tokens_total",
+        "pleach_forward_passes_total{role=\"draft\"}",
+        "pleach_spec_decode_drafts_total",
+        "pleach_flops_total{role=\"target\"}",
+    ] {
+        assert!(value(series) > 0.0, "{series}");
     }
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
     let loading = AppState::new(metrics.handle());
