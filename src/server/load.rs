@@ -1,4 +1,4 @@
-//! A model that runs becomes one that serves.
+//! Models that run become models that serve.
 
 use super::drafts::Drafts;
 use super::models::Models;
@@ -7,12 +7,19 @@ use crate::cli::Config;
 use crate::loading::{LoadError, RunningModel, start};
 use crate::observe::exporter;
 
-/// Fetches and loads the model and its draft, and starts the engine.
+/// Fetches and loads the models and their drafts, and starts their engines.
 ///
 /// # Errors
-/// [`LoadError`] where the model itself cannot be served.
+/// [`LoadError`] where a model cannot be served.
 pub fn load(config: &Config) -> Result<Models, LoadError> {
+    let mut models = start(config)?.into_iter().map(serving);
+    let main = models.next().expect("invariant: the main model comes first");
+    Ok(Models::new(main, models.collect()))
+}
+
+fn serving(model: RunningModel) -> Serving {
     let RunningModel {
+        config,
         name,
         summary,
         aliases,
@@ -23,13 +30,14 @@ pub fn load(config: &Config) -> Result<Models, LoadError> {
         draft,
         loader,
         engine,
-        thread: _,
-    } = start(config)?;
-    let serving = Serving::new(name, engine, tokenizer, template, eos_token_ids);
-    let serving = serving.sampling_by(sampling).described(config.model.to_string(), summary);
-    let serving = serving.with_adapters(config.lora.clone());
-    let serving = serving.with_waiting(config.max_queue).named(&config.served_model_names, aliases);
+    } = model;
+    let serving = Serving::new(name, engine, tokenizer, template, eos_token_ids)
+        .named(&config.served_model_names, aliases)
+        .with_waiting(config.max_queue)
+        .with_adapters(config.lora)
+        .sampling_by(sampling)
+        .described(config.model.to_string(), summary);
     exporter::begin(serving.name());
     let drafts = Drafts::new(serving.name(), draft, loader);
-    Ok(serving.with_drafts(drafts).into())
+    serving.with_drafts(drafts)
 }

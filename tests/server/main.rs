@@ -30,6 +30,7 @@ mod reading;
 mod reasoning;
 mod restrictions;
 mod samplers;
+mod several;
 mod spaces;
 mod streams;
 #[path = "../support/mod.rs"]
