@@ -166,8 +166,8 @@ def main():
     finally:
         process.terminate()
         status = process.wait()
-    value = {line.split(" ")[0]: float(line.split(" ")[1])
-             for line in metrics.splitlines() if line and line[0] != "#"}
+    value = {line.split("{")[0]: float(line.rsplit(" ", 1)[1])
+             for line in metrics.splitlines() if line.startswith("pleach_")}
     bound = (options.running + options.queue) / max(counts["whole"] / seconds, 1e-9)
     third = [megabytes for at, megabytes in memory if options.seconds / 3 <= at <= options.seconds]
     figures = {

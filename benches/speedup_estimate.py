@@ -55,7 +55,7 @@ def answer(url, prompt):
 
 def estimate(url):
     page = urllib.request.urlopen(url + "/metrics").read().decode()
-    value = lambda name: next(float(l.split()[1]) for l in page.splitlines() if l.startswith(name + " "))
+    value = lambda name: next(float(l.rsplit(" ", 1)[1]) for l in page.splitlines() if l.startswith(name + "{"))
     return value("pleach_decode_step_without_speculation_seconds_sum") / value("pleach_decode_step_seconds_sum")
 
 

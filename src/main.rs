@@ -93,8 +93,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         None => None,
     };
     let metrics = exporter::install()?;
-    let state =
-        AppState::new(config.engine.max_num_seqs, config.max_queue, metrics).configure(&config)?;
+    let state = AppState::new(metrics).configure(&config)?;
     if config.access.api_keys.is_some() || config.access.tls_certificate.is_some() {
         reload_on_hangup(state.clone())?;
     }
@@ -104,13 +103,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     // The listener answers /health with 503 while the model loads.
     let mut server = std::pin::pin!(run(listener, state.clone(), shutdown()?));
-    let loading = tokio::task::spawn_blocking(move || load(&config).map(|it| (config, it.0)));
+    let loading = tokio::task::spawn_blocking(move || load(&config).map(|models| (config, models)));
     tokio::select! {
         ended = &mut server => return Ok(ended?),
         loaded = loading => {
-            let (config, serving) = loaded??;
-            let name = serving.name().to_owned();
-            state.serve(serving);
+            let (config, models) = loaded??;
+            let name = models.main().name().to_owned();
+            state.serve(models);
             announce(&config, &name, &address);
         }
     }

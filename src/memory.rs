@@ -27,10 +27,15 @@ pub struct Reserved {
 }
 
 impl Reserved {
-    /// Bytes that have just been reserved.
+    /// Nothing yet: what is added is reserved from now on.
     #[must_use]
-    pub fn new(bytes: u64) -> Self {
-        Self { bytes, before: held_in(Path::new("/")) }
+    pub fn none() -> Self {
+        Self { bytes: 0, before: held_in(Path::new("/")) }
+    }
+
+    /// Reserves further bytes.
+    pub fn add(&mut self, bytes: u64) {
+        self.bytes += bytes;
     }
 
     /// Bytes that this process may take besides: what is [`available`], without what is reserved and not written to.

@@ -10,8 +10,8 @@ pub struct Metric {
     pub kind: Kind,
     /// What tells its series apart.
     pub labels: &'static [Label],
-    /// Whether its series are there at 0 from the start, so that a rate over the first event is seen. All values of
-    /// its labels are known then.
+    /// Whether its series are there at 0 from the start, or from the start of its model's engine, so that a rate over the
+    /// first event is seen. All values of its other labels are known then.
     pub from_start: bool,
     /// What it counts, a sentence.
     pub help: &'static str,
@@ -26,6 +26,14 @@ pub enum Kind {
     Gauge,
     /// Observations, counted up to each of these bounds.
     Histogram(&'static [f64]),
+}
+
+impl Metric {
+    /// Whether each model that is served has series of its own.
+    #[must_use]
+    pub fn is_of_a_model(&self) -> bool {
+        self.labels.first().is_some_and(|label| label.name == "model")
+    }
 }
 
 impl Kind {
@@ -74,7 +82,7 @@ const POSITION: Label = label("position", &[]);
 const PROPOSER: Label = label("proposer", &["draft_model", "ngram", "prediction"]);
 const NO_DRAFT: Label =
     label("reason", &["disabled", "prefill", "last_token", "no_room", "no_match", "unprofitable"]);
-const MODEL: Label = label("model", &["target", "draft"]);
+const ROLE: Label = label("role", &["target", "draft"]);
 const FINISH: Label = label(
     "reason",
     &["stop", "length", "timeout", "grammar", "grammar_error", "error", "cancelled"],
@@ -86,7 +94,7 @@ const DRAFT: Label = label("draft", &["current", "candidate"]);
 const OUTCOME: Label = label("outcome", &["switched", "refused", "failed", "stopped"]);
 const ZONE: Label = label("zone", &[]);
 const VERSION: Label = label("version", &[]);
-const SERVED_MODEL: Label = label("model", &[]);
+const MODEL: Label = label("model", &[]);
 const SERVED_DRAFT: Label = label("draft", &[]);
 
 /// Declares a constant with the name of each metric, and the table.
@@ -110,47 +118,47 @@ macro_rules! metrics {
 }
 
 metrics! {
-    PROMPT_TOKENS "pleach_prompt_tokens_total" Kind::Counter, [], true,
+    PROMPT_TOKENS "pleach_prompt_tokens_total" Kind::Counter, [MODEL], true,
         "Prompt tokens of the requests taken on.";
-    PREFIX_CACHE_QUERIES "pleach_prefix_cache_queries_total" Kind::Counter, [], true,
+    PREFIX_CACHE_QUERIES "pleach_prefix_cache_queries_total" Kind::Counter, [MODEL], true,
         "Prompt tokens looked up in the prefix cache.";
-    PREFIX_CACHE_HITS "pleach_prefix_cache_hits_total" Kind::Counter, [], true,
+    PREFIX_CACHE_HITS "pleach_prefix_cache_hits_total" Kind::Counter, [MODEL], true,
         "Prompt tokens found in the prefix cache, which need not be computed.";
-    GENERATED_TOKENS "pleach_generated_tokens_total" Kind::Counter, [], true,
+    GENERATED_TOKENS "pleach_generated_tokens_total" Kind::Counter, [MODEL], true,
         "Generated tokens sent: accepted, recovered and bonus tokens.";
-    DRAFTS "pleach_spec_decode_drafts_total" Kind::Counter, [], true,
+    DRAFTS "pleach_spec_decode_drafts_total" Kind::Counter, [MODEL], true,
         "Rounds with at least one draft token.";
-    DRAFT_TOKENS "pleach_spec_decode_draft_tokens_total" Kind::Counter, [], true,
+    DRAFT_TOKENS "pleach_spec_decode_draft_tokens_total" Kind::Counter, [MODEL], true,
         "Draft tokens verified by the target.";
-    ACCEPTED_TOKENS "pleach_spec_decode_accepted_tokens_total" Kind::Counter, [], true,
+    ACCEPTED_TOKENS "pleach_spec_decode_accepted_tokens_total" Kind::Counter, [MODEL], true,
         "Draft tokens accepted and sent.";
-    ACCEPTED_PER_POSITION "pleach_spec_decode_accepted_tokens_per_position_total" Kind::Counter, [POSITION], false,
+    ACCEPTED_PER_POSITION "pleach_spec_decode_accepted_tokens_per_position_total" Kind::Counter, [MODEL, POSITION], false,
         "Accepted draft tokens by position in their round, from 0.";
-    PROPOSER_DRAFT_TOKENS "pleach_spec_decode_proposer_draft_tokens_total" Kind::Counter, [PROPOSER], true,
+    PROPOSER_DRAFT_TOKENS "pleach_spec_decode_proposer_draft_tokens_total" Kind::Counter, [MODEL, PROPOSER], true,
         "Draft tokens verified by the target, by who proposed them.";
-    PROPOSER_ACCEPTED_TOKENS "pleach_spec_decode_proposer_accepted_tokens_total" Kind::Counter, [PROPOSER], true,
+    PROPOSER_ACCEPTED_TOKENS "pleach_spec_decode_proposer_accepted_tokens_total" Kind::Counter, [MODEL, PROPOSER], true,
         "Draft tokens accepted and sent, by who proposed them.";
-    RECOVERED_TOKENS "pleach_spec_decode_recovered_tokens_total" Kind::Counter, [], true,
+    RECOVERED_TOKENS "pleach_spec_decode_recovered_tokens_total" Kind::Counter, [MODEL], true,
         "Tokens drawn after a rejection.";
-    BONUS_TOKENS "pleach_spec_decode_bonus_tokens_total" Kind::Counter, [], true,
+    BONUS_TOKENS "pleach_spec_decode_bonus_tokens_total" Kind::Counter, [MODEL], true,
         "Tokens drawn when no draft token of the round was rejected: after full acceptance, in rounds without draft tokens, and in sequences that do not speculate.";
-    ROUNDS_WITHOUT_DRAFTS "pleach_spec_decode_rounds_without_drafts_total" Kind::Counter, [NO_DRAFT], true,
+    ROUNDS_WITHOUT_DRAFTS "pleach_spec_decode_rounds_without_drafts_total" Kind::Counter, [MODEL, NO_DRAFT], true,
         "Rounds without draft tokens, by reason.";
-    DRAFT_FAILURES "pleach_spec_decode_draft_failures_total" Kind::Counter, [], true,
+    DRAFT_FAILURES "pleach_spec_decode_draft_failures_total" Kind::Counter, [MODEL], true,
         "Times the draft model failed and was left out, for a sequence or for good.";
-    FORWARD_PASSES "pleach_forward_passes_total" Kind::Counter, [MODEL], true,
-        "Forward passes, by model.";
-    FLOPS "pleach_flops_total" Kind::Counter, [MODEL], true,
-        "Floating-point operations spent, by model.";
-    FLOPS_SAVED "pleach_flops_saved_total" Kind::Counter, [], true,
+    FORWARD_PASSES "pleach_forward_passes_total" Kind::Counter, [MODEL, ROLE], true,
+        "Forward passes, by the model's role.";
+    FLOPS "pleach_flops_total" Kind::Counter, [MODEL, ROLE], true,
+        "Floating-point operations spent, by the model's role.";
+    FLOPS_SAVED "pleach_flops_saved_total" Kind::Counter, [MODEL], true,
         "Floating-point operations saved against drafting the same tokens with the full model.";
-    FLOPS_WASTED "pleach_flops_wasted_total" Kind::Counter, [MODEL], true,
+    FLOPS_WASTED "pleach_flops_wasted_total" Kind::Counter, [MODEL, ROLE], true,
         "Floating-point operations spent on draft tokens that were not sent: the target's in verifying them, the draft's in proposing them.";
-    TARGET_PASSES_SAVED "pleach_target_passes_saved_total" Kind::Counter, [], true,
+    TARGET_PASSES_SAVED "pleach_target_passes_saved_total" Kind::Counter, [MODEL], true,
         "Target passes saved against one pass per token.";
-    PREEMPTIONS "pleach_preemptions_total" Kind::Counter, [], true,
+    PREEMPTIONS "pleach_preemptions_total" Kind::Counter, [MODEL], true,
         "Sequences that lost their cache to older ones and are recomputed.";
-    REQUESTS_FINISHED "pleach_requests_finished_total" Kind::Counter, [FINISH], true,
+    REQUESTS_FINISHED "pleach_requests_finished_total" Kind::Counter, [MODEL, FINISH], true,
         "Requests that ended, by reason; with `timeout`, `--request-timeout` was over; with `grammar_error`, the request's grammar got stuck or too costly.";
     KEY_TOKENS "pleach_key_tokens_total" Kind::Counter, [KEY], false,
         "Prompt and generated tokens, by the name of the API key.";
@@ -160,43 +168,43 @@ metrics! {
         "Answers that `--record-traffic` recorded for the training of drafts.";
     RECORDING_FAILURES "pleach_recording_failures_total" Kind::Counter, [], true,
         "Answers that should have been recorded and could not.";
-    COMPARED_TOKENS "pleach_draft_comparison_tokens_total" Kind::Counter, [], true,
+    COMPARED_TOKENS "pleach_draft_comparison_tokens_total" Kind::Counter, [MODEL], true,
         "Tokens that a new draft and the serving one were held against.";
-    COMPARED_ACCEPTED_TOKENS "pleach_draft_comparison_accepted_tokens_total" Kind::Counter, [DRAFT], true,
+    COMPARED_ACCEPTED_TOKENS "pleach_draft_comparison_accepted_tokens_total" Kind::Counter, [MODEL, DRAFT], true,
         "Of the tokens that drafts were held against, those that a draft held likeliest, by draft.";
-    COMPARISONS "pleach_draft_comparisons_total" Kind::Counter, [OUTCOME], true,
+    COMPARISONS "pleach_draft_comparisons_total" Kind::Counter, [MODEL, OUTCOME], true,
         "Comparisons of drafts that ended, by outcome.";
     ENERGY "pleach_energy_joules_total" Kind::Counter, [ZONE], false,
         "Energy of the whole machine's processors and memory by their own meters (RAPL); absent where the system does not let the server read them.";
-    INFO "pleach_info" Kind::Gauge, [VERSION, SERVED_MODEL, SERVED_DRAFT], false,
+    INFO "pleach_info" Kind::Gauge, [VERSION, MODEL, SERVED_DRAFT], false,
         "What is served: 1, and 0 for a draft that was replaced.";
-    RUNNING_SEQUENCES "pleach_running_sequences" Kind::Gauge, [], true,
+    RUNNING_SEQUENCES "pleach_running_sequences" Kind::Gauge, [MODEL], true,
         "Sequences running.";
-    WAITING_SEQUENCES "pleach_waiting_sequences" Kind::Gauge, [], true,
+    WAITING_SEQUENCES "pleach_waiting_sequences" Kind::Gauge, [MODEL], true,
         "Sequences waiting.";
-    KV_CACHE_USED_BLOCKS "pleach_kv_cache_used_blocks" Kind::Gauge, [], true,
+    KV_CACHE_USED_BLOCKS "pleach_kv_cache_used_blocks" Kind::Gauge, [MODEL], true,
         "Blocks of the K/V cache in use, of 16 positions each.";
-    KV_CACHE_BLOCKS "pleach_kv_cache_blocks" Kind::Gauge, [], false,
+    KV_CACHE_BLOCKS "pleach_kv_cache_blocks" Kind::Gauge, [MODEL], false,
         "Blocks of the K/V cache.";
-    QUEUE_TIME "pleach_queue_time_seconds" Kind::Histogram(&WAITS), [], false,
+    QUEUE_TIME "pleach_queue_time_seconds" Kind::Histogram(&WAITS), [MODEL], false,
         "Seconds from submission to the first step.";
-    TIME_TO_FIRST_TOKEN "pleach_time_to_first_token_seconds" Kind::Histogram(&WAITS), [], false,
+    TIME_TO_FIRST_TOKEN "pleach_time_to_first_token_seconds" Kind::Histogram(&WAITS), [MODEL], false,
         "Seconds from submission to the first token.";
-    INTER_TOKEN_LATENCY "pleach_inter_token_latency_seconds" Kind::Histogram(&STEPS), [], false,
+    INTER_TOKEN_LATENCY "pleach_inter_token_latency_seconds" Kind::Histogram(&STEPS), [MODEL], false,
         "Seconds between tokens; the tokens of one round share its time evenly.";
-    DECODE_STEP "pleach_decode_step_seconds" Kind::Histogram(&STEPS), [], false,
+    DECODE_STEP "pleach_decode_step_seconds" Kind::Histogram(&STEPS), [MODEL], false,
         "Seconds of generating tokens in one step: target pass, prompts' share left out, and draft passes.";
-    DECODE_STEP_WITHOUT "pleach_decode_step_without_speculation_seconds" Kind::Histogram(&STEPS), [], false,
+    DECODE_STEP_WITHOUT "pleach_decode_step_without_speculation_seconds" Kind::Histogram(&STEPS), [MODEL], false,
         "Seconds that the same tokens would have taken without speculation, estimated from measured step costs.";
-    PROPOSER_SPENT "pleach_spec_decode_proposer_spent_seconds" Kind::Histogram(&STEPS), [PROPOSER], true,
+    PROPOSER_SPENT "pleach_spec_decode_proposer_spent_seconds" Kind::Histogram(&STEPS), [MODEL, PROPOSER], true,
         "Seconds of one step that drafting took, by proposer: draft passes, and the rows that verified draft tokens, by measured step costs.";
-    PROPOSER_SAVED "pleach_spec_decode_proposer_saved_seconds" Kind::Histogram(&STEPS), [PROPOSER], true,
+    PROPOSER_SAVED "pleach_spec_decode_proposer_saved_seconds" Kind::Histogram(&STEPS), [MODEL, PROPOSER], true,
         "Seconds that the tokens accepted in the same step would have taken without them, by proposer.";
-    REQUEST_DURATION "pleach_request_duration_seconds" Kind::Histogram(&REQUESTS), [], false,
+    REQUEST_DURATION "pleach_request_duration_seconds" Kind::Histogram(&REQUESTS), [MODEL], false,
         "Seconds from submission to the end; cancelled requests are left out.";
-    REQUEST_PROMPT_TOKENS "pleach_request_prompt_tokens" Kind::Histogram(&TOKENS), [], false,
+    REQUEST_PROMPT_TOKENS "pleach_request_prompt_tokens" Kind::Histogram(&TOKENS), [MODEL], false,
         "Prompt tokens of a request.";
-    REQUEST_GENERATED_TOKENS "pleach_request_generated_tokens" Kind::Histogram(&TOKENS), [], false,
+    REQUEST_GENERATED_TOKENS "pleach_request_generated_tokens" Kind::Histogram(&TOKENS), [MODEL], false,
         "Generated tokens of a request.";
 }
 
@@ -240,8 +248,9 @@ mod tests {
     #[test]
     fn series_that_are_there_from_the_start_are_known() {
         for metric in ALL.iter().filter(|metric| metric.from_start) {
-            let known = metric.labels.iter().all(|label| !label.values.is_empty());
-            assert!(known && metric.labels.len() < 2, "{}", metric.name);
+            let labels = &metric.labels[usize::from(metric.is_of_a_model())..];
+            let known = labels.iter().all(|label| !label.values.is_empty());
+            assert!(known && labels.len() < 2, "{}", metric.name);
         }
     }
 }

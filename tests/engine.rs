@@ -2,7 +2,7 @@
 
 mod support;
 
-use pleach::engine::{EngineConfig, EngineHandle, Event, FinishReason, Request};
+use pleach::engine::{EngineConfig, EngineHandle, Event, FinishReason, Request, Turns};
 use pleach::sampling::SamplingParams;
 use support::engines::{engine, ids, prompt, questions, run};
 
@@ -109,7 +109,7 @@ fn seeds_repeat_and_differ() {
 
 #[test]
 fn the_handle_streams_and_cancels() {
-    let (handle, thread) = EngineHandle::start(engine(&config(), None));
+    let (handle, thread) = EngineHandle::start(engine(&config(), None), Turns::default());
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let long = Request { ignore_eos: true, ..Request::greedy(prompt("Count."), 1000) };

@@ -60,8 +60,8 @@ class Process:
         return self
 
     def metric(self, name):
-        values = [line.split(" ")[1] for line in self.get("/metrics").splitlines() if line.startswith(name + " ")]
-        return float(values[0]) if values else None
+        lines = [line for line in self.get("/metrics").splitlines() if line.startswith(name + "{")]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines) if lines else None
 
     def end(self, how=signal.SIGKILL):
         self.child.send_signal(how)

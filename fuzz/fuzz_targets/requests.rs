@@ -39,14 +39,14 @@ fn server() -> &'static (Runtime, AppState) {
     static SERVER: OnceLock<(Runtime, AppState)> = OnceLock::new();
     SERVER.get_or_init(|| {
         let runtime = Runtime::new().expect("a runtime starts");
-        let state = AppState::new(16, 16, exporter::install().expect("the first recorder"));
+        let state = AppState::new(exporter::install().expect("the first recorder"));
         let flags = ["--threads", "1", "--no-speculation", "--max-model-len", "64"];
         let folder = tempfile::tempdir().expect("a folder");
         write_model(folder.path());
         let model = folder.path().to_str().expect("its path is text");
         let arguments = ["pleach", "--model", model].into_iter().chain(flags);
         let config = Config::from(Args::parse_from(arguments));
-        state.serve(load(&config).expect("the model loads").0);
+        state.serve(load(&config).expect("the model loads"));
         (runtime, state)
     })
 }

@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pleach_kernels::available_threads;
-use pleach_kernels::cuda::Device;
 use serde_json::{Map, Value};
 
-use super::default_draft::{default_draft, default_standalone_draft};
-use super::flags::{Args, ComputeDevice, LoraModule};
+use super::default_draft::draft_of;
+use super::flags::{Args, ComputeDevice, LoraModule, NamedSource};
 use crate::checkpoint::source::{self, Source};
 use crate::engine::EngineConfig;
 use crate::observe::traffic::Recording;
@@ -49,6 +48,10 @@ pub struct Config {
     pub served_model_names: Vec<String>,
     /// The model's LoRA adapters.
     pub lora: Vec<LoraModule>,
+    /// Models beside it.
+    pub also: Vec<NamedSource>,
+    /// Their drafts, by the models' names.
+    pub also_drafts: Vec<NamedSource>,
     /// How the model writes calls of functions; `None` for its chat template's format.
     pub tool_call_parser: Option<CallFormat>,
     /// The chat template (Jinja) in place of the model's own.
@@ -104,21 +107,8 @@ impl From<Args> for Config {
     fn from(args: Args) -> Self {
         let num_speculative_tokens =
             if args.no_speculation { 0 } else { args.num_speculative_tokens };
-        let draft = match args.draft {
-            _ if num_speculative_tokens == 0 => None,
-            Some(Source::Path(path)) if path.as_os_str() == "none" => None,
-            Some(draft) => Some(draft),
-            None if args.model == Source::Pypi => match args.device {
-                // CUDA devices run no attached draft.
-                ComputeDevice::Cuda(_) => default_standalone_draft(),
-                ComputeDevice::Auto if Device::count().is_ok_and(|count| count > 0) => {
-                    default_standalone_draft()
-                }
-                ComputeDevice::Auto | ComputeDevice::Cpu => default_draft(),
-            }
-            .map(Source::Path),
-            None => None,
-        };
+        let speculates = num_speculative_tokens > 0;
+        let draft = draft_of(&args.model, args.draft, args.device, speculates);
         let defaults = EngineConfig::default();
         let seconds = |bound| (bound > 0).then(|| Duration::from_secs(bound));
         Self {
@@ -164,6 +154,8 @@ impl From<Args> for Config {
             }),
             served_model_names: args.served_model_name,
             lora: args.lora,
+            also: args.also,
+            also_drafts: args.also_draft,
             tool_call_parser: args.tool_call_parser,
             chat_template: args.chat_template,
             chat_template_kwargs: args.chat_template_kwargs.unwrap_or_default(),

@@ -1,5 +1,6 @@
 //! The program's commands and flags, each of which is an environment variable too.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -173,8 +174,18 @@ pub struct Args {
     /// Requests of several adapters and of none run together, on the CPU.
     #[arg(long, env = "PLEACH_LORA", value_name = "NAME=DIR", value_delimiter = ',')]
     pub lora: Vec<LoraModule>,
-    /// Keep what the model answers, prompts and all, in this folder: `pleach-tools build --from-traffic` trains
-    /// a draft on it. Only with the consent of those who ask; a request with `"store": false` is never kept.
+    /// A further model, under the name that requests call it by in `model`; may be given several times. It has a draft, a
+    /// chat template, a K/V cache and places for requests of its own. What is set here is for every model, but --draft,
+    /// --served-model-name, --lora, --tool-call-parser, --chat-template and --record-traffic, which are --model's;
+    /// --max-model-len is cut to what the model has.
+    #[arg(long, env = "PLEACH_ALSO", value_name = "NAME=SOURCE", value_delimiter = ',')]
+    pub also: Vec<NamedSource>,
+    /// The draft of a model that --also adds, or `none`; may be given several times. Default: for the default model, the
+    /// draft in `drafts/`.
+    #[arg(long, env = "PLEACH_ALSO_DRAFT", value_name = "NAME=SOURCE", value_delimiter = ',')]
+    pub also_draft: Vec<NamedSource>,
+    /// Keep what the model (--model) answers, prompts and all, in this folder: `pleach-tools build --from-traffic` trains a
+    /// draft on it. Only with the consent of those who ask; a request with `"store": false` is never kept.
     #[arg(long, env = "PLEACH_RECORD_TRAFFIC", value_name = "DIR")]
     pub record_traffic: Option<PathBuf>,
     /// Share of the requests that --record-traffic keeps, 0 to 1.
@@ -259,6 +270,35 @@ impl FromStr for LoraModule {
             }
             _ => Err("an adapter is its name, `=` and its folder, as in `sql=adapters/sql`".into()),
         }
+    }
+}
+
+/// A model or a draft, and the name of the model in the API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedSource {
+    /// The name.
+    pub name: String,
+    /// Where it comes from.
+    pub source: Source,
+}
+
+impl FromStr for NamedSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, source)) if !name.is_empty() => {
+                let source = source.parse::<Source>().map_err(|error| error.to_string())?;
+                Ok(Self { name: name.into(), source })
+            }
+            _ => Err("a model is its name, `=` and its source, as in `small=small.gguf`".into()),
+        }
+    }
+}
+
+impl fmt::Display for NamedSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.name, self.source)
     }
 }
 

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::kv_cache::BLOCK_SIZE;
-use crate::model::{Decoder, Draft, ModelConfig};
+use crate::model::{CudaDecoder, Decoder, Draft, ModelConfig};
 use pleach_kernels::cuda::CudaError;
 
 /// Size and behaviour of an engine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
+    /// The model's name in the metrics.
+    pub model: Arc<str>,
     /// Sequences that run at a time; others wait by priority, then in order of arrival.
     pub max_num_seqs: usize,
     /// Rows of one forward pass at most: prompt chunks, last tokens and draft tokens together.
@@ -18,6 +20,8 @@ pub struct EngineConfig {
     pub max_model_len: Option<usize>,
     /// Blocks of the K/V cache; `None` for four sequences of full length, or as many as fit into memory.
     pub num_blocks: Option<usize>,
+    /// Bytes that the caches may take of the memory that is left; `None` for all.
+    pub cache_memory: Option<u64>,
     /// Whether sequences share the full blocks of what they have in common, and find those of sequences
     /// that have ended, until the room is needed. The output is the same with and without.
     pub prefix_caching: bool,
@@ -37,10 +41,12 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
+            model: Arc::default(),
             max_num_seqs: 16,
             max_num_batched_tokens: 512,
             max_model_len: None,
             num_blocks: None,
+            cache_memory: None,
             prefix_caching: true,
             num_speculative_tokens: 8,
             ngram: true,
@@ -173,6 +179,16 @@ pub struct CacheNeeds<'a> {
 }
 
 impl<'a> CacheNeeds<'a> {
+    /// The needs of decoders on a CUDA device.
+    #[must_use]
+    pub fn on_cuda(target: &'a CudaDecoder, draft: Option<&'a CudaDecoder>) -> Self {
+        Self {
+            target: target.config(),
+            draft: draft.map(CudaDecoder::config),
+            block_bytes: target.block_bytes() + draft.map_or(0, CudaDecoder::block_bytes),
+        }
+    }
+
     /// The needs of decoders on the CPU.
     #[must_use]
     pub fn of(target: &'a Decoder, draft: Option<&'a Draft>) -> Self {
@@ -186,8 +202,17 @@ impl<'a> CacheNeeds<'a> {
 }
 
 impl EngineConfig {
+    /// Bytes that the caches take where memory does not bound them.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the settings or the models do not fit together.
+    pub fn wanted_bytes(&self, needs: CacheNeeds<'_>) -> Result<u64, EngineError> {
+        let (_, blocks) = self.resolve(needs.target, needs.draft)?;
+        Ok((blocks as u64).saturating_mul(needs.block_bytes as u64))
+    }
+
     /// Chooses a number of blocks that fits into `free` bytes, less a tenth for the rows of a pass, or checks that the
-    /// number that is set does.
+    /// number that is set does. Where the configuration bounds the caches' memory, less is free.
     ///
     /// # Errors
     /// [`EngineError`] if the settings or the models do not fit together, or one sequence, or the number of blocks that
@@ -198,6 +223,7 @@ impl EngineConfig {
         free: Option<u64>,
     ) -> Result<(), EngineError> {
         let (limits, wanted) = self.resolve(needs.target, needs.draft)?;
+        let free = free.into_iter().chain(self.cache_memory).min();
         let bytes = |blocks: usize| (blocks as u64).saturating_mul(needs.block_bytes as u64);
         let fit = free.map(|free| free / 10 * 9 / needs.block_bytes.max(1) as u64);
         let chosen = fit.map_or(wanted, |fit| wanted.min(usize::try_from(fit).unwrap_or(wanted)));
@@ -309,6 +335,11 @@ mod tests {
         let error = fit(Some(10_000), config.clone()).unwrap_err().to_string();
         let expected = format!("--max-model-len to {} or less", 9 * BLOCK_SIZE);
         assert!(error.contains(&expected), "{error}");
+        // Less is free where the caches' memory is bounded.
+        let bounded = EngineConfig { cache_memory: Some(25_000), ..config.clone() };
+        assert_eq!(fit(None, bounded.clone()), Ok(Some(22)));
+        assert_eq!(fit(Some(1 << 40), bounded.clone()), Ok(Some(22)));
+        assert_eq!(fit(Some(11_200), bounded), Ok(Some(10)));
         // What is set is taken as it is, or not at all.
         let set = EngineConfig { num_blocks: Some(7), ..config };
         assert_eq!(fit(None, set.clone()), Ok(Some(7)));

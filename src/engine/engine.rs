@@ -1,5 +1,6 @@
 //! The engine: the parts that a step takes turns at, and what others may ask of it.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::comparison::Comparison;
@@ -72,11 +73,7 @@ impl Engine {
         draft: Option<CudaDecoder>,
         mut config: EngineConfig,
     ) -> Result<Self, EngineError> {
-        let needs = CacheNeeds {
-            target: target.config(),
-            draft: draft.as_ref().map(|draft| draft.config()),
-            block_bytes: target.block_bytes() + draft.as_ref().map_or(0, CudaDecoder::block_bytes),
-        };
+        let needs = CacheNeeds::on_cuda(&target, draft.as_ref());
         config.fit_blocks(needs, Some(target.device().free_bytes()? as u64))?;
         let (limits, num_blocks) = config.resolve(needs.target, needs.draft)?;
         let runner = |decoder| CudaRunner::new(decoder, num_blocks, limits.max_model_len);
@@ -122,9 +119,9 @@ impl Engine {
             sequences: Sequences::default(),
             verifier: Verifier::default(),
             seeds: config.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
+            tally: Tally::new(Arc::clone(&config.model)),
             config,
             limits,
-            tally: Tally::default(),
             comparing: DraftComparison::default(),
             next_id: 0,
         })

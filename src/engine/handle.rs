@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 use super::progress::Progress;
+use super::turns::Turns;
 use super::{
     Candidate, Comparison, Engine, EngineError, EngineLimits, Event, FinishReason, Request,
     RequestError, RequestId,
@@ -57,12 +58,12 @@ pub struct EngineHandle {
 }
 
 impl EngineHandle {
-    /// Moves the engine to a thread of its own. The thread sleeps while there is no work.
+    /// Moves the engine to a thread of its own, which takes a turn for each step. It sleeps while there is no work.
     ///
     /// # Panics
     /// If the operating system has no thread left.
     #[must_use]
-    pub fn start(engine: Engine) -> (Self, JoinHandle<()>) {
+    pub fn start(engine: Engine, turns: Turns) -> (Self, JoinHandle<()>) {
         let (sender, receiver) = commands::channel();
         let (alive, watched) = watch::channel(true);
         let limits = Arc::new(engine.limits().clone());
@@ -79,7 +80,7 @@ impl EngineHandle {
         };
         let thread = std::thread::Builder::new()
             .name("engine".into())
-            .spawn(move || run(engine, receiver, &alive, &news, &progress))
+            .spawn(move || run(engine, receiver, &turns, &alive, &news, &progress))
             .expect("the operating system has a thread for the engine");
         (handle, thread)
     }
@@ -176,13 +177,14 @@ type Readers = HashMap<RequestId, mpsc::Sender<Event>>;
 fn run(
     mut engine: Engine,
     commands: commands::Receiver<Command>,
+    turns: &Turns,
     alive: &watch::Sender<bool>,
     news: &watch::Sender<Option<Comparison>>,
     progress: &Progress,
 ) {
     let mut readers = Readers::new();
     let work = AssertUnwindSafe(|| {
-        while turn(&mut engine, &commands, &mut readers, progress) {
+        while turn(&mut engine, &commands, turns, &mut readers, progress) {
             tell(&engine, news);
         }
     });
@@ -206,6 +208,7 @@ fn run(
 fn turn(
     engine: &mut Engine,
     commands: &commands::Receiver<Command>,
+    turns: &Turns,
     readers: &mut Readers,
     progress: &Progress,
 ) -> bool {
@@ -241,7 +244,9 @@ fn turn(
         wanted
     });
     let steps = engine.stats().steps;
+    let own = turns.take();
     let events = engine.step();
+    drop(own);
     if engine.stats().steps > steps {
         progress.get_on();
     }

@@ -1,5 +1,5 @@
 //! Runs many sequences through one target and one draft model: `Engine::step` is schedule →
-//! propose → verify → commit. tokio appears only in [`EngineHandle`].
+//! propose → verify → commit. tokio appears only in [`EngineHandle`] and its [`Turns`].
 
 mod comparison;
 mod config;
@@ -23,6 +23,7 @@ mod tally;
 #[cfg(test)]
 mod test_model;
 mod token;
+mod turns;
 
 pub use comparison::{Comparison, DraftScore, Outcome, expected_speedup};
 pub use config::{CacheNeeds, EngineConfig, EngineError, EngineLimits};
@@ -40,3 +41,4 @@ pub use stats::{
     RoundCounts, SequenceStats,
 };
 pub use token::{PromptToken, TokenOut, TokenSource};
+pub use turns::Turns;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use metrics::{
-    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+    Label, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
@@ -25,6 +25,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     }
     let handle = builder.install_recorder()?;
     ALL.iter().for_each(describe);
+    ALL.iter().filter(|it| !it.is_of_a_model()).for_each(|it| begin_series(it, &[]));
     let upkeep = handle.clone();
     let work = move || loop {
         std::thread::sleep(UPKEEP);
@@ -35,7 +36,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     Ok(handle)
 }
 
-/// Tells the recorder what a metric is, and begins the series that are there from the start.
+/// Tells the recorder what a metric is.
 fn describe(metric: &Metric) {
     let Metric { name, kind, help, .. } = *metric;
     match kind {
@@ -46,23 +47,27 @@ fn describe(metric: &Metric) {
         }
         Kind::Histogram(_) => describe_histogram!(name, help),
     }
-    if !metric.from_start {
-        return;
-    }
-    match metric.labels {
-        [] => begin(metric, &[]),
-        labels => {
-            for label in labels {
-                label.values.iter().for_each(|value| begin(metric, &[(label.name, *value)]));
-            }
-        }
-    }
 }
 
-fn begin(metric: &Metric, labels: &[(&'static str, &'static str)]) {
-    match metric.kind {
-        Kind::Counter => counter!(metric.name, labels).increment(0),
-        Kind::Gauge => gauge!(metric.name, labels).set(0.0),
-        Kind::Histogram(_) => histogram!(metric.name, labels).record_many(0.0, 0),
+/// Begins the series of a model that is served.
+pub(crate) fn begin(model: &str) {
+    let label = [Label::new("model", model.to_owned())];
+    ALL.iter().filter(|it| it.is_of_a_model()).for_each(|it| begin_series(it, &label));
+}
+
+/// Begins the series that a metric has from the start, of the model that is told, where one is.
+fn begin_series(metric: &Metric, model: &[Label]) {
+    let begin = |more: &[Label]| {
+        let labels = [model, more].concat();
+        match metric.kind {
+            Kind::Counter => counter!(metric.name, labels).increment(0),
+            Kind::Gauge => gauge!(metric.name, labels).set(0.0),
+            Kind::Histogram(_) => histogram!(metric.name, labels).record_many(0.0, 0),
+        }
+    };
+    match metric.labels.get(model.len()) {
+        _ if !metric.from_start => {}
+        None => begin(&[]),
+        Some(own) => own.values.iter().for_each(|value| begin(&[Label::new(own.name, *value)])),
     }
 }

@@ -19,7 +19,7 @@ pub(super) struct Drafts {
 }
 
 impl Drafts {
-    /// A model that begins with the draft of this name.
+    /// A model, by the name that its answers carry, that begins with the draft of this name.
     pub(super) fn new(model: &str, serving: Option<String>, loader: Option<DraftLoader>) -> Self {
         info(model, serving.as_deref()).set(1.0);
         let (change, serving) = (tokio::sync::Mutex::default(), Mutex::new(serving));

@@ -51,7 +51,7 @@ impl ApiError {
         Self { status, message, param: None, code: None, retry_after: 1 }
     }
 
-    /// 404: the request names a model that is not served.
+    /// 404: the request names a model that is not served, beside what is.
     #[must_use]
     pub fn no_such_model(asked: &str, served: &str) -> Self {
         let message =

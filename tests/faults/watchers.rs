@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::support::{Answer, Server, until};
+use super::support::{Answer, Server, metric, until};
 
 /// Asks the listener that the log names.
 fn ask(server: &Server, path: &str) -> Answer {
@@ -25,7 +25,7 @@ fn metrics_and_probes_have_a_listener_of_their_own() {
     }
     let metrics = ask(&server, "/metrics");
     assert_eq!(metrics.status, 200);
-    assert!(metrics.body.contains("pleach_running_sequences 0"), "{}", metrics.body);
+    assert!(metrics.body.contains("\npleach_running_sequences{model="), "{}", metrics.body);
     // Not beside the API, with a key or without one; nor is the API beside them.
     let key = "authorization: Bearer one-key\r\n";
     for headers in ["", key] {
@@ -38,7 +38,7 @@ fn metrics_and_probes_have_a_listener_of_their_own() {
     let body = json!({"prompt": "x", "max_tokens": 4000, "stream": true, "ignore_eos": true});
     let running = server.send("POST", "/v1/completions", key, &body.to_string());
     until("it runs", Duration::from_secs(5), || {
-        ask(&server, "/metrics").body.contains("pleach_running_sequences 1")
+        metric(&ask(&server, "/metrics").body, "pleach_running_sequences") == 1.0
     });
     server.signal("TERM");
     until("it drains", Duration::from_secs(5), || ask(&server, "/ready").status == 503);

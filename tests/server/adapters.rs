@@ -49,8 +49,8 @@ impl Tiny {
 
     fn app(&self, more: &[&str]) -> Router {
         let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-        let state = AppState::new(16, 0, metrics.handle());
-        state.serve(load(&self.config(more)).unwrap().0);
+        let state = AppState::new(metrics.handle());
+        state.serve(load(&self.config(more)).unwrap());
         router(state)
     }
 }

@@ -8,7 +8,7 @@ use pleach::observe::traffic::{Recorded, files_of};
 
 use super::*;
 
-fn recorded(folder: &Path) -> Vec<Recorded> {
+pub(super) fn recorded(folder: &Path) -> Vec<Recorded> {
     let files = files_of(folder).unwrap();
     let texts = files.iter().map(|file| std::fs::read_to_string(file).unwrap());
     let lines = texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
@@ -32,7 +32,7 @@ async fn answers_are_recorded_unless_the_client_objects() {
         ["pleach", "--record-traffic", traffic.to_str().unwrap(), "--record-share", "1"];
     let config = Config::from(Args::parse_from(arguments));
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
-    let state = AppState::new(64, 0, metrics).configure(&config).unwrap();
+    let state = AppState::new(metrics).configure(&config).unwrap();
     state.serve(serving(&[]));
     let app = router(state);
 
@@ -123,7 +123,7 @@ fn with_draft(draft: &Path) -> Router {
     let arguments = ["pleach", "--admin-key", "sesame"];
     let config = Config::from(Args::parse_from(arguments));
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
-    let state = AppState::new(64, 0, metrics).configure(&config).unwrap();
+    let state = AppState::new(metrics).configure(&config).unwrap();
     state.serve(serving(&["--draft", draft.to_str().unwrap()]));
     router(state)
 }

@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use axum::Router;
@@ -11,7 +10,7 @@ use axum::http::{Request, StatusCode};
 use clap::Parser;
 use http_body_util::BodyExt;
 use pleach::cli::{Args, Config};
-use pleach::server::{AppState, Serving, load, router};
+use pleach::server::{AppState, Models, load, router};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -31,6 +30,7 @@ mod reading;
 mod reasoning;
 mod restrictions;
 mod samplers;
+mod several;
 mod spaces;
 mod streams;
 #[path = "../support/mod.rs"]
@@ -42,17 +42,17 @@ mod tools;
 fn state() -> &'static AppState {
     static STATE: OnceLock<AppState> = OnceLock::new();
     STATE.get_or_init(|| {
-        let state = AppState::new(64, 0, pleach::observe::exporter::install().unwrap());
+        let state = AppState::new(pleach::observe::exporter::install().unwrap());
         state.serve(serving(&[]));
         state
     })
 }
 
 /// The default model, loaded for one server. Drafts are counted below, and on a busy machine they might not pay.
-fn serving(more: &[&str]) -> Serving {
-    let arguments = ["pleach", "--threads", "2", "--max-model-len", "512", "--fixed-drafts"];
-    let config = Config::from(Args::parse_from(arguments.iter().chain(more)));
-    load(&config).unwrap().0
+fn serving(more: &[&str]) -> Models {
+    let arguments = "pleach --threads 2 --max-model-len 512 --fixed-drafts --max-queue 48";
+    let config = Config::from(Args::parse_from(arguments.split(' ').chain(more.iter().copied())));
+    load(&config).unwrap()
 }
 
 async fn send(method: &str, path: &str, body: &str) -> (StatusCode, String) {
@@ -307,28 +307,22 @@ async fn health_models_and_metrics() {
     post("/chat/completions", chat("Count to ten.")).await;
     post("/v1/chat/completions", chat("Count to ten.")).await;
     let page = send("GET", "/metrics", "").await.1;
-    let values: HashMap<&str, f64> = page
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .filter_map(|line| line.rsplit_once(' '))
-        .map(|(name, value)| (name, value.parse().unwrap()))
-        .collect();
-    let value = |name: &str| values.get(name).copied().unwrap_or(0.0);
-    assert!(value("pleach_generated_tokens_total") > 0.0);
-    assert!(value("pleach_prompt_tokens_total") > 0.0);
+    let value = |series: &str| support::metric(&page, series);
     assert!(
         value("pleach_spec_decode_accepted_tokens_total")
             <= value("pleach_spec_decode_draft_tokens_total")
     );
-    assert!(value("pleach_forward_passes_total{model=\"draft\"}") > 0.0);
-    for name in ["pleach_spec_decode_drafts_total", "pleach_flops_total{model=\"target\"}"] {
-        assert!(value(name) > 0.0, "{name}");
+    for series in [
+        "pleach_generated_tokens_total",
+        "pleach_prompt_tokens_total",
+        "pleach_forward_passes_total{role=\"draft\"}",
+        "pleach_spec_decode_drafts_total",
+        "pleach_flops_total{role=\"target\"}",
+    ] {
+        assert!(value(series) > 0.0, "{series}");
     }
-    let loading = AppState::new(
-        1,
-        0,
-        metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle(),
-    );
+    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let loading = AppState::new(metrics.handle());
     let request = Request::get("/health").body(Body::empty()).unwrap();
     let response = router(loading).oneshot(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);

@@ -24,7 +24,7 @@ fn app() -> Router {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), TEMPLATE).unwrap();
         let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-        let state = AppState::new(64, 0, metrics.handle());
+        let state = AppState::new(metrics.handle());
         state.serve(serving(&["--chat-template", file.path().to_str().unwrap()]));
         state
     });

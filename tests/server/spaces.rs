@@ -84,8 +84,8 @@ async fn sentencepiece_keeps_its_spaces() {
     let config =
         Config::from(super::Args::parse_from(["pleach", "--threads", "1", "--model", &model]));
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
-    let state = AppState::new(8, 0, metrics);
-    state.serve(load(&config).unwrap().0);
+    let state = AppState::new(metrics);
+    state.serve(load(&config).unwrap());
     let app = router(state);
     let ask = async |path: &str, body: Value| {
         let (status, text) = send_to(app.clone(), "POST", path, &body.to_string()).await;

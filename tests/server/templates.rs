@@ -21,7 +21,7 @@ fn thinking() -> Router {
     let variables = r#"{"enable_thinking": false, "note": "?"}"#;
     let flags = ["--chat-template", path, "--chat-template-kwargs", variables];
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
-    let state = AppState::new(16, 0, metrics);
+    let state = AppState::new(metrics);
     state.serve(serving(&flags));
     router(state)
 }
@@ -109,8 +109,8 @@ async fn a_template_of_no_use_costs_the_chat_alone() {
     let flags = ["pleach", "--model", folder.path().to_str().unwrap()];
     let load = |more: &[&str]| load(&Config::from(Args::parse_from(flags.iter().chain(more))));
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
-    let state = AppState::new(16, 0, metrics);
-    state.serve(load(&[]).unwrap().0);
+    let state = AppState::new(metrics);
+    state.serve(load(&[]).unwrap());
     let app = router(state);
     let body = json!({"prompt": "abc", "max_tokens": 2}).to_string();
     let (status, text) = send_to(app.clone(), "POST", "/v1/completions", &body).await;
@@ -139,9 +139,9 @@ async fn requests_with_tools_have_their_own_template() {
     let prompts = async |more: &[&str]| {
         let flags = ["pleach", "--model", folder.path().to_str().unwrap()];
         let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-        let state = AppState::new(16, 0, metrics.handle());
+        let state = AppState::new(metrics.handle());
         let config = Config::from(Args::parse_from(flags.iter().chain(more)));
-        state.serve(load(&config).unwrap().0);
+        state.serve(load(&config).unwrap());
         let app = router(state);
         let mut prompts = Vec::new();
         for more in
@@ -176,8 +176,8 @@ async fn sampling_parameters_have_defaults() {
         let model = ["pleach", "--model", path];
         let flags = model.iter().chain(more);
         let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-        let state = AppState::new(16, 0, metrics.handle());
-        state.serve(load(&Config::from(Args::parse_from(flags))).unwrap().0);
+        let state = AppState::new(metrics.handle());
+        state.serve(load(&Config::from(Args::parse_from(flags))).unwrap());
         router(state)
     };
     let ask = |app: Router, path: &'static str, body: Value| async move {

@@ -222,7 +222,7 @@ pub(super) fn untold(format: CallFormat) -> Router {
 }
 
 fn following(template: &str, format: CallFormat, special: bool) -> Router {
-    let served = state().serving().unwrap();
+    let served = state().asked(None).unwrap().serving;
     let mut tokenizer = serde_json::to_string(&*served.tokenizer).unwrap();
     if special {
         let names = ["<repo_name>", "<file_sep>", "<filename>", "<gh_stars>", "<issue_start>"];
@@ -241,7 +241,7 @@ fn following(template: &str, format: CallFormat, special: bool) -> Router {
         served.eos_token_ids.clone(),
     );
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
-    let state = AppState::new(16, 0, metrics);
+    let state = AppState::new(metrics);
     state.serve(serving);
     router(state)
 }

@@ -110,11 +110,9 @@ impl Server {
         answer.body
     }
 
-    /// A metric's value; 0 where it has none yet.
-    pub fn metric(&self, name: &str) -> f64 {
-        let page = self.get("/metrics");
-        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().unwrap())
+    /// A metric's value, as [`metric`] has it.
+    pub fn metric(&self, series: &str) -> f64 {
+        metric(&self.get("/metrics"), series)
     }
 
     /// Sends a signal, such as `TERM`.
@@ -189,6 +187,17 @@ impl Drop for Server {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// The sum of a metric's series on its page; of those with a label, where `series` has one in braces.
+pub fn metric(page: &str, series: &str) -> f64 {
+    let (name, label) = series.trim_end_matches('}').split_once('{').unwrap_or((series, ""));
+    let of_it = |line: &&str| {
+        let labels = line.strip_prefix(name).filter(|rest| rest.starts_with(['{', ' ']));
+        labels.is_some_and(|labels| labels.contains(label))
+    };
+    let lines = page.lines().filter(of_it).filter_map(|line| line.rsplit_once(' '));
+    lines.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
 }
 
 /// Waits until something holds.

@@ -19,7 +19,7 @@ fn long() -> Request {
 
 #[test]
 fn events_arrive_in_order_and_the_thread_ends_with_its_handles() {
-    let (handle, thread) = EngineHandle::start(engine(Fault::None));
+    let (handle, thread) = EngineHandle::start(engine(Fault::None), Turns::default());
     block_on(async {
         let mut readers = Vec::new();
         for _ in 0..3 {
@@ -48,7 +48,7 @@ fn events_arrive_in_order_and_the_thread_ends_with_its_handles() {
 
 #[test]
 fn invalid_requests_come_back_at_once() {
-    let (handle, _thread) = EngineHandle::start(engine(Fault::None));
+    let (handle, _thread) = EngineHandle::start(engine(Fault::None), Turns::default());
     let error = block_on(handle.submit(Request::greedy(vec![], 1))).unwrap_err();
     assert!(matches!(error, SubmitError::Invalid(RequestError { field: "prompt", .. })));
 }
@@ -70,20 +70,20 @@ fn a_dropped_receiver_cancels() {
         receiver
     };
     let (kept, dropped) = (submit(), submit());
-    let progress = Progress::new();
-    assert!(turn(&mut engine, &submissions, &mut readers, &progress));
+    let (progress, turns) = (Progress::new(), Turns::default());
+    assert!(turn(&mut engine, &submissions, &turns, &mut readers, &progress));
     let both = engine.cache_blocks().0;
     drop(dropped);
-    turn(&mut engine, &submissions, &mut readers, &progress);
+    turn(&mut engine, &submissions, &turns, &mut readers, &progress);
     assert_eq!((engine.cache_blocks().0 * 2, readers.len()), (both, 1));
     drop(kept);
-    turn(&mut engine, &submissions, &mut readers, &progress);
+    turn(&mut engine, &submissions, &turns, &mut readers, &progress);
     assert_eq!((engine.cache_blocks().0, engine.has_work()), (0, false));
 }
 
 #[test]
 fn a_crash_reaches_every_reader() {
-    let (handle, thread) = EngineHandle::start(engine(Fault::Panic));
+    let (handle, thread) = EngineHandle::start(engine(Fault::Panic), Turns::default());
     block_on(async {
         let mut healthy = handle.submit(long()).await.unwrap();
         let _ = handle.submit(Request::greedy(vec![1], 5)).await;
@@ -104,7 +104,7 @@ fn a_crash_reaches_every_reader() {
 
 #[test]
 fn a_stop_ends_every_sequence_with_an_error() {
-    let (handle, thread) = EngineHandle::start(engine(Fault::None));
+    let (handle, thread) = EngineHandle::start(engine(Fault::None), Turns::default());
     block_on(async {
         let mut readers = Vec::new();
         for _ in 0..50 {

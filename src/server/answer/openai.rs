@@ -11,6 +11,7 @@ use crate::engine::{PromptToken, Readout, TokenOut};
 use crate::server::error::ApiError;
 use crate::server::generate::running::{Prepared, RunningRequest};
 use crate::server::generate::said::{Call, Message, Said};
+use crate::server::models::Asked;
 use crate::server::state::AppState;
 use crate::server::wire::{
     Answer, AssistantMessage, CalledFunction, Choice, ChoiceText, Delta, FinishReason,
@@ -43,7 +44,7 @@ struct Responder {
 /// Runs a generation and answers in a format.
 pub(crate) async fn respond(
     state: &AppState,
-    mut prepared: Prepared,
+    (asked, mut prepared): (Asked, Prepared),
     format: Format,
 ) -> Result<Response, ApiError> {
     let generation = &mut prepared.generation;
@@ -57,7 +58,7 @@ pub(crate) async fn respond(
         id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()),
         object,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
-        model: state.serving()?.name_of(generation.request.adapter).to_owned(),
+        model: asked.name().to_owned(),
         system_fingerprint: concat!("pleach-", env!("CARGO_PKG_VERSION")),
     };
     let best_of = (generation.choices, generation.kept);
@@ -72,7 +73,7 @@ pub(crate) async fn respond(
         // The best are chosen by log-probability.
         generation.request.top_logprobs.get_or_insert(0);
     }
-    let running = prepared.start(state).await?;
+    let running = prepared.start(state, asked).await?;
     let head = running.head.clone();
     let responder = Responder {
         format,

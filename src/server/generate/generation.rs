@@ -135,7 +135,6 @@ impl Generation {
         let dry: DryPenalty = body.read()?;
         let _: RouterDefaults = body.read()?;
         let reasoning = Reasoning::from(body.read::<ReasoningOptions>()?);
-        let adapter = serving.adapter(wanted.model.as_deref())?;
         let stop = stop_strings("stop", wanted.stop.map(Stop::into_list).unwrap_or_default())?;
         let mut stop_token_ids = wanted.stop_token_ids.unwrap_or_default();
         stop_token_ids.sort_unstable();
@@ -188,7 +187,6 @@ impl Generation {
         check_prompt_logprobs(wanted.prompt_logprobs, stream)?;
         let mut generation = Self::new(params, max_tokens);
         generation.salt(wanted.cache_salt)?;
-        generation.request.adapter = adapter;
         generation.request.stop_token_ids = stop_token_ids.into();
         generation.request.ignore_eos = wanted.ignore_eos.unwrap_or(false);
         generation.request.num_speculative_tokens = wanted.num_speculative_tokens;

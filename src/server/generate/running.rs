@@ -11,6 +11,7 @@ use super::said::Message;
 use crate::engine::SequenceStats;
 use crate::server::error::ApiError;
 use crate::server::keys;
+use crate::server::models::Asked;
 use crate::server::request::dialect::Dialect;
 use crate::server::serving::Serving;
 use crate::server::state::AppState;
@@ -28,8 +29,11 @@ impl Prepared {
     ///
     /// # Errors
     /// There is no room for the request, or the engine does not take it.
-    pub(crate) async fn start(self, state: &AppState) -> Result<RunningRequest, ApiError> {
-        let serving = Arc::clone(state.serving()?);
+    pub(crate) async fn start(
+        self,
+        state: &AppState,
+        asked: Asked,
+    ) -> Result<RunningRequest, ApiError> {
         let Self { mut generation, prompts, dialect } = self;
         let per_prompt = generation.choices;
         let count = prompts.len() * per_prompt;
@@ -40,10 +44,10 @@ impl Prepared {
             return Err(ApiError::forbidden("priority", message));
         }
         generation.request.cache_salt = keys::cache_salt(generation.cache_salt.as_deref());
-        let place = state.queue.enter(count, field)?;
-        // A draft learns what the model says as it is.
-        let recorded = generation.store && generation.request.adapter.is_none();
-        generation.recorder = state.recorder().filter(|_| recorded);
+        generation.request.adapter = asked.adapter;
+        let place = asked.serving.queue.enter(count, field)?;
+        generation.recorder = state.recorder(&asked).filter(|_| generation.store);
+        let serving = asked.serving;
         let prompt_tokens = prompts.iter().map(Vec::len).sum();
         let (pieces, head) = generation.start(&serving, prompts, dialect, place).await?;
         let stats = vec![SequenceStats::default(); count];

@@ -92,7 +92,7 @@ mod tests {
 
     #[tokio::test]
     async fn large_bodies_share_a_budget_until_they_are_dropped() {
-        let state = AppState::new(1, 0, PrometheusBuilder::new().build_recorder().handle());
+        let state = AppState::new(PrometheusBuilder::new().build_recorder().handle());
         let body = |bytes: usize| collect(&state, Body::from(vec![b' '; bytes]));
         let mut held = Vec::new();
         for _ in 0..BODIES_BYTES / BODY_BYTES {

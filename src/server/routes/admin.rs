@@ -1,11 +1,11 @@
-//! `/admin/draft`: another draft for the served model, compared on live traffic before it serves.
+//! `/admin/draft`: another draft for a served model, compared on live traffic before it serves.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::State;
-use axum::extract::rejection::BytesRejection;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
 
 use crate::checkpoint::source::Source;
@@ -16,7 +16,7 @@ use crate::server::error::ApiError;
 use crate::server::request::body::Body;
 use crate::server::serving::Serving;
 use crate::server::state::AppState;
-use crate::server::wire::{DraftChange, DraftStatus};
+use crate::server::wire::{AskedModel, DraftChange, DraftStatus};
 
 /// Tokens that two drafts are compared on where the request does not say.
 const TOKENS: u64 = 4096;
@@ -26,9 +26,23 @@ fn status(serving: &Serving) -> DraftStatus {
     serving.drafts.status(comparison.borrow().as_ref())
 }
 
+/// The model that a query names.
+fn asked(
+    state: &AppState,
+    query: Result<Query<AskedModel>, QueryRejection>,
+) -> Result<Arc<Serving>, ApiError> {
+    let Query(AskedModel { model }) =
+        query.map_err(|error| ApiError::status(error.status(), error.body_text()))?;
+    Ok(state.asked(model.as_deref())?.serving)
+}
+
 /// Tells which draft serves, and how a comparison stands.
-pub(crate) async fn draft(State(state): State<AppState>) -> Result<Json<DraftStatus>, ApiError> {
-    Ok(Json(status(state.serving()?)))
+pub(crate) async fn draft(
+    State(state): State<AppState>,
+    query: Result<Query<AskedModel>, QueryRejection>,
+) -> Result<Json<DraftStatus>, ApiError> {
+    let serving = asked(&state, query)?;
+    Ok(Json(status(&serving)))
 }
 
 /// Loads a draft and has it compared with the one that serves.
@@ -36,10 +50,11 @@ pub(crate) async fn change_draft(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<DraftStatus>), ApiError> {
-    let serving = state.serving()?;
     let mut body = Body::parse(bytes)?;
+    let AskedModel { model } = body.read()?;
     let wanted: DraftChange = body.read()?;
     body.finish()?;
+    let serving = &state.asked(model.as_deref())?.serving;
     let invalid = |error: &dyn ToString| ApiError::invalid("draft", error.to_string());
     let source: Source = wanted.draft.parse().map_err(|error| invalid(&error))?;
     let loader = serving.drafts.loader.clone().ok_or_else(|| {
@@ -82,13 +97,14 @@ pub(crate) async fn change_draft(
 /// Gives up a comparison; the draft that serves goes on.
 pub(crate) async fn keep_draft(
     State(state): State<AppState>,
+    query: Result<Query<AskedModel>, QueryRejection>,
 ) -> Result<Json<DraftStatus>, ApiError> {
-    let serving = state.serving()?;
+    let serving = asked(&state, query)?;
     let mut news = serving.engine.comparison();
     serving.engine.stop_comparing();
     let over = |it: &Option<Comparison>| it.as_ref().is_none_or(|it| it.outcome.is_some());
     let _ = news.wait_for(over).await;
-    Ok(Json(status(serving)))
+    Ok(Json(status(&serving)))
 }
 
 /// Makes known which draft serves as soon as a comparison has ended.

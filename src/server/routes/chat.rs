@@ -27,7 +27,7 @@ pub(crate) async fn chat_completions(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?)).await?;
+    let prepared = state.prepare(bytes, |asked, body| prepare(&asked.serving, body)).await?;
     respond(&state, prepared, Format::Chat).await
 }
 
@@ -86,13 +86,12 @@ pub(crate) async fn apply_template(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Templated>, ApiError> {
-    let templated = state.prepare(|serving| {
-        let mut body = Body::parse(bytes)?;
+    let templated = state.prepare(bytes, |asked, mut body| {
         let prompt = read_prompt(&mut body)?;
         body.finish()?;
-        Ok(Templated { prompt: prompt.text(serving, Dialect::CHAT)? })
+        Ok(Templated { prompt: prompt.text(&asked.serving, Dialect::CHAT)? })
     });
-    templated.await.map(Json)
+    Ok(Json(templated.await?.1))
 }
 
 impl From<Message> for PromptMessage {

@@ -23,7 +23,7 @@ pub(crate) async fn completions(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?)).await?;
+    let prepared = state.prepare(bytes, |asked, body| prepare(&asked.serving, body)).await?;
     respond(&state, prepared, Format::Text).await
 }
 

@@ -11,9 +11,9 @@ use crate::engine::{Event, FinishReason, Readout, Request};
 use crate::server::bounds::INPUTS;
 use crate::server::error::ApiError;
 use crate::server::keys::{self, Metered};
+use crate::server::models::Asked;
 use crate::server::request::body::Body;
 use crate::server::request::dialect::Dialect;
-use crate::server::serving::Serving;
 use crate::server::state::AppState;
 use crate::server::wire::{
     Embedding, EmbeddingList, EmbeddingNumbers, EmbeddingUsage, Embeddings, EncodingFormat,
@@ -27,11 +27,11 @@ pub(crate) async fn embeddings(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Json<EmbeddingList>, ApiError> {
-    let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?));
-    let Prepared { requests, adapter, encoding_format, dimensions } = prepared.await?;
-    let serving = state.serving()?;
-    let at_a_time = AT_A_TIME.min(state.queue.room()).max(1);
-    let _place = state.queue.enter(requests.len().min(at_a_time), "input")?;
+    let (asked, prepared) = state.prepare(bytes, prepare).await?;
+    let Prepared { requests, encoding_format, dimensions } = prepared;
+    let serving = &asked.serving;
+    let at_a_time = AT_A_TIME.min(serving.queue.room()).max(1);
+    let _place = serving.queue.enter(requests.len().min(at_a_time), "input")?;
     let prompt_tokens = requests.iter().map(|request| request.prompt.len()).sum();
     let mut data = Vec::with_capacity(requests.len());
     let cache_salt = keys::cache_salt(None);
@@ -55,25 +55,23 @@ pub(crate) async fn embeddings(
         }
     }
     let usage = EmbeddingUsage { prompt_tokens, total_tokens: prompt_tokens };
-    let model = serving.name_of(adapter).to_owned();
+    let model = asked.name().to_owned();
     Ok(Json(EmbeddingList { object: "list", data, model, usage }))
 }
 
 /// The requests for the hidden states of all inputs.
 struct Prepared {
     requests: Vec<Request>,
-    /// The adapter that they go through.
-    adapter: Option<usize>,
     /// How the hidden states are to be written.
     encoding_format: Option<EncodingFormat>,
     /// How many numbers of each.
     dimensions: usize,
 }
 
-fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
+fn prepare(asked: &Asked, mut body: Body) -> Result<Prepared, ApiError> {
     let wanted: Embeddings = body.read()?;
     body.finish()?;
-    let adapter = serving.adapter(wanted.model.as_deref())?;
+    let (serving, adapter) = (&asked.serving, asked.adapter);
     let all = serving.engine.limits().hidden_size;
     let dimensions = wanted.dimensions.unwrap_or(all);
     if !(1..=all).contains(&dimensions) {
@@ -98,7 +96,7 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
         valid.map_err(|fault| Dialect::EMBEDDINGS.fault(&fault))?;
         requests.push(request);
     }
-    Ok(Prepared { requests, adapter, encoding_format: wanted.encoding_format, dimensions })
+    Ok(Prepared { requests, encoding_format: wanted.encoding_format, dimensions })
 }
 
 /// The first numbers of an embedding, of length 1.

@@ -39,9 +39,9 @@ pub(crate) async fn count_tokens(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Response {
-    let counted = state.prepare(|serving| count(serving, Body::parse(bytes)?)).await;
+    let counted = state.prepare(bytes, |asked, body| count(&asked.serving, body)).await;
     let counted =
-        counted.map(|tokens| Json(MessageTokens { input_tokens: tokens }).into_response());
+        counted.map(|(_, input_tokens)| Json(MessageTokens { input_tokens }).into_response());
     counted.unwrap_or_else(ApiError::into_anthropic_response)
 }
 
@@ -49,11 +49,11 @@ async fn answer(
     state: &AppState,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?)).await?;
-    let adapter = prepared.generation.request.adapter;
-    let message = message(state.serving()?.name_of(adapter).to_owned());
+    let prepared = state.prepare(bytes, |asked, body| prepare(&asked.serving, body)).await?;
+    let (asked, prepared) = prepared;
+    let message = message(asked.name().to_owned());
     let stream = prepared.generation.stream;
-    let running = prepared.start(state).await?;
+    let running = prepared.start(state, asked).await?;
     let head = running.head.clone();
     if stream {
         let events = sse::stream(|events| AnthropicWriter::new(events).forward(message, running));
@@ -67,7 +67,6 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
     let wanted: Messages = body.read()?;
     let dialogue: Dialogue = body.read()?;
     body.finish()?;
-    let adapter = serving.adapter(dialogue.model.as_deref())?;
     let params = SamplingParams {
         temperature: wanted.temperature.map_or(serving.sampling.temperature, f32::from),
         top_p: wanted.top_p.map_or(serving.sampling.top_p, f32::from),
@@ -75,7 +74,6 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
         ..serving.sampling.clone()
     };
     let mut generation = Generation::new(params, wanted.max_tokens);
-    generation.request.adapter = adapter;
     generation.stop = stop_strings("stop_sequences", wanted.stop_sequences.unwrap_or_default())?;
     generation.stream = wanted.stream.unwrap_or(false);
     generation.store = wanted.store.is_none();
@@ -94,7 +92,6 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
 fn count(serving: &Serving, mut body: Body) -> Result<usize, ApiError> {
     let dialogue: Dialogue = body.read()?;
     body.finish()?;
-    serving.adapter(dialogue.model.as_deref())?;
     Ok(prompt(dialogue, None)?.tokens(serving, Dialect::MESSAGES)?.len())
 }
 

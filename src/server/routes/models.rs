@@ -1,4 +1,4 @@
-//! `/v1/models`: the names of the served model, its adapters, and what is known of them.
+//! `/v1/models`: the names of the served models, their adapters, and what is known of them.
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
@@ -11,11 +11,13 @@ use crate::server::state::AppState;
 use crate::server::wire::{Model, ModelList, ModelMeta};
 
 pub(crate) async fn models(State(state): State<AppState>) -> Result<Json<ModelList>, ApiError> {
-    let serving = state.serving()?;
-    let own = serving.names.iter().map(|name| entry(&state, serving, name, None));
-    let adapters = serving.adapters.iter().enumerate();
-    let adapters = adapters.map(|(at, it)| entry(&state, serving, &it.name, Some(at)));
-    Ok(Json(ModelList { object: "list", data: own.chain(adapters).collect() }))
+    let mut data = Vec::new();
+    for serving in state.models()?.all() {
+        data.extend(serving.names.iter().map(|name| entry(&state, serving, name, None)));
+        let adapters = serving.adapters.iter().enumerate();
+        data.extend(adapters.map(|(at, it)| entry(&state, serving, &it.name, Some(at))));
+    }
+    Ok(Json(ModelList { object: "list", data }))
 }
 
 pub(crate) async fn model(
@@ -23,9 +25,8 @@ pub(crate) async fn model(
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, ApiError> {
     let Path(name) = name.map_err(|e| ApiError::status(e.status(), e.body_text()))?;
-    let serving = state.serving()?;
-    let adapter = serving.adapter(Some(&name))?;
-    Ok(Json(entry(&state, serving, &name, adapter)))
+    let asked = state.asked(Some(&name))?;
+    Ok(Json(entry(&state, &asked.serving, &name, asked.adapter)))
 }
 
 /// The model, or one of its adapters, under one of its names.

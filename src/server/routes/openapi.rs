@@ -9,8 +9,8 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
 use crate::server::wire::{
-    Answer, AnthropicFailure, Chat, Completion, Conversation, Detokenize, Detokenized, DraftChange,
-    DraftStatus, DryPenalty, EmbeddingList, Embeddings, Failure, Form, MessageAnswer,
+    Answer, AnthropicFailure, AskedModel, Chat, Completion, Conversation, Detokenize, Detokenized,
+    DraftChange, DraftStatus, DryPenalty, EmbeddingList, Embeddings, Failure, Form, MessageAnswer,
     MessageTokens, Model, ModelList, ResponseAnswer, RouterDefaults, Sampling, Status, Templated,
     Tokenize, Tokens, Tools, Version, messages, responses,
 };
@@ -61,7 +61,9 @@ struct Document {
 
 impl Document {
     fn describe(&mut self) {
+        let model = self.group::<AskedModel>();
         let chat = [
+            model.clone(),
             self.group::<Conversation>(),
             self.group::<Chat>(),
             self.group::<Tools>(),
@@ -73,6 +75,7 @@ impl Document {
         let answer = self.answer::<Answer>();
         self.post("/v1/chat/completions", "Answers a conversation", &chat, answer.clone(), true);
         let completion = [
+            model.clone(),
             self.group::<Completion>(),
             self.group::<Sampling>(),
             self.group::<DryPenalty>(),
@@ -80,54 +83,64 @@ impl Document {
             self.group::<RouterDefaults>(),
         ];
         self.post("/v1/completions", "Goes on with a text", &completion, answer, true);
-        let request = [self.group::<responses::Responses>()];
+        let request = [model.clone(), self.group::<responses::Responses>()];
         let (summary, answer) =
             ("Answers a conversation, as a response", self.answer::<ResponseAnswer>());
         self.post("/v1/responses", summary, &request, answer, true);
         let dialogue = self.group::<messages::Dialogue>();
-        let request = [dialogue.clone(), self.group::<messages::Messages>()];
+        let request = [model.clone(), dialogue.clone(), self.group::<messages::Messages>()];
         let summary = "Answers a conversation, in Anthropic's shape";
         let answer = self.answer::<MessageAnswer>();
         self.post("/v1/messages", summary, &request, answer, true);
         let summary = "Counts the tokens of a conversation, in Anthropic's shape";
         let answer = self.answer::<MessageTokens>();
-        self.post("/v1/messages/count_tokens", summary, &[dialogue], answer, false);
+        self.post("/v1/messages/count_tokens", summary, &[model.clone(), dialogue], answer, false);
         // What is refused before the handler is refused in OpenAI's shape.
         let failures = [self.answer::<AnthropicFailure>(), self.answer::<Failure>()];
         for path in ["/v1/messages", "/v1/messages/count_tokens"] {
             self.paths[path]["post"]["responses"]["default"] =
                 in_json("An error", json!({"anyOf": failures}));
         }
-        let (request, answer) = ([self.group::<Embeddings>()], self.answer::<EmbeddingList>());
+        let request = [model.clone(), self.group::<Embeddings>()];
+        let answer = self.answer::<EmbeddingList>();
         self.post("/v1/embeddings", "Embeds texts", &request, answer, false);
         let answer = self.answer::<Templated>();
-        let request = [self.group::<Conversation>(), self.group::<Tools>()];
+        let request = [model.clone(), self.group::<Conversation>(), self.group::<Tools>()];
         let summary = "Gives the prompt that a conversation makes";
         self.post("/apply-template", summary, &request, answer, false);
         let mut conversation = self.group::<Conversation>();
         conversation.remove("required");
-        let request = [self.group::<Tokenize>(), conversation, self.group::<Tools>()];
+        let tools = self.group::<Tools>();
+        let request = [model.clone(), self.group::<Tokenize>(), conversation, tools];
         let answer = self.answer::<Tokens>();
         self.post("/tokenize", "Turns a text into tokens", &request, answer, false);
-        let (request, answer) = ([self.group::<Detokenize>()], self.answer::<Detokenized>());
+        let request = [model.clone(), self.group::<Detokenize>()];
+        let answer = self.answer::<Detokenized>();
         self.post("/detokenize", "Turns tokens into a text", &request, answer, false);
 
-        let (request, answer) = ([self.group::<DraftChange>()], self.answer::<DraftStatus>());
-        self.get("/admin/draft", "Tells which draft serves", in_json("Success", answer.clone()));
+        let request = [model, self.group::<DraftChange>()];
+        let answer = self.answer::<DraftStatus>();
+        self.get("/admin/draft", "Tells which draft of the model that the query names (`?model=`), or of the main one, serves", in_json("Success", answer.clone()));
         let summary = "Has another draft compared on live traffic, and the faster one serve";
         self.post("/admin/draft", summary, &request, answer.clone(), false);
-        let summary = "Gives up a comparison";
+        let summary = "Gives up a comparison of drafts, of the model that the query names (`?model=`) or of the main one";
         self.operation("delete", "/admin/draft", summary, in_json("Success", answer));
+        for method in ["get", "delete"] {
+            self.paths["/admin/draft"][method]["parameters"] = json!([{
+                "name": "model", "in": "query", "description": "Name of a served model; the main one's draft without it",
+                "schema": {"type": "string"},
+            }]);
+        }
         let answer = self.answer::<ModelList>();
-        self.get("/v1/models", "Lists the served model's names", in_json("Success", answer));
+        self.get("/v1/models", "Lists the names of the served models", in_json("Success", answer));
         let answer = self.answer::<Model>();
-        self.get("/v1/models/{model}", "Tells of the served model", in_json("Success", answer));
+        self.get("/v1/models/{model}", "Tells of a served model", in_json("Success", answer));
         self.paths["/v1/models/{model}"]["get"]["parameters"] = json!([{
             "name": "model", "in": "path", "required": true, "description": "One of its names",
             "schema": {"type": "string"},
         }]);
         let status = self.answer::<Status>();
-        self.get("/health", "Whether the engine lives", in_json("It does", status.clone()));
+        self.get("/health", "Whether the engines live", in_json("They do", status.clone()));
         self.get("/ready", "Whether requests are wanted here", in_json("They are", status));
         let version = self.answer::<Version>();
         self.get("/version", "The server's version", in_json("Success", version));

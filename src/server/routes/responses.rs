@@ -16,11 +16,11 @@ use crate::server::error::ApiError;
 use crate::server::generate::chat_prompt::{ChatPrompt, PastCall, PromptMessage};
 use crate::server::generate::generation::Generation;
 use crate::server::generate::running::Prepared;
+use crate::server::models::Asked;
 use crate::server::request::body::Body;
 use crate::server::request::dialect::Dialect;
 use crate::server::request::functions::{CallChoice, Callable, Function};
 use crate::server::request::{structured, thinking};
-use crate::server::serving::Serving;
 use crate::server::state::AppState;
 use crate::server::wire::response_tools::{ResponsesFunction, ResponsesTool, ResponsesToolChoice};
 use crate::server::wire::responses::{Input, InputItem, Responses, Role, TextFormat};
@@ -33,11 +33,10 @@ pub(crate) async fn responses(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let prepared = state.prepare(|serving| prepare(serving, Body::parse(bytes)?)).await;
-    let (response, prepared) = prepared?;
+    let (asked, (response, prepared)) = state.prepare(bytes, prepare).await?;
     let writer = ResponsesWriter::new(response);
     let stream = prepared.generation.stream;
-    let running = prepared.start(&state).await?;
+    let running = prepared.start(&state, asked).await?;
     let head = running.head.clone();
     if stream {
         return Ok((head, sse::stream(|events| writer.forward(running, events))).into_response());
@@ -47,11 +46,11 @@ pub(crate) async fn responses(
 }
 
 /// The response before it begins, and what makes it, ready to run.
-fn prepare(serving: &Serving, mut body: Body) -> Result<(ResponseAnswer, Prepared), ApiError> {
+fn prepare(asked: &Asked, mut body: Body) -> Result<(ResponseAnswer, Prepared), ApiError> {
     let wanted: Responses = body.read()?;
     body.finish()?;
-    let adapter = serving.adapter(wanted.model.as_deref())?;
-    let response = begun(serving, adapter, &wanted);
+    let serving = &asked.serving;
+    let response = begun(asked, &wanted);
     let room = serving.engine.limits().max_model_len;
     let params = SamplingParams {
         temperature: response.temperature.into(),
@@ -59,7 +58,6 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<(ResponseAnswer, Prepare
         ..serving.sampling.clone()
     };
     let mut generation = Generation::new(params, wanted.max_output_tokens.unwrap_or(room));
-    generation.request.adapter = adapter;
     generation.grammar = wanted.text.and_then(|text| text.format).and_then(grammar);
     generation.stream = wanted.stream.unwrap_or(false);
     generation.salt(wanted.cache_salt)?;
@@ -89,7 +87,8 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<(ResponseAnswer, Prepare
 }
 
 /// A response that has no output yet.
-fn begun(serving: &Serving, adapter: Option<usize>, wanted: &Responses) -> ResponseAnswer {
+fn begun(asked: &Asked, wanted: &Responses) -> ResponseAnswer {
+    let usual = &asked.serving.sampling;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
     let format = wanted.text.as_ref().and_then(|text| text.format.clone());
     let choice = wanted.tool_choice.clone();
@@ -98,7 +97,7 @@ fn begun(serving: &Serving, adapter: Option<usize>, wanted: &Responses) -> Respo
         id: format!("resp_{}", uuid::Uuid::new_v4().simple()),
         object: "response",
         created_at: created,
-        model: serving.name_of(adapter).to_owned(),
+        model: asked.name().to_owned(),
         status: ResponseStatus::InProgress,
         error: None,
         incomplete_details: None,
@@ -109,8 +108,8 @@ fn begun(serving: &Serving, adapter: Option<usize>, wanted: &Responses) -> Respo
         tool_choice: choice.unwrap_or(ResponsesToolChoice::Mode(ToolMode::Auto)),
         tools: tools.filter(|tool| !tool.functions().is_empty()).cloned().collect(),
         store: false,
-        temperature: wanted.temperature.unwrap_or_else(|| serving.sampling.temperature.into()),
-        top_p: wanted.top_p.unwrap_or_else(|| serving.sampling.top_p.into()),
+        temperature: wanted.temperature.unwrap_or_else(|| usual.temperature.into()),
+        top_p: wanted.top_p.unwrap_or_else(|| usual.top_p.into()),
         max_output_tokens: wanted.max_output_tokens,
         previous_response_id: None,
         truncation: "disabled",

@@ -20,14 +20,14 @@ pub(crate) async fn tokenize(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Tokens>, ApiError> {
-    state.prepare(|serving| tokens(serving, Body::parse(bytes)?)).await.map(Json)
+    let tokens = state.prepare(bytes, |asked, body| tokens(&asked.serving, body)).await?;
+    Ok(Json(tokens.1))
 }
 
 fn tokens(serving: &Serving, mut body: Body) -> Result<Tokens, ApiError> {
     let conversation = body.has("messages").then(|| read_prompt(&mut body)).transpose()?;
     let wanted: Tokenize = body.read()?;
     body.finish()?;
-    serving.adapter(wanted.model.as_deref())?;
     let special = wanted.add_special_tokens.or(wanted.add_special);
     let (field, text, special) = match (wanted.prompt, wanted.content, conversation) {
         (Some(prompt), None, None) => ("prompt", prompt, special.unwrap_or(true)),
@@ -67,13 +67,11 @@ pub(crate) async fn detokenize(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Detokenized>, ApiError> {
-    let text = state.prepare(|serving| {
-        let mut body = Body::parse(bytes)?;
-        let Detokenize { model, tokens } = body.read()?;
+    let text = state.prepare(bytes, |asked, mut body| {
+        let Detokenize { tokens } = body.read()?;
         body.finish()?;
-        serving.adapter(model.as_deref())?;
-        serving.decode("tokens", &tokens)
+        asked.serving.decode("tokens", &tokens)
     });
-    let text = text.await?;
+    let (_, text) = text.await?;
     Ok(Json(Detokenized { content: text.clone(), prompt: text }))
 }

@@ -64,7 +64,7 @@ pub async fn run(
     let mut ended = std::pin::pin!(connections.shutdown());
     if timeout(drain, &mut ended).await.is_err() {
         tracing::warn!("cutting the requests that are still running");
-        state.stop_engine();
+        state.stop_engines();
         let _ = timeout(LAST_WORDS, ended).await;
     }
     result

@@ -8,8 +8,6 @@ use super::PromptInput;
 /// What `/v1/embeddings` takes.
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct Embeddings {
-    /// Name of the served model, or of one of its adapters; may be left out.
-    pub(crate) model: Option<String>,
     /// A text, a list of up to 2048 texts, a list of token ids, or a list of such lists.
     pub(crate) input: PromptInput,
     /// How the numbers are written.

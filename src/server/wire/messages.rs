@@ -49,8 +49,6 @@ pub(crate) struct Messages {
 /// A conversation, and what the model may call in it.
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct Dialogue {
-    /// Name of the served model, or of one of its adapters; may be left out.
-    pub(crate) model: Option<String>,
     /// The conversation so far, of 4,096 turns at most. A last turn of the assistant is one to go on with; what the user
     /// says in turns that follow each other makes one message.
     #[schemars(length(min = 1, max = 4096))]

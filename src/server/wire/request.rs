@@ -9,11 +9,17 @@ use serde_json::{Map, Value};
 
 use super::{Content, False, Message, Number, True};
 
+/// Which model answers.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AskedModel {
+    /// Name of a served model, or of an adapter; where it is left out, the main model answers.
+    pub(crate) model: Option<String>,
+}
+
 /// How text is generated: what chat and plain completions have in common.
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct Sampling {
-    /// Name of the served model, or of one of its adapters; may be left out.
-    pub(crate) model: Option<String>,
     /// Choices per prompt.
     #[schemars(range(min = 1, max = 128))]
     pub(crate) n: Option<usize>,

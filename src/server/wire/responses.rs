@@ -12,8 +12,6 @@ use super::{False, Number, ReasoningEffort, ServiceTier, Verbosity};
 /// A request for a response.
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct Responses {
-    /// Name of the served model, or of one of its adapters; may be left out.
-    pub(crate) model: Option<String>,
     /// What the user says, or the conversation so far.
     pub(crate) input: Input,
     /// What the assistant is and does.

@@ -8,8 +8,6 @@ use super::True;
 /// What `/tokenize` takes besides a conversation.
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct Tokenize {
-    /// Name of the served model, or of one of its adapters; may be left out.
-    pub(crate) model: Option<String>,
     /// A text.
     pub(crate) prompt: Option<String>,
     /// The same under llama.cpp's name, and without what the tokenizer puts around a text, unless asked for.
@@ -30,8 +28,6 @@ pub(crate) struct Tokenize {
 /// What `/detokenize` takes.
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct Detokenize {
-    /// Name of the served model, or of one of its adapters; may be left out.
-    pub(crate) model: Option<String>,
     /// Token ids.
     pub(crate) tokens: Vec<u32>,
 }

@@ -12,7 +12,7 @@ use pleach::speculation::Proposer;
 
 /// Shows what a running server does: speed, acceptance, latency and load, from its metrics.
 ///
-/// Every figure is of the time between two looks; a dash stands for nothing seen. Ctrl-C ends it.
+/// Every figure is of all models together, and of the time between two looks; a dash stands for nothing seen. Ctrl-C ends it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Where the server listens.
@@ -80,7 +80,7 @@ fn show(terminal: &Term, text: &str) -> std::io::Result<()> {
     terminal.clear_to_end_of_screen()
 }
 
-/// One scrape: series, as they are written on the page, to their values.
+/// One scrape: series, as they are written on the page but for their models, to the sums of all models.
 struct Page {
     at: Instant,
     values: BTreeMap<String, f64>,
@@ -88,12 +88,13 @@ struct Page {
 
 impl Page {
     fn parse(text: &str) -> Self {
-        let values = text
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .filter_map(|line| line.rsplit_once(' '))
-            .filter_map(|(series, value)| Some((series.to_owned(), value.parse().ok()?)))
-            .collect();
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let mut values = BTreeMap::new();
+        for (series, value) in lines.filter_map(|line| line.rsplit_once(' ')) {
+            if let Ok(value) = value.parse::<f64>() {
+                *values.entry(without_model(series)).or_default() += value;
+            }
+        }
         Self { at: Instant::now(), values }
     }
 
@@ -112,6 +113,17 @@ impl Page {
                 Some((series[at..].split('"').next()?, *value))
             })
             .collect()
+    }
+}
+
+/// A series of one model as it would be without the label that says which.
+fn without_model(series: &str) -> String {
+    match series.split_once("{model=\"") {
+        None => series.to_owned(),
+        Some((name, rest)) => match rest.split_once("\",") {
+            None => name.to_owned(),
+            Some((_, labels)) => format!("{name}{{{labels}"),
+        },
     }
 }
 
@@ -166,8 +178,8 @@ impl Look<'_> {
         let drafts = self.grown(names::DRAFTS);
         let [took, would] = [names::DECODE_STEP, names::DECODE_STEP_WITHOUT]
             .map(|name| self.grown(&format!("{name}_sum")));
-        let target = format!("{}{{model=\"target\"}}", names::FORWARD_PASSES);
-        let draft = format!("{}{{model=\"draft\"}}", names::FORWARD_PASSES);
+        let target = format!("{}{{role=\"target\"}}", names::FORWARD_PASSES);
+        let draft = format!("{}{{role=\"draft\"}}", names::FORWARD_PASSES);
         let now = |name| self.after.value(name);
         let (used, blocks) = (now(names::KV_CACHE_USED_BLOCKS), now(names::KV_CACHE_BLOCKS));
         let places: Vec<String> = self
@@ -288,29 +300,29 @@ mod tests {
         let page = |text: &str, at: Instant| Page { at, ..Page::parse(text) };
         let now = Instant::now();
         let before = page(
-            "# TYPE a counter\npleach_generated_tokens_total 100\n\
-             pleach_queue_time_seconds_bucket{le=\"0.1\"} 5\n\
-             pleach_queue_time_seconds_bucket{le=\"0.5\"} 5\n\
-             pleach_queue_time_seconds_bucket{le=\"+Inf\"} 5\npleach_queue_time_seconds_count 5\n",
+            "# TYPE a counter\npleach_generated_tokens_total{model=\"a\"} 100\n\
+             pleach_queue_time_seconds_bucket{model=\"a\",le=\"0.1\"} 5\n\
+             pleach_queue_time_seconds_bucket{model=\"a\",le=\"0.5\"} 5\n\
+             pleach_queue_time_seconds_bucket{model=\"a\",le=\"+Inf\"} 5\npleach_queue_time_seconds_count{model=\"a\"} 5\n",
             now,
         );
         let after = page(
-            "pleach_generated_tokens_total 160\npleach_spec_decode_accepted_tokens_total 20\n\
-             pleach_spec_decode_drafts_total 10\npleach_spec_decode_draft_tokens_total 40\n\
-             pleach_spec_decode_accepted_tokens_per_position_total{position=\"0\"} 8\n\
-             pleach_spec_decode_accepted_tokens_per_position_total{position=\"1\"} 4\n\
-             pleach_forward_passes_total{model=\"target\"} 30\n\
-             pleach_queue_time_seconds_bucket{le=\"0.1\"} 7\n\
-             pleach_queue_time_seconds_bucket{le=\"0.5\"} 9\n\
-             pleach_queue_time_seconds_bucket{le=\"+Inf\"} 10\npleach_queue_time_seconds_count 10\n\
-             pleach_decode_step_seconds_sum 0.5\n\
-             pleach_decode_step_without_speculation_seconds_sum 0.75\n\
-             pleach_spec_decode_proposer_draft_tokens_total{proposer=\"ngram\"} 40\n\
-             pleach_spec_decode_proposer_accepted_tokens_total{proposer=\"ngram\"} 20\n\
-             pleach_spec_decode_proposer_saved_seconds_sum{proposer=\"ngram\"} 0.3\n\
-             pleach_spec_decode_proposer_spent_seconds_sum{proposer=\"ngram\"} 0.1\n\
-             pleach_spec_decode_rounds_without_drafts_total{reason=\"no_match\"} 30\n\
-             pleach_kv_cache_used_blocks 3\npleach_kv_cache_blocks 12\n",
+            "pleach_generated_tokens_total{model=\"a\"} 120\npleach_generated_tokens_total{model=\"b\"} 40\npleach_spec_decode_accepted_tokens_total{model=\"a\"} 20\n\
+             pleach_spec_decode_drafts_total{model=\"a\"} 10\npleach_spec_decode_draft_tokens_total{model=\"a\"} 40\n\
+             pleach_spec_decode_accepted_tokens_per_position_total{model=\"a\",position=\"0\"} 8\n\
+             pleach_spec_decode_accepted_tokens_per_position_total{model=\"a\",position=\"1\"} 4\n\
+             pleach_forward_passes_total{model=\"a\",role=\"target\"} 30\n\
+             pleach_queue_time_seconds_bucket{model=\"a\",le=\"0.1\"} 7\n\
+             pleach_queue_time_seconds_bucket{model=\"a\",le=\"0.5\"} 9\n\
+             pleach_queue_time_seconds_bucket{model=\"a\",le=\"+Inf\"} 10\npleach_queue_time_seconds_count{model=\"a\"} 10\n\
+             pleach_decode_step_seconds_sum{model=\"a\"} 0.5\n\
+             pleach_decode_step_without_speculation_seconds_sum{model=\"a\"} 0.75\n\
+             pleach_spec_decode_proposer_draft_tokens_total{model=\"a\",proposer=\"ngram\"} 40\n\
+             pleach_spec_decode_proposer_accepted_tokens_total{model=\"a\",proposer=\"ngram\"} 20\n\
+             pleach_spec_decode_proposer_saved_seconds_sum{model=\"a\",proposer=\"ngram\"} 0.3\n\
+             pleach_spec_decode_proposer_spent_seconds_sum{model=\"a\",proposer=\"ngram\"} 0.1\n\
+             pleach_spec_decode_rounds_without_drafts_total{model=\"a\",reason=\"no_match\"} 30\n\
+             pleach_kv_cache_used_blocks{model=\"a\"} 1\npleach_kv_cache_used_blocks{model=\"b\"} 2\npleach_kv_cache_blocks{model=\"a\"} 12\n",
             now + Duration::from_secs(2),
         );
         let look = Look { before: &before, after: &after };

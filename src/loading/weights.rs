@@ -1,0 +1,192 @@
+//! The weights of a model and its draft in memory, of the processor or of a CUDA device.
+
+use std::sync::Arc;
+
+use super::adapters;
+use super::drafts::{DraftLoader, check_positions, usable};
+use super::error::LoadError;
+use super::opened::{Opened, stretch_positions};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::source::resolve;
+use crate::cli::ComputeDevice;
+use crate::engine::{CacheNeeds, Engine, EngineConfig};
+use crate::memory::Reserved;
+use crate::model::{CudaDecoder, Decoder, Draft};
+use pleach_kernels::ThreadPool;
+use pleach_kernels::cuda::Device;
+
+/// A draft and its name, or why it cannot be used; `None` where none is configured.
+pub type MaybeDraft = Option<Result<(String, Draft), LoadError>>;
+
+/// A target and, perhaps, its draft and the draft's name.
+pub(super) enum Weights {
+    /// In the memory of the processor.
+    Cpu(Box<OnCpu>),
+    /// In that of a device.
+    Cuda(Box<OnCuda>),
+}
+
+/// Those in the memory of the processor.
+pub(super) struct OnCpu {
+    target: Decoder,
+    draft: Option<(String, Draft)>,
+    loader: DraftLoader,
+}
+
+/// Those in the memory of a device.
+pub(super) struct OnCuda {
+    target: CudaDecoder,
+    draft: Option<(String, CudaDecoder)>,
+}
+
+/// An engine over models in memory, not started yet.
+pub(super) struct Placed {
+    pub(super) engine: Engine,
+    /// The draft's name, where one drafts.
+    pub(super) draft: Option<String>,
+    /// Loads further drafts; `None` where they cannot be switched.
+    pub(super) loader: Option<DraftLoader>,
+}
+
+/// Loads the target with its adapters, and the draft that is configured.
+pub(super) fn load_on_cpu(
+    model: &mut Opened,
+    pool: &Arc<ThreadPool>,
+) -> Result<(Decoder, MaybeDraft, DraftLoader), LoadError> {
+    let mut target = Decoder::load(&mut model.checkpoint, pool)?;
+    adapters::add(std::mem::take(&mut model.adapters), &mut target)?;
+    let loader = DraftLoader::new(model.config.clone(), target.lender());
+    let draft = model.config.draft.as_ref().map(|source| loader.load(source, 0));
+    Ok((target, draft, loader))
+}
+
+impl Weights {
+    /// Loads a model onto the device, or into the processor's memory where there is none; or where it does not run the
+    /// model and the configuration leaves the choice.
+    pub(super) fn load(
+        model: &mut Opened,
+        device: Option<&Arc<Device>>,
+        pool: &Arc<ThreadPool>,
+    ) -> Result<Self, LoadError> {
+        let Some(device) = device else { return Ok(Self::Cpu(OnCpu::load(model, pool)?.into())) };
+        match OnCuda::load(model, device) {
+            Ok(weights) => Ok(Self::Cuda(weights.into())),
+            Err(error) => Ok(Self::Cpu(OnCpu::load_after(error, model, pool)?.into())),
+        }
+    }
+
+    /// What decides how many blocks the caches can have.
+    pub(super) fn needs(&self) -> CacheNeeds<'_> {
+        match self {
+            Self::Cpu(weights) => weights.needs(),
+            Self::Cuda(weights) => weights.needs(),
+        }
+    }
+
+    /// An engine over them, whose caches have a fair share of what is left of memory for those of `engines`, unless
+    /// their size is set; `caches` are those that share the processor's.
+    pub(super) fn place(
+        self,
+        model: &mut Opened,
+        pool: &Arc<ThreadPool>,
+        engines: u64,
+        caches: &mut Reserved,
+    ) -> Result<Placed, LoadError> {
+        let own = EngineConfig { model: model.served_name().into(), ..model.config.engine.clone() };
+        let engines = if own.num_blocks.is_some() { 1 } else { engines };
+        let within = |free: Option<u64>| EngineConfig {
+            cache_memory: free.map(|free| free / engines),
+            ..own.clone()
+        };
+        let weights = match self {
+            Self::Cuda(weights) => match weights.place(within) {
+                Err(error) => OnCpu::load_after(error, model, pool)?,
+                placed => return placed,
+            },
+            Self::Cpu(weights) => *weights,
+        };
+        let block_bytes = weights.needs().block_bytes;
+        let OnCpu { target, draft, loader } = weights;
+        let (name, draft) = draft.unzip();
+        let engine = Engine::new(target, draft, within(caches.available_beside()))?;
+        caches.add((engine.cache_blocks().1 * block_bytes) as u64);
+        Ok(Placed { engine, draft: name, loader: Some(loader) })
+    }
+}
+
+impl OnCuda {
+    fn load(model: &mut Opened, device: &Arc<Device>) -> Result<Self, LoadError> {
+        let (config, checkpoint) = (&model.config, &mut model.checkpoint);
+        let target = CudaDecoder::load(checkpoint, device)?;
+        let mut load_draft = |source| -> Result<(String, CudaDecoder), LoadError> {
+            let mut draft = Checkpoint::open(&resolve(source, &config.cache_dir)?)?;
+            stretch_positions(&mut draft, config);
+            check_positions(config, target.config(), &draft.config)?;
+            let decoder = CudaDecoder::load_draft(&mut draft, &target, checkpoint)?;
+            Ok((draft.name, decoder))
+        };
+        let draft = config.draft.as_ref().map(&mut load_draft);
+        let draft = usable(model.served_name(), draft);
+        let shape = draft.as_ref().map(|(_, it)| (it.config().num_hidden_layers, it.head_rows()));
+        tell(&model.checkpoint, target.memory_bytes(), shape, device.name());
+        Ok(Self { target, draft })
+    }
+
+    fn needs(&self) -> CacheNeeds<'_> {
+        CacheNeeds::on_cuda(&self.target, self.draft.as_ref().map(|(_, draft)| draft))
+    }
+
+    /// An engine over them, of the configuration that `within` makes of what is left of the device's memory.
+    fn place(self, within: impl Fn(Option<u64>) -> EngineConfig) -> Result<Placed, LoadError> {
+        let free = self.target.device().free_bytes()? as u64;
+        let (name, draft) = self.draft.unzip();
+        let engine = Engine::on_cuda(self.target, draft, within(Some(free)))?;
+        Ok(Placed { engine, draft: name, loader: None })
+    }
+}
+
+impl OnCpu {
+    fn load(model: &mut Opened, pool: &Arc<ThreadPool>) -> Result<Self, LoadError> {
+        let (target, draft, loader) = load_on_cpu(model, pool)?;
+        let draft = usable(model.served_name(), draft);
+        let shape = draft.as_ref().map(|(_, it)| (it.config().num_hidden_layers, it.head_rows()));
+        tell(
+            &model.checkpoint,
+            target.memory_bytes(),
+            shape,
+            &format!("{} threads", model.config.threads),
+        );
+        Ok(Self { target, draft, loader })
+    }
+
+    /// Loads into the processor's memory what a device does not run, where the configuration leaves the choice.
+    fn load_after(
+        error: LoadError,
+        model: &mut Opened,
+        pool: &Arc<ThreadPool>,
+    ) -> Result<Self, LoadError> {
+        if model.config.device != ComputeDevice::Auto {
+            return Err(error);
+        }
+        tracing::warn!(%error, "the CUDA device does not run the model; computing on the CPU");
+        Self::load(model, pool)
+    }
+
+    fn needs(&self) -> CacheNeeds<'_> {
+        CacheNeeds::of(&self.target, self.draft.as_ref().map(|(_, draft)| draft))
+    }
+}
+
+/// Logs what was loaded; of the draft, its blocks and the rows of its head.
+fn tell(model: &Checkpoint, bytes: usize, draft: Option<(usize, usize)>, on: &str) {
+    let (draft_blocks, draft_head_rows) = draft.unzip();
+    tracing::info!(
+        model = %model.name,
+        blocks = model.config.num_hidden_layers,
+        draft_blocks,
+        draft_head_rows,
+        megabytes = bytes / 1_000_000,
+        on,
+        "model loaded"
+    );
+}
