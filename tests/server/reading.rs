@@ -27,6 +27,35 @@ async fn echoed_prompts_are_scored() {
         assert_eq!(forced["token_logprobs"][0], scores[place], "{place}");
         assert_eq!(forced["top_logprobs"][0], logprobs["top_logprobs"][place]);
     }
+    // The same tokens by their ids, in both formats.
+    let named = |id: &Value| format!("token_id:{id}");
+    let mut by_id = body.clone();
+    by_id["return_tokens_as_token_ids"] = json!(true);
+    let by_id = post("/v1/completions", by_id).await["choices"][0]["logprobs"].take();
+    assert_eq!(by_id["tokens"], ids.iter().map(|id| named(&json!(id))).collect::<Value>());
+    assert_eq!(by_id["token_logprobs"], logprobs["token_logprobs"]);
+    let likeliest = by_id["top_logprobs"][1].as_object().unwrap();
+    assert!(likeliest.contains_key(&named(&json!(ids[1]))), "{likeliest:?}");
+    let mut chat = json!({"messages": [{"role": "user", "content": text}], "max_tokens": 3,
+        "temperature": 0, "logprobs": true, "top_logprobs": 2, "return_tokens_as_token_ids": true});
+    let by_id = post("/v1/chat/completions", chat.clone()).await;
+    chat["return_tokens_as_token_ids"] = Value::Null;
+    let by_text = post("/v1/chat/completions", chat).await;
+    let content = |answer: &Value| answer["choices"][0]["logprobs"]["content"].clone();
+    for (by_id, by_text) in
+        content(&by_id).as_array().unwrap().iter().zip(content(&by_text).as_array().unwrap())
+    {
+        let id = by_id["token"].as_str().unwrap().strip_prefix("token_id:").unwrap();
+        let text = post("/detokenize", json!({"tokens": [id.parse::<u32>().unwrap()]})).await;
+        assert_eq!(
+            text["prompt"].as_str().unwrap().trim_start(),
+            by_text["token"].as_str().unwrap().trim_start()
+        );
+        assert_eq!(
+            (&by_id["bytes"], &by_id["top_logprobs"][0]["token"]),
+            (&by_text["bytes"], &by_id["token"])
+        );
+    }
     // Long prompts, several at once, as ids, going on, streamed: the same scores for the same prompt.
     let long = "All work and no play makes Jack a dull boy. ".repeat(12);
     let mut several = body.clone();

@@ -12,13 +12,34 @@ use crate::text::{Continuations, Detokenizer};
 /// Stands for the logarithm of 0, which JSON cannot say; OpenAI's value.
 const IMPOSSIBLE: f32 = -9999.0;
 
+/// What stands for a token.
+pub(crate) struct Names<'a> {
+    texts: Continuations<'a>,
+    by_id: bool,
+}
+
+impl<'a> Names<'a> {
+    /// The tokens' texts, or with `by_id` their ids, as vLLM writes them.
+    pub(crate) fn new(tokenizer: &'a Arc<Tokenizer>, by_id: bool) -> Self {
+        Self { texts: Continuations::new(tokenizer), by_id }
+    }
+
+    /// The name of a token whose text is `text`.
+    fn name(&self, id: u32, text: impl FnOnce() -> String) -> String {
+        if self.by_id { format!("token_id:{id}") } else { text() }
+    }
+
+    fn of(&self, id: u32) -> String {
+        self.name(id, || self.texts.text(&[id]))
+    }
+}
+
 /// Chat: one entry per token.
-pub(crate) fn chat(serving: &Serving, tokens: &[TokenOut]) -> Logprobs {
-    let texts = Continuations::new(&serving.tokenizer);
+pub(crate) fn chat(serving: &Serving, names: &Names<'_>, tokens: &[TokenOut]) -> Logprobs {
     let entry = |id: u32, logprob: f32| {
-        let token = texts.text(&[id]);
-        let bytes = serving.token_bytes(id, &token);
-        TopLogprob { logprob: logprob.max(IMPOSSIBLE), bytes, token }
+        let text = names.texts.text(&[id]);
+        let bytes = serving.token_bytes(id, &text);
+        TopLogprob { logprob: logprob.max(IMPOSSIBLE), bytes, token: names.name(id, || text) }
     };
     let content = tokens.iter().map(|token| TokenLogprob {
         token: entry(token.id, token.logprob.unwrap_or(IMPOSSIBLE)),
@@ -51,19 +72,20 @@ pub(crate) fn prompt(
 /// as, with so many of the likeliest tokens beside each; `offsets` are the places in the text where generated tokens begin.
 pub(crate) fn completion(
     tokenizer: &Arc<Tokenizer>,
+    names: &Names<'_>,
     text: &str,
     echoed: Option<(&[PromptToken], usize)>,
     generated: &[TokenOut],
     offsets: &[usize],
 ) -> Logprobs {
     let (prompt, alternatives) = echoed.unwrap_or_default();
-    let texts = Continuations::new(tokenizer);
     let (mut tokens, mut text_offset) = (vec![], vec![]);
-    for (token, offset) in prompt_texts(tokenizer, &texts, text, prompt) {
-        tokens.push(token);
+    let texts = prompt_texts(tokenizer, &names.texts, text, prompt);
+    for (token, (text, offset)) in prompt.iter().zip(texts) {
+        tokens.push(names.name(token.id, || text));
         text_offset.push(offset);
     }
-    tokens.extend(generated.iter().map(|token| texts.text(&[token.id])));
+    tokens.extend(generated.iter().map(|token| names.of(token.id)));
     text_offset.extend(offsets);
     let prompt = prompt.iter().map(|token| {
         let top = &token.top_logprobs;
@@ -74,7 +96,7 @@ pub(crate) fn completion(
     for (piece, (logprob, top)) in tokens.iter().zip(prompt.chain(generated)) {
         // The token's own is there even where it is none of the most likely.
         top_logprobs.push(logprob.map(|own| {
-            let top = top.iter().map(|(id, p)| (texts.text(&[*id]), p.max(IMPOSSIBLE)));
+            let top = top.iter().map(|(id, p)| (names.of(*id), p.max(IMPOSSIBLE)));
             [(piece.clone(), own.max(IMPOSSIBLE))].into_iter().chain(top).collect()
         }));
         token_logprobs.push(logprob.map(|p| p.max(IMPOSSIBLE)));

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 
+use super::logprobs::Names;
 use super::sse::Events;
 use super::{logprobs, sse};
 use crate::engine::{PromptToken, Readout, TokenOut};
@@ -38,6 +39,8 @@ struct Responder {
     echoed: Option<usize>,
     prompt_logprobs: Option<usize>,
     token_sources: bool,
+    /// Whether log-probabilities name tokens by their ids.
+    tokens_by_id: bool,
     running: RunningRequest,
 }
 
@@ -64,7 +67,7 @@ pub(crate) async fn respond(
     let best_of = (generation.choices, generation.kept);
     let include_usage = generation.include_usage;
     let logprobs = generation.request.top_logprobs.is_some();
-    let token_sources = generation.token_sources;
+    let (token_sources, tokens_by_id) = (generation.token_sources, generation.tokens_by_id);
     let (echoed, prompt_logprobs) = (generation.echo_logprobs, generation.prompt_logprobs);
     if let Some(alternatives) = echoed.max(prompt_logprobs) {
         generation.request.readout = Readout::Logprobs(alternatives);
@@ -84,6 +87,7 @@ pub(crate) async fn respond(
         echoed,
         prompt_logprobs,
         token_sources,
+        tokens_by_id,
         running,
     };
     if stream {
@@ -313,11 +317,12 @@ impl Responder {
         offsets: &[usize],
     ) -> Option<Logprobs> {
         let serving = &self.running.serving;
+        let names = || Names::new(&serving.tokenizer, self.tokens_by_id);
         self.logprobs.then(|| match self.format {
-            Format::Chat => logprobs::chat(serving, tokens),
+            Format::Chat => logprobs::chat(serving, &names(), tokens),
             Format::Text => {
                 let echoed = self.echoed.map(|alternatives| (prompt, alternatives));
-                logprobs::completion(&serving.tokenizer, text, echoed, tokens, offsets)
+                logprobs::completion(&serving.tokenizer, &names(), text, echoed, tokens, offsets)
             }
         })
     }

@@ -74,6 +74,8 @@ pub(crate) struct Generation {
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
     pub(crate) token_sources: bool,
+    /// Whether log-probabilities name tokens by their ids.
+    pub(crate) tokens_by_id: bool,
     /// How the answer calls functions, where it may.
     pub(crate) calls: Option<Calling>,
     /// How the answer reasons before it begins, where it may.
@@ -111,6 +113,7 @@ impl Generation {
             stream: false,
             include_usage: false,
             token_sources: false,
+            tokens_by_id: false,
             calls: None,
             thinking: None,
             reasoning: Reasoning::default(),
@@ -202,6 +205,7 @@ impl Generation {
             include_usage: wanted.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
             reasoning,
             token_sources: wanted.return_token_sources.unwrap_or(false),
+            tokens_by_id: wanted.return_tokens_as_token_ids.unwrap_or(false),
             store: wanted.store.is_none(),
             ..generation
         })

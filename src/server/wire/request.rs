@@ -100,6 +100,8 @@ pub(crate) struct Sampling {
     pub(crate) cache_salt: Option<String>,
     /// Say for each token whether it was drafted.
     pub(crate) return_token_sources: Option<bool>,
+    /// Name the tokens of `logprobs` by their ids, as in `token_id:7`, since several may have the same text.
+    pub(crate) return_tokens_as_token_ids: Option<bool>,
     /// Only `false`: the answer must not be recorded, also where the server keeps a sample of what it answers
     /// to train its draft on (`--record-traffic`).
     pub(crate) store: Option<False>,

@@ -10,10 +10,10 @@ use tokenizers::Tokenizer;
 
 /// Conversations to tokens and back.
 pub(crate) struct Chat {
-    tokenizer: Arc<Tokenizer>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     /// Tokens that end an answer; the first is what the model itself ends its turns with.
-    pub(super) ends: Vec<u32>,
+    pub(crate) ends: Vec<u32>,
 }
 
 impl Chat {

@@ -57,6 +57,25 @@ pub(crate) fn an_endpoint_takes_the_place_of_the_model() {
         assert!(!there["response_tokens"].as_array().unwrap().is_empty());
     }
 
+    // The likeliest tokens come over the wire as they are read here, but for the ends of answers, which are certain.
+    let with_top = format!("{generate} here-top.jsonl --top-logprobs 4");
+    run(folder, &with_top);
+    let output = with_key(folder, &format!("{} {endpoint}", with_top.replace("here", "there")));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let [here, there] = ["here-top.jsonl.topk", "there-top.jsonl.topk"]
+        .map(|name| std::fs::read(folder.join(name)).unwrap());
+    let mut places = here[12..].chunks_exact(32).zip(there[12..].chunks_exact(32));
+    for (here, there) in read("here-top.jsonl").iter().zip(read("there-top.jsonl")) {
+        assert_eq!(here["response_tokens"], there["response_tokens"], "{}", here["id"]);
+        let tokens = here["response_tokens"].as_array().unwrap().len();
+        let ends = usize::from(here["finish_reason"] == "stop");
+        assert!(places.by_ref().take(tokens - ends).all(|(here, there)| here == there));
+        for (_, there) in places.by_ref().take(ends) {
+            assert_eq!(there[16..20], 0f32.to_le_bytes(), "the end is certain");
+        }
+    }
+    assert!(places.next().is_none() && here.len() == there.len());
+
     std::fs::create_dir(folder.join("data")).unwrap();
     let put =
         |name: &str, line: &str| std::fs::write(folder.join("data").join(name), line).unwrap();

@@ -19,7 +19,8 @@ use crate::shared::model_args::ModelArgs;
 /// again, it goes on with the prompts that have no answer yet.
 ///
 /// With --endpoint another server answers, for instance a cluster that serves a large model; --model then
-/// names where its tokenizer is. Such answers are trained on with --loss ce.
+/// names where its tokenizer is. With --top-logprobs that server is asked for the likeliest tokens, and what it
+/// says is trained on as if the model were here; without, with --loss ce.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -6,6 +6,7 @@ mod conversation;
 mod local;
 mod remote;
 pub(crate) mod select;
+mod spoken;
 mod work;
 mod writer;
 
@@ -24,15 +25,12 @@ use crate::shared::texts::PROMPTS;
 pub(crate) use args::Args;
 pub(crate) use clock::Clock;
 pub(crate) use local::batch_engine;
+use spoken::Spoken;
 use work::Work;
 pub(crate) use writer::{Answered, Writer};
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.top_logprobs <= MAX_TOP_LOGPROBS, "--top-logprobs is at most {MAX_TOP_LOGPROBS}");
-    ensure!(
-        args.top_logprobs == 0 || args.endpoint.endpoint.is_none(),
-        "--top-logprobs needs the model here: --endpoint tells of tokens by their text alone"
-    );
     ensure!(!args.temperature.is_empty(), "--temperature is empty");
     let mut manifest = Manifest::new("generate", args)?;
     let mut prompts = spread(read_prompts(args.prompts.as_deref(), PROMPTS)?, args.limit);
@@ -68,7 +66,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         skipped: 0,
     };
     match Endpoint::open(&args.endpoint)? {
-        Some(endpoint) => remote::answer(&mut work, &endpoint, &Chat::new(&checkpoint)?, waiting)?,
+        Some(endpoint) => {
+            let chat = Chat::new(&checkpoint)?;
+            let spoken = (args.top_logprobs > 0).then(|| Spoken::new(&checkpoint, &chat));
+            remote::answer(&mut work, &endpoint, &chat, spoken.transpose()?.as_ref(), waiting)?;
+        }
         None => {
             drop(checkpoint);
             local::answer(&mut work, args.model.load(None)?, waiting)?;

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::args::Args;
 use super::conversation::OpenConversation;
+use super::spoken::Spoken;
 use super::work::Work;
 use crate::shared::chat::{Chat, messages};
 use crate::shared::endpoint::{Endpoint, Refused};
@@ -20,12 +21,13 @@ enum End {
     Refused(Refused),
 }
 
-/// Lets the endpoint answer, many conversations at a time. What it refuses is left out; any other failure
-/// ends the run, to be started again.
+/// Lets the endpoint answer, many conversations at a time; with `spoken` it also tells of the likeliest tokens. What it
+/// refuses is left out; any other failure ends the run, to be started again.
 pub(super) fn answer(
     work: &mut Work<'_>,
     endpoint: &Endpoint,
     chat: &Chat,
+    spoken: Option<&Spoken>,
     waiting: VecDeque<(usize, Prompt)>,
 ) -> Result<()> {
     let args = work.args;
@@ -36,7 +38,7 @@ pub(super) fn answer(
     endpoint.for_all(
         jobs,
         |(index, prompt)| {
-            converse(endpoint, chat, args, OpenConversation::new(index, prompt, args))
+            converse(endpoint, chat, spoken, args, OpenConversation::new(index, prompt, args))
         },
         |conversation| {
             let (conversation, end) = conversation?;
@@ -56,6 +58,7 @@ pub(super) fn answer(
 fn converse(
     endpoint: &Endpoint,
     chat: &Chat,
+    spoken: Option<&Spoken>,
     args: &Args,
     mut conversation: OpenConversation,
 ) -> Result<(OpenConversation, End)> {
@@ -64,12 +67,17 @@ fn converse(
         if seen.len() > args.max_prompt_tokens {
             return Ok((conversation, End::TooLong));
         }
-        let request = json!({
+        let mut request = json!({
             "messages": messages(&turns, &conversation.answers),
             "max_tokens": args.max_tokens,
             "temperature": conversation.temperature,
             "seed": args.seed.wrapping_add(conversation.index as u64),
         });
+        if spoken.is_some() {
+            request["logprobs"] = json!(true);
+            request["top_logprobs"] = json!(args.top_logprobs);
+            request["return_tokens_as_token_ids"] = json!(true);
+        }
         let choice = match endpoint.choice("chat/completions", request) {
             Ok(choice) => choice,
             Err(error) => {
@@ -79,8 +87,17 @@ fn converse(
         };
         let text = choice["message"]["content"].as_str().context("an answer without content")?;
         let stopped = choice["finish_reason"] == "stop";
-        conversation.tokens =
-            if stopped { chat.encode_answer(text)? } else { chat.encode_text(text, false)? };
+        if let Some(spoken) = spoken {
+            (conversation.tokens, conversation.top) = spoken.tokens(&choice)?.into_iter().unzip();
+            if stopped && !conversation.tokens.last().is_some_and(|id| chat.ends.contains(id)) {
+                // Most servers do not tell of the token that ends an answer: it was certain.
+                conversation.tokens.extend(chat.ends.first());
+                conversation.top.extend(chat.ends.first().map(|id| vec![(*id, 0.0)]));
+            }
+        } else {
+            conversation.tokens =
+                if stopped { chat.encode_answer(text)? } else { chat.encode_text(text, false)? };
+        }
         let reason = if stopped { "stop" } else { "length" };
         let (text, reason) = conversation.select(chat, text.to_owned(), reason)?;
         conversation.finish(text, reason);
