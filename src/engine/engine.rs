@@ -6,10 +6,11 @@ use std::time::Instant;
 use super::comparison::Comparison;
 use super::draft_comparison::{Candidate, DraftComparison};
 use super::profile::{MeasuredCosts, Profile};
+use super::prompt_pace::PromptPace;
 use super::scheduler::Scheduler;
 use super::sequence::Sequence;
 use super::sequences::Sequences;
-use super::step::{Commit, Verifier, account, cost, propose, schedule, with_drafts};
+use super::step::{Commit, Verifier, account, cost, prompts, propose, schedule, with_drafts};
 use super::tally::Tally;
 use super::{
     CacheNeeds, EngineConfig, EngineError, EngineLimits, EngineStats, Event, FinishReason, Request,
@@ -32,6 +33,7 @@ pub struct Engine {
     eos_token_ids: Vec<u32>,
     tally: Tally,
     comparing: DraftComparison,
+    pace: PromptPace,
     next_id: u64,
     seeds: fastrand::Rng,
 }
@@ -123,6 +125,7 @@ impl Engine {
             config,
             limits,
             comparing: DraftComparison::default(),
+            pace: PromptPace::default(),
             next_id: 0,
         })
     }
@@ -204,7 +207,7 @@ impl Engine {
     pub fn step(&mut self) -> Vec<(RequestId, Event)> {
         self.compare_drafts();
         let events = self.end_overdue();
-        let Self { target, drafting, scheduler, sequences, tally, comparing, .. } = self;
+        let Self { target, drafting, scheduler, sequences, tally, comparing, pace, .. } = self;
         let target = target.as_mut();
 
         let items = schedule(scheduler, sequences, drafting, self.config.prefix_caching, tally);
@@ -221,7 +224,11 @@ impl Engine {
         if pass.decode {
             drafting.observe_target(with_drafts(&items, &proposals), pass.seconds);
         }
-        let cost = cost(&items, &pass, drafts.seconds(), &drafting.costs().target);
+        let target_cost = &drafting.costs().target;
+        let (prompt_rows, others) = prompts(&items, &proposals);
+        pace.observe(prompt_rows, pass.seconds - target_cost.seconds(others).unwrap_or(0.0));
+        scheduler.bound_prompts(pace.rows());
+        let cost = cost(&items, &pass, drafts.seconds(), target_cost);
         let commit = Commit { scheduler, sequences, drafting, comparing, target, tally, events };
         let events = commit.rounds(&items, &proposals, outcomes, cost);
 

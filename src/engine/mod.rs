@@ -12,6 +12,7 @@ mod handle;
 mod offline;
 mod profile;
 mod progress;
+mod prompt_pace;
 mod prompt_readout;
 mod request;
 mod scheduler;

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::{Readout, Request, RequestId};
-use crate::kv_cache::{BLOCK_SIZE, BlockHashes, BlockPool, BlockTable, CacheSalt};
+use crate::kv_cache::{BLOCK_SIZE, BlockHashes, BlockPool, BlockTable, CacheSalt, blocks_for};
 
 /// One sequence's share of a pass: tokens `start..start + count`, then up to `lookahead` draft
 /// tokens for which blocks are reserved.
@@ -79,6 +79,11 @@ impl Entry {
         if matches!(self.readout, Readout::Logprobs(_)) { count } else { 0 }
     }
 
+    /// Blocks that its known tokens are still to have.
+    fn missing_blocks(&self) -> usize {
+        blocks_for(self.len).saturating_sub(self.table.blocks().len())
+    }
+
     fn release(&mut self, pool: &mut BlockPool) {
         self.table.truncate(0, pool);
         (self.computed, self.published) = (0, 0);
@@ -95,6 +100,8 @@ pub struct Scheduler {
     waiting: BTreeMap<(i64, RequestId), Entry>,
     max_num_seqs: usize,
     max_num_batched_tokens: usize,
+    /// Rows of a pass that prompts have at most while sequences decode.
+    prompt_rows: usize,
     prefix_caching: bool,
 }
 
@@ -115,8 +122,14 @@ impl Scheduler {
             waiting: BTreeMap::new(),
             max_num_seqs,
             max_num_batched_tokens,
+            prompt_rows: usize::MAX,
             prefix_caching,
         }
+    }
+
+    /// From now on prompts have at most so many rows of a pass while sequences decode.
+    pub fn bound_prompts(&mut self, rows: usize) {
+        self.prompt_rows = rows;
     }
 
     /// As [`add`](Self::add), for a whole request. Where something is read off its prompt, each position is computed for
@@ -210,6 +223,8 @@ impl Scheduler {
         let mut logit_rows = MAX_LOGIT_ROWS;
         // Decoding first: one token each, so that no prompt holds up a stream of tokens.
         let mut decoding = self.running.iter().filter(|e| e.computed + 1 == e.len).count();
+        let prompt_rows = if decoding > 0 { self.prompt_rows } else { usize::MAX };
+        let most_drafts = self.most_drafts(decoding);
         let mut index = 0;
         while index < self.running.len() && budget > 0 {
             let entry = &self.running[index];
@@ -217,12 +232,13 @@ impl Scheduler {
                 decoding -= 1;
                 // One row is kept for each decoding sequence still to come.
                 let room = (budget - 1).saturating_sub(decoding);
-                let wanted = lookahead(entry.id).min(room);
+                let wanted = lookahead(entry.id).min(room).min(most_drafts);
                 let Some(item) = self.place(index, 1, wanted, &mut schedule) else { break };
                 budget -= 1 + item.lookahead;
             }
             index += 1;
         }
+        budget = budget.min(prompt_rows);
         let mut index = 0;
         while index < self.running.len() && budget > 0 {
             let entry = &self.running[index];
@@ -254,9 +270,22 @@ impl Scheduler {
         schedule
     }
 
+    /// Draft tokens that each of the sequences that decode may have: while prompts wait, half of the rows are theirs,
+    /// since nobody knows yet which draft tokens there will be.
+    fn most_drafts(&self, decoding: usize) -> usize {
+        let admits = self.num_waiting() > 0 && self.running.len() < self.max_num_seqs;
+        if admits || self.running.len() > decoding {
+            self.max_num_batched_tokens.saturating_sub(decoding) / 2 / decoding.max(1)
+        } else {
+            usize::MAX
+        }
+    }
+
     /// Lets the next waiting sequence run, with up to `budget` of its tokens and `logit_rows` rows of
-    /// logits of a prompt that is read, if there are blocks for it.
+    /// logits of a prompt that is read, if there are blocks for all its tokens beside those that others still lack:
+    /// one that had to be turned out on the way would have been computed for nothing.
     fn admit(&mut self, budget: usize, logit_rows: usize) -> Option<Scheduled> {
+        let promised: usize = self.running.iter().map(Entry::missing_blocks).sum();
         let entry = match self.preempted.front_mut() {
             Some(entry) => entry,
             None => self.waiting.first_entry()?.into_mut(),
@@ -269,7 +298,8 @@ impl Scheduler {
         };
         let reused = entry.table.reuse(found, &mut self.pool);
         let count = (entry.len - reused).min(budget).min(entry.bound(logit_rows));
-        if count == 0 || !entry.table.reserve(reused + count, &mut self.pool) {
+        let fits = promised + entry.missing_blocks() <= self.pool.num_free();
+        if count == 0 || !fits || !entry.table.reserve(reused + count, &mut self.pool) {
             entry.release(&mut self.pool);
             return None;
         }

@@ -57,6 +57,72 @@ fn lookahead_leaves_a_row_for_each_decoding_sequence() {
 }
 
 #[test]
+fn draft_tokens_leave_half_of_the_rows_to_prompts_that_wait() {
+    let mut scheduler = Scheduler::new(1024, 64, 512, true);
+    for n in 0..57 {
+        scheduler.add_text(n, 2);
+    }
+    scheduler.schedule(|_| 0);
+    (0..57).for_each(|n| scheduler.commit_text(n, 2, 3));
+    let lookahead = |schedule: &Schedule| shares(schedule).iter().map(|it| it.3).sum::<usize>();
+    let alone = scheduler.schedule(|_| 8);
+    assert_eq!(lookahead(&alone), 57 * 8 - 1, "all there is but for a row each");
+    (0..57).for_each(|n| scheduler.commit_text(n, 3, 4));
+    scheduler.add_text(99, 2000);
+    let beside = scheduler.schedule(|_| 8);
+    assert_eq!(lookahead(&beside), 57 * 3);
+    assert_eq!(shares(&beside)[57], (99, 0, 512 - 57 * 4, 0));
+}
+
+#[test]
+fn prompts_have_few_rows_while_others_decode() {
+    let mut scheduler = Scheduler::new(64, 8, 100, true);
+    scheduler.bound_prompts(20);
+    scheduler.add_text(1, 30);
+    scheduler.add_text(2, 90);
+    assert_eq!(shares(&scheduler.schedule(|_| 0)), [(1, 0, 30, 0), (2, 0, 70, 0)], "nobody waits");
+    scheduler.commit_text(1, 30, 31);
+    scheduler.commit_text(2, 70, 90);
+    scheduler.add_text(3, 40);
+    assert_eq!(shares(&scheduler.schedule(|_| 4)), [(1, 30, 1, 4), (2, 70, 20, 0)]);
+    scheduler.commit_text(1, 31, 32);
+    scheduler.commit_text(2, 90, 91);
+    let schedule = scheduler.schedule(|_| 0);
+    assert_eq!(shares(&schedule), [(1, 31, 1, 0), (2, 90, 1, 0), (3, 0, 20, 0)]);
+}
+
+#[test]
+fn a_prompt_is_let_in_when_there_is_room_for_all_of_it() {
+    let mut scheduler = Scheduler::new(10, 8, 16, false);
+    scheduler.add_text(1, 100);
+    for start in (0..96).step_by(16) {
+        assert_eq!(shares(&scheduler.schedule(|_| 0)), [(1, start, 16, 0)]);
+        scheduler.commit_text(1, start + 16, 100);
+    }
+    scheduler.schedule(|_| 0);
+    scheduler.commit_text(1, 100, 101);
+    // Three blocks are free; the next prompt needs four.
+    scheduler.add_text(2, 60);
+    for len in 101..150 {
+        let schedule = scheduler.schedule(|_| 0);
+        assert_eq!(shares(&schedule), [(1, len - 1, 1, 0)]);
+        scheduler.commit_text(1, len, len + 1);
+    }
+    scheduler.remove(id(1));
+    assert_eq!(shares(&scheduler.schedule(|_| 0)), [(2, 0, 16, 0)]);
+    scheduler.commit_text(2, 16, 60);
+    // What a prompt that is being read still lacks is no room for another.
+    scheduler.add_text(3, 112);
+    assert_eq!(shares(&scheduler.schedule(|_| 0)), [(2, 16, 16, 0)]);
+    scheduler.commit_text(2, 32, 60);
+    scheduler.remove(id(3));
+    scheduler.add_text(4, 96);
+    scheduler.schedule(|_| 0);
+    scheduler.commit_text(2, 48, 60);
+    assert_eq!(shares(&scheduler.schedule(|_| 0)), [(2, 48, 12, 0), (4, 0, 4, 0)]);
+}
+
+#[test]
 fn the_newest_sequence_is_preempted_and_comes_back_first() {
     let mut scheduler = Scheduler::new(2, 8, 64, true);
     scheduler.add_text(1, BLOCK_SIZE);

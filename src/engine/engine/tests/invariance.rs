@@ -295,7 +295,7 @@ fn prompts_are_read_whole_in_any_chunks() {
     let means = [mean(&mut prompt.iter().copied()), mean(&mut (0..130))];
     let plain = run(&mut engine(&config(), None), &[Request::greedy(prompt, 3)]);
     let long = Request { ignore_eos: true, ..Request::greedy(vec![7, 8], 100) };
-    for (budget, num_blocks) in [(512, 64), (17, 64), (100, 12)] {
+    for (budget, num_blocks) in [(512, 64), (17, 64), (3, 10)] {
         let config = EngineConfig {
             max_num_batched_tokens: budget,
             num_blocks: Some(num_blocks),
@@ -317,6 +317,6 @@ fn prompts_are_read_whole_in_any_chunks() {
         let Some(Event::Embedding(embedding)) = &outputs[2].read else { panic!("no embedding") };
         assert_eq!(embedding[..2], means);
         assert!(outputs[2].tokens.is_empty() && outputs[0].read.is_none());
-        assert!(num_blocks > 12 || engine.stats().preemptions > 0, "the cache is tight");
+        assert!(num_blocks > 10 || engine.stats().preemptions > 0, "the cache is tight");
     }
 }
