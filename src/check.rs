@@ -1,22 +1,26 @@
-//! `pleach check`: whether a model and its draft fit each other and this machine, and what they promise,
+//! `pleach check`: whether models and their drafts fit each other and this machine, and what they promise,
 //! before anything is served.
+
+mod report;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::Serialize;
+pub use report::{CheckReport, MeasuredAcceptance, Memory, SpeedForecast};
 use serde_json::json;
+use tokenizers::Tokenizer;
 
 use crate::cli::Config;
 use crate::engine::{
     CacheNeeds, Engine, EngineConfig, EngineError, FinishReason, Request, expected_speedup,
 };
 use crate::kv_cache::BLOCK_SIZE;
-use crate::loading::{LoadError, Models};
-use crate::memory;
+use crate::loading::{LoadError, Model, each_by_wanted};
+use crate::memory::Reserved;
+use crate::model::Draft;
 use crate::prompts::{Prompt, PromptsError, VALIDATION_PROMPTS, read_prompts, spread};
 use crate::speculation::StepCost;
-use crate::text::TemplateError;
+use crate::text::{ChatTemplate, TemplateError};
 
 /// Rows of the target passes that are timed.
 const ROWS: [usize; 4] = [1, 2, 4, 8];
@@ -54,161 +58,145 @@ pub enum CheckError {
     Prompt { id: String, reason: String },
     #[error(transparent)]
     Template(#[from] TemplateError),
+    #[error("--also {name}: {error}")]
+    Also { name: String, error: Box<Self> },
 }
 
-/// What a check found: memory in bytes, costs in seconds.
-#[derive(Debug, Clone, Serialize)]
-pub struct CheckReport {
-    /// The target's name.
-    pub model: String,
-    /// The draft's name.
-    pub draft: Option<String>,
-    /// Threads that compute.
-    pub threads: usize,
-    /// Decoder blocks of the target, and of the draft.
-    pub layers: [usize; 2],
-    /// Memory of weights and cache.
-    pub memory: Memory,
-    /// Rows → seconds of a target pass.
-    pub target_seconds: BTreeMap<usize, f64>,
-    /// Seconds of a draft step.
-    pub draft_seconds: Option<f64>,
-    /// How many of the draft's tokens are accepted.
-    pub acceptance: Option<MeasuredAcceptance>,
-    /// The speed-up that acceptance and costs promise.
-    pub prediction: Option<SpeedForecast>,
-}
-
-/// Memory in bytes.
-#[derive(Debug, Clone, Serialize)]
-pub struct Memory {
-    /// Weights of the target.
-    pub target_weights: usize,
-    /// Weights of the draft that are not the target's own.
-    pub draft_weights: usize,
-    /// Positions of one sequence at most.
-    pub max_model_len: usize,
-    /// Sequences that run at a time.
-    pub max_num_seqs: usize,
-    /// Blocks of the K/V cache as configured.
-    pub kv_blocks: usize,
-    /// The K/V cache as configured: target and draft.
-    pub kv_cache: usize,
-    /// The K/V cache in which all sequences have their full length at once.
-    pub kv_cache_full: usize,
-    /// Memory left for the cache after the weights, where the system tells.
-    pub available: Option<u64>,
-}
-
-/// Acceptance of the draft model's tokens, at temperature 0.
-#[derive(Debug, Clone, Serialize)]
-pub struct MeasuredAcceptance {
-    /// Answers measured.
-    pub answers: usize,
-    /// Tokens of those answers.
-    pub tokens: u64,
-    /// Chance that a draft token is accepted given that all before it were.
-    pub alpha: f64,
-    /// Tokens that a round yields at `num_speculative_tokens`: 1 + accepted / drafts.
-    pub mean_acceptance_length: f64,
-    /// Draft tokens a round while it was measured.
-    pub num_speculative_tokens: usize,
-}
-
-/// Speed of one answer at a time, drafting with the draft model alone.
-#[derive(Debug, Clone, Serialize)]
-pub struct SpeedForecast {
-    /// Draft tokens a round that promise most.
-    pub num_speculative_tokens: usize,
-    /// Tokens per second over those without speculation.
-    pub speedup: f64,
-    /// Tokens per second without speculation.
-    pub tokens_per_second_without: f64,
-    /// Draft tokens a round → speed-up.
-    pub by_num_speculative_tokens: BTreeMap<usize, f64>,
-}
-
-/// Loads what a configuration names and measures it.
+/// Loads the models that a configuration names, the main one first, and measures each.
 ///
 /// # Errors
-/// [`CheckError`] where the pair does not fit together or the cache not into memory.
-pub fn check(config: &Config, options: &Options) -> Result<CheckReport, CheckError> {
+/// [`CheckError`] where a pair does not fit together or the caches not into memory.
+pub fn check(config: &Config, options: &Options) -> Result<Vec<CheckReport>, CheckError> {
     let prompts = read_prompts(options.prompts.as_deref(), VALIDATION_PROMPTS)?;
     let prompts = spread(prompts, options.limit);
-    let models = Models::load(config)?;
-    let draft = models.draft.transpose().map_err(CheckError::Draft)?;
-    let (name, draft) = draft.unzip();
-    let target = &models.target;
-    let available = memory::available();
-    let mut engine_config = config.engine.clone();
-    engine_config.fit_blocks(CacheNeeds::of(target, draft.as_ref()), available)?;
-    let (limits, kv_blocks) =
-        engine_config.resolve(target.config(), draft.as_ref().map(|draft| draft.config()))?;
-    let kv = |blocks| {
-        target.kv_cache_bytes(blocks) + draft.as_ref().map_or(0, |d| d.kv_cache_bytes(blocks))
+    let of_model = |at: usize, name: String, error: CheckError| match at {
+        0 => error,
+        _ => CheckError::Also { name, error: error.into() },
     };
-    let full = limits.max_model_len.div_ceil(BLOCK_SIZE) * limits.max_num_seqs;
-    let memory = Memory {
-        target_weights: target.memory_bytes(),
-        draft_weights: draft.as_ref().map_or(0, |draft| draft.memory_bytes_beside(target)),
-        max_model_len: limits.max_model_len,
-        max_num_seqs: limits.max_num_seqs,
-        kv_blocks,
-        kv_cache: kv(kv_blocks),
-        kv_cache_full: kv(full),
-        available,
-    };
-    let layers = [target.config(), draft.as_ref().map_or(target.config(), |draft| draft.config())];
-    let layers = layers.map(|config| config.num_hidden_layers);
-    let speculates = draft.is_some() && limits.num_speculative_tokens > 0;
-    let most = config.engine.num_speculative_tokens;
-    let engine_config = EngineConfig {
-        num_speculative_tokens: most.min(DRAFTED),
-        ngram: false,
-        adaptive: false,
-        max_num_seqs: BATCH.min(limits.max_num_seqs),
-        num_blocks: Some(kv_blocks),
-        ..engine_config
-    };
-    let mut engine = Engine::new(models.target, draft, engine_config)?;
-    let room = limits.max_model_len;
-    let context = CONTEXT.min(room / 2);
-    let rows: Vec<usize> = ROWS.into_iter().filter(|rows| context + rows <= room).collect();
-    let costs = engine.measure_costs(context, &rows, REPEATS);
-    let mut report = CheckReport {
-        model: models.name,
-        draft: name,
-        threads: config.threads,
-        layers,
-        memory,
-        target_seconds: costs.target.iter().copied().collect(),
-        draft_seconds: costs.draft,
-        acceptance: None,
-        prediction: None,
-    };
-    if !speculates {
-        return Ok(report);
+    let mut pairs = Vec::new();
+    for (at, model) in Model::load(config)?.into_iter().enumerate() {
+        let name = model.name.clone();
+        pairs.push(Pair::of(model).map_err(|error| of_model(at, name, error))?);
     }
-    let encode = |prompt: &Prompt| -> Result<Vec<u32>, CheckError> {
-        let text = match &models.template {
-            Some(template) => {
-                template.render(&[json!({"role": "user", "content": prompt.turns[0]})], &[])?
-            }
-            None => prompt.turns[0].clone(),
+    // All weights are in memory, and stay there, as they do while the models are served.
+    let (mut caches, mut engines) = (Reserved::none(), Vec::new());
+    each_by_wanted(pairs, |at, left, pair| {
+        let name = pair.model.name.clone();
+        let (report, engine) =
+            pair.measure(&prompts, left, &mut caches).map_err(|error| of_model(at, name, error))?;
+        engines.push(engine);
+        Ok(report)
+    })
+}
+
+/// A model, its draft and the draft's name, to be measured.
+struct Pair {
+    model: Model,
+    draft: Option<Draft>,
+    draft_name: Option<String>,
+}
+
+impl Pair {
+    /// A model with the draft it is to have, and the bytes that its caches take where memory does not bound them.
+    fn of(mut model: Model) -> Result<(u64, Self), CheckError> {
+        let draft = model.draft.take().transpose().map_err(CheckError::Draft)?;
+        let (draft_name, draft) = draft.unzip();
+        let needs = CacheNeeds::of(&model.target, draft.as_ref());
+        let wanted = model.config.engine.wanted_bytes(needs)?;
+        Ok((wanted, Self { model, draft, draft_name }))
+    }
+
+    /// Measures the pair, whose caches are among those of so many `engines`; `caches` are those that are there.
+    fn measure(
+        self,
+        prompts: &[Prompt],
+        engines: usize,
+        caches: &mut Reserved,
+    ) -> Result<(CheckReport, Engine), CheckError> {
+        let Self {
+            model: Model { config, name, target, tokenizer, template, .. },
+            draft,
+            draft_name,
+        } = self;
+        let available = caches.available_beside();
+        let mut engine_config = config.engine.clone();
+        let share = available.map(|free| engine_config.share_of(free, engines as u64));
+        engine_config.fit_blocks(CacheNeeds::of(&target, draft.as_ref()), share)?;
+        let (limits, kv_blocks) =
+            engine_config.resolve(target.config(), draft.as_ref().map(|draft| draft.config()))?;
+        let kv = |blocks| {
+            target.kv_cache_bytes(blocks) + draft.as_ref().map_or(0, |d| d.kv_cache_bytes(blocks))
         };
-        let encoding = models.tokenizer.encode(text, models.template.is_none());
-        let wrong = |e: tokenizers::Error| CheckError::Prompt {
-            id: prompt.id.clone(),
-            reason: e.to_string(),
+        let full = limits.max_model_len.div_ceil(BLOCK_SIZE) * limits.max_num_seqs;
+        let memory = Memory {
+            target_weights: target.memory_bytes(),
+            draft_weights: draft.as_ref().map_or(0, |draft| draft.memory_bytes_beside(&target)),
+            max_model_len: limits.max_model_len,
+            max_num_seqs: limits.max_num_seqs,
+            kv_blocks,
+            kv_cache: kv(kv_blocks),
+            kv_cache_full: kv(full),
+            available,
         };
-        Ok(encoding.map_err(wrong)?.get_ids().to_vec())
+        caches.add(memory.kv_cache as u64);
+        let layers =
+            [target.config(), draft.as_ref().map_or(target.config(), |draft| draft.config())];
+        let layers = layers.map(|config| config.num_hidden_layers);
+        let speculates = draft.is_some() && limits.num_speculative_tokens > 0;
+        let most = config.engine.num_speculative_tokens;
+        let engine_config = EngineConfig {
+            num_speculative_tokens: most.min(DRAFTED),
+            ngram: false,
+            adaptive: false,
+            max_num_seqs: BATCH.min(limits.max_num_seqs),
+            num_blocks: Some(kv_blocks),
+            ..engine_config
+        };
+        let mut engine = Engine::new(target, draft, engine_config)?;
+        let room = limits.max_model_len;
+        let context = CONTEXT.min(room / 2);
+        let rows: Vec<usize> = ROWS.into_iter().filter(|rows| context + rows <= room).collect();
+        let costs = engine.measure_costs(context, &rows, REPEATS);
+        let mut report = CheckReport {
+            model: name,
+            draft: draft_name,
+            threads: config.threads,
+            layers,
+            memory,
+            target_seconds: costs.target.iter().copied().collect(),
+            draft_seconds: costs.draft,
+            acceptance: None,
+            prediction: None,
+        };
+        if !speculates {
+            return Ok((report, engine));
+        }
+        let encode = |prompt: &Prompt| encode(prompt, template.as_ref(), &tokenizer);
+        let acceptance = accept(&mut engine, prompts, encode)?;
+        let mut target = StepCost::default();
+        costs.target.iter().for_each(|&(rows, seconds)| target.measured(rows, seconds));
+        report.prediction = predict(&target, costs.draft, acceptance.alpha, most);
+        report.acceptance = Some(acceptance);
+        Ok((report, engine))
+    }
+}
+
+/// The tokens of a prompt's first message.
+fn encode(
+    prompt: &Prompt,
+    template: Option<&ChatTemplate>,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<u32>, CheckError> {
+    let text = match template {
+        Some(template) => {
+            template.render(&[json!({"role": "user", "content": prompt.turns[0]})], &[])?
+        }
+        None => prompt.turns[0].clone(),
     };
-    let acceptance = accept(&mut engine, &prompts, encode)?;
-    let mut target = StepCost::default();
-    costs.target.iter().for_each(|&(rows, seconds)| target.measured(rows, seconds));
-    report.prediction = predict(&target, costs.draft, acceptance.alpha, most);
-    report.acceptance = Some(acceptance);
-    Ok(report)
+    let encoding = tokenizer.encode(text, template.is_none());
+    let wrong =
+        |e: tokenizers::Error| CheckError::Prompt { id: prompt.id.clone(), reason: e.to_string() };
+    Ok(encoding.map_err(wrong)?.get_ids().to_vec())
 }
 
 /// Answers the prompts' first messages and counts.
@@ -266,76 +254,6 @@ fn predict(
         tokens_per_second_without: 1.0 / one,
         by_num_speculative_tokens,
     })
-}
-
-impl std::fmt::Display for CheckReport {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let memory = &self.memory;
-        let mb = |bytes: usize| bytes.div_ceil(1_000_000);
-        let [layers, draft_layers] = self.layers;
-        let weights = mb(memory.target_weights);
-        writeln!(f, "model     {}: {layers} decoder blocks, {weights} MB", self.model)?;
-        match &self.draft {
-            None => writeln!(f, "draft     none")?,
-            Some(draft) => {
-                let own = mb(memory.draft_weights);
-                writeln!(
-                    f,
-                    "draft     {draft}: {draft_layers} decoder blocks, {own} MB of its own"
-                )?;
-            }
-        }
-        write!(
-            f,
-            "K/V cache {} MB in {} blocks, room for {:.1} sequences of {} tokens; {} MB would hold all {}",
-            mb(memory.kv_cache),
-            memory.kv_blocks,
-            (memory.kv_blocks * BLOCK_SIZE) as f64 / memory.max_model_len as f64,
-            memory.max_model_len,
-            mb(memory.kv_cache_full),
-            memory.max_num_seqs,
-        )?;
-        match memory.available {
-            Some(free) => writeln!(f, " ({} MB are free)", free / 1_000_000)?,
-            None => writeln!(f)?,
-        }
-        let one = self.target_seconds.get(&1).copied().unwrap_or(f64::NAN);
-        write!(f, "passes    {:.2} ms for one row", 1000.0 * one)?;
-        for (rows, seconds) in self.target_seconds.iter().filter(|(rows, _)| **rows > 1) {
-            write!(f, ", {rows} rows {:.2} times that", seconds / one)?;
-        }
-        match self.draft_seconds {
-            Some(draft) => writeln!(f, ", a draft step {:.3}", draft / one)?,
-            None => writeln!(f)?,
-        }
-        if let Some(acceptance) = &self.acceptance {
-            writeln!(
-                f,
-                "accepted  α {:.3} over {} answers ({} tokens), mean acceptance length {:.2} at {} draft tokens",
-                acceptance.alpha,
-                acceptance.answers,
-                acceptance.tokens,
-                acceptance.mean_acceptance_length,
-                acceptance.num_speculative_tokens,
-            )?;
-        }
-        let Some(prediction) = &self.prediction else {
-            return writeln!(f, "speed-up  none: the model will serve without a draft model");
-        };
-        writeln!(
-            f,
-            "speed-up  {:.2} predicted at {} draft tokens a round: {:.0} tokens/s instead of {:.0}, one answer \
-             at a time",
-            prediction.speedup,
-            prediction.num_speculative_tokens,
-            prediction.speedup * prediction.tokens_per_second_without,
-            prediction.tokens_per_second_without,
-        )?;
-        if prediction.speedup <= 1.0 {
-            writeln!(f, "          this draft does not pay here; the server will hardly use it")?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

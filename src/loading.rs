@@ -26,8 +26,10 @@ use crate::text::ChatTemplate;
 use pleach_kernels::ThreadPool;
 use pleach_kernels::cuda::{CudaError, Device};
 
-/// The models of a configuration, in memory, to compute on the CPU.
-pub struct Models {
+/// A model of a configuration, in memory, to compute on the CPU.
+pub struct Model {
+    /// Its own configuration.
+    pub config: Config,
     /// The target's name.
     pub name: String,
     /// The target.
@@ -40,21 +42,58 @@ pub struct Models {
     pub draft: MaybeDraft,
 }
 
-impl Models {
-    /// Fetches and loads the model and its draft.
+impl Model {
+    /// Fetches and loads the models and their drafts, the main model first.
     ///
     /// # Errors
-    /// [`LoadError`] where the model itself cannot be served.
-    pub fn load(config: &Config) -> Result<Self, LoadError> {
+    /// [`LoadError`] where a model itself cannot be served.
+    pub fn load(config: &Config) -> Result<Vec<Self>, LoadError> {
         if let ComputeDevice::Cuda(_) = config.device {
             return Err(LoadError::OnCpuAlone);
         }
-        let mut model = Opened::open(config.clone())?;
         let pool = Arc::new(ThreadPool::new(config.threads));
-        let (target, draft, _) = load_on_cpu(&mut model, &pool)?;
-        let Opened { checkpoint, template, tokenizer, .. } = model;
-        Ok(Self { name: checkpoint.name, target, tokenizer, template, draft })
+        open(config, |mut model| {
+            let (target, draft, _) = load_on_cpu(&mut model, &pool)?;
+            let Opened { config, checkpoint, template, tokenizer, .. } = model;
+            Ok(Self { config, name: checkpoint.name, target, tokenizer, template, draft })
+        })
     }
+}
+
+/// Fetches and opens the models of a configuration, the main one first, and loads each.
+fn open<T>(
+    config: &Config,
+    load: impl Fn(Opened) -> Result<T, LoadError>,
+) -> Result<Vec<T>, LoadError> {
+    // Names that clash are known before a model is fetched.
+    let beside = config.beside()?;
+    let mut loaded = vec![Opened::open(config.clone()).and_then(&load)?];
+    for (name, config) in beside {
+        let model = Opened::open_as(&name, config).and_then(&load);
+        loaded.push(model.map_err(|error| LoadError::Also { name, error: error.into() })?);
+    }
+    Ok(loaded)
+}
+
+/// Makes something of each model, those first whose caches want the fewest bytes: what they leave, the next may take. `make`
+/// gets a model's place among `models` and how many are left, itself among them; what it makes comes in the order of
+/// `models`.
+///
+/// # Errors
+/// The first that `make` gives.
+pub fn each_by_wanted<T, M, E>(
+    models: Vec<(u64, T)>,
+    mut make: impl FnMut(usize, usize, T) -> Result<M, E>,
+) -> Result<Vec<M>, E> {
+    let mut models: Vec<_> = models.into_iter().enumerate().collect();
+    models.sort_by_key(|(_, (wanted, _))| *wanted);
+    let mut made = Vec::new();
+    let count = models.len();
+    for (done, (at, (_, model))) in models.into_iter().enumerate() {
+        made.push((at, make(at, count - done, model)?));
+    }
+    made.sort_by_key(|(at, _)| *at);
+    Ok(made.into_iter().map(|(_, it)| it).collect())
 }
 
 /// A model whose engine runs.
@@ -140,7 +179,7 @@ impl Loaded {
 /// # Errors
 /// [`LoadError`] where a model cannot be served.
 pub fn start(config: &Config) -> Result<Vec<RunningModel>, LoadError> {
-    // A device that is not there is known before a model is fetched, and so are names that clash.
+    // A device that is not there is known before a model is fetched.
     let device = match config.device {
         ComputeDevice::Cuda(_) if !config.lora.is_empty() => return Err(AdapterError::Cuda.into()),
         ComputeDevice::Auto if !config.lora.is_empty() => None,
@@ -148,33 +187,23 @@ pub fn start(config: &Config) -> Result<Vec<RunningModel>, LoadError> {
         ComputeDevice::Cpu => None,
         ComputeDevice::Cuda(index) => Some(Device::open(index)?),
     };
-    let beside = config.beside()?;
     let (pool, turns) = (Arc::new(ThreadPool::new(config.threads)), Turns::default());
-    let load = |model| Loaded::load(model, device.as_ref(), &pool);
-    let mut loaded = vec![Opened::open(config.clone()).and_then(load)?];
-    for (name, config) in beside {
-        let model = Opened::open_as(&name, config).and_then(load);
-        loaded.push(model.map_err(|error| LoadError::Also { name, error: error.into() })?);
-    }
-    // All weights are in memory: the caches share what is left. What one that wants little leaves, the next may take.
-    let mut loaded: Vec<_> = loaded.into_iter().enumerate().collect();
-    loaded.sort_by_key(|(_, model)| model.wanted);
-    let (mut left, mut caches, mut running) = (loaded.len(), Reserved::none(), Vec::new());
-    for (at, model) in loaded {
+    let loaded = open(config, |model| {
+        let model = Loaded::load(model, device.as_ref(), &pool)?;
+        Ok((model.wanted, model))
+    })?;
+    // All weights are in memory: the caches share what is left.
+    let mut caches = Reserved::none();
+    let mut running = each_by_wanted(loaded, |at, left, model| {
         let name = model.model.checkpoint.name.clone();
-        let model = model.start(left, &mut caches, &pool, &turns).map_err(|error| match at {
+        model.start(left, &mut caches, &pool, &turns).map_err(|error| match at {
             0 => error,
             _ => LoadError::Also { name, error: error.into() },
-        })?;
-        running.push((at, model));
-        left -= 1;
-    }
-    running.sort_by_key(|(at, _)| *at);
-    let beside_all = |(_, mut model): (usize, RunningModel)| {
-        model.loader.iter_mut().for_each(|loader| loader.caches = caches);
-        model
-    };
-    Ok(running.into_iter().map(beside_all).collect())
+        })
+    })?;
+    let loaders = running.iter_mut().filter_map(|model| model.loader.as_mut());
+    loaders.for_each(|loader| loader.caches = caches);
+    Ok(running)
 }
 
 /// The first CUDA device; the log says which, or why there is none.

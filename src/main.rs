@@ -73,11 +73,11 @@ fn start() -> anyhow::Result<()> {
 
 fn report(config: &Config, args: &CheckArgs) -> anyhow::Result<()> {
     let options = Options { prompts: args.prompts.clone(), limit: Some(args.limit) };
-    let report = pleach::check::check(config, &options)?;
+    let reports = pleach::check::check(config, &options)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        println!("{}", serde_json::to_string_pretty(&reports)?);
     } else {
-        print!("{report}");
+        print!("{}", reports.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"));
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use serde_json::json;
-use support::Server;
+use support::{Server, letters};
 
 /// What became of a test, or what it lacks.
 type Outcome = Result<Completion, Failed>;
@@ -228,7 +228,9 @@ fn the_playground() -> Outcome {
     let Some(folder) = node("playground", "playwright-core@1.65.1", "playground.mjs") else {
         return lacks("npm and its package playwright-core");
     };
-    let server = Server::start(&[]);
+    let small = folder.join("small.gguf");
+    letters::write(&small, 4096);
+    let server = Server::start(&["--also", &format!("small={}", small.display())]);
     let base = format!("http://{}/", server.address);
     passes(Command::new("node").args(["playground.mjs", &base, &path]).current_dir(&folder))
 }

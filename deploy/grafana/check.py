@@ -13,7 +13,9 @@ board = json.loads((pathlib.Path(__file__).parent / "dashboards/pleach.json").re
 empty = 0
 for panel in board["panels"]:
     for target in panel.get("targets", []):
-        query = target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*")
+        query = target["expr"].replace("$__rate_interval", "1m")
+        for variable in board["templating"]["list"]:
+            query = query.replace(f"${variable['name']}", ".*")
         url = f"{base}/api/v1/query?" + urllib.parse.urlencode({"query": query})
         try:
             with urllib.request.urlopen(url, timeout=10) as response:

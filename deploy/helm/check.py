@@ -33,6 +33,10 @@ SHAPES = {
         "env": {"PLEACH_MAX_NUM_SEQS": 32, "PLEACH_NO_PREFIX_CACHING": True}, "service": {"type": "LoadBalancer"},
         "envFrom": [{"configMapRef": {"name": "more"}}], "imagePullSecrets": [{"name": "registry"}],
     },
+    "several models": {
+        "also": {"small": {"model": "hf:o/small", "draft": "none"}, "b": {"model": "/b.gguf", "draft": ""}, "c": {"model": "c"}},
+        "cache": {"kind": "emptyDir"},
+    },
     "keys of one's own": {"apiKeys": {"existingSecret": "mine"}},
     "a cache that goes": {"cache": {"kind": "emptyDir"}},
     "a shared cache": {"cache": {"kind": "shared", "accessModes": ["ReadWriteMany"], "storageClass": "nfs"}},
@@ -51,6 +55,8 @@ SHAPES = {
 REFUSED = [
     {"replicas": -1}, {"replica": 1}, {"model": ""}, {"cache": {"kind": "disk"}}, {"cache": {"size": "large"}},
     {"env": {"max-num-seqs": "1"}}, {"apiKeys": {"file": keys, "existingSecret": "mine"}}, {"service": {"port": 0}},
+    {"also": ["small=s.gguf"]}, {"also": {"small": {}}}, {"also": {"small": {"model": ""}}},
+    {"also": {"a,b": {"model": "s"}}}, {"also": {"a=b": {"model": "s"}}}, {"also": {"a": {"model": "s", "drafts": "d"}}},
     {"autoscaling": {"maxReplicas": 0}}, {"serviceMonitor": {"interval": "soon"}}, {"image": {"tag": ""}},
 ]
 
@@ -105,6 +111,10 @@ scaled = rendered({"autoscaling": {"enabled": True}})
 for kind in ["HorizontalPodAutoscaler", "PodDisruptionBudget"]:
     ours, theirs = scaled[kind][0]["spec"], manifest[kind]["spec"]
     check(all(ours[field] == theirs[field] for field in theirs if field != "selector"), f"{kind} differs")
+several = rendered(SHAPES["several models"])["Deployment"][0]["spec"]["template"]["spec"]["containers"][0]["env"]
+several = {variable["name"]: variable.get("value") for variable in several}
+check(several["PLEACH_ALSO"] == "b=/b.gguf,c=c,small=hf:o/small", f"further models are {several['PLEACH_ALSO']}")
+check(several["PLEACH_ALSO_DRAFT"] == "small=none", f"their drafts are {several['PLEACH_ALSO_DRAFT']}")
 check("replicas" not in scaled["Deployment"][0]["spec"], "the autoscaler's replicas are set anew by every upgrade")
 
 # What selects pods selects them, and claims, keys and metrics are those that pods have.

@@ -28,10 +28,10 @@ pub struct Cli {
 pub enum Command {
     /// Verify that model and draft fit each other and this machine, and what they promise
     #[command(
-        long_about = "Verifies that a model and its draft fit each other and this machine, without serving: \
-            loads both, and prints the memory they need, what passes of 1, 2, 4 and 8 rows and a draft step \
-            cost here, how many draft tokens are accepted on a few prompts, and the speed-up that this \
-            promises. Ends with an error where the pair cannot be served. Takes the server's settings, and \
+        long_about = "Verifies that a model and its draft fit each other and this machine, and so each model of \
+            --also, without serving: loads them, and prints for each pair the memory it needs, what passes \
+            of 1, 2, 4 and 8 rows and a draft step cost here, how many draft tokens are accepted on a few \
+            prompts, and the speed-up that this promises. Ends with an error where the pair cannot be served. Takes the server's settings, and \
             reads the same environment and file."
     )]
     Check(CheckArgs),
@@ -49,7 +49,7 @@ pub struct CheckArgs {
     /// Use at most so many prompts, spread evenly over the file.
     #[arg(long, default_value_t = 12)]
     pub limit: usize,
-    /// Print JSON.
+    /// Print JSON: a list with an object for each model, the main one's first.
     #[arg(long)]
     pub json: bool,
 }
@@ -196,7 +196,7 @@ pub struct Args {
     #[arg(long, env = "PLEACH_RECORD_MEGABYTES", value_name = "MB", default_value_t = 256)]
     pub record_megabytes: u32,
     /// How the model writes calls of functions: `hermes` (<tool_call> around JSON: Hermes, Qwen), `qwen3_coder`
-    /// (<tool_call> around <function=NAME> and <parameter=NAME>), `pythonic` ([name(argument=value)]: Llama 4, Gemma 3), `deepseek_v3` (a name
+    /// (<tool_call> around <function=NAME> and <parameter=NAME>), `pythonic` ([name(argument=value)], also between <|python_start|> and <|python_end|>: Llama 4, Gemma 3), `deepseek_v3` (a name
     /// and a code block between DeepSeek's tokens), `deepseek_v31` (the same without a code block), `llama3_json` (JSON with `parameters`: Llama 3), `mistral` (`[TOOL_CALLS]` and a list) or `mistral_args`
     /// (`[TOOL_CALLS]`, a name, `[ARGS]` and JSON: later Mistral models). Default: as its chat template does; one that
     /// knows no functions gets them spelled out in Hermes's format.

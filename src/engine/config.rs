@@ -211,6 +211,13 @@ impl EngineConfig {
         Ok((blocks as u64).saturating_mul(needs.block_bytes as u64))
     }
 
+    /// What the caches may take of `free` bytes where they are among the caches of so many engines: an equal share, or
+    /// what it takes where the number of blocks is set.
+    #[must_use]
+    pub const fn share_of(&self, free: u64, engines: u64) -> u64 {
+        if self.num_blocks.is_some() { free } else { free / engines }
+    }
+
     /// Chooses a number of blocks that fits into `free` bytes, less a tenth for the rows of a pass, or checks that the
     /// number that is set does. Where the configuration bounds the caches' memory, less is free.
     ///

@@ -93,9 +93,8 @@ impl Weights {
         caches: &mut Reserved,
     ) -> Result<Placed, LoadError> {
         let own = EngineConfig { model: model.served_name().into(), ..model.config.engine.clone() };
-        let engines = if own.num_blocks.is_some() { 1 } else { engines };
         let within = |free: Option<u64>| EngineConfig {
-            cache_memory: free.map(|free| free / engines),
+            cache_memory: free.map(|free| own.share_of(free, engines)),
             ..own.clone()
         };
         let weights = match self {

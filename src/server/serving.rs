@@ -1,6 +1,6 @@
 //! A model that is served: its names, its engine, and what turns texts into tokens and back.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokenizers::Tokenizer;
 use tokio::sync::oneshot;
@@ -44,6 +44,8 @@ pub struct Serving {
     pub(super) queue: Arc<Queue>,
     /// Bytes that one token stands for, at most.
     longest_token: usize,
+    /// The tokens that break repetitions where a request does not say what does; known once one asks for them.
+    pub(super) usual_breakers: OnceLock<Arc<[Vec<u32>]>>,
 }
 
 impl Serving {
@@ -82,6 +84,7 @@ impl Serving {
             drafts: Drafts::default(),
             queue,
             longest_token,
+            usual_breakers: OnceLock::new(),
         }
     }
 

@@ -82,7 +82,7 @@ fn message(texts: &Texts, message: &Value) -> Value {
         return json!({"role": "user", "content": result});
     }
     let Some(calls) = message["tool_calls"].as_array() else { return message.clone() };
-    let Texts { trigger, head, opening, arguments, syntax, closing, between, tail } = texts;
+    let Texts { trigger, head, opening, arguments, syntax, closing, between, tail, .. } = texts;
     let call = |call: &Value| {
         let name = call["function"]["name"].as_str().unwrap_or_default();
         let values = written(*syntax, &call["function"]["arguments"]);

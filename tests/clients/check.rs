@@ -1,9 +1,11 @@
-//! `pleach check`, on the default model.
+//! `pleach check`, on the default model and on models beside it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
+
+use super::support::letters;
 
 fn check(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pleach"))
@@ -13,11 +15,20 @@ fn check(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama-tied")
+}
+
+fn reports(output: &Output) -> Vec<Value> {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 #[test]
 fn a_pair_is_measured_before_it_serves() {
     let output = check(&["--json", "--limit", "2", "--max-model-len", "512", "--kv-blocks", "40"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let reports = reports(&output);
+    let [report] = &reports[..] else { panic!("{reports:?}") };
     let positive = |path: &str| {
         let value = report.pointer(path).and_then(Value::as_f64);
         assert!(value.is_some_and(|value| value > 0.0), "{path} in {report}");
@@ -44,7 +55,8 @@ fn a_pair_is_measured_before_it_serves() {
         let standalone = standalone.to_str().unwrap();
         let memory = ["--json", "--limit", "1", "--max-model-len", "512", "--kv-blocks", "40"];
         let output = check(&[&memory[..], &["--draft", standalone]].concat());
-        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let report: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+        let report = &report[0];
         let layers = report.pointer("/layers/1").and_then(Value::as_f64).unwrap();
         let cache = report.pointer("/memory/kv_cache").and_then(Value::as_f64);
         assert_eq!(cache, Some(expected * (1.0 + layers / 30.0)), "its cache lies beside");
@@ -56,7 +68,7 @@ fn a_pair_is_measured_before_it_serves() {
 
 #[test]
 fn a_pair_that_does_not_fit_is_refused() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama-tied");
+    let golden = golden();
     let prompts = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("no-turns.jsonl");
     std::fs::write(&prompts, "{\"turns\": []}\n").unwrap();
     for (arguments, expected) in [
@@ -70,5 +82,51 @@ fn a_pair_that_does_not_fit_is_refused() {
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && text.contains(expected), "{arguments:?}: {text}");
         assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+/// Every model is measured with its own draft and limits, and named as requests name it.
+#[test]
+fn models_beside_the_main_one_are_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = folder.path().join("small.gguf");
+    letters::write(&small, 256);
+    let small = small.to_str().unwrap();
+    let [also, alone] = ["pair", "alone"].map(|name| format!("{name}={small}"));
+    let draft = format!("pair={small}");
+    let prompts = folder.path().join("prompts.jsonl");
+    std::fs::write(&prompts, "{\"turns\": [\"abc\"]}\n").unwrap();
+    let prompts = prompts.to_str().unwrap();
+    let flags = ["--draft", "none", "--max-model-len", "512", "--also", &also, "--also", &alone];
+    let output =
+        check(&[&flags[..], &["--also-draft", &draft, "--json", "--prompts", prompts]].concat());
+    let reports = reports(&output);
+    let names: Vec<&str> = reports.iter().map(|it| it["model"].as_str().unwrap()).collect();
+    assert_eq!(names[1..], ["pair", "alone"]);
+    let drafts: Vec<bool> = reports.iter().map(|it| it["prediction"].is_object()).collect();
+    assert_eq!(drafts, [false, true, false]);
+    assert_eq!(reports[1]["acceptance"]["alpha"], 1.0, "it drafts for itself");
+    let memory = |at: usize, field: &str| reports[at]["memory"][field].as_u64().unwrap();
+    assert_eq!([0, 1, 2].map(|at| memory(at, "max_model_len")), [512, 256, 256]);
+    assert_eq!(memory(1, "kv_cache_full"), 2 * memory(2, "kv_cache_full"), "the draft has its own");
+
+    let output = check(&[&flags[..], &["--kv-blocks", "40"]].concat());
+    let text = String::from_utf8_lossy(&output.stdout);
+    let models: Vec<&str> = text.lines().filter(|line| line.starts_with("model ")).collect();
+    assert_eq!(models.len(), 3, "{text}");
+    assert!(models[1].contains("pair: 2 decoder blocks"), "{text}");
+    assert!(models[2].contains("alone: 2 decoder blocks"), "{text}");
+
+    let golden = golden();
+    let wrong = format!("pair={}", golden.display());
+    for (more, expected) in [
+        (["--also", "x=nowhere.gguf"], vec!["--also x: ", "nowhere.gguf"]),
+        (["--also-draft", &wrong], vec!["--also pair: the draft cannot be used: "]),
+        (["--also-draft", "y=none"], vec!["there is no --also y=SOURCE"]),
+    ] {
+        let output = check(&[&["--draft", "none", "--also", &also][..], &more].concat());
+        let text = String::from_utf8_lossy(&output.stderr);
+        let told = expected.iter().all(|part| text.contains(part));
+        assert!(!output.status.success() && told, "{more:?}: {text}");
     }
 }

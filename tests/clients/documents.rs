@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::json;
+use pleach::metrics::{ALL, Metric};
+use serde_json::{Value, json};
 
 use super::support::{self, Server};
 
@@ -137,4 +138,39 @@ fn the_metrics_are_those_of_the_table() {
     for name in documented.iter().filter(|name| !absent.contains(&&***name)) {
         assert!(served.contains(&**name), "{name} is in docs/metrics.md, but not on the page");
     }
+}
+
+/// Every query of the dashboard asks for the replicas that are chosen, and for the models where a metric has series of
+/// each.
+#[test]
+fn the_dashboard_asks_for_what_is_chosen() {
+    let text = std::fs::read_to_string(root().join("deploy/grafana/dashboards/pleach.json"));
+    let board: Value = serde_json::from_str(&text.unwrap()).unwrap();
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let variables = list(&board["templating"]["list"]);
+    let names: Vec<&str> = variables.iter().map(|it| it["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["instance", "model"]);
+    let all = |it: &Value| {
+        it["multi"] == true && it["includeAll"] == true && it["current"]["value"] == "$__all"
+    };
+    assert!(variables.iter().all(all), "{variables:?}");
+    let mut checked = 0;
+    for target in list(&board["panels"]).iter().flat_map(|panel| list(&panel["targets"])) {
+        let query = target["expr"].as_str().unwrap();
+        for (at, _) in query.match_indices("pleach_") {
+            let (series, rest) = query[at..].split_once('{').unwrap();
+            let parts = ["", "_bucket", "_sum", "_count"];
+            let is = |metric: &&Metric| {
+                parts.iter().any(|part| format!("{}{part}", metric.name) == series)
+            };
+            let Some(metric) = ALL.iter().find(is) else {
+                panic!("{series} is no metric: {query}")
+            };
+            let chosen = rest.split('}').next().unwrap();
+            assert!(chosen.contains("instance=~\"$instance\""), "{query}");
+            assert_eq!(chosen.contains("model=~\"$model\""), metric.is_of_a_model(), "{query}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 40, "{checked}");
 }

@@ -1,4 +1,4 @@
-// The playground in headless Chromium: BASE_URL CHROMIUM [FOLDER_FOR_SCREENSHOTS].
+// The playground in headless Chromium, of a server with a second model `small`: BASE_URL CHROMIUM [FOLDER_FOR_SCREENSHOTS].
 import assert from "node:assert/strict";
 import { chromium } from "playwright-core";
 
@@ -13,7 +13,10 @@ const shot = name => folder && page.screenshot({ path: `${folder}/${name}.png` }
 const done = () => page.waitForFunction(() => document.getElementById("send").textContent === "Send", null, { timeout: 120_000 });
 
 await page.goto(base);
-await page.waitForFunction(() => document.getElementById("model").textContent.includes("SmolLM2"));
+await page.locator("#choice option").first().waitFor({ state: "attached" });
+const names = await page.locator("#choice option").allTextContents();
+assert.ok(names.length === 2 && names[0].includes("SmolLM2") && names[1] === "small", names.join());
+assert.equal(await page.locator("#choice").inputValue(), names[0], "the main model answers");
 assert.equal(await page.getAttribute("html", "data-theme"), "light");
 assert.equal(await page.evaluate(() => document.activeElement.id), "prompt", "ready to write");
 
@@ -53,6 +56,20 @@ assert.equal(await page.locator(".user").count(), 2);
 assert.match(await page.textContent("#speed"), /^\d+$/);
 assert.match(await page.textContent("#acceptance"), /^(\d+ %|–)$/);
 await shot("playground-dark");
+
+// Another model goes on with it.
+await page.selectOption("#choice", "small");
+await page.fill("#max_tokens", "4");
+await page.fill("#prompt", "Hi");
+const [asked] = await Promise.all([page.waitForRequest(/chat\/completions/), page.click("#send")]);
+assert.equal(asked.postDataJSON().model, "small");
+await done();
+assert.equal(await page.locator(".answers:last-child .error").count(), 0);
+assert.match(await page.textContent(".answers:last-child h3"), /^small, with speculation/);
+await shot("playground-models");
+// The first one goes on with nothing of that.
+await page.selectOption("#choice", names[0]);
+await page.keyboard.press("Alt+n");
 
 // Escape stops an answer and keeps what was written; what is wrong is said in words.
 await page.fill("#max_tokens", "2000");

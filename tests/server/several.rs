@@ -6,13 +6,11 @@ use axum::Router;
 use axum::http::StatusCode;
 use clap::Parser;
 use pleach::cli::{Args, Config};
-use pleach::model::{Design, Family, ModelConfig, RopeConfig, RopeScaling};
 use pleach::server::{AppState, load, router};
-use pleach_kernels::DType;
 use serde_json::{Value, json};
 
 use super::flywheel::recorded;
-use super::support::{gguf, metric, random_model};
+use super::support::{letters, metric};
 use super::templates::tiny_model;
 use super::{send_to, state};
 
@@ -21,33 +19,11 @@ struct Files {
     folder: tempfile::TempDir,
 }
 
-fn small() -> ModelConfig {
-    ModelConfig {
-        family: Family::Llama,
-        vocab_size: 96,
-        hidden_size: 64,
-        intermediate_size: 96,
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 16,
-        max_position_embeddings: 256,
-        rms_norm_eps: 1e-5,
-        rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
-        sliding_window: None,
-        design: Design::default(),
-        tie_word_embeddings: true,
-        bos_token_id: Some(1),
-        eos_token_ids: vec![2],
-    }
-}
-
 impl Files {
     fn new() -> Self {
         let folder = tiny_model("{{ messages[0].content }}");
         let path = folder.path().join("small.gguf");
-        random_model::write_model(&path, &small(), 11, &|_| DType::Q8_0, &|_| 1.0);
-        gguf::add_letters(&path);
+        letters::write(&path, 256);
         Self { folder }
     }
 

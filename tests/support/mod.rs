@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 pub mod adapter;
 pub mod engines;
 pub mod gguf;
+pub mod letters;
 pub mod logits;
 pub mod random_model;
 

@@ -1,5 +1,7 @@
 //! What a request says of repetitions, in terms of the model's tokens.
 
+use std::sync::Arc;
+
 use crate::sampling::Dry;
 use crate::server::error::ApiError;
 use crate::server::serving::Serving;
@@ -35,19 +37,30 @@ pub(crate) fn dry(wanted: DryPenalty, serving: &Serving) -> Result<Option<Dry>, 
         ..usual
     };
     if dry.penalises() {
-        let texts = breakers.unwrap_or_else(|| BREAKERS.map(str::to_owned).into());
-        dry.breakers = breaking(&texts, serving)?.into();
+        dry.breakers = match breakers {
+            Some(texts) => breaking(&texts, serving)?.into(),
+            None => usual_breakers(serving)?,
+        };
     }
     Ok((dry != Dry::default()).then_some(dry))
 }
 
+/// What breaks repetitions by default. All tokens are looked through for it, so each model keeps it.
+fn usual_breakers(serving: &Serving) -> Result<Arc<[Vec<u32>]>, ApiError> {
+    if let Some(known) = serving.usual_breakers.get() {
+        return Ok(Arc::clone(known));
+    }
+    let found = breaking(&BREAKERS, serving)?.into();
+    Ok(Arc::clone(serving.usual_breakers.get_or_init(|| found)))
+}
+
 /// Tokens that have one of the texts in them, and sequences of tokens at the end of whose first a text begins, in rising
 /// order.
-fn breaking(texts: &[String], serving: &Serving) -> Result<Vec<Vec<u32>>, ApiError> {
+fn breaking<T: AsRef<str>>(texts: &[T], serving: &Serving) -> Result<Vec<Vec<u32>>, ApiError> {
     let mut found = Vec::new();
     for id in 0..serving.engine.limits().vocab_size as u32 {
         let bytes = serving.bytes_of(id);
-        for text in texts {
+        for text in texts.iter().map(AsRef::as_ref) {
             for place in (0..bytes.len()).filter(|&place| bytes[place] == text.as_bytes()[0]) {
                 let rest = &bytes[place..];
                 if rest.starts_with(text.as_bytes()) {
@@ -64,4 +77,51 @@ fn breaking(texts: &[String], serving: &Serving) -> Result<Vec<Vec<u32>>, ApiErr
     found.sort_unstable();
     found.dedup();
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+    use crate::engine::{Engine, EngineConfig, EngineHandle, Turns};
+    use crate::model::Decoder;
+    use pleach_kernels::ThreadPool;
+
+    /// A model whose tokens 1 to 3 have one of the usual breakers in them.
+    fn serving() -> Serving {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/llama-tied");
+        let mut checkpoint = Checkpoint::open(&folder).unwrap();
+        let target = Decoder::load(&mut checkpoint, &Arc::new(ThreadPool::new(1))).unwrap();
+        let config = EngineConfig { max_model_len: Some(16), ..EngineConfig::default() };
+        let engine = Engine::new(target, None, config).unwrap();
+        let (engine, _) = EngineHandle::start(engine, Turns::default());
+        let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let vocab = json!({"x": 0, "Ċ": 1, "\":": 2, "a*": 3, ",": 4});
+        let tokenizer = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": level, "post_processor": null, "decoder": level,
+            "model": {"type": "BPE", "vocab": vocab, "merges": []},
+        });
+        let tokenizer = tokenizer.to_string().parse().unwrap();
+        Serving::new("m".into(), engine, tokenizer, None, vec![0])
+    }
+
+    #[test]
+    fn usual_breakers_are_looked_up_once() {
+        let serving = serving();
+        let breakers = |mut fields: serde_json::Value| {
+            fields["dry_multiplier"] = json!(1);
+            let wanted = serde_json::from_value(fields).unwrap();
+            dry(wanted, &serving).unwrap().unwrap().breakers
+        };
+        let usual = breakers(json!({}));
+        assert_eq!(*usual, [vec![1], vec![2], vec![3]]);
+        assert!(Arc::ptr_eq(&usual, &breakers(json!({}))));
+        assert_eq!(*breakers(json!({"dry_sequence_breakers": [","]})), [vec![4]]);
+        assert_eq!(breakers(json!({"dry_sequence_breakers": BREAKERS})), usual);
+    }
 }

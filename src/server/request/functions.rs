@@ -120,7 +120,7 @@ impl Callable {
         form: Option<(&'static str, GrammarSource)>,
         but: Option<&str>,
     ) -> Result<GrammarSource, ApiError> {
-        let Texts { trigger, head, opening, arguments, syntax, closing, between, tail } =
+        let Texts { trigger, head, opening, arguments, syntax, closing, between, tail, around } =
             format.texts();
         let more = match self.parallel {
             true => format!("( {} call ){{0,{}}}", literal(between, marks), MAX_CALLS - 1),
@@ -129,13 +129,19 @@ impl Callable {
         let first = format!("{head}{opening}").chars().next().map(String::from);
         let (head, tail) = (literal(head, marks), literal(tail, marks));
         let begin = if trigger.is_empty() { "" } else { "begin" };
+        let is_special = |text: &str| marks.iter().any(|(_, mark)| *mark == text);
         let calls = format!("{begin} {head} call {more} {tail}");
-        let special = marks.iter().any(|(_, mark)| mark == trigger);
+        // Marks around calls are told from text where they are special tokens.
+        let around = around.filter(|marks| marks.iter().all(|mark| is_special(mark)));
+        let marked = around.map_or_else(String::new, |[before, after]| {
+            format!(" | {} calls {}", literal(before, marks), literal(after, marks))
+        });
+        let special = is_special(trigger);
         let trigger = literal(trigger, marks);
         let text = form.map(|(field, source)| text_schema(field, source)).transpose()?;
         let free = !self.required && text.is_none();
         let mut lark = format!(
-            "%llguidance {{}}\nstart: {}{calls}\n",
+            "%llguidance {{}}\nstart: {}calls{marked}\ncalls: {calls}\n",
             if self.required { "" } else { "text | " }
         );
         // Before the first call stands any text; without a trigger, calls are told by their first character.

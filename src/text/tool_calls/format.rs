@@ -15,7 +15,7 @@ pub enum CallFormat {
     Hermes,
     /// An object with `parameters`, alone: Llama 3.
     Llama3Json,
-    /// A Python list of calls `name(argument=value)`, alone: Llama 3.2 and 4, Gemma 3.
+    /// A Python list of calls `name(argument=value)`, alone, and perhaps between marks: Llama 3.2 and 4, Gemma 3.
     Pythonic,
     /// `[TOOL_CALLS]` and a list of objects: Mistral.
     Mistral,
@@ -34,8 +34,8 @@ pub enum Syntax {
     Python,
 }
 
-/// The texts of a format. An answer that calls is `trigger head call (between call)* tail`, and a call is
-/// `opening` name `arguments` arguments `closing`.
+/// The texts of a format. An answer that calls is `trigger head call (between call)* tail`, perhaps between the two of
+/// `around`, and a call is `opening` name `arguments` arguments `closing`.
 #[derive(Debug)]
 pub struct Texts {
     /// What comes before the first call, often a special token; a format without any has calls in place of
@@ -55,6 +55,8 @@ pub struct Texts {
     pub between: &'static str,
     /// What comes after the last call.
     pub tail: &'static str,
+    /// What some models write before and after all that, often special tokens; only of a format without a trigger.
+    pub around: Option<[&'static str; 2]>,
 }
 
 impl CallFormat {
@@ -117,6 +119,7 @@ impl CallFormat {
                 closing: "</function>\n</tool_call>",
                 between: "\n<tool_call>",
                 tail: "",
+                around: None,
             },
             Self::DeepSeekV3 => &Texts {
                 trigger: "<｜tool▁calls▁begin｜>",
@@ -127,6 +130,7 @@ impl CallFormat {
                 closing: "\n```<｜tool▁call▁end｜>",
                 between: "\n",
                 tail: "<｜tool▁calls▁end｜>",
+                around: None,
             },
             Self::DeepSeekV31 => &Texts {
                 trigger: "<｜tool▁calls▁begin｜>",
@@ -137,6 +141,7 @@ impl CallFormat {
                 closing: "<｜tool▁call▁end｜>",
                 between: "",
                 tail: "<｜tool▁calls▁end｜>",
+                around: None,
             },
             Self::Hermes => &Texts {
                 trigger: "<tool_call>",
@@ -147,6 +152,7 @@ impl CallFormat {
                 closing: "}\n</tool_call>",
                 between: "\n<tool_call>",
                 tail: "",
+                around: None,
             },
             Self::Pythonic => &Texts {
                 trigger: "",
@@ -157,6 +163,7 @@ impl CallFormat {
                 closing: ")",
                 between: ", ",
                 tail: "]",
+                around: Some(["<|python_start|>", "<|python_end|>"]),
             },
             Self::Llama3Json => &Texts {
                 trigger: "",
@@ -167,6 +174,7 @@ impl CallFormat {
                 closing: "}",
                 between: "; ",
                 tail: "",
+                around: None,
             },
             Self::Mistral => &Texts {
                 trigger: "[TOOL_CALLS]",
@@ -177,6 +185,7 @@ impl CallFormat {
                 closing: "}",
                 between: ", ",
                 tail: "]",
+                around: None,
             },
             Self::MistralArgs => &Texts {
                 trigger: "[TOOL_CALLS]",
@@ -187,6 +196,7 @@ impl CallFormat {
                 closing: "",
                 between: "[TOOL_CALLS]",
                 tail: "",
+                around: None,
             },
         }
     }
@@ -203,7 +213,8 @@ impl CallFormat {
                 "<｜tool▁call▁end｜>",
                 "<｜tool▁calls▁end｜>",
             ],
-            Self::Pythonic | Self::Llama3Json => &[],
+            Self::Pythonic => &["<|python_start|>", "<|python_end|>"],
+            Self::Llama3Json => &[],
             Self::Mistral => &["[TOOL_CALLS]"],
             Self::MistralArgs => &["[TOOL_CALLS]", "[ARGS]"],
         }

@@ -24,6 +24,8 @@ pub struct CallParser {
     functions: Signatures,
     /// Text that is not known yet to be one thing or the other.
     held: String,
+    /// What stood before the first name.
+    before: String,
     arguments: Arguments,
 }
 
@@ -45,7 +47,8 @@ impl CallParser {
     pub fn new(format: CallFormat, functions: Signatures) -> Self {
         let (texts, place) = (format.texts(), Place::Text);
         let arguments = Arguments::new(texts.syntax, None);
-        Self { texts, place, functions, held: String::new(), arguments }
+        let (held, before) = (String::new(), String::new());
+        Self { texts, place, functions, held, before, arguments }
     }
 
     /// The parts that a piece of text completes.
@@ -67,24 +70,28 @@ impl CallParser {
 
     /// Takes what it can from the held text; returns whether there may be more to take.
     fn step(&mut self, parts: &mut Vec<Part>) -> bool {
-        let Texts { trigger, head, opening, arguments, between, .. } = self.texts;
+        let Texts { trigger, head, opening, arguments, between, around, .. } = self.texts;
         match self.place {
             Place::TextAlone => {
                 parts.extend(some_text(std::mem::take(&mut self.held)));
                 false
             }
             Place::Text if trigger.is_empty() => {
-                let opening = format!("{head}{opening}");
-                if let Some(rest) = self.held.strip_prefix(&opening) {
-                    (self.held, self.place) = (rest.to_owned(), Place::Name);
+                let bare = format!("{head}{opening}");
+                let marked = around.map(|[before, _]| format!("{before}{bare}"));
+                let ways = [Some(bare), marked].into_iter().flatten();
+                if let Some(way) = ways.clone().find(|way| self.held.starts_with(way)) {
+                    self.held.drain(..way.len());
+                    (self.before, self.place) = (way, Place::Name);
                     return true;
                 }
-                let open = opening.starts_with(&self.held);
+                let open = ways.into_iter().any(|way| way.starts_with(&self.held));
                 self.place = if open { Place::Text } else { Place::TextAlone };
                 !open
             }
             Place::Text => {
-                let (text, found) = until(&mut self.held, &format!("{trigger}{head}{opening}"));
+                self.before = format!("{trigger}{head}{opening}");
+                let (text, found) = until(&mut self.held, &self.before);
                 parts.extend(some_text(text));
                 self.place = if found { Place::Name } else { Place::Text };
                 found
@@ -104,7 +111,7 @@ impl CallParser {
                     return false;
                 }
                 // No name has been found: then this is something else.
-                self.held.insert_str(0, &format!("{trigger}{head}{opening}"));
+                self.held.insert_str(0, &self.before);
                 self.place = Place::TextAlone;
                 true
             }
@@ -241,12 +248,37 @@ mod tests {
             assert_eq!(value(0), expected, "{width}");
             assert_eq!((value(1), value(2)), (json!({}), json!({"a": "]"})), "{width}");
         }
-        for text in ["[1, 2]", "[true]", "[a b(c)]", "[]", "[\"f(a=1)\"]", "f(a=1)"] {
+        let wrong = ["[1, 2]", "[true]", "[a b(c)]", "[]", "[\"f(a=1)\"]", "f(a=1)"];
+        let marked = [
+            "<|python_start|>[1, 2]<|python_end|>",
+            "<|python_start|>print(1)<|python_end|>",
+            "<|python_tag|>[f(a=1)]",
+            " <|python_start|>[f(a=1)]",
+        ];
+        for text in wrong.into_iter().chain(marked) {
             for width in 1..=text.len() {
                 let parts = parse(CallFormat::Pythonic, text, width);
                 assert_eq!(parts, [Part::Text(text.into())], "{width}");
             }
         }
+    }
+
+    /// Llama 4's special tokens around calls are no part of them, nor of the text.
+    #[test]
+    fn calls_may_stand_between_marks() {
+        let text = "<|python_start|>[f(a=\"<|python_end|>\"), g(b=[1])]<|python_end|>";
+        for width in 1..=text.len() {
+            let calls = calls_of(&parse(CallFormat::Pythonic, text, width));
+            let expected = [("f", "{\"a\": \"<|python_end|>\"}"), ("g", "{\"b\": [1]}")];
+            let expected = expected.map(|(name, json)| (name.to_owned(), json.to_owned()));
+            assert_eq!(calls, expected, "{width}");
+        }
+        let mut cut = CallParser::new(CallFormat::Pythonic, Arc::default());
+        assert_eq!(cut.push("<|python_start|>["), []);
+        assert_eq!(cut.finish(), None);
+        let mut cut = CallParser::new(CallFormat::Pythonic, Arc::default());
+        cut.push("<|python_sta");
+        assert_eq!(cut.finish(), Some(Part::Text("<|python_sta".into())));
     }
 
     #[test]
