@@ -1,4 +1,4 @@
-//! Projections that a Hugging Face folder holds side by side in one matrix (Phi-3).
+//! Projections that files hold side by side in one matrix (Phi-3).
 
 use std::ops::Range;
 

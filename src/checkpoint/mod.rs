@@ -169,10 +169,11 @@ impl Checkpoint {
                 let fused: Vec<String> = names.iter().filter_map(whole).collect();
                 names.into_iter().chain(fused).chain([embedding.into(), head.into()]).collect()
             }
-            Store::Gguf(_) => {
+            Store::Gguf(gguf) => {
                 let names = names.iter().map(String::as_str).chain([embedding, head]);
-                let names = names.filter_map(|name| gguf_model::tensor_name(&self.config, name));
-                names.chain([gguf_model::FACTORS.to_owned()]).collect()
+                let stored = |name| gguf_model::stored_name(gguf, &self.config, name);
+                let factors = gguf_model::LONG_FACTORS.into_iter().chain([gguf_model::FACTORS]);
+                names.filter_map(stored).chain(factors.map(str::to_owned)).collect()
             }
         };
         let mut unread: Vec<&str> = self
@@ -225,10 +226,7 @@ impl Checkpoint {
             Store::Folder(folder) => {
                 folder.has(name) || fused_in(folder, &self.config, name).is_some()
             }
-            Store::Gguf(gguf) => {
-                let name = gguf_model::tensor_name(&self.config, name);
-                name.is_some_and(|name| gguf.has(&name))
-            }
+            Store::Gguf(gguf) => gguf_model::has(gguf, &self.config, name),
         }
     }
 

@@ -19,6 +19,8 @@ const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Words of Qwen 2.
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Words of GPT-4o.
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Words of Mistral's Tekken.
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Where llama.cpp splits the texts of models that it knows nothing of, one after the other.
@@ -38,6 +40,10 @@ pub(super) enum PreTokenizer {
     Digits,
     /// As Llama 3 does. A word that is a token is not put together from parts.
     Llama3,
+    /// As [`Llama3`](Self::Llama3), but every word is put together from parts.
+    Dbrx,
+    /// As GPT-4o does, and Phi-4-mini and Llama 4 after it.
+    Gpt4o,
     /// As Qwen 2 does.
     Qwen2,
     /// As Mistral does since Nemo. A word that is a token is not put together from parts.
@@ -58,7 +64,7 @@ impl PreTokenizer {
         };
         Self::named(name).ok_or_else(|| {
             let reason = format!(
-                "`{name}` is not supported; default, gpt-2, smollm, llama-bpe, qwen2 and tekken are, and their other names"
+                "`{name}` is not supported; default, gpt-2, smollm, llama-bpe, dbrx, gpt-4o, qwen2 and tekken are, and their other names"
             );
             CheckpointError::field(gguf.path(), KEY, reason)
         })
@@ -84,6 +90,8 @@ impl PreTokenizer {
             | "minerva-7b" | "mellum2" => Self::Digits,
             "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "falcon-h1" | "pixtral"
             | "midm-2.0" | "lfm2" | "jina-v5-nano" => Self::Llama3,
+            "dbrx" | "smaug-bpe" => Self::Dbrx,
+            "gpt-4o" | "llama4" | "kanana2" => Self::Gpt4o,
             "qwen2" | "deepseek-r1-qwen" | "kormo" | "f2llmv2" | "stablelm2" | "megrez"
             | "hunyuan" | "solar-open" | "grok-2" => Self::Qwen2,
             "tekken" => Self::Tekken,
@@ -112,7 +120,8 @@ impl PreTokenizer {
                 let words = ByteLevel::new(false, true, true);
                 return Ok(Sequence::new(vec![Digits::new(true).into(), words.into()]).into());
             }
-            Self::Llama3 => &[LLAMA3],
+            Self::Llama3 | Self::Dbrx => &[LLAMA3],
+            Self::Gpt4o => &[GPT4O],
             Self::Qwen2 => &[QWEN2],
             Self::Tekken => &[TEKKEN],
             Self::Default => &DEFAULT,

@@ -57,7 +57,6 @@ fn yarn(inner: &Fields, original: usize) -> Result<RopeScaling, CheckpointError>
     })
 }
 
-/// LongRoPE, as plain divisors where they are the same for short and long contexts.
 fn longrope(
     inner: &Fields,
     positions: usize,
@@ -77,11 +76,7 @@ fn longrope(
         (1.0 + factor.ln() / (original.max(2) as f64).ln()).sqrt()
     };
     let attention_factor = inner.optional_f64("attention_factor")?.unwrap_or(usual);
-    if long == short && attention_factor == 1.0 {
-        return Ok(RopeScaling::Factors(long));
-    }
-    let original_max_position_embeddings = original;
-    Ok(RopeScaling::LongRope { short, long, original_max_position_embeddings, attention_factor })
+    Ok(RopeScaling::long_rope(short, long, original, attention_factor))
 }
 
 /// The inverse of [`parse`]; `Null` without scaling.

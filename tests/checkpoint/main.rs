@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 mod hub;
 mod missing;
 mod parts;
+mod phi3;
 mod quantized;
 mod stored_types;
 #[path = "../support/mod.rs"]

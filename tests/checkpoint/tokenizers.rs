@@ -47,6 +47,8 @@ const TEKKEN: &str = "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]
     [\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\
     \\s+(?!\\S)|\\s+";
 
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 /// What stands in `tokenizer.json` of the models that these names of llama.cpp's stand for.
 fn references() -> Vec<(&'static [&'static str], Value)> {
     let digits = |individual| json!({"type": "Digits", "individual_digits": individual});
@@ -81,6 +83,8 @@ fn references() -> Vec<(&'static [&'static str], Value)> {
             &["smollm", "starcoder", "refact", "command-r"],
             sequence(&[digits(true), byte_level(true)]),
         ),
+        (&["dbrx", "smaug-bpe"], sequence(&[isolated(LLAMA3), byte_level(false)])),
+        (&["gpt-4o", "llama4", "kanana2"], sequence(&[isolated(GPT4O), byte_level(false)])),
         (&["tekken"], sequence(&[isolated(TEKKEN), byte_level(false)])),
         (&["default"], sequence(&falcon)),
     ]
@@ -175,6 +179,9 @@ fn names_of_pre_tokenizers_split_as_their_models_do() {
     file(&path, &[("tokenizer.ggml.pre", Foreign::Text("tekken"))]);
     let expected = ["get", "HTTPResponse", "Code", "1", "2", "Ġit", "'s", "Ġ//"];
     assert_eq!(words(&open(&path), "getHTTPResponseCode12 it's //"), expected);
+    file(&path, &[("tokenizer.ggml.pre", Foreign::Text("gpt-4o"))]);
+    let expected = ["get", "HTTPResponse", "Code", "123", "4", "Ġit's", "Ġ//"];
+    assert_eq!(words(&open(&path), "getHTTPResponseCode1234 it's //"), expected);
     file(&path, &[("tokenizer.ggml.pre", Foreign::Text("whatever"))]);
     let error = Checkpoint::open(&path).err().unwrap().to_string();
     assert!(error.contains("tokenizer.ggml.pre") && error.contains("`whatever`"), "{error}");
@@ -186,9 +193,15 @@ fn words_that_are_tokens() {
     let temporary = tempfile::tempdir().unwrap();
     let path = temporary.path().join("model.gguf");
     let hello = vocabulary().0.len() as u32 - 1;
-    for (name, whole) in
-        [("llama-bpe", true), ("lfm2", true), ("tekken", true), ("qwen2", false), ("gpt-2", false)]
-    {
+    for (name, whole) in [
+        ("llama-bpe", true),
+        ("lfm2", true),
+        ("tekken", true),
+        ("dbrx", false),
+        ("gpt-4o", false),
+        ("qwen2", false),
+        ("gpt-2", false),
+    ] {
         file(&path, &[("tokenizer.ggml.pre", Foreign::Text(name))]);
         assert_eq!(ids(&open(&path), "hello") == [hello], whole, "{name}");
     }

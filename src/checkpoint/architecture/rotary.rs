@@ -57,6 +57,20 @@ pub enum RopeScaling {
 }
 
 impl RopeScaling {
+    /// LongRoPE, as plain divisors where they are the same for short and long contexts and nothing else is scaled.
+    #[must_use]
+    pub fn long_rope(
+        short: Vec<f32>,
+        long: Vec<f32>,
+        original_max_position_embeddings: usize,
+        attention_factor: f64,
+    ) -> Self {
+        if long == short && attention_factor == 1.0 {
+            return Self::Factors(long);
+        }
+        Self::LongRope { short, long, original_max_position_embeddings, attention_factor }
+    }
+
     /// Positions that a model with `positions` of its own reaches by scaling from `original` ones.
     #[must_use]
     pub fn reach(&self, positions: usize, original: usize) -> usize {

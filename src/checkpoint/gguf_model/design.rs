@@ -26,7 +26,10 @@ pub(super) fn of(
         let unrotated =
             said.unwrap_or_else(|| if keys.arch == "smollm3" { own() } else { Vec::new() });
         let share = number("partial_rotary_factor")?;
-        let rotated = share.map(|share| (head_dim as f64 * share).round() as usize);
+        let rotated = match share {
+            Some(share) => Some((head_dim as f64 * share).round() as usize),
+            None => keys.optional_usize("rope.dimension_count")?.filter(|size| *size != head_dim),
+        };
         return Ok(Design { unrotated, rotated, ..Design::default() });
     }
     let wide = BLOCKS_OF_27B.contains(&(family, blocks));

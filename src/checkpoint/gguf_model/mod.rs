@@ -11,19 +11,19 @@ use super::gguf::{Gguf, Value};
 use crate::checkpoint::architecture::{Attachment, Family, ModelConfig, RopeConfig};
 pub(super) use extension::EXTENSION;
 use extension::Extension;
-use keys::Keys;
-pub(super) use rope::FACTORS;
+use keys::{Keys, PHI3};
 use rope::scaling_by_keys;
-pub(super) use tensors::{info, read, tensor_name, to_gguf};
+pub(super) use rope::{FACTORS, LONG_FACTORS};
+pub(super) use tensors::{has, info, read, stored_name, tensor_name, to_gguf};
 
 /// The values of `general.architecture` that are read.
-const ARCHITECTURES: &str = "llama, smollm3, qwen2, qwen3, gemma2 and gemma3";
+const ARCHITECTURES: &str = "llama, smollm3, phi3, qwen2, qwen3, gemma2 and gemma3";
 
 /// The architecture, from the metadata.
 pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, CheckpointError> {
     let arch = gguf.get("general.architecture").and_then(Value::as_str).unwrap_or_default();
     let family = match arch {
-        "llama" | "smollm3" => Family::Llama,
+        "llama" | "smollm3" | PHI3 => Family::Llama,
         "qwen2" => Family::Qwen2,
         "qwen3" => Family::Qwen3,
         "gemma2" => Family::Gemma2,
@@ -61,7 +61,9 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, CheckpointError> {
         ("rope.dimension_count", "partial rotation"),
         ("attention.value_length", "values of another width"),
     ] {
-        if let Some(size) = keys.optional_usize(name)?.filter(|size| *size != head_dim) {
+        let partial = arch == PHI3 && name == "rope.dimension_count";
+        let size = keys.optional_usize(name)?.filter(|size| *size != head_dim && !partial);
+        if let Some(size) = size {
             let reason = format!("{size} beside heads of {head_dim}: {means} is not supported");
             return Err(keys.error(name, reason));
         }

@@ -16,7 +16,18 @@ pub(super) fn scaling_by_keys(
         None => given("rope.scale_linear")?.unwrap_or(1.0),
     };
     let kind = keys.gguf.get(&keys.key("rope.scaling.type")).and_then(Value::as_str);
-    let scaling = match kind.unwrap_or("linear") {
+    let kind = kind.unwrap_or("linear");
+    if kind == "longrope" || LONG_FACTORS.iter().any(|name| keys.gguf.has(name)) {
+        let alone = kind == "none" || factor == 1.0 && ["linear", "longrope"].contains(&kind);
+        if !alone {
+            let [long, short] = LONG_FACTORS;
+            let reason =
+                format!("`{kind}` by {factor} beside tensors {long} and {short} is not supported");
+            return Err(keys.error("rope.scaling.type", reason));
+        }
+        return long_rope(keys, positions);
+    }
+    let scaling = match kind {
         "none" => RopeScaling::None,
         "linear" if factor == 1.0 => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor },
@@ -28,7 +39,7 @@ pub(super) fn scaling_by_keys(
     if !keys.gguf.has(FACTORS) {
         return Ok(scaling);
     }
-    let divisors = factors(keys.gguf)?;
+    let divisors = factors(keys, FACTORS)?;
     match scaling {
         RopeScaling::Linear { factor } => {
             let scaled = divisors.iter().map(|by| (f64::from(*by) * factor) as f32);
@@ -71,13 +82,24 @@ fn yarn_by_keys(
     })
 }
 
+fn long_rope(keys: &Keys, positions: usize) -> Result<RopeScaling, CheckpointError> {
+    let [long, short] = LONG_FACTORS.map(|name| factors(keys, name));
+    let original = keys.optional_usize("rope.scaling.original_context_length")?;
+    let attention_factor = keys.optional_f64("rope.scaling.attn_factor")?.unwrap_or(1.0);
+    Ok(RopeScaling::long_rope(short?, long?, original.unwrap_or(positions), attention_factor))
+}
+
 /// The tensor of per-frequency divisors.
 pub(in crate::checkpoint) const FACTORS: &str = "rope_freqs.weight";
+/// The tensors of LongRoPE's divisors, for contexts longer than the trained one and for others.
+pub(in crate::checkpoint) const LONG_FACTORS: [&str; 2] =
+    ["rope_factors_long.weight", "rope_factors_short.weight"];
 
 /// Per-frequency divisors of the rotary embedding.
-fn factors(gguf: &Gguf) -> Result<Vec<f32>, CheckpointError> {
+fn factors(keys: &Keys, name: &str) -> Result<Vec<f32>, CheckpointError> {
+    let path = keys.gguf.path();
     // The directory is shared, the file handle is not: open it anew for this one small tensor.
-    let mut copy = Gguf::open(gguf.path())?;
-    let tensor = copy.read(FACTORS)?.expect("the caller has seen it");
-    Ok(tensor.to_f32())
+    let tensor = Gguf::open(path)?.read(name)?;
+    let missing = || CheckpointError::MissingTensor { path: path.into(), name: name.into() };
+    Ok(tensor.ok_or_else(missing)?.to_f32())
 }

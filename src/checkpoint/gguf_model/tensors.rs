@@ -1,10 +1,12 @@
 //! Tensors of GGUF files by their Hugging Face names, with rows in Hugging Face order.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
+use super::keys::PHI3;
 use crate::checkpoint::architecture::{Family, ModelConfig, PROJECTIONS};
-use crate::checkpoint::gguf::Gguf;
-use crate::checkpoint::{CheckpointError, RawTensor, TensorInfo};
+use crate::checkpoint::gguf::{Gguf, Value};
+use crate::checkpoint::{CheckpointError, RawTensor, TensorInfo, fused};
 use pleach_kernels::DType;
 
 /// The GGUF name of a tensor with a Hugging Face name.
@@ -27,15 +29,44 @@ pub(in crate::checkpoint) fn tensor_name(config: &ModelConfig, name: &str) -> Op
         "self_attn.q_proj" => "attn_q",
         "self_attn.k_proj" => "attn_k",
         "self_attn.v_proj" => "attn_v",
+        "self_attn.qkv_proj" => "attn_qkv",
         "self_attn.o_proj" => "attn_output",
         "self_attn.q_norm" => "attn_q_norm",
         "self_attn.k_norm" => "attn_k_norm",
         "mlp.gate_proj" => "ffn_gate",
-        "mlp.up_proj" => "ffn_up",
+        "mlp.up_proj" | "mlp.gate_up_proj" => "ffn_up",
         "mlp.down_proj" => "ffn_down",
         _ => return None,
     };
     Some(format!("blk.{layer}.{module}.{kind}"))
+}
+
+fn is_phi3(gguf: &Gguf) -> bool {
+    gguf.get("general.architecture").and_then(Value::as_str) == Some(PHI3)
+}
+
+/// Where a file is to have a tensor with a Hugging Face name: the name there, and which rows where others' lie beside.
+fn place(gguf: &Gguf, config: &ModelConfig, name: &str) -> Option<(String, Option<Range<usize>>)> {
+    let whole = fused::source(config, name).filter(|_| is_phi3(gguf));
+    let whole = whole.and_then(|(whole, rows)| Some((tensor_name(config, &whole)?, Some(rows))));
+    match whole.filter(|(whole, _)| gguf.has(whole)) {
+        None => Some((tensor_name(config, name)?, None)),
+        whole => whole,
+    }
+}
+
+/// The name of the tensor in a file that has the values of a Hugging Face name, alone or among others.
+pub(in crate::checkpoint) fn stored_name(
+    gguf: &Gguf,
+    config: &ModelConfig,
+    name: &str,
+) -> Option<String> {
+    place(gguf, config, name).map(|(name, _)| name)
+}
+
+/// Whether a file has a tensor, by its Hugging Face name.
+pub(in crate::checkpoint) fn has(gguf: &Gguf, config: &ModelConfig, name: &str) -> bool {
+    stored_name(gguf, config, name).is_some_and(|name| gguf.has(&name))
 }
 
 /// Heads of a matrix whose rows the llama architecture stores in another order.
@@ -54,7 +85,12 @@ pub(in crate::checkpoint) fn info(
     config: &ModelConfig,
     name: &str,
 ) -> Option<TensorInfo> {
-    gguf.info(&tensor_name(config, name)?)
+    let (name, rows) = place(gguf, config, name)?;
+    let whole = gguf.info(&name)?;
+    Some(match rows {
+        Some(rows) => fused::info(whole, &rows),
+        None => whole,
+    })
 }
 
 /// Reads a tensor by its Hugging Face name.
@@ -67,12 +103,16 @@ pub(in crate::checkpoint) fn read(
     config: &ModelConfig,
     name: &str,
 ) -> Result<Option<RawTensor>, CheckpointError> {
-    let Some(gguf_name) = tensor_name(config, name) else { return Ok(None) };
+    let Some((gguf_name, rows)) = place(gguf, config, name) else { return Ok(None) };
     let Some(mut tensor) = gguf.read(&gguf_name)? else { return Ok(None) };
+    if let Some(rows) = rows {
+        let wrong = |reason| CheckpointError::field(gguf.path(), &gguf_name, reason);
+        tensor = fused::cut(&tensor, &rows, wrong)?;
+    }
     if is_norm_from_one(config, name) {
         tensor = add_to(&tensor, -1.0);
     }
-    if let Some(heads) = interleaved_heads(config, name) {
+    if let Some(heads) = interleaved_heads(config, name).filter(|_| !is_phi3(gguf)) {
         let (dim, half) = (config.head_dim, config.head_dim / 2);
         let rows = tensor.shape[0];
         if rows != heads * dim {
