@@ -12,6 +12,9 @@ use crate::shared::chat::Chat;
 /// How vLLM names tokens that it is asked to tell of by their ids (`return_tokens_as_token_ids`).
 const BY_ID: &str = "token_id:";
 
+/// The likeliest tokens of a place, and their log-probabilities.
+type Likeliest = Vec<(u32, f32)>;
+
 /// The ids of a model's tokens, by what stands for them.
 pub(super) struct Spoken {
     vocab_size: usize,
@@ -38,7 +41,7 @@ impl Spoken {
 
     /// The tokens of an answer, and the likeliest at each place: `content` of a choice's `logprobs`. Of those, what
     /// cannot be told is left out.
-    pub(super) fn tokens(&self, choice: &Value) -> Result<Vec<(u32, Vec<(u32, f32)>)>> {
+    pub(super) fn tokens(&self, choice: &Value) -> Result<Vec<(u32, Likeliest)>> {
         let Some(content) = choice["logprobs"]["content"].as_array() else {
             bail!("the server gives no `logprobs` of its answers; leave out --top-logprobs");
         };
