@@ -102,7 +102,7 @@ pub struct Args {
     #[arg(long, env = "PLEACH_MAX_NUM_SEQS", default_value_t = 16)]
     pub max_num_seqs: usize,
     /// Tokens computed in one step, prompts and answers together. While answers are written, prompts have fewer where
-    /// theirs would hold these up for more than 0.15 s.
+    /// theirs would hold these up for more than about 0.15 s.
     #[arg(long, env = "PLEACH_MAX_NUM_BATCHED_TOKENS", default_value_t = 512)]
     pub max_num_batched_tokens: usize,
     /// Requests that wait, at most; further ones are answered 429.
