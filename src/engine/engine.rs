@@ -10,7 +10,7 @@ use super::prompt_pace::PromptPace;
 use super::scheduler::Scheduler;
 use super::sequence::Sequence;
 use super::sequences::Sequences;
-use super::step::{Commit, Verifier, account, cost, prompts, propose, schedule, with_drafts};
+use super::step::{Commit, Verifier, account, cost, prompt_rows, propose, schedule, with_drafts};
 use super::tally::Tally;
 use super::{
     CacheNeeds, EngineConfig, EngineError, EngineLimits, EngineStats, Event, FinishReason, Request,
@@ -225,8 +225,9 @@ impl Engine {
             drafting.observe_target(with_drafts(&items, &proposals), pass.seconds);
         }
         let target_cost = &drafting.costs().target;
-        let (prompt_rows, others) = prompts(&items, &proposals);
-        pace.observe(prompt_rows, pass.seconds - target_cost.seconds(others).unwrap_or(0.0));
+        let prompts = prompt_rows(&items);
+        let others = target_cost.seconds((pass.rows - prompts).max(1)).unwrap_or(0.0);
+        pace.observe(prompts, pass.seconds - others);
         scheduler.bound_prompts(pace.rows());
         let cost = cost(&items, &pass, drafts.seconds(), target_cost);
         let commit = Commit { scheduler, sequences, drafting, comparing, target, tally, events };

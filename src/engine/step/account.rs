@@ -1,6 +1,6 @@
 //! What a step took, and what its tokens would have taken without speculation.
 
-use super::work::{one_row_each, with_drafts, without_drafts};
+use super::work::{one_row_each, prompt_rows, with_drafts, without_drafts};
 use crate::engine::decode_time::{GeneratingStep, by_proposer};
 use crate::engine::scheduler::Scheduled;
 use crate::engine::tally::{Tally, TargetPass};
@@ -21,7 +21,7 @@ pub(in crate::engine) fn account(
     let sequences = items.iter().filter(|item| item.completes).count();
     let step = GeneratingStep {
         rows: pass.rows,
-        prompt_rows: items.iter().map(|item| item.count).sum::<usize>() - sequences,
+        prompt_rows: prompt_rows(items),
         sequences,
         tokens: events.iter().map(|(_, event)| event.num_tokens()).sum(),
         target_seconds: pass.seconds,

@@ -13,4 +13,4 @@ pub(super) use commit::Commit;
 pub(super) use propose::propose;
 pub(super) use schedule::schedule;
 pub(super) use verify::Verifier;
-pub(super) use work::{prompts, with_drafts};
+pub(super) use work::{prompt_rows, with_drafts};

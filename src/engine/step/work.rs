@@ -21,16 +21,8 @@ pub(super) fn one_row_each<'a>(items: impl Iterator<Item = &'a Scheduled>) -> Wo
     items.fold(Work::default(), |work, item| work.sequence(1, item.start + item.count))
 }
 
-/// The sequences that decode, one row each.
-fn decoding(items: &[Scheduled]) -> impl Iterator<Item = &Scheduled> {
-    items.iter().filter(|item| item.count == 1 && item.completes)
-}
-
-/// Rows of prompts, and what a pass would compute without them: a row at least.
-pub(in crate::engine) fn prompts(items: &[Scheduled], proposals: &[Proposal]) -> (usize, Work) {
-    let others =
-        decoding(items).count() + proposals.iter().map(|it| it.tokens.len()).sum::<usize>();
-    let all = with_drafts(items, proposals).rows;
-    let work = one_row_each(decoding(items));
-    (all - others, Work { rows: others.max(1), ..work })
+/// Rows of prompts: all but the last row of each sequence whose next token is drawn.
+pub(in crate::engine) fn prompt_rows(items: &[Scheduled]) -> usize {
+    let drawn = items.iter().filter(|item| item.completes).count();
+    items.iter().map(|item| item.count).sum::<usize>() - drawn
 }
