@@ -19,13 +19,14 @@ use super::decoder::{KvCache, Layer, Loader, ModelError, Pass};
 use super::{DraftInput, Rows};
 use crate::checkpoint::architecture::{Attachment, ModelConfig, PROJECTIONS, RopeTables};
 use pleach_kernels::{
-    Activations, PackedMatrix, ThreadPool, embed, matmul, rms_norm, rms_norm_quantized, soft_cap,
+    Activations, PackedMatrix, Shortlist, ThreadPool, embed, matmul, rms_norm, rms_norm_quantized,
+    soft_cap,
 };
 
 /// What a drafter has of its target or in its place.
 pub(super) struct Tables {
     pub(super) embedding: Arc<PackedMatrix>,
-    pub(super) head: Arc<PackedMatrix>,
+    pub(super) head: Shortlist,
     pub(super) draft_vocab: Option<Arc<[u32]>>,
 }
 
@@ -92,7 +93,7 @@ impl AttachedDrafter {
     /// Rows of the output head.
     #[must_use]
     pub fn head_rows(&self) -> usize {
-        self.tables.head.out_features()
+        self.tables.head.exact().out_features()
     }
 
     /// Token ids of the head's rows, where the head is trimmed.
@@ -101,12 +102,13 @@ impl AttachedDrafter {
         self.tables.draft_vocab.as_ref()
     }
 
-    /// Memory of what the target does not have: projections, blocks, and the rows of a trimmed head.
+    /// Memory of what the target does not have: projections, blocks, the rows of a trimmed head, and the head's copy.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         let blocks = self.layers.iter().map(Layer::bytes).sum::<usize>();
-        let head = self.tables.draft_vocab.as_ref().map_or(0, |_| self.tables.head.bytes());
-        self.first.bytes() + self.next.bytes() + blocks + head
+        let Tables { head, draft_vocab, .. } = &self.tables;
+        let trimmed = draft_vocab.as_ref().map_or(0, |_| head.exact().bytes());
+        self.first.bytes() + self.next.bytes() + blocks + trimmed + head.bytes()
     }
 
     /// Floating-point operations of a step behind `context` positions.
@@ -165,7 +167,7 @@ impl AttachedDrafter {
         }
         rms_norm_quantized(pool, hidden, count, |row| row, &self.norm, eps, &mut operands[0]);
         logits.resize(count * self.head_rows(), 0.0);
-        matmul(pool, &[&self.tables.head], &operands[0], logits, self.head_rows());
+        self.tables.head.product(pool, &operands[0], logits);
         if let Some(cap) = self.config.design.logit_cap {
             soft_cap(pool, logits, 1.0, cap);
         }

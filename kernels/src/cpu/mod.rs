@@ -31,7 +31,7 @@ pub use elementwise::{scale, soft_cap};
 pub use gate::Activation;
 pub use low_rank::{Additions, LowRank};
 pub use mat_ref::MatRef;
-pub use matmul::{Gated, gated_product, matmul, matmul_add};
+pub use matmul::{Gated, Shortlist, gated_product, matmul, matmul_add};
 pub use norm::{
     add_assign, add_bias, add_rms_norm, gate_mul, rms_norm, rms_norm_heads, rms_norm_quantized,
 };

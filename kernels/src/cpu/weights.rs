@@ -169,6 +169,18 @@ impl PackedMatrix {
         }
     }
 
+    /// Its values rounded to a format of [`DType::quantize`]; `None` for others, and where rows are not whole blocks.
+    #[must_use]
+    pub fn rounded(&self, dtype: DType) -> Option<Self> {
+        let mut bytes = Vec::new();
+        let mut row = vec![0.0; self.in_features];
+        for index in 0..self.out_features {
+            self.row(index, &mut row);
+            bytes.extend(dtype.quantize(&row)?);
+        }
+        Self::pack(dtype, self.out_features, self.in_features, &bytes).ok()
+    }
+
     /// The matrix of the given rows, in that order, with the same values.
     ///
     /// # Panics

@@ -9,7 +9,7 @@ use crate::checkpoint::architecture::{ModelConfig, PROJECTIONS, tensor_names};
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::model::attached::{AttachedDrafter, Tables};
 use crate::model::draft::Draft;
-use pleach_kernels::{CacheFormat, LayerCache, PackedMatrix, ThreadPool};
+use pleach_kernels::{CacheFormat, LayerCache, PackedMatrix, Shortlist, ThreadPool};
 
 /// What a target lends its drafts, also while it serves: its embedding and its head.
 #[derive(Clone)]
@@ -47,7 +47,11 @@ impl Lender {
         if let Some(rows) = draft.draft_vocab.as_ref().filter(|_| !draft.has(head)) {
             bytes += PackedMatrix::packed_bytes(self.head.dtype(), rows.len(), config.hidden_size);
         }
-        if draft.attachment.is_none() {
+        if draft.attachment.is_some() {
+            let rows = draft.draft_vocab.as_ref().map_or(config.vocab_size, |rows| rows.len());
+            let dtype = if draft.has(head) { draft.info(head)?.dtype } else { self.head.dtype() };
+            bytes += Shortlist::copy_bytes(dtype, rows, config.hidden_size);
+        } else {
             let layer = LayerCache::bytes(num_blocks, &config.attention(0), CacheFormat::F16);
             bytes += layer * config.num_hidden_layers;
         }
@@ -92,7 +96,7 @@ impl Lender {
         };
         if let Some(attachment) = attachment {
             attachment.check(&self.config, &config)?;
-            let tables = Tables { embedding, head, draft_vocab: vocab };
+            let tables = Tables { embedding, head: Shortlist::new(head), draft_vocab: vocab };
             return Ok(
                 AttachedDrafter::load(loader, config, attachment, tables, &self.pool)?.into()
             );

@@ -12,6 +12,7 @@ mod avx2;
 mod float;
 mod gated;
 mod plain;
+mod shortlist;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -25,6 +26,7 @@ use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_mut::SharedMut;
 use crate::cpu::weights::{IntPanels, PANEL, PackedMatrix, Panels};
 pub use gated::{Gated, gated_product};
+pub use shortlist::Shortlist;
 
 /// Most rows computed side by side, for which weights are unpacked once.
 const ROWS: usize = 8;
@@ -141,17 +143,29 @@ fn panels_of(
             for rows in row_groups(chunk.clone()) {
                 let mut sums = [[[0f32; PANEL]; ROWS]; PAIR];
                 let sums = &mut sums[..PAIR.min(panels.end - panel)];
-                match &w.panels {
-                    Panels::Int(w) => int_panels(isa, w, panel, x, rows.clone(), sums),
-                    Panels::Float(w) => {
-                        for (panel, sums) in (panel..).zip(&mut *sums) {
-                            float::rows(isa, w, panel, x, rows.start, &mut sums[..rows.len()]);
-                        }
-                    }
-                }
+                rows_of(isa, w, panel, x, rows.clone(), sums);
                 for (panel, sums) in (panel..).zip(&*sums) {
                     store(panel, rows.start, &sums[..rows.len()]);
                 }
+            }
+        }
+    }
+}
+
+/// Neighbouring panels from `panel` on, one for each of `sums`, for some rows of one tile, [`ROWS`] at most.
+fn rows_of(
+    isa: Isa,
+    w: &PackedMatrix,
+    panel: usize,
+    x: &Activations,
+    rows: Range<usize>,
+    sums: &mut [RowSums],
+) {
+    match &w.panels {
+        Panels::Int(w) => int_panels(isa, w, panel, x, rows, sums),
+        Panels::Float(w) => {
+            for (panel, sums) in (panel..).zip(sums) {
+                float::rows(isa, w, panel, x, rows.start, &mut sums[..rows.len()]);
             }
         }
     }
@@ -172,7 +186,7 @@ fn row_groups(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 #[cfg(target_arch = "x86_64")]
 const TILE_ROWS: usize = 9;
 
-/// Neighbouring panels from `panel` on, one for each of `sums`, for some rows of one tile, [`ROWS`] at most.
+/// As [`rows_of`].
 fn int_panels(
     isa: Isa,
     w: &IntPanels,
