@@ -102,7 +102,7 @@ unsafe fn kernel<
             for half in 0..halves {
                 let groups = half * GROUPS / halves..(half + 1) * GROUPS / halves;
                 // A product waits for the one before it: where there are few sums, each is computed in parts.
-                let few = R * P < 4;
+                let few = R * P < 4 || (P == 1 && R < 7);
                 let mut dots = [[[_mm512_setzero_si512(); 3]; R]; P];
                 for r in 0..R {
                     let wide = x.wide.get_unchecked(at + r);
