@@ -44,6 +44,9 @@ pub(crate) struct Args {
     /// What is left: a standalone model, or an attached drafter.
     #[arg(long, value_enum, default_value = "standalone")]
     pub(crate) draft_kind: DraftKind,
+    /// Number of the target's states that an attached drafter reads, at even depths down to the last.
+    #[arg(long, value_name = "N", default_value_t = attach::STATES)]
+    pub(crate) states: usize,
     /// Result of `pleach-tools importance`, to choose by.
     #[arg(long, value_name = "JSON")]
     pub(crate) importance: Option<PathBuf>,
@@ -64,6 +67,7 @@ impl Args {
             blocks,
             flop_share: None,
             draft_kind,
+            states: attach::STATES,
             importance,
             dtype: None,
         }
@@ -123,6 +127,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let kept: Vec<usize> =
         (0..checkpoint.config.num_hidden_layers).filter(|block| !cut.contains(block)).collect();
     ensure!(!kept.is_empty(), "no block would be left");
+    let total = checkpoint.config.num_hidden_layers;
+    ensure!((1..=total).contains(&args.states), "--states must be 1 to {total}");
     let stored = checkpoint.info("model.layers.0.self_attn.q_proj.weight")?.dtype;
     let own = if stored.is_quantized() { DType::F32 } else { stored };
     let dtype = args.dtype.map_or(own, DType::from);
@@ -131,7 +137,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             write_blocks(&args.out, &mut checkpoint, &kept, dtype, Vec::new())?
         }
         DraftKind::Attached => {
-            let attachment = attach::attachment(&checkpoint.config, &kept);
+            let attachment = attach::attachment(&checkpoint.config, &kept, args.states);
             let projections = attach::projections(&args.model, &mut checkpoint, &attachment)?;
             write_blocks(&args.out, &mut checkpoint, &kept, dtype, projections)?;
             write_note(&args.out, None, Some(&attachment))?;

@@ -58,10 +58,13 @@ pub(crate) fn kept_blocks(total: usize, keep: usize) -> Vec<usize> {
     (1..=spread).map(place).chain(total - last..total).collect()
 }
 
-/// Where a drafter of the `kept` blocks reads: a third, two thirds and all of the depth.
-pub(crate) fn attachment(config: &ModelConfig, kept: &[usize]) -> Attachment {
+/// States that an attached drafter reads unless told otherwise: after a third, two thirds and all of the blocks.
+pub(crate) const STATES: usize = 3;
+
+/// A drafter of the `kept` blocks that reads so many states, at even depths.
+pub(crate) fn attachment(config: &ModelConfig, kept: &[usize], states: usize) -> Attachment {
     let total = config.num_hidden_layers;
-    let mut states: Vec<usize> = [1, 2, 3].map(|third| (third * total / 3).max(1)).into();
+    let mut states: Vec<usize> = (1..=states).map(|part| (part * total / states).max(1)).collect();
     states.dedup();
     Attachment { blocks: kept.to_vec(), states }
 }

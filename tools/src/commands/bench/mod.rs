@@ -14,6 +14,7 @@ use pleach::prompts::{read_prompts, spread};
 use serde::Serialize;
 
 pub(crate) use args::Args;
+pub(crate) use speculation::{Way, measure as speculation};
 
 const ROWS: [usize; 6] = [1, 2, 4, 8, 16, 32];
 const CONTEXT: usize = 64;

@@ -25,7 +25,7 @@ const STREAMS: usize = 8;
 /// Who drafts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Way {
+pub(crate) enum Way {
     None,
     Ngram,
     Draft,
@@ -66,11 +66,11 @@ impl Way {
 
 /// Tokens per second of each way, by task, and over those without speculation.
 #[derive(Debug, Serialize)]
-pub(super) struct SpeculationReport {
+pub(crate) struct SpeculationReport {
     num_speculative_tokens: usize,
     temperature: f32,
     /// Whether all answers were the same token for token, alone and eight at a time.
-    identical: bool,
+    pub(crate) identical: bool,
     #[serde(flatten)]
     ways: BTreeMap<Way, Outcome>,
 }
@@ -148,7 +148,7 @@ fn answer(engine: &mut Engine, requests: Vec<Request>) -> Result<(Vec<Answer>, f
 }
 
 /// Every turn of every prompt in each way in turns, then eight prompts at a time.
-pub(super) fn measure(
+pub(crate) fn measure(
     engine: &mut Engine,
     chat: &Chat,
     prompts: &[Prompt],
@@ -231,6 +231,13 @@ pub(super) fn measure(
         identical,
         ways: ways.iter().map(|&way| (way, outcome(way))).collect(),
     })
+}
+
+impl SpeculationReport {
+    /// Tokens per second of a way over those without speculation, over the tasks; 1 where it was not gone.
+    pub(crate) fn geometric_mean(&self, way: Way) -> f64 {
+        self.ways.get(&way).map_or(1.0, |outcome| outcome.geometric_mean)
+    }
 }
 
 impl fmt::Display for SpeculationReport {
