@@ -55,7 +55,7 @@ pub(super) fn gated_product_on(
     let at_once = (MOST_BYTES / (x.rows.max(1) * BLOCK * size_of::<f32>())).max(1);
     let tasks = blocks.min(pool.threads() * 6);
     out.fill_with(pool, x.rows, inner, 1, |parts| {
-        pool.run_shares(tasks, &|task| {
+        pool.run(tasks, &|task| {
             let end = blocks * (task + 1) / tasks;
             for start in (blocks * task / tasks..end).step_by(at_once) {
                 let columns = start * BLOCK..inner.min(end.min(start + at_once) * BLOCK);

@@ -87,7 +87,7 @@ fn matmul_on(
     let total: usize = ws.iter().map(|w| panels(w)).sum();
     let tasks = total.div_ceil(2).min(pool.threads() * 6);
     let out = SharedMut::new(out);
-    pool.run_shares(tasks, &|task| {
+    pool.run(tasks, &|task| {
         let wanted = total * task / tasks..total * (task + 1) / tasks;
         let (mut before, mut out_offset) = (0, 0);
         for w in ws {

@@ -70,7 +70,7 @@ impl Shortlist {
             .flat_map(|(row, it)| largest(isa, it).into_iter().map(move |panel| (row, panel)))
             .collect();
         let out = SharedMut::new(out);
-        pool.run_shares(places.len(), &|place| {
+        pool.run(places.len(), &|place| {
             let (row, panel) = places[place];
             let mut sums = [[[0f32; PANEL]; ROWS]];
             rows_of(isa, &self.exact, panel, x, row..row + 1, &mut sums);
