@@ -97,6 +97,7 @@ impl SharedScales<'_> {
     ///
     /// # Safety
     /// No other part that overlaps this one may be alive.
+    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
     pub(super) unsafe fn part(&self, first: usize, entries: usize) -> Scales<&mut [Row]> {
         let (start, len) = (rows_of(first, self.shared), rows_of(entries, self.shared));
         // SAFETY: by the caller's promise.
