@@ -32,9 +32,16 @@ fn values(len: usize) -> Vec<f32> {
     (0..len).map(|_| random.f32() - 0.5).collect()
 }
 
+/// Any bytes: what they say does not change how long it takes.
+fn noise(dtype: DType, values: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(values as u64);
+    let bytes = dtype.bytes_for(values).expect("whole blocks");
+    (0..bytes).map(|_| random.u8(..)).collect()
+}
+
 /// Enough matrices that they cannot stay in the cache, as in a whole model.
 fn matrices(dtype: DType, out: usize, inner: usize) -> Vec<PackedMatrix> {
-    let bytes = dtype.quantize(&values(out * inner)).expect("whole blocks");
+    let bytes = dtype.quantize(&values(out * inner)).unwrap_or_else(|| noise(dtype, out * inner));
     let one = PackedMatrix::pack(dtype, out, inner, &bytes).expect("sizes fit");
     let count = (200_000_000 / one.bytes()).clamp(1, 64);
     vec![one; count]
@@ -70,6 +77,33 @@ fn matmul_q4_0_576_by_1536(bencher: Bencher, rows: usize) {
 #[divan::bench(args = [1, 2, 4, 8, 16, 32])]
 fn matmul_q8_0_head(bencher: Bencher, rows: usize) {
     product(bencher, DType::Q8_0, (49152, 576), rows);
+}
+
+/// Rows of products with matrices as of models of 8 billion weights.
+const LARGE_ROWS: [usize; 4] = [1, 4, 8, 16];
+
+#[divan::bench(args = LARGE_ROWS)]
+fn matmul_q4_k_4096_by_4096(bencher: Bencher, rows: usize) {
+    product(bencher, DType::Q4_K, (4096, 4096), rows);
+}
+
+#[divan::bench(args = LARGE_ROWS)]
+fn matmul_q5_k_4096_by_4096(bencher: Bencher, rows: usize) {
+    product(bencher, DType::Q5_K, (4096, 4096), rows);
+}
+
+#[divan::bench(args = LARGE_ROWS)]
+fn matmul_q6_k_4096_by_4096(bencher: Bencher, rows: usize) {
+    product(bencher, DType::Q6_K, (4096, 4096), rows);
+}
+
+/// A matrix of a file laid out for the kernels, by all threads. GB/s count the file.
+#[divan::bench(args = [DType::Q8_0, DType::Q4_K, DType::Q5_K, DType::Q6_K])]
+fn pack_4096_by_4096(bencher: Bencher, dtype: DType) {
+    let bytes = noise(dtype, 4096 * 4096);
+    bencher.counter(BytesCount::new(bytes.len())).bench_local(|| {
+        PackedMatrix::pack_on(&POOL, dtype, 4096, 4096, &bytes).expect("sizes fit")
+    });
 }
 
 /// Rows of one sequence after a context.

@@ -3,10 +3,10 @@
 # path at all (Nehalem). Needs qemu-user 7.2 or later.
 set -eu
 cd "$(dirname "$0")/.."
-binary=$(cargo test --release --lib --no-run --message-format json |
-    sed -n 's/.*"name":"pleach".*"executable":"\([^"]*\)".*/\1/p')
+binary=$(cargo test --release -p pleach-kernels --lib --no-run --message-format json |
+    sed -n 's/.*"name":"pleach_kernels".*"executable":"\([^"]*\)".*/\1/p')
 for processor in Haswell Nehalem; do
     echo "== $processor"
-    qemu-x86_64 -cpu "$processor" "$binary" ops::activations ops::attention ops::elementwise ops::matmul \
-        ops::reduce ops::rope
+    qemu-x86_64 -cpu "$processor" "$binary" cpu::activations cpu::attention cpu::elementwise cpu::gate \
+        cpu::low_rank cpu::matmul cpu::norm cpu::quantize cpu::reduce cpu::rope cpu::weights
 done

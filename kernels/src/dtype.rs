@@ -1,7 +1,7 @@
 //! Weight formats: size, decoding, encoding. The reference for every kernel that reads weights.
 //!
-//! A quantised weight is a code `q` with a scale and an offset, `w = scale * q + min`; [`DType::decode`]
-//! yields exactly that for every format, 32 values at a time. Layouts follow ggml.
+//! A quantised weight is a code `q` with a scale, `w = scale * (q - offset) + min`, where a format has an offset or a
+//! minimum; [`DType::decode`] yields exactly that for every format, 32 values at a time. Layouts follow ggml.
 
 use half::{bf16, f16};
 
@@ -35,15 +35,34 @@ pub enum DType {
     Q6_K,
 }
 
-/// 32 quantised weights: `w[i] = scale[i / 16] * code[i] + min[i / 16]`.
+/// A scale or a minimum as formats have it: steps of a unit, or the unit itself where there is one step.
+#[derive(Debug, Clone, Copy)]
+pub struct Factor {
+    /// What several factors may have in common.
+    pub unit: f16,
+    /// How many units it is.
+    pub steps: i8,
+}
+
+impl Factor {
+    const ZERO: Self = Self { unit: f16::ZERO, steps: 1 };
+
+    /// Its value, exactly.
+    #[must_use]
+    pub fn value(self) -> f32 {
+        self.unit.to_f32() * f32::from(self.steps)
+    }
+}
+
+/// 32 quantised weights: `w[i] = scale[i / 16] * (code[i] - offset) + min`.
 #[derive(Debug, Clone, Copy)]
 pub struct Group {
     /// Unsigned codes.
     pub codes: [u8; 32],
     /// Scale of each half.
-    pub scale: [f32; 2],
-    /// Value of code 0 in each half.
-    pub min: [f32; 2],
+    pub scale: [Factor; 2],
+    /// What is added; 0 where the format has no minima.
+    pub min: Factor,
 }
 
 impl DType {
@@ -108,6 +127,22 @@ impl DType {
         self.block_size() > 1
     }
 
+    /// The code of a weight that is 0, or the minimum where the format has minima.
+    ///
+    /// # Panics
+    /// If the format is not quantised.
+    #[must_use]
+    pub fn offset(self) -> u8 {
+        match self {
+            Self::Q8_0 => 128,
+            Self::Q4_0 => 8,
+            Self::Q5_0 => 16,
+            Self::Q6_K => 32,
+            Self::Q4_1 | Self::Q5_1 | Self::Q4_K | Self::Q5_K => 0,
+            Self::F32 | Self::F16 | Self::BF16 => panic!("{self:?} has no codes"),
+        }
+    }
+
     /// Bytes of `values` weights, `None` where they do not fill whole blocks or overflow.
     #[must_use]
     pub fn bytes_for(self, values: usize) -> Option<usize> {
@@ -146,12 +181,13 @@ impl DType {
             }
             _ => {
                 let mut chunks = out.as_chunks_mut::<32>().0.iter_mut();
+                let offset = i16::from(self.offset());
                 self.decode(bytes, |group| {
                     let out = chunks.next().expect("one chunk per group");
+                    let (scale, min) = (group.scale.map(Factor::value), group.min.value());
                     for (i, out) in out.iter_mut().enumerate() {
-                        let half = i / 16;
-                        *out =
-                            group.scale[half].mul_add(f32::from(group.codes[i]), group.min[half]);
+                        let centred = f32::from(i16::from(group.codes[i]) - offset);
+                        *out = scale[i / 16].mul_add(centred, min);
                     }
                 });
             }
@@ -163,60 +199,62 @@ impl DType {
     /// # Panics
     /// If the format is not quantised.
     pub fn decode(self, bytes: &[u8], mut emit: impl FnMut(&Group)) {
-        let half = |b: &[u8], at: usize| f16::from_le_bytes([b[at], b[at + 1]]).to_f32();
+        let unit = |b: &[u8], at: usize| f16::from_le_bytes([b[at], b[at + 1]]);
+        let half = |b: &[u8], at: usize| Factor { unit: unit(b, at), steps: 1 };
         for b in bytes.chunks_exact(self.block_bytes()) {
             match self {
                 Self::Q8_0 => {
-                    let d = half(b, 0);
                     let codes = std::array::from_fn(|i| b[2 + i] ^ 0x80);
-                    emit(&Group { codes, scale: [d; 2], min: [-128.0 * d; 2] });
+                    emit(&Group { codes, scale: [half(b, 0); 2], min: Factor::ZERO });
                 }
                 Self::Q4_0 => {
-                    let d = half(b, 0);
-                    emit(&Group { codes: nibbles(&b[2..]), scale: [d; 2], min: [-8.0 * d; 2] });
+                    let codes = nibbles(&b[2..]);
+                    emit(&Group { codes, scale: [half(b, 0); 2], min: Factor::ZERO });
                 }
                 Self::Q4_1 => {
-                    let (d, m) = (half(b, 0), half(b, 2));
-                    emit(&Group { codes: nibbles(&b[4..]), scale: [d; 2], min: [m; 2] });
+                    let codes = nibbles(&b[4..]);
+                    emit(&Group { codes, scale: [half(b, 0); 2], min: half(b, 2) });
                 }
                 Self::Q5_0 => {
-                    let d = half(b, 0);
                     let codes = five_bits(&b[2..6], &b[6..]);
-                    emit(&Group { codes, scale: [d; 2], min: [-16.0 * d; 2] });
+                    emit(&Group { codes, scale: [half(b, 0); 2], min: Factor::ZERO });
                 }
                 Self::Q5_1 => {
-                    let (d, m) = (half(b, 0), half(b, 2));
                     let codes = five_bits(&b[4..8], &b[8..]);
-                    emit(&Group { codes, scale: [d; 2], min: [m; 2] });
+                    emit(&Group { codes, scale: [half(b, 0); 2], min: half(b, 2) });
                 }
                 Self::Q4_K | Self::Q5_K => {
-                    let (d, dmin) = (half(b, 0), half(b, 2));
+                    let (parts, _) = b[16..].as_chunks::<32>();
                     let (high, low) = if self == Self::Q5_K {
-                        (Some(&b[16..48]), &b[48..])
+                        (Some(&parts[0]), &parts[1..])
                     } else {
-                        (None, &b[16..])
+                        (None, parts)
                     };
                     for g in 0..8 {
                         let (scale, min) = k_scale(&b[4..16], g);
-                        let codes = std::array::from_fn(|i| {
-                            let nibble = low[g / 2 * 32 + i] >> (g % 2 * 4) & 15;
-                            nibble | high.map_or(0, |high| (high[i] >> g & 1) << 4)
-                        });
-                        let (scale, min) = (d * f32::from(scale), -dmin * f32::from(min));
-                        emit(&Group { codes, scale: [scale; 2], min: [min; 2] });
+                        let mut codes = low[g / 2].map(|low| low >> (g % 2 * 4) & 15);
+                        if let Some(high) = high {
+                            for (code, high) in codes.iter_mut().zip(high) {
+                                *code |= (high >> g & 1) << 4;
+                            }
+                        }
+                        let scale = Factor { unit: unit(b, 0), steps: scale as i8 };
+                        let min = Factor { unit: -unit(b, 2), steps: min as i8 };
+                        emit(&Group { codes, scale: [scale; 2], min });
                     }
                 }
                 Self::Q6_K => {
-                    let d = half(b, 208);
+                    let (parts, _) = b[..192].as_chunks::<32>();
                     for g in 0..8 {
                         let (part, quarter) = (g / 4, g % 4);
-                        let low = &b[part * 64 + quarter % 2 * 32..];
-                        let high = &b[128 + part * 32..];
-                        let codes = std::array::from_fn(|i| {
-                            (low[i] >> (quarter / 2 * 4) & 15) | (high[i] >> (quarter * 2) & 3) << 4
-                        });
-                        let scale = [0, 1].map(|h| d * f32::from(b[192 + g * 2 + h] as i8));
-                        emit(&Group { codes, scale, min: scale.map(|s| -32.0 * s) });
+                        let (low, high) = (&parts[part * 2 + quarter % 2], &parts[4 + part]);
+                        let mut codes = low.map(|low| low >> (quarter / 2 * 4) & 15);
+                        for (code, high) in codes.iter_mut().zip(high) {
+                            *code |= (high >> (quarter * 2) & 3) << 4;
+                        }
+                        let steps = [0, 1].map(|h| b[192 + g * 2 + h] as i8);
+                        let scale = steps.map(|steps| Factor { unit: unit(b, 208), steps });
+                        emit(&Group { codes, scale, min: Factor::ZERO });
                     }
                 }
                 Self::F32 | Self::F16 | Self::BF16 => panic!("{self:?} has no codes"),
@@ -252,13 +290,19 @@ impl DType {
 
 /// Low nibbles are values 0 to 15, high nibbles 16 to 31.
 fn nibbles(b: &[u8]) -> [u8; 32] {
+    let [b, ..] = b.as_chunks::<16>().0 else { panic!("{} bytes for 32 codes", b.len()) };
     std::array::from_fn(|i| b[i % 16] >> (i / 16 * 4) & 15)
 }
 
 /// Codes whose fifth bits stand apart, bit i that of value i; the low four are as in [`nibbles`].
 fn five_bits(fifth: &[u8], low: &[u8]) -> [u8; 32] {
-    let nibbles = nibbles(low);
-    std::array::from_fn(|i| nibbles[i] | (fifth[i / 8] >> (i % 8) & 1) << 4)
+    let mut codes = nibbles(low);
+    for (codes, fifth) in codes.as_chunks_mut::<8>().0.iter_mut().zip(fifth) {
+        for (i, code) in codes.iter_mut().enumerate() {
+            *code |= (fifth >> i & 1) << 4;
+        }
+    }
+    codes
 }
 
 /// The 6-bit scale and minimum of sub-block `g` of a Q4_K or Q5_K block.
@@ -353,72 +397,4 @@ fn encode_q4_1(x: &[f32; 32], bytes: &mut Vec<u8>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cpu::testing::Random;
-
-    #[test]
-    fn quantize_comes_back_close() {
-        let mut random = Random::new();
-        let x = random.vec(32 * 9);
-        for (dtype, tolerance) in [
-            (DType::F32, 0.0),
-            (DType::F16, 1e-3),
-            (DType::BF16, 1e-2),
-            (DType::Q8_0, 0.005),
-            (DType::Q4_0, 0.15),
-            (DType::Q4_1, 0.08),
-        ] {
-            let bytes = dtype.quantize(&x).expect("supported");
-            let mut back = vec![f32::NAN; x.len()];
-            dtype.dequantize(&bytes, &mut back);
-            for (a, b) in x.iter().zip(&back) {
-                assert!((a - b).abs() <= tolerance, "{dtype:?}: {a} {b}");
-            }
-        }
-        assert_eq!(DType::Q8_0.quantize(&x[..33]), None);
-        let zeros = DType::Q4_0.quantize(&[0.0; 32]).expect("supported");
-        let mut back = [f32::NAN; 32];
-        DType::Q4_0.dequantize(&zeros, &mut back);
-        assert_eq!(back, [0.0; 32]);
-    }
-
-    /// The worked layouts of the 5-bit formats: two codes set, everything else zero.
-    #[test]
-    fn five_bit_codes_have_their_fifth_bits_apart() {
-        let half = |v: f32| f16::from_f32(v).to_le_bytes();
-        let mut block = [0u8; 24];
-        block[..2].copy_from_slice(&half(0.5));
-        block[2..4].copy_from_slice(&half(-3.0));
-        block[4 + 2] = 1 << 3; // the fifth bit of value 19
-        block[8 + 3] = 9 << 4 | 6; // the low bits of values 19 and 3
-        let mut out = [f32::NAN; 32];
-        DType::Q5_1.dequantize(&block, &mut out);
-        assert_eq!((out[3], out[19], out[0]), (0.0, 9.5, -3.0));
-        let centred = [&block[..2], &block[4..]].concat();
-        DType::Q5_0.dequantize(&centred, &mut out);
-        assert_eq!((out[3], out[19], out[0]), (-5.0, 4.5, -8.0));
-    }
-
-    /// The worked layouts of the K-quants: one weight set, everything else zero.
-    #[test]
-    fn k_quants_put_each_weight_in_its_place() {
-        let one = f16::ONE.to_le_bytes();
-        let mut q4 = [0u8; 144];
-        q4[..2].copy_from_slice(&one);
-        q4[4 + 1] = 3; // scale of sub-block 1
-        q4[16 + 5] = 7 << 4; // its sixth code
-        let mut out = [f32::NAN; 256];
-        DType::Q4_K.dequantize(&q4, &mut out);
-        assert_eq!((out[37], out.iter().filter(|v| **v != 0.0).count()), (21.0, 1));
-
-        let mut q6 = [0u8; 210];
-        q6[208..].copy_from_slice(&one);
-        q6[192 + 9] = 2; // scale of weights 144..160
-        q6[64 + 16] = 5; // low bits of weight 144
-        q6[128 + 32 + 16] = 2; // and its high bits
-        DType::Q6_K.dequantize(&q6, &mut out);
-        assert_eq!(out[144], 2.0 * (37.0 - 32.0));
-        assert_eq!(out[145], 2.0 * -32.0);
-    }
-}
+mod tests;

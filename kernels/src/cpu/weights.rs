@@ -1,6 +1,8 @@
 //! Weight matrices, laid out once for the kernels, in panels of 16 outputs.
 
+pub(crate) mod codes;
 mod panels;
+mod scales;
 
 use std::borrow::Cow;
 
@@ -11,7 +13,8 @@ use crate::cpu::quantize::BLOCK;
 use crate::cpu::shared_mut::SharedMut;
 use crate::dtype::DType;
 use panels::float_panels;
-pub(crate) use panels::{FloatPanels, IntPanels, Line, PANEL, Panels, Scales};
+pub(crate) use panels::{FloatPanels, IntPanels, Line, PANEL, Panels};
+pub(crate) use scales::Scales;
 
 /// A weight matrix or vector that the kernels cannot take.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +53,20 @@ impl PackedMatrix {
         in_features: usize,
         bytes: &[u8],
     ) -> Result<Self, OpsError> {
+        Self::pack_on(&ThreadPool::new(1), dtype, out_features, in_features, bytes)
+    }
+
+    /// As [`pack`](Self::pack), by all threads of a pool: each its share of neighbouring panels.
+    ///
+    /// # Errors
+    /// As [`pack`](Self::pack).
+    pub fn pack_on(
+        pool: &ThreadPool,
+        dtype: DType,
+        out_features: usize,
+        in_features: usize,
+        bytes: &[u8],
+    ) -> Result<Self, OpsError> {
         let error = OpsError::Size { dtype, out_features, in_features, bytes: bytes.len() };
         let row_bytes = dtype.bytes_for(in_features).ok_or_else(|| error.clone())?;
         if out_features == 0
@@ -59,23 +76,18 @@ impl PackedMatrix {
             return Err(error);
         }
         let row = |n: usize| &bytes[n * row_bytes..][..row_bytes];
+        let (n, k) = (out_features, in_features);
         let panels = match dtype {
-            DType::F32 => {
-                Panels::Float(FloatPanels::F32(float_panels(out_features, in_features, |n, k| {
-                    f32::from_le_bytes(row(n).as_chunks().0[k])
-                })))
-            }
-            DType::F16 => {
-                Panels::Float(FloatPanels::F16(float_panels(out_features, in_features, |n, k| {
-                    f16::from_le_bytes(row(n).as_chunks().0[k])
-                })))
-            }
-            DType::BF16 => {
-                Panels::Float(FloatPanels::BF16(float_panels(out_features, in_features, |n, k| {
-                    bf16::from_le_bytes(row(n).as_chunks().0[k])
-                })))
-            }
-            _ => Panels::Int(IntPanels::pack(dtype, out_features, in_features, row)),
+            DType::F32 => Panels::Float(FloatPanels::F32(float_panels(pool, n, k, |n, k| {
+                f32::from_le_bytes(row(n).as_chunks().0[k])
+            }))),
+            DType::F16 => Panels::Float(FloatPanels::F16(float_panels(pool, n, k, |n, k| {
+                f16::from_le_bytes(row(n).as_chunks().0[k])
+            }))),
+            DType::BF16 => Panels::Float(FloatPanels::BF16(float_panels(pool, n, k, |n, k| {
+                bf16::from_le_bytes(row(n).as_chunks().0[k])
+            }))),
+            _ => Panels::Int(IntPanels::pack(pool, dtype, n, k, row)),
         };
         Ok(Self { out_features, in_features, panels, dtype })
     }
@@ -87,7 +99,10 @@ impl PackedMatrix {
         match dtype {
             DType::F32 => panels * PANEL * in_features * size_of::<f32>(),
             DType::F16 | DType::BF16 => panels * PANEL * in_features * size_of::<f16>(),
-            _ => panels * (in_features / BLOCK) * IntPanels::of(dtype).empty(1).bytes(),
+            _ => {
+                let blocks = dtype.block_size() / BLOCK;
+                panels * (in_features / BLOCK / blocks) * IntPanels::zeroed(dtype, blocks).bytes()
+            }
         }
     }
 
@@ -153,19 +168,7 @@ impl PackedMatrix {
             Panels::Float(FloatPanels::BF16(p)) => {
                 out.iter_mut().zip(&p[floats]).for_each(|(out, w)| *out = w[lane].to_f32());
             }
-            Panels::Int(p) => {
-                // 16 inputs have one scale and one minimum.
-                for (half, out) in out.chunks_exact_mut(BLOCK / 2).enumerate() {
-                    let (block, k) = (base / BLOCK + half / 2, half % 2 * BLOCK / 2);
-                    let scale = p.scales.get(p.scale_index(block, k) + lane);
-                    let min = p.mins.as_ref();
-                    let min = min.map_or(0.0, |m| m.get(p.scale_index(block, k) + lane));
-                    for (i, out) in out.iter_mut().enumerate() {
-                        let centred = (i32::from(p.code(block, k + i, lane)) - p.offset) as f32;
-                        *out = scale.mul_add(centred, min);
-                    }
-                }
-            }
+            Panels::Int(p) => p.row(base / BLOCK, lane, out),
         }
     }
 
@@ -193,47 +196,38 @@ impl PackedMatrix {
             assert!(row < self.out_features, "row {row} of {}", self.out_features);
             (row / PANEL * self.in_features, row % PANEL)
         };
-        let panels =
-            match &self.panels {
-                Panels::Float(FloatPanels::F32(p)) => Panels::Float(FloatPanels::F32(
-                    float_panels(out_features, self.in_features, |n, k| {
-                        let (base, lane) = source(n);
-                        p[base + k][lane]
-                    }),
-                )),
-                Panels::Float(FloatPanels::F16(p)) => Panels::Float(FloatPanels::F16(
-                    float_panels(out_features, self.in_features, |n, k| {
-                        let (base, lane) = source(n);
-                        p[base + k][lane]
-                    }),
-                )),
-                Panels::Float(FloatPanels::BF16(p)) => Panels::Float(FloatPanels::BF16(
-                    float_panels(out_features, self.in_features, |n, k| {
-                        let (base, lane) = source(n);
-                        p[base + k][lane]
-                    }),
-                )),
-                Panels::Int(p) => {
-                    let blocks = self.in_features / BLOCK;
-                    let mut selected = p.empty(out_features.div_ceil(PANEL) * blocks);
-                    for n in 0..out_features {
-                        let (base, lane) = source(n);
-                        for b in 0..blocks {
-                            let (from, to) = (base / BLOCK + b, n / PANEL * blocks + b);
-                            let codes = std::array::from_fn(|k| p.code(from, k, lane));
-                            selected.set_codes(to, n % PANEL, &codes);
-                            for k in (0..BLOCK).step_by(BLOCK / 2) {
-                                let (at, into) = (p.scale_index(from, k), p.scale_index(to, k));
-                                selected.scales.set(into + n % PANEL, p.scales.get(at + lane));
-                                if let (Some(to), Some(from)) = (&mut selected.mins, &p.mins) {
-                                    to.set(into + n % PANEL, from.get(at + lane));
-                                }
-                            }
-                        }
-                    }
-                    Panels::Int(selected)
+        // Few rows: threads would be of little use.
+        let (pool, cols) = (&ThreadPool::new(1), self.in_features);
+        let panels = match &self.panels {
+            Panels::Float(FloatPanels::F32(p)) => {
+                Panels::Float(FloatPanels::F32(float_panels(pool, out_features, cols, |n, k| {
+                    let (base, lane) = source(n);
+                    p[base + k][lane]
+                })))
+            }
+            Panels::Float(FloatPanels::F16(p)) => {
+                Panels::Float(FloatPanels::F16(float_panels(pool, out_features, cols, |n, k| {
+                    let (base, lane) = source(n);
+                    p[base + k][lane]
+                })))
+            }
+            Panels::Float(FloatPanels::BF16(p)) => {
+                Panels::Float(FloatPanels::BF16(float_panels(pool, out_features, cols, |n, k| {
+                    let (base, lane) = source(n);
+                    p[base + k][lane]
+                })))
+            }
+            Panels::Int(p) => {
+                let blocks = cols / BLOCK;
+                let mut selected = p.empty(out_features.div_ceil(PANEL) * blocks);
+                for n in 0..out_features {
+                    let (base, lane) = source(n);
+                    let to = (n / PANEL * blocks, n % PANEL);
+                    selected.copy_row(to, p, (base / BLOCK, lane), blocks);
                 }
-            };
+                Panels::Int(selected)
+            }
+        };
         Self { out_features, in_features: self.in_features, panels, dtype: self.dtype }
     }
 }

@@ -67,7 +67,7 @@ impl Lender {
         let config = checkpoint.config.clone();
         let vocab = check_draft(checkpoint, &self.config)?;
         let attachment = checkpoint.attachment.clone();
-        let mut loader = Loader { checkpoint, precision: Precision::AsStored };
+        let mut loader = Loader { checkpoint, precision: Precision::AsStored, pool: &self.pool };
         let embedding = if loader.checkpoint.has("model.embed_tokens.weight") {
             let (rows, cols) = (config.vocab_size, config.hidden_size);
             Arc::new(loader.matrix("model.embed_tokens.weight", rows, cols)?)

@@ -4,7 +4,7 @@ use super::error::{ModelError, check_shape};
 use super::layer::{Layer, Projection};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::architecture::ModelConfig;
-use pleach_kernels::{DType, PackedMatrix};
+use pleach_kernels::{DType, PackedMatrix, ThreadPool};
 
 /// How the weights are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub enum Precision {
 pub(in crate::model) struct Loader<'a> {
     pub(in crate::model) checkpoint: &'a mut Checkpoint,
     pub(in crate::model) precision: Precision,
+    /// Packs matrices.
+    pub(in crate::model) pool: &'a ThreadPool,
 }
 
 impl Loader<'_> {
@@ -35,12 +37,13 @@ impl Loader<'_> {
         let pack = |error| ModelError::Pack { name: name.into(), error };
         match self.precision {
             Precision::AsStored => {
-                PackedMatrix::pack(tensor.dtype, rows, cols, &tensor.data).map_err(pack)
+                PackedMatrix::pack_on(self.pool, tensor.dtype, rows, cols, &tensor.data)
+                    .map_err(pack)
             }
             Precision::Q8_0 => {
                 // Rows that are no whole blocks leave nothing, which `pack` refuses.
                 let rounded = DType::Q8_0.quantize(&tensor.to_f32()).unwrap_or_default();
-                PackedMatrix::pack(DType::Q8_0, rows, cols, &rounded).map_err(pack)
+                PackedMatrix::pack_on(self.pool, DType::Q8_0, rows, cols, &rounded).map_err(pack)
             }
             Precision::F32 => PackedMatrix::from_f32(rows, cols, &tensor.to_f32()).map_err(pack),
         }

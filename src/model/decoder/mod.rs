@@ -93,7 +93,7 @@ impl Decoder {
         precision: Precision,
     ) -> Result<Self, ModelError> {
         let config = checkpoint.config.clone();
-        let mut loader = Loader { checkpoint, precision };
+        let mut loader = Loader { checkpoint, precision, pool };
         let embedding = Arc::new(loader.matrix(
             "model.embed_tokens.weight",
             config.vocab_size,

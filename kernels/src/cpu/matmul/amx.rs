@@ -14,7 +14,7 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::vnni::{fetch, lanes};
+use super::vnni::{self, fetch, lanes};
 use crate::cpu::activations::{Activations, TILE};
 use crate::cpu::amx::{self, TileConfig};
 use crate::cpu::quantize::{BLOCK, WIDE_BITS};
@@ -68,7 +68,7 @@ pub(super) unsafe fn panels(
     }
     macro_rules! rows {
         ($($most:literal)*) => {
-            WORKSPACE.with_borrow_mut(|workspace| match (w.eight_bit, x.rows.min(TILE)) {
+            WORKSPACE.with_borrow_mut(|workspace| match (w.bits > 4, x.rows.min(TILE)) {
                 $(
                     (false, 0..=$most) => {
                         static TILES: TileConfig = tiles($most, 64);
@@ -123,7 +123,7 @@ impl Stage {
 /// only just been written. `R` rows of a tile are computed.
 ///
 /// # Safety
-/// As [`panels`], with [`tiles`] of `R` rows loaded; `EIGHT` is that of `w`.
+/// As [`panels`], with [`tiles`] of `R` rows loaded; `EIGHT` is whether codes of `w` have more than four bits.
 #[target_feature(enable = "avx512f,avx512bw,fma")]
 unsafe fn stages<const R: usize, const EIGHT: bool>(
     w: &IntPanels,
@@ -136,14 +136,16 @@ unsafe fn stages<const R: usize, const EIGHT: bool>(
     let count = lines_per_block(EIGHT);
     // Lines kept of a stage or of a panel, twice.
     let kept = if tiles > 1 { blocks.next_multiple_of(STAGE) } else { STAGE } * count;
-    if !EIGHT {
+    // Codes of eight bits are multiplied where they lie.
+    let unpacks = w.bits < 8;
+    if unpacks {
         codes.resize(codes.len().max(2 * kept), Line([0; 64]));
     }
     // Where the lines of a stage lie, by its number.
-    let place = |stage: Stage, number: usize| match (EIGHT, tiles) {
-        (true, _) => (stage.panel * blocks + stage.block) * count,
-        (false, 1) => number % 2 * kept,
-        (false, _) => stage.panel % 2 * kept + stage.block * count,
+    let place = |stage: Stage, number: usize| match (unpacks, tiles) {
+        (false, _) => (stage.panel * blocks + stage.block) * count,
+        (true, 1) => number % 2 * kept,
+        (true, _) => stage.panel % 2 * kept + stage.block * count,
     };
     let len = |stage: Stage| (blocks - stage.block).min(STAGE);
     let first = Stage { panel: panels.start, tile: 0, block: 0 };
@@ -155,18 +157,18 @@ unsafe fn stages<const R: usize, const EIGHT: bool>(
             if unpacked.tile == 0 {
                 let block = unpacked.panel * blocks + unpacked.block;
                 ahead(w, block);
-                if !EIGHT {
-                    let packed = &w.codes[block * 4..][..len(unpacked) * 4];
+                if unpacks {
+                    let packed = &w.codes[block * w.bits..][..len(unpacked) * w.bits];
                     let codes = &mut codes[place(unpacked, i)..][..len(unpacked) * count];
                     // SAFETY: AVX-512 is there.
-                    unsafe { unpack(packed, codes) };
+                    unsafe { unpack(w.bits, packed, codes) };
                 }
             }
             unpacked = unpacked.next(tiles, blocks);
         }
         if (1..=all).contains(&i) {
             let at = place(multiplied, i - 1);
-            let lines = if EIGHT { &w.codes[at..] } else { &codes[at..] };
+            let lines = if unpacks { &codes[at..] } else { &w.codes[at..] };
             let dots = &mut dots[(i - 1) % 2];
             // SAFETY: by the caller's promise; the lines are those of the stage.
             unsafe { multiply::<EIGHT>(lines, x, multiplied, len(multiplied), dots) };
@@ -198,38 +200,44 @@ unsafe fn stages<const R: usize, const EIGHT: bool>(
 #[inline(always)]
 fn ahead(w: &IntPanels, block: usize) {
     for block in block + AHEAD..block + AHEAD + STAGE {
-        for line in 0..w.lines() {
-            let line = w.codes.as_ptr().wrapping_add(block * w.lines() + line);
+        for line in 0..w.bits {
+            let line = w.codes.as_ptr().wrapping_add(block * w.bits + line);
             // SAFETY: every x86-64 has SSE, and a prefetch touches nothing.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
         }
-        fetch(&w.scales, block * PANEL);
+        fetch(&w.scales, block);
         if let Some(mins) = &w.mins {
-            fetch(mins, block * PANEL);
+            fetch(mins, block);
         }
     }
 }
 
-/// One byte a code, first times 16 and then as it is: 16 lines a block.
+/// One byte a code. Those of four bits are there twice, first times 16 and then as they are: 16 lines a block.
 ///
 /// # Safety
-/// Needs AVX-512 F and BW.
+/// Needs AVX-512 F and BW; there must be as many blocks of codes as `packed` has.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn unpack(packed: &[Line], codes: &mut [Line]) {
-    let (low, high) = (_mm512_set1_epi8(15), _mm512_set1_epi8(-16));
-    for (packed, codes) in packed.as_chunks::<4>().0.iter().zip(codes.as_chunks_mut::<16>().0) {
-        let codes: *mut __m512i = codes.as_mut_ptr().cast();
-        for (g, line) in packed.iter().enumerate() {
-            // SAFETY: lines are 64 bytes, aligned.
-            unsafe {
-                let line = _mm512_load_si512(line.0.as_ptr().cast());
-                let up = _mm512_and_si512(_mm512_slli_epi16::<4>(line), high);
-                let down = _mm512_and_si512(_mm512_srli_epi16::<4>(line), low);
-                _mm512_store_si512(codes.add(g), up);
-                _mm512_store_si512(codes.add(g + 4), _mm512_and_si512(line, high));
-                _mm512_store_si512(codes.add(g + 8), _mm512_and_si512(line, low));
-                _mm512_store_si512(codes.add(g + 12), down);
+unsafe fn unpack(bits: usize, packed: &[Line], codes: &mut [Line]) {
+    let blocks = packed.len() / bits;
+    for (packed, codes) in
+        packed.chunks_exact(bits).zip(codes.chunks_exact_mut(codes.len() / blocks))
+    {
+        let (packed, codes) = (packed.as_ptr().cast(), codes.as_mut_ptr().cast::<__m512i>());
+        // SAFETY: lines are 64 bytes, aligned, and there are as many as the codes have bits, or groups once or twice.
+        unsafe {
+            let groups = match bits {
+                4 => vnni::unpack::<4>(packed),
+                5 => vnni::unpack::<5>(packed),
+                _ => unreachable!("codes of {bits} bits are not unpacked"),
+            };
+            for (g, group) in groups.into_iter().enumerate() {
+                if bits == 4 {
+                    _mm512_store_si512(codes.add(g), _mm512_slli_epi16::<4>(group));
+                    _mm512_store_si512(codes.add(g + 8), group);
+                } else {
+                    _mm512_store_si512(codes.add(g), group);
+                }
             }
         }
     }
@@ -300,7 +308,7 @@ unsafe fn scale<const R: usize, const EIGHT: bool>(
     dots: &Dots,
     sums: &mut [__m512; R],
 ) {
-    let block = (stage.panel * (x.cols / BLOCK) + stage.block + b) * PANEL;
+    let block = stage.panel * (x.cols / BLOCK) + stage.block + b;
     let at = x.place(stage.tile * TILE, stage.block + b);
     let dots = &dots.0[if EIGHT { 2 * b } else { b }..];
     // SAFETY: 16 scales and minima a block, 16 x 16 dot products a tile, and the rows exist in `x`.
@@ -337,6 +345,40 @@ unsafe fn scale<const R: usize, const EIGHT: bool>(
             let dot = _mm512_add_epi32(dot(r), _mm512_set1_epi32(offsets[r]));
             let scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(*scales.add(r)));
             *acc = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dot), *acc);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::isa::Isa;
+    use crate::cpu::testing::Random;
+    use crate::cpu::weights::codes;
+
+    /// What tiles multiply, held against the codes one by one; AMX itself is not needed.
+    #[test]
+    fn codes_are_unpacked_into_bytes() {
+        if !Isa::supported().contains(&Isa::Avx512Vnni) {
+            eprintln!("SKIPPED: no AVX-512 on this machine");
+            return;
+        }
+        let mut random = Random::new();
+        for (bits, count) in [(4, 16), (5, 8)] {
+            let line = || Line(std::array::from_fn(|_| random.bits() as u8));
+            let packed: Vec<Line> = std::iter::repeat_with(line).take(3 * bits).collect();
+            let mut unpacked = vec![Line([0; 64]); 3 * count];
+            // SAFETY: the set was detected, and there is room for three blocks.
+            unsafe { unpack(bits, &packed, &mut unpacked) };
+            for (packed, unpacked) in packed.chunks(bits).zip(unpacked.chunks(count)) {
+                for lane in 0..PANEL {
+                    for (k, code) in codes::get(packed, lane).into_iter().enumerate() {
+                        let (group, byte) = (k / 4, lane * 4 + k % 4);
+                        assert_eq!(unpacked[count - 8 + group].0[byte], code, "{bits} bits");
+                        assert!(bits > 4 || unpacked[group].0[byte] == 16 * code);
+                    }
+                }
+            }
         }
     }
 }

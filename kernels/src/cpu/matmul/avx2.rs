@@ -6,6 +6,8 @@ use crate::cpu::activations::Activations;
 use crate::cpu::quantize::{BLOCK, GROUP, WIDE_BITS};
 use crate::cpu::weights::{IntPanels, PANEL, Scales};
 
+const GROUPS: usize = BLOCK / GROUP;
+
 macro_rules! kernel {
     ($name:ident, $features:literal, $vnni:literal) => {
         /// `R` rows and one panel.
@@ -41,7 +43,6 @@ macro_rules! kernel {
 
             let blocks = x.cols / BLOCK;
             let halves = 1 + usize::from(w.half_blocks);
-            let low = _mm256_set1_epi8(15);
             // Without VNNI, codes centred on 128 are multiplied as signed bytes, so that pairs of products fit
             // 16 bits.
             let signed = !$vnni && w.offset == 128;
@@ -49,24 +50,16 @@ macro_rules! kernel {
                 let mut acc = [_mm256_setzero_ps(); R];
                 for b in 0..blocks {
                     let block = panel * blocks + b;
-                    let mut groups = [_mm256_setzero_si256(); 8];
-                    // SAFETY: a block has 8 or 4 lines of 64 bytes, of which this takes one half each.
-                    unsafe {
-                        let lines =
-                            w.codes.as_ptr().add(block * w.lines()).cast::<__m256i>().add(side);
-                        if w.eight_bit {
-                            for (g, group) in groups.iter_mut().enumerate() {
-                                *group = _mm256_load_si256(lines.add(2 * g));
-                                if signed {
-                                    *group = _mm256_xor_si256(*group, _mm256_set1_epi8(-128));
-                                }
-                            }
-                        } else {
-                            for g in 0..4 {
-                                let line = _mm256_load_si256(lines.add(2 * g));
-                                groups[g] = _mm256_and_si256(line, low);
-                                groups[g + 4] = _mm256_and_si256(_mm256_srli_epi16::<4>(line), low);
-                            }
+                    // SAFETY: a block has as many lines of 64 bytes as bits, of which this takes one half each.
+                    let mut groups = unsafe {
+                        unpack(
+                            w.codes.as_ptr().add(block * w.bits).cast::<__m256i>().add(side),
+                            w.bits,
+                        )
+                    };
+                    if signed {
+                        for group in &mut groups {
+                            *group = _mm256_xor_si256(*group, _mm256_set1_epi8(-128));
                         }
                     }
                     for (r, acc) in acc.iter_mut().enumerate() {
@@ -93,15 +86,13 @@ macro_rules! kernel {
                                 dot = _mm256_add_epi32(dot, _mm256_set1_epi32(-w.offset * sum));
                             }
                             // SAFETY: 16 scales per half block.
-                            let scale = unsafe {
-                                lanes(&w.scales, (block * halves + half) * PANEL + side * 8)
-                            };
+                            let scale = unsafe { lanes(&w.scales, block * halves + half, side) };
                             let scale = _mm256_mul_ps(scale, x_scale);
                             *acc = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), *acc);
                         }
                         if let Some(mins) = &w.mins {
                             // SAFETY: 16 minima per block.
-                            let min = unsafe { lanes(mins, block * PANEL + side * 8) };
+                            let min = unsafe { lanes(mins, block, side) };
                             *acc = _mm256_fmadd_ps(min, _mm256_set1_ps(x.scaled_sums[at]), *acc);
                         }
                     }
@@ -118,16 +109,54 @@ macro_rules! kernel {
 kernel!(panel, "avx2,fma,f16c", false);
 kernel!(panel_vnni, "avx2,fma,f16c,avxvnni", true);
 
+/// Half of the outputs' codes of a block, one byte each.
+///
 /// # Safety
-/// Needs AVX and F16C; `at .. at + 8` must exist.
+/// Needs AVX2; a half of each of `bits` lines must lie at `lines`, two halves apart.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn unpack(lines: *const __m256i, bits: usize) -> [__m256i; GROUPS] {
+    // SAFETY: by the caller's promise.
+    let line = |g: usize| unsafe { _mm256_load_si256(lines.add(2 * g)) };
+    if bits == 8 {
+        return std::array::from_fn(line);
+    }
+    let low = _mm256_set1_epi8(15);
+    let mut groups = [_mm256_setzero_si256(); GROUPS];
+    for g in 0..GROUPS / 2 {
+        let line = line(g);
+        groups[g] = _mm256_and_si256(line, low);
+        groups[g + GROUPS / 2] = _mm256_and_si256(_mm256_srli_epi16::<4>(line), low);
+    }
+    if bits > 4 {
+        // Each group's bits come to lie lowest in their bytes, one after the other.
+        let (upper, mask) = (bits - 4, _mm256_set1_epi8((1 << (bits - 4)) - 1));
+        let mut line_of = _mm256_setzero_si256();
+        for (g, group) in groups.iter_mut().enumerate() {
+            if g % (GROUPS / upper) == 0 {
+                line_of = line(GROUPS / 2 + g / (GROUPS / upper));
+            }
+            let bits = _mm256_slli_epi16::<4>(_mm256_and_si256(line_of, mask));
+            *group = _mm256_or_si256(*group, bits);
+            line_of = _mm256_srl_epi16(line_of, _mm_cvtsi32_si128(upper as i32));
+        }
+    }
+    groups
+}
+
+/// The values of an entry for half of the outputs.
+///
+/// # Safety
+/// Needs AVX2 and F16C; the entry must exist.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn lanes(scales: &Scales, at: usize) -> __m256 {
-    // SAFETY: by the caller's promise.
+unsafe fn lanes(scales: &Scales, entry: usize, side: usize) -> __m256 {
+    let (unit, steps) = scales.place(entry);
+    // SAFETY: a unit has two rows, half of it one; by the caller's promise it exists, as the steps do.
     unsafe {
-        match scales {
-            Scales::F16(v) => _mm256_cvtph_ps(_mm_loadu_si128(v.as_ptr().add(at).cast())),
-            Scales::F32(v) => _mm256_loadu_ps(v.as_ptr().add(at)),
-        }
+        let unit = _mm256_cvtph_ps(_mm_loadu_si128(scales.at(unit + side).cast()));
+        let Some(steps) = steps else { return unit };
+        let steps = _mm_loadl_epi64(scales.at(steps).cast::<u8>().add(side * 8).cast());
+        _mm256_mul_ps(unit, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(steps)))
     }
 }

@@ -67,7 +67,8 @@ fn quantized_weights_agree_with_f64_and_between_paths() {
             let bytes = random_matrix(dtype, out, cols, &mut random);
             let mut dense = vec![f32::NAN; out * cols];
             dtype.dequantize(&bytes, &mut dense);
-            let w = PackedMatrix::pack(dtype, out, cols, &bytes).expect("fits");
+            let w = PackedMatrix::pack_on(&ThreadPool::new(3), dtype, out, cols, &bytes);
+            let w = w.expect("fits");
             let mut row = vec![f32::NAN; cols];
             for n in 0..out {
                 w.row(n, &mut row);

@@ -1,13 +1,19 @@
 //! Panels of 16 outputs, the layout of weights.
 //!
-//! Quantised: for each block of 32 inputs, groups of 4 inputs x 16 outputs, one byte a code, so that one 64-byte register
-//! feeds an integer dot product of 4 inputs for 16 outputs; 4-bit codes share a byte, group g in the low and group g + 4
-//! in the high half. Scales and minima stand beside, 16 a block. Float: 16 outputs a row of k.
+//! Quantised: for each block of 32 inputs, groups of 4 inputs x 16 outputs, so that one 64-byte register feeds an integer
+//! dot product of 4 inputs for 16 outputs; codes take as many bits as in files (`codes.rs`). Scales and minima stand
+//! beside, 16 a block or half block (`scales.rs`). Float: 16 outputs a row of k.
+
+use std::ops::Range;
 
 use bytemuck::Pod;
 use half::{bf16, f16};
 
+use super::codes;
+use super::scales::Scales;
+use crate::cpu::pool::ThreadPool;
 use crate::cpu::quantize::BLOCK;
+use crate::cpu::shared_mut::SharedMut;
 use crate::cpu::store::Store;
 use crate::dtype::DType;
 
@@ -24,47 +30,13 @@ unsafe impl bytemuck::Zeroable for Line {}
 // SAFETY: as above.
 unsafe impl bytemuck::Pod for Line {}
 
-/// Scales or minima, `[panels, blocks (x 2 halves), 16]`.
-#[derive(Debug, Clone)]
-pub(crate) enum Scales {
-    /// Where the file has half precision.
-    F16(Store<u16>),
-    F32(Store<f32>),
-}
-
-impl Scales {
-    pub(super) fn get(&self, index: usize) -> f32 {
-        match self {
-            Self::F16(v) => f16::from_bits(v[index]).to_f32(),
-            Self::F32(v) => v[index],
-        }
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        match self {
-            Self::F16(v) => size_of_val(&**v),
-            Self::F32(v) => size_of_val(&**v),
-        }
-    }
-
-    fn filled(f16: bool, len: usize) -> Self {
-        if f16 { Self::F16(Store::zeroed(len)) } else { Self::F32(Store::zeroed(len)) }
-    }
-
-    pub(super) fn set(&mut self, index: usize, value: f32) {
-        match self {
-            Self::F16(v) => v[index] = f16::from_f32(value).to_bits(),
-            Self::F32(v) => v[index] = value,
-        }
-    }
-}
-
 /// Integer panels: `w = scale * (code - offset) + min`.
 #[derive(Debug, Clone)]
 pub(crate) struct IntPanels {
-    /// `[panels, blocks, 4 or 8]` lines.
+    /// `[panels, blocks, bits]` lines.
     pub(crate) codes: Store<Line>,
-    pub(crate) eight_bit: bool,
+    /// Bits of a code: 4, 5, 6 or 8.
+    pub(crate) bits: usize,
     /// Scales per half block (16 inputs) instead of per block.
     pub(crate) half_blocks: bool,
     pub(crate) offset: i32,
@@ -87,125 +59,159 @@ pub(crate) enum Panels {
 }
 
 /// Panels of `out_features` rows and `in_features` columns, whose values `get` gives by row and column.
-pub(super) fn float_panels<T: Pod>(
+pub(super) fn float_panels<T: Pod + Send>(
+    pool: &ThreadPool,
     out_features: usize,
     in_features: usize,
-    get: impl Fn(usize, usize) -> T,
+    get: impl Fn(usize, usize) -> T + Sync,
 ) -> Store<[T; PANEL]> {
-    let mut panels: Store<[T; PANEL]> = Store::zeroed(out_features.div_ceil(PANEL) * in_features);
-    for (panel, rows) in panels.chunks_exact_mut(in_features).enumerate() {
-        let count = (out_features - panel * PANEL).min(PANEL);
+    let count = out_features.div_ceil(PANEL);
+    let mut panels: Store<[T; PANEL]> = Store::zeroed(count * in_features);
+    let shared = SharedMut::new(&mut panels);
+    pool.run(count, &|panel| {
+        // SAFETY: each task has its own panel.
+        let rows = unsafe { shared.slice(panel * in_features, in_features) };
+        let outputs = outputs(panel, out_features);
         for (k, row) in rows.iter_mut().enumerate() {
-            for (lane, value) in row[..count].iter_mut().enumerate() {
-                *value = get(panel * PANEL + lane, k);
+            for (value, n) in row.iter_mut().zip(outputs.clone()) {
+                *value = get(n, k);
             }
         }
-    }
+    });
     panels
 }
 
+/// The outputs of a panel.
+fn outputs(panel: usize, out_features: usize) -> Range<usize> {
+    panel * PANEL..out_features.min((panel + 1) * PANEL)
+}
+
 impl IntPanels {
-    /// Panels of a format, without any block.
-    pub(super) fn of(dtype: DType) -> Self {
-        let (eight_bit, offset, has_min, f16) = match dtype {
-            DType::Q8_0 => (true, 128, false, true),
-            DType::Q4_0 => (false, 8, false, true),
-            DType::Q4_1 => (false, 0, true, true),
-            DType::Q5_0 => (true, 16, false, true),
-            DType::Q5_1 => (true, 0, true, true),
-            DType::Q4_K => (false, 0, true, false),
-            DType::Q5_K => (true, 0, true, false),
-            DType::Q6_K => (true, 32, false, false),
+    /// Panels of a format, of `blocks` blocks of zeros.
+    pub(super) fn zeroed(dtype: DType, blocks: usize) -> Self {
+        let (bits, has_min) = match dtype {
+            DType::Q8_0 => (8, false),
+            DType::Q4_0 => (4, false),
+            DType::Q4_1 | DType::Q4_K => (4, true),
+            DType::Q5_0 => (5, false),
+            DType::Q5_1 | DType::Q5_K => (5, true),
+            DType::Q6_K => (6, false),
             DType::F32 | DType::F16 | DType::BF16 => unreachable!("float formats have no codes"),
         };
+        let half_blocks = dtype == DType::Q6_K;
+        let entries = 1 + usize::from(half_blocks);
+        // Those of a block of the format share its unit.
+        let sharing = dtype.block_size() / BLOCK * entries;
         Self {
-            codes: Store::zeroed(0),
-            eight_bit,
-            half_blocks: dtype == DType::Q6_K,
-            offset,
-            scales: Scales::filled(f16, 0),
-            mins: has_min.then(|| Scales::filled(f16, 0)),
+            codes: Store::zeroed(blocks * bits),
+            bits,
+            half_blocks,
+            offset: dtype.offset().into(),
+            scales: Scales::zeroed(blocks * entries, sharing),
+            mins: has_min.then(|| Scales::zeroed(blocks, sharing)),
         }
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        size_of_val(&*self.codes)
-            + self.scales.bytes()
-            + self.mins.as_ref().map_or(0, Scales::bytes)
-    }
-
-    pub(super) fn pack<'a>(
-        dtype: DType,
-        out_features: usize,
-        in_features: usize,
-        row: impl Fn(usize) -> &'a [u8],
-    ) -> Self {
-        let blocks = in_features / BLOCK;
-        let mut packed = Self::of(dtype).empty(out_features.div_ceil(PANEL) * blocks);
-        for n in 0..out_features {
-            let mut block = n / PANEL * blocks;
-            dtype.decode(row(n), |group| {
-                packed.set_codes(block, n % PANEL, &group.codes);
-                for half in 0..1 + usize::from(packed.half_blocks) {
-                    let at = packed.scale_index(block, half * BLOCK / 2) + n % PANEL;
-                    packed.scales.set(at, group.scale[half]);
-                    if let Some(mins) = &mut packed.mins {
-                        mins.set(at, group.min[half]);
-                    }
-                }
-                block += 1;
-            });
-        }
-        packed
     }
 
     /// Zeroed panels of `blocks` blocks in the same format.
     pub(super) fn empty(&self, blocks: usize) -> Self {
-        let scales = blocks * PANEL * (1 + usize::from(self.half_blocks));
-        let f16 = matches!(self.scales, Scales::F16(_));
         Self {
-            codes: Store::zeroed(blocks * self.lines()),
-            scales: Scales::filled(f16, scales),
-            mins: self.mins.as_ref().map(|_| Scales::filled(f16, scales)),
+            codes: Store::zeroed(blocks * self.bits),
+            scales: self.scales.empty(blocks * self.entries()),
+            mins: self.mins.as_ref().map(|mins| mins.empty(blocks)),
             ..*self
         }
     }
 
-    /// Lines of codes per block.
-    pub(crate) fn lines(&self) -> usize {
-        if self.eight_bit { 8 } else { 4 }
+    pub(super) fn bytes(&self) -> usize {
+        let mins = self.mins.as_ref().map_or(0, |mins| size_of_val(&*mins.rows));
+        size_of_val(&*self.codes) + size_of_val(&*self.scales.rows) + mins
     }
 
-    /// Index of lane 0's scale for input `k` of a block.
-    pub(super) fn scale_index(&self, block: usize, k: usize) -> usize {
-        if self.half_blocks { (block * 2 + k / 16) * PANEL } else { block * PANEL }
+    /// Scales of an output per block.
+    pub(super) fn entries(&self) -> usize {
+        1 + usize::from(self.half_blocks)
     }
 
-    /// Line, byte and shift of a code.
-    fn place(&self, block: usize, k: usize, lane: usize) -> (usize, usize, u32) {
-        let (group, byte) = (k / 4, lane * 4 + k % 4);
-        if self.eight_bit {
-            (block * 8 + group, byte, 0)
-        } else {
-            (block * 4 + group % 4, byte, 4 * (group as u32 / 4))
+    /// The lines of a block's codes.
+    pub(crate) fn lines(&self, block: usize) -> &[Line] {
+        &self.codes[block * self.bits..][..self.bits]
+    }
+
+    pub(super) fn pack<'a>(
+        pool: &ThreadPool,
+        dtype: DType,
+        out_features: usize,
+        in_features: usize,
+        row: impl Fn(usize) -> &'a [u8] + Sync,
+    ) -> Self {
+        let (panels, blocks) = (out_features.div_ceil(PANEL), in_features / BLOCK);
+        let mut packed = Self::zeroed(dtype, panels * blocks);
+        let (bits, entries) = (packed.bits, packed.entries());
+        let codes = SharedMut::new(&mut packed.codes);
+        let scales = packed.scales.shared();
+        let mins = packed.mins.as_mut().map(Scales::shared);
+        pool.run(panels, &|panel| {
+            let first = panel * blocks;
+            // SAFETY: each task has its own panel, which begins with units of its own.
+            let (lines, mut scales, mut mins) = unsafe {
+                let lines = codes.slice(first * bits, blocks * bits);
+                let mins = mins.as_ref().map(|mins| mins.part(first, blocks));
+                (lines, scales.part(first * entries, blocks * entries), mins)
+            };
+            for (lane, n) in outputs(panel, out_features).enumerate() {
+                let mut lines = lines.chunks_exact_mut(bits).enumerate();
+                dtype.decode(row(n), |group| {
+                    let (block, lines) = lines.next().expect("a row is as many blocks");
+                    codes::set(lines, lane, &group.codes);
+                    for (half, scale) in group.scale[..entries].iter().enumerate() {
+                        scales.set(block * entries + half, lane, *scale);
+                    }
+                    if let Some(mins) = &mut mins {
+                        mins.set(block, lane, group.min);
+                    }
+                });
+            }
+        });
+        packed
+    }
+
+    /// Sets a row of `blocks` blocks, lane and first block given, to a row of `from`, of the same format.
+    pub(super) fn copy_row(
+        &mut self,
+        (to, to_lane): (usize, usize),
+        from: &Self,
+        (first, lane): (usize, usize),
+        blocks: usize,
+    ) {
+        let entries = self.entries();
+        for block in 0..blocks {
+            let lines = &mut self.codes[(to + block) * self.bits..][..self.bits];
+            codes::copy(lines, to_lane, from.lines(first + block), lane);
+        }
+        for entry in 0..blocks * entries {
+            let value = from.scales.get(first * entries + entry, lane);
+            self.scales.set(to * entries + entry, to_lane, value);
+        }
+        if let (Some(to_mins), Some(from)) = (&mut self.mins, &from.mins) {
+            for block in 0..blocks {
+                to_mins.set(to + block, to_lane, from.get(first + block, lane));
+            }
         }
     }
 
-    pub(super) fn code(&self, block: usize, k: usize, lane: usize) -> u8 {
-        let (line, byte, shift) = self.place(block, k, lane);
-        let mask = if self.eight_bit { 0xff } else { 0x0f };
-        self.codes[line].0[byte] >> shift & mask
-    }
-
-    /// Sets the codes of one output in a block of zeros.
-    pub(super) fn set_codes(&mut self, block: usize, lane: usize, codes: &[u8; BLOCK]) {
-        let (count, at) = (self.lines(), lane * 4);
-        let lines = &mut self.codes[block * count..][..count];
-        for (group, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
-            let bytes = &mut lines[group % count].0[at..at + 4];
-            // With four bits a code, groups 4 to 7 are the high halves.
-            let shift = 4 * (group / count);
-            bytes.iter_mut().zip(codes).for_each(|(byte, code)| *byte |= code << shift);
+    /// The values of a row, lane and first block given.
+    pub(super) fn row(&self, first: usize, lane: usize, out: &mut [f32]) {
+        let entries = self.entries();
+        for (block, out) in (first..).zip(out.as_chunks_mut::<BLOCK>().0) {
+            let codes = codes::get(self.lines(block), lane);
+            let min = self.mins.as_ref().map_or(0.0, |mins| mins.get(block, lane).value());
+            let scales: [f32; 2] = std::array::from_fn(|half| {
+                self.scales.get(block * entries + half % entries, lane).value()
+            });
+            for (i, (out, code)) in out.iter_mut().zip(codes).enumerate() {
+                let centred = (i32::from(code) - self.offset) as f32;
+                *out = scales[i * 2 / BLOCK].mul_add(centred, min);
+            }
         }
     }
 }

@@ -11,3 +11,17 @@ fn packed_sizes_are_known_before() {
         }
     }
 }
+
+/// A K-quant's 6-bit scale takes a byte, and nothing else takes more than in the file.
+#[test]
+fn quantised_weights_stay_as_small_as_in_files() {
+    for dtype in QUANTIZED {
+        let (rows, cols) = (32, 512);
+        let stored = dtype.bytes_for(rows * cols).unwrap();
+        let packed = PackedMatrix::packed_bytes(dtype, rows, cols);
+        // Of a block of 256 weights, 16 numbers of 6 bits.
+        let more =
+            if matches!(dtype, DType::Q4_K | DType::Q5_K) { rows * cols / 256 * 4 } else { 0 };
+        assert_eq!(packed, stored + more, "{dtype:?}");
+    }
+}
