@@ -15,6 +15,7 @@ mod progress;
 mod prompt_pace;
 mod prompt_readout;
 mod request;
+mod row_budget;
 mod scheduler;
 mod sequence;
 mod sequences;

@@ -9,9 +9,10 @@ use pleach::checkpoint::write::{Meta, gguf_file};
 use pleach::engine::{Engine, EngineConfig, Request, TokenOut};
 use pleach::grammar::{Grammar, GrammarCompiler, GrammarSource};
 use pleach::model::{
-    CudaDecoder, CudaRunner, Family, Forward, ModelConfig, Rows, Verified, VerifyTask,
+    CudaDecoder, CudaRunner, Family, Forward, ModelConfig, OutOfMemory, RoundResult, Rows,
+    VerifyTask,
 };
-use pleach::sampling::{Dry, LogitsError, SamplingParams};
+use pleach::sampling::{Dry, SamplingParams};
 use pleach_kernels::DType;
 use pleach_kernels::cuda::{CudaError, Device, Draw, Tensor, Verifier, VerifySequence};
 use tokenizers::Tokenizer;
@@ -55,7 +56,7 @@ impl Forward for Target {
         self.runner.draft_vocab()
     }
 
-    fn forward(&mut self, rows: &Rows) -> &[f32] {
+    fn forward(&mut self, rows: &Rows) -> Result<&[f32], OutOfMemory> {
         self.runner.forward(rows)
     }
 
@@ -67,7 +68,7 @@ impl Forward for Target {
         &mut self,
         rows: &Rows,
         tasks: &[VerifyTask<'_>],
-    ) -> (&[f32], Vec<Result<Verified, LogitsError>>) {
+    ) -> Result<(&[f32], Vec<RoundResult>), OutOfMemory> {
         self.decided.fetch_add(tasks.len(), Ordering::Relaxed);
         self.runner.forward_and_verify(rows, tasks)
     }

@@ -43,7 +43,12 @@ fn text(error: DriverError) -> String {
 
 /// An error of the driver as one of `what`.
 pub(super) fn failed(what: &'static str) -> impl Fn(DriverError) -> CudaError {
-    move |error| CudaError::Failed { what, reason: text(error) }
+    move |error| match error.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            CudaError::OutOfMemory { what, bytes: None, free: None }
+        }
+        _ => CudaError::Failed { what, reason: text(error) },
+    }
 }
 
 impl Device {

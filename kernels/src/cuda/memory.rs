@@ -3,13 +3,25 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use cudarc::driver::result;
+use cudarc::driver::{DriverError, result};
 
 use super::calls::Address;
 use super::device::failed;
 use super::{CudaError, Device};
 
-const ALLOCATING: &str = "allocating memory";
+/// An error of an allocation of so many bytes; `free` are those of the memory that it was to come from.
+fn lacking(
+    what: &'static str,
+    bytes: usize,
+    free: impl Fn() -> Option<usize>,
+) -> impl Fn(DriverError) -> CudaError {
+    move |error| match failed(what)(error) {
+        CudaError::OutOfMemory { .. } => {
+            CudaError::OutOfMemory { what, bytes: Some(bytes), free: free() }
+        }
+        other => other,
+    }
+}
 
 /// Memory of a device.
 pub(super) struct Memory {
@@ -24,7 +36,11 @@ impl Memory {
         device.enter()?;
         let bytes = bytes.max(1);
         // SAFETY: nothing is read before it is written: whoever copies or launches sees to that.
-        let address = unsafe { result::malloc_sync(bytes) }.map_err(failed(ALLOCATING))?;
+        let address = unsafe { result::malloc_sync(bytes) }.map_err(lacking(
+            "an allocation",
+            bytes,
+            || device.free_bytes().ok(),
+        ))?;
         Ok(Self { device: Arc::clone(device), address, bytes })
     }
 
@@ -103,7 +119,11 @@ impl HostMemory {
         device.enter()?;
         let bytes = bytes.max(1);
         // SAFETY: the memory is written just below. Without flags, it is cached as other memory is.
-        let pointer = unsafe { result::malloc_host(bytes, 0) }.map_err(failed(ALLOCATING))?;
+        let pointer = unsafe { result::malloc_host(bytes, 0) }.map_err(lacking(
+            "memory of the host that it reads",
+            bytes,
+            || None,
+        ))?;
         // SAFETY: there are as many bytes.
         unsafe { pointer.cast::<u8>().write_bytes(0, bytes) };
         Ok(Self { device: Arc::clone(device), pointer, bytes })

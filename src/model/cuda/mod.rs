@@ -8,9 +8,8 @@ mod verify;
 
 use std::sync::Arc;
 
-use super::{Forward, ModelConfig, Rows, Verified, VerifyTask};
+use super::{Forward, ModelConfig, OutOfMemory, RoundResult, Rows, VerifyTask};
 use crate::kv_cache::BLOCK_SIZE;
-use crate::sampling::LogitsError;
 use pleach_kernels::cuda::{
     AttentionInputs, Batch, BatchRows, CudaError, Device, Graphs, HostBuffer, KvLayer, PassKey,
     QkvInputs, Table, Tensor, Verifier, Weights,
@@ -277,7 +276,7 @@ impl CudaRunner {
         &mut self,
         rows: &Rows,
         tasks: &[VerifyTask<'_>],
-    ) -> Result<Vec<Result<Verified, LogitsError>>, CudaError> {
+    ) -> Result<Vec<RoundResult>, CudaError> {
         let sequences: Vec<_> = tasks.iter().map(verify::sequence).collect();
         let count = rows.logit_rows.len();
         if !tasks.is_empty() {
@@ -304,14 +303,20 @@ impl CudaRunner {
     }
 
     /// # Panics
-    /// If a token, slot or block lies outside the model or the cache, or the device fails: CUDA has no way back
-    /// from that within a process.
-    fn run(&mut self, rows: &Rows, tasks: &[VerifyTask<'_>]) -> Vec<Result<Verified, LogitsError>> {
+    /// If a token, slot or block lies outside the model or the cache, or the device fails other than for want of
+    /// memory: CUDA has no way back from that within a process.
+    fn run(
+        &mut self,
+        rows: &Rows,
+        tasks: &[VerifyTask<'_>],
+    ) -> Result<Vec<RoundResult>, OutOfMemory> {
         let vocab_size = self.decoder.config.vocab_size;
         let outside = rows.tokens.iter().find(|&&token| token as usize >= vocab_size);
         assert!(outside.is_none(), "token {outside:?} of {vocab_size}");
-        self.round(rows, tasks)
-            .unwrap_or_else(|error| panic!("{}: {error}", self.decoder.device.name()))
+        self.round(rows, tasks).map_err(|error| match error {
+            CudaError::OutOfMemory { .. } => OutOfMemory(error.to_string()),
+            error => panic!("{}: {error}", self.decoder.device.name()),
+        })
     }
 
     /// The residual stream of a row behind the last layer.
@@ -338,9 +343,9 @@ impl Forward for CudaRunner {
         self.decoder.draft_vocab.as_ref()
     }
 
-    fn forward(&mut self, rows: &Rows) -> &[f32] {
-        self.run(rows, &[]);
-        self.workspace.on_host.values()
+    fn forward(&mut self, rows: &Rows) -> Result<&[f32], OutOfMemory> {
+        self.run(rows, &[])?;
+        Ok(self.workspace.on_host.values())
     }
 
     /// A trimmed head's rows are not the target's tokens.
@@ -352,9 +357,9 @@ impl Forward for CudaRunner {
         &mut self,
         rows: &Rows,
         tasks: &[VerifyTask<'_>],
-    ) -> (&[f32], Vec<Result<Verified, LogitsError>>) {
-        let outcomes = self.run(rows, tasks);
-        (self.workspace.on_host.values(), outcomes)
+    ) -> Result<(&[f32], Vec<RoundResult>), OutOfMemory> {
+        let outcomes = self.run(rows, tasks)?;
+        Ok((self.workspace.on_host.values(), outcomes))
     }
 
     /// Normed on the host: only embeddings ask for it, and their rows have no logits.

@@ -203,7 +203,7 @@ fn measure(args: &Args, draft: &Source) -> Result<MeasuredCosts> {
     let mut engine = Engine::new(loaded.target, loaded.decoder, config)?;
     let rows: Vec<usize> = (1..=MOST_DRAFTED + 1).collect();
     let context = CONTEXT.min(engine.limits().max_model_len / 2);
-    Ok(engine.measure_costs(context, &rows, REPEATS))
+    Ok(engine.measure_costs(context, &rows, REPEATS)?)
 }
 
 /// The draft tokens a round that promise the highest speed-up, and the speed-up. `verify_cost[n]` is the
