@@ -18,7 +18,7 @@ use super::{
     RequestError, RequestId,
 };
 use crate::memory;
-use crate::model::{CudaDecoder, CudaRunner, Decoder, Draft, Forward, OutOfMemory, Runner};
+use crate::model::{Decoder, Draft, Forward, OutOfMemory, Runner};
 use crate::speculation::{DraftController, DraftModel};
 
 /// Many sequences, one target and perhaps one draft model. Single-threaded: see
@@ -65,25 +65,6 @@ impl Engine {
             }
         }
         Self::with_models(Box::new(target), standalone, config)
-    }
-
-    /// An engine over a target and perhaps a draft model on a CUDA device. Without a number of blocks, the caches
-    /// take what they want of the device's memory, and at most most of it.
-    ///
-    /// # Errors
-    /// [`EngineError`] if the settings or the models do not fit together or the device.
-    pub fn on_cuda(
-        target: CudaDecoder,
-        draft: Option<CudaDecoder>,
-        mut config: EngineConfig,
-    ) -> Result<Self, EngineError> {
-        let needs = CacheNeeds::on_cuda(&target, draft.as_ref());
-        config.fit_blocks(needs, Some(target.device().free_bytes()? as u64))?;
-        let (limits, num_blocks) = config.resolve(needs.target, needs.draft)?;
-        let runner = |decoder| CudaRunner::new(decoder, num_blocks, limits.max_model_len);
-        let target = Box::new(runner(target)?);
-        let draft = draft.map(runner).transpose()?.map(|draft| Box::new(draft) as Box<dyn Forward>);
-        Self::with_models(target, draft, config)
     }
 
     /// An engine over models whose caches have the number of blocks `config` resolves to. Without a standalone
@@ -300,10 +281,10 @@ impl Engine {
     /// # Panics
     /// If the engine has work.
     pub fn profile(&mut self) {
-        if self.limits.num_speculative_tokens > 0 {
-            if let Err(error) = self.idle().learn() {
-                tracing::warn!(%error, "step costs cannot be measured");
-            }
+        if self.limits.num_speculative_tokens > 0
+            && let Err(error) = self.idle().learn()
+        {
+            tracing::warn!(%error, "step costs cannot be measured");
         }
     }
 

@@ -142,7 +142,8 @@ impl Behind<'_> {
             known.measured(Work::default().sequence(rows, context), seconds);
             costs.target.push((rows, seconds));
         }
-        let counts = DRAFT_ROWS.into_iter().filter(|&rows| context + rows <= *limit);
+        let counts =
+            DRAFT_ROWS.into_iter().filter(|&rows| context + rows <= *limit && rows <= *max_rows);
         let drafts = time_drafts(target, drafting, table, context, counts, repeats, *max_rows)?;
         for (rows, [first, further]) in drafts {
             drafting.costs_mut().measured_draft(DraftStep::First, rows, first);

@@ -42,7 +42,7 @@ pub struct Schedule {
 
 /// Rows of logits of prompts that one pass computes at most. A row is large, and those of a whole prompt
 /// need not lie in memory at once.
-const MAX_LOGIT_ROWS: usize = 64;
+pub(super) const MAX_LOGIT_ROWS: usize = 64;
 
 #[derive(Debug)]
 struct Entry {

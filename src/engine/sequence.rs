@@ -48,7 +48,7 @@ pub(super) enum RoundError {
     #[error("the grammar cannot be followed any further: {0}")]
     Grammar(#[from] GrammarError),
     #[error(
-        "{0}; the server may be started with more memory left beside its K/V cache, by a lower --kv-blocks"
+        "{0}; start the server with a lower --gpu-memory-utilization, or with fewer --kv-blocks"
     )]
     Memory(#[from] OutOfMemory),
     #[error("the engine met a bug in this request")]

@@ -10,7 +10,7 @@ mod runner;
 mod verify;
 
 pub use attached::{AttachedDrafter, DraftWorkspace};
-pub use cuda::{CudaDecoder, CudaRunner};
+pub use cuda::{CudaDecoder, CudaRunner, PassBounds};
 pub use decoder::{Decoder, KvCache, Lender, ModelError, Precision, Workspace, check_draft};
 pub use draft::Draft;
 pub use forward::{AttachedForward, Forward, OutOfMemory};

@@ -47,6 +47,13 @@ impl Graphs {
         Self { device: Arc::clone(device), known: Vec::new(), enabled, replayed: 0 }
     }
 
+    /// Forgets all passes: something that they read or write has moved.
+    pub fn clear(&mut self) {
+        for (_, graph) in std::mem::take(&mut self.known) {
+            self.destroy(graph);
+        }
+    }
+
     /// Passes that were started as a graph.
     #[must_use]
     pub fn replayed(&self) -> u64 {
@@ -124,8 +131,6 @@ impl Graphs {
 
 impl Drop for Graphs {
     fn drop(&mut self) {
-        for (_, graph) in std::mem::take(&mut self.known) {
-            self.destroy(graph);
-        }
+        self.clear();
     }
 }
