@@ -16,6 +16,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 mod decoder;
+mod memory;
 mod mutations;
 mod rounds;
 mod server;
@@ -48,13 +49,17 @@ fn main() {
         let status = pleach_kernels::cuda::foreign::call(Path::new(&library), &words);
         std::process::exit(status.unwrap_or_else(|error| panic!("{error}")));
     }
+    if let Some(folder) = std::env::var_os(memory::RUN) {
+        memory::run(Path::new(&folder));
+        return;
+    }
     let arguments = Arguments::from_args();
     let compiles = Command::new(compiler()).arg("--version").output();
     let compiles = compiles.is_ok_and(|output| output.status.success());
     if compiles && !arguments.list {
         run_over_the_emulator();
     }
-    let compiled: [(&str, fn()); 8] = [
+    let compiled: [(&str, fn()); 11] = [
         (
             "kernels_agree_with_their_references_and_bugs_are_caught",
             kernels_agree_with_their_references_and_bugs_are_caught,
@@ -74,6 +79,15 @@ fn main() {
             rounds::the_device_decides_as_the_host_does,
         ),
         ("rounds::rounds_that_do_not_fit_are_refused", rounds::rounds_that_do_not_fit_are_refused),
+        (
+            "memory::passes_take_no_memory_while_an_engine_serves",
+            memory::passes_take_no_memory_while_an_engine_serves,
+        ),
+        ("memory::memory_is_planned", memory::memory_is_planned),
+        (
+            "memory::what_finds_no_memory_is_refused_or_borne",
+            memory::what_finds_no_memory_is_refused_or_borne,
+        ),
         ("server::the_server_answers_from_the_device", server::the_server_answers_from_the_device),
     ];
     let compiled = compiled.map(|(name, test)| {
