@@ -15,6 +15,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+mod conflicts;
 mod decoder;
 mod memory;
 mod mutations;
@@ -59,11 +60,12 @@ fn main() {
     if compiles && !arguments.list {
         run_over_the_emulator();
     }
-    let compiled: [(&str, fn()); 11] = [
+    let compiled: [(&str, fn()); 12] = [
         (
             "kernels_agree_with_their_references_and_bugs_are_caught",
             kernels_agree_with_their_references_and_bugs_are_caught,
         ),
+        ("conflicts::bank_conflicts_do_not_rise", conflicts::bank_conflicts_do_not_rise),
         (
             "decoder::the_decoder_agrees_with_the_cpu_and_with_itself",
             decoder::the_decoder_agrees_with_the_cpu_and_with_itself,
@@ -172,22 +174,27 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     files
 }
 
-/// The C++ tests as a library in `folder`, and beside it, in `driver`, the emulator with the sanitizers.
-fn build(folder: &Path) -> PathBuf {
+/// The C++ tests as a library in `folder`.
+fn build_library(folder: &Path) -> PathBuf {
     let library = folder.join("libkernel-tests.so");
     let sources = files(&root().join("tests/kernels"), "cpp");
     let objects: Vec<_> = (sources.iter())
         .map(|source| folder.join(source.with_extension("o").file_name().expect("a file")))
         .collect();
+    for (source, object) in sources.iter().zip(&objects) {
+        compile(&[], &root().join("kernels/cuda"), source, object);
+    }
+    link(&[], &objects, &library);
+    library
+}
+
+/// The same, and beside it, in `driver`, the emulator with the sanitizers.
+fn build(folder: &Path) -> PathBuf {
     std::thread::scope(|scope| {
         let driver = folder.join("driver");
         scope.spawn(move || build_driver(&driver, &[&FLAGS[..], &SANITIZERS].concat()));
-        for (source, object) in sources.iter().zip(&objects) {
-            compile(&[], &root().join("kernels/cuda"), source, object);
-        }
-    });
-    link(&[], &objects, &library);
-    library
+        build_library(folder)
+    })
 }
 
 /// Runs the C++ tests over the driver in a folder; the output, and whether all passed.

@@ -10,6 +10,8 @@
 // EMULATOR_ORDER=forward|reverse|shuffled and EMULATOR_SEED=N say in which order threads and blocks take their turns.
 // EMULATOR_MEMORY=BYTES is how much memory the device has. EMULATOR_FAIL_ALLOCATION=N has the Nth call fail of those
 // that take memory on a GPU, counted from 1, and says so; where there are fewer, it says how many there were.
+// EMULATOR_CONFLICTS=FILE has bank conflicts of shared memory counted into a table: kernel, requests of 128 bytes at
+// most, turns that they took, and the turns of the worst.
 
 #include <cstdio>
 #include <mutex>
@@ -217,7 +219,7 @@ API cuLaunchKernel(const emulator::Kernel *kernel, unsigned grid_x, unsigned gri
         return INVALID_VALUE;
     if (!current) return INVALID_CONTEXT;
     auto &work = stream->recording ? stream->recorded : stream->waiting;
-    work.push_back([grid, block, body = kernel->bind(arguments[0])] { emulator::launch(grid, block, body); });
+    work.push_back([=, body = kernel->bind(arguments[0])] { emulator::launch(kernel->name, grid, block, body); });
     return OK;
 }
 
