@@ -203,7 +203,7 @@ fn engine(args: &Args, device: &Arc<Device>, config: &ModelConfig, format: DType
         Ok(Box::new(if args.no_graphs { runner.without_graphs() } else { runner }))
     };
     let mut engine = Engine::with_models(runner(target)?, Some(runner(draft)?), settings)?;
-    let costs = engine.measure_costs(CONTEXT, &ROWS, args.repeats);
+    let costs = engine.measure_costs(CONTEXT, &ROWS, args.repeats)?;
     let verify: Map<String, Value> =
         ROWS.iter().map(|&n| (n.to_string(), costs.verify_cost(n).into())).collect();
     for (rows, seconds) in &costs.target {

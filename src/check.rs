@@ -17,7 +17,7 @@ use crate::engine::{
 use crate::kv_cache::BLOCK_SIZE;
 use crate::loading::{LoadError, Model, each_by_wanted};
 use crate::memory::Reserved;
-use crate::model::Draft;
+use crate::model::{Draft, OutOfMemory};
 use crate::prompts::{Prompt, PromptsError, VALIDATION_PROMPTS, read_prompts, spread};
 use crate::speculation::StepCost;
 use crate::text::{ChatTemplate, TemplateError};
@@ -52,6 +52,8 @@ pub enum CheckError {
     Draft(LoadError),
     #[error(transparent)]
     Engine(#[from] EngineError),
+    #[error(transparent)]
+    Memory(#[from] OutOfMemory),
     #[error(transparent)]
     Prompts(#[from] PromptsError),
     #[error("prompt {id}: {reason}")]
@@ -156,7 +158,7 @@ impl Pair {
         let room = limits.max_model_len;
         let context = CONTEXT.min(room / 2);
         let rows: Vec<usize> = ROWS.into_iter().filter(|rows| context + rows <= room).collect();
-        let costs = engine.measure_costs(context, &rows, REPEATS);
+        let costs = engine.measure_costs(context, &rows, REPEATS)?;
         let mut report = CheckReport {
             model: name,
             draft: draft_name,

@@ -173,6 +173,9 @@ impl Loaded {
     }
 }
 
+/// What a device has no memory for when it is opened, and what to do then.
+const OPENING: (&str, &str) = ("the kernels", "free memory on it, or choose another by --device");
+
 /// Fetches and loads the models and their drafts, and starts their engines, the main model's first. A draft that cannot
 /// be used is reported and left out: its model runs without it.
 ///
@@ -185,7 +188,9 @@ pub fn start(config: &Config) -> Result<Vec<RunningModel>, LoadError> {
         ComputeDevice::Auto if !config.lora.is_empty() => None,
         ComputeDevice::Auto => first_device(),
         ComputeDevice::Cpu => None,
-        ComputeDevice::Cuda(index) => Some(Device::open(index)?),
+        ComputeDevice::Cuda(index) => {
+            Some(Device::open(index).map_err(|error| LoadError::from(error).advise(OPENING))?)
+        }
     };
     let (pool, turns) = (Arc::new(ThreadPool::new(config.threads)), Turns::default());
     let loaded = open(config, |model| {

@@ -123,6 +123,7 @@ impl From<Args> for Config {
                 max_num_batched_tokens: args.max_num_batched_tokens,
                 max_model_len: args.max_model_len,
                 num_blocks: args.kv_blocks,
+                gpu_memory_utilization: args.gpu_memory_utilization,
                 prefix_caching: !args.no_prefix_caching,
                 num_speculative_tokens,
                 ngram: !args.fixed_drafts,

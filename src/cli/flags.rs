@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::source::{DEFAULT_MODEL, Source};
+use crate::engine::EngineConfig;
 use crate::sampling::SamplingDefaults;
 use crate::text::{CallFormat, ChatTemplate};
 
@@ -156,9 +157,19 @@ pub struct Args {
     #[arg(long)]
     pub print_config: bool,
     /// Blocks of 16 positions in the K/V cache; the server does not start where they do not fit into memory. Default:
-    /// four sequences of full length, or as many as fit.
+    /// four sequences of full length, or as many as fit; on a CUDA device, as many as fit.
     #[arg(long, env = "PLEACH_KV_BLOCKS")]
     pub kv_blocks: Option<usize>,
+    /// Share of a CUDA device's memory that is used, more than 0 and at most 1, with what other programs use of it: what
+    /// weights and the largest pass leave of it is K/V cache.
+    #[arg(
+        long,
+        env = "PLEACH_GPU_MEMORY_UTILIZATION",
+        value_name = "SHARE",
+        default_value_t = EngineConfig::default().gpu_memory_utilization,
+        value_parser = part
+    )]
+    pub gpu_memory_utilization: f64,
     /// Compute every prompt whole. Otherwise blocks of 16 tokens that a prompt shares with an earlier text
     /// from its start are taken from the K/V cache; the output is the same.
     #[arg(long, env = "PLEACH_NO_PREFIX_CACHING")]
@@ -250,6 +261,12 @@ fn variables(json: &str) -> Result<Map<String, Value>, String> {
 fn share(text: &str) -> Result<f64, String> {
     let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
     share.ok_or_else(|| "a share is a number from 0 to 1".into())
+}
+
+/// A number above 0, at most 1.
+fn part(text: &str) -> Result<f64, String> {
+    let part = text.parse().ok().filter(|part| *part > 0.0 && *part <= 1.0);
+    part.ok_or_else(|| "a number above 0, 1 at most".into())
 }
 
 /// A LoRA adapter: its name in the API and its folder.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::kv_cache::BLOCK_SIZE;
-use crate::model::{CudaDecoder, Decoder, Draft, ModelConfig};
+use crate::model::ModelConfig;
 use pleach_kernels::cuda::CudaError;
 
 /// Size and behaviour of an engine.
@@ -18,10 +18,14 @@ pub struct EngineConfig {
     pub max_num_batched_tokens: usize,
     /// Positions of one sequence; `None` for the model's own limit.
     pub max_model_len: Option<usize>,
-    /// Blocks of the K/V cache; `None` for four sequences of full length, or as many as fit into memory.
+    /// Blocks of the K/V cache; `None` for four sequences of full length, or as many as fit into memory. On a CUDA device,
+    /// as many as fit.
     pub num_blocks: Option<usize>,
-    /// Bytes that the caches may take of the memory that is left; `None` for all.
+    /// Bytes that the caches may take of the memory that is left, on a CUDA device those of a pass included; `None` for
+    /// all.
     pub cache_memory: Option<u64>,
+    /// Share of a CUDA device's memory that is used, what others use of it included.
+    pub gpu_memory_utilization: f64,
     /// Whether sequences share the full blocks of what they have in common, and find those of sequences
     /// that have ended, until the room is needed. The output is the same with and without.
     pub prefix_caching: bool,
@@ -47,6 +51,7 @@ impl Default for EngineConfig {
             max_model_len: None,
             num_blocks: None,
             cache_memory: None,
+            gpu_memory_utilization: 0.9,
             prefix_caching: true,
             num_speculative_tokens: 8,
             ngram: true,
@@ -115,6 +120,24 @@ pub enum EngineError {
         /// Blocks that would fit.
         fitting: usize,
     },
+    /// What is left of a CUDA device does not hold the keys and values of one sequence.
+    #[error(
+        "one sequence of {positions} tokens needs {needed} MB of K/V cache, and {free} MB are left of the {percent} % of \
+         the device's memory that --gpu-memory-utilization gives, beside weights and the rows of a pass: raise it, lower \
+         --max-num-batched-tokens or --max-num-seqs, or set --max-model-len to {fitting} or less"
+    )]
+    DeviceMemory {
+        /// Positions of one sequence.
+        positions: usize,
+        /// Megabytes of its keys and values.
+        needed: u64,
+        /// Megabytes that are left.
+        free: u64,
+        /// What may be used of the device, in hundredths.
+        percent: u64,
+        /// Positions that would fit.
+        fitting: usize,
+    },
     /// A CUDA device has too little memory, or fails.
     #[error(transparent)]
     Cuda(#[from] CudaError),
@@ -167,107 +190,7 @@ impl EngineLimits {
     }
 }
 
-/// What decides how many blocks a K/V cache can have.
-#[derive(Debug, Clone, Copy)]
-pub struct CacheNeeds<'a> {
-    /// The target's shape.
-    pub target: &'a ModelConfig,
-    /// The draft model's.
-    pub draft: Option<&'a ModelConfig>,
-    /// Bytes of one block: the target's and the draft model's.
-    pub block_bytes: usize,
-}
-
-impl<'a> CacheNeeds<'a> {
-    /// The needs of decoders on a CUDA device.
-    #[must_use]
-    pub fn on_cuda(target: &'a CudaDecoder, draft: Option<&'a CudaDecoder>) -> Self {
-        Self {
-            target: target.config(),
-            draft: draft.map(CudaDecoder::config),
-            block_bytes: target.block_bytes() + draft.map_or(0, CudaDecoder::block_bytes),
-        }
-    }
-
-    /// The needs of decoders on the CPU.
-    #[must_use]
-    pub fn of(target: &'a Decoder, draft: Option<&'a Draft>) -> Self {
-        Self {
-            target: target.config(),
-            draft: draft.map(Draft::config),
-            block_bytes: target.kv_cache_bytes(1)
-                + draft.map_or(0, |draft| draft.kv_cache_bytes(1)),
-        }
-    }
-}
-
 impl EngineConfig {
-    /// Bytes that the caches take where memory does not bound them.
-    ///
-    /// # Errors
-    /// [`EngineError`] if the settings or the models do not fit together.
-    pub fn wanted_bytes(&self, needs: CacheNeeds<'_>) -> Result<u64, EngineError> {
-        let (_, blocks) = self.resolve(needs.target, needs.draft)?;
-        Ok((blocks as u64).saturating_mul(needs.block_bytes as u64))
-    }
-
-    /// What the caches may take of `free` bytes where they are among the caches of so many engines: an equal share, or
-    /// what it takes where the number of blocks is set.
-    #[must_use]
-    pub const fn share_of(&self, free: u64, engines: u64) -> u64 {
-        if self.num_blocks.is_some() { free } else { free / engines }
-    }
-
-    /// Chooses a number of blocks that fits into `free` bytes, less a tenth for the rows of a pass, or checks that the
-    /// number that is set does. Where the configuration bounds the caches' memory, less is free.
-    ///
-    /// # Errors
-    /// [`EngineError`] if the settings or the models do not fit together, or one sequence, or the number of blocks that
-    /// is set, not into memory.
-    pub fn fit_blocks(
-        &mut self,
-        needs: CacheNeeds<'_>,
-        free: Option<u64>,
-    ) -> Result<(), EngineError> {
-        let (limits, wanted) = self.resolve(needs.target, needs.draft)?;
-        let free = free.into_iter().chain(self.cache_memory).min();
-        let bytes = |blocks: usize| (blocks as u64).saturating_mul(needs.block_bytes as u64);
-        let fit = free.map(|free| free / 10 * 9 / needs.block_bytes.max(1) as u64);
-        let chosen = fit.map_or(wanted, |fit| wanted.min(usize::try_from(fit).unwrap_or(wanted)));
-        if self.num_blocks.is_some() {
-            return if chosen == wanted {
-                Ok(())
-            } else {
-                Err(EngineError::Blocks {
-                    blocks: wanted,
-                    needed: bytes(wanted).div_ceil(1_000_000),
-                    free: free.unwrap_or(0) / 1_000_000,
-                    fitting: chosen,
-                })
-            };
-        }
-        let one = limits.max_model_len.div_ceil(BLOCK_SIZE);
-        if chosen < one {
-            return Err(EngineError::Memory {
-                positions: limits.max_model_len,
-                needed: bytes(one).div_ceil(1_000_000),
-                free: free.unwrap_or(0) / 1_000_000,
-                fitting: chosen * BLOCK_SIZE,
-            });
-        }
-        if chosen < wanted {
-            tracing::info!(
-                blocks = chosen,
-                wanted,
-                megabytes = bytes(chosen) / 1_000_000,
-                sequences = chosen / one,
-                "the K/V cache is as large as memory allows"
-            );
-        }
-        self.num_blocks = Some(chosen);
-        Ok(())
-    }
-
     /// Limits and number of blocks for a target and, perhaps, a draft model.
     ///
     /// # Errors
@@ -316,47 +239,5 @@ impl EngineConfig {
             adapters: 0,
         };
         Ok((limits, num_blocks))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engine::test_model::TestModel;
-    use crate::model::Forward;
-
-    /// The cache takes what is left, down to one sequence, and not less.
-    #[test]
-    fn the_cache_fits_into_memory() {
-        let model = TestModel::new(1);
-        let needs = CacheNeeds { target: model.config(), draft: None, block_bytes: 1000 };
-        let fit = |free: Option<u64>, mut config: EngineConfig| {
-            config.fit_blocks(needs, free).map(|()| config.num_blocks)
-        };
-        let config =
-            EngineConfig { max_model_len: Some(10 * BLOCK_SIZE), ..EngineConfig::default() };
-        assert_eq!(fit(None, config.clone()), Ok(Some(40)));
-        assert_eq!(fit(Some(1 << 40), config.clone()), Ok(Some(40)));
-        assert_eq!(fit(Some(25_000), config.clone()), Ok(Some(22)));
-        assert_eq!(fit(Some(11_200), config.clone()), Ok(Some(10)));
-        let error = fit(Some(10_000), config.clone()).unwrap_err().to_string();
-        let expected = format!("--max-model-len to {} or less", 9 * BLOCK_SIZE);
-        assert!(error.contains(&expected), "{error}");
-        // Less is free where the caches' memory is bounded.
-        let bounded = EngineConfig { cache_memory: Some(25_000), ..config.clone() };
-        assert_eq!(fit(None, bounded.clone()), Ok(Some(22)));
-        assert_eq!(fit(Some(1 << 40), bounded.clone()), Ok(Some(22)));
-        assert_eq!(fit(Some(11_200), bounded), Ok(Some(10)));
-        // What is set is taken as it is, or not at all.
-        let set = EngineConfig { num_blocks: Some(7), ..config };
-        assert_eq!(fit(None, set.clone()), Ok(Some(7)));
-        assert_eq!(fit(Some(7_800), set.clone()), Ok(Some(7)));
-        let (blocks, needed, free, fitting) = (7, 1, 0, 6);
-        assert_eq!(
-            fit(Some(7_700), set.clone()),
-            Err(EngineError::Blocks { blocks, needed, free, fitting })
-        );
-        let error = fit(Some(0), set).unwrap_err().to_string();
-        assert!(error.contains("room for 0 blocks: lower --kv-blocks"), "{error}");
     }
 }

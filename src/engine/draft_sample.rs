@@ -51,7 +51,7 @@ impl Sample {
             let mut rows = Rows::default();
             rows.push(table, 0, self.tokens[..last].iter().copied(), self.answer);
             let started = Instant::now();
-            let logits = draft.forward(&rows);
+            let logits = draft.forward(&rows).ok()?;
             timing.cost.observe(rows.len(), started.elapsed().as_secs_f64());
             let mut accepted = 0;
             for (logits, &came) in logits.chunks_exact(width).zip(answer) {
@@ -60,7 +60,7 @@ impl Sample {
             rows.clear();
             rows.push(table, last, [self.tokens[last]], 1);
             timing.step(|| {
-                draft.forward(&rows);
+                let _ = draft.forward(&rows);
             });
             Some(accepted)
         };
@@ -84,7 +84,7 @@ impl Sample {
             if let Some(adapter) = self.adapter {
                 rows.adapt_last(adapter);
             }
-            target.forward(&rows);
+            target.forward(&rows).ok()?;
             let drafter = target.attached()?;
             let ids = drafter.draft_vocab().cloned();
             let (mut states, mut all) = (Vec::new(), Vec::new());

@@ -7,8 +7,9 @@ use super::comparison::Comparison;
 use super::draft_comparison::{Candidate, DraftComparison};
 use super::profile::{MeasuredCosts, Profile};
 use super::prompt_pace::PromptPace;
-use super::scheduler::Scheduler;
-use super::sequence::Sequence;
+use super::row_budget::RowBudget;
+use super::scheduler::{Scheduled, Scheduler};
+use super::sequence::{RoundError, Sequence};
 use super::sequences::Sequences;
 use super::step::{Commit, Verifier, account, cost, prompt_rows, propose, schedule, with_drafts};
 use super::tally::Tally;
@@ -17,7 +18,7 @@ use super::{
     RequestError, RequestId,
 };
 use crate::memory;
-use crate::model::{CudaDecoder, CudaRunner, Decoder, Draft, Forward, Runner};
+use crate::model::{Decoder, Draft, Forward, OutOfMemory, Runner};
 use crate::speculation::{DraftController, DraftModel};
 
 /// Many sequences, one target and perhaps one draft model. Single-threaded: see
@@ -34,6 +35,7 @@ pub struct Engine {
     tally: Tally,
     comparing: DraftComparison,
     pace: PromptPace,
+    budget: RowBudget,
     next_id: u64,
     seeds: fastrand::Rng,
 }
@@ -63,25 +65,6 @@ impl Engine {
             }
         }
         Self::with_models(Box::new(target), standalone, config)
-    }
-
-    /// An engine over a target and perhaps a draft model on a CUDA device. Without a number of blocks, the caches
-    /// take what they want of the device's memory, and at most most of it.
-    ///
-    /// # Errors
-    /// [`EngineError`] if the settings or the models do not fit together or the device.
-    pub fn on_cuda(
-        target: CudaDecoder,
-        draft: Option<CudaDecoder>,
-        mut config: EngineConfig,
-    ) -> Result<Self, EngineError> {
-        let needs = CacheNeeds::on_cuda(&target, draft.as_ref());
-        config.fit_blocks(needs, Some(target.device().free_bytes()? as u64))?;
-        let (limits, num_blocks) = config.resolve(needs.target, needs.draft)?;
-        let runner = |decoder| CudaRunner::new(decoder, num_blocks, limits.max_model_len);
-        let target = Box::new(runner(target)?);
-        let draft = draft.map(runner).transpose()?.map(|draft| Box::new(draft) as Box<dyn Forward>);
-        Self::with_models(target, draft, config)
     }
 
     /// An engine over models whose caches have the number of blocks `config` resolves to. Without a standalone
@@ -126,6 +109,7 @@ impl Engine {
             limits,
             comparing: DraftComparison::default(),
             pace: PromptPace::default(),
+            budget: RowBudget::new(rows),
             next_id: 0,
         })
     }
@@ -218,8 +202,13 @@ impl Engine {
         }
         let (proposals, drafts) = propose(&items, sequences, scheduler, drafting, target);
         tally.drafted(&drafts);
-        let (pass, outcomes) =
-            self.verifier.verify(&items, &proposals, sequences, scheduler, target);
+        let verified = self.verifier.verify(&items, &proposals, sequences, scheduler, target);
+        let (pass, outcomes) = match verified {
+            Ok(verified) => verified,
+            Err((rows, error)) => return self.shrink(&items, rows, error, events),
+        };
+        self.budget.passed();
+        scheduler.bound_rows(self.budget.rows());
         tally.target_pass(&pass);
         if pass.decode {
             drafting.observe_target(with_drafts(&items, &proposals), pass.seconds);
@@ -241,6 +230,39 @@ impl Engine {
         events
     }
 
+    /// Undoes a step whose pass of so many rows did not fit into memory. The next passes are smaller; where there is no
+    /// smaller one, the sequence ends.
+    fn shrink(
+        &mut self,
+        items: &[Scheduled],
+        rows: usize,
+        error: OutOfMemory,
+        events: Vec<(RequestId, Event)>,
+    ) -> Vec<(RequestId, Event)> {
+        let Self { target, drafting, scheduler, sequences, tally, comparing, .. } = self;
+        let smaller = self.budget.failed(rows);
+        scheduler.bound_rows(self.budget.rows());
+        tracing::warn!(%error, rows, next = self.budget.rows(), "a pass does not fit into memory");
+        if !smaller {
+            let (target, error) = (target.as_ref(), RoundError::Memory(error));
+            let mut commit =
+                Commit { scheduler, sequences, drafting, comparing, target, tally, events };
+            items.iter().for_each(|item| commit.fail(item.id, &error));
+            let events = commit.events;
+            self.tally.occupancy(&self.scheduler);
+            return events;
+        }
+        scheduler.retract(items);
+        for item in items {
+            tally.preempted();
+            let sequence = sequences.scheduled_mut(item);
+            sequence.stats.preemptions += 1;
+            sequence.speculation.forget_cache();
+        }
+        tally.occupancy(scheduler);
+        events
+    }
+
     /// Ends the sequences whose time is up.
     fn end_overdue(&mut self) -> Vec<(RequestId, Event)> {
         let Some(limit) = self.config.request_timeout else { return Vec::new() };
@@ -254,18 +276,23 @@ impl Engine {
     }
 
     /// Measures step costs, by which speculation decides when a draft token pays, with about fifty passes. Does
-    /// nothing without speculation.
+    /// nothing without speculation. Where they do not fit into memory, costs are learnt while the engine serves.
     ///
     /// # Panics
     /// If the engine has work.
     pub fn profile(&mut self) {
-        if self.limits.num_speculative_tokens > 0 {
-            self.idle().learn();
+        if self.limits.num_speculative_tokens > 0
+            && let Err(error) = self.idle().learn()
+        {
+            tracing::warn!(%error, "step costs cannot be measured");
         }
     }
 
     /// Times passes of `row_counts` rows after `context` positions, `repeats` of each, and tells
     /// speculation. Statistics and metrics do not count them.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] where a pass is too large.
     ///
     /// # Panics
     /// If the engine has work, or `context` and the rows exceed [`max_model_len`](EngineLimits::max_model_len).
@@ -274,7 +301,7 @@ impl Engine {
         context: usize,
         row_counts: &[usize],
         repeats: usize,
-    ) -> MeasuredCosts {
+    ) -> Result<MeasuredCosts, OutOfMemory> {
         self.idle().measure(context, row_counts, repeats)
     }
 

@@ -1,6 +1,7 @@
 //! Runs many sequences through one target and one draft model: `Engine::step` is schedule →
 //! propose → verify → commit. tokio appears only in [`EngineHandle`] and its [`Turns`].
 
+mod cache_size;
 mod comparison;
 mod config;
 mod decode_time;
@@ -10,11 +11,13 @@ mod draft_sample;
 mod engine;
 mod handle;
 mod offline;
+mod on_cuda;
 mod profile;
 mod progress;
 mod prompt_pace;
 mod prompt_readout;
 mod request;
+mod row_budget;
 mod scheduler;
 mod sequence;
 mod sequences;
@@ -26,8 +29,9 @@ mod test_model;
 mod token;
 mod turns;
 
+pub use cache_size::CacheNeeds;
 pub use comparison::{Comparison, DraftScore, Outcome, expected_speedup};
-pub use config::{CacheNeeds, EngineConfig, EngineError, EngineLimits};
+pub use config::{EngineConfig, EngineError, EngineLimits};
 pub use draft_comparison::Candidate;
 pub use engine::Engine;
 pub use handle::{EngineHandle, SubmitError};

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use crate::kv_cache::{BlockPool, BlockTable};
-use crate::model::{DraftInput, Forward, Rows};
+use crate::model::{DraftInput, Forward, OutOfMemory, Rows};
 use crate::speculation::{DraftController, DraftModel, DraftStep, Work};
 
 /// Seconds of forward passes, each the median of several.
@@ -63,16 +63,20 @@ pub(super) struct Profile<'a> {
 
 impl Profile<'_> {
     /// Measures step costs with about fifty passes; speculation decides by them when a draft token pays.
-    pub(super) fn learn(self) {
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] where the passes are too large.
+    pub(super) fn learn(self) -> Result<(), OutOfMemory> {
         let context = PROFILE_CONTEXT.min(self.max_model_len / 2);
         let most = (self.max_model_len - context).min(self.max_rows);
         let rows: Vec<usize> = PROFILE_ROWS.into_iter().filter(|&rows| rows <= most).collect();
-        if !rows.is_empty() {
-            self.measure(context, &rows, 3);
-        }
+        if rows.is_empty() { Ok(()) } else { self.measure(context, &rows, 3).map(drop) }
     }
 
     /// Times passes of `row_counts` rows after `context` positions, `repeats` of each, and tells speculation.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] where the passes are too large.
     ///
     /// # Panics
     /// If `context` and the rows exceed the context limit.
@@ -81,24 +85,52 @@ impl Profile<'_> {
         context: usize,
         row_counts: &[usize],
         repeats: usize,
-    ) -> MeasuredCosts {
-        let Self { target, drafting, pool, max_model_len: limit, max_rows: chunk } = self;
+    ) -> Result<MeasuredCosts, OutOfMemory> {
+        let Self { target, drafting, pool, max_model_len: limit, max_rows } = self;
         let most = row_counts.iter().copied().max().unwrap_or(1).max(1);
         assert!(context + most <= limit, "{context} + {most} positions exceed the context");
         let far = (context + FAR).min(limit - 1);
         let mut table = BlockTable::new();
         let reserved = table.reserve(limit.min(far.max(context + most) + 1), pool);
         assert!(reserved, "invariant: an idle engine has room for one sequence");
+        let mut behind = Behind { target, drafting, table: &table, context, far, limit, max_rows };
+        let costs = behind.measure(row_counts, repeats);
+        table.truncate(0, pool);
+        costs
+    }
+}
+
+/// Where passes of an idle engine are timed.
+struct Behind<'a> {
+    target: &'a mut dyn Forward,
+    drafting: &'a mut DraftController,
+    table: &'a BlockTable,
+    context: usize,
+    /// Positions behind which one row is timed too, to learn what attention costs.
+    far: usize,
+    /// Positions of a sequence.
+    limit: usize,
+    max_rows: usize,
+}
+
+impl Behind<'_> {
+    fn measure(
+        &mut self,
+        row_counts: &[usize],
+        repeats: usize,
+    ) -> Result<MeasuredCosts, OutOfMemory> {
+        let Self { target, drafting, table, context, far, limit, max_rows } = self;
+        let (target, context, far) = (&mut **target, *context, *far);
         let mut costs = MeasuredCosts { target: Vec::new(), draft: None, draft_further: None };
-        prefill(target, &table, far, chunk);
+        prefill(target, table, far, *max_rows)?;
         // Round-robin, so that a busy moment of the machine touches every count alike.
         let mut samples = vec![Vec::new(); row_counts.len()];
         let mut attention = Vec::new();
         for _ in 0..repeats.max(1) {
-            let near = time(target, &table, context, 1);
-            attention.push(time(target, &table, far, 1) - near);
+            let near = time(target, table, context, 1)?;
+            attention.push(time(target, table, far, 1)? - near);
             for (samples, &rows) in samples.iter_mut().zip(row_counts) {
-                samples.push(time(target, &table, context, rows));
+                samples.push(time(target, table, context, rows)?);
             }
         }
         let known = &mut drafting.costs_mut().target;
@@ -110,17 +142,16 @@ impl Profile<'_> {
             known.measured(Work::default().sequence(rows, context), seconds);
             costs.target.push((rows, seconds));
         }
-        let counts = DRAFT_ROWS.into_iter().filter(|&rows| context + rows <= limit);
-        for (rows, [first, further]) in
-            time_drafts(target, drafting, &table, context, counts, repeats, chunk)
-        {
+        let counts =
+            DRAFT_ROWS.into_iter().filter(|&rows| context + rows <= *limit && rows <= *max_rows);
+        let drafts = time_drafts(target, drafting, table, context, counts, repeats, *max_rows)?;
+        for (rows, [first, further]) in drafts {
             drafting.costs_mut().measured_draft(DraftStep::First, rows, first);
             drafting.costs_mut().measured_draft(DraftStep::Further, rows, further);
             costs.draft = costs.draft.or(Some(first));
             costs.draft_further = costs.draft_further.or(Some(further));
         }
-        table.truncate(0, pool);
-        costs
+        Ok(costs)
     }
 }
 
@@ -133,47 +164,60 @@ fn time_drafts(
     counts: impl Iterator<Item = usize>,
     repeats: usize,
     chunk: usize,
-) -> Vec<(usize, [f64; 2])> {
-    let Some(draft) = drafting.draft_mut() else { return Vec::new() };
+) -> Result<Vec<(usize, [f64; 2])>, OutOfMemory> {
+    let Some(draft) = drafting.draft_mut() else { return Ok(Vec::new()) };
     let mut draft = DraftModel::standalone_mut(draft);
     if let Some(draft) = &mut draft {
-        prefill(*draft, table, context, chunk);
+        prefill(*draft, table, context, chunk)?;
     }
     let mut seconds = Vec::new();
     for rows in counts {
         let mut samples = [Vec::new(), Vec::new()];
         for _ in 0..repeats.max(1) {
             // As it is served: the target's weights have just passed through the caches.
-            time(target, table, context, 1);
+            time(target, table, context, 1)?;
             let steps = match &mut draft {
-                Some(draft) => [0, 1].map(|_| time(*draft, table, context, rows)),
+                Some(draft) => {
+                    [time(*draft, table, context, rows)?, time(*draft, table, context, rows)?]
+                }
                 None => time_attached(target, table, context, rows),
             };
             samples.iter_mut().zip(steps).for_each(|(samples, step)| samples.push(step));
         }
         seconds.push((rows, samples.each_mut().map(|samples| median(samples))));
     }
-    seconds
+    Ok(seconds)
 }
 
 /// Fills the cache with `context` positions of some text.
-fn prefill(model: &mut dyn Forward, table: &BlockTable, context: usize, chunk: usize) {
+fn prefill(
+    model: &mut dyn Forward,
+    table: &BlockTable,
+    context: usize,
+    chunk: usize,
+) -> Result<(), OutOfMemory> {
     let mut rows = Rows::default();
     for start in (0..context).step_by(chunk) {
         rows.clear();
         rows.push(table, start, tokens(model, start..context.min(start + chunk)), 0);
-        model.forward(&rows);
+        model.forward(&rows)?;
     }
+    Ok(())
 }
 
 /// Seconds of one pass of `count` rows with logits after `context` positions.
-fn time(model: &mut dyn Forward, table: &BlockTable, context: usize, count: usize) -> f64 {
+fn time(
+    model: &mut dyn Forward,
+    table: &BlockTable,
+    context: usize,
+    count: usize,
+) -> Result<f64, OutOfMemory> {
     let mut rows = Rows::default();
     rows.clear();
     rows.push(table, context, tokens(model, context..context + count), count);
     let started = Instant::now();
-    model.forward(&rows);
-    started.elapsed().as_secs_f64()
+    model.forward(&rows)?;
+    Ok(started.elapsed().as_secs_f64())
 }
 
 /// Seconds of the first step of the attached drafter for `count` chains, behind a pass whose last row is at

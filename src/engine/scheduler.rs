@@ -42,7 +42,7 @@ pub struct Schedule {
 
 /// Rows of logits of prompts that one pass computes at most. A row is large, and those of a whole prompt
 /// need not lie in memory at once.
-const MAX_LOGIT_ROWS: usize = 64;
+pub(super) const MAX_LOGIT_ROWS: usize = 64;
 
 #[derive(Debug)]
 struct Entry {
@@ -127,6 +127,11 @@ impl Scheduler {
         }
     }
 
+    /// From now on a pass has at most so many rows.
+    pub fn bound_rows(&mut self, rows: usize) {
+        self.max_num_batched_tokens = rows;
+    }
+
     /// From now on prompts have at most so many rows of a pass while sequences decode.
     pub fn bound_prompts(&mut self, rows: usize) {
         self.prompt_rows = rows;
@@ -181,6 +186,20 @@ impl Scheduler {
             entry.table.blocks().iter().for_each(|&block| self.pool.withdraw(block));
         }
         self.remove(id);
+    }
+
+    /// Takes back what was handed out, as its pass was not computed: its sequences wait again, in the same order, and
+    /// nobody finds the blocks that the pass was to fill.
+    pub fn retract(&mut self, items: &[Scheduled]) {
+        for index in (0..self.running.len()).rev() {
+            let id = self.running[index].id;
+            let Some(item) = items.iter().find(|item| item.id == id) else { continue };
+            let mut entry = self.running.remove(index);
+            let filled = &entry.table.blocks()[item.start / BLOCK_SIZE..];
+            filled.iter().for_each(|&block| self.pool.withdraw(block));
+            entry.release(&mut self.pool);
+            self.preempted.push_front(entry);
+        }
     }
 
     /// Running sequences.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::prompt_readout::PromptReadout;
 use super::{EngineLimits, FinishReason, Readout, Request, SequenceStats, TokenOut, TokenSource};
 use crate::grammar::{GrammarError, GrammarState};
-use crate::model::{Verified, VerifyTask};
+use crate::model::{OutOfMemory, Verified, VerifyTask};
 use crate::sampling::{
     Draws, History, LogitsError, Processor, SamplingParams, log_sum_exp, top_logprobs,
 };
@@ -47,6 +47,10 @@ pub(super) enum RoundError {
     Logits(#[from] LogitsError),
     #[error("the grammar cannot be followed any further: {0}")]
     Grammar(#[from] GrammarError),
+    #[error(
+        "{0}; start the server with a lower --gpu-memory-utilization, or with fewer --kv-blocks"
+    )]
+    Memory(#[from] OutOfMemory),
     #[error("the engine met a bug in this request")]
     Bug,
 }

@@ -5,7 +5,9 @@
 use std::sync::Arc;
 
 use crate::kv_cache::BLOCK_SIZE;
-use crate::model::{Design, Family, Forward, ModelConfig, RopeConfig, RopeScaling, Rows};
+use crate::model::{
+    Design, Family, Forward, ModelConfig, OutOfMemory, RopeConfig, RopeScaling, Rows,
+};
 
 pub(super) const VOCAB: usize = 48;
 pub(super) const EOS: u32 = 0;
@@ -109,7 +111,7 @@ impl Forward for TestModel {
         (out[0], out[1]) = (token as f32, position as f32);
     }
 
-    fn forward(&mut self, rows: &Rows) -> &[f32] {
+    fn forward(&mut self, rows: &Rows) -> Result<&[f32], OutOfMemory> {
         self.hidden = rows.tokens.iter().copied().zip(rows.positions.iter().copied()).collect();
         for row in 0..rows.len() {
             if self.on_one == Fault::Panic {
@@ -133,6 +135,6 @@ impl Forward for TestModel {
             }));
         }
         self.logits = logits;
-        &self.logits
+        Ok(&self.logits)
     }
 }

@@ -44,6 +44,22 @@ pub enum LoadError {
          start the server with a lower --kv-blocks or --max-model-len"
     )]
     DraftMemory { needed: u64, left: u64 },
+    #[error("{what} do not fit onto the device: {error}; {advice}")]
+    DeviceMemory { what: &'static str, error: CudaError, advice: &'static str },
     #[error("this runs on the CPU alone; leave out `--device`")]
     OnCpuAlone,
+}
+
+impl LoadError {
+    /// The same error, with what did not fit and what to do where a CUDA device has too little memory.
+    pub(super) fn advise(self, (what, advice): (&'static str, &'static str)) -> Self {
+        match self {
+            Self::Cuda(error @ CudaError::OutOfMemory { .. })
+            | Self::Model(ModelError::Cuda(error @ CudaError::OutOfMemory { .. }))
+            | Self::Engine(EngineError::Cuda(error @ CudaError::OutOfMemory { .. })) => {
+                Self::DeviceMemory { what, error, advice }
+            }
+            other => other,
+        }
+    }
 }

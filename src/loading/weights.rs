@@ -113,15 +113,26 @@ impl Weights {
     }
 }
 
+/// What a device has no memory for, and what to do then.
+const WEIGHTS: (&str, &str) =
+    ("the weights", "take a smaller --model or one of fewer bits, or another --device");
+const DRAFT: (&str, &str) = ("the draft's weights", "take a smaller --draft");
+const CACHE: (&str, &str) = (
+    "the rows of a pass and the K/V cache",
+    "lower --gpu-memory-utilization, --max-num-batched-tokens, --max-num-seqs or --max-model-len",
+);
+
 impl OnCuda {
     fn load(model: &mut Opened, device: &Arc<Device>) -> Result<Self, LoadError> {
         let (config, checkpoint) = (&model.config, &mut model.checkpoint);
-        let target = CudaDecoder::load(checkpoint, device)?;
+        let advise = |error| LoadError::from(error).advise(WEIGHTS);
+        let target = CudaDecoder::load(checkpoint, device).map_err(advise)?;
         let mut load_draft = |source| -> Result<(String, CudaDecoder), LoadError> {
             let mut draft = Checkpoint::open(&resolve(source, &config.cache_dir)?)?;
             stretch_positions(&mut draft, config);
             check_positions(config, target.config(), &draft.config)?;
-            let decoder = CudaDecoder::load_draft(&mut draft, &target, checkpoint)?;
+            let decoder = CudaDecoder::load_draft(&mut draft, &target, checkpoint);
+            let decoder = decoder.map_err(|error| LoadError::from(error).advise(DRAFT))?;
             Ok((draft.name, decoder))
         };
         let draft = config.draft.as_ref().map(&mut load_draft);
@@ -137,10 +148,12 @@ impl OnCuda {
 
     /// An engine over them, of the configuration that `within` makes of what is left of the device's memory.
     fn place(self, within: impl Fn(Option<u64>) -> EngineConfig) -> Result<Placed, LoadError> {
-        let free = self.target.device().free_bytes()? as u64;
+        let room = within(None).device_room(self.target.device())?;
         let (name, draft) = self.draft.unzip();
-        let engine = Engine::on_cuda(self.target, draft, within(Some(free)))?;
-        Ok(Placed { engine, draft: name, loader: None })
+        let engine = Engine::on_cuda(self.target, draft, within(Some(room)));
+        let engine = engine.map_err(|error| LoadError::from(error).advise(CACHE))?;
+        let draft = name.filter(|_| engine.has_draft_model());
+        Ok(Placed { engine, draft, loader: None })
     }
 }
 

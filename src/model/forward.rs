@@ -2,9 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{AttachedDrafter, DraftInput, Rows, Verified, VerifyTask};
+use super::{AttachedDrafter, DraftInput, RoundResult, Rows, VerifyTask};
 use crate::checkpoint::architecture::ModelConfig;
-use crate::sampling::LogitsError;
+
+/// A pass that was not computed for want of memory. Keys and values of its rows are undefined; all others stand, and
+/// smaller passes may do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct OutOfMemory(pub String);
 
 /// A model with its own K/V cache, as the engine sees it.
 pub trait Forward: Send {
@@ -24,7 +29,10 @@ pub trait Forward: Send {
 
     /// Computes all rows, writes their keys and values, and returns the logits of `logit_rows`.
     /// Shape `[logit_rows, head_rows]`.
-    fn forward(&mut self, rows: &Rows) -> &[f32];
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] where the pass is too large.
+    fn forward(&mut self, rows: &Rows) -> Result<&[f32], OutOfMemory>;
 
     /// Whether the model verifies draft tokens itself.
     fn verifies(&self) -> bool {
@@ -34,15 +42,18 @@ pub trait Forward: Send {
     /// A pass in which the model decides the rounds of some sequences itself. Returns the logits of the rows
     /// that `tasks` do not name, in order, and the outcome of each task.
     ///
+    /// # Errors
+    /// [`OutOfMemory`] where the pass is too large.
+    ///
     /// # Panics
     /// If there are tasks for a model that does not [verify](Self::verifies).
     fn forward_and_verify(
         &mut self,
         rows: &Rows,
         tasks: &[VerifyTask<'_>],
-    ) -> (&[f32], Vec<Result<Verified, LogitsError>>) {
+    ) -> Result<(&[f32], Vec<RoundResult>), OutOfMemory> {
         assert!(tasks.is_empty(), "the model does not verify");
-        (self.forward(rows), Vec::new())
+        Ok((self.forward(rows)?, Vec::new()))
     }
 
     /// Writes the hidden state of a row of the last pass, behind the final norm. Shape `[hidden_size]`.

@@ -10,13 +10,13 @@ mod runner;
 mod verify;
 
 pub use attached::{AttachedDrafter, DraftWorkspace};
-pub use cuda::{CudaDecoder, CudaRunner};
+pub use cuda::{CudaDecoder, CudaRunner, PassBounds};
 pub use decoder::{Decoder, KvCache, Lender, ModelError, Precision, Workspace, check_draft};
 pub use draft::Draft;
-pub use forward::{AttachedForward, Forward};
+pub use forward::{AttachedForward, Forward, OutOfMemory};
 pub use rows::{DraftInput, Rows};
 pub use runner::Runner;
-pub use verify::{Verified, VerifyTask};
+pub use verify::{RoundResult, Verified, VerifyTask};
 
 pub use crate::checkpoint::architecture::{
     Attachment, Design, Family, ModelConfig, PROJECTIONS, RopeConfig, RopeScaling, RopeTables,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     AttachedDrafter, AttachedForward, Decoder, DraftInput, DraftWorkspace, Forward, KvCache,
-    ModelConfig, Rows, Workspace,
+    ModelConfig, OutOfMemory, Rows, Workspace,
 };
 use crate::kv_cache::BLOCK_SIZE;
 
@@ -69,21 +69,21 @@ impl Forward for Runner {
         self.decoder.adapters()
     }
 
-    fn forward(&mut self, rows: &Rows) -> &[f32] {
+    fn forward(&mut self, rows: &Rows) -> Result<&[f32], OutOfMemory> {
         let Self { decoder, cache, workspace, attached } = self;
-        let Some(attached) = attached else { return decoder.forward(rows, cache, workspace) };
+        let Some(attached) = attached else { return Ok(decoder.forward(rows, cache, workspace)) };
         let (hidden_size, width) = (decoder.config().hidden_size, attached.width());
         let Attached { drafter, rows: kept, states, .. } = attached;
         kept.clone_from(&rows.logit_rows);
         states.resize(kept.len() * width, 0.0);
-        decoder.forward_and_observe(rows, cache, workspace, &mut |state, hidden| {
+        Ok(decoder.forward_and_observe(rows, cache, workspace, &mut |state, hidden| {
             let place = drafter.attachment().states.iter().position(|&read| read == state);
             let Some(place) = place else { return };
             for (states, &row) in states.chunks_exact_mut(width).zip(&*kept) {
                 let hidden = &hidden[row as usize * hidden_size..][..hidden_size];
                 states[place * hidden_size..][..hidden_size].copy_from_slice(hidden);
             }
-        })
+        }))
     }
 
     fn hidden_state(&self, row: usize, out: &mut [f32]) {

@@ -1,6 +1,6 @@
 //! Rounds that a model decides itself, where its logits are.
 
-use crate::sampling::{Distribution, Draws, History, SamplingParams};
+use crate::sampling::{Distribution, Draws, History, LogitsError, SamplingParams};
 
 /// One sequence's round.
 #[derive(Debug)]
@@ -20,6 +20,9 @@ pub struct VerifyTask<'a> {
     /// Bits of the tokens that a grammar allows, a mask for each row; none without a grammar.
     pub masks: Vec<&'a [u32]>,
 }
+
+/// What became of a task.
+pub type RoundResult = Result<Verified, LogitsError>;
 
 /// The outcome of a round.
 #[derive(Debug, Clone, PartialEq)]

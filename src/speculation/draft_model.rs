@@ -235,26 +235,29 @@ impl DraftModel {
             let (kind, target) = (kind, target); // moved in, so that the logits may leave the closure
             match kind {
                 Kind::Standalone { model, .. } => {
-                    Some((model.forward(rows), rows.flops(config, *head_rows)))
+                    let logits = model.forward(rows).map_err(|error| error.to_string())?;
+                    Ok((logits, rows.flops(config, *head_rows)))
                 }
                 Kind::Attached { states, from } => {
-                    let drafter = target.attached()?;
+                    let drafter = target.attached().ok_or("it is not attached any more")?;
                     let positions = rows.positions.iter();
                     let flops = positions.map(|&p| drafter.flops_per_token(p as usize + 1)).sum();
                     let input = match from.is_empty() {
                         true => DraftInput::Target(states),
                         false => DraftInput::Own(from),
                     };
-                    Some((drafter.step(rows, input), flops))
+                    Ok::<_, String>((drafter.step(rows, input), flops))
                 }
             }
         };
-        let Ok(Some((logits, flops))) = catch_unwind(AssertUnwindSafe(forward)) else {
-            tracing::error!("the draft model panicked; going on without it");
+        let passed = catch_unwind(AssertUnwindSafe(forward));
+        let failed = |error: &String| {
+            tracing::error!(error, "the draft model fails; going on without it");
             *broken = true;
             *failures += 1;
-            return None;
         };
+        let passed = passed.unwrap_or_else(|_| Err("it panicked".into()));
+        let (logits, flops) = passed.inspect_err(failed).ok()?;
         let seconds = started.elapsed().as_secs_f64();
         let decode = rows.len() <= 2 * rows.logit_rows.len();
         passes.push(DraftPass { step, rows: rows.len(), decode, seconds, flops });

@@ -10,7 +10,7 @@ use http_body_util::BodyExt;
 use pleach::checkpoint::{Checkpoint, source};
 use pleach::cli::{Args, Config};
 use pleach::engine::{Engine, EngineConfig, EngineHandle, Turns};
-use pleach::model::{Forward, ModelConfig, Rows};
+use pleach::model::{Forward, ModelConfig, OutOfMemory, Rows};
 use pleach::server::{AppState, Models, Serving, router, run};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -42,13 +42,13 @@ impl Forward for Doomed {
         out.fill(0.0);
     }
 
-    fn forward(&mut self, rows: &Rows) -> &[f32] {
+    fn forward(&mut self, rows: &Rows) -> Result<&[f32], OutOfMemory> {
         assert!(!rows.tokens.contains(&POISON), "a bug");
         std::thread::sleep(std::time::Duration::from_millis(5));
         let vocab = self.config.vocab_size;
         self.logits.resize(rows.logit_rows.len() * vocab, 0.0);
         self.logits.chunks_exact_mut(vocab).for_each(|row| row[100] = 9.0);
-        &self.logits
+        Ok(&self.logits)
     }
 }
 
@@ -157,7 +157,7 @@ impl Forward for Held {
         out.fill(0.0);
     }
 
-    fn forward(&mut self, rows: &Rows) -> &[f32] {
+    fn forward(&mut self, rows: &Rows) -> Result<&[f32], OutOfMemory> {
         self.gate.pass();
         self.model.forward(rows)
     }

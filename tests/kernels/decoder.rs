@@ -72,7 +72,7 @@ fn outputs(
             let tokens = (start..start + count).map(token);
             rows.push(&tables[sequence], start, tokens, num_logits(count));
         }
-        let logits = model.forward(&rows).to_vec();
+        let logits = model.forward(&rows).unwrap().to_vec();
         assert_eq!(logits.len(), rows.logit_rows.len() * vocab);
         let mut logits = logits.chunks_exact(vocab);
         out.extend((0..rows.len()).map(|row| {

@@ -15,7 +15,9 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+mod conflicts;
 mod decoder;
+mod memory;
 mod mutations;
 mod rounds;
 mod server;
@@ -48,17 +50,22 @@ fn main() {
         let status = pleach_kernels::cuda::foreign::call(Path::new(&library), &words);
         std::process::exit(status.unwrap_or_else(|error| panic!("{error}")));
     }
+    if let Some(folder) = std::env::var_os(memory::RUN) {
+        memory::run(Path::new(&folder));
+        return;
+    }
     let arguments = Arguments::from_args();
     let compiles = Command::new(compiler()).arg("--version").output();
     let compiles = compiles.is_ok_and(|output| output.status.success());
     if compiles && !arguments.list {
         run_over_the_emulator();
     }
-    let compiled: [(&str, fn()); 8] = [
+    let compiled: [(&str, fn()); 12] = [
         (
             "kernels_agree_with_their_references_and_bugs_are_caught",
             kernels_agree_with_their_references_and_bugs_are_caught,
         ),
+        ("conflicts::bank_conflicts_do_not_rise", conflicts::bank_conflicts_do_not_rise),
         (
             "decoder::the_decoder_agrees_with_the_cpu_and_with_itself",
             decoder::the_decoder_agrees_with_the_cpu_and_with_itself,
@@ -74,6 +81,15 @@ fn main() {
             rounds::the_device_decides_as_the_host_does,
         ),
         ("rounds::rounds_that_do_not_fit_are_refused", rounds::rounds_that_do_not_fit_are_refused),
+        (
+            "memory::passes_take_no_memory_while_an_engine_serves",
+            memory::passes_take_no_memory_while_an_engine_serves,
+        ),
+        ("memory::memory_is_planned", memory::memory_is_planned),
+        (
+            "memory::what_finds_no_memory_is_refused_or_borne",
+            memory::what_finds_no_memory_is_refused_or_borne,
+        ),
         ("server::the_server_answers_from_the_device", server::the_server_answers_from_the_device),
     ];
     let compiled = compiled.map(|(name, test)| {
@@ -158,22 +174,27 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     files
 }
 
-/// The C++ tests as a library in `folder`, and beside it, in `driver`, the emulator with the sanitizers.
-fn build(folder: &Path) -> PathBuf {
+/// The C++ tests as a library in `folder`.
+fn build_library(folder: &Path) -> PathBuf {
     let library = folder.join("libkernel-tests.so");
     let sources = files(&root().join("tests/kernels"), "cpp");
     let objects: Vec<_> = (sources.iter())
         .map(|source| folder.join(source.with_extension("o").file_name().expect("a file")))
         .collect();
+    for (source, object) in sources.iter().zip(&objects) {
+        compile(&[], &root().join("kernels/cuda"), source, object);
+    }
+    link(&[], &objects, &library);
+    library
+}
+
+/// The same, and beside it, in `driver`, the emulator with the sanitizers.
+fn build(folder: &Path) -> PathBuf {
     std::thread::scope(|scope| {
         let driver = folder.join("driver");
         scope.spawn(move || build_driver(&driver, &[&FLAGS[..], &SANITIZERS].concat()));
-        for (source, object) in sources.iter().zip(&objects) {
-            compile(&[], &root().join("kernels/cuda"), source, object);
-        }
-    });
-    link(&[], &objects, &library);
-    library
+        build_library(folder)
+    })
 }
 
 /// Runs the C++ tests over the driver in a folder; the output, and whether all passed.

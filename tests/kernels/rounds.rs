@@ -1,6 +1,7 @@
 //! The engine on the emulator: speculation changes nothing, and rounds that the device decides are those that the host
 //! would.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,9 +10,10 @@ use pleach::checkpoint::write::{Meta, gguf_file};
 use pleach::engine::{Engine, EngineConfig, Request, TokenOut};
 use pleach::grammar::{Grammar, GrammarCompiler, GrammarSource};
 use pleach::model::{
-    CudaDecoder, CudaRunner, Family, Forward, ModelConfig, Rows, Verified, VerifyTask,
+    CudaDecoder, CudaRunner, Family, Forward, ModelConfig, OutOfMemory, RoundResult, Rows,
+    VerifyTask,
 };
-use pleach::sampling::{Dry, LogitsError, SamplingParams};
+use pleach::sampling::{Dry, SamplingParams};
 use pleach_kernels::DType;
 use pleach_kernels::cuda::{CudaError, Device, Draw, Tensor, Verifier, VerifySequence};
 use tokenizers::Tokenizer;
@@ -55,7 +57,7 @@ impl Forward for Target {
         self.runner.draft_vocab()
     }
 
-    fn forward(&mut self, rows: &Rows) -> &[f32] {
+    fn forward(&mut self, rows: &Rows) -> Result<&[f32], OutOfMemory> {
         self.runner.forward(rows)
     }
 
@@ -67,7 +69,7 @@ impl Forward for Target {
         &mut self,
         rows: &Rows,
         tasks: &[VerifyTask<'_>],
-    ) -> (&[f32], Vec<Result<Verified, LogitsError>>) {
+    ) -> Result<(&[f32], Vec<RoundResult>), OutOfMemory> {
         self.decided.fetch_add(tasks.len(), Ordering::Relaxed);
         self.runner.forward_and_verify(rows, tasks)
     }
@@ -83,20 +85,24 @@ struct Models {
     folder: tempfile::TempDir,
 }
 
+/// Writes the draft of a model.
+pub(crate) fn write_draft(model: &Path, draft: &Path) {
+    let mut checkpoint = Checkpoint::open(model).unwrap();
+    let config = ModelConfig { num_hidden_layers: 1, ..checkpoint.config.clone() };
+    let names = pleach::model::tensor_names(&config, |name| checkpoint.has(name));
+    let tensor = |name: String| (name.clone(), checkpoint.tensor(&name).unwrap());
+    let tensors: Vec<_> = names.into_iter().map(tensor).collect();
+    let vocab: Vec<u32> = (0..config.vocab_size as u32).filter(|id| id % 4 != 3).collect();
+    let more = [("pleach.draft_vocab", Meta::Numbers(&vocab))];
+    gguf_file(draft, "draft", &config, &more, &tensors).unwrap();
+}
+
 impl Models {
     fn new(device: &Arc<Device>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.gguf");
         write_model(&path, &config(Family::Qwen3), 5, &|_| DType::BF16, &|_| 1.0);
-        let mut checkpoint = Checkpoint::open(&path).unwrap();
-        let draft_config = ModelConfig { num_hidden_layers: 1, ..checkpoint.config.clone() };
-        let names = pleach::model::tensor_names(&draft_config, |name| checkpoint.has(name));
-        let tensor = |name: String| (name.clone(), checkpoint.tensor(&name).unwrap());
-        let tensors: Vec<_> = names.into_iter().map(tensor).collect();
-        let vocab: Vec<u32> = (0..VOCAB as u32).filter(|id| id % 4 != 3).collect();
-        let more = [("pleach.draft_vocab", Meta::Numbers(&vocab))];
-        let draft_path = folder.path().join("draft.gguf");
-        gguf_file(&draft_path, "draft", &draft_config, &more, &tensors).unwrap();
+        write_draft(&path, &folder.path().join("draft.gguf"));
         Self { device: Arc::clone(device), folder }
     }
 

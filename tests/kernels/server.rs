@@ -20,7 +20,9 @@ pub(crate) fn the_server_answers_from_the_device() {
     gguf::add_letters(&path);
     let path = path.to_str().unwrap();
     let answer = |arguments: &[&str]| {
-        let server = Server::start(&[&["--model", path][..], arguments].concat());
+        let arguments = [&["--model", path][..], arguments].concat();
+        let memory = (64 << 20).to_string();
+        let server = Server::start_with(&arguments, &[("EMULATOR_MEMORY", &memory)]);
         assert!(server.log().contains("emulator"), "{}", server.log());
         let messages = json!([{"role": "user", "content": "abcabcabcabc"}]);
         let request = json!({"messages": messages, "max_tokens": 24, "temperature": 0});

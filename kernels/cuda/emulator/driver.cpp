@@ -8,6 +8,15 @@
 // Memory is the host's, poisoned with 0xff, exactly as large as it says: the address sanitizer sees a byte too far.
 //
 // EMULATOR_ORDER=forward|reverse|shuffled and EMULATOR_SEED=N say in which order threads and blocks take their turns.
+// EMULATOR_MEMORY=BYTES is how much memory the device has. EMULATOR_FAIL_ALLOCATION=N has the Nth call fail of those
+// that take memory on a GPU, counted from 1, and says so; where there are fewer, it says how many there were.
+// EMULATOR_CONFLICTS=FILE has bank conflicts of shared memory counted into a table: kernel, requests of 128 bytes at
+// most, turns that they took, and the turns of the worst.
+
+#include <cstdio>
+#include <mutex>
+#include <unordered_map>
+#include <unordered_set>
 
 #include "emulator.h"
 
@@ -38,18 +47,69 @@ struct Stream {
     }
 };
 
-constexpr size_t TOTAL = size_t(1) << 30;
-
 int the_context;
 thread_local void *current = nullptr;
 
-Status allocate(void **memory, size_t bytes) {
-    if (!current) return INVALID_CONTEXT;
-    if (bytes == 0) return INVALID_VALUE;
-    if (bytes > TOTAL || posix_memalign(memory, 256, bytes) != 0) return OUT_OF_MEMORY;
-    std::memset(*memory, 0xff, bytes);
-    return OK;
-}
+/// The device's memory, and calls that take some.
+struct Memory {
+    std::mutex lock;
+    size_t total = size_t(1) << 30, used = 0;
+    std::unordered_map<void *, size_t> blocks;
+    uint64_t calls = 0, failing = 0, allocations = 0;
+    std::unordered_set<const void *> loaded;
+
+    Memory() {
+        if (const char *bytes = std::getenv("EMULATOR_MEMORY")) total = std::strtoull(bytes, nullptr, 10);
+        if (const char *number = std::getenv("EMULATOR_FAIL_ALLOCATION")) failing = std::strtoull(number, nullptr, 10);
+    }
+    ~Memory() {
+        if (failing > calls) std::fprintf(stderr, "emulator: %llu allocations\n", (unsigned long long)calls);
+    }
+
+    /// Whether a call finds memory for what it needs beside its blocks.
+    bool has_room(const char *call) {
+        if (++calls != failing) return true;
+        std::fprintf(stderr, "emulator: allocation %llu fails, %s\n", (unsigned long long)calls, call);
+        return false;
+    }
+
+    Status allocate(const char *call, void **memory, size_t bytes, bool on_device) {
+        if (!current) return INVALID_CONTEXT;
+        if (bytes == 0) return INVALID_VALUE;
+        const std::lock_guard<std::mutex> guard(lock);
+        allocations++;
+        if (!has_room(call) || (on_device && bytes > total - used)) return OUT_OF_MEMORY;
+        if (posix_memalign(memory, 256, bytes) != 0) return OUT_OF_MEMORY;
+        std::memset(*memory, 0xff, bytes);
+        if (on_device) used += blocks[*memory] = bytes;
+        return OK;
+    }
+
+    void free(void *memory) {
+        const std::lock_guard<std::mutex> guard(lock);
+        if (const auto block = blocks.find(memory); block != blocks.end()) {
+            used -= block->second;
+            blocks.erase(block);
+        }
+        std::free(memory);
+    }
+
+    /// Of a call that takes memory of no size that is known.
+    Status take(const char *call) {
+        const std::lock_guard<std::mutex> guard(lock);
+        return has_room(call) ? OK : OUT_OF_MEMORY;
+    }
+
+    /// Of a kernel that is loaded when it is first asked for.
+    Status load(const void *kernel) {
+        const std::lock_guard<std::mutex> guard(lock);
+        if (loaded.count(kernel)) return OK;
+        if (!has_room("cuModuleGetFunction")) return OUT_OF_MEMORY;
+        loaded.insert(kernel);
+        return OK;
+    }
+};
+Memory memory;
 
 /// A copy, or what else cannot be recorded.
 Status enqueue(Stream *stream, emulator::Run work) {
@@ -80,12 +140,17 @@ API cuDeviceGetCount(int *count) { return *count = 1, OK; }
 API cuDeviceGet(int *device, int index) { return index == 0 ? (*device = 0, OK) : INVALID_DEVICE; }
 API cuDeviceGetName(char *name, int size, int) { return std::snprintf(name, size_t(size), "emulator"), OK; }
 API cuDeviceGetAttribute(int *value, int, int) { return *value = 0, OK; }
-API cuDevicePrimaryCtxRetain(void **context, int) { return *context = &the_context, OK; }
+API cuDevicePrimaryCtxRetain(void **context, int) {
+    *context = &the_context;
+    return memory.take("cuDevicePrimaryCtxRetain");
+}
 API cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 API cuCtxGetCurrent(void **context) { return *context = current, OK; }
 API cuCtxSetCurrent(void *context) { return current = context, OK; }
 API cuMemGetInfo_v2(size_t *free, size_t *total) {
-    return current ? (*free = *total = TOTAL, OK) : INVALID_CONTEXT;
+    const std::lock_guard<std::mutex> guard(memory.lock);
+    *free = memory.total - memory.used, *total = memory.total;
+    return current ? OK : INVALID_CONTEXT;
 }
 
 API cuGetErrorName(Status, const char **name) { return *name = "an error of the emulator", OK; }
@@ -101,12 +166,21 @@ API cuGetErrorString(Status status, const char **text) {
 
 // ---- memory and streams -------------------------------------------------------------------------------------
 
-API cuMemAlloc_v2(uint64_t *address, size_t bytes) { return allocate(reinterpret_cast<void **>(address), bytes); }
-API cuMemFree_v2(uint64_t address) { return std::free(at<void>(address)), OK; }
-API cuMemHostAlloc(void **memory, size_t bytes, unsigned) { return allocate(memory, bytes); }
-API cuMemFreeHost(void *memory) { return std::free(memory), OK; }
+API cuMemAlloc_v2(uint64_t *address, size_t bytes) {
+    return memory.allocate("cuMemAlloc", reinterpret_cast<void **>(address), bytes, true);
+}
+API cuMemFree_v2(uint64_t address) { return memory.free(at<void>(address)), OK; }
+API cuMemHostAlloc(void **address, size_t bytes, unsigned) {
+    return memory.allocate("cuMemHostAlloc", address, bytes, false);
+}
+API cuMemFreeHost(void *address) { return memory.free(address), OK; }
 
-API cuStreamCreate(Stream **stream, unsigned) { return current ? (*stream = new Stream, OK) : INVALID_CONTEXT; }
+API cuStreamCreate(Stream **stream, unsigned) {
+    if (!current) return INVALID_CONTEXT;
+    const Status status = memory.take("cuStreamCreate");
+    if (status == OK) *stream = new Stream;
+    return status;
+}
 API cuStreamDestroy_v2(Stream *stream) { return stream->wait(), delete stream, OK; }
 API cuStreamSynchronize(Stream *stream) { return stream->recording ? CAPTURE_UNSUPPORTED : (stream->wait(), OK); }
 
@@ -125,11 +199,16 @@ API cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, Stream *stre
 
 // ---- kernels ------------------------------------------------------------------------------------------------
 
-API cuModuleLoadData(void **module, const void *) { return *module = &the_context, OK; }
+API cuModuleLoadData(void **module, const void *) {
+    *module = &the_context;
+    return memory.take("cuModuleLoadData");
+}
 API cuModuleUnload(void *) { return OK; }
 API cuModuleGetFunction(const emulator::Kernel **kernel, void *, const char *name) {
     const auto found = emulator::Kernel::all().find(name);
-    return found == emulator::Kernel::all().end() ? NOT_FOUND : (*kernel = found->second, OK);
+    if (found == emulator::Kernel::all().end()) return NOT_FOUND;
+    *kernel = found->second;
+    return memory.load(*kernel);
 }
 API cuLaunchKernel(const emulator::Kernel *kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned x,
                    unsigned y, unsigned z, unsigned, Stream *stream, void **arguments, void **) {
@@ -140,7 +219,7 @@ API cuLaunchKernel(const emulator::Kernel *kernel, unsigned grid_x, unsigned gri
         return INVALID_VALUE;
     if (!current) return INVALID_CONTEXT;
     auto &work = stream->recording ? stream->recorded : stream->waiting;
-    work.push_back([grid, block, body = kernel->bind(arguments[0])] { emulator::launch(grid, block, body); });
+    work.push_back([=, body = kernel->bind(arguments[0])] { emulator::launch(kernel->name, grid, block, body); });
     return OK;
 }
 
@@ -155,7 +234,9 @@ API cuStreamEndCapture(Stream *stream, Work **graph) {
     return stream->recording = false, OK;
 }
 API cuGraphInstantiateWithFlags(Work **made, const Work *graph, unsigned long long) {
-    return *made = new Work(*graph), OK;
+    const Status status = memory.take("cuGraphInstantiate");
+    if (status == OK) *made = new Work(*graph);
+    return status;
 }
 API cuGraphLaunch(const Work *graph, Stream *stream) {
     if (stream->recording) return CAPTURE_UNSUPPORTED;
@@ -164,3 +245,11 @@ API cuGraphLaunch(const Work *graph, Stream *stream) {
 }
 API cuGraphExecDestroy(Work *graph) { return delete graph, OK; }
 API cuGraphDestroy(Work *graph) { return delete graph, OK; }
+
+// ---- for tests ----------------------------------------------------------------------------------------------
+
+/// How often memory was asked for, as a library of tests is called.
+extern "C" __attribute__((visibility("default"))) int pleach_main(const void *, int, const char *const *) {
+    const std::lock_guard<std::mutex> guard(memory.lock);
+    return int(memory.allocations);
+}

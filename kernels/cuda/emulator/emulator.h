@@ -7,7 +7,8 @@
 // - a barrier or collective that some of its threads never reach, or reach elsewhere;
 // - a shuffle from a lane outside the mask.
 //
-// Global memory is left to the address sanitizer. One launch at a time; not for speed.
+// Global memory is left to the address sanitizer. One launch at a time; not for speed. Where it is asked to, it counts
+// how often the lanes of a warp meet in a bank of shared memory (conflicts.h).
 #pragma once
 
 #include <cmath>
@@ -23,6 +24,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "conflicts.h"
 #include "fiber.h"
 
 #define __device__
@@ -57,6 +59,7 @@ struct Thread {
     int line = 0;
     unsigned mask = 0;
     bool fence = false;  // the collective orders memory
+    Accesses accesses;   // where conflicts are counted
     unsigned char payload[PAYLOAD] = {};
 };
 
@@ -111,6 +114,7 @@ inline void give_way(State state, const char *site, int line) {
     self.state = state;
     self.site = site;
     self.line = line;
+    self.accesses.synchronised();
     switch_to(self.fiber.context, block.scheduler);
 }
 
@@ -225,6 +229,7 @@ inline void run_block() {
         thread.linear = i;
         thread.index = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
         thread.state = State::runnable;
+        thread.accesses = Accesses();
         thread.fiber.start(thread_main);
     }
     std::vector<unsigned> turn;
@@ -252,12 +257,14 @@ inline void run_block() {
         }
     }
     block.current = nullptr;
+    conflicts.count_block();
 }
 
 inline std::mutex one_launch;
 
 /// A kernel by its name: what a driver finds in a module.
 struct Kernel {
+    const char *name;
     /// Threads of a block, and perhaps what else its launch bounds say.
     std::vector<unsigned> bounds;
     /// One thread's run over a copy of the arguments.
@@ -269,14 +276,15 @@ struct Kernel {
     }
 
     Kernel(const char *name, std::vector<unsigned> bounds, Run (*bind)(const void *))
-        : bounds(std::move(bounds)), bind(bind) {
+        : name(name), bounds(std::move(bounds)), bind(bind) {
         all()[name] = this;
     }
 };
 
-/// Runs a kernel in every thread.
-inline void launch(Dim grid, Dim size, Run body) {
+/// Runs a kernel of this name in every thread.
+inline void launch(const char *name, Dim grid, Dim size, Run body) {
     const std::lock_guard lock(one_launch);
+    conflicts.begin(name);
     block.grid = grid;
     block.size = size;
     block.count = size.x * size.y * size.z;
@@ -321,6 +329,7 @@ class Shared {
 
     T load(size_t at) const {
         check(at);
+        touch(at, Accesses::load);
         const Access &write = owner_->writes[offset_ + at];
         if (write.thread == Access::nobody) fail("shared memory read before it is written");
         if (!ordered(write, false)) fail("a race: shared memory read without a barrier after a write");
@@ -332,6 +341,7 @@ class Shared {
 
     void store(size_t at, T value, bool atomic = false) const {
         check(at);
+        touch(at, atomic ? Accesses::add : Accesses::store);
         Access &write = owner_->writes[offset_ + at], &read = owner_->reads[offset_ + at];
         if (!ordered(write, atomic)) fail("a race: two threads write shared memory without a barrier");
         if (!ordered(read, false)) fail("a race: shared memory written without a barrier after a read");
@@ -353,6 +363,12 @@ class Shared {
   private:
     void check(size_t at) const {
         if (at >= size_) fail("an access outside a shared array");
+    }
+
+    void touch(size_t at, Accesses::Kind kind) const {
+        if (!conflicts.counts()) return;
+        Thread &self = *block.current;
+        conflicts.touch(self.accesses, self.linear, owner_->key, kind, (offset_ + at) * sizeof(T), sizeof(T));
     }
 
     /// Whether a barrier lies between an access and now, or it cannot conflict.

@@ -94,7 +94,9 @@ impl Batch {
     ) -> Result<(), CudaError> {
         let count = rows.tokens.len();
         check(rows, [num_blocks, block_size, max_positions]);
-        self.groups = groups(rows, &|count, length| workspace(count, length) <= WORKSPACE);
+        (self.rows, self.wanted) = (0, 0);
+        self.groups.clear();
+        let mut groups = groups(rows, &|count, length| workspace(count, length) <= WORKSPACE);
         self.staging.clear();
         // The kernels read these numbers one by one; sections start at 16 bytes for those who might not.
         let mut put = |numbers: &mut dyn Iterator<Item = u32>| {
@@ -105,7 +107,7 @@ impl Batch {
         };
         self.sections = [rows.tokens, rows.positions, rows.slots, rows.logit_rows]
             .map(|numbers| put(&mut numbers.iter().copied()));
-        for group in &mut self.groups {
+        for group in &mut groups {
             group.max_length = group.max_length.next_multiple_of(LENGTHS);
             group.max_blocks = group.max_length.div_ceil(block_size);
             let width = group.max_blocks;
@@ -120,13 +122,35 @@ impl Batch {
             ];
         }
         let bytes: &[u8] = bytemuck::cast_slice(&self.staging);
-        if bytes.len() > self.memory.bytes {
-            self.memory = Memory::new(&self.memory.device, bytes.len().next_power_of_two())?;
-        }
+        self.memory.grow(bytes.len())?;
         self.memory.write(bytes)?;
+        self.groups = groups;
         (self.rows, self.wanted) = (count, rows.logit_rows.len());
         (self.num_blocks, self.max_positions) = (num_blocks, max_positions);
         Ok(())
+    }
+
+    /// Makes room for passes of so many rows of so many sequences, each of at most `positions` in blocks of
+    /// `block_size`, with attention's needs as in [`set`](Self::set). Gives the bytes of work space that attention takes
+    /// at most.
+    ///
+    /// # Errors
+    /// If there is no memory left.
+    pub fn reserve(
+        &mut self,
+        [rows, sequences, positions, block_size]: [usize; 4],
+        workspace: &dyn Fn(usize, usize) -> usize,
+    ) -> Result<usize, CudaError> {
+        let row = workspace(1, positions).max(1);
+        // A group that is full has as many rows as fit, or one.
+        let groups = rows / (WORKSPACE / row).max(1) + 1;
+        // A sequence that is cut is in several groups.
+        let tables = sequences + groups;
+        let width = positions.next_multiple_of(LENGTHS).div_ceil(block_size);
+        let gaps = 4 * (4 + 3 * groups);
+        let numbers = 4 * rows + groups + tables * (2 + width) + gaps;
+        self.memory.reserve(numbers * size_of::<u32>())?;
+        Ok(workspace(rows, positions).min(WORKSPACE).max(row))
     }
 
     /// Every number and place that a launch over the batch is given.

@@ -43,7 +43,12 @@ fn text(error: DriverError) -> String {
 
 /// An error of the driver as one of `what`.
 pub(super) fn failed(what: &'static str) -> impl Fn(DriverError) -> CudaError {
-    move |error| CudaError::Failed { what, reason: text(error) }
+    move |error| match error.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            CudaError::OutOfMemory { what, bytes: None, free: None }
+        }
+        _ => CudaError::Failed { what, reason: text(error) },
+    }
 }
 
 impl Device {
@@ -85,13 +90,12 @@ impl Device {
         &self.name
     }
 
-    /// Bytes of memory that nothing uses.
+    /// Bytes of memory that nothing uses, and all there are.
     ///
     /// # Errors
     /// What the driver says.
-    pub fn free_bytes(&self) -> Result<usize, CudaError> {
-        let (free, _) = self.context.mem_get_info().map_err(failed("asking for free memory"))?;
-        Ok(free)
+    pub fn memory(&self) -> Result<(usize, usize), CudaError> {
+        self.context.mem_get_info().map_err(failed("asking for free memory"))
     }
 
     /// Waits until everything started so far is done.
@@ -184,7 +188,7 @@ impl Kernels {
         if let Some(&function) = functions.get(&kernel) {
             return Ok(function);
         }
-        let mut missing = DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND);
+        let missing = DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND);
         for &module in &self.modules {
             let name = CString::new(kernel.name()).expect("invariant: a name without zeros");
             // SAFETY: the module is loaded.
@@ -193,7 +197,8 @@ impl Kernels {
                     functions.insert(kernel, function);
                     return Ok(function);
                 }
-                Err(error) => missing = error,
+                Err(error) if error == missing => {}
+                Err(error) => return Err(error),
             }
         }
         Err(missing)

@@ -47,6 +47,13 @@ impl Graphs {
         Self { device: Arc::clone(device), known: Vec::new(), enabled, replayed: 0 }
     }
 
+    /// Forgets all passes: something that they read or write has moved.
+    pub fn clear(&mut self) {
+        for (_, graph) in std::mem::take(&mut self.known) {
+            self.destroy(graph);
+        }
+    }
+
     /// Passes that were started as a graph.
     #[must_use]
     pub fn replayed(&self) -> u64 {
@@ -82,17 +89,19 @@ impl Graphs {
                 }
             },
         };
+        let mut started = Ok(());
         if let Some(Graph(graph)) = &graph {
             // What it reads and writes is there: the key is that of its recording.
-            graph.launch().map_err(failed("starting a recorded pass"))?;
-            self.replayed += 1;
+            let launched = graph.launch().map_err(failed("starting a recorded pass"));
+            self.replayed += u64::from(launched.is_ok());
+            started = launched;
         }
         if self.known.len() == MOST {
             let (_, oldest) = self.known.remove(0);
             self.destroy(oldest);
         }
         self.known.push((key, graph));
-        Ok(())
+        started
     }
 
     fn record(
@@ -122,8 +131,6 @@ impl Graphs {
 
 impl Drop for Graphs {
     fn drop(&mut self) {
-        for (_, graph) in std::mem::take(&mut self.known) {
-            self.destroy(graph);
-        }
+        self.clear();
     }
 }

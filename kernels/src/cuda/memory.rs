@@ -3,13 +3,25 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use cudarc::driver::result;
+use cudarc::driver::{DriverError, result};
 
 use super::calls::Address;
 use super::device::failed;
 use super::{CudaError, Device};
 
-const ALLOCATING: &str = "allocating memory";
+/// An error of an allocation of so many bytes; `free` are those of the memory that it was to come from.
+fn lacking(
+    what: &'static str,
+    bytes: usize,
+    free: impl Fn() -> Option<usize>,
+) -> impl Fn(DriverError) -> CudaError {
+    move |error| match failed(what)(error) {
+        CudaError::OutOfMemory { .. } => {
+            CudaError::OutOfMemory { what, bytes: Some(bytes), free: free() }
+        }
+        other => other,
+    }
+}
 
 /// Memory of a device.
 pub(super) struct Memory {
@@ -19,26 +31,48 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// So many bytes, or one; contents are undefined.
+    /// No memory.
+    pub(super) fn none(device: &Arc<Device>) -> Self {
+        Self { device: Arc::clone(device), address: 0, bytes: 0 }
+    }
+
+    /// So many bytes; contents are undefined.
     pub(super) fn new(device: &Arc<Device>, bytes: usize) -> Result<Self, CudaError> {
+        if bytes == 0 {
+            return Ok(Self::none(device));
+        }
         device.enter()?;
-        let bytes = bytes.max(1);
         // SAFETY: nothing is read before it is written: whoever copies or launches sees to that.
-        let address = unsafe { result::malloc_sync(bytes) }.map_err(failed(ALLOCATING))?;
+        let address = unsafe { result::malloc_sync(bytes) }.map_err(lacking(
+            "an allocation",
+            bytes,
+            || Some(device.memory().ok()?.0),
+        ))?;
         Ok(Self { device: Arc::clone(device), address, bytes })
     }
 
-    /// Makes room for `bytes`; contents are undefined where there was less.
-    pub(super) fn grow(&mut self, bytes: usize) -> Result<(), CudaError> {
+    /// Makes room for `bytes`. Where there was less, contents are undefined then; where there is not as much, nothing
+    /// is left.
+    pub(super) fn reserve(&mut self, bytes: usize) -> Result<(), CudaError> {
         if bytes > self.bytes {
-            *self = Self::new(&self.device, bytes.next_power_of_two())?;
+            // What was there may be what is lacking.
+            *self = Self::none(&self.device);
+            *self = Self::new(&self.device, bytes)?;
         }
         Ok(())
+    }
+
+    /// The same, with room for more the next time.
+    pub(super) fn grow(&mut self, bytes: usize) -> Result<(), CudaError> {
+        if bytes > self.bytes { self.reserve(bytes.next_power_of_two()) } else { Ok(()) }
     }
 
     /// Sets the first `bytes` to zero.
     pub(super) fn fill_zero(&mut self, bytes: usize) -> Result<(), CudaError> {
         assert!(bytes <= self.bytes, "{bytes} bytes of {}", self.bytes);
+        if bytes == 0 {
+            return Ok(());
+        }
         self.device.enter()?;
         let stream = self.device.stream.cu_stream();
         // SAFETY: the memory is the device's and has as many bytes.
@@ -49,6 +83,9 @@ impl Memory {
     /// Copies `bytes` to the start of the memory, and waits for it.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), CudaError> {
         assert!(bytes.len() <= self.bytes, "{} bytes into {}", bytes.len(), self.bytes);
+        if bytes.is_empty() {
+            return Ok(());
+        }
         self.device.enter()?;
         let stream = self.device.stream.cu_stream();
         // SAFETY: both hold as many bytes, and the host's outlive the copy, which is waited for.
@@ -78,7 +115,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         // What still runs may use it. A device that failed keeps its memory until the program ends.
-        if self.device.synchronize().is_ok() {
+        if self.bytes > 0 && self.device.synchronize().is_ok() {
             // SAFETY: allocated by its counterpart, and used by nothing.
             let _ = unsafe { result::free_sync(self.address) };
         }
@@ -103,7 +140,11 @@ impl HostMemory {
         device.enter()?;
         let bytes = bytes.max(1);
         // SAFETY: the memory is written just below. Without flags, it is cached as other memory is.
-        let pointer = unsafe { result::malloc_host(bytes, 0) }.map_err(failed(ALLOCATING))?;
+        let pointer = unsafe { result::malloc_host(bytes, 0) }.map_err(lacking(
+            "memory of the host that it reads",
+            bytes,
+            || None,
+        ))?;
         // SAFETY: there are as many bytes.
         unsafe { pointer.cast::<u8>().write_bytes(0, bytes) };
         Ok(Self { device: Arc::clone(device), pointer, bytes })

@@ -49,6 +49,16 @@ pub enum CudaError {
         /// What is wrong.
         reason: String,
     },
+    /// Memory ran out; what was there before is as it was.
+    #[error("no memory is left on the CUDA device for {what}{}", amounts(*.bytes, *.free))]
+    OutOfMemory {
+        /// What it was for.
+        what: &'static str,
+        /// Bytes asked for, where it is known.
+        bytes: Option<usize>,
+        /// Bytes that nothing used, where it is known.
+        free: Option<usize>,
+    },
     /// The device or its driver failed.
     #[error("{what} failed on the CUDA device: {reason}")]
     Failed {
@@ -65,4 +75,11 @@ pub enum CudaError {
         /// What does not fit.
         reason: String,
     },
+}
+
+/// How much was asked for, and how much there was.
+fn amounts(bytes: Option<usize>, free: Option<usize>) -> String {
+    let asked = bytes.map(|bytes| format!(": {bytes} bytes were asked for")).unwrap_or_default();
+    let there = free.map(|free| format!(", and {free} bytes are free")).unwrap_or_default();
+    asked + &there
 }

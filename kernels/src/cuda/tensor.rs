@@ -60,10 +60,8 @@ impl Tensor {
     /// # Errors
     /// If there is no memory left.
     pub fn set_rows(&mut self, rows: usize) -> Result<(), CudaError> {
-        let bytes = rows * self.cols * self.dtype.block_bytes();
-        if bytes > self.memory.bytes {
-            self.memory = Memory::new(&self.memory.device, bytes)?;
-        }
+        self.rows = 0;
+        self.memory.reserve(rows * self.cols * self.dtype.block_bytes())?;
         self.rows = rows;
         Ok(())
     }
@@ -246,10 +244,8 @@ impl HostBuffer {
         let device = &from.memory.device;
         let row = from.cols * size_of::<f32>();
         let bytes = ranges.clone().map(|range| range.len()).sum::<usize>() * row;
+        self.reserve(device, bytes)?;
         self.len = bytes / size_of::<f32>();
-        if bytes > self.memory.bytes().len() {
-            self.memory = HostMemory::new(device, bytes)?;
-        }
         let (mut rest, mut started) = (self.memory.bytes_mut(), Ok(()));
         for range in ranges.filter(|range| !range.is_empty()) {
             assert!(range.end <= from.rows, "rows {range:?} of {}", from.rows);
@@ -261,6 +257,18 @@ impl HostBuffer {
         device.synchronize()?;
         started?;
         Ok(self.values())
+    }
+
+    /// Makes room for values of so many bytes from a device.
+    ///
+    /// # Errors
+    /// If there is no memory left.
+    pub fn reserve(&mut self, device: &Arc<Device>, bytes: usize) -> Result<(), CudaError> {
+        if bytes > self.memory.bytes().len() {
+            self.len = 0;
+            self.memory = HostMemory::new(device, bytes)?;
+        }
+        Ok(())
     }
 
     /// What was read last.

@@ -167,6 +167,43 @@ impl Verifier {
         })
     }
 
+    /// Makes room for rounds of `sequences` with `rows` rows of `vocab` logits together.
+    ///
+    /// # Errors
+    /// If there is no memory left.
+    pub fn reserve(
+        &mut self,
+        sequences: usize,
+        rows: usize,
+        vocab: usize,
+    ) -> Result<(), CudaError> {
+        let number = size_of::<u32>();
+        let (drafts, seen) = (rows.saturating_sub(sequences), 2 * sequences * vocab);
+        // Place and value of each entry, and a bit for each token of each row.
+        let entries = 2 * (drafts * vocab + seen + sequences * vocab);
+        let masks = rows * vocab.div_ceil(32);
+        let fixed = sequences * size_of::<Sampling>() + rows * size_of::<VerifyRow>();
+        let gaps = 4 * self.at.len() + sequences + 1;
+        self.input.reserve(fixed + (entries + masks + gaps) * number)?;
+        self.draft_probs.reserve(drafts * vocab * number)?;
+        self.token_counts.reserve(seen * number)?;
+        self.bias.reserve(sequences * vocab * number)?;
+        self.reserve_finished(sequences)?;
+        let results = rows * ROW + sequences * VERDICT;
+        self.results.set_rows(results)?;
+        self.on_host.reserve(&self.input.device, rows * ROW * number)
+    }
+
+    /// Makes room for the counters of so many sequences, which are zero between calls.
+    fn reserve_finished(&mut self, sequences: usize) -> Result<(), CudaError> {
+        let bytes = sequences * size_of::<u32>();
+        if bytes > self.finished.bytes {
+            self.finished.reserve(bytes)?;
+            self.finished.fill_zero(bytes)?;
+        }
+        Ok(())
+    }
+
     /// Takes on the rounds of all sequences of a pass whose logits have this shape, `[rows, vocab_size]`; before the
     /// pass, so that nothing waits for the copies.
     ///
@@ -181,7 +218,7 @@ impl Verifier {
         if let Some(reason) = unfit(shape, sequences) {
             return Err(CudaError::Argument { what: WHAT, reason });
         }
-        (self.shape, self.sequences) = (shape, sequences.len());
+        self.shape = [0; 2];
         let (mut probs, mut counts, mut bias) =
             (Sparse::default(), Sparse::default(), Sparse::default());
         let (mut rows, mut cu_rows, mut draws) = (Vec::new(), vec![0u32], Vec::new());
@@ -270,14 +307,11 @@ impl Verifier {
                 device.start(WHAT, calls::scatter(scatter))
             }?;
         }
-        let finished = sequences.len() * size_of::<u32>();
-        if finished > self.finished.bytes {
-            self.finished.grow(finished)?;
-            let all = self.finished.bytes;
-            self.finished.fill_zero(all)?;
-        }
+        self.reserve_finished(sequences.len())?;
         // Rows, then verdicts, which tell no more than the rows do.
-        self.results.set_rows(self.rows * ROW + self.sequences * VERDICT)
+        self.results.set_rows(self.rows * ROW + sequences.len() * VERDICT)?;
+        (self.shape, self.sequences) = (shape, sequences.len());
+        Ok(())
     }
 
     fn section(&self, index: usize) -> Address {

@@ -1,6 +1,7 @@
 mod drafting;
 mod ends;
 mod invariance;
+mod memory;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use super::super::{
     FinishReason, Outcome, PromptToken, ProposerCounts, Readout, TokenOut, TokenSource,
 };
 use super::*;
-use crate::model::Rows;
+use crate::model::{OutOfMemory, Rows};
 use crate::sampling::{Dry, SamplingParams};
 use crate::speculation::Proposer;
 use crate::text::StoppingText;

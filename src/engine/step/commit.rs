@@ -132,14 +132,14 @@ impl Commit<'_> {
     }
 
     /// Ends a sequence that cannot go on, and leaves nothing of it in the cache.
-    fn fail(&mut self, id: RequestId, error: &RoundError) {
+    pub(in crate::engine) fn fail(&mut self, id: RequestId, error: &RoundError) {
         self.scheduler.discard(id);
         let reason = match error {
             RoundError::Grammar(_) => {
                 tracing::info!(%error, request = id.0, "a sequence's grammar ends it");
                 FinishReason::GrammarError(error.to_string())
             }
-            RoundError::Logits(_) | RoundError::Bug => {
+            RoundError::Logits(_) | RoundError::Memory(_) | RoundError::Bug => {
                 tracing::error!(%error, request = id.0, "a sequence cannot go on");
                 FinishReason::Error(error.to_string())
             }

@@ -7,7 +7,7 @@ use crate::engine::scheduler::{Scheduled, Scheduler};
 use crate::engine::sequence::{Round, RoundError, Sequence};
 use crate::engine::sequences::Sequences;
 use crate::engine::tally::TargetPass;
-use crate::model::{Forward, Rows, VerifyTask};
+use crate::model::{Forward, OutOfMemory, Rows, VerifyTask};
 use crate::sampling::Processor;
 use crate::speculation::Proposal;
 
@@ -24,6 +24,9 @@ pub(in crate::engine) type Outcome = Option<Result<Round, RoundError>>;
 
 impl Verifier {
     /// Runs the target over all items and their draft tokens; one outcome per item.
+    ///
+    /// # Errors
+    /// Where the pass does not fit into memory: how many rows it would have had, and why.
     pub(in crate::engine) fn verify(
         &mut self,
         items: &[Scheduled],
@@ -31,7 +34,7 @@ impl Verifier {
         sequences: &mut Sequences,
         scheduler: &Scheduler,
         target: &mut dyn Forward,
-    ) -> (TargetPass, Vec<Outcome>) {
+    ) -> Result<(TargetPass, Vec<Outcome>), (usize, OutOfMemory)> {
         self.rows.clear();
         for (item, proposal) in items.iter().zip(proposals) {
             let sequence = sequences.scheduled(item);
@@ -55,7 +58,8 @@ impl Verifier {
             .collect();
         let started = Instant::now();
         let tasks = verify_tasks(sequences, items, proposals, &by_model);
-        let (logits, verified) = target.forward_and_verify(&self.rows, &tasks);
+        let computed = target.forward_and_verify(&self.rows, &tasks);
+        let (logits, verified) = computed.map_err(|error| (self.rows.len(), error))?;
         let seconds = started.elapsed().as_secs_f64();
 
         // [logit_rows, vocab_size], cut into one piece per sequence whose token is drawn here.
@@ -92,7 +96,7 @@ impl Verifier {
         self.read_hidden(items, sequences, target);
         self.read_states(items, &outcomes, sequences, target);
         let decode = items.iter().all(|item| item.count == 1 && item.completes);
-        (TargetPass { rows: self.rows.len(), decode, seconds, flops }, outcomes)
+        Ok((TargetPass { rows: self.rows.len(), decode, seconds, flops }, outcomes))
     }
 
     /// Keeps what an attached drafter reads of the last pass: the states of every sequence's last row that stands.

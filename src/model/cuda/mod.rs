@@ -5,17 +5,19 @@
 
 mod load;
 mod verify;
+mod workspace;
 
 use std::sync::Arc;
 
-use super::{Forward, ModelConfig, Rows, Verified, VerifyTask};
-use crate::kv_cache::BLOCK_SIZE;
-use crate::sampling::LogitsError;
+use super::{Forward, ModelConfig, OutOfMemory, RoundResult, Rows, VerifyTask};
+use crate::kv_cache::{BLOCK_SIZE, BlockPool, BlockTable};
 use pleach_kernels::cuda::{
-    AttentionInputs, Batch, BatchRows, CudaError, Device, Graphs, HostBuffer, KvLayer, PassKey,
-    QkvInputs, Table, Tensor, Verifier, Weights,
+    AttentionInputs, BatchRows, CudaError, Device, Graphs, KvLayer, PassKey, QkvInputs, Table,
+    Tensor, Weights,
 };
 use pleach_kernels::{AttentionShape, DType};
+pub use workspace::PassBounds;
+use workspace::Workspace;
 
 /// Matrices whose outputs stand side by side; neighbours in one format are one matrix.
 struct Stack {
@@ -93,62 +95,6 @@ impl CudaDecoder {
     }
 }
 
-/// Buffers of one forward pass; they grow to the largest batch seen.
-struct Workspace {
-    batch: Batch,
-    /// f32 `[rows, hidden]`: the residual stream.
-    hidden: Tensor,
-    /// `[rows, hidden]`
-    normed: Tensor,
-    /// `[rows, q + k + v]`
-    qkv: Tensor,
-    /// `[rows, heads * head_dim]`
-    q: Tensor,
-    attended: Tensor,
-    /// `[rows, hidden]`: what a block adds to the residual stream.
-    delta: Tensor,
-    /// `[rows, gate | up]`
-    gate_up: Tensor,
-    /// `[rows, intermediate]`
-    inner: Tensor,
-    /// f32 `[_, 1]`
-    partial: Tensor,
-    /// f32 `[logit_rows, head_rows]`
-    logits: Tensor,
-    on_host: HostBuffer,
-    verifier: Verifier,
-    graphs: Graphs,
-    /// The last pass's `logit_rows`: in these rows `delta` is in `hidden` already.
-    logit_rows: Vec<u32>,
-}
-
-impl Workspace {
-    fn new(decoder: &CudaDecoder) -> Result<Self, CudaError> {
-        let CudaDecoder { device, config, dtype, .. } = decoder;
-        let (width, inner) = (config.hidden_size, config.intermediate_size);
-        let q = config.num_attention_heads * config.head_dim;
-        let kv = config.num_key_value_heads * config.head_dim;
-        let tensor = |dtype, cols| Tensor::new(device, dtype, 0, cols);
-        Ok(Self {
-            batch: Batch::new(device)?,
-            hidden: tensor(DType::F32, width)?,
-            normed: tensor(*dtype, width)?,
-            qkv: tensor(*dtype, q + 2 * kv)?,
-            q: tensor(*dtype, q)?,
-            attended: tensor(*dtype, q)?,
-            delta: tensor(*dtype, width)?,
-            gate_up: tensor(*dtype, 2 * inner)?,
-            inner: tensor(*dtype, inner)?,
-            partial: tensor(DType::F32, 1)?,
-            logits: tensor(DType::F32, decoder.head_rows())?,
-            on_host: HostBuffer::new(device)?,
-            verifier: Verifier::new(device)?,
-            graphs: Graphs::new(device, true),
-            logit_rows: Vec::new(),
-        })
-    }
-}
-
 /// Owns a decoder on a device, its K/V cache and its work space.
 pub struct CudaRunner {
     decoder: CudaDecoder,
@@ -171,16 +117,62 @@ impl CudaRunner {
         num_blocks: usize,
         positions: usize,
     ) -> Result<Self, CudaError> {
-        let CudaDecoder { device, config, dtype, layers, .. } = &decoder;
+        let CudaDecoder { device, config, .. } = &decoder;
         let table = super::rope_table(config, &config.rope).rotations(positions);
         let shape = [positions, config.head_dim];
         let rotations = Tensor::from_f32(device, DType::F32, shape, &table)?;
+        let workspace = Workspace::new(device, config, decoder.dtype, decoder.head_rows())?;
+        let norm = decoder.norm.row(0)?;
+        let (cache, none) = (Vec::new(), 0);
+        let mut runner = Self { decoder, rotations, norm, cache, num_blocks: none, workspace };
+        runner.set_blocks(num_blocks)?;
+        Ok(runner)
+    }
+
+    /// Gives the cache so many blocks; what it held is gone.
+    ///
+    /// # Errors
+    /// If the device has too little memory, or fails; then there is no cache.
+    pub fn set_blocks(&mut self, num_blocks: usize) -> Result<(), CudaError> {
+        let CudaDecoder { device, dtype, layers, .. } = &self.decoder;
+        self.workspace.graphs.clear();
+        (self.cache, self.num_blocks) = (Vec::new(), 0);
         let layer =
             |layer: &Layer| KvLayer::new(device, layer.attention, *dtype, [num_blocks, BLOCK_SIZE]);
-        let cache = layers.iter().map(layer).collect::<Result<_, _>>()?;
-        let workspace = Workspace::new(&decoder)?;
-        let norm = decoder.norm.row(0)?;
-        Ok(Self { decoder, rotations, norm, cache, num_blocks, workspace })
+        self.cache = layers.iter().map(layer).collect::<Result<_, _>>()?;
+        self.num_blocks = num_blocks;
+        Ok(())
+    }
+
+    /// Takes the memory that passes within these bounds need, and computes the largest, as far as the cache reaches:
+    /// what the driver takes for its kernels is taken then, and such passes take no more.
+    ///
+    /// # Errors
+    /// If the device has too little memory, or fails.
+    pub fn reserve(&mut self, bounds: PassBounds) -> Result<(), CudaError> {
+        let Self { decoder, rotations, workspace, .. } = self;
+        let positions = rotations.shape()[0];
+        workspace.reserve(&decoder.device, &decoder.layers[0].attention, bounds, positions)?;
+        let positions = positions.min(self.num_blocks * BLOCK_SIZE);
+        let (mut pool, mut table) = (BlockPool::new(self.num_blocks), BlockTable::new());
+        assert!(table.reserve(positions, &mut pool), "invariant: as many blocks as are there");
+        // Products have kernels of their own for few rows.
+        for count in [bounds.rows, 16, 1].map(|count| count.min(positions)) {
+            let mut rows = Rows::default();
+            let tokens = std::iter::repeat_n(0, count);
+            rows.push(&table, positions - count, tokens, count.min(bounds.logit_rows));
+            if bounds.decides {
+                let shape = [rows.logit_rows.len(), self.decoder.head_rows()];
+                self.workspace.verifier.set(shape, &[verify::some_round()])?;
+            }
+            self.round(&rows, &[])?;
+            if bounds.decides {
+                let Workspace { verifier, logits, .. } = &mut self.workspace;
+                verifier.run(logits)?;
+            }
+        }
+        self.workspace.graphs.clear();
+        Ok(())
     }
 
     /// Launches every pass kernel by kernel, as the first passes of a kind are.
@@ -277,7 +269,7 @@ impl CudaRunner {
         &mut self,
         rows: &Rows,
         tasks: &[VerifyTask<'_>],
-    ) -> Result<Vec<Result<Verified, LogitsError>>, CudaError> {
+    ) -> Result<Vec<RoundResult>, CudaError> {
         let sequences: Vec<_> = tasks.iter().map(verify::sequence).collect();
         let count = rows.logit_rows.len();
         if !tasks.is_empty() {
@@ -304,14 +296,20 @@ impl CudaRunner {
     }
 
     /// # Panics
-    /// If a token, slot or block lies outside the model or the cache, or the device fails: CUDA has no way back
-    /// from that within a process.
-    fn run(&mut self, rows: &Rows, tasks: &[VerifyTask<'_>]) -> Vec<Result<Verified, LogitsError>> {
+    /// If a token, slot or block lies outside the model or the cache, or the device fails other than for want of
+    /// memory: CUDA has no way back from that within a process.
+    fn run(
+        &mut self,
+        rows: &Rows,
+        tasks: &[VerifyTask<'_>],
+    ) -> Result<Vec<RoundResult>, OutOfMemory> {
         let vocab_size = self.decoder.config.vocab_size;
         let outside = rows.tokens.iter().find(|&&token| token as usize >= vocab_size);
         assert!(outside.is_none(), "token {outside:?} of {vocab_size}");
-        self.round(rows, tasks)
-            .unwrap_or_else(|error| panic!("{}: {error}", self.decoder.device.name()))
+        self.round(rows, tasks).map_err(|error| match error {
+            CudaError::OutOfMemory { .. } => OutOfMemory(error.to_string()),
+            error => panic!("{}: {error}", self.decoder.device.name()),
+        })
     }
 
     /// The residual stream of a row behind the last layer.
@@ -338,9 +336,9 @@ impl Forward for CudaRunner {
         self.decoder.draft_vocab.as_ref()
     }
 
-    fn forward(&mut self, rows: &Rows) -> &[f32] {
-        self.run(rows, &[]);
-        self.workspace.on_host.values()
+    fn forward(&mut self, rows: &Rows) -> Result<&[f32], OutOfMemory> {
+        self.run(rows, &[])?;
+        Ok(self.workspace.on_host.values())
     }
 
     /// A trimmed head's rows are not the target's tokens.
@@ -352,9 +350,9 @@ impl Forward for CudaRunner {
         &mut self,
         rows: &Rows,
         tasks: &[VerifyTask<'_>],
-    ) -> (&[f32], Vec<Result<Verified, LogitsError>>) {
-        let outcomes = self.run(rows, tasks);
-        (self.workspace.on_host.values(), outcomes)
+    ) -> Result<(&[f32], Vec<RoundResult>), OutOfMemory> {
+        let outcomes = self.run(rows, tasks)?;
+        Ok((self.workspace.on_host.values(), outcomes))
     }
 
     /// Normed on the host: only embeddings ask for it, and their rows have no logits.

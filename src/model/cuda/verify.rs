@@ -43,6 +43,27 @@ pub(super) fn sequence<'a>(task: &'a VerifyTask<'_>) -> VerifySequence<'a> {
     }
 }
 
+/// A round whose outcome does not matter, of the first logits.
+pub(super) fn some_round() -> VerifySequence<'static> {
+    VerifySequence {
+        first_row: 0,
+        draft: Vec::new(),
+        draw: Draw {
+            temperature: 1.0,
+            top_p: 1.0,
+            min_p: 0.0,
+            penalties: [1.0, 0.0, 0.0],
+            top_k: 0,
+            seed: 0,
+            position: 0,
+            coupled: false,
+        },
+        counts: Some(vec![(0, [1, 0])]),
+        bias: Vec::new(),
+        masks: Vec::new(),
+    }
+}
+
 /// What a sequence's rows decided.
 pub(super) fn outcome(rows: &[VerifiedRow]) -> Result<Verified, LogitsError> {
     let mut logprobs = Vec::new();

@@ -182,7 +182,7 @@ impl Forward for Lying {
         Some(&self.1)
     }
 
-    fn forward(&mut self, rows: &Rows) -> &[f32] {
+    fn forward(&mut self, rows: &Rows) -> Result<&[f32], OutOfMemory> {
         self.0.forward(rows)
     }
 
@@ -216,7 +216,7 @@ fn cancelling_frees_the_blocks() {
 #[test]
 fn measuring_leaves_no_trace() {
     let mut engine = engine(&config(), Some(TestModel::draft(64, 0)));
-    let costs = engine.measure_costs(40, &[1, 2, 4], 3);
+    let costs = engine.measure_costs(40, &[1, 2, 4], 3).unwrap();
     assert_eq!(costs.target.iter().map(|c| c.0).collect::<Vec<_>>(), [1, 2, 4]);
     assert_eq!(costs.verify_cost(1), Some(1.0));
     assert!(costs.draft_step_cost().is_some_and(|cost| cost > 0.0));

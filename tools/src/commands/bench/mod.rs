@@ -62,7 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let vocab = loaded.target.config().vocab_size as u32;
     let mut engine = Engine::new(loaded.target, loaded.decoder, config)?;
-    let costs = engine.measure_costs(CONTEXT, &ROWS, args.repeats);
+    let costs = engine.measure_costs(CONTEXT, &ROWS, args.repeats)?;
     let synthetic = |length: usize, tokens: usize| Request {
         ignore_eos: true,
         num_speculative_tokens: Some(0),

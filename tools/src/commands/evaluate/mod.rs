@@ -190,7 +190,7 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
         ..EngineConfig::default()
     };
     let mut engine = Engine::new(loaded.target, Some(draft), engine_config)?;
-    let costs = engine.measure_costs(256.min(engine.limits().max_model_len - 2), &[1], 15);
+    let costs = engine.measure_costs(256.min(engine.limits().max_model_len - 2), &[1], 15)?;
 
     let (mut journal, done) = match &args.json {
         Some(out) => {

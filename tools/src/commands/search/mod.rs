@@ -219,7 +219,7 @@ fn try_draft(
         ..EngineConfig::default()
     };
     let mut engine = Engine::new(loaded.target, loaded.decoder, config)?;
-    let costs = engine.measure_costs(CONTEXT.min(positions / 2), &[1], REPEATS);
+    let costs = engine.measure_costs(CONTEXT.min(positions / 2), &[1], REPEATS)?;
     let asked =
         bench::Args { measure, repeats: REPEATS, num_speculative_tokens: MOST_DRAFTED, json: None };
     let report = bench::speculation(&mut engine, &loaded.chat, prompts, &asked)?;
