@@ -80,3 +80,45 @@ async fn values_out_of_range_are_refused_by_name() {
         refused(TEXTS, &body(json!({field: value})), field).await;
     }
 }
+
+/// Whatever the endpoint, the same fields draw the same tokens of the same conversation.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_dialect_takes_them() {
+    let asked = "Tell me of a walk along the sea.";
+    let turns = json!([{"role": "user", "content": asked}]);
+    let chat = json!({"messages": turns, "max_tokens": 30});
+    let messages = json!({"messages": turns, "max_tokens": 30});
+    let responses = json!({"input": asked, "max_output_tokens": 30});
+    let mut drawn = Vec::new();
+    for more in [
+        json!({}),
+        json!({"min_p": 0.3}),
+        json!({"repetition_penalty": 1.5, "typical_p": 0.9}),
+        json!({"xtc_probability": 1, "xtc_threshold": 0.05}),
+        json!({"bad_words": [" the"], "frequency_penalty": 1}),
+        json!({"top_k": 1}),
+    ] {
+        let with = |body: &Value| {
+            let mut body = body.clone();
+            body["seed"] = json!(7);
+            body["temperature"] = json!(1);
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            body
+        };
+        let said = text("/v1/chat/completions", &with(&chat)).await.0;
+        let message = post("/v1/messages", with(&messages)).await;
+        assert_eq!(message["content"][0]["text"], *said, "{more}");
+        let response = post("/v1/responses", with(&responses)).await;
+        assert_eq!(response["output"][0]["content"][0]["text"], *said, "{more}");
+        assert_eq!(response["temperature"], 1.0);
+        assert!(!drawn.contains(&said), "{more}: {said}");
+        drawn.push(said);
+    }
+    let mut body = responses.clone();
+    body["min_p"] = json!(2);
+    refused("/v1/responses", &body, "min_p").await;
+    let mut body = messages.clone();
+    body["min_p"] = json!(2);
+    let (status, said) = send("POST", "/v1/messages", &body.to_string()).await;
+    assert!(status == StatusCode::BAD_REQUEST && said.contains("`min_p`"), "{status} {said}");
+}

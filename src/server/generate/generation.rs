@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::drawing;
 use super::loosened::{self, Head};
 use super::pieces::{Ends, Piece, Reader};
-use super::repetition;
 use super::speech::{Reasoning, Speech};
 use super::tool_calls::Calling;
 use crate::engine::{MAX_TOP_LOGPROBS, Request};
 use crate::grammar::{Grammar, GrammarSource};
 use crate::observe::spans::SequenceSpan;
 use crate::observe::traffic::{Recorded, Recorder};
-use crate::sampling::{Restrictions, SamplingParams, top_k, top_n_sigma};
+use crate::sampling::SamplingParams;
 use crate::server::bounds::CHOICES;
 use crate::server::error::ApiError;
 use crate::server::keys::Metered;
@@ -22,7 +22,7 @@ use crate::server::request::body::Body;
 use crate::server::request::dialect::Dialect;
 use crate::server::request::structured;
 use crate::server::serving::Serving;
-use crate::server::wire::{DryPenalty, Number, ReasoningOptions, RouterDefaults, Sampling, Stop};
+use crate::server::wire::{ReasoningOptions, RouterDefaults, Sampling, Stop};
 use crate::text::{StoppingText, ThinkTags, Thinking};
 
 /// Checks a number of choices.
@@ -135,51 +135,13 @@ impl Generation {
         max_tokens: usize,
     ) -> Result<Self, ApiError> {
         let wanted: Sampling = body.read()?;
-        let dry: DryPenalty = body.read()?;
+        let params = drawing::params(body, serving)?;
         let _: RouterDefaults = body.read()?;
         let reasoning = Reasoning::from(body.read::<ReasoningOptions>()?);
         let stop = stop_strings("stop", wanted.stop.map(Stop::into_list).unwrap_or_default())?;
         let mut stop_token_ids = wanted.stop_token_ids.unwrap_or_default();
         stop_token_ids.sort_unstable();
         stop_token_ids.dedup();
-        let logit_bias = wanted
-            .logit_bias
-            .into_iter()
-            .flatten()
-            .map(|(text, bias)| {
-                // One way to write each, so that none is there twice.
-                let id = text.parse().ok().filter(|id: &u32| id.to_string() == text);
-                let id = id.ok_or_else(|| {
-                    let message = "the keys of `logit_bias` must be token ids, written plainly";
-                    ApiError::invalid("logit_bias", message)
-                });
-                Ok((id?, bias.0))
-            })
-            .collect::<Result<_, ApiError>>()?;
-        let number = |given: Option<Number>, default| given.map_or(default, f32::from);
-        let usual = &serving.sampling;
-        let params = SamplingParams {
-            temperature: number(wanted.temperature, usual.temperature),
-            top_k: wanted.top_k.map_or(usual.top_k, top_k),
-            top_p: number(wanted.top_p, usual.top_p),
-            min_p: number(wanted.min_p, usual.min_p),
-            top_n_sigma: wanted.top_n_sigma.map_or(usual.top_n_sigma, |it| top_n_sigma(it.into())),
-            typical_p: number(wanted.typical_p, usual.typical_p),
-            xtc_probability: number(wanted.xtc_probability, usual.xtc_probability),
-            xtc_threshold: number(wanted.xtc_threshold, usual.xtc_threshold),
-            seed: wanted.seed.map(|seed| seed as u64),
-            repetition_penalty: number(wanted.repetition_penalty, usual.repetition_penalty),
-            presence_penalty: number(wanted.presence_penalty, usual.presence_penalty),
-            frequency_penalty: number(wanted.frequency_penalty, usual.frequency_penalty),
-            dry: repetition::dry(dry, serving)?,
-            logit_bias,
-            restrictions: Restrictions {
-                allowed: wanted.allowed_token_ids.map(Into::into),
-                min_tokens: wanted.min_tokens.unwrap_or(0),
-                bad_words: serving.bad_words(&wanted.bad_words.unwrap_or_default())?.into(),
-                ..Restrictions::default()
-            },
-        };
         let choices = wanted.n.unwrap_or(1);
         in_range("n", choices)?;
         let stream = wanted.stream.unwrap_or(false);

@@ -1,6 +1,7 @@
 //! From a request in any dialect to the pieces of its answer.
 
 pub(crate) mod chat_prompt;
+pub(crate) mod drawing;
 pub(crate) mod generation;
 pub(crate) mod loosened;
 pub(crate) mod pieces;

@@ -7,11 +7,11 @@ use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse, Response};
 
 use crate::grammar::GrammarSource;
-use crate::sampling::{SamplingParams, top_k};
 use crate::server::answer::anthropic::{AnthropicWriter, message};
 use crate::server::answer::sse;
 use crate::server::error::ApiError;
 use crate::server::generate::chat_prompt::{ChatPrompt, PastCall, PromptMessage};
+use crate::server::generate::drawing;
 use crate::server::generate::generation::{Generation, stop_strings};
 use crate::server::generate::running::Prepared;
 use crate::server::generate::speech::Reasoning;
@@ -66,13 +66,8 @@ async fn answer(
 fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
     let wanted: Messages = body.read()?;
     let dialogue: Dialogue = body.read()?;
+    let params = drawing::params(&mut body, serving)?;
     body.finish()?;
-    let params = SamplingParams {
-        temperature: wanted.temperature.map_or(serving.sampling.temperature, f32::from),
-        top_p: wanted.top_p.map_or(serving.sampling.top_p, f32::from),
-        top_k: wanted.top_k.map_or(serving.sampling.top_k, top_k),
-        ..serving.sampling.clone()
-    };
     let mut generation = Generation::new(params, wanted.max_tokens);
     generation.stop = stop_strings("stop_sequences", wanted.stop_sequences.unwrap_or_default())?;
     generation.stream = wanted.stream.unwrap_or(false);

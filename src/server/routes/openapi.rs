@@ -10,9 +10,10 @@ use serde_json::{Map, Value, json};
 
 use crate::server::wire::{
     Answer, AnthropicFailure, AskedModel, Chat, Completion, Conversation, Detokenize, Detokenized,
-    DraftChange, DraftStatus, DryPenalty, EmbeddingList, Embeddings, Failure, Form, MessageAnswer,
-    MessageTokens, Model, ModelList, ResponseAnswer, RouterDefaults, Sampling, Status, Templated,
-    Tokenize, Tokens, Tools, Version, messages, responses,
+    DraftChange, DraftStatus, Drawing, DryPenalty, EmbeddingList, Embeddings, Failure, Form,
+    MessageAnswer, MessageTokens, Model, ModelList, ReasoningOptions, ResponseAnswer,
+    RouterDefaults, Sampling, Status, Templated, Tokenize, Tokens, Tools, Version, messages,
+    responses,
 };
 
 /// Answers with the document.
@@ -68,7 +69,9 @@ impl Document {
             self.group::<Chat>(),
             self.group::<Tools>(),
             self.group::<Sampling>(),
+            self.group::<Drawing>(),
             self.group::<DryPenalty>(),
+            self.group::<ReasoningOptions>(),
             self.group::<Form>(),
             self.group::<RouterDefaults>(),
         ];
@@ -78,17 +81,30 @@ impl Document {
             model.clone(),
             self.group::<Completion>(),
             self.group::<Sampling>(),
+            self.group::<Drawing>(),
             self.group::<DryPenalty>(),
+            self.group::<ReasoningOptions>(),
             self.group::<Form>(),
             self.group::<RouterDefaults>(),
         ];
         self.post("/v1/completions", "Goes on with a text", &completion, answer, true);
-        let request = [model.clone(), self.group::<responses::Responses>()];
+        let request = [
+            model.clone(),
+            self.group::<responses::Responses>(),
+            self.group::<Drawing>(),
+            self.group::<DryPenalty>(),
+        ];
         let (summary, answer) =
             ("Answers a conversation, as a response", self.answer::<ResponseAnswer>());
         self.post("/v1/responses", summary, &request, answer, true);
         let dialogue = self.group::<messages::Dialogue>();
-        let request = [model.clone(), dialogue.clone(), self.group::<messages::Messages>()];
+        let request = [
+            model.clone(),
+            dialogue.clone(),
+            self.group::<messages::Messages>(),
+            self.group::<Drawing>(),
+            self.group::<DryPenalty>(),
+        ];
         let summary = "Answers a conversation, in Anthropic's shape";
         let answer = self.answer::<MessageAnswer>();
         self.post("/v1/messages", summary, &request, answer, true);

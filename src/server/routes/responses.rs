@@ -14,6 +14,7 @@ use crate::server::answer::responses::ResponsesWriter;
 use crate::server::answer::sse;
 use crate::server::error::ApiError;
 use crate::server::generate::chat_prompt::{ChatPrompt, PastCall, PromptMessage};
+use crate::server::generate::drawing;
 use crate::server::generate::generation::Generation;
 use crate::server::generate::running::Prepared;
 use crate::server::models::Asked;
@@ -48,15 +49,11 @@ pub(crate) async fn responses(
 /// The response before it begins, and what makes it, ready to run.
 fn prepare(asked: &Asked, mut body: Body) -> Result<(ResponseAnswer, Prepared), ApiError> {
     let wanted: Responses = body.read()?;
-    body.finish()?;
     let serving = &asked.serving;
-    let response = begun(asked, &wanted);
+    let params = drawing::params(&mut body, serving)?;
+    body.finish()?;
+    let response = begun(asked, &wanted, &params);
     let room = serving.engine.limits().max_model_len;
-    let params = SamplingParams {
-        temperature: response.temperature.into(),
-        top_p: response.top_p.into(),
-        ..serving.sampling.clone()
-    };
     let mut generation = Generation::new(params, wanted.max_output_tokens.unwrap_or(room));
     generation.grammar = wanted.text.and_then(|text| text.format).and_then(grammar);
     generation.stream = wanted.stream.unwrap_or(false);
@@ -87,8 +84,7 @@ fn prepare(asked: &Asked, mut body: Body) -> Result<(ResponseAnswer, Prepared), 
 }
 
 /// A response that has no output yet.
-fn begun(asked: &Asked, wanted: &Responses) -> ResponseAnswer {
-    let usual = &asked.serving.sampling;
+fn begun(asked: &Asked, wanted: &Responses, params: &SamplingParams) -> ResponseAnswer {
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
     let format = wanted.text.as_ref().and_then(|text| text.format.clone());
     let choice = wanted.tool_choice.clone();
@@ -108,8 +104,8 @@ fn begun(asked: &Asked, wanted: &Responses) -> ResponseAnswer {
         tool_choice: choice.unwrap_or(ResponsesToolChoice::Mode(ToolMode::Auto)),
         tools: tools.filter(|tool| !tool.functions().is_empty()).cloned().collect(),
         store: false,
-        temperature: wanted.temperature.unwrap_or_else(|| usual.temperature.into()),
-        top_p: wanted.top_p.unwrap_or_else(|| usual.top_p.into()),
+        temperature: params.temperature.into(),
+        top_p: params.top_p.into(),
         max_output_tokens: wanted.max_output_tokens,
         previous_response_id: None,
         truncation: "disabled",

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{False, Number, ReasoningEffort, TextKind};
+use super::{False, ReasoningEffort, TextKind};
 
 /// How a message is made.
 #[derive(Deserialize, JsonSchema)]
@@ -15,14 +15,6 @@ pub(crate) struct Messages {
     /// Texts that end the answer and are not part of it; 16 at most, of 1,024 bytes each
     /// and 4,096 in all.
     pub(crate) stop_sequences: Option<Vec<String>>,
-    /// Divisor of the logits; 0 takes the most likely token. Where it is left out, the model's own value counts, or 1.
-    #[schemars(range(min = 0, max = 100))]
-    pub(crate) temperature: Option<Number>,
-    /// Keep the smallest set of most likely tokens with at least this much probability.
-    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
-    pub(crate) top_p: Option<Number>,
-    /// Keep the k most likely tokens; all where k is not positive.
-    pub(crate) top_k: Option<i64>,
     /// Send the answer as server-sent events while it is generated.
     pub(crate) stream: Option<bool>,
     /// Draft tokens per round at most; 0 for no speculation.

@@ -3,6 +3,7 @@
 
 mod admin;
 mod answer;
+mod drawing;
 mod dry;
 mod embedding;
 mod error;
@@ -22,6 +23,7 @@ mod value;
 
 pub(crate) use admin::*;
 pub(crate) use answer::*;
+pub(crate) use drawing::*;
 pub(crate) use dry::*;
 pub(crate) use embedding::*;
 pub(crate) use error::*;

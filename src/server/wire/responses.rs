@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::response_tools::{ResponsesTool, ResponsesToolChoice};
-use super::{False, Number, ReasoningEffort, ServiceTier, Verbosity};
+use super::{False, ReasoningEffort, ServiceTier, Verbosity};
 
 /// A request for a response.
 #[derive(Deserialize, JsonSchema)]
@@ -19,12 +19,6 @@ pub(crate) struct Responses {
     /// Tokens to generate at most.
     #[schemars(range(min = 1))]
     pub(crate) max_output_tokens: Option<usize>,
-    /// Divisor of the logits; 0 takes the most likely token. Where it is left out, the model's own value counts, or 1.
-    #[schemars(range(min = 0, max = 100))]
-    pub(crate) temperature: Option<Number>,
-    /// Keep the smallest set of most likely tokens with at least this much probability.
-    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
-    pub(crate) top_p: Option<Number>,
     /// Send the answer as server-sent events while it is generated.
     pub(crate) stream: Option<bool>,
     /// Given back with the response.
