@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 const SPIN: Duration = Duration::from_micros(50);
 
 /// Bits of the tasks in a [`Count`].
-const TASK_BITS: u32 = 24;
+const TASK_BITS: u32 = 20;
 /// Most tasks a job may have.
 const MAX_TASKS: usize = (1 << TASK_BITS) - 1;
 
@@ -28,7 +28,7 @@ const MAX_TASKS: usize = (1 << TASK_BITS) - 1;
 #[repr(align(128))]
 struct Own<T>(T);
 
-/// Tasks of a share or of a thread in one job: `job number << 24 | tasks`. Only a job that is on can be counted in.
+/// Tasks of a share or of a thread in one job: `job number << 20 | tasks`. Only a job that is on can be counted in.
 #[derive(Default)]
 struct Count(AtomicU64);
 
@@ -183,6 +183,8 @@ impl ThreadPool {
         assert!(tasks <= MAX_TASKS, "{tasks} tasks in one job");
         let mut last = self.caller.lock().unwrap_or_else(PoisonError::into_inner);
         *last += 1;
+        // Some eight years of small jobs.
+        assert!(*last >> (u64::BITS - TASK_BITS) == 0, "a pool runs 2^44 jobs at most");
         let (call, with): (Call, *const F) = (call::<F>, f);
         let job =
             Job { number: *last, tasks, call: call as *mut (), with: with.cast::<()>().cast_mut() };
@@ -346,6 +348,22 @@ mod tests {
                 });
                 assert!(written.iter().all(|number| *number == rounds + 1), "{written:?}");
             }
+        }
+    }
+
+    #[test]
+    fn parked_threads_take_part() {
+        let pool = ThreadPool::new(4);
+        for idle in [Duration::ZERO, 20 * SPIN, 200 * SPIN] {
+            std::thread::sleep(idle);
+            let (there, since) = (AtomicUsize::new(0), Instant::now());
+            pool.run(4, &|_| {
+                there.fetch_add(1, Ordering::SeqCst);
+                while there.load(Ordering::SeqCst) < 4 {
+                    assert!(since.elapsed() < Duration::from_secs(60), "a thread did not wake");
+                    std::thread::yield_now();
+                }
+            });
         }
     }
 
