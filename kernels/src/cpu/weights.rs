@@ -175,7 +175,8 @@ impl PackedMatrix {
     /// Its values rounded to a format of [`DType::quantize`]; `None` for others, and where rows are not whole blocks.
     #[must_use]
     pub fn rounded(&self, dtype: DType) -> Option<Self> {
-        let mut bytes = Vec::new();
+        let row_bytes = dtype.bytes_for(self.in_features)?;
+        let mut bytes = Vec::with_capacity(row_bytes * self.out_features);
         let mut row = vec![0.0; self.in_features];
         for index in 0..self.out_features {
             self.row(index, &mut row);

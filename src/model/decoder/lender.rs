@@ -44,12 +44,17 @@ impl Lender {
                 _ => shape.iter().product::<usize>() * size_of::<f32>(),
             };
         }
+        // As `load_draft` finds its head.
+        let own = [head, embedding].into_iter().find(|name| draft.has(name));
+        let dtype = match own {
+            Some(name) => draft.info(name)?.dtype,
+            None => self.head.dtype(),
+        };
         if let Some(rows) = draft.draft_vocab.as_ref().filter(|_| !draft.has(head)) {
-            bytes += PackedMatrix::packed_bytes(self.head.dtype(), rows.len(), config.hidden_size);
+            bytes += PackedMatrix::packed_bytes(dtype, rows.len(), config.hidden_size);
         }
         if draft.attachment.is_some() {
             let rows = draft.draft_vocab.as_ref().map_or(config.vocab_size, |rows| rows.len());
-            let dtype = if draft.has(head) { draft.info(head)?.dtype } else { self.head.dtype() };
             bytes += Shortlist::copy_bytes(dtype, rows, config.hidden_size);
         } else {
             let layer = LayerCache::bytes(num_blocks, &config.attention(0), CacheFormat::F16);
@@ -67,7 +72,9 @@ impl Lender {
         let config = checkpoint.config.clone();
         let vocab = check_draft(checkpoint, &self.config)?;
         let attachment = checkpoint.attachment.clone();
-        let mut loader = Loader { checkpoint, precision: Precision::AsStored, pool: &self.pool };
+        // The model's own threads may be serving, and a job that packs would hold up its passes.
+        let alone = ThreadPool::new(1);
+        let mut loader = Loader { checkpoint, precision: Precision::AsStored, pool: &alone };
         let embedding = if loader.checkpoint.has("model.embed_tokens.weight") {
             let (rows, cols) = (config.vocab_size, config.hidden_size);
             Arc::new(loader.matrix("model.embed_tokens.weight", rows, cols)?)

@@ -18,7 +18,7 @@ const PANELS: usize = 16;
 /// Most rows for which the copy pays: with more, the matrix is read once for all of them anyway.
 const FEW: usize = 2;
 
-/// A matrix, and where it has more than 4 bits a weight a copy that has not.
+/// A matrix, and a copy of 4 bits a weight where that has at most three quarters of its bytes.
 pub struct Shortlist {
     exact: Arc<PackedMatrix>,
     rough: Option<PackedMatrix>,
@@ -28,7 +28,8 @@ impl Shortlist {
     /// Makes the copy.
     #[must_use]
     pub fn new(exact: Arc<PackedMatrix>) -> Self {
-        let rough = exact.rounded(ROUGH).filter(|rough| rough.bytes() < exact.bytes());
+        let pays = Self::copy_bytes(exact.dtype(), exact.out_features, exact.in_features) > 0;
+        let rough = pays.then(|| exact.rounded(ROUGH)).flatten();
         Self { exact, rough }
     }
 
@@ -44,7 +45,8 @@ impl Shortlist {
         let [exact, rough] = [dtype, ROUGH]
             .map(|dtype| PackedMatrix::packed_bytes(dtype, out_features, in_features));
         let whole = in_features.is_multiple_of(ROUGH.block_size());
-        if whole && rough < exact { rough } else { 0 }
+        // It is read beside the panels that are exact.
+        if whole && rough <= exact / 4 * 3 { rough } else { 0 }
     }
 
     /// Memory of its copy.
@@ -152,9 +154,11 @@ mod tests {
     fn what_has_four_bits_or_no_blocks_has_no_copy() {
         let pool = ThreadPool::new(1);
         let mut random = Random::new();
-        let blocks = DType::Q4_0.quantize(&random.vec(20 * 64)).expect("whole blocks");
+        let values = random.vec(20 * 64);
+        let blocks = |dtype: DType| dtype.quantize(&values).expect("whole blocks");
         for (dtype, bytes, cols) in [
-            (DType::Q4_0, blocks, 64),
+            (DType::Q4_0, blocks(DType::Q4_0), 64),
+            (DType::Q4_1, blocks(DType::Q4_1), 64),
             (DType::F32, bytemuck::cast_slice(&random.vec(20 * 30)).to_vec(), 30),
         ] {
             let exact = PackedMatrix::pack(dtype, 20, cols, &bytes).expect("fits");
