@@ -46,7 +46,7 @@ fn main() {
             scores::a_model_is_scored_and_goes_on_after_a_kill,
         ),
         ("scores::a_long_text_is_scored_in_pieces", scores::a_long_text_is_scored_in_pieces),
-        ("search::the_number_of_blocks_is_searched", search::the_number_of_blocks_is_searched),
+        ("search::drafts_are_searched", search::drafts_are_searched),
         ("tiny::blocks_are_measured_on_prompts", tiny::blocks_are_measured_on_prompts),
         ("tiny::a_draft_of_llama_3", tiny::a_draft_of_llama_3),
         ("tiny::a_draft_of_gemma_3", tiny::a_draft_of_gemma_3),

@@ -2,7 +2,7 @@
 
 use super::{json, kill_when, run};
 
-pub(crate) fn the_number_of_blocks_is_searched() {
+pub(crate) fn drafts_are_searched() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path();
     run(folder, "prune --list 2-28 --out three");

@@ -81,15 +81,17 @@ pub(crate) struct Args {
 pub(crate) struct Tried {
     #[serde(flatten)]
     pub(crate) shape: Shape,
+    /// Chance that a draft token is accepted, given that all before it were.
     pub(crate) alpha: f64,
     /// At four draft tokens a round.
     pub(crate) mean_acceptance_length: f64,
     /// Seconds of a draft step over those of a target step.
     pub(crate) draft_step_cost: f64,
-    /// Tokens per second over those without speculation, the geometric mean over the tasks: with n-grams alone, with the
-    /// draft alone, and with both.
+    /// With n-grams alone: tokens per second over those without speculation, the geometric mean over the tasks.
     pub(crate) ngram: f64,
+    /// With the draft alone.
     pub(crate) draft: f64,
+    /// With both.
     pub(crate) both: f64,
 }
 
@@ -104,9 +106,6 @@ impl Tried {
 const MOST_DRAFTED: usize = 8;
 /// Prompts that are answered at once.
 const STREAMS: usize = 8;
-/// Context behind which a step is timed, and how often.
-const CONTEXT: usize = 256;
-const REPEATS: usize = 15;
 /// Positions of a sequence, at most.
 const POSITIONS: usize = 2048;
 
@@ -117,7 +116,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     manifest.file(&args.data)?;
     args.prompts.iter().try_for_each(|path| manifest.file(path))?;
     let total = checkpoint.config.num_hidden_layers;
-    let (shapes, draft_vocab) = (shapes(args), checkpoint.config.vocab_size);
+    let (shapes, vocab_size) = (shapes(args), checkpoint.config.vocab_size);
     for shape in &shapes {
         ensure!(
             shape.keep_blocks < total,
@@ -126,8 +125,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let states = shape.states.unwrap_or(1);
         ensure!((1..=total).contains(&states), "--states: the model has {total} states to read");
         ensure!(
-            (1..=draft_vocab).contains(&shape.draft_vocab),
-            "--draft-vocab: the model has {draft_vocab} tokens"
+            (1..=vocab_size).contains(&shape.draft_vocab),
+            "--draft-vocab: the model has {vocab_size} tokens"
         );
     }
     drop(checkpoint);
@@ -219,16 +218,15 @@ fn try_draft(
         ..EngineConfig::default()
     };
     let mut engine = Engine::new(loaded.target, loaded.decoder, config)?;
-    let costs = engine.measure_costs(CONTEXT.min(positions / 2), &[1], REPEATS)?;
     let asked =
-        bench::Args { measure, repeats: REPEATS, num_speculative_tokens: MOST_DRAFTED, json: None };
+        bench::Args { measure, repeats: 1, num_speculative_tokens: MOST_DRAFTED, json: None };
     let report = bench::speculation(&mut engine, &loaded.chat, prompts, &asked)?;
     ensure!(report.identical, "{shape}: the answers differ with and without speculation");
     Ok(Tried {
         shape,
         alpha: evaluation.all.alpha,
         mean_acceptance_length: evaluation.all.mean_acceptance_length,
-        draft_step_cost: costs.draft_step_cost().expect("invariant: the engine has a draft"),
+        draft_step_cost: evaluation.draft_step_cost,
         ngram: report.geometric_mean(Way::Ngram),
         draft: report.geometric_mean(Way::Draft),
         both: report.geometric_mean(Way::Both),

@@ -19,8 +19,9 @@ pub(super) fn draw(path: &Path, tried: &[Tried]) -> Result<()> {
     let dearest = tried.iter().map(|one| one.draft_step_cost).fold(1.0, f64::max);
     let label = |at: &f64| {
         let one = tried.get(at.round().max(0.0) as usize).filter(|_| (at - at.round()).abs() < 0.1);
-        one.map_or_else(String::new, |one| one.shape.to_string().replace(", ", "\n"))
+        one.map_or_else(String::new, |one| one.shape.numbers())
     };
+    let attached = tried.iter().any(|one| one.shape.states.is_some());
     chart::save(path, (900, 540), |canvas| {
         let mut chart = ChartBuilder::on(canvas)
             .caption("Measured speed-up by draft", ("sans-serif", 22))
@@ -32,6 +33,11 @@ pub(super) fn draw(path: &Path, tried: &[Tried]) -> Result<()> {
             .set_secondary_coord(drafts, 0.0..dearest);
         chart
             .configure_mesh()
+            .x_desc(if attached {
+                "blocks / states / rows of the head"
+            } else {
+                "blocks / rows of the head"
+            })
             .y_desc("tokens per second over those without speculation")
             .x_labels(tried.len() + 1)
             .x_label_formatter(&label)

@@ -70,6 +70,12 @@ impl Shape {
         shapes
     }
 
+    /// Its numbers alone, short enough for an axis.
+    pub(super) fn numbers(&self) -> String {
+        let states = self.states.map_or_else(String::new, |states| format!("{states} / "));
+        format!("{} / {states}{}", self.keep_blocks, self.draft_vocab)
+    }
+
     /// The name of its folder.
     pub(super) fn folder(&self) -> String {
         self.to_string().replace(", ", "-").replace(' ', "-")
