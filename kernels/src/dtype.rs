@@ -37,7 +37,7 @@ pub enum DType {
 
 /// A scale or a minimum as formats have it: steps of a unit, or the unit itself where there is one step.
 #[derive(Debug, Clone, Copy)]
-pub struct Factor {
+pub(crate) struct Factor {
     /// What several factors may have in common.
     pub unit: f16,
     /// How many units it is.
@@ -49,14 +49,14 @@ impl Factor {
 
     /// Its value, exactly.
     #[must_use]
-    pub fn value(self) -> f32 {
+    pub(crate) fn value(self) -> f32 {
         self.unit.to_f32() * f32::from(self.steps)
     }
 }
 
 /// 32 quantised weights: `w[i] = scale[i / 16] * (code[i] - offset) + min`.
 #[derive(Debug, Clone, Copy)]
-pub struct Group {
+pub(crate) struct Group {
     /// Unsigned codes.
     pub codes: [u8; 32],
     /// Scale of each half.
@@ -132,7 +132,7 @@ impl DType {
     /// # Panics
     /// If the format is not quantised.
     #[must_use]
-    pub fn offset(self) -> u8 {
+    pub(crate) fn offset(self) -> u8 {
         match self {
             Self::Q8_0 => 128,
             Self::Q4_0 => 8,
@@ -198,7 +198,7 @@ impl DType {
     ///
     /// # Panics
     /// If the format is not quantised.
-    pub fn decode(self, bytes: &[u8], mut emit: impl FnMut(&Group)) {
+    pub(crate) fn decode(self, bytes: &[u8], mut emit: impl FnMut(&Group)) {
         let unit = |b: &[u8], at: usize| f16::from_le_bytes([b[at], b[at + 1]]);
         let half = |b: &[u8], at: usize| Factor { unit: unit(b, at), steps: 1 };
         for b in bytes.chunks_exact(self.block_bytes()) {

@@ -9,4 +9,4 @@ pub mod cuda;
 mod dtype;
 
 pub use cpu::*;
-pub use dtype::{DType, Factor, Group};
+pub use dtype::DType;

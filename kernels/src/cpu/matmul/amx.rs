@@ -26,8 +26,8 @@ const STAGE: usize = 2;
 const AHEAD: usize = 16;
 
 /// Lines of a block's weights, one byte a code: for upper and lower codes in one tile they are there twice.
-const fn lines_per_block(eight: bool) -> usize {
-    if eight { 8 } else { 16 }
+const fn lines_per_block(bytes: bool) -> usize {
+    if bytes { 8 } else { 16 }
 }
 
 /// Tiles 0 and 3: sums of `rows` rows and 16 outputs; 1 and 4: `rows` rows of `deep` codes; 2 and 5: the codes
@@ -123,9 +123,9 @@ impl Stage {
 /// only just been written. `R` rows of a tile are computed.
 ///
 /// # Safety
-/// As [`panels`], with [`tiles`] of `R` rows loaded; `EIGHT` is whether codes of `w` have more than four bits.
+/// As [`panels`], with [`tiles`] of `R` rows loaded; `BYTES` is whether codes of `w` have more than four bits.
 #[target_feature(enable = "avx512f,avx512bw,fma")]
-unsafe fn stages<const R: usize, const EIGHT: bool>(
+unsafe fn stages<const R: usize, const BYTES: bool>(
     w: &IntPanels,
     panels: Range<usize>,
     x: &Activations,
@@ -133,7 +133,7 @@ unsafe fn stages<const R: usize, const EIGHT: bool>(
     store: impl Fn(usize, usize, &[[f32; PANEL]]),
 ) {
     let (blocks, tiles) = (x.cols / BLOCK, x.rows.div_ceil(TILE));
-    let count = lines_per_block(EIGHT);
+    let count = lines_per_block(BYTES);
     // Lines kept of a stage or of a panel, twice.
     let kept = if tiles > 1 { blocks.next_multiple_of(STAGE) } else { STAGE } * count;
     // Codes of eight bits are multiplied where they lie.
@@ -171,7 +171,7 @@ unsafe fn stages<const R: usize, const EIGHT: bool>(
             let lines = if unpacks { &codes[at..] } else { &w.codes[at..] };
             let dots = &mut dots[(i - 1) % 2];
             // SAFETY: by the caller's promise; the lines are those of the stage.
-            unsafe { multiply::<EIGHT>(lines, x, multiplied, len(multiplied), dots) };
+            unsafe { multiply::<BYTES>(lines, x, multiplied, len(multiplied), dots) };
             multiplied = multiplied.next(tiles, blocks);
         }
         if i < 2 {
@@ -180,7 +180,7 @@ unsafe fn stages<const R: usize, const EIGHT: bool>(
         let dots = &dots[i % 2];
         for b in 0..len(scaled) {
             // SAFETY: the features are there, and the rows and blocks exist, padding included.
-            unsafe { scale::<R, EIGHT>(w, x, scaled, b, dots, &mut sums) };
+            unsafe { scale::<R, BYTES>(w, x, scaled, b, dots, &mut sums) };
         }
         if scaled.block + STAGE >= blocks {
             let mut out = [[0f32; PANEL]; R];
@@ -248,23 +248,23 @@ unsafe fn unpack(bits: usize, packed: &[Line], codes: &mut [Line]) {
 /// # Safety
 /// As [`stages`]; `lines` are the codes of the stage's weights, one byte each.
 #[inline(always)]
-unsafe fn multiply<const EIGHT: bool>(
+unsafe fn multiply<const BYTES: bool>(
     lines: &[Line],
     x: &Activations,
     stage: Stage,
     len: usize,
     dots: &mut Dots,
 ) {
-    let count = lines_per_block(EIGHT);
+    let count = lines_per_block(BYTES);
     let at = x.place(stage.tile * TILE, stage.block);
-    for first in (0..len).step_by(if EIGHT { 1 } else { 2 }) {
-        let second = if EIGHT { first } else { (first + 1).min(len - 1) };
+    for first in (0..len).step_by(if BYTES { 1 } else { 2 }) {
+        let second = if BYTES { first } else { (first + 1).min(len - 1) };
         let codes = |b: usize| x.codes_at(at + b * TILE);
         let x0 = codes(first);
-        let x1 = if EIGHT { x0.wrapping_add(BLOCK) } else { codes(second) };
+        let x1 = if BYTES { x0.wrapping_add(BLOCK) } else { codes(second) };
         let (w0, w1) = (lines[first * count..].as_ptr(), lines[second * count..].as_ptr());
-        let d0 = dots.0[if EIGHT { 2 * first } else { first }].as_mut_ptr();
-        let d1 = dots.0[if EIGHT { 2 * first + 1 } else { second }].as_mut_ptr();
+        let d0 = dots.0[if BYTES { 2 * first } else { first }].as_mut_ptr();
+        let d1 = dots.0[if BYTES { 2 * first + 1 } else { second }].as_mut_ptr();
         // SAFETY: 16 rows of codes lie side by side at `x0` and `x1`, padding included, `count` lines at
         // `w0` and `w1`, and `d0` and `d1` take 16 rows of 64 bytes; tiles are clobbered.
         unsafe {
@@ -300,7 +300,7 @@ unsafe fn multiply<const EIGHT: bool>(
 /// Needs the features; the block must exist in `w` and, for `R` rows, in `x`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,fma")]
-unsafe fn scale<const R: usize, const EIGHT: bool>(
+unsafe fn scale<const R: usize, const BYTES: bool>(
     w: &IntPanels,
     x: &Activations,
     stage: Stage,
@@ -310,14 +310,14 @@ unsafe fn scale<const R: usize, const EIGHT: bool>(
 ) {
     let block = stage.panel * (x.cols / BLOCK) + stage.block + b;
     let at = x.place(stage.tile * TILE, stage.block + b);
-    let dots = &dots.0[if EIGHT { 2 * b } else { b }..];
+    let dots = &dots.0[if BYTES { 2 * b } else { b }..];
     // SAFETY: 16 scales and minima a block, 16 x 16 dot products a tile, and the rows exist in `x`.
     unsafe {
         let w_scale = lanes(&w.scales, block);
         let (scales, scaled_sums) = (x.scales.as_ptr().add(at), x.scaled_sums.as_ptr().add(at));
         let dot = |r: usize| {
             let dot = _mm512_load_si512(dots[0][r].as_ptr().cast());
-            if !EIGHT {
+            if !BYTES {
                 return dot;
             }
             let lower = _mm512_load_si512(dots[1][r].as_ptr().cast());

@@ -115,7 +115,7 @@ unsafe fn kernel<
                             let g = usize::from(g);
                             let mut upper = upper.as_ptr().cast::<i32>().read();
                             if HALVES {
-                                // Nobody could guess where a branch would go.
+                                // A mask: a branch on where the wide groups are would be mispredicted.
                                 upper &= -i32::from(g / (8 * GROUPS / 2) == $half);
                             }
                             let x = _mm512_set1_epi32(upper);
