@@ -233,8 +233,8 @@ impl Engine {
         events
     }
 
-    /// Undoes a step whose pass of so many rows did not fit into memory. The next passes are smaller; where there is no
-    /// smaller one, the sequence ends.
+    /// Undoes a step whose pass of so many rows did not fit into memory. The next passes are smaller; one that cannot be
+    /// is tried again after a while, and in the end its sequence ends.
     fn shrink(
         &mut self,
         items: &[Scheduled],
@@ -243,10 +243,10 @@ impl Engine {
         events: Vec<(RequestId, Event)>,
     ) -> Vec<(RequestId, Event)> {
         let Self { target, drafting, scheduler, sequences, tally, comparing, .. } = self;
-        let smaller = self.budget.failed(rows);
+        let pause = self.budget.failed(rows);
         scheduler.bound_rows(self.budget.rows());
         tracing::warn!(%error, rows, next = self.budget.rows(), "a pass does not fit into memory");
-        if !smaller {
+        let Some(pause) = pause else {
             let (target, error) = (target.as_ref(), RoundError::Memory(error));
             let mut commit =
                 Commit { scheduler, sequences, drafting, comparing, target, tally, events };
@@ -254,7 +254,7 @@ impl Engine {
             let events = commit.events;
             self.tally.occupancy(&self.scheduler);
             return events;
-        }
+        };
         for item in items {
             let sequence = sequences.scheduled_mut(item);
             sequence.speculation.truncate_cache(item.start);
@@ -264,6 +264,7 @@ impl Engine {
         }
         preempted(&scheduler.retract(items), sequences, tally);
         tally.occupancy(scheduler);
+        std::thread::sleep(pause);
         events
     }
 

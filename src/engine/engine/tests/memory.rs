@@ -126,6 +126,29 @@ fn a_grammar_is_followed_from_where_it_was() {
     }
 }
 
+/// Memory that is missing for a moment ends nobody, and for longer it ends them one by one.
+#[test]
+fn passes_of_one_row_are_tried_again() {
+    let requests = requests();
+    let expected = reference(&requests);
+    for (failing, ended) in [(7, 0), (8, 1), (15, 1), (16, 2)] {
+        let mut failed = 0;
+        let mut engine = narrow(move |rows| {
+            let fails = failed < failing;
+            failed += usize::from(fails && rows.len() == 1);
+            fails
+        });
+        let outputs = ids(&run(&mut engine, &requests));
+        let differing =
+            outputs.iter().zip(&expected).filter(|(output, expected)| output != expected);
+        let differing: Vec<_> = differing.collect();
+        assert_eq!(differing.len(), ended, "{failing}: {differing:?}");
+        for ((_, reason), _) in differing {
+            assert!(matches!(reason, FinishReason::Error(_)), "{reason:?}");
+        }
+    }
+}
+
 /// Sequences whose first pass is taken back are counted once.
 #[test]
 fn a_request_begins_once() {
