@@ -163,7 +163,7 @@ impl CudaRunner {
             rows.push(&table, positions - count, tokens, count.min(bounds.logit_rows));
             if bounds.decides {
                 let shape = [rows.logit_rows.len(), self.decoder.head_rows()];
-                self.workspace.verifier.set(shape, &[verify::some_round()])?;
+                self.workspace.verifier.set(shape, &[verify::warm_up_round()])?;
             }
             self.round(&rows, &[])?;
             if bounds.decides {
