@@ -265,7 +265,7 @@ fn share(text: &str) -> Result<f64, String> {
 
 /// A number above 0, at most 1.
 fn part(text: &str) -> Result<f64, String> {
-    let part = text.parse().ok().filter(|part| *part > 0.0 && *part <= 1.0);
+    let part = share(text).ok().filter(|part| *part > 0.0);
     part.ok_or_else(|| "a number above 0, 1 at most".into())
 }
 

@@ -161,6 +161,8 @@ mod tests {
         let error = fit(Some(10_000), config.clone()).unwrap_err().to_string();
         let expected = format!("--max-model-len to {} or less", 9 * BLOCK_SIZE);
         assert!(error.contains(&expected), "{error}");
+        let error = fit(Some(0), config.clone()).unwrap_err().to_string();
+        assert!(error.ends_with("0 MB are left beside the weights"), "{error}");
         // Less is free where the caches' memory is bounded.
         let bounded = EngineConfig { cache_memory: Some(25_000), ..config.clone() };
         assert_eq!(fit(None, bounded.clone()), Ok(Some(22)));
@@ -192,6 +194,8 @@ mod tests {
         for part in ["90 % of", "--gpu-memory-utilization", "--max-model-len to 144 or less"] {
             assert!(error.contains(part), "{error}");
         }
+        let error = config.fill_blocks(needs, 999).unwrap_err().to_string();
+        assert!(error.ends_with("lower --max-num-batched-tokens or --max-num-seqs"), "{error}");
         let set = EngineConfig { num_blocks: Some(7), ..config };
         assert_eq!(set.fill_blocks(needs, 1_000_000), Ok(7));
         let error = set.fill_blocks(needs, 6_999).unwrap_err().to_string();

@@ -93,7 +93,8 @@ pub enum EngineError {
     /// The memory that is left does not hold the keys and values of one sequence.
     #[error(
         "one sequence of {positions} tokens needs {needed} MB of K/V cache, and {free} MB are left beside the \
-         weights: set --max-model-len to {fitting} or less"
+         weights{}",
+        shorter(": ", *.fitting)
     )]
     Memory {
         /// Positions of one sequence.
@@ -123,8 +124,9 @@ pub enum EngineError {
     /// What is left of a CUDA device does not hold the keys and values of one sequence.
     #[error(
         "one sequence of {positions} tokens needs {needed} MB of K/V cache, and {free} MB are left of the {percent} % of \
-         the device's memory that --gpu-memory-utilization gives, beside weights and the rows of a pass: raise it, lower \
-         --max-num-batched-tokens or --max-num-seqs, or set --max-model-len to {fitting} or less"
+         the device's memory that --gpu-memory-utilization gives, beside weights and the rows of a pass: raise it, or lower \
+         --max-num-batched-tokens or --max-num-seqs{}",
+        shorter(", or ", *.fitting)
     )]
     DeviceMemory {
         /// Positions of one sequence.
@@ -141,6 +143,14 @@ pub enum EngineError {
     /// A CUDA device has too little memory, or fails.
     #[error(transparent)]
     Cuda(#[from] CudaError),
+}
+
+/// Advises sequences of so many positions, if there are any.
+fn shorter(before: &str, fitting: usize) -> String {
+    if fitting == 0 {
+        return String::new();
+    }
+    format!("{before}set --max-model-len to {fitting} or less")
 }
 
 /// What an engine can serve.

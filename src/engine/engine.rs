@@ -11,7 +11,9 @@ use super::row_budget::RowBudget;
 use super::scheduler::{Scheduled, Scheduler};
 use super::sequence::{RoundError, Sequence};
 use super::sequences::Sequences;
-use super::step::{Commit, Verifier, account, cost, prompt_rows, propose, schedule, with_drafts};
+use super::step::{
+    Commit, Verifier, account, begun, cost, preempted, prompt_rows, propose, schedule, with_drafts,
+};
 use super::tally::Tally;
 use super::{
     CacheNeeds, EngineConfig, EngineError, EngineLimits, EngineStats, Event, FinishReason, Request,
@@ -194,7 +196,7 @@ impl Engine {
         let Self { target, drafting, scheduler, sequences, tally, comparing, pace, .. } = self;
         let target = target.as_mut();
 
-        let items = schedule(scheduler, sequences, drafting, self.config.prefix_caching, tally);
+        let items = schedule(scheduler, sequences, drafting, tally);
         if items.is_empty() {
             // A cancelled request may have left the last block just now.
             tally.occupancy(scheduler);
@@ -210,6 +212,7 @@ impl Engine {
         self.budget.passed();
         scheduler.bound_rows(self.budget.rows());
         tally.target_pass(&pass);
+        begun(&items, sequences, self.config.prefix_caching, tally);
         if pass.decode {
             drafting.observe_target(with_drafts(&items, &proposals), pass.seconds);
         }
@@ -230,8 +233,8 @@ impl Engine {
         events
     }
 
-    /// Undoes a step whose pass of so many rows did not fit into memory. The next passes are smaller; where there is no
-    /// smaller one, the sequence ends.
+    /// Undoes a step whose pass of so many rows did not fit into memory. The next passes are smaller; one that cannot be
+    /// is tried again after a while, and in the end its sequence ends.
     fn shrink(
         &mut self,
         items: &[Scheduled],
@@ -240,10 +243,10 @@ impl Engine {
         events: Vec<(RequestId, Event)>,
     ) -> Vec<(RequestId, Event)> {
         let Self { target, drafting, scheduler, sequences, tally, comparing, .. } = self;
-        let smaller = self.budget.failed(rows);
+        let pause = self.budget.failed(rows);
         scheduler.bound_rows(self.budget.rows());
         tracing::warn!(%error, rows, next = self.budget.rows(), "a pass does not fit into memory");
-        if !smaller {
+        let Some(pause) = pause else {
             let (target, error) = (target.as_ref(), RoundError::Memory(error));
             let mut commit =
                 Commit { scheduler, sequences, drafting, comparing, target, tally, events };
@@ -251,15 +254,17 @@ impl Engine {
             let events = commit.events;
             self.tally.occupancy(&self.scheduler);
             return events;
-        }
-        scheduler.retract(items);
+        };
         for item in items {
-            tally.preempted();
             let sequence = sequences.scheduled_mut(item);
-            sequence.stats.preemptions += 1;
-            sequence.speculation.forget_cache();
+            sequence.speculation.truncate_cache(item.start);
+            if let Some(grammar) = &mut sequence.grammar {
+                grammar.take_back();
+            }
         }
+        preempted(&scheduler.retract(items), sequences, tally);
         tally.occupancy(scheduler);
+        std::thread::sleep(pause);
         events
     }
 

@@ -35,6 +35,8 @@ impl Engine {
         };
         let own = draft.as_ref().map(|(draft, _)| draft.config());
         let (limits, _) = config.resolve(target.config(), own)?;
+        // What was reserved is for these, also where the draft is left out below.
+        config.max_model_len = Some(limits.max_model_len);
         let runner = |decoder, bounds| -> Result<CudaRunner, EngineError> {
             let positions = limits.max_model_len;
             let mut runner = CudaRunner::new(decoder, blocks_for(positions), positions)?;

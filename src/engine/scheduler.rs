@@ -8,7 +8,7 @@
 //! - Running sequences are in order of admission; preempted ones are let in again before any other.
 //! - A published block is full, computed, and never written again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use super::{Readout, Request, RequestId};
 use crate::kv_cache::{BLOCK_SIZE, BlockHashes, BlockPool, BlockTable, CacheSalt, blocks_for};
@@ -84,9 +84,15 @@ impl Entry {
         blocks_for(self.len).saturating_sub(self.table.blocks().len())
     }
 
+    /// Keeps the first `computed` positions.
+    fn truncate(&mut self, computed: usize, pool: &mut BlockPool) {
+        self.table.truncate(computed, pool);
+        self.computed = computed;
+        self.published = self.published.min(computed / BLOCK_SIZE);
+    }
+
     fn release(&mut self, pool: &mut BlockPool) {
-        self.table.truncate(0, pool);
-        (self.computed, self.published) = (0, 0);
+        self.truncate(0, pool);
     }
 }
 
@@ -188,18 +194,25 @@ impl Scheduler {
         self.remove(id);
     }
 
-    /// Takes back what was handed out, as its pass was not computed: its sequences wait again, in the same order, and
-    /// nobody finds the blocks that the pass was to fill.
-    pub fn retract(&mut self, items: &[Scheduled]) {
-        for index in (0..self.running.len()).rev() {
-            let id = self.running[index].id;
-            let Some(item) = items.iter().find(|item| item.id == id) else { continue };
-            let mut entry = self.running.remove(index);
-            let filled = &entry.table.blocks()[item.start / BLOCK_SIZE..];
-            filled.iter().for_each(|&block| self.pool.withdraw(block));
-            entry.release(&mut self.pool);
-            self.preempted.push_front(entry);
-        }
+    /// Takes back what was handed out, as its pass was not computed: nobody finds the blocks that it was to fill.
+    /// Returns the sequences that were let in on one of these: they wait again, in the same order.
+    pub fn retract(&mut self, items: &[Scheduled]) -> Vec<RequestId> {
+        let Self { pool, running, preempted, .. } = self;
+        let mut void = HashSet::new();
+        // Whoever was let in on a block comes behind the one who was to fill it.
+        let back = running.extract_if(.., |entry| {
+            let Some(item) = items.iter().find(|item| item.id == entry.id) else { return false };
+            let (held, filled) = entry.table.blocks().split_at(item.start / BLOCK_SIZE);
+            let unfounded = held.iter().any(|block| void.contains(block));
+            filled.iter().for_each(|&block| pool.withdraw(block));
+            void.extend(filled.iter().copied());
+            entry.truncate(if unfounded { 0 } else { item.start }, pool);
+            unfounded
+        });
+        let back: Vec<Entry> = back.collect();
+        let ids = back.iter().map(|entry| entry.id).collect();
+        back.into_iter().rev().for_each(|entry| preempted.push_front(entry));
+        ids
     }
 
     /// Running sequences.

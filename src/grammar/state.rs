@@ -96,6 +96,13 @@ impl GrammarState {
         moved.map_err(|e| stuck(&e))
     }
 
+    /// Takes back all draft tokens, as if none had been followed. A grammar that became too costly refuses whatever comes
+    /// next.
+    pub fn take_back(&mut self) {
+        self.masks.clear();
+        let _ = self.matcher.rollback(std::mem::take(&mut self.drafted));
+    }
+
     /// Whether nothing can follow but the end.
     #[must_use]
     pub fn is_complete(&self) -> bool {

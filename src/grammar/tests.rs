@@ -68,6 +68,10 @@ fn random_walks_stay_inside_with_any_drafts() {
                 let may = !state.is_complete() && options.contains(&id);
                 assert_eq!(state.draft(id), may, "{id} after {ids:?}");
             }
+            if random.bool() {
+                state.take_back();
+                assert_eq!(state.drafted(), 0);
+            }
             let options = allowed(&mut plain, 0);
             assert_eq!(allowed(&mut state, 0), options, "after {ids:?}");
             let id = options[random.usize(0..options.len())];

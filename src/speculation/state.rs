@@ -71,6 +71,11 @@ impl SpeculationState {
         self.states.tokens = 0;
     }
 
+    /// Forgets what the draft model's cache held of the sequence behind the first `len` tokens.
+    pub fn truncate_cache(&mut self, len: usize) {
+        self.draft.truncate(len);
+    }
+
     /// Takes in what `read` says of the target's states behind which the last of `tokens` known tokens came.
     pub fn set_states(&mut self, tokens: usize, read: impl FnOnce(&mut Vec<f32>)) {
         self.states.tokens = tokens;

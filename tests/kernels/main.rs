@@ -65,7 +65,10 @@ fn main() {
             "kernels_agree_with_their_references_and_bugs_are_caught",
             kernels_agree_with_their_references_and_bugs_are_caught,
         ),
-        ("conflicts::bank_conflicts_do_not_rise", conflicts::bank_conflicts_do_not_rise),
+        (
+            "conflicts::bank_conflicts_are_as_in_the_table",
+            conflicts::bank_conflicts_are_as_in_the_table,
+        ),
         (
             "decoder::the_decoder_agrees_with_the_cpu_and_with_itself",
             decoder::the_decoder_agrees_with_the_cpu_and_with_itself,

@@ -49,7 +49,7 @@ pub enum CudaError {
         /// What is wrong.
         reason: String,
     },
-    /// Memory ran out; what was there before is as it was.
+    /// Memory ran out. A buffer that was to grow is empty then; all else is as it was.
     #[error("no memory is left on the CUDA device for {what}{}", amounts(*.bytes, *.free))]
     OutOfMemory {
         /// What it was for.

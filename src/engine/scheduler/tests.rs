@@ -199,6 +199,37 @@ fn sequences_of_one_step_share_what_it_computes() {
     assert_eq!(scheduler.pool().num_used(), 0);
 }
 
+/// A pass that was not computed: what was there before stays, and who was let in on what it was to fill waits again.
+#[test]
+fn a_pass_is_taken_back() {
+    let mut scheduler = Scheduler::new(16, 8, 20, true);
+    scheduler.add_text(1, 32);
+    scheduler.schedule(|_| 0);
+    scheduler.commit_text(1, 20, 32);
+    scheduler.bound_rows(200);
+    // The first sequence fills its second block; 2, 4 and 5 are let in on blocks that the pass was to fill.
+    scheduler.add(id(2), &text(1, 40), 0);
+    scheduler.add_text(3, 40);
+    scheduler.add(id(4), &text(3, 35), 0);
+    scheduler.add(id(5), &text(1, 45), 0);
+    scheduler.add(id(6), &text(1, 30), 0);
+    let of_6 = (6, 16, 14, 0);
+    let first = scheduler.schedule(|_| 0);
+    let all = [(1, 20, 12, 0), (2, 32, 8, 0), (3, 0, 40, 0), (4, 32, 3, 0), (5, 32, 13, 0), of_6];
+    assert_eq!(shares(&first), all);
+    assert_eq!(scheduler.retract(&first.items), [id(2), id(4), id(5)]);
+    let held: Vec<usize> = [1, 3, 6].map(|n| scheduler.table(id(n)).blocks().len()).into();
+    assert_eq!((held, scheduler.pool().num_used()), (vec![2, 0, 1], 2));
+    // Of the next pass, nothing is found that the one before was to fill.
+    scheduler.bound_rows(12);
+    assert_eq!(shares(&scheduler.schedule(|_| 0)), [(1, 20, 12, 0)]);
+    scheduler.commit(id(1), 32, &text(1, 33));
+    scheduler.bound_rows(200);
+    let next = shares(&scheduler.schedule(|_| 0));
+    assert_eq!(next[..3], [(1, 32, 1, 0), (3, 0, 40, 0), of_6]);
+    assert_eq!(next[3..], [(2, 32, 8, 0), (4, 32, 3, 0), (5, 32, 13, 0)]);
+}
+
 #[test]
 fn a_lower_priority_number_runs_earlier_and_turns_nobody_out() {
     let mut scheduler = Scheduler::new(2, 2, 64, true);
@@ -238,6 +269,8 @@ struct Case {
     sequences: Vec<(usize, usize, usize, Option<usize>)>,
     /// Accepted draft tokens per step, as a share of the lookahead.
     acceptance: Vec<usize>,
+    /// Passes computed between one that is not and the next.
+    computed: usize,
     prefix_caching: bool,
 }
 
@@ -250,22 +283,34 @@ fn case() -> impl Strategy<Value = Case> {
         1usize..40,
         prop::collection::vec(sequence, 1..8),
         prop::collection::vec(0usize..6, 1..20),
+        1usize..9,
         any::<bool>(),
     )
         .prop_map(
-            |(num_blocks, max_num_seqs, budget, sequences, acceptance, prefix_caching)| Case {
+            |(
                 num_blocks,
                 max_num_seqs,
                 budget,
                 sequences,
                 acceptance,
+                computed,
                 prefix_caching,
+            )| {
+                Case {
+                    num_blocks,
+                    max_num_seqs,
+                    budget,
+                    sequences,
+                    acceptance,
+                    computed,
+                    prefix_caching,
+                }
             },
         )
 }
 
 proptest! {
-    /// Whatever arrives, is accepted or cancelled: no block is lost, none that may be written is shared, the
+    /// Whatever arrives, is accepted, cancelled or not computed: no block is lost, none that may be written is shared, the
     /// budget holds, every step with work makes progress, and every sequence ends. Half of the sequences
     /// have the same text.
     #[test]
@@ -307,6 +352,18 @@ proptest! {
             let ids: HashSet<_> = schedule.items.iter().map(|s| s.id).collect();
             prop_assert_eq!(ids.len(), schedule.items.len());
             check_blocks(&scheduler, case.num_blocks)?;
+            if step % (case.computed + 1) == case.computed {
+                let back = scheduler.retract(&schedule.items);
+                prop_assert!(back.iter().all(|id| ids.contains(id)));
+                for item in &schedule.items {
+                    let entry = scheduler.running.iter().find(|entry| entry.id == item.id);
+                    prop_assert_eq!(entry.is_none(), back.contains(&item.id));
+                    prop_assert!(entry.is_none_or(|entry| entry.computed == item.start));
+                }
+                check_blocks(&scheduler, case.num_blocks)?;
+                step += 1;
+                continue;
+            }
             for item in &schedule.items {
                 let table = scheduler.table(item.id);
                 prop_assert!(table.capacity() >= item.start + item.count + item.lookahead);

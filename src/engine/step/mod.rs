@@ -11,6 +11,6 @@ mod work;
 pub(super) use account::{account, cost};
 pub(super) use commit::Commit;
 pub(super) use propose::propose;
-pub(super) use schedule::schedule;
+pub(super) use schedule::{begun, preempted, schedule};
 pub(super) use verify::Verifier;
 pub(super) use work::{prompt_rows, with_drafts};

@@ -1,5 +1,6 @@
 //! Which rows of which sequences run.
 
+use crate::engine::RequestId;
 use crate::engine::scheduler::{Scheduled, Scheduler};
 use crate::engine::sequences::Sequences;
 use crate::engine::tally::Tally;
@@ -10,7 +11,6 @@ pub(in crate::engine) fn schedule(
     scheduler: &mut Scheduler,
     sequences: &mut Sequences,
     drafting: &mut DraftController,
-    prefix_caching: bool,
     tally: &mut Tally,
 ) -> Vec<Scheduled> {
     let schedule = scheduler.schedule(|id| match sequences.get(id) {
@@ -18,24 +18,44 @@ pub(in crate::engine) fn schedule(
         _ => 0,
     });
     drafting.forget(&schedule.fresh);
-    for &id in &schedule.preempted {
+    preempted(&schedule.preempted, sequences, tally);
+    for item in &schedule.items {
+        let sequence = sequences.scheduled_mut(item);
+        if sequence.stats.target_passes == 0 {
+            sequence.stats.queue_seconds = sequence.submitted.elapsed().as_secs_f64();
+            sequence.stats.cached_tokens = item.start;
+        }
+    }
+    schedule.items
+}
+
+/// Notes that these sequences lost their blocks.
+pub(in crate::engine) fn preempted(
+    ids: &[RequestId],
+    sequences: &mut Sequences,
+    tally: &mut Tally,
+) {
+    for &id in ids {
         tally.preempted();
         if let Some(sequence) = sequences.get_mut(id) {
             sequence.stats.preemptions += 1;
             sequence.speculation.forget_cache();
         }
     }
-    for item in &schedule.items {
-        let sequence = sequences.scheduled_mut(item);
-        if sequence.stats.target_passes > 0 {
-            continue;
-        }
-        sequence.stats.queue_seconds = sequence.submitted.elapsed().as_secs_f64();
-        tally.queued(sequence.stats.queue_seconds);
+}
+
+/// Counts the sequences whose first pass this was, once it is computed.
+pub(in crate::engine) fn begun(
+    items: &[Scheduled],
+    sequences: &Sequences,
+    prefix_caching: bool,
+    tally: &mut Tally,
+) {
+    let stats = items.iter().map(|item| &sequences.scheduled(item).stats);
+    for stats in stats.filter(|stats| stats.target_passes == 0) {
+        tally.queued(stats.queue_seconds);
         if prefix_caching {
-            sequence.stats.cached_tokens = item.start;
-            tally.prefix_cache(sequence.stats.prompt_tokens, item.start);
+            tally.prefix_cache(stats.prompt_tokens, stats.cached_tokens);
         }
     }
-    schedule.items
 }

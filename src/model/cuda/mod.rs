@@ -157,13 +157,13 @@ impl CudaRunner {
         let (mut pool, mut table) = (BlockPool::new(self.num_blocks), BlockTable::new());
         assert!(table.reserve(positions, &mut pool), "invariant: as many blocks as are there");
         // Products have kernels of their own for few rows.
-        for count in [bounds.rows, 16, 1].map(|count| count.min(positions)) {
+        for count in [bounds.rows, 16, 1].map(|count| count.min(bounds.rows).min(positions)) {
             let mut rows = Rows::default();
             let tokens = std::iter::repeat_n(0, count);
             rows.push(&table, positions - count, tokens, count.min(bounds.logit_rows));
             if bounds.decides {
                 let shape = [rows.logit_rows.len(), self.decoder.head_rows()];
-                self.workspace.verifier.set(shape, &[verify::some_round()])?;
+                self.workspace.verifier.set(shape, &[verify::warm_up_round()])?;
             }
             self.round(&rows, &[])?;
             if bounds.decides {

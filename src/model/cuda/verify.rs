@@ -44,7 +44,7 @@ pub(super) fn sequence<'a>(task: &'a VerifyTask<'_>) -> VerifySequence<'a> {
 }
 
 /// A round whose outcome does not matter, of the first logits.
-pub(super) fn some_round() -> VerifySequence<'static> {
+pub(super) fn warm_up_round() -> VerifySequence<'static> {
     VerifySequence {
         first_row: 0,
         draft: Vec::new(),
