@@ -2,6 +2,7 @@
 
 mod picture;
 mod shape;
+mod tried;
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,7 @@ use pleach::checkpoint::write::json_file;
 use pleach::engine::{Engine, EngineConfig};
 use pleach::kv_cache::blocks_for;
 use pleach::prompts::{Prompt, VALIDATION_PROMPTS, read_prompts, spread};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::commands::bench::{self, Way};
 use crate::commands::evaluate;
@@ -25,6 +26,7 @@ use crate::shared::measure_args::MeasureArgs;
 use crate::shared::model_args::ModelArgs;
 use picture::draw;
 use shape::{Shape, Span};
+use tried::Tried;
 
 /// Finds what a draft should be made of, by the tokens per second that each gives.
 ///
@@ -74,32 +76,6 @@ pub(crate) struct Args {
     /// Seed of everything.
     #[arg(long, env = "PLEACH_SEED", default_value_t = 0)]
     pub(crate) seed: u64,
-}
-
-/// A draft that was tried.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Tried {
-    #[serde(flatten)]
-    pub(crate) shape: Shape,
-    /// Chance that a draft token is accepted, given that all before it were.
-    pub(crate) alpha: f64,
-    /// At four draft tokens a round.
-    pub(crate) mean_acceptance_length: f64,
-    /// Seconds of a draft step over those of a target step.
-    pub(crate) draft_step_cost: f64,
-    /// With n-grams alone: tokens per second over those without speculation, the geometric mean over the tasks.
-    pub(crate) ngram: f64,
-    /// With the draft alone.
-    pub(crate) draft: f64,
-    /// With both.
-    pub(crate) both: f64,
-}
-
-impl Tried {
-    /// What it adds to n-grams.
-    fn gain(&self) -> f64 {
-        self.both / self.ngram
-    }
 }
 
 /// Draft tokens a round, at most.

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use plotters::prelude::*;
 
-use super::Tried;
+use super::tried::Tried;
 use crate::shared::chart;
 
 /// A line of the picture: its name, its values and its colour.
