@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::profile::MOST_DRAFT_ROWS;
 use super::scheduler::MAX_LOGIT_ROWS;
 use super::{CacheNeeds, Engine, EngineConfig, EngineError};
 use crate::kv_cache::blocks_for;
@@ -134,8 +135,8 @@ impl EngineConfig {
         let sequences = self.max_num_seqs.min(rows);
         let decided = sequences * (self.num_speculative_tokens + 1) + MAX_LOGIT_ROWS;
         let target = PassBounds { rows, sequences, logit_rows: decided.min(rows), decides: true };
-        // Its costs are measured with up to 64 rows, all of which have logits.
-        let drafts = sequences.max(64).min(rows);
+        // All rows have logits, also those with which its costs are measured.
+        let drafts = sequences.max(MOST_DRAFT_ROWS).min(rows);
         [target, PassBounds { logit_rows: drafts, decides: false, ..target }]
     }
 

@@ -43,7 +43,9 @@ impl MeasuredCosts {
 }
 
 /// Rows of the draft passes that are timed.
-const DRAFT_ROWS: [usize; 4] = [1, 4, 16, 64];
+const DRAFT_ROWS: [usize; 4] = [1, 4, 16, MOST_DRAFT_ROWS];
+/// The most of them.
+pub(super) const MOST_DRAFT_ROWS: usize = 64;
 /// Positions that a pass is timed behind, beyond the context, to learn what attention costs.
 const FAR: usize = 256;
 /// Rows of the target passes that an engine times before it serves, and the context behind which.
@@ -93,65 +95,42 @@ impl Profile<'_> {
         let mut table = BlockTable::new();
         let reserved = table.reserve(limit.min(far.max(context + most) + 1), pool);
         assert!(reserved, "invariant: an idle engine has room for one sequence");
-        let mut behind = Behind { target, drafting, table: &table, context, far, limit, max_rows };
-        let costs = behind.measure(row_counts, repeats);
+        let mut measure = || -> Result<MeasuredCosts, OutOfMemory> {
+            let mut costs = MeasuredCosts { target: Vec::new(), draft: None, draft_further: None };
+            prefill(target, &table, far, max_rows)?;
+            // Round-robin, so that a busy moment of the machine touches every count alike.
+            let mut samples = vec![Vec::new(); row_counts.len()];
+            let mut attention = Vec::new();
+            for _ in 0..repeats.max(1) {
+                let near = time(target, &table, context, 1)?;
+                attention.push(time(target, &table, far, 1)? - near);
+                for (samples, &rows) in samples.iter_mut().zip(row_counts) {
+                    samples.push(time(target, &table, context, rows)?);
+                }
+            }
+            let known = &mut drafting.costs_mut().target;
+            if far > context {
+                known.measured_attention(median(&mut attention) / (far - context) as f64);
+            }
+            for (mut samples, &rows) in samples.into_iter().zip(row_counts) {
+                let seconds = median(&mut samples);
+                known.measured(Work::default().sequence(rows, context), seconds);
+                costs.target.push((rows, seconds));
+            }
+            let fits = |rows: &usize| context + rows <= limit && *rows <= max_rows;
+            let counts = DRAFT_ROWS.into_iter().filter(fits);
+            let drafts = time_drafts(target, drafting, &table, context, counts, repeats, max_rows)?;
+            for (rows, [first, further]) in drafts {
+                drafting.costs_mut().measured_draft(DraftStep::First, rows, first);
+                drafting.costs_mut().measured_draft(DraftStep::Further, rows, further);
+                costs.draft = costs.draft.or(Some(first));
+                costs.draft_further = costs.draft_further.or(Some(further));
+            }
+            Ok(costs)
+        };
+        let costs = measure();
         table.truncate(0, pool);
         costs
-    }
-}
-
-/// Where passes of an idle engine are timed.
-struct Behind<'a> {
-    target: &'a mut dyn Forward,
-    drafting: &'a mut DraftController,
-    table: &'a BlockTable,
-    context: usize,
-    /// Positions behind which one row is timed too, to learn what attention costs.
-    far: usize,
-    /// Positions of a sequence.
-    limit: usize,
-    max_rows: usize,
-}
-
-impl Behind<'_> {
-    fn measure(
-        &mut self,
-        row_counts: &[usize],
-        repeats: usize,
-    ) -> Result<MeasuredCosts, OutOfMemory> {
-        let Self { target, drafting, table, context, far, limit, max_rows } = self;
-        let (target, context, far) = (&mut **target, *context, *far);
-        let mut costs = MeasuredCosts { target: Vec::new(), draft: None, draft_further: None };
-        prefill(target, table, far, *max_rows)?;
-        // Round-robin, so that a busy moment of the machine touches every count alike.
-        let mut samples = vec![Vec::new(); row_counts.len()];
-        let mut attention = Vec::new();
-        for _ in 0..repeats.max(1) {
-            let near = time(target, table, context, 1)?;
-            attention.push(time(target, table, far, 1)? - near);
-            for (samples, &rows) in samples.iter_mut().zip(row_counts) {
-                samples.push(time(target, table, context, rows)?);
-            }
-        }
-        let known = &mut drafting.costs_mut().target;
-        if far > context {
-            known.measured_attention(median(&mut attention) / (far - context) as f64);
-        }
-        for (mut samples, &rows) in samples.into_iter().zip(row_counts) {
-            let seconds = median(&mut samples);
-            known.measured(Work::default().sequence(rows, context), seconds);
-            costs.target.push((rows, seconds));
-        }
-        let counts =
-            DRAFT_ROWS.into_iter().filter(|&rows| context + rows <= *limit && rows <= *max_rows);
-        let drafts = time_drafts(target, drafting, table, context, counts, repeats, *max_rows)?;
-        for (rows, [first, further]) in drafts {
-            drafting.costs_mut().measured_draft(DraftStep::First, rows, first);
-            drafting.costs_mut().measured_draft(DraftStep::Further, rows, further);
-            costs.draft = costs.draft.or(Some(first));
-            costs.draft_further = costs.draft_further.or(Some(further));
-        }
-        Ok(costs)
     }
 }
 
