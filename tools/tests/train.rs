@@ -201,13 +201,17 @@ fn options(steps: u32) -> Options {
 }
 
 fn trainer(folder: &std::path::Path, adapt: Adapt, steps: u32) -> Trainer<Distillation> {
+    trainer_with(folder, adapt, options(steps))
+}
+
+fn trainer_with(folder: &std::path::Path, adapt: Adapt, options: Options) -> Trainer<Distillation> {
     let (config, weights, embedding) = small();
     let network = Network::new(config, embedding.clone(), embedding).unwrap();
     let parameters = Parameters::new(weights, adapt, 7).unwrap();
     let head_row = (0..50).map(Some).collect();
     let data = counting(folder);
     let lesson = Distillation { network, data, head_row, divergence: Divergence::FORWARD_KL };
-    Trainer::new(lesson, parameters, options(steps)).unwrap()
+    Trainer::new(lesson, parameters, options).unwrap()
 }
 
 /// The loss falls along the gradient as fast as the gradient says, for every weight array.
@@ -362,4 +366,25 @@ fn a_run_learns_and_goes_on_where_it_stood() {
     }
     let other = trainer(folder.path(), Adapt::Full, 1).resume(&folder.path().join("state"));
     assert!(other.unwrap_err().to_string().contains("model.layers.0"));
+}
+
+/// Threads share batches, and the rows of a batch where there are more threads than batches: never the bits.
+#[test]
+fn threads_do_not_change_a_run() {
+    let folder = tempfile::tempdir().unwrap();
+    // Batches of some rows, and one of more rows than a piece has.
+    for (rows, accumulation) in [(40, 3), (400, 1)] {
+        for adapt in [Adapt::Full, Adapt::Lora { rank: 8, alpha: 32.0 }] {
+            let run = |threads| {
+                let options = Options { rows, accumulation, threads, ..options(4) };
+                let mut run = trainer_with(folder.path(), adapt, options);
+                let losses: Vec<f64> = (0..4).map(|_| run.step().unwrap().loss).collect();
+                (losses, run.validate().unwrap(), run.parameters().weights().unwrap())
+            };
+            let alone = run(1);
+            for threads in [2, 3, 7] {
+                assert!(run(threads) == alone, "{threads} threads, {rows} rows, {adapt:?}");
+            }
+        }
+    }
 }

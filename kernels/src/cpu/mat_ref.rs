@@ -1,5 +1,7 @@
 //! Matrices as kernels take them.
 
+use std::ops::Range;
+
 /// A matrix of f32 seen through strides; one of the two strides must be 1.
 #[derive(Debug, Clone, Copy)]
 pub struct MatRef<'a> {
@@ -35,6 +37,17 @@ impl<'a> MatRef<'a> {
     #[must_use]
     pub fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// Some of its rows.
+    ///
+    /// # Panics
+    /// If it does not have them.
+    #[must_use]
+    pub fn rows_of(self, rows: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "{rows:?} of {} rows", self.rows);
+        let data = self.data.get(rows.start * self.row_stride..).unwrap_or_default();
+        Self { data, rows: rows.len(), ..self }
     }
 
     /// The values, row-major and dense.

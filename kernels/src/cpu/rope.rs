@@ -54,8 +54,11 @@ impl RopeTable {
         split.flat_map(|(cos, sin)| cos.iter().zip(sin).flat_map(|(c, s)| [*c, *s])).collect()
     }
 
-    /// Rotates all heads of row `row`, in place, by the angles times `direction`, 1 or -1.
-    pub(super) fn turn_row(&self, row: usize, heads: &mut [f32], direction: f32) {
+    /// Rotates all heads of row `row`, in place, by the angles times `direction`: 1, or -1 for the gradient.
+    ///
+    /// # Panics
+    /// If the last [`set_positions`](Self::set_positions) had fewer rows.
+    pub fn turn_row(&self, row: usize, heads: &mut [f32], direction: f32) {
         let width = 2 * self.inverse_frequencies.len();
         turn(Isa::best(), &self.rotations[row * width..][..width], self.head_dim, direction, heads);
     }
@@ -72,34 +75,6 @@ impl RopeTable {
         stride: usize,
         offset: usize,
     ) {
-        self.turn(pool, x, heads, stride, offset, 1.0);
-    }
-
-    /// The gradient of [`apply`](Self::apply), in place: its transpose.
-    ///
-    /// # Panics
-    /// As [`apply`](Self::apply).
-    pub fn apply_transposed(
-        &self,
-        pool: &ThreadPool,
-        x: &mut [f32],
-        heads: usize,
-        stride: usize,
-        offset: usize,
-    ) {
-        self.turn(pool, x, heads, stride, offset, -1.0);
-    }
-
-    /// Rotates by the angles times `direction`, 1 or -1.
-    fn turn(
-        &self,
-        pool: &ThreadPool,
-        x: &mut [f32],
-        heads: usize,
-        stride: usize,
-        offset: usize,
-        direction: f32,
-    ) {
         let half = self.inverse_frequencies.len();
         let rows = self.rotations.len() / (2 * half);
         assert_eq!(x.len(), rows * stride, "{rows} rows of {stride}");
@@ -109,7 +84,7 @@ impl RopeTable {
         pool.run(rows, &|row| {
             // SAFETY: each task has its own row.
             let heads = unsafe { x.slice(row * stride + offset, width) };
-            self.turn_row(row, heads, direction);
+            self.turn_row(row, heads, 1.0);
         });
     }
 }
@@ -141,7 +116,9 @@ mod tests {
         let mut y = x.clone();
         table.apply(&ThreadPool::new(2), &mut y, 3, 20, 1);
         let mut back = y.clone();
-        table.apply_transposed(&ThreadPool::new(1), &mut back, 3, 20, 1);
+        for (row, back) in back.chunks_exact_mut(20).enumerate() {
+            table.turn_row(row, &mut back[1..19], -1.0);
+        }
         for (i, (x, back)) in x.iter().zip(&back).enumerate() {
             let turned = (1..19).contains(&(i % 20));
             let expected = if turned { 1.5 * 1.5 * x } else { *x };

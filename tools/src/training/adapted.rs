@@ -133,14 +133,14 @@ impl CustomOp3 for AdaptedLinear {
                 matrices.frozen.adapted_backward(dy, [b, a], &mut dlow, &mut dx)?;
                 Some(dense(dx, (rows, inner))?)
             } else {
-                product(dy, b, &mut dlow, false)?;
+                product(dy, b, &mut dlow)?;
                 None
             };
             let dlow = MatRef::new(&dlow, rows, ranks, ranks);
             let mut da = vec![0.0; ranks * inner];
-            product(dlow.t(), x, &mut da, false)?;
+            product(dlow.t(), x, &mut da)?;
             let mut dwide = vec![0.0; out * ranks];
-            product(dy.t(), MatRef::new(&low, rows, ranks, ranks), &mut dwide, false)?;
+            product(dy.t(), MatRef::new(&low, rows, ranks, ranks), &mut dwide)?;
             let db = dense(matrices.gathered(&dwide), (out, matrices.rank))?;
             Ok((dx, Some(dense(da, (ranks, inner))?), Some(db)))
         })

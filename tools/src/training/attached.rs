@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Error, Result, Tensor};
+use rayon::prelude::*;
 
 use super::attention::HeadShape;
 use super::chain_attention::{ChainAttention, Chains};
@@ -12,11 +13,12 @@ use super::distill_loss::{DistillLoss, Head, Tally, Targets};
 use super::frozen::Frozen;
 use super::graph_ops::RmsNorm;
 use super::lesson::Lesson;
+use super::row_pieces::{ROWS, alone};
 use super::weights::Weights;
 use super::{Dataset, TargetStates};
 use pleach::model::{Attachment, ModelConfig, PROJECTIONS, RopeTables};
+use pleach_kernels::rms_norm;
 use pleach_kernels::training::Divergence;
-use pleach_kernels::{ThreadPool, rms_norm};
 
 /// Weight of a step's loss over that of the step before.
 const FURTHER: f64 = 0.8;
@@ -168,7 +170,9 @@ impl AttachedLesson {
 
     fn norm(&self, x: &[f32], out: &mut [f32]) {
         let ones = vec![1.0; self.config.hidden_size];
-        rms_norm(&ThreadPool::new(1), x, &ones, self.config.rms_norm_eps as f32, out);
+        let (piece, eps) = (ROWS * ones.len(), self.config.rms_norm_eps as f32);
+        let pieces = out.par_chunks_mut(piece).zip(x.par_chunks(piece));
+        pieces.for_each(|(out, x)| rms_norm(alone(), x, &ones, eps, out));
     }
 
     /// Normed embeddings, `[rows, hidden]`.
@@ -191,7 +195,6 @@ impl Lesson for AttachedLesson {
         let (config, width) = (&self.config, self.config.hidden_size);
         let weights = &weights.fused(config)?;
         let eps = config.rms_norm_eps as f32;
-        let pool = Arc::new(ThreadPool::new(1));
         let batch = self.batch(pack)?;
         let rows = batch.tokens[0].len();
         let read = batch.states.len() / rows.max(1);
@@ -207,10 +210,7 @@ impl Lesson for AttachedLesson {
                     let states = batch.states.clone();
                     (Tensor::from_vec(states, (rows, read), &Device::Cpu)?, PROJECTIONS[0])
                 }
-                Some(own) => {
-                    let norm = RmsNorm { eps, pool: Arc::clone(&pool) };
-                    (own.apply_op2(&ones, norm)?, PROJECTIONS[1])
-                }
+                Some(own) => (own.apply_op2(&ones, RmsNorm { eps })?, PROJECTIONS[1]),
             };
             let module = projection.strip_suffix(".weight").unwrap_or(projection);
             let mut x = weights.linear(&Tensor::cat(&[&tokens, &states], 1)?, module)?;
@@ -218,21 +218,20 @@ impl Lesson for AttachedLesson {
             ropes.set_positions(&batch.positions[..=step].concat());
             let ropes = Arc::new(ropes);
             for (index, own) in own.iter_mut().enumerate() {
-                let layer = Layer { config, weights, index, pool: &pool };
+                let layer = Layer { config, weights, index };
                 let attention = ChainAttention {
                     shape: HeadShape::of(config, index),
                     steps: step + 1,
                     chains: Arc::clone(&batch.chains[index]),
                     ropes: Arc::clone(&ropes),
                     block: index,
-                    pool: Arc::clone(&pool),
                 };
                 x = layer.forward(&x, |qkv| {
                     own.push(qkv);
                     Tensor::cat(own, 0)?.apply_op1(attention)
                 })?;
             }
-            let normed = norm(&x, weights.wanted("model.norm.weight")?, config, &pool)?;
+            let normed = norm(&x, weights.wanted("model.norm.weight")?, config)?;
             let head = Head { rows: &self.head, cap: config.design.logit_cap };
             let (loss, of_step) =
                 DistillLoss::apply(&normed, head, targets, self.divergence, training)?;

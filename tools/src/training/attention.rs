@@ -4,12 +4,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
 
 use super::gemm::product;
 use super::graph_ops::{dense, result, values, with_values};
+use super::row_pieces::{ROWS, alone};
 use pleach::model::{ModelConfig, RopeTables};
 use pleach_kernels::training::{causal_softmax, soft_cap_backward, softmax_gradient};
-use pleach_kernels::{AttentionShape, MatRef, RopeTable, ThreadPool, soft_cap};
+use pleach_kernels::{AttentionShape, MatRef, RopeTable, soft_cap};
 
 /// The heads of an attention layer, and how far they see.
 #[derive(Debug, Clone, Copy)]
@@ -37,9 +39,9 @@ impl HeadShape {
     }
 
     /// Bounds scores, in place, where there is a bound, and gives what the softmax has to multiply them by.
-    pub(super) fn bound(&self, pool: &ThreadPool, scores: &mut [f32]) -> f32 {
+    pub(super) fn bound(&self, scores: &mut [f32]) -> f32 {
         let Some(cap) = self.cap else { return self.scale };
-        soft_cap(pool, scores, self.scale, cap);
+        soft_cap(alone(), scores, self.scale, cap);
         1.0
     }
 
@@ -61,29 +63,23 @@ impl HeadShape {
     }
 
     /// `qkv` with its queries and keys rotated to the positions that `rope` is set to.
-    pub(super) fn rotated(
-        &self,
-        rope: Option<&RopeTable>,
-        pool: &ThreadPool,
-        qkv: &[f32],
-    ) -> Vec<f32> {
+    pub(super) fn rotated(&self, rope: Option<&RopeTable>, qkv: &[f32]) -> Vec<f32> {
         let mut qkv = qkv.to_vec();
-        if let Some(rope) = rope {
-            rope.apply(pool, &mut qkv, self.heads + self.kv_heads, self.stride(), 0);
-        }
+        self.turn(rope, &mut qkv, 1.0);
         qkv
     }
 
     /// In place: the gradient of [`rotated`](Self::rotated).
-    pub(super) fn rotated_backward(
-        &self,
-        rope: Option<&RopeTable>,
-        pool: &ThreadPool,
-        dqkv: &mut [f32],
-    ) {
-        if let Some(rope) = rope {
-            rope.apply_transposed(pool, dqkv, self.heads + self.kv_heads, self.stride(), 0);
-        }
+    pub(super) fn rotated_backward(&self, rope: Option<&RopeTable>, dqkv: &mut [f32]) {
+        self.turn(rope, dqkv, -1.0);
+    }
+
+    fn turn(&self, rope: Option<&RopeTable>, qkv: &mut [f32], direction: f32) {
+        let Some(rope) = rope else { return };
+        let (stride, width) = (self.stride(), (self.heads + self.kv_heads) * self.head_dim);
+        qkv.par_chunks_mut(stride).with_min_len(ROWS).enumerate().for_each(|(row, qkv)| {
+            rope.turn_row(row, &mut qkv[..width], direction);
+        });
     }
 }
 
@@ -97,7 +93,6 @@ pub(super) struct Attention {
     pub(super) ropes: Arc<RopeTables>,
     /// Which block of the model it is.
     pub(super) block: usize,
-    pub(super) pool: Arc<ThreadPool>,
 }
 
 /// One sequence and query head: where its query and its key (value) lie in a row.
@@ -109,13 +104,15 @@ struct Head {
 }
 
 impl Attention {
-    fn heads(&self) -> impl Iterator<Item = Head> {
-        self.sequences.iter().flat_map(move |rows| {
+    fn heads(&self) -> Vec<Head> {
+        let of_sequence = |rows: &Range<usize>| {
+            let rows = rows.clone();
             (0..self.shape.heads).map(move |head| {
                 let [query, key, value] = self.shape.columns(head);
                 Head { rows: rows.clone(), query, key, value }
             })
-        })
+        };
+        self.sequences.iter().flat_map(of_sequence).collect()
     }
 
     /// Attention weights of one head, `[n, n]`, and the bounded scores they are made of.
@@ -129,8 +126,8 @@ impl Attention {
         let n = head.rows.len();
         weights.resize(n * n, 0.0);
         let (q, k) = (self.part(qkv, head, head.query), self.part(qkv, head, head.key));
-        product(q, k.t(), weights, false)?;
-        let scale = self.shape.bound(&self.pool, weights);
+        product(q, k.t(), weights)?;
+        let scale = self.shape.bound(weights);
         bounded.clone_from(weights);
         causal_softmax(weights, n, scale, self.shape.window);
         Ok(())
@@ -167,17 +164,21 @@ impl CustomOp1 for Attention {
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (rows, _) = layout.shape().dims2()?;
         let HeadShape { heads, head_dim: dim, .. } = self.shape;
-        let rope = self.ropes.of(self.block);
-        let qkv = self.shape.rotated(rope, &self.pool, values(qkv, layout)?);
+        let qkv = self.shape.rotated(self.ropes.of(self.block), values(qkv, layout)?);
         let width = heads * dim;
         let mut out = vec![0.0; rows * width];
-        let (mut weights, mut bounded, mut part) = (Vec::new(), Vec::new(), Vec::new());
-        for head in self.heads() {
+        let forward = |(weights, bounded): &mut (Vec<f32>, Vec<f32>), head: &Head| {
             let n = head.rows.len();
-            self.weights(&qkv, &head, &mut weights, &mut bounded)?;
-            part.resize(n * dim, 0.0);
-            let value = self.part(&qkv, &head, head.value);
-            product(MatRef::new(&weights, n, n, n), value, &mut part, false)?;
+            self.weights(&qkv, head, weights, bounded)?;
+            let mut part = vec![0.0; n * dim];
+            let value = self.part(&qkv, head, head.value);
+            product(MatRef::new(weights, n, n, n), value, &mut part)?;
+            Ok(part)
+        };
+        let heads = self.heads();
+        let parts: Vec<Vec<f32>> =
+            heads.par_iter().map_init(Default::default, forward).collect::<Result<_>>()?;
+        for (head, part) in heads.iter().zip(parts) {
             scatter(&part, dim, &mut out, width, &head.rows, head.query);
         }
         result(out, (rows, width))
@@ -188,31 +189,35 @@ impl CustomOp1 for Attention {
         let rope = self.ropes.of(self.block);
         let (width, stride) = (heads * dim, self.shape.stride());
         with_values([qkv, &dout.contiguous()?], |[x, dout]| {
-            let x = self.shape.rotated(rope, &self.pool, x);
-            let mut dx = vec![0.0; x.len()];
-            let (mut weights, mut bounded) = (Vec::new(), Vec::new());
-            let (mut dweights, mut part) = (Vec::new(), Vec::new());
-            for head in self.heads() {
+            let x = self.shape.rotated(rope, x);
+            let backward = |[weights, bounded, dweights]: &mut [Vec<f32>; 3], head: &Head| {
                 let n = head.rows.len();
-                self.weights(&x, &head, &mut weights, &mut bounded)?;
+                self.weights(&x, head, weights, bounded)?;
                 dweights.resize(n * n, 0.0);
-                part.resize(n * dim, 0.0);
+                let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; n * dim]);
                 let start = head.rows.start * width + head.query;
                 let dout = MatRef::new(&dout[start..], n, dim, width);
-                product(dout, self.part(&x, &head, head.value).t(), &mut dweights, false)?;
-                product(MatRef::new(&weights, n, n, n).t(), dout, &mut part, false)?;
-                scatter(&part, dim, &mut dx, stride, &head.rows, head.value);
+                product(dout, self.part(&x, head, head.value).t(), dweights)?;
+                product(MatRef::new(weights, n, n, n).t(), dout, &mut dv)?;
                 let rows = weights.chunks_exact(n).zip(bounded.chunks_exact(n));
                 for ((weights, bounded), gradient) in rows.zip(dweights.chunks_exact_mut(n)) {
                     self.shape.scores_gradient(weights, bounded, gradient);
                 }
-                let dscores = MatRef::new(&dweights, n, n, n);
-                product(dscores, self.part(&x, &head, head.key), &mut part, false)?;
-                scatter(&part, dim, &mut dx, stride, &head.rows, head.query);
-                product(dscores.t(), self.part(&x, &head, head.query), &mut part, false)?;
-                scatter(&part, dim, &mut dx, stride, &head.rows, head.key);
+                let dscores = MatRef::new(dweights, n, n, n);
+                product(dscores, self.part(&x, head, head.key), &mut dq)?;
+                product(dscores.t(), self.part(&x, head, head.query), &mut dk)?;
+                Ok([dq, dk, dv])
+            };
+            let heads = self.heads();
+            let parts: Vec<[Vec<f32>; 3]> =
+                heads.par_iter().map_init(Default::default, backward).collect::<Result<_>>()?;
+            let mut dx = vec![0.0; x.len()];
+            for (head, parts) in heads.iter().zip(parts) {
+                for (part, column) in parts.iter().zip([head.query, head.key, head.value]) {
+                    scatter(part, dim, &mut dx, stride, &head.rows, column);
+                }
             }
-            self.shape.rotated_backward(rope, &self.pool, &mut dx);
+            self.shape.rotated_backward(rope, &mut dx);
             dense(dx, qkv.shape()).map(Some)
         })
     }

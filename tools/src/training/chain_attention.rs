@@ -4,13 +4,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
 
 use super::attention::HeadShape;
 use super::gemm::product;
 use super::graph_ops::{dense, result, values, with_values};
 use pleach::model::RopeTables;
+use pleach_kernels::MatRef;
 use pleach_kernels::training::softmax;
-use pleach_kernels::{MatRef, ThreadPool};
 
 /// The chains of one sequence: one begins behind each of its positions from `first` on.
 #[derive(Debug, Clone)]
@@ -34,7 +35,6 @@ pub(super) struct ChainAttention {
     pub(super) ropes: Arc<RopeTables>,
     /// Which of the drafter's blocks it is.
     pub(super) block: usize,
-    pub(super) pool: Arc<ThreadPool>,
 }
 
 /// One sequence and query head: where its query, key and value lie in a row, and its key in the target's.
@@ -61,14 +61,15 @@ impl ChainAttention {
         self.chains.last().map_or(0, |chains| chains.rows.end)
     }
 
-    fn heads(&self) -> impl Iterator<Item = Head<'_>> {
+    fn heads(&self) -> Vec<Head<'_>> {
         let HeadShape { heads, kv_heads, head_dim, .. } = self.shape;
-        self.chains.iter().flat_map(move |chains| {
+        let of_sequence = |chains| {
             (0..heads).map(move |head| {
                 let [query, key, value] = self.shape.columns(head);
                 Head { chains, query, key, value, target: head / (heads / kv_heads) * head_dim }
             })
-        })
+        };
+        self.chains.iter().flat_map(of_sequence).collect()
     }
 
     /// Where one head of a chain's row of a step lies.
@@ -104,7 +105,7 @@ impl ChainAttention {
         let (count, positions, steps) = (head.chains.rows.len(), keys.rows(), self.steps);
         target.resize(count * positions, 0.0);
         own.resize(count * steps, 0.0);
-        product(self.queries(qkv, head), keys.t(), target, false)?;
+        product(self.queries(qkv, head), keys.t(), target)?;
         for chain in 0..count {
             let query = &qkv[self.at(head, steps - 1, chain, head.query)];
             let own = &mut own[chain * steps..][..steps];
@@ -116,7 +117,7 @@ impl ChainAttention {
             row.clear();
             row.extend_from_slice(&target[seen.clone()]);
             row.extend_from_slice(own);
-            let scale = self.shape.bound(&self.pool, row);
+            let scale = self.shape.bound(row);
             bounded.extend_from_slice(row);
             softmax(row, scale);
             target.fill(0.0);
@@ -125,6 +126,104 @@ impl ChainAttention {
             own.copy_from_slice(of_own);
         }
         Ok(())
+    }
+}
+
+/// What one head gets back: `[chains, head_dim]` for the step's queries, `[chains, steps, head_dim]` for the chains' keys
+/// and values.
+struct Gradients {
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+}
+
+/// Room that one head after the other uses.
+#[derive(Default)]
+struct Room {
+    scores: Scores,
+    dtarget: Vec<f32>,
+    weights: Vec<f32>,
+    gradient: Vec<f32>,
+    down: Vec<f32>,
+}
+
+impl ChainAttention {
+    /// One head's values of all chains of a sequence, `[chains, head_dim]`.
+    fn forward(&self, qkv: &[f32], head: &Head<'_>, scores: &mut Scores) -> Result<Vec<f32>> {
+        self.weights(qkv, head, scores)?;
+        let (count, dim) = (head.chains.rows.len(), self.shape.head_dim);
+        let cells = self.target(&head.chains.values, head);
+        let mut out = vec![0.0; count * dim];
+        let weights = MatRef::new(&scores.target, count, cells.rows(), cells.rows());
+        product(weights, cells, &mut out)?;
+        for (chain, out) in out.chunks_exact_mut(dim).enumerate() {
+            for step in 0..self.steps {
+                let value = &qkv[self.at(head, step, chain, head.value)];
+                add_scaled(out, scores.own[chain * self.steps + step], value);
+            }
+        }
+        Ok(out)
+    }
+
+    fn backward(
+        &self,
+        x: &[f32],
+        dout: &[f32],
+        head: &Head<'_>,
+        room: &mut Room,
+    ) -> Result<Gradients> {
+        let (dim, steps) = (self.shape.head_dim, self.steps);
+        let Room { scores, dtarget, weights, gradient, down } = room;
+        self.weights(x, head, scores)?;
+        let keys = self.target(&head.chains.keys, head);
+        let cells = self.target(&head.chains.values, head);
+        let (count, positions) = (head.chains.rows.len(), keys.rows());
+        let mut of_head = Gradients {
+            query: vec![0.0; count * dim],
+            key: vec![0.0; count * steps * dim],
+            value: vec![0.0; count * steps * dim],
+        };
+        let width = self.shape.heads * dim;
+        let dout = &dout[head.chains.rows.start * width + head.query..];
+        dtarget.resize(count * positions, 0.0);
+        product(MatRef::new(dout, count, dim, width), cells.t(), dtarget)?;
+        down.clear();
+        let mut bounded = &scores.bounded[..];
+        let of_chains = of_head.value.chunks_exact_mut(steps * dim).enumerate();
+        for (chain, dvalues) in of_chains {
+            let dout = &dout[chain * width..][..dim];
+            let seen = self.seen(head.chains, chain);
+            let dtarget = &mut dtarget[chain * positions..][..positions];
+            weights.clear();
+            weights.extend_from_slice(&scores.target[chain * positions..][seen.clone()]);
+            weights.extend_from_slice(&scores.own[chain * steps..][..steps]);
+            gradient.clear();
+            gradient.extend_from_slice(&dtarget[seen.clone()]);
+            for (step, dvalue) in dvalues.chunks_exact_mut(dim).enumerate() {
+                gradient.push(dot(dout, &x[self.at(head, step, chain, head.value)]));
+                add_scaled(dvalue, weights[seen.len() + step], dout);
+            }
+            let (of_chain, further) = bounded.split_at(weights.len());
+            bounded = further;
+            self.shape.scores_gradient(weights, of_chain, gradient);
+            let (of_target, of_own) = gradient.split_at(seen.len());
+            dtarget.fill(0.0);
+            dtarget[seen].copy_from_slice(of_target);
+            down.extend_from_slice(of_own);
+        }
+        let dscores = MatRef::new(dtarget, count, positions, positions);
+        product(dscores, keys, &mut of_head.query)?;
+        let parts =
+            of_head.query.chunks_exact_mut(dim).zip(of_head.key.chunks_exact_mut(steps * dim));
+        for (chain, (dquery, dkeys)) in parts.enumerate() {
+            let query = &x[self.at(head, steps - 1, chain, head.query)];
+            for (step, dkey) in dkeys.chunks_exact_mut(dim).enumerate() {
+                let by = down[chain * steps + step];
+                add_scaled(dquery, by, &x[self.at(head, step, chain, head.key)]);
+                add_scaled(dkey, by, query);
+            }
+        }
+        Ok(of_head)
     }
 }
 
@@ -144,96 +243,45 @@ impl CustomOp1 for ChainAttention {
 
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let HeadShape { heads, head_dim: dim, .. } = self.shape;
-        let rope = self.ropes.of(self.block);
-        let qkv = self.shape.rotated(rope, &self.pool, values(qkv, layout)?);
+        let qkv = self.shape.rotated(self.ropes.of(self.block), values(qkv, layout)?);
         let width = heads * dim;
+        let heads = self.heads();
+        let parts: Vec<Vec<f32>> = heads
+            .par_iter()
+            .map_init(Scores::default, |scores, head| self.forward(&qkv, head, scores))
+            .collect::<Result<_>>()?;
         let mut out = vec![0.0; self.num_rows() * width];
-        let (mut scores, mut part) = (Scores::default(), Vec::new());
-        for head in self.heads() {
-            self.weights(&qkv, &head, &mut scores)?;
-            let cells = self.target(&head.chains.values, &head);
-            let count = head.chains.rows.len();
-            part.resize(count * dim, 0.0);
-            let weights = MatRef::new(&scores.target, count, cells.rows(), cells.rows());
-            product(weights, cells, &mut part, false)?;
-            for (chain, part) in part.chunks_exact(dim).enumerate() {
-                let row = head.chains.rows.start + chain;
-                let out = &mut out[row * width + head.query..][..dim];
-                out.copy_from_slice(part);
-                for step in 0..self.steps {
-                    let value = &qkv[self.at(&head, step, chain, head.value)];
-                    add_scaled(out, scores.own[chain * self.steps + step], value);
-                }
+        for (head, part) in heads.iter().zip(parts) {
+            for (row, part) in head.chains.rows.clone().zip(part.chunks_exact(dim)) {
+                out[row * width + head.query..][..dim].copy_from_slice(part);
             }
         }
         result(out, (self.num_rows(), width))
     }
 
     fn bwd(&self, qkv: &Tensor, _: &Tensor, dout: &Tensor) -> Result<Option<Tensor>> {
-        let HeadShape { heads, head_dim: dim, .. } = self.shape;
+        let (dim, steps) = (self.shape.head_dim, self.steps);
         let rope = self.ropes.of(self.block);
-        let (width, steps) = (heads * dim, self.steps);
         with_values([qkv, &dout.contiguous()?], |[x, dout]| {
-            let x = self.shape.rotated(rope, &self.pool, x);
+            let x = self.shape.rotated(rope, x);
+            let heads = self.heads();
+            let parts: Vec<Gradients> = heads
+                .par_iter()
+                .map_init(Room::default, |room, head| self.backward(&x, dout, head, room))
+                .collect::<Result<_>>()?;
             let mut dx = vec![0.0; x.len()];
-            let mut scores = Scores::default();
-            let (mut dtarget, mut dquery, mut weights, mut gradient) =
-                (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-            for head in self.heads() {
-                self.weights(&x, &head, &mut scores)?;
-                let (keys, cells) = (
-                    self.target(&head.chains.keys, &head),
-                    self.target(&head.chains.values, &head),
-                );
-                let (count, positions) = (head.chains.rows.len(), keys.rows());
-                dtarget.resize(count * positions, 0.0);
-                let start = head.chains.rows.start * width + head.query;
-                let dout = &dout[start..];
-                let of_head = MatRef::new(dout, count, dim, width);
-                product(of_head, cells.t(), &mut dtarget, false)?;
-                let mut own_gradients = vec![0.0; count * steps];
-                let mut bounded = &scores.bounded[..];
-                for chain in 0..count {
-                    let dout = &dout[chain * width..][..dim];
-                    let seen = self.seen(head.chains, chain);
-                    let dtarget = &mut dtarget[chain * positions..][..positions];
-                    weights.clear();
-                    weights.extend_from_slice(&scores.target[chain * positions..][seen.clone()]);
-                    weights.extend_from_slice(&scores.own[chain * steps..][..steps]);
-                    gradient.clear();
-                    gradient.extend_from_slice(&dtarget[seen.clone()]);
-                    for step in 0..steps {
-                        let place = self.at(&head, step, chain, head.value);
-                        gradient.push(dot(dout, &x[place.clone()]));
-                        add_scaled(&mut dx[place], weights[seen.len() + step], dout);
-                    }
-                    let (of_chain, further) = bounded.split_at(weights.len());
-                    bounded = further;
-                    self.shape.scores_gradient(&weights, of_chain, &mut gradient);
-                    let (of_target, of_own) = gradient.split_at(seen.len());
-                    dtarget.fill(0.0);
-                    dtarget[seen].copy_from_slice(of_target);
-                    own_gradients[chain * steps..][..steps].copy_from_slice(of_own);
+            for (head, parts) in heads.iter().zip(parts) {
+                for (chain, part) in parts.query.chunks_exact(dim).enumerate() {
+                    add_scaled(&mut dx[self.at(head, steps - 1, chain, head.query)], 1.0, part);
                 }
-                dquery.resize(count * dim, 0.0);
-                product(
-                    MatRef::new(&dtarget, count, positions, positions),
-                    keys,
-                    &mut dquery,
-                    false,
-                )?;
-                for (chain, part) in dquery.chunks_exact(dim).enumerate() {
-                    let query = self.at(&head, steps - 1, chain, head.query);
-                    add_scaled(&mut dx[query.clone()], 1.0, part);
-                    for step in 0..steps {
-                        let key = self.at(&head, step, chain, head.key);
-                        let by = own_gradients[chain * steps + step];
-                        add_scaled(&mut dx[query.clone()], by, &x[key.clone()]);
-                        add_scaled(&mut dx[key], by, &x[query.clone()]);
-                    }
+                let own = parts.key.chunks_exact(dim).zip(parts.value.chunks_exact(dim));
+                for (at, (key, value)) in own.enumerate() {
+                    let (chain, step) = (at / steps, at % steps);
+                    add_scaled(&mut dx[self.at(head, step, chain, head.key)], 1.0, key);
+                    add_scaled(&mut dx[self.at(head, step, chain, head.value)], 1.0, value);
                 }
             }
-            self.shape.rotated_backward(rope, &self.pool, &mut dx);
+            self.shape.rotated_backward(rope, &mut dx);
             dense(dx, qkv.shape()).map(Some)
         })
     }

@@ -12,7 +12,7 @@ use super::graph_ops::{GateMul, RmsNorm, with_values};
 use super::weights::{FUSED, Weights};
 use pleach::model::{ModelConfig, RopeTables};
 use pleach_kernels::training::Divergence;
-use pleach_kernels::{MatRef, ThreadPool, scale};
+use pleach_kernels::{MatRef, scale};
 
 /// Several sequences side by side, and what is to be learnt from them.
 #[derive(Debug, Default, Clone)]
@@ -95,7 +95,6 @@ impl Network {
         let config = &self.config;
         let width = config.hidden_size;
         let weights = &weights.fused(config)?;
-        let pool = Arc::new(ThreadPool::new(1));
         let mut ropes = self.ropes.clone();
         let positions: Vec<u32> =
             batch.sequences.iter().flat_map(|rows| 0..rows.len() as u32).collect();
@@ -112,28 +111,22 @@ impl Network {
         }
         let mut hidden = Tensor::from_vec(hidden, (batch.tokens.len(), width), &Device::Cpu)?;
         for index in 0..config.num_hidden_layers {
-            let layer = Layer { config, weights, index, pool: &pool };
+            let layer = Layer { config, weights, index };
             let attention = Attention {
                 shape: HeadShape::of(config, index),
                 sequences: Arc::clone(&sequences),
                 ropes: Arc::clone(&ropes),
                 block: index,
-                pool: Arc::clone(&pool),
             };
             hidden = layer.forward(&hidden, |qkv| qkv.apply_op1(attention))?;
         }
-        norm(&hidden, weights.wanted("model.norm.weight")?, config, &pool)
+        norm(&hidden, weights.wanted("model.norm.weight")?, config)
     }
 }
 
 /// The RMS norm of rows as long as the weight, as the architecture has it.
-pub(super) fn norm(
-    x: &Tensor,
-    weight: &Tensor,
-    config: &ModelConfig,
-    pool: &Arc<ThreadPool>,
-) -> Result<Tensor> {
-    let norm = RmsNorm { eps: config.rms_norm_eps as f32, pool: Arc::clone(pool) };
+pub(super) fn norm(x: &Tensor, weight: &Tensor, config: &ModelConfig) -> Result<Tensor> {
+    let norm = RmsNorm { eps: config.rms_norm_eps as f32 };
     if config.design.norms_from_one {
         x.apply_op2(&(weight + 1.0)?, norm)
     } else {
@@ -157,7 +150,6 @@ pub(super) struct Layer<'a> {
     pub(super) config: &'a ModelConfig,
     pub(super) weights: &'a Weights,
     pub(super) index: usize,
-    pub(super) pool: &'a Arc<ThreadPool>,
 }
 
 impl Layer<'_> {
@@ -178,7 +170,7 @@ impl Layer<'_> {
         };
         let hidden = (hidden + added)?;
         let x = self.norm(&hidden, before_gate)?;
-        let gate = GateMul { activation: design.activation, pool: Arc::clone(self.pool) };
+        let gate = GateMul { activation: design.activation };
         let gated = self.linear(&x, FUSED[1].0)?.apply_op1(gate)?;
         let fed = self.linear(&gated, "mlp.down_proj")?;
         hidden
@@ -191,7 +183,7 @@ impl Layer<'_> {
 
     fn norm(&self, x: &Tensor, module: &str) -> Result<Tensor> {
         let weight = self.weights.wanted(&self.name(module, "weight"))?;
-        norm(x, weight, self.config, self.pool)
+        norm(x, weight, self.config)
     }
 
     fn linear(&self, x: &Tensor, module: &str) -> Result<Tensor> {

@@ -3,11 +3,13 @@
 use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
 
 use super::frozen::Frozen;
 use super::graph_ops::{dense, result, values};
+use super::row_pieces::{ROWS, alone};
 use pleach_kernels::training::{Divergence, distill_row, soft_cap_backward};
-use pleach_kernels::{MatRef, ThreadPool, soft_cap};
+use pleach_kernels::{MatRef, soft_cap};
 
 /// Target weights on columns of the head for every row that has a loss.
 #[derive(Debug, Default, Clone)]
@@ -97,8 +99,50 @@ impl DistillLoss {
     }
 }
 
-/// Rows whose logits are in memory at a time.
-const CHUNK: usize = 128;
+/// What some rows have part in the loss, and their gradient.
+struct Piece {
+    tally: Tally,
+    gradient: Vec<f32>,
+}
+
+impl DistillLoss {
+    /// The part of `rows` of `x`, whose targets are the `index`th [`ROWS`]; `logits` is room for theirs.
+    fn piece(
+        &self,
+        x: &[f32],
+        hidden: usize,
+        index: usize,
+        rows: &[u32],
+        logits: &mut Vec<f32>,
+    ) -> Result<Piece> {
+        let [columns, _] = self.head.shape();
+        let of_rows = |row: &u32| &x[*row as usize * hidden..][..hidden];
+        let input: Vec<f32> = rows.iter().flat_map(of_rows).copied().collect();
+        logits.resize(rows.len() * columns, 0.0);
+        self.head.forward(MatRef::new(&input, rows.len(), hidden, hidden), logits)?;
+        if let Some(cap) = self.cap {
+            soft_cap(alone(), logits, 1.0, cap);
+        }
+        let mut tally = Tally { rows: rows.len() as u64, ..Tally::default() };
+        for (i, logits) in logits.chunks_exact_mut(columns).enumerate() {
+            let wanted = self.targets.of(index * ROWS + i);
+            let bounded = if self.cap.is_some() { logits.to_vec() } else { Vec::new() };
+            let (loss, best) = distill_row(logits, wanted, self.divergence);
+            if let Some(cap) = self.cap {
+                soft_cap_backward(&bounded, 1.0, cap, logits);
+            }
+            let top = wanted.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+            tally.loss += f64::from(loss);
+            tally.agree += u64::from(top.is_some_and(|top| top.0 == best));
+        }
+        let mut gradient = Vec::new();
+        if self.training {
+            gradient.resize(rows.len() * hidden, 0.0);
+            self.head.backward(MatRef::new(logits, rows.len(), columns, columns), &mut gradient)?;
+        }
+        Ok(Piece { tally, gradient })
+    }
+}
 
 impl CustomOp1 for DistillLoss {
     fn name(&self) -> &'static str {
@@ -107,45 +151,22 @@ impl CustomOp1 for DistillLoss {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (rows, hidden) = layout.shape().dims2()?;
-        let [columns, _] = self.head.shape();
         let x = values(x, layout)?;
         let targets = &self.targets;
+        let pieces: Vec<Piece> = targets
+            .rows
+            .par_chunks(ROWS)
+            .enumerate()
+            .map_init(Vec::new, |logits, (index, rows)| self.piece(x, hidden, index, rows, logits))
+            .collect::<Result<_>>()?;
         let mut gradient = vec![0.0; if self.training { rows * hidden } else { 0 }];
         let mut tally = Tally::default();
-        let (mut input, mut logits, mut back) = (Vec::new(), Vec::new(), Vec::new());
-        for first in (0..targets.rows.len()).step_by(CHUNK) {
-            let chunk = &targets.rows[first..targets.rows.len().min(first + CHUNK)];
-            input.clear();
-            for row in chunk {
-                input.extend_from_slice(&x[*row as usize * hidden..][..hidden]);
-            }
-            logits.resize(chunk.len() * columns, 0.0);
-            let input = MatRef::new(&input, chunk.len(), hidden, hidden);
-            self.head.forward(input, &mut logits)?;
-            if let Some(cap) = self.cap {
-                soft_cap(&ThreadPool::new(1), &mut logits, 1.0, cap);
-            }
-            for (i, logits) in logits.chunks_exact_mut(columns).enumerate() {
-                let wanted = targets.of(first + i);
-                let bounded = if self.cap.is_some() { logits.to_vec() } else { Vec::new() };
-                let (loss, best) = distill_row(logits, wanted, self.divergence);
-                if let Some(cap) = self.cap {
-                    soft_cap_backward(&bounded, 1.0, cap, logits);
-                }
-                let top = wanted.iter().max_by(|a, b| a.1.total_cmp(&b.1));
-                tally.loss += f64::from(loss);
-                tally.agree += u64::from(top.is_some_and(|top| top.0 == best));
-            }
-            if self.training {
-                back.resize(chunk.len() * hidden, 0.0);
-                let logits = MatRef::new(&logits, chunk.len(), columns, columns);
-                self.head.backward(logits, &mut back)?;
-                for (row, back) in chunk.iter().zip(back.chunks_exact(hidden)) {
-                    gradient[*row as usize * hidden..][..hidden].copy_from_slice(back);
-                }
+        for (piece, rows) in pieces.iter().zip(targets.rows.chunks(ROWS)) {
+            tally.add(&piece.tally);
+            for (row, part) in rows.iter().zip(piece.gradient.chunks_exact(hidden)) {
+                gradient[*row as usize * hidden..][..hidden].copy_from_slice(part);
             }
         }
-        tally.rows = targets.rows.len() as u64;
         let poisoned = |_| Error::Msg("another thread panicked".into());
         *self.tally.lock().map_err(poisoned)? = tally;
         *self.gradient.lock().map_err(|_| Error::Msg("another thread panicked".into()))? =

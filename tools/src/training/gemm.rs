@@ -1,19 +1,24 @@
 //! Matrix products of training: our bf16 kernels where the machine has them, candle's product elsewhere.
 
 use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
 
+use super::row_pieces::{ROWS, piece};
 use pleach_kernels::MatRef;
 #[cfg(target_arch = "x86_64")]
 use pleach_kernels::training::gemm as bf16;
 
-/// `c = a b`, or `c += a b` with `accumulate`; `c` is `[a.rows, b.cols]`, row-major and dense.
-pub(super) fn product(a: MatRef, b: MatRef, c: &mut [f32], accumulate: bool) -> Result<()> {
+/// `c = a b`; `c` is `[a.rows, b.cols]`, row-major and dense.
+pub(super) fn product(a: MatRef, b: MatRef, c: &mut [f32]) -> Result<()> {
+    if a.rows() > ROWS {
+        return product_by(a, &Constant::new(b), c);
+    }
     #[cfg(target_arch = "x86_64")]
     if bf16::available() {
-        bf16::gemm(a, b, c, accumulate);
+        bf16::gemm(a, b, c, false);
         return Ok(());
     }
-    by_candle(a, b, c, accumulate)
+    by_candle(a, b, c, false)
 }
 
 /// A right operand of many products.
@@ -36,12 +41,19 @@ impl Constant {
 
 /// `c = a b`.
 pub(super) fn product_by(a: MatRef, b: &Constant, c: &mut [f32]) -> Result<()> {
+    let width = c.len() / a.rows().max(1);
+    c.par_chunks_mut((ROWS * width).max(1))
+        .enumerate()
+        .try_for_each(|(index, c)| piece_by(a.rows_of(piece(index, a.rows())), b, c, false))
+}
+
+fn piece_by(a: MatRef, b: &Constant, c: &mut [f32], accumulate: bool) -> Result<()> {
     match b {
         #[cfg(target_arch = "x86_64")]
-        Constant::Packed(b) => bf16::gemm_packed(a, b, c, false),
+        Constant::Packed(b) => bf16::gemm_packed(a, b, c, accumulate),
         Constant::Plain(values, cols) => {
             let b = MatRef::new(values, values.len() / cols.max(&1), *cols, *cols);
-            by_candle(a, b, c, false)?;
+            by_candle(a, b, c, accumulate)?;
         }
     }
     Ok(())
@@ -55,14 +67,20 @@ pub(super) fn adapted_product(
     t: &mut [f32],
     y: &mut [f32],
 ) -> Result<()> {
-    #[cfg(target_arch = "x86_64")]
-    if let Constant::Packed(w) = w {
-        bf16::gemm_adapted(x, w, [u, v], t, y);
-        return Ok(());
-    }
-    product(x, u, t, false)?;
-    product_by(x, w, y)?;
-    product(MatRef::new(t, x.rows(), u.cols(), u.cols()), v, y, true)
+    let (rank, width) = (u.cols(), v.cols());
+    let (u, v) = (Constant::new(u), Constant::new(v));
+    let pieces = t.par_chunks_mut(ROWS * rank).zip(y.par_chunks_mut(ROWS * width));
+    pieces.enumerate().try_for_each(|(index, (t, y))| {
+        let x = x.rows_of(piece(index, x.rows()));
+        #[cfg(target_arch = "x86_64")]
+        if let (Constant::Packed(w), Constant::Packed(u), Constant::Packed(v)) = (w, &u, &v) {
+            bf16::gemm_adapted(x, w, [u, v], t, y);
+            return Ok(());
+        }
+        piece_by(x, &u, t, false)?;
+        piece_by(x, w, y, false)?;
+        piece_by(MatRef::new(t, x.rows(), rank, rank), &v, y, true)
+    })
 }
 
 fn by_candle(a: MatRef, b: MatRef, c: &mut [f32], accumulate: bool) -> Result<()> {

@@ -1,12 +1,12 @@
 //! The differentiable operations: candle keeps the graph, our kernels do both directions.
 
-use std::sync::Arc;
-
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Storage, Tensor, bail};
+use rayon::prelude::*;
 
 use super::gemm::product;
+use super::row_pieces::{ROWS, alone};
 use pleach_kernels::training::{gate_mul_backward, rms_norm_backward};
-use pleach_kernels::{Activation, MatRef, ThreadPool, gate_mul, rms_norm};
+use pleach_kernels::{Activation, MatRef, add_assign, gate_mul, rms_norm};
 
 /// The values of a dense f32 tensor in storage.
 pub(super) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -59,7 +59,7 @@ impl CustomOp2 for Linear {
         let mut y = vec![0.0; rows * out];
         let x = MatRef::new(values(x, x_layout)?, rows, inner, inner);
         let w = MatRef::new(values(w, w_layout)?, out, inner, inner);
-        product(x, w.t(), &mut y, false)?;
+        product(x, w.t(), &mut y)?;
         result(y, (rows, out))
     }
 
@@ -79,7 +79,7 @@ impl CustomOp2 for Linear {
                     return Ok(None);
                 }
                 let mut d = vec![0.0; shape.0 * shape.1];
-                product(a, b, &mut d, false)?;
+                product(a, b, &mut d)?;
                 dense(d, shape).map(Some)
             };
             let w = MatRef::new(w, out, inner, inner);
@@ -92,7 +92,6 @@ impl CustomOp2 for Linear {
 /// RMS norm of rows as long as the weight; `x` may have more dimensions.
 pub(super) struct RmsNorm {
     pub(super) eps: f32,
-    pub(super) pool: Arc<ThreadPool>,
 }
 
 impl CustomOp2 for RmsNorm {
@@ -109,7 +108,10 @@ impl CustomOp2 for RmsNorm {
     ) -> Result<(CpuStorage, Shape)> {
         let (x, w) = (values(x, x_layout)?, values(w, w_layout)?);
         let mut y = vec![0.0; x.len()];
-        rms_norm(&self.pool, x, w, self.eps, &mut y);
+        let piece = ROWS * w.len();
+        y.par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(|(y, x)| {
+            rms_norm(alone(), x, w, self.eps, y);
+        });
         result(y, x_layout.shape())
     }
 
@@ -122,9 +124,23 @@ impl CustomOp2 for RmsNorm {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let trained = w.track_op();
         with_values([x, w, &dy.contiguous()?], |[xs, ws, dy]| {
-            let (mut dx, mut dw) = (vec![0.0; xs.len()], vec![0.0; ws.len()]);
-            rms_norm_backward(xs, ws, self.eps, dy, &mut dx, &mut dw);
-            let dw = trained.then(|| dense(dw, w.shape())).transpose()?;
+            let mut dx = vec![0.0; xs.len()];
+            let piece = ROWS * ws.len();
+            let pieces =
+                dx.par_chunks_mut(piece).zip(xs.par_chunks(piece)).zip(dy.par_chunks(piece));
+            let parts: Vec<Vec<f32>> = pieces
+                .map(|((dx, x), dy)| {
+                    let mut dw = vec![0.0; ws.len()];
+                    rms_norm_backward(x, ws, self.eps, dy, dx, &mut dw);
+                    dw
+                })
+                .collect();
+            let sum = || {
+                let mut dw = vec![0.0; ws.len()];
+                parts.iter().for_each(|part| add_assign(&mut dw, part));
+                dense(dw, w.shape())
+            };
+            let dw = trained.then(sum).transpose()?;
             Ok((Some(dense(dx, x.shape())?), dw))
         })
     }
@@ -133,7 +149,6 @@ impl CustomOp2 for RmsNorm {
 /// `activation(gate) * up` of rows `[gate | up]`: `[rows, 2 n]` to `[rows, n]`.
 pub(super) struct GateMul {
     pub(super) activation: Activation,
-    pub(super) pool: Arc<ThreadPool>,
 }
 
 impl CustomOp1 for GateMul {
@@ -144,7 +159,10 @@ impl CustomOp1 for GateMul {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (rows, width) = layout.shape().dims2()?;
         let mut y = vec![0.0; rows * width / 2];
-        gate_mul(&self.pool, self.activation, values(x, layout)?, width / 2, &mut y);
+        let pieces = values(x, layout)?.par_chunks(ROWS * width);
+        y.par_chunks_mut(ROWS * width / 2).zip(pieces).for_each(|(y, x)| {
+            gate_mul(alone(), self.activation, x, width / 2, y);
+        });
         result(y, (rows, width / 2))
     }
 
@@ -152,7 +170,10 @@ impl CustomOp1 for GateMul {
         let (_, width) = x.dims2()?;
         with_values([x, &dy.contiguous()?], |[xs, dy]| {
             let mut dx = vec![0.0; xs.len()];
-            gate_mul_backward(self.activation, xs, width / 2, dy, &mut dx);
+            let pieces = xs.par_chunks(ROWS * width).zip(dy.par_chunks(ROWS * width / 2));
+            dx.par_chunks_mut(ROWS * width).zip(pieces).for_each(|(dx, (x, dy))| {
+                gate_mul_backward(self.activation, x, width / 2, dy, dx);
+            });
             dense(dx, x.shape()).map(Some)
         })
     }

@@ -8,7 +8,7 @@ use super::{Dataset, Network};
 use pleach_kernels::training::Divergence;
 
 /// What is learnt, and of what.
-pub trait Lesson: Sync {
+pub trait Lesson: Send + Sync {
     /// The answers.
     fn data(&self) -> &Dataset;
 

@@ -18,6 +18,7 @@ mod lesson;
 mod lora;
 mod options;
 mod parameters;
+mod row_pieces;
 mod slerp;
 mod target_states;
 mod trainer;

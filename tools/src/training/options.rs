@@ -30,7 +30,7 @@ pub struct Options {
     pub rows: usize,
     /// Such batches in one optimiser step.
     pub accumulation: usize,
-    /// Batches computed at the same time.
+    /// Threads; a run has the same bits on any number of them.
     pub threads: usize,
     /// Share of the answers kept for validation.
     pub validation: f64,

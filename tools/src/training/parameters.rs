@@ -132,7 +132,7 @@ impl Parameters {
                 (Adapt::Lora { rank, alpha }, &[out, inner]) => {
                     let [a, b] = self.factors(name, rank, inner, out);
                     let mut added = vec![0.0; out * inner];
-                    product(b, a, &mut added, false)?;
+                    product(b, a, &mut added)?;
                     let scale = alpha / rank as f32;
                     let base = base.flatten_all()?.to_vec1::<f32>()?;
                     base.iter().zip(added).map(|(base, added)| base + scale * added).collect()
@@ -297,9 +297,9 @@ impl Parameters {
         let dw = MatRef::new(dw, out, inner, inner);
         let mut d = vec![0.0; if is_a { rank * inner } else { out * rank }];
         if is_a {
-            product(b.t(), dw, &mut d, false)?;
+            product(b.t(), dw, &mut d)?;
         } else {
-            product(dw, a.t(), &mut d, false)?;
+            product(dw, a.t(), &mut d)?;
         }
         let scale = alpha / rank as f32;
         d.iter_mut().for_each(|v| *v *= scale);

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::distill_loss::Tally;
@@ -57,6 +59,7 @@ pub struct Trainer<L> {
     validation: Vec<usize>,
     packs: Vec<Vec<usize>>,
     options: Options,
+    workers: Arc<rayon::ThreadPool>,
     state: State,
 }
 
@@ -77,6 +80,8 @@ impl<L: Lesson> Trainer<L> {
                 data.len()
             )));
         }
+        let workers = rayon::ThreadPoolBuilder::new().num_threads(options.threads.max(1)).build();
+        let workers = workers.map_err(|e| TrainError::Options(format!("threads: {e}")))?;
         let mut trainer = Self {
             lesson,
             parameters,
@@ -84,6 +89,7 @@ impl<L: Lesson> Trainer<L> {
             validation: order,
             packs: Vec::new(),
             options,
+            workers: Arc::new(workers),
             state: State::default(),
         };
         trainer.start_epoch();
@@ -155,6 +161,11 @@ impl<L: Lesson> Trainer<L> {
     /// # Errors
     /// [`TrainError::Diverged`], or what candle says.
     pub fn step(&mut self) -> Result<Point, TrainError> {
+        let workers = Arc::clone(&self.workers);
+        workers.install(|| self.step_inside())
+    }
+
+    fn step_inside(&mut self) -> Result<Point, TrainError> {
         let started = Instant::now();
         let mut packs = Vec::with_capacity(self.options.accumulation);
         while packs.len() < self.options.accumulation {
@@ -206,33 +217,28 @@ impl<L: Lesson> Trainer<L> {
         })
     }
 
-    /// Gradients of the summed loss of several packs. Each thread takes every n-th pack, and the sums
-    /// are joined in the threads' order, so that a run can be repeated to the bit.
+    /// Gradients of the summed loss of several packs, which are added in their order: a run has the same bits on any
+    /// number of threads.
     fn gradients(
         &self,
         leaves: &Weights,
         packs: &[Vec<usize>],
     ) -> Result<(Tally, Gradients), TrainError> {
-        let threads = self.options.threads.clamp(1, packs.len());
-        let work = |first: usize| -> candle_core::Result<(Tally, Gradients)> {
-            let (mut sum, mut gradients) = (Tally::default(), Gradients::new());
-            for pack in packs.iter().skip(first).step_by(threads) {
+        let (mut tally, mut sums) = (Tally::default(), Gradients::new());
+        // Threads that are left share the rows of each pack; more packs at once would only fill memory.
+        for packs in packs.chunks(self.workers.current_num_threads()) {
+            let of_pack = |pack: &Vec<usize>| -> candle_core::Result<(Tally, Gradients)> {
                 let (loss, tally) = self.lesson.loss(leaves, pack, true)?;
-                sum.add(&tally);
-                collect(&loss.backward()?, leaves, &mut gradients)?;
-            }
-            Ok((sum, gradients))
-        };
-        let parts = in_threads(threads, work)?;
-        let mut parts = parts.into_iter();
-        let (mut tally, mut gradients) = parts.next().expect("one thread at least");
-        for (part, others) in parts {
-            tally.add(&part);
-            for (name, values) in others {
-                add(gradients.entry(name), values);
+                Ok((tally, collect(&loss.backward()?, leaves)?))
+            };
+            let parts: Vec<_> =
+                packs.par_iter().map(of_pack).collect::<candle_core::Result<_>>()?;
+            for (part, gradients) in parts {
+                tally.add(&part);
+                gradients.into_iter().for_each(|(name, values)| add(sums.entry(name), values));
             }
         }
-        Ok((tally, gradients))
+        Ok((tally, sums))
     }
 
     /// Mean loss and agreement over the answers kept for validation; `None` where there are none.
@@ -244,15 +250,11 @@ impl<L: Lesson> Trainer<L> {
             return Ok(None);
         }
         let packs = self.lesson.data().group(&self.validation, self.options.rows);
-        let threads = self.options.threads.clamp(1, packs.len());
         let leaves = self.parameters.leaves()?.detached();
-        let parts = in_threads(threads, |first| {
-            let mut sum = Tally::default();
-            for pack in packs.iter().skip(first).step_by(threads) {
-                sum.add(&self.lesson.loss(&leaves, pack, false)?.1);
-            }
-            Ok(sum)
-        })?;
+        let of_pack = |pack: &Vec<usize>| Ok(self.lesson.loss(&leaves, pack, false)?.1);
+        let parts: Vec<Tally> = self
+            .workers
+            .install(|| packs.par_iter().map(of_pack).collect::<candle_core::Result<_>>())?;
         let mut sum = Tally::default();
         parts.iter().for_each(|part| sum.add(part));
         let rows = sum.rows.max(1) as f64;
@@ -317,29 +319,14 @@ impl<L: Lesson> Trainer<L> {
     }
 }
 
-/// Runs `work(0) .. work(threads - 1)` side by side.
-fn in_threads<T: Send>(
-    threads: usize,
-    work: impl Fn(usize) -> candle_core::Result<T> + Sync,
-) -> candle_core::Result<Vec<T>> {
-    std::thread::scope(|scope| {
-        let work = &work;
-        let running: Vec<_> = (0..threads).map(|i| scope.spawn(move || work(i))).collect();
-        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        };
-        running.into_iter().map(join).collect()
-    })
-}
-
-/// Adds the gradients of the leaves to the sums.
-fn collect(store: &GradStore, leaves: &Weights, sums: &mut Gradients) -> candle_core::Result<()> {
+/// The gradients of the leaves.
+fn collect(store: &GradStore, leaves: &Weights) -> candle_core::Result<Gradients> {
     let moving = leaves.iter().filter_map(|(name, leaf)| Some((name, store.get(leaf)?)));
-    for (name, gradient) in moving {
-        let gradient: &Tensor = gradient;
-        add(sums.entry(name.clone()), gradient.flatten_all()?.to_vec1()?);
-    }
-    Ok(())
+    moving
+        .map(|(name, gradient): (&String, &Tensor)| {
+            Ok((name.clone(), gradient.flatten_all()?.to_vec1()?))
+        })
+        .collect()
 }
 
 fn add(entry: std::collections::btree_map::Entry<'_, String, Vec<f32>>, values: Vec<f32>) {

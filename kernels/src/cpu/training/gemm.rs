@@ -2,7 +2,7 @@
 //! products of AVX-512 BF16 (Zen 4 and later, Cooper Lake).
 //!
 //! Owns the packing of both operands into tiles and the kernels. Serving never comes here; its
-//! arithmetic is `cpu::matmul`. One call runs on one thread; training runs a call per worker.
+//! arithmetic is `cpu::matmul`. One call runs on one thread; training shares rows of `c` among its threads.
 //!
 //! A tile holds 16 rows of 64 bytes. The left operand is packed as `[16 m][32 k]`, the right one in
 //! pairs of k as `[16 k/2][16 n][2]`. One `tdpbf16ps` adds a 16 x 32 by 32 x 16 product to a 16 x 16
@@ -148,15 +148,15 @@ fn multiply_with(kernel: Kernel, a: MatRef, b: &Right, c: &mut [f32], accumulate
 ///
 /// # Panics
 /// If the shapes do not fit or have no columns to sum over, or where [`available`] is false.
-pub fn gemm_adapted(x: MatRef, w: &Packed, [u, v]: [MatRef; 2], t: &mut [f32], y: &mut [f32]) {
-    adapted_with(best(), x, w, [u, v], t, y);
+pub fn gemm_adapted(x: MatRef, w: &Packed, factors: [&Packed; 2], t: &mut [f32], y: &mut [f32]) {
+    adapted_with(best(), x, w, factors, t, y);
 }
 
 fn adapted_with(
     kernel: Kernel,
     x: MatRef,
     w: &Packed,
-    [u, v]: [MatRef; 2],
+    [u, v]: [&Packed; 2],
     t: &mut [f32],
     y: &mut [f32],
 ) {
@@ -164,7 +164,6 @@ fn adapted_with(
     assert!(x.cols == k && u.rows == k && v.rows == rank && v.cols == n, "shapes differ");
     assert!(t.len() == x.rows * rank && y.len() == x.rows * n, "output lengths");
     assert!(k > 0 && rank > 0 && n > 0, "nothing to sum over");
-    let (u, v) = (Packed::new(u), Packed::new(v));
     let (mut left, mut low) = (Vec::new(), vec![Vec::new(); v.pieces.len()]);
     let blocks = t.chunks_mut(HEIGHT * rank).zip(y.chunks_mut(HEIGHT * n));
     for (row, (t, y)) in (0..x.rows).step_by(HEIGHT).zip(blocks) {

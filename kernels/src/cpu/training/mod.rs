@@ -1,5 +1,5 @@
-//! Training on plain slices: backward passes here, products, losses and the optimiser beside. One thread each, since
-//! training runs a micro-batch per thread.
+//! Training on plain slices: backward passes here, products, losses and the optimiser beside. One thread each: training
+//! shares rows among its own.
 
 mod adamw;
 #[cfg(target_arch = "x86_64")]

@@ -105,7 +105,14 @@ fn adapted_products_are_three() {
             let left = MatRef::new(&low, m, rank, rank);
             multiply_with(kernel, left, &Right::Matrix(v), &mut wanted, true);
             let (mut t, mut y) = (vec![f32::NAN; m * rank], vec![f32::NAN; m * n]);
-            adapted_with(kernel, x, &Packed::new(w), [u, v], &mut t, &mut y);
+            adapted_with(
+                kernel,
+                x,
+                &Packed::new(w),
+                [&Packed::new(u), &Packed::new(v)],
+                &mut t,
+                &mut y,
+            );
             assert!(t == low && y == wanted, "{kernel:?} {m}x{n}x{k}, {rank}");
         }
     }
