@@ -127,12 +127,13 @@ def with_llama_server(address, prompts):
     print(f"{tokens / passes:.3f} tokens a pass")
 
 
-match sys.argv[1:]:
-    case ["transformers", target, draft, *prompts]:
-        with_transformers(target, draft, questions(*prompts))
-    case ["vllm", target, draft, *prompts]:
-        with_vllm(target, draft, questions(*prompts))
-    case ["llama-server", address, *prompts]:
-        with_llama_server(address, questions(*prompts))
-    case _:
-        sys.exit(__doc__)
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["transformers", target, draft, *prompts]:
+            with_transformers(target, draft, questions(*prompts))
+        case ["vllm", target, draft, *prompts]:
+            with_vllm(target, draft, questions(*prompts))
+        case ["llama-server", address, *prompts]:
+            with_llama_server(address, questions(*prompts))
+        case _:
+            sys.exit(__doc__)
