@@ -222,7 +222,7 @@ fn gradients_are_slopes() {
     for (config, weights, embedding) in [small(), small_gemma()] {
         let network = Network::new(config, embedding.clone(), embedding).unwrap();
         let head_row: Vec<_> = (0..50).map(Some).collect();
-        let batch = data.batch(&[0, 1, 2, 3, 4], &head_row);
+        let batch = data.batch(&[0, 1, 2, 3, 4], &head_row).unwrap();
         assert_slopes(&weights, |weights| network.loss_sum(weights, &batch).unwrap());
     }
 }
@@ -287,7 +287,7 @@ fn low_rank_additions_are_those_of_the_weights() {
         run.step().unwrap();
     }
     let head_row: Vec<_> = (0..50).map(Some).collect();
-    let batch = run.lesson().data().batch(&[0, 1, 2, 3], &head_row);
+    let batch = run.lesson().data().batch(&[0, 1, 2, 3], &head_row).unwrap();
     let logits = |parameters: &Parameters| {
         let logits = run.lesson().network.logits(&parameters.leaves().unwrap(), &batch).unwrap();
         logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()
@@ -364,8 +364,23 @@ fn a_run_learns_and_goes_on_where_it_stood() {
         }
         assert_eq!(resumed.parameters().weights().unwrap(), whole.parameters().weights().unwrap());
     }
-    let other = trainer(folder.path(), Adapt::Full, 1).resume(&folder.path().join("state"));
-    assert!(other.unwrap_err().to_string().contains("model.layers.0"));
+    let state = folder.path().join("state");
+    let refused = |adapt| trainer(folder.path(), adapt, 1).resume(&state).unwrap_err().to_string();
+    assert!(refused(Adapt::Full).contains("has no model.layers.0"), "{}", refused(Adapt::Full));
+    let adapt = Adapt::Lora { rank: 4, alpha: 32.0 };
+    assert!(refused(adapt).contains("another size"), "{}", refused(adapt));
+    let whole = std::fs::read(&state).unwrap();
+    for (bytes, reason) in [
+        (&whole[..whole.len() - 1], "state: "),
+        (&whole[..7], "state: "),
+        (&whole[..40], "is cut short"),
+        (&b"\x02\0\0\0\0\0\0\0{}"[..], "has no state"),
+        (&b"\x02\0\0\0\0\0\0\0[]"[..], "state: "),
+    ] {
+        std::fs::write(&state, bytes).unwrap();
+        let refused = refused(Adapt::Lora { rank: 8, alpha: 32.0 });
+        assert!(refused.contains(reason), "{refused}");
+    }
 }
 
 /// Threads share batches, and the rows of a batch where there are more threads than batches: never the bits.

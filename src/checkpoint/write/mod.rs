@@ -4,6 +4,7 @@
 mod folder;
 mod gguf;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
@@ -82,13 +83,18 @@ fn safetensors_dtype(dtype: DType) -> Option<Dtype> {
     }
 }
 
-/// Writes `model.safetensors`, one tensor in memory at a time.
+/// Writes a file of tensors, one of them in memory at a time, and what `about` says beside the format.
 ///
 /// # Errors
 /// What the file system says, or what a tensor's maker says.
-pub fn safetensors_file(path: &Path, tensors: &[LazyTensor]) -> Result<(), CheckpointError> {
+pub fn safetensors_file(
+    path: &Path,
+    tensors: &[LazyTensor],
+    about: &[(&str, &str)],
+) -> Result<(), CheckpointError> {
     let mut header = serde_json::Map::new();
-    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    let about: BTreeMap<_, _> = [("format", "pt")].iter().chain(about).copied().collect();
+    header.insert("__metadata__".into(), json!(about));
     let mut end = 0;
     for tensor in tensors {
         let dtype = safetensors_dtype(tensor.dtype).ok_or_else(|| {

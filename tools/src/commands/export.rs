@@ -169,7 +169,7 @@ fn write_folder(
         })
         .collect();
     let file = args.out.join("model.safetensors");
-    safetensors_file(&file, &tensors)?;
+    safetensors_file(&file, &tensors, &[])?;
     Ok(file)
 }
 

@@ -261,7 +261,7 @@ fn write_blocks(
         shape: shape.clone(),
         values: Box::new(|| Ok(values.clone())),
     }));
-    safetensors_file(&folder.join("model.safetensors"), &tensors)?;
+    safetensors_file(&folder.join("model.safetensors"), &tensors, &[])?;
     Ok(())
 }
 

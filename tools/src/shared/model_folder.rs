@@ -19,7 +19,7 @@ pub(crate) fn save_folder(
 ) -> Result<()> {
     folder_files(folder, &like.config, DType::F32, like)?;
     let file = folder.join("model.safetensors");
-    safetensors_file(&file, tensors)?;
+    safetensors_file(&file, tensors, &[])?;
     if draft_vocab.is_some() || like.attachment.is_some() {
         write_note(folder, draft_vocab, like.attachment.as_ref())?;
     }

@@ -156,7 +156,7 @@ impl AttachedLesson {
                     if place < last {
                         let targets = &mut targets[step];
                         let row = start + chain;
-                        self.data.push_target(sequence, place + 1, row, &self.head_row, targets);
+                        self.data.push_target(sequence, place + 1, row, &self.head_row, targets)?;
                     }
                 }
             }

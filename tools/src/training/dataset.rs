@@ -1,12 +1,13 @@
 //! Answers of the unpruned model with its own distribution at every token, packed for training.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::distill_loss::Targets;
+use super::top_k::TopK;
 use super::{TrainError, TrainingBatch};
 
 /// One line of a file of answers.
@@ -44,124 +45,8 @@ pub enum Origin {
     Reference,
 }
 
-const MAGIC: &[u8; 8] = b"PLTOPK01";
-
-/// The target's most likely tokens at every token of the answers, in the answers' order.
-///
-/// On disk: the magic `PLTOPK01`, K as u32, then for each token K ids (u32) and K natural
-/// log-probabilities (f32), most likely first; all little-endian.
-#[derive(Debug, Default)]
-pub struct TopK {
-    k: usize,
-    ids: Vec<u32>,
-    logprobs: Vec<f32>,
-}
-
-impl TopK {
-    /// Reads a whole file.
-    ///
-    /// # Errors
-    /// [`TrainError::File`] where it is none of this kind or cut short.
-    pub fn read(path: &Path) -> Result<Self, TrainError> {
-        let error = |reason: String| TrainError::file(path, reason);
-        let mut bytes = Vec::new();
-        File::open(path)
-            .and_then(|mut file| file.read_to_end(&mut bytes))
-            .map_err(|e| error(e.to_string()))?;
-        let k = bytes
-            .strip_prefix(MAGIC)
-            .and_then(|rest| rest.first_chunk::<4>())
-            .map(|k| u32::from_le_bytes(*k) as usize)
-            .filter(|k| (1..=1024).contains(k))
-            .ok_or_else(|| error("is no file of top-k log-probabilities".into()))?;
-        let records = &bytes[MAGIC.len() + 4..];
-        if !records.len().is_multiple_of(k * 8) {
-            return Err(error(format!("{} bytes are no whole records", records.len())));
-        }
-        let mut all = Self { k, ids: Vec::new(), logprobs: Vec::new() };
-        for record in records.chunks_exact(k * 8) {
-            let (ids, logprobs) = record.split_at(k * 4);
-            all.ids.extend(ids.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)));
-            all.logprobs.extend(logprobs.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
-        }
-        Ok(all)
-    }
-
-    /// Number of tokens.
-    fn len(&self) -> usize {
-        self.ids.len() / self.k.max(1)
-    }
-
-    /// Ids and probabilities at one token.
-    fn at(&self, record: usize) -> impl Iterator<Item = (u32, f32)> {
-        let range = record * self.k..(record + 1) * self.k;
-        let ids = self.ids[range.clone()].iter().copied();
-        ids.zip(self.logprobs[range].iter().map(|l| l.exp()))
-    }
-}
-
-/// Appends to a [`TopK`] file.
+/// Answers in memory; the target's distributions are read as they are needed.
 #[derive(Debug)]
-pub struct TopKWriter {
-    k: usize,
-    file: BufWriter<File>,
-}
-
-impl TopKWriter {
-    /// Opens a file for records of `k` tokens and drops all after the first `records`.
-    ///
-    /// # Errors
-    /// [`TrainError::File`] where the file has fewer records or another K.
-    pub fn open(path: &Path, k: usize, records: usize) -> Result<Self, TrainError> {
-        let io = |e: std::io::Error| TrainError::file(path, e);
-        let mut options = OpenOptions::new();
-        let mut file =
-            options.read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
-        let mut header = MAGIC.to_vec();
-        header.extend((k as u32).to_le_bytes());
-        let mut found = Vec::new();
-        Read::by_ref(&mut file).take(header.len() as u64).read_to_end(&mut found).map_err(io)?;
-        if records > 0 && found != header {
-            return Err(TrainError::file(
-                path,
-                format!("has no records of {k} tokens to go on from"),
-            ));
-        }
-        let length = (header.len() + records * k * 8) as u64;
-        if file.metadata().map_err(io)?.len() < length && records > 0 {
-            return Err(TrainError::file(path, "has fewer records than there are answers"));
-        }
-        file.rewind().and_then(|()| file.write_all(&header)).map_err(io)?;
-        file.set_len(length).and_then(|()| file.seek(SeekFrom::End(0))).map_err(io)?;
-        Ok(Self { k, file: BufWriter::new(file) })
-    }
-
-    /// Appends the distribution at one token; short ones are filled up with probability 0.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn push(&mut self, top: &[(u32, f32)]) -> std::io::Result<()> {
-        let at = |i: usize| top.get(i).copied().unwrap_or((0, f32::NEG_INFINITY));
-        for i in 0..self.k {
-            self.file.write_all(&at(i).0.to_le_bytes())?;
-        }
-        for i in 0..self.k {
-            self.file.write_all(&at(i).1.to_le_bytes())?;
-        }
-        Ok(())
-    }
-
-    /// Hands everything to the system.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn flush(&mut self) -> std::io::Result<()> {
-        self.file.flush()
-    }
-}
-
-/// Answers in memory.
-#[derive(Debug, Default)]
 pub struct Dataset {
     sequences: Vec<Sequence>,
     top_k: Option<TopK>,
@@ -190,7 +75,8 @@ impl Dataset {
         vocab_size: usize,
     ) -> Result<Self, TrainError> {
         let io = |e: std::io::Error| TrainError::file(answers, e);
-        let mut data = Self { sequences: Vec::new(), top_k: top_k.map(TopK::read).transpose()? };
+        let open = |path| TopK::open(path, vocab_size);
+        let mut data = Self { sequences: Vec::new(), top_k: top_k.map(open).transpose()? };
         let mut record = 0;
         for (number, line) in BufReader::new(File::open(answers).map_err(io)?).lines().enumerate() {
             let error = |reason: String| {
@@ -242,14 +128,23 @@ impl Dataset {
     }
 
     /// The `count` tokens that carry most of the target's probability, rising, `always` among them.
-    #[must_use]
-    pub fn frequent_tokens(&self, count: usize, vocab_size: usize, always: &[u32]) -> Vec<u32> {
+    ///
+    /// # Errors
+    /// What the file system says of the target's distributions.
+    pub fn frequent_tokens(
+        &self,
+        count: usize,
+        vocab_size: usize,
+        always: &[u32],
+    ) -> std::io::Result<Vec<u32>> {
         let mut mass = vec![0f64; vocab_size];
         for sequence in &self.sequences {
             for (i, &token) in sequence.tokens[sequence.prompt..].iter().enumerate() {
                 mass[token as usize] += 1.0;
-                for (id, p) in self.top_k.iter().flat_map(|top| top.at(sequence.record + i)) {
-                    mass[id as usize] += f64::from(p);
+                if let Some(top) = &self.top_k {
+                    for (id, p) in top.at(sequence.record + i)? {
+                        mass[id as usize] += f64::from(p);
+                    }
                 }
             }
         }
@@ -260,7 +155,7 @@ impl Dataset {
         ids.sort_by(|a, b| mass[*b as usize].total_cmp(&mass[*a as usize]).then(a.cmp(b)));
         ids.truncate(count);
         ids.sort_unstable();
-        ids
+        Ok(ids)
     }
 
     /// Groups answers, in the given order, into batches of at most `rows` rows.
@@ -281,8 +176,14 @@ impl Dataset {
     }
 
     /// One batch of answers. `head_row` gives the head's row of each token, where it has one.
-    #[must_use]
-    pub fn batch(&self, indices: &[usize], head_row: &[Option<u32>]) -> TrainingBatch {
+    ///
+    /// # Errors
+    /// What the file system says of the target's distributions.
+    pub fn batch(
+        &self,
+        indices: &[usize],
+        head_row: &[Option<u32>],
+    ) -> std::io::Result<TrainingBatch> {
         let mut batch = TrainingBatch::default();
         let targets: &mut Targets = &mut batch.targets;
         for sequence in indices.iter().map(|index| &self.sequences[*index]) {
@@ -291,10 +192,10 @@ impl Dataset {
             batch.tokens.extend_from_slice(&sequence.tokens[..inputs]);
             batch.sequences.push(start..start + inputs);
             for place in sequence.prompt..sequence.tokens.len() {
-                self.push_target(sequence, place, start + place - 1, head_row, targets);
+                self.push_target(sequence, place, start + place - 1, head_row, targets)?;
             }
         }
-        batch
+        Ok(batch)
     }
 
     /// Makes the target's distribution of an answer's token at `place` what `row` has to learn, where the head has
@@ -306,7 +207,7 @@ impl Dataset {
         row: usize,
         head_row: &[Option<u32>],
         targets: &mut Targets,
-    ) {
+    ) -> std::io::Result<()> {
         let before = targets.entries.len();
         let mut add = |id: u32, p: f32| {
             if let Some(row) = head_row[id as usize].filter(|_| p > 0.0) {
@@ -315,7 +216,9 @@ impl Dataset {
         };
         match &self.top_k {
             Some(top) => {
-                top.at(sequence.record + place - sequence.prompt).for_each(|(id, p)| add(id, p));
+                for (id, p) in top.at(sequence.record + place - sequence.prompt)? {
+                    add(id, p);
+                }
             }
             None => add(sequence.tokens[place], 1.0),
         }
@@ -323,6 +226,7 @@ impl Dataset {
             targets.rows.push(row as u32);
             targets.ends.push(targets.entries.len());
         }
+        Ok(())
     }
 
     /// The tokens of every answer with its prompt, in order.

@@ -47,7 +47,7 @@ impl Lesson for Distillation {
         pack: &[usize],
         training: bool,
     ) -> candle_core::Result<(Tensor, Tally)> {
-        let batch = self.data.batch(pack, &self.head_row);
+        let batch = self.data.batch(pack, &self.head_row)?;
         self.network.loss(weights, &batch, self.divergence, training)
     }
 }

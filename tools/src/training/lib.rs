@@ -21,11 +21,12 @@ mod parameters;
 mod row_pieces;
 mod slerp;
 mod target_states;
+mod top_k;
 mod trainer;
 mod weights;
 
 pub use attached::{AttachedLesson, AttachedNetwork};
-pub use dataset::{Dataset, Example, Origin, TopK, TopKWriter};
+pub use dataset::{Dataset, Example, Origin};
 pub use decoder::{Network, TrainingBatch};
 pub use distill_loss::Tally;
 pub use lesson::{Distillation, Lesson};
@@ -34,6 +35,7 @@ pub use options::{Budget, Options};
 pub use parameters::{Adapt, Parameters, Weight, block_weights};
 pub use slerp::slerp;
 pub use target_states::{TargetStates, TargetStatesWriter};
+pub use top_k::TopKWriter;
 pub use trainer::{Point, Trainer};
 pub use weights::Weights;
 

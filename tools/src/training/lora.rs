@@ -1,12 +1,12 @@
 //! LoRA adapters as they are trained, written in the format of Hugging Face's `peft`, which
 //! [`pleach::checkpoint::adapter`] reads.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use pleach::checkpoint::adapter::{CONFIG, PREFIX, TENSORS};
-use pleach::checkpoint::write;
-use safetensors::tensor::TensorView;
+use pleach::checkpoint::write::{self, LazyTensor};
+use pleach_kernels::DType;
 use serde_json::json;
 
 use super::TrainError;
@@ -70,24 +70,17 @@ impl TrainedAdapter {
             "modules_to_save": null,
         });
         write::json_file(&folder.join(CONFIG), &config)?;
-        let path = folder.join(TENSORS);
-        let mut tensors = BTreeMap::new();
-        for (name, factors) in &self.factors {
+        let factors = self.factors.iter().flat_map(|(name, factors)| {
             let module = module(name).unwrap_or(name);
-            for (kind, matrix) in ["lora_A", "lora_B"].into_iter().zip(factors) {
-                let view = TensorView::new(
-                    safetensors::Dtype::F32,
-                    vec![matrix.rows, matrix.cols],
-                    bytemuck::cast_slice(&matrix.values),
-                );
-                let view = view.map_err(|e| TrainError::file(&path, e))?;
-                tensors.insert(format!("{PREFIX}{module}.{kind}.weight"), view);
-            }
-        }
-        let about = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let bytes =
-            safetensors::serialize(tensors, Some(about)).map_err(|e| TrainError::file(&path, e))?;
-        Ok(write::atomically(&path, |file| std::io::Write::write_all(file, &bytes))?)
+            ["lora_A", "lora_B"].into_iter().zip(factors).map(move |(kind, matrix)| LazyTensor {
+                name: format!("{PREFIX}{module}.{kind}.weight"),
+                dtype: DType::F32,
+                shape: vec![matrix.rows, matrix.cols],
+                values: Box::new(|| Ok(matrix.values.clone())),
+            })
+        });
+        let tensors: Vec<_> = factors.collect();
+        Ok(write::safetensors_file(&folder.join(TENSORS), &tensors, &[])?)
     }
 }
 

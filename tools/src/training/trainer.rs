@@ -1,6 +1,7 @@
 //! The training run: steps over shuffled packs on several threads, validation, checkpoints.
 
-use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,6 +9,7 @@ use std::time::Instant;
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use rayon::prelude::*;
+use safetensors::tensor::Metadata;
 use serde::{Deserialize, Serialize};
 
 use super::distill_loss::Tally;
@@ -16,7 +18,8 @@ use super::options::{Budget, Options};
 use super::parameters::Gradients;
 use super::weights::Weights;
 use super::{Parameters, TrainError};
-use pleach::checkpoint::write;
+use pleach::checkpoint::write::{self, LazyTensor};
+use pleach_kernels::DType;
 use pleach_kernels::training::AdamW;
 
 /// What one step did.
@@ -267,23 +270,17 @@ impl<L: Lesson> Trainer<L> {
     /// What the file system says.
     pub fn save(&self, path: &Path) -> Result<(), TrainError> {
         let state = serde_json::to_string(&self.state).map_err(|e| TrainError::file(path, e))?;
-        let mut tensors = HashMap::new();
-        for slot in &self.parameters.slots {
-            let parts = [("value", &slot.value), ("m", &slot.moments[0]), ("v", &slot.moments[1])];
-            for (kind, values) in parts {
-                let view = safetensors::tensor::TensorView::new(
-                    safetensors::Dtype::F32,
-                    vec![values.len()],
-                    bytemuck::cast_slice(values),
-                );
-                let view = view.map_err(|e| TrainError::file(path, e))?;
-                tensors.insert(format!("{}/{kind}", slot.name), view);
-            }
-        }
-        let about = HashMap::from([("state".to_owned(), state)]);
-        let bytes =
-            safetensors::serialize(tensors, Some(about)).map_err(|e| TrainError::file(path, e))?;
-        Ok(write::atomically(path, |writer| std::io::Write::write_all(writer, &bytes))?)
+        let arrays = self.parameters.slots.iter().flat_map(|slot| {
+            let [first, second] = &slot.moments;
+            [("value", &slot.value), ("m", first), ("v", second)].map(|(kind, values)| LazyTensor {
+                name: format!("{}/{kind}", slot.name),
+                dtype: DType::F32,
+                shape: vec![values.len()],
+                values: Box::new(|| Ok(values.clone())),
+            })
+        });
+        let arrays: Vec<_> = arrays.collect();
+        Ok(write::safetensors_file(path, &arrays, &[("state", &state)])?)
     }
 
     /// Goes on where the run that wrote `path` stood.
@@ -292,24 +289,32 @@ impl<L: Lesson> Trainer<L> {
     /// [`TrainError::File`] where the file is damaged or belongs to another model.
     pub fn resume(&mut self, path: &Path) -> Result<(), TrainError> {
         let error = |reason: String| TrainError::file(path, reason);
-        let bytes = std::fs::read(path).map_err(|e| error(e.to_string()))?;
-        let (_, header) =
-            safetensors::SafeTensors::read_metadata(&bytes).map_err(|e| error(e.to_string()))?;
+        let io = |e: std::io::Error| TrainError::file(path, e);
+        let file = File::open(path).map_err(io)?;
+        let mut length = [0; 8];
+        file.read_exact_at(&mut length, 0).map_err(io)?;
+        let length = u64::from_le_bytes(length);
+        let size = file.metadata().map_err(io)?.len();
+        if length > size.saturating_sub(8) {
+            return Err(error("is cut short".into()));
+        }
+        let mut header = vec![0; length as usize];
+        file.read_exact_at(&mut header, 8).map_err(io)?;
+        let header: Metadata = serde_json::from_slice(&header).map_err(|e| error(e.to_string()))?;
         let state = header.metadata().as_ref().and_then(|about| about.get("state"));
         let state = state.ok_or_else(|| error("has no state of a training run".into()))?;
         let state: State = serde_json::from_str(state).map_err(|e| error(e.to_string()))?;
-        let tensors =
-            safetensors::SafeTensors::deserialize(&bytes).map_err(|e| error(e.to_string()))?;
         for slot in &mut self.parameters.slots {
             let [first, second] = &mut slot.moments;
             for (kind, values) in [("value", &mut slot.value), ("m", first), ("v", second)] {
                 let name = format!("{}/{kind}", slot.name);
-                let view = tensors.tensor(&name).map_err(|e| error(format!("{name}: {e}")))?;
-                let data = view.data();
-                if data.len() != values.len() * 4 {
+                let info = header.info(&name).ok_or_else(|| error(format!("has no {name}")))?;
+                let (start, end) = info.data_offsets;
+                if end.checked_sub(start) != Some(size_of_val(&values[..])) {
                     return Err(error(format!("{name} has another size than the model's")));
                 }
-                bytemuck::cast_slice_mut(values).copy_from_slice(data);
+                let at = 8 + length + start as u64;
+                file.read_exact_at(bytemuck::cast_slice_mut(values), at).map_err(io)?;
             }
         }
         self.state = state;

@@ -71,7 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let config = checkpoint.config.clone();
     let max_len = args.batch_tokens.min(config.max_position_embeddings);
     let data = Dataset::read(&args.data, top, max_len, config.vocab_size)?;
-    let vocab = data.frequent_tokens(args.draft_vocab, config.vocab_size, &config.eos_token_ids);
+    let vocab = data.frequent_tokens(args.draft_vocab, config.vocab_size, &config.eos_token_ids)?;
 
     let adapt = match args.lora_rank {
         Some(0) => bail!("--lora-rank must be at least 1"),
