@@ -79,7 +79,7 @@ const fn label(name: &'static str, values: &'static [&'static str]) -> Label {
 }
 
 const POSITION: Label = label("position", &[]);
-const PROPOSER: Label = label("proposer", &["draft_model", "ngram", "prediction"]);
+const PROPOSER: Label = label("proposer", &["draft_model", "ngram", "prediction", "grammar"]);
 const NO_DRAFT: Label =
     label("reason", &["disabled", "prefill", "last_token", "no_room", "no_match", "unprofitable"]);
 const ROLE: Label = label("role", &["target", "draft"]);

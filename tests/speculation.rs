@@ -6,9 +6,10 @@ mod support;
 use std::collections::HashMap;
 
 use pleach::engine::{EngineConfig, Request};
+use pleach::grammar::GrammarSource;
 use pleach::sampling::SamplingParams;
 use pleach::speculation::Proposer;
-use support::engines::{engine, engine_with_attached, ids, prompt, questions, run};
+use support::engines::{engine, engine_with_attached, grammar, ids, prompt, questions, run};
 
 /// A perfect draft, and one that is often wrong.
 const DRAFTS: [usize; 2] = [30, 27];
@@ -56,6 +57,38 @@ fn greedy_output_is_identical_with_every_proposer() {
             assert!(accepted(Proposer::Prediction) > 0, "{draft:?} {length}");
             assert_eq!(accepted(Proposer::DraftModel) > 0, draft.is_some());
         }
+    }
+}
+
+/// A grammar drafts what it leaves no choice about: the same answers in fewer passes, at temperature 0 and 1, and
+/// beside every other proposer.
+#[test]
+fn grammars_draft_what_must_come() {
+    let schema = serde_json::json!({
+        "type": "object", "additionalProperties": false,
+        "required": ["temperature_in_celsius", "chance_of_rain"],
+        "properties": {
+            "temperature_in_celsius": {"type": "integer"},
+            "chance_of_rain": {"enum": ["impossible", "possible", "certain"]},
+        },
+    });
+    let requests: Vec<Request> = [0.0, 1.0]
+        .into_iter()
+        .map(|temperature| {
+            let mut request = Request::greedy(prompt("What will the weather be like?"), 60);
+            request.params =
+                SamplingParams { temperature, seed: Some(4), ..SamplingParams::default() };
+            request.grammar = Some(grammar(&GrammarSource::JsonSchema(schema.clone())));
+            request
+        })
+        .collect();
+    let plain = EngineConfig { num_speculative_tokens: 0, ..config() };
+    let expected = ids(&run(&mut engine(&plain, None), &requests));
+    for (draft, ngram) in [(None, true), (Some(27), false), (Some(27), true)] {
+        let mut engine = engine(&EngineConfig { ngram, ..config() }, draft);
+        assert_eq!(ids(&run(&mut engine, &requests)), expected, "{draft:?} {ngram}");
+        let counts = engine.stats().rounds.proposers[Proposer::Grammar as usize];
+        assert!(counts.accepted_tokens >= 4, "{counts:?}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! What generating tokens takes, and what it would take without speculation.
 
 use super::{DecodeTime, Event, ProposerSeconds, RequestId};
-use crate::speculation::{Proposal, Proposer};
+use crate::speculation::{ByProposer, Proposal, Proposer};
 
 /// A step that generated tokens.
 #[derive(Debug, Clone, Copy)]
@@ -28,8 +28,8 @@ pub(super) fn by_proposer(
     rows: f64,
     drafting: f64,
     token: f64,
-) -> [ProposerSeconds; 3] {
-    let mut time = [ProposerSeconds::default(); 3];
+) -> ByProposer<ProposerSeconds> {
+    let mut time: ByProposer<ProposerSeconds> = ByProposer::default();
     let drafted = proposals.iter().flat_map(|proposal| &proposal.tokens);
     let row = rows / drafted.clone().count().max(1) as f64;
     drafted.for_each(|draft| time[draft.proposer as usize].spent += row);
@@ -90,7 +90,7 @@ mod tests {
         let sent = [TokenSource::Accepted(Proposer::Ngram), TokenSource::Recovered]
             .map(|source| TokenOut { id: 7, source, logprob: None, top_logprobs: Vec::new() });
         let events = [(RequestId(0), Event::Tokens(sent.into()))];
-        let [draft, ngram, prediction] = by_proposer(&[proposal], &events, 0.3, 0.5, 2.0);
+        let [draft, ngram, prediction, _] = by_proposer(&[proposal], &events, 0.3, 0.5, 2.0);
         assert!((draft.spent - 0.6).abs() < 1e-9 && draft.saved == 0.0);
         assert!((ngram.spent - 0.2).abs() < 1e-9 && ngram.saved == 2.0);
         assert_eq!(prediction, ProposerSeconds::default());

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{TokenOut, TokenSource};
-use crate::speculation::{DraftToken, Proposer};
+use crate::speculation::{ByProposer, DraftToken, Proposer};
 
 /// Draft tokens of one proposer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,7 +55,7 @@ pub struct RoundCounts {
     /// Verified draft tokens by place in their round.
     pub drafted_per_position: Vec<u64>,
     /// Draft tokens by proposer, in the order of [`Proposer::ALL`].
-    pub proposers: [ProposerCounts; 3],
+    pub proposers: ByProposer<ProposerCounts>,
     /// Tokens that did not need a pass of their own: every token of a round but one.
     pub target_passes_saved: u64,
 }
@@ -268,7 +268,7 @@ pub struct EngineStats {
     /// The rounds of all sequences.
     pub rounds: RoundCounts,
     /// Time by proposer, in the order of [`Proposer::ALL`].
-    pub proposer_seconds: [ProposerSeconds; 3],
+    pub proposer_seconds: ByProposer<ProposerSeconds>,
     /// Forward passes of the target.
     pub target: PassCosts,
     /// Forward passes of the draft model.

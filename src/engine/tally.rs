@@ -12,7 +12,7 @@ use super::{
     SequenceStats,
 };
 use crate::metrics as names;
-use crate::speculation::{DraftReport, Proposer};
+use crate::speculation::{ByProposer, DraftReport, Proposer};
 
 const TARGET: (&str, &str) = ("role", "target");
 const DRAFT: (&str, &str) = ("role", "draft");
@@ -187,7 +187,7 @@ impl Tally {
     }
 
     /// What drafting took and gave in a step, by proposer.
-    pub(super) fn proposer_seconds(&mut self, seconds: [ProposerSeconds; 3]) {
+    pub(super) fn proposer_seconds(&mut self, seconds: ByProposer<ProposerSeconds>) {
         let sums = self.stats.proposer_seconds.iter_mut();
         sums.zip(seconds).for_each(|(sum, time)| sum.add(time));
         for (proposer, time) in Proposer::ALL.into_iter().zip(seconds) {

@@ -5,6 +5,9 @@ use llguidance::toktrie::SimpleVob;
 
 use super::GrammarError;
 
+/// Tokens that are beginnings of another, at most; a longer word has no more.
+const MOST_BEGINNINGS: usize = 64;
+
 /// Follows a sequence, and draft tokens beyond its end. The mask after each draft token is computed
 /// once, for whoever asks first: the proposer or the verification.
 pub struct GrammarState {
@@ -41,6 +44,24 @@ impl GrammarState {
         let followed = self.matcher.consume_token(id).is_ok();
         self.drafted += usize::from(followed);
         followed
+    }
+
+    /// What has to come after the draft tokens followed so far: the longest token that is allowed, where each other is a
+    /// beginning of it, and whether there is no other.
+    pub fn forced(&mut self) -> Option<(u32, bool)> {
+        if self.matcher.is_stopped() {
+            return None;
+        }
+        let env = self.matcher.tok_env().ok()?;
+        let mask = self.mask(self.drafted).ok()?;
+        let allowed = mask.num_set();
+        if allowed > MOST_BEGINNINGS {
+            return None;
+        }
+        let trie = env.tok_trie();
+        let (id, text) = mask.iter().map(|id| (id, trie.token(id))).max_by_key(|(_, t)| t.len())?;
+        let one_way = mask.iter().all(|id| text.starts_with(trie.token(id)));
+        one_way.then_some((id, allowed == 1))
     }
 
     /// Logits as they are after `place` followed draft tokens, with negative infinity where the

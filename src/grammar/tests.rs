@@ -65,6 +65,13 @@ fn random_walks_stay_inside_with_any_drafts() {
                     true => options[random.usize(0..options.len())],
                     false => random.u32(0..VOCAB as u32),
                 };
+                let text = |id: u32| tokenizer.id_to_token(id).unwrap_or_default();
+                let forced = options
+                    .iter()
+                    .find(|&&id| options.iter().all(|other| text(id).starts_with(&text(*other))))
+                    .filter(|_| !state.is_complete());
+                let forced = forced.map(|id| (*id, options.len() == 1));
+                assert_eq!(state.forced(), forced, "{options:?} after {ids:?}");
                 let may = !state.is_complete() && options.contains(&id);
                 assert_eq!(state.draft(id), may, "{id} after {ids:?}");
             }
@@ -86,6 +93,26 @@ fn random_walks_stay_inside_with_any_drafts() {
         texts.insert(text);
     }
     assert!(texts.len() > 20, "{texts:?}");
+}
+
+/// Where there is one way on, the longest token of it is forced, then the next, to the end.
+#[test]
+fn what_must_come_is_forced() {
+    let compiler = compiler();
+    let grammar = compiler.compile(&GrammarSource::Regex("\\{\"true[12]2".into())).unwrap();
+    let id = |text: &str| tokenizer().token_to_id(text).unwrap();
+    let mut state = grammar.start();
+    for text in ["{\"", "true"] {
+        assert_eq!(state.forced(), Some((id(text), false)));
+        assert!(state.draft(id(text)));
+    }
+    assert_eq!(state.forced(), None, "1, 12 or 2");
+    assert!(state.draft(id("1")));
+    assert_eq!(state.forced(), Some((id("2"), true)));
+    state.take_back();
+    assert_eq!(state.forced(), Some((id("{\""), false)));
+    "{\"true12".chars().for_each(|c| state.commit(0, id(&c.to_string())).unwrap());
+    assert_eq!(state.forced(), None, "nothing follows the end");
 }
 
 /// Accepted draft tokens count: the state after them is that of having committed each.

@@ -44,7 +44,7 @@ const SEQUENCE_MEMORY: f64 = 30.0;
 const PRIOR: f64 = 5.0;
 
 /// Chances that a draft token is accepted given that all before it were: for copied tokens by the
-/// length of the match, for the draft model's by its confidence. An engine learns them over all its
+/// length of the match, for the draft model's by its confidence, for a grammar's one. An engine learns them over all its
 /// sequences; each sequence starts from there and learns its own.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Acceptance {
@@ -53,6 +53,7 @@ pub struct Acceptance {
     prediction: [Chance; LENGTHS.len()],
     confidence: [Chance; CONFIDENCES],
     draft_model: Chance,
+    forced: Chance,
 }
 
 impl Default for Acceptance {
@@ -66,6 +67,7 @@ impl Default for Acceptance {
             prediction: by_length([0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9]),
             confidence: std::array::from_fn(|class| Chance::new(middle(class), PRIOR)),
             draft_model: Chance::new(0.5, PRIOR),
+            forced: Chance::new(0.9, PRIOR),
         }
     }
 }
@@ -85,7 +87,8 @@ impl Acceptance {
         let mut own = self.clone();
         own.memory = SEQUENCE_MEMORY;
         let chances = own.ngram.iter_mut().chain(&mut own.prediction).chain(&mut own.confidence);
-        chances.chain([&mut own.draft_model]).for_each(|chance| *chance = chance.lightened(PRIOR));
+        let single = [&mut own.draft_model, &mut own.forced];
+        chances.chain(single).for_each(|chance| *chance = chance.lightened(PRIOR));
         own
     }
 
@@ -105,6 +108,17 @@ impl Acceptance {
     #[must_use]
     pub fn draft_model(&self) -> f64 {
         self.draft_model.get()
+    }
+
+    /// Chance of the token that spells most of what a grammar leaves: the model may spell it otherwise.
+    #[must_use]
+    pub fn forced(&self) -> f64 {
+        self.forced.get()
+    }
+
+    /// Learns whether such a token was right.
+    pub fn observe_forced(&mut self, hit: bool) {
+        self.forced.observe(f64::from(u8::from(hit)), self.memory);
     }
 
     /// Learns whether a token copied after a match of `length` tokens was, or would have been, right.

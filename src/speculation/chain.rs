@@ -1,4 +1,4 @@
-//! The draft tokens of one sequence as they grow: what is copied, and when the draft model is asked.
+//! The draft tokens of one sequence as they grow: what a grammar forces, what is copied, and when the draft model is asked.
 
 use super::draft_model::DraftModel;
 use super::trials::Trials;
@@ -22,6 +22,15 @@ pub(super) struct Chain<'t, 'a> {
     pub(super) closed: bool,
 }
 
+/// Tokens that cost no pass of the draft model.
+#[derive(Clone, Copy)]
+enum Known {
+    /// So many from a place on.
+    Copy(Proposer, Match, usize),
+    /// What the grammar leaves no choice about, with its chance.
+    Forced(u32, f32),
+}
+
 /// The draft model, as a chain that might ask it sees it.
 #[derive(Clone, Copy)]
 pub(super) struct Asked<'a> {
@@ -40,7 +49,7 @@ impl<'t, 'a> Chain<'t, 'a> {
         Self { task, chance: 1.0, row: None, closed: false }
     }
 
-    /// Copies what is worth copying. Returns whether the draft model should go on.
+    /// Takes what the grammar forces, and copies what is worth copying. Returns whether the draft model should go on.
     pub(super) fn copy(
         &mut self,
         work: &mut Work,
@@ -56,23 +65,32 @@ impl<'t, 'a> Chain<'t, 'a> {
             let value = |asked| self.draft_value(room, *work, prices, asked, trials);
             let drafting = asked.map_or(0.0, value);
             let context = self.task.tokens.len();
+            let price = |length| prices.rows(*work, length, context);
             let copies = [self.predicted(), self.matching()].into_iter().flatten();
-            let best = copies
-                .map(|(proposer, at, available)| {
-                    let acceptance = &self.task.state.acceptance;
-                    let chance = |place: usize| acceptance.copied(proposer, at.length + place);
-                    let price = |length| prices.rows(*work, length, context);
-                    let (length, value) = best(room.min(available), self.chance, chance, price);
-                    (proposer, at, length, value)
-                })
-                .reduce(|a, b| if b.3 > a.3 { b } else { a });
-            match best {
-                Some((proposer, at, length, value)) if value > drafting.max(0.0) => {
-                    *work = work.further(self.take(proposer, at, length), context);
+            let copies = copies.map(|(proposer, at, available)| {
+                let acceptance = &self.task.state.acceptance;
+                let chance = |place: usize| acceptance.copied(proposer, at.length + place);
+                let (length, value) = best(room.min(available), self.chance, chance, price);
+                (Known::Copy(proposer, at, length), value)
+            });
+            let copy = copies.reduce(|a, b| if b.1 > a.1 { b } else { a });
+            let forced = self.forced().map(|(id, chance)| {
+                (Known::Forced(id, chance), self.chance * f64::from(chance) - price(1))
+            });
+            let known = [copy, forced].into_iter().flatten();
+            match known.reduce(|a, b| if b.1 > a.1 { b } else { a }) {
+                Some((known, value)) if value > drafting.max(0.0) => {
+                    *work = work.further(self.take(known), context);
                 }
                 _ => return drafting > 0.0,
             }
         }
+    }
+
+    /// What the grammar leaves no choice about: a token, and the chance that the model spells it so.
+    fn forced(&mut self) -> Option<(u32, f32)> {
+        let (id, sole) = self.task.grammar.as_mut()?.forced()?;
+        Some((id, if sole { 1.0 } else { self.task.state.acceptance.forced() as f32 }))
     }
 
     /// The client's prediction, where the output follows it: the match and the tokens left.
@@ -92,21 +110,29 @@ impl<'t, 'a> Chain<'t, 'a> {
         Some((Proposer::Ngram, at, usize::MAX))
     }
 
-    /// Adds `length` copied tokens, fewer where one of them ends the sequence or the grammar refuses it;
-    /// returns how many.
-    fn take(&mut self, proposer: Proposer, at: Match, length: usize) -> usize {
+    /// Adds known tokens, fewer where one of them ends the sequence or the grammar refuses it; returns how many.
+    fn take(&mut self, known: Known) -> usize {
         let before = self.task.proposal.tokens.len();
-        for place in 0..length {
-            let state = &self.task.state;
-            let text = match (proposer, &state.prediction) {
-                (Proposer::Prediction, Some(prediction)) => prediction.text(),
-                _ => &self.task.tokens[..],
-            };
-            let id = text[at.next + place];
-            self.chance *= state.acceptance.copied(proposer, at.length + place);
-            self.push(DraftToken::copied(id, proposer));
-            if self.closed {
-                break;
+        match known {
+            Known::Forced(id, chance) => {
+                self.chance *= f64::from(chance);
+                let token = DraftToken::copied(id, Proposer::Grammar);
+                self.push(DraftToken { confidence: chance, ..token });
+            }
+            Known::Copy(proposer, at, length) => {
+                for place in 0..length {
+                    let state = &self.task.state;
+                    let text = match (proposer, &state.prediction) {
+                        (Proposer::Prediction, Some(prediction)) => prediction.text(),
+                        _ => &self.task.tokens[..],
+                    };
+                    let id = text[at.next + place];
+                    self.chance *= state.acceptance.copied(proposer, at.length + place);
+                    self.push(DraftToken::copied(id, proposer));
+                    if self.closed {
+                        break;
+                    }
+                }
             }
         }
         self.task.proposal.tokens.len() - before

@@ -24,7 +24,7 @@ pub use draft_model::{DraftModel, DraftPass};
 pub use ngram::{Match, NgramIndex};
 pub use prediction::PredictedOutput;
 pub use prices::{Costs, DraftStep, Prices};
-pub use proposal::{Decided, DraftToken, Proposal, Proposer, Proposers};
+pub use proposal::{ByProposer, Decided, DraftToken, Proposal, Proposer, Proposers};
 pub use rejection::{FinalToken, Verdict, rejection_sample};
 pub use state::SpeculationState;
 pub use task::ProposeTask;

@@ -11,20 +11,25 @@ pub enum Proposer {
     Ngram,
     /// The client's prediction of the output.
     Prediction,
+    /// The grammar, where it leaves one way on.
+    Grammar,
 }
 
 impl Proposer {
     /// All proposers, in the order of their numbers.
-    pub const ALL: [Self; 3] = [Self::DraftModel, Self::Ngram, Self::Prediction];
+    pub const ALL: [Self; 4] = [Self::DraftModel, Self::Ngram, Self::Prediction, Self::Grammar];
 
     /// Its name in metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
-        ["draft_model", "ngram", "prediction"][self as usize]
+        ["draft_model", "ngram", "prediction", "grammar"][self as usize]
     }
 }
 
-/// Who may draft for a sequence, beside the client's own prediction.
+/// Something of each proposer, in the order of [`Proposer::ALL`].
+pub type ByProposer<T> = [T; Proposer::ALL.len()];
+
+/// Who may draft for a sequence, beside the client's own prediction and its grammar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Proposers {
     /// The draft model.
@@ -50,7 +55,8 @@ pub struct DraftToken {
     pub draft_probs: Distribution,
     /// Who proposed it.
     pub proposer: Proposer,
-    /// Probability of the draft model's most likely token at temperature 1; 1 for a copied token.
+    /// Probability of the draft model's most likely token at temperature 1; 1 for a copied token; the chance that a
+    /// grammar's token was given.
     pub confidence: f32,
 }
 

@@ -106,10 +106,21 @@ impl SpeculationState {
         self.usual.1 += NEW * (cost - self.usual.1);
         let own = &mut self.acceptance;
         for (place, token) in proposal.tokens.iter().enumerate().take(accepted + 1) {
-            if token.proposer == Proposer::DraftModel {
-                let chance = f64::from(u8::from(place < accepted));
-                own.observe_drafted(token.confidence, chance);
-                engine.observe_drafted(token.confidence, chance);
+            let hit = place < accepted;
+            match token.proposer {
+                Proposer::DraftModel => {
+                    let chance = f64::from(u8::from(hit));
+                    own.observe_drafted(token.confidence, chance);
+                    engine.observe_drafted(token.confidence, chance);
+                }
+                // The only one that may come stands for sure.
+                Proposer::Grammar if token.confidence == 1.0 => {}
+                Proposer::Grammar => {
+                    own.observe_forced(hit);
+                    engine.observe_forced(hit);
+                }
+                // Judged below, tried or not.
+                Proposer::Ngram | Proposer::Prediction => {}
             }
         }
         // A token that was left out is judged by the one that came instead.

@@ -14,6 +14,7 @@ use pleach::checkpoint::adapter::Adapter;
 use pleach::checkpoint::write::{Meta, gguf_file};
 use pleach::checkpoint::{ATTACHMENT, Checkpoint, RawTensor, source};
 use pleach::engine::{Answer, Engine, EngineConfig, Request};
+use pleach::grammar::{Grammar, GrammarCompiler, GrammarSource};
 use pleach::model::{Decoder, Draft, ModelConfig, PROJECTIONS, layer_tensor_names};
 use pleach_kernels::{DType, ThreadPool};
 
@@ -100,11 +101,20 @@ pub fn model_config() -> ModelConfig {
 
 /// A chat prompt of the default model.
 pub fn prompt(text: &str) -> Vec<u32> {
-    static TOKENIZER: OnceLock<tokenizers::Tokenizer> = OnceLock::new();
-    let tokenizer =
-        TOKENIZER.get_or_init(|| Checkpoint::open(model_path()).unwrap().tokenizer.unwrap());
     let text = format!("<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n");
-    tokenizer.encode(text, false).unwrap().get_ids().to_vec()
+    tokenizer().encode(text, false).unwrap().get_ids().to_vec()
+}
+
+fn tokenizer() -> &'static tokenizers::Tokenizer {
+    static TOKENIZER: OnceLock<tokenizers::Tokenizer> = OnceLock::new();
+    TOKENIZER.get_or_init(|| Checkpoint::open(model_path()).unwrap().tokenizer.unwrap())
+}
+
+/// A grammar over the default model's tokens.
+pub fn grammar(source: &GrammarSource) -> Grammar {
+    let config = Checkpoint::open(model_path()).unwrap().config;
+    let compiler = GrammarCompiler::new(tokenizer(), config.vocab_size, &config.eos_token_ids);
+    compiler.unwrap().compile(source).unwrap()
 }
 
 /// Runs all requests together to their end.

@@ -8,7 +8,7 @@ use anyhow::Result;
 use pleach::engine::{Answer, Engine, Request};
 use pleach::prompts::Prompt;
 use pleach::sampling::SamplingParams;
-use pleach::speculation::{Proposer, Proposers};
+use pleach::speculation::{ByProposer, Proposer, Proposers};
 use serde::Serialize;
 
 use super::args::Args;
@@ -109,7 +109,7 @@ struct Times {
     tokens: usize,
     seconds: f64,
     passes: u64,
-    accepted: [[u64; 2]; 3],
+    accepted: ByProposer<[u64; 2]>,
     drafting: f64,
 }
 
