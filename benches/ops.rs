@@ -219,7 +219,7 @@ fn gemm_bf16(bencher: Bencher, (m, k, n): (usize, usize, usize)) {
     let mut c = vec![0.0; m * n];
     bencher.counter(ItemsCount::new(2 * m * n * k)).bench_local(|| {
         let (a, b) = (MatRef::new(&a, m, k, k), MatRef::new(&b, k, n, n));
-        gemm::gemm(a, b, black_box(&mut c), false);
+        gemm::gemm(a, b, black_box(&mut c));
     });
 }
 

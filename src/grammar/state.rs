@@ -5,7 +5,7 @@ use llguidance::toktrie::SimpleVob;
 
 use super::GrammarError;
 
-/// Tokens that are beginnings of another, at most; a longer word has no more.
+/// Beginnings of one token that are looked through, at most.
 const MOST_BEGINNINGS: usize = 64;
 
 /// Follows a sequence, and draft tokens beyond its end. The mask after each draft token is computed

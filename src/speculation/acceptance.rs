@@ -161,6 +161,16 @@ mod tests {
         assert_eq!([0.0, 0.05, 0.95, 1.0].map(confidence_class), [0, 0, 9, 9]);
     }
 
+    /// However often what a grammar forces was right.
+    #[test]
+    fn misses_of_forced_tokens_count() {
+        let mut engine = Acceptance::default();
+        (0..100_000).for_each(|_| engine.observe_forced(true));
+        let before = engine.forced();
+        engine.observe_forced(false);
+        assert!(engine.forced() < before - 0.001, "{before} {}", engine.forced());
+    }
+
     #[test]
     fn sequences_start_from_the_engine_and_learn_faster() {
         let mut engine = Acceptance::default();

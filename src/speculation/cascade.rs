@@ -1,5 +1,5 @@
-//! Drafting for all sequences of a step: at each position the client's prediction, an n-gram match or
-//! the draft model, whichever promises most, for as long as a draft token is worth what it costs.
+//! Drafting for all sequences of a step: at each position the client's prediction, an n-gram match, what the grammar
+//! leaves no choice about or the draft model, whichever promises most, for as long as a draft token is worth what it costs.
 
 use super::chain::{Asked, Chain};
 use super::draft_model::DraftModel;

@@ -66,7 +66,12 @@ impl<'t, 'a> Chain<'t, 'a> {
             let drafting = asked.map_or(0.0, value);
             let context = self.task.tokens.len();
             let price = |length| prices.rows(*work, length, context);
+            let forced = self.forced();
+            // The grammar refuses copies that begin with another token than the only one.
+            let only = forced.filter(|(_, chance)| *chance == 1.0).map(|(id, _)| id);
             let copies = [self.predicted(), self.matching()].into_iter().flatten();
+            let copies = copies
+                .filter(|(from, at, _)| only.is_none_or(|id| self.text(*from)[at.next] == id));
             let copies = copies.map(|(proposer, at, available)| {
                 let acceptance = &self.task.state.acceptance;
                 let chance = |place: usize| acceptance.copied(proposer, at.length + place);
@@ -74,7 +79,7 @@ impl<'t, 'a> Chain<'t, 'a> {
                 (Known::Copy(proposer, at, length), value)
             });
             let copy = copies.reduce(|a, b| if b.1 > a.1 { b } else { a });
-            let forced = self.forced().map(|(id, chance)| {
+            let forced = forced.map(|(id, chance)| {
                 (Known::Forced(id, chance), self.chance * f64::from(chance) - price(1))
             });
             let known = [copy, forced].into_iter().flatten();
@@ -90,7 +95,17 @@ impl<'t, 'a> Chain<'t, 'a> {
     /// What the grammar leaves no choice about: a token, and the chance that the model spells it so.
     fn forced(&mut self) -> Option<(u32, f32)> {
         let (id, sole) = self.task.grammar.as_mut()?.forced()?;
-        Some((id, if sole { 1.0 } else { self.task.state.acceptance.forced() as f32 }))
+        // What is learnt never becomes certain, since what is certain is not learnt from.
+        let learnt = (self.task.state.acceptance.forced() as f32).min(1.0 - f32::EPSILON);
+        Some((id, if sole { 1.0 } else { learnt }))
+    }
+
+    /// The text that a proposer copies from.
+    fn text(&self, proposer: Proposer) -> &[u32] {
+        match (proposer, &self.task.state.prediction) {
+            (Proposer::Prediction, Some(prediction)) => prediction.text(),
+            _ => self.task.tokens,
+        }
     }
 
     /// The client's prediction, where the output follows it: the match and the tokens left.
@@ -121,13 +136,8 @@ impl<'t, 'a> Chain<'t, 'a> {
             }
             Known::Copy(proposer, at, length) => {
                 for place in 0..length {
-                    let state = &self.task.state;
-                    let text = match (proposer, &state.prediction) {
-                        (Proposer::Prediction, Some(prediction)) => prediction.text(),
-                        _ => &self.task.tokens[..],
-                    };
-                    let id = text[at.next + place];
-                    self.chance *= state.acceptance.copied(proposer, at.length + place);
+                    let id = self.text(proposer)[at.next + place];
+                    self.chance *= self.task.state.acceptance.copied(proposer, at.length + place);
                     self.push(DraftToken::copied(id, proposer));
                     if self.closed {
                         break;

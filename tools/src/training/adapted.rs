@@ -166,7 +166,9 @@ mod tests {
         let [x, a, b] = [tensor(rows, inner), tensor(2 * rank, inner), tensor(out, rank)]
             .map(|tensor| Var::from_tensor(&tensor).unwrap());
         let adapted = Adapted {
-            frozen: Arc::new(Frozen::new(&w.flatten_all().unwrap().to_vec1().unwrap(), inner)),
+            frozen: Arc::new(
+                Frozen::new(&w.flatten_all().unwrap().to_vec1().unwrap(), inner).unwrap(),
+            ),
             parts: outs.into(),
             rank,
             scale: by,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::gemm::product;
+use super::gemm::product_alone;
 use super::graph_ops::{dense, result, values, with_values};
 use super::row_pieces::{ROWS, alone};
 use pleach::model::{ModelConfig, RopeTables};
@@ -126,7 +126,7 @@ impl Attention {
         let n = head.rows.len();
         weights.resize(n * n, 0.0);
         let (q, k) = (self.part(qkv, head, head.query), self.part(qkv, head, head.key));
-        product(q, k.t(), weights)?;
+        product_alone(q, k.t(), weights)?;
         let scale = self.shape.bound(weights);
         bounded.clone_from(weights);
         causal_softmax(weights, n, scale, self.shape.window);
@@ -172,7 +172,7 @@ impl CustomOp1 for Attention {
             self.weights(&qkv, head, weights, bounded)?;
             let mut part = vec![0.0; n * dim];
             let value = self.part(&qkv, head, head.value);
-            product(MatRef::new(weights, n, n, n), value, &mut part)?;
+            product_alone(MatRef::new(weights, n, n, n), value, &mut part)?;
             Ok(part)
         };
         let heads = self.heads();
@@ -197,15 +197,15 @@ impl CustomOp1 for Attention {
                 let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; n * dim]);
                 let start = head.rows.start * width + head.query;
                 let dout = MatRef::new(&dout[start..], n, dim, width);
-                product(dout, self.part(&x, head, head.value).t(), dweights)?;
-                product(MatRef::new(weights, n, n, n).t(), dout, &mut dv)?;
+                product_alone(dout, self.part(&x, head, head.value).t(), dweights)?;
+                product_alone(MatRef::new(weights, n, n, n).t(), dout, &mut dv)?;
                 let rows = weights.chunks_exact(n).zip(bounded.chunks_exact(n));
                 for ((weights, bounded), gradient) in rows.zip(dweights.chunks_exact_mut(n)) {
                     self.shape.scores_gradient(weights, bounded, gradient);
                 }
                 let dscores = MatRef::new(dweights, n, n, n);
-                product(dscores, self.part(&x, head, head.key), &mut dq)?;
-                product(dscores.t(), self.part(&x, head, head.query), &mut dk)?;
+                product_alone(dscores, self.part(&x, head, head.key), &mut dq)?;
+                product_alone(dscores.t(), self.part(&x, head, head.query), &mut dk)?;
                 Ok([dq, dk, dv])
             };
             let heads = self.heads();

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::attention::HeadShape;
-use super::gemm::product;
+use super::gemm::product_alone;
 use super::graph_ops::{dense, result, values, with_values};
 use pleach::model::RopeTables;
 use pleach_kernels::MatRef;
@@ -105,7 +105,7 @@ impl ChainAttention {
         let (count, positions, steps) = (head.chains.rows.len(), keys.rows(), self.steps);
         target.resize(count * positions, 0.0);
         own.resize(count * steps, 0.0);
-        product(self.queries(qkv, head), keys.t(), target)?;
+        product_alone(self.queries(qkv, head), keys.t(), target)?;
         for chain in 0..count {
             let query = &qkv[self.at(head, steps - 1, chain, head.query)];
             let own = &mut own[chain * steps..][..steps];
@@ -155,7 +155,7 @@ impl ChainAttention {
         let cells = self.target(&head.chains.values, head);
         let mut out = vec![0.0; count * dim];
         let weights = MatRef::new(&scores.target, count, cells.rows(), cells.rows());
-        product(weights, cells, &mut out)?;
+        product_alone(weights, cells, &mut out)?;
         for (chain, out) in out.chunks_exact_mut(dim).enumerate() {
             for step in 0..self.steps {
                 let value = &qkv[self.at(head, step, chain, head.value)];
@@ -186,7 +186,7 @@ impl ChainAttention {
         let width = self.shape.heads * dim;
         let dout = &dout[head.chains.rows.start * width + head.query..];
         dtarget.resize(count * positions, 0.0);
-        product(MatRef::new(dout, count, dim, width), cells.t(), dtarget)?;
+        product_alone(MatRef::new(dout, count, dim, width), cells.t(), dtarget)?;
         down.clear();
         let mut bounded = &scores.bounded[..];
         let of_chains = of_head.value.chunks_exact_mut(steps * dim).enumerate();
@@ -212,7 +212,7 @@ impl ChainAttention {
             down.extend_from_slice(of_own);
         }
         let dscores = MatRef::new(dtarget, count, positions, positions);
-        product(dscores, keys, &mut of_head.query)?;
+        product_alone(dscores, keys, &mut of_head.query)?;
         let parts =
             of_head.query.chunks_exact_mut(dim).zip(of_head.key.chunks_exact_mut(steps * dim));
         for (chain, (dquery, dkeys)) in parts.enumerate() {

@@ -210,7 +210,7 @@ impl Dataset {
     ) -> std::io::Result<()> {
         let before = targets.entries.len();
         let mut add = |id: u32, p: f32| {
-            if let Some(row) = head_row[id as usize].filter(|_| p > 0.0) {
+            if let Some(row) = head_row.get(id as usize).copied().flatten().filter(|_| p > 0.0) {
                 targets.entries.push((row, p));
             }
         };

@@ -142,7 +142,7 @@ pub(super) fn frozen_head(head: &[f32], width: usize) -> Result<Arc<Frozen>> {
     if !head.len().is_multiple_of(width) {
         candle_core::bail!("the head is not made of whole rows");
     }
-    Ok(Arc::new(Frozen::new(head, width)))
+    Ok(Arc::new(Frozen::new(head, width)?))
 }
 
 /// The weights of one block, [fused](Weights::fused).

@@ -15,13 +15,17 @@ pub(super) struct Frozen {
 impl Frozen {
     /// A matrix of rows of `inner` values.
     ///
+    /// # Errors
+    /// What candle says.
+    ///
     /// # Panics
     /// If the values are not whole rows.
-    pub(super) fn new(values: &[f32], inner: usize) -> Self {
+    pub(super) fn new(values: &[f32], inner: usize) -> Result<Self> {
         let out = values.len() / inner;
         assert_eq!(values.len(), out * inner, "whole rows");
         let w = MatRef::new(values, out, inner, inner);
-        Self { shape: [out, inner], operands: [Constant::new(w.t()), Constant::new(w)] }
+        let operands = [Constant::new(w.t())?, Constant::new(w)?];
+        Ok(Self { shape: [out, inner], operands })
     }
 
     /// Rows and columns.

@@ -10,53 +10,49 @@ use pleach_kernels::training::gemm as bf16;
 
 /// `c = a b`; `c` is `[a.rows, b.cols]`, row-major and dense.
 pub(super) fn product(a: MatRef, b: MatRef, c: &mut [f32]) -> Result<()> {
-    if a.rows() > ROWS {
-        return product_by(a, &Constant::new(b), c);
-    }
+    if a.rows() > ROWS { product_by(a, &Constant::new(b)?, c) } else { product_alone(a, b, c) }
+}
+
+/// [`product`] on one thread, for those of which threads have one each.
+pub(super) fn product_alone(a: MatRef, b: MatRef, c: &mut [f32]) -> Result<()> {
     #[cfg(target_arch = "x86_64")]
     if bf16::available() {
-        bf16::gemm(a, b, c, false);
+        bf16::gemm(a, b, c);
         return Ok(());
     }
-    by_candle(a, b, c, false)
+    by_candle(a, &tensor(b)?, c, false)
 }
 
 /// A right operand of many products.
 pub(super) enum Constant {
     #[cfg(target_arch = "x86_64")]
     Packed(bf16::Packed),
-    /// Dense values, row-major, and their columns.
-    Plain(Vec<f32>, usize),
+    Plain(Tensor),
 }
 
 impl Constant {
-    pub(super) fn new(b: MatRef) -> Self {
+    pub(super) fn new(b: MatRef) -> Result<Self> {
         #[cfg(target_arch = "x86_64")]
         if bf16::available() {
-            return Self::Packed(bf16::Packed::new(b));
+            return Ok(Self::Packed(bf16::Packed::new(b)));
         }
-        Self::Plain(b.to_dense(), b.cols())
+        tensor(b).map(Self::Plain)
     }
 }
 
 /// `c = a b`.
 pub(super) fn product_by(a: MatRef, b: &Constant, c: &mut [f32]) -> Result<()> {
     let width = c.len() / a.rows().max(1);
-    c.par_chunks_mut((ROWS * width).max(1))
-        .enumerate()
-        .try_for_each(|(index, c)| piece_by(a.rows_of(piece(index, a.rows())), b, c, false))
-}
-
-fn piece_by(a: MatRef, b: &Constant, c: &mut [f32], accumulate: bool) -> Result<()> {
-    match b {
-        #[cfg(target_arch = "x86_64")]
-        Constant::Packed(b) => bf16::gemm_packed(a, b, c, accumulate),
-        Constant::Plain(values, cols) => {
-            let b = MatRef::new(values, values.len() / cols.max(&1), *cols, *cols);
-            by_candle(a, b, c, accumulate)?;
+    let pieces = c.par_chunks_mut((ROWS * width).max(1)).enumerate();
+    pieces.try_for_each(|(index, c)| {
+        let a = a.rows_of(piece(index, a.rows()));
+        match b {
+            #[cfg(target_arch = "x86_64")]
+            Constant::Packed(b) => bf16::gemm_packed(a, b, c),
+            Constant::Plain(b) => by_candle(a, b, c, false)?,
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// `t = x u` and `y = x w + t v`.
@@ -68,23 +64,30 @@ pub(super) fn adapted_product(
     y: &mut [f32],
 ) -> Result<()> {
     let (rank, width) = (u.cols(), v.cols());
-    let (u, v) = (Constant::new(u), Constant::new(v));
+    let (u, v) = (Constant::new(u)?, Constant::new(v)?);
     let pieces = t.par_chunks_mut(ROWS * rank).zip(y.par_chunks_mut(ROWS * width));
     pieces.enumerate().try_for_each(|(index, (t, y))| {
         let x = x.rows_of(piece(index, x.rows()));
-        #[cfg(target_arch = "x86_64")]
-        if let (Constant::Packed(w), Constant::Packed(u), Constant::Packed(v)) = (w, &u, &v) {
-            bf16::gemm_adapted(x, w, [u, v], t, y);
-            return Ok(());
+        match (w, &u, &v) {
+            #[cfg(target_arch = "x86_64")]
+            (Constant::Packed(w), Constant::Packed(u), Constant::Packed(v)) => {
+                bf16::gemm_adapted(x, w, [u, v], t, y);
+            }
+            (Constant::Plain(w), Constant::Plain(u), Constant::Plain(v)) => {
+                by_candle(x, u, t, false)?;
+                by_candle(x, w, y, false)?;
+                by_candle(MatRef::new(t, x.rows(), rank, rank), v, y, true)?;
+            }
+            #[cfg(target_arch = "x86_64")]
+            _ => unreachable!("a machine has one kind"),
         }
-        piece_by(x, &u, t, false)?;
-        piece_by(x, w, y, false)?;
-        piece_by(MatRef::new(t, x.rows(), rank, rank), &v, y, true)
+        Ok(())
     })
 }
 
-fn by_candle(a: MatRef, b: MatRef, c: &mut [f32], accumulate: bool) -> Result<()> {
-    let product = tensor(a)?.matmul(&tensor(b)?)?.flatten_all()?.to_vec1::<f32>()?;
+/// `c = a b`, or `c += a b` with `accumulate`.
+fn by_candle(a: MatRef, b: &Tensor, c: &mut [f32], accumulate: bool) -> Result<()> {
+    let product = tensor(a)?.matmul(b)?.flatten_all()?.to_vec1::<f32>()?;
     for (c, value) in c.iter_mut().zip(product) {
         *c = if accumulate { *c + value } else { value };
     }
@@ -105,7 +108,7 @@ mod tests {
         let x: Vec<f32> = (0..70u16).map(|v| f32::from(v * 37 % 19) - 9.0).collect();
         let (a, b) = (MatRef::new(&x, 3, 4, 7), MatRef::new(&x[20..], 5, 4, 6).t());
         let mut c = vec![1.0; 15];
-        by_candle(a, b, &mut c, true).unwrap();
+        by_candle(a, &tensor(b).unwrap(), &mut c, true).unwrap();
         for i in 0..3 {
             for j in 0..5 {
                 let dot: f32 = (0..4).map(|k| x[i * 7 + k] * x[20 + j * 6 + k]).sum();

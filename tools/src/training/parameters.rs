@@ -225,7 +225,7 @@ impl Parameters {
             let (_, inner) = matrices[0].dims2()?;
             let parts = matrices.iter().map(|matrix| matrix.dim(0)).collect::<CandleResult<_>>()?;
             let values = Tensor::cat(&matrices, 0)?.flatten_all()?.to_vec1::<f32>()?;
-            let frozen = Arc::new(Frozen::new(&values, inner));
+            let frozen = Arc::new(Frozen::new(&values, inner)?);
             Ok((module, Adapted { frozen, parts, rank, scale }))
         };
         groups.into_par_iter().map(one).collect()

@@ -16,7 +16,7 @@ const HEADER: usize = MAGIC.len() + size_of::<u32>();
 /// Bytes of a token's id and its log-probability.
 const PAIR: usize = size_of::<u32>() + size_of::<f32>();
 
-/// Distributions in the order of the answers' tokens, read as they are needed.
+/// Distributions in the order of the answers' tokens, read as they are needed: the file has to stay as it is.
 #[derive(Debug)]
 pub(super) struct TopK {
     k: usize,
@@ -33,7 +33,6 @@ impl TopK {
         let error = |reason: String| TrainError::file(path, reason);
         let io = |e: std::io::Error| TrainError::file(path, e);
         let file = File::open(path).map_err(io)?;
-        let length = file.metadata().map_err(io)?.len() as usize;
         let mut reader = BufReader::with_capacity(1 << 20, &file);
         let mut header = Vec::new();
         Read::by_ref(&mut reader).take(HEADER as u64).read_to_end(&mut header).map_err(io)?;
@@ -43,7 +42,7 @@ impl TopK {
             .map(|k| u32::from_le_bytes(*k) as usize)
             .filter(|k| (1..=1024).contains(k))
             .ok_or_else(|| error("is no file of top-k log-probabilities".into()))?;
-        let bytes = length - HEADER;
+        let bytes = (file.metadata().map_err(io)?.len() as usize).saturating_sub(HEADER);
         if !bytes.is_multiple_of(k * PAIR) {
             return Err(error(format!("{bytes} bytes are no whole records")));
         }
@@ -101,14 +100,14 @@ impl TopKWriter {
         let mut header = MAGIC.to_vec();
         header.extend((k as u32).to_le_bytes());
         let mut found = Vec::new();
-        Read::by_ref(&mut file).take(header.len() as u64).read_to_end(&mut found).map_err(io)?;
+        Read::by_ref(&mut file).take(HEADER as u64).read_to_end(&mut found).map_err(io)?;
         if records > 0 && found != header {
             return Err(TrainError::file(
                 path,
                 format!("has no records of {k} tokens to go on from"),
             ));
         }
-        let length = (header.len() + records * k * 8) as u64;
+        let length = (HEADER + records * k * PAIR) as u64;
         if file.metadata().map_err(io)?.len() < length && records > 0 {
             return Err(TrainError::file(path, "has fewer records than there are answers"));
         }

@@ -253,13 +253,17 @@ impl<L: Lesson> Trainer<L> {
             return Ok(None);
         }
         let packs = self.lesson.data().group(&self.validation, self.options.rows);
-        let leaves = self.parameters.leaves()?.detached();
-        let of_pack = |pack: &Vec<usize>| Ok(self.lesson.loss(&leaves, pack, false)?.1);
-        let parts: Vec<Tally> = self
-            .workers
-            .install(|| packs.par_iter().map(of_pack).collect::<candle_core::Result<_>>())?;
-        let mut sum = Tally::default();
-        parts.iter().for_each(|part| sum.add(part));
+        let sum = self.workers.install(|| -> candle_core::Result<Tally> {
+            let leaves = self.parameters.leaves()?.detached();
+            let mut sum = Tally::default();
+            for packs in packs.chunks(self.workers.current_num_threads()) {
+                let of_pack = |pack: &Vec<usize>| Ok(self.lesson.loss(&leaves, pack, false)?.1);
+                let parts: Vec<Tally> =
+                    packs.par_iter().map(of_pack).collect::<candle_core::Result<_>>()?;
+                parts.iter().for_each(|part| sum.add(part));
+            }
+            Ok(sum)
+        })?;
         let rows = sum.rows.max(1) as f64;
         Ok(Some((sum.loss / rows, sum.agree as f64 / rows)))
     }

@@ -47,22 +47,22 @@ pub fn available() -> bool {
     Kernel::best().is_some()
 }
 
-/// `c = a b`, or `c += a b` with `accumulate`; `c` is `[a.rows, b.cols]`, row-major and dense.
+/// `c = a b`; `c` is `[a.rows, b.cols]`, row-major and dense.
 ///
 /// Operands are rounded to bf16, products are summed in f32 in a fixed order.
 ///
 /// # Panics
 /// If the shapes do not fit, or where [`available`] is false.
-pub fn gemm(a: MatRef, b: MatRef, c: &mut [f32], accumulate: bool) {
-    multiply_with(best(), a, &Right::Matrix(b), c, accumulate);
+pub fn gemm(a: MatRef, b: MatRef, c: &mut [f32]) {
+    multiply_with(best(), a, &Right::Matrix(b), c, false);
 }
 
 /// [`gemm`] with a right operand that is packed already: the same bits.
 ///
 /// # Panics
 /// As [`gemm`].
-pub fn gemm_packed(a: MatRef, b: &Packed, c: &mut [f32], accumulate: bool) {
-    multiply_with(best(), a, &Right::Packed(b), c, accumulate);
+pub fn gemm_packed(a: MatRef, b: &Packed, c: &mut [f32]) {
+    multiply_with(best(), a, &Right::Packed(b), c, false);
 }
 
 fn best() -> Kernel {
@@ -101,6 +101,7 @@ enum Right<'a> {
     Packed(&'a Packed),
 }
 
+/// `c = a b`, or `c += a b` with `accumulate`.
 fn multiply_with(kernel: Kernel, a: MatRef, b: &Right, c: &mut [f32], accumulate: bool) {
     let (k, n) = match b {
         Right::Matrix(b) => (b.rows, b.cols),
