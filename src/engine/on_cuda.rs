@@ -8,7 +8,7 @@ use super::scheduler::MAX_LOGIT_ROWS;
 use super::{CacheNeeds, Engine, EngineConfig, EngineError};
 use crate::kv_cache::blocks_for;
 use crate::metrics::DRAFT_FAILURES;
-use crate::model::{CudaDecoder, CudaRunner, Forward, ModelConfig, PassBounds};
+use crate::model::{CudaDecoder, CudaRunner, Forward, PassBounds};
 use pleach_kernels::cuda::{CudaError, Device};
 
 impl Engine {
@@ -25,16 +25,15 @@ impl Engine {
         let device = Arc::clone(target.device());
         let share = config.device_room(&device)?;
         let room = config.cache_memory.map_or(share, |own| own.min(share));
-        let alone = Needs::of(&target, None);
-        config.fill_blocks(alone.needs(), room)?;
+        config.fill_blocks(CacheNeeds::on_cuda(&target, None), room)?;
         let draft = match draft {
             Some(draft) => {
-                let both = Needs::of(&target, Some(&draft));
-                config.spare(config.fill_blocks(both.needs(), room).map(|_| (draft, both)))?
+                let both = CacheNeeds::on_cuda(&target, Some(&draft));
+                config.spare(config.fill_blocks(both, room).map(|_| draft))?
             }
             None => None,
         };
-        let own = draft.as_ref().map(|(draft, _)| draft.config());
+        let own = draft.as_ref().map(CudaDecoder::config);
         let (limits, _) = config.resolve(target.config(), own)?;
         // What was reserved is for these, also where the draft is left out below.
         config.max_model_len = Some(limits.max_model_len);
@@ -48,25 +47,24 @@ impl Engine {
         let [target_bounds, draft_bounds] = config.pass_bounds();
         let mut target = runner(target, target_bounds)?;
         let mut draft = match draft {
-            Some((draft, both)) => {
-                config.spare(runner(draft, draft_bounds).map(|draft| (draft, both)))?
-            }
+            Some(draft) => config.spare(runner(draft, draft_bounds))?,
             None => None,
         };
         let left = |config: &EngineConfig| -> Result<u64, CudaError> {
             Ok(room.saturating_sub(share.saturating_sub(config.device_room(&device)?)))
         };
         let mut blocks = None;
-        if let Some((mut runner, both)) = draft.take() {
-            let filled = config.fill_blocks(both.needs(), left(&config)?);
+        if let Some(mut runner) = draft.take() {
+            let both = CacheNeeds::on_cuda(target.decoder(), Some(runner.decoder()));
+            let filled = config.fill_blocks(both, left(&config)?);
             let placed = filled.and_then(|blocks| {
                 target.set_blocks(blocks)?;
                 runner.set_blocks(blocks)?;
-                Ok((runner, both, blocks))
+                Ok((runner, blocks))
             });
-            if let Some((runner, both, placed)) = config.spare(placed)? {
+            if let Some((runner, placed)) = config.spare(placed)? {
                 blocks = Some(placed);
-                draft = Some((runner, both));
+                draft = Some(runner);
             } else {
                 target.set_blocks(0)?;
             }
@@ -74,13 +72,14 @@ impl Engine {
         let blocks = match blocks {
             Some(blocks) => blocks,
             None => {
-                let blocks = config.fill_blocks(alone.needs(), left(&config)?)?;
+                let alone = CacheNeeds::on_cuda(target.decoder(), None);
+                let blocks = config.fill_blocks(alone, left(&config)?)?;
                 target.set_blocks(blocks)?;
                 blocks
             }
         };
         config.num_blocks = Some(blocks);
-        let needs = draft.as_ref().map_or(&alone, |(_, both)| both).needs();
+        let needs = CacheNeeds::on_cuda(target.decoder(), draft.as_ref().map(CudaRunner::decoder));
         let (free, total) = device.memory()?;
         let mb = |bytes: u64| bytes / 1_000_000;
         tracing::info!(
@@ -94,27 +93,8 @@ impl Engine {
             sequences = blocks / blocks_for(limits.max_model_len),
             "the device's memory is planned"
         );
-        let draft = draft.map(|(draft, _)| Box::new(draft) as Box<dyn Forward>);
+        let draft = draft.map(|draft| Box::new(draft) as Box<dyn Forward>);
         Self::with_models(Box::new(target), draft, config)
-    }
-}
-
-/// [`CacheNeeds`] of models that move.
-struct Needs {
-    target: ModelConfig,
-    draft: Option<ModelConfig>,
-    block_bytes: usize,
-}
-
-impl Needs {
-    fn of(target: &CudaDecoder, draft: Option<&CudaDecoder>) -> Self {
-        let CacheNeeds { target, draft, block_bytes } = CacheNeeds::on_cuda(target, draft);
-        Self { target: target.clone(), draft: draft.cloned(), block_bytes }
-    }
-
-    fn needs(&self) -> CacheNeeds<'_> {
-        let Self { target, draft, block_bytes } = self;
-        CacheNeeds { target, draft: draft.as_ref(), block_bytes: *block_bytes }
     }
 }
 

@@ -129,6 +129,12 @@ impl CudaRunner {
         Ok(runner)
     }
 
+    /// What it runs.
+    #[must_use]
+    pub fn decoder(&self) -> &CudaDecoder {
+        &self.decoder
+    }
+
     /// Gives the cache so many blocks; what it held is gone.
     ///
     /// # Errors
