@@ -88,7 +88,8 @@ fn grammars_draft_what_must_come() {
         let mut engine = engine(&EngineConfig { ngram, ..config() }, draft);
         assert_eq!(ids(&run(&mut engine, &requests)), expected, "{draft:?} {ngram}");
         let counts = engine.stats().rounds.proposers[Proposer::Grammar as usize];
-        assert!(counts.accepted_tokens >= 4, "{counts:?}");
+        // A draft model that may go on everywhere leaves it nothing.
+        assert_eq!(counts.accepted_tokens >= 4, draft.is_none(), "{counts:?}");
     }
 }
 

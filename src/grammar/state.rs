@@ -5,9 +5,6 @@ use llguidance::toktrie::SimpleVob;
 
 use super::GrammarError;
 
-/// Beginnings of one token that are looked through, at most.
-const MOST_BEGINNINGS: usize = 64;
-
 /// Follows a sequence, and draft tokens beyond its end. The mask after each draft token is computed
 /// once, for whoever asks first: the proposer or the verification.
 pub struct GrammarState {
@@ -46,22 +43,29 @@ impl GrammarState {
         followed
     }
 
-    /// What has to come after the draft tokens followed so far: the longest token that is allowed, where each other is a
-    /// beginning of it, and whether there is no other.
+    /// The longest allowed token that spells what has to come after the draft tokens followed so far, and whether no other
+    /// token may come.
     pub fn forced(&mut self) -> Option<(u32, bool)> {
         if self.matcher.is_stopped() {
             return None;
         }
         let env = self.matcher.tok_env().ok()?;
+        let trie = env.tok_trie();
         let mask = self.mask(self.drafted).ok()?;
-        let allowed = mask.num_set();
-        if allowed > MOST_BEGINNINGS {
+        // Tokens that begin with different bytes: nothing has to come.
+        let mut begins = mask.iter().map(|id| trie.token(id).first());
+        let first = begins.next()?;
+        if begins.any(|other| other != first) {
             return None;
         }
-        let trie = env.tok_trie();
-        let (id, text) = mask.iter().map(|id| (id, trie.token(id))).max_by_key(|(_, t)| t.len())?;
-        let one_way = mask.iter().all(|id| text.starts_with(trie.token(id)));
-        one_way.then_some((id, allowed == 1))
+        if mask.num_set() == 1 {
+            return Some((mask.iter().next()?, true));
+        }
+        // A copy is asked: the library goes on from what it found to be forced.
+        let text = self.matcher.clone().compute_ff_bytes();
+        let spelled =
+            self.masks[self.drafted].iter().filter(|id| text.starts_with(trie.token(*id)));
+        spelled.max_by_key(|id| trie.token(*id).len()).map(|id| (id, false))
     }
 
     /// Logits as they are after `place` followed draft tokens, with negative infinity where the

@@ -66,7 +66,8 @@ impl<'t, 'a> Chain<'t, 'a> {
             let drafting = asked.map_or(0.0, value);
             let context = self.task.tokens.len();
             let price = |length| prices.rows(*work, length, context);
-            let forced = self.forced();
+            // The draft model, under the grammar's mask, knows better how the target spells what has to come.
+            let forced = if drafting > 0.0 { None } else { self.forced() };
             // The grammar refuses copies that begin with another token than the only one.
             let only = forced.filter(|(_, chance)| *chance == 1.0).map(|(id, _)| id);
             let copies = [self.predicted(), self.matching()].into_iter().flatten();
