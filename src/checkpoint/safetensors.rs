@@ -38,6 +38,33 @@ pub(super) fn shards(index: &Path) -> Result<Option<BTreeSet<String>>, Checkpoin
     }
 }
 
+/// What the header of a file says, and where the data begin, which it describes and which are there.
+///
+/// # Errors
+/// [`CheckpointError`] where the file is damaged or cut short.
+pub fn header(path: &Path, mut file: &File) -> Result<(Metadata, u64), CheckpointError> {
+    let io = |error| CheckpointError::Io { path: path.into(), error };
+    let corrupt = |reason: String| CheckpointError::corrupt(path, reason);
+    let size = file.metadata().map_err(io)?.len();
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(io)?;
+    let header = u64::from_le_bytes(length);
+    if header > size.saturating_sub(8) {
+        let reason = format!("a header of {header} bytes in a file of {size}: it is cut short");
+        return Err(corrupt(reason));
+    }
+    let mut bytes = vec![0; header as usize];
+    file.read_exact(&mut bytes).map_err(io)?;
+    let metadata: Metadata = serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
+    let data = 8 + header;
+    for (name, info) in metadata.tensors() {
+        if info.data_offsets.1 as u64 > size - data {
+            return Err(corrupt(format!("tensor {name} ends after the file; is it complete?")));
+        }
+    }
+    Ok((metadata, data))
+}
+
 /// All tensors of a folder.
 #[derive(Debug)]
 pub(super) struct Folder {
@@ -60,26 +87,11 @@ impl Folder {
     }
 
     fn add(&mut self, path: &Path) -> Result<(), CheckpointError> {
-        let io = |error| CheckpointError::Io { path: path.into(), error };
-        let corrupt = |reason: String| CheckpointError::corrupt(path, reason);
-        let mut file = File::open(path).map_err(io)?;
-        let size = file.metadata().map_err(io)?.len();
-        let mut length = [0; 8];
-        file.read_exact(&mut length).map_err(io)?;
-        let header = u64::from_le_bytes(length);
-        if header > size.saturating_sub(8) {
-            return Err(corrupt(format!("a header of {header} bytes in a file of {size}")));
-        }
-        let mut bytes = vec![0; header as usize];
-        file.read_exact(&mut bytes).map_err(io)?;
-        let metadata: Metadata =
-            serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
+        let file =
+            File::open(path).map_err(|error| CheckpointError::Io { path: path.into(), error })?;
+        let (metadata, data) = header(path, &file)?;
         for (name, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
-            let data = 8 + header;
-            if end as u64 > size - data {
-                return Err(corrupt(format!("tensor {name} ends after the file; is it complete?")));
-            }
             let entry = Entry {
                 file: self.files.len(),
                 format: info.dtype,

@@ -79,12 +79,10 @@ impl<'t, 'a> Chain<'t, 'a> {
                 let (length, value) = best(room.min(available), self.chance, chance, price);
                 (Known::Copy(proposer, at, length), value)
             });
-            let copy = copies.reduce(|a, b| if b.1 > a.1 { b } else { a });
             let forced = forced.map(|(id, chance)| {
                 (Known::Forced(id, chance), self.chance * f64::from(chance) - price(1))
             });
-            let known = [copy, forced].into_iter().flatten();
-            match known.reduce(|a, b| if b.1 > a.1 { b } else { a }) {
+            match copies.chain(forced).reduce(|a, b| if b.1 > a.1 { b } else { a }) {
                 Some((known, value)) if value > drafting.max(0.0) => {
                     *work = work.further(self.take(known), context);
                 }

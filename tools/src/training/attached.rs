@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Error, Result, Tensor};
-use rayon::prelude::*;
 
 use super::attention::HeadShape;
 use super::chain_attention::{ChainAttention, Chains};
@@ -11,13 +10,11 @@ use super::dataset::Sequence;
 use super::decoder::{Layer, frozen_head, norm};
 use super::distill_loss::{DistillLoss, Head, Tally, Targets};
 use super::frozen::Frozen;
-use super::graph_ops::RmsNorm;
+use super::graph_ops::{RmsNorm, normed};
 use super::lesson::Lesson;
-use super::row_pieces::{ROWS, alone};
 use super::weights::Weights;
 use super::{Dataset, TargetStates};
 use pleach::model::{Attachment, ModelConfig, PROJECTIONS, RopeTables};
-use pleach_kernels::rms_norm;
 use pleach_kernels::training::Divergence;
 
 /// Weight of a step's loss over that of the step before.
@@ -162,17 +159,12 @@ impl AttachedLesson {
             }
             start += count;
         }
-        let mut normed = vec![0.0; states.len()];
-        self.norm(&states, &mut normed);
         let chains = chains.into_iter().map(Into::into).collect();
-        Ok(ChainBatch { chains, tokens, positions, states: normed, targets })
+        Ok(ChainBatch { chains, tokens, positions, states: self.norm(&states), targets })
     }
 
-    fn norm(&self, x: &[f32], out: &mut [f32]) {
-        let ones = vec![1.0; self.config.hidden_size];
-        let (piece, eps) = (ROWS * ones.len(), self.config.rms_norm_eps as f32);
-        let pieces = out.par_chunks_mut(piece).zip(x.par_chunks(piece));
-        pieces.for_each(|(out, x)| rms_norm(alone(), x, &ones, eps, out));
+    fn norm(&self, x: &[f32]) -> Vec<f32> {
+        normed(x, &vec![1.0; self.config.hidden_size], self.config.rms_norm_eps as f32)
     }
 
     /// Normed embeddings, `[rows, hidden]`.
@@ -180,9 +172,7 @@ impl AttachedLesson {
         let width = self.config.hidden_size;
         let rows = tokens.iter().map(|token| &self.embedding[*token as usize * width..][..width]);
         let embedded: Vec<f32> = rows.flatten().copied().collect();
-        let mut normed = vec![0.0; embedded.len()];
-        self.norm(&embedded, &mut normed);
-        normed
+        self.norm(&embedded)
     }
 }
 

@@ -89,6 +89,16 @@ impl CustomOp2 for Linear {
     }
 }
 
+/// RMS norms of rows as long as the weight.
+pub(super) fn normed(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let mut y = vec![0.0; x.len()];
+    let piece = ROWS * weight.len();
+    y.par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(|(y, x)| {
+        rms_norm(alone(), x, weight, eps, y);
+    });
+    y
+}
+
 /// RMS norm of rows as long as the weight; `x` may have more dimensions.
 pub(super) struct RmsNorm {
     pub(super) eps: f32,
@@ -106,12 +116,7 @@ impl CustomOp2 for RmsNorm {
         w: &CpuStorage,
         w_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, w) = (values(x, x_layout)?, values(w, w_layout)?);
-        let mut y = vec![0.0; x.len()];
-        let piece = ROWS * w.len();
-        y.par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(|(y, x)| {
-            rms_norm(alone(), x, w, self.eps, y);
-        });
+        let y = normed(values(x, x_layout)?, values(w, w_layout)?, self.eps);
         result(y, x_layout.shape())
     }
 

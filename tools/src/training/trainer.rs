@@ -9,7 +9,6 @@ use std::time::Instant;
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use rayon::prelude::*;
-use safetensors::tensor::Metadata;
 use serde::{Deserialize, Serialize};
 
 use super::distill_loss::Tally;
@@ -18,6 +17,7 @@ use super::options::{Budget, Options};
 use super::parameters::Gradients;
 use super::weights::Weights;
 use super::{Parameters, TrainError};
+use pleach::checkpoint::safetensors_header;
 use pleach::checkpoint::write::{self, LazyTensor};
 use pleach_kernels::DType;
 use pleach_kernels::training::AdamW;
@@ -228,20 +228,31 @@ impl<L: Lesson> Trainer<L> {
         packs: &[Vec<usize>],
     ) -> Result<(Tally, Gradients), TrainError> {
         let (mut tally, mut sums) = (Tally::default(), Gradients::new());
-        // Threads that are left share the rows of each pack; more packs at once would only fill memory.
-        for packs in packs.chunks(self.workers.current_num_threads()) {
-            let of_pack = |pack: &Vec<usize>| -> candle_core::Result<(Tally, Gradients)> {
-                let (loss, tally) = self.lesson.loss(leaves, pack, true)?;
-                Ok((tally, collect(&loss.backward()?, leaves)?))
-            };
-            let parts: Vec<_> =
-                packs.par_iter().map(of_pack).collect::<candle_core::Result<_>>()?;
-            for (part, gradients) in parts {
-                tally.add(&part);
-                gradients.into_iter().for_each(|(name, values)| add(sums.entry(name), values));
-            }
-        }
+        let of_pack = |pack: &Vec<usize>| {
+            let (loss, tally) = self.lesson.loss(leaves, pack, true)?;
+            Ok((tally, collect(&loss.backward()?, leaves)?))
+        };
+        self.of_packs(packs, of_pack, |(part, gradients)| {
+            tally.add(&part);
+            gradients.into_iter().for_each(|(name, values)| add(sums.entry(name), values));
+        })?;
         Ok((tally, sums))
+    }
+
+    /// Computes something of each pack and takes it in, in their order. Threads that are left share the rows of each
+    /// pack; more packs at once would only fill memory.
+    fn of_packs<T: Send>(
+        &self,
+        packs: &[Vec<usize>],
+        compute: impl Fn(&Vec<usize>) -> candle_core::Result<T> + Sync,
+        mut take: impl FnMut(T),
+    ) -> candle_core::Result<()> {
+        for packs in packs.chunks(self.workers.current_num_threads()) {
+            let parts: Vec<T> =
+                packs.par_iter().map(&compute).collect::<candle_core::Result<_>>()?;
+            parts.into_iter().for_each(&mut take);
+        }
+        Ok(())
     }
 
     /// Mean loss and agreement over the answers kept for validation; `None` where there are none.
@@ -256,12 +267,8 @@ impl<L: Lesson> Trainer<L> {
         let sum = self.workers.install(|| -> candle_core::Result<Tally> {
             let leaves = self.parameters.leaves()?.detached();
             let mut sum = Tally::default();
-            for packs in packs.chunks(self.workers.current_num_threads()) {
-                let of_pack = |pack: &Vec<usize>| Ok(self.lesson.loss(&leaves, pack, false)?.1);
-                let parts: Vec<Tally> =
-                    packs.par_iter().map(of_pack).collect::<candle_core::Result<_>>()?;
-                parts.iter().for_each(|part| sum.add(part));
-            }
+            let of_pack = |pack: &Vec<usize>| Ok(self.lesson.loss(&leaves, pack, false)?.1);
+            self.of_packs(&packs, of_pack, |part| sum.add(&part))?;
             Ok(sum)
         })?;
         let rows = sum.rows.max(1) as f64;
@@ -295,16 +302,7 @@ impl<L: Lesson> Trainer<L> {
         let error = |reason: String| TrainError::file(path, reason);
         let io = |e: std::io::Error| TrainError::file(path, e);
         let file = File::open(path).map_err(io)?;
-        let mut length = [0; 8];
-        file.read_exact_at(&mut length, 0).map_err(io)?;
-        let length = u64::from_le_bytes(length);
-        let size = file.metadata().map_err(io)?.len();
-        if length > size.saturating_sub(8) {
-            return Err(error("is cut short".into()));
-        }
-        let mut header = vec![0; length as usize];
-        file.read_exact_at(&mut header, 8).map_err(io)?;
-        let header: Metadata = serde_json::from_slice(&header).map_err(|e| error(e.to_string()))?;
+        let (header, data) = safetensors_header(path, &file)?;
         let state = header.metadata().as_ref().and_then(|about| about.get("state"));
         let state = state.ok_or_else(|| error("has no state of a training run".into()))?;
         let state: State = serde_json::from_str(state).map_err(|e| error(e.to_string()))?;
@@ -317,7 +315,7 @@ impl<L: Lesson> Trainer<L> {
                 if end.checked_sub(start) != Some(size_of_val(&values[..])) {
                     return Err(error(format!("{name} has another size than the model's")));
                 }
-                let at = 8 + length + start as u64;
+                let at = data + start as u64;
                 file.read_exact_at(bytemuck::cast_slice_mut(values), at).map_err(io)?;
             }
         }
