@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pleach_kernels::available_threads;
+use pleach_kernels::best_threads;
 use serde_json::{Map, Value};
 
 use super::default_draft::draft_of;
@@ -117,7 +117,7 @@ impl From<Args> for Config {
             address: (args.host, args.port).into(),
             metrics_address: args.metrics_address,
             device: args.device,
-            threads: args.threads.unwrap_or_else(available_threads).max(1),
+            threads: args.threads.unwrap_or_else(best_threads).max(1),
             engine: EngineConfig {
                 max_num_seqs: args.max_num_seqs,
                 max_num_batched_tokens: args.max_num_batched_tokens,

@@ -83,7 +83,8 @@ pub struct Args {
     /// the model, else the CPU.
     #[arg(long, env = "PLEACH_DEVICE", value_name = "DEVICE", default_value = "auto")]
     pub device: ComputeDevice,
-    /// Threads that compute. Default: the cores this process may use.
+    /// Threads that compute. Default: all that the processor runs at a time, or one a core where that is measured to
+    /// be faster.
     #[arg(long, env = "PLEACH_THREADS")]
     pub threads: Option<usize>,
     /// Draft tokens per round, at most: from the draft model, from earlier text that repeats itself, or

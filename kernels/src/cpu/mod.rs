@@ -21,6 +21,7 @@ mod shared_mut;
 mod store;
 #[cfg(test)]
 pub(crate) mod testing;
+mod threads;
 pub mod training;
 mod weights;
 
@@ -35,7 +36,8 @@ pub use matmul::{Gated, Shortlist, gated_product, matmul, matmul_add};
 pub use norm::{
     add_assign, add_bias, add_rms_norm, gate_mul, rms_norm, rms_norm_heads, rms_norm_quantized,
 };
-pub use pool::{ThreadPool, available_threads};
+pub use pool::ThreadPool;
 pub use reduce::{argmax, scaled_exp, sum_exp};
 pub use rope::RopeTable;
+pub use threads::best_threads;
 pub use weights::{OpsError, PackedMatrix, embed};

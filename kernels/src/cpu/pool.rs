@@ -119,12 +119,6 @@ struct Shared {
     stop: AtomicBool,
 }
 
-/// Cores this process may use.
-#[must_use]
-pub fn available_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
 /// A fixed set of threads that run the tasks of one job at a time.
 pub struct ThreadPool {
     shared: Arc<Shared>,

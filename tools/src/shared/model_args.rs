@@ -7,7 +7,7 @@ use anyhow::Result;
 use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::source::{self, DEFAULT_MODEL, Source};
 use pleach::model::{Decoder, Draft};
-use pleach_kernels::{ThreadPool, available_threads};
+use pleach_kernels::{ThreadPool, best_threads};
 use serde::Serialize;
 
 use super::chat::Chat;
@@ -19,7 +19,8 @@ pub(crate) struct ModelArgs {
     /// :Q4_K_M or /file.gguf behind it.
     #[arg(long, env = "PLEACH_MODEL", value_name = "SOURCE", default_value = DEFAULT_MODEL)]
     pub(crate) model: Source,
-    /// Threads that compute. Default: the cores this process may use.
+    /// Threads that compute. Default: all that the processor runs at a time, or one a core where that is measured to
+    /// be faster.
     #[arg(long, env = "PLEACH_THREADS")]
     pub(crate) threads: Option<usize>,
     /// Where fetched models are kept.
@@ -45,7 +46,7 @@ impl ModelArgs {
     }
 
     pub(crate) fn num_threads(&self) -> usize {
-        self.threads.unwrap_or_else(available_threads).max(1)
+        self.threads.unwrap_or_else(best_threads).max(1)
     }
 
     pub(crate) fn pool(&self) -> Arc<ThreadPool> {

@@ -1,6 +1,6 @@
 //! How to train, and how long.
 
-use pleach_kernels::available_threads;
+use pleach_kernels::best_threads;
 
 /// How long to train.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,7 +48,7 @@ impl Default for Options {
             max_norm: 1.0,
             rows: 2048,
             accumulation: 2,
-            threads: available_threads(),
+            threads: best_threads(),
             validation: 0.02,
             seed: 0,
         }

@@ -86,7 +86,8 @@ pub(crate) struct Args {
     /// Order of the answers, and the start of low-rank additions.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
-    /// Threads that compute. Default: the cores this process may use.
+    /// Threads that compute. Default: all that the processor runs at a time, or one a core where that is measured to
+    /// be faster.
     #[arg(long, env = "PLEACH_THREADS")]
     pub(crate) threads: Option<usize>,
     /// The model that an attached drafter reads.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::write::LazyTensor;
 use pleach_kernels::training::Divergence;
-use pleach_kernels::{DType, available_threads};
+use pleach_kernels::{DType, best_threads};
 use pleach_train::{
     Adapt, AttachedLesson, AttachedNetwork, Budget, Dataset, Distillation, Lesson, Network,
     Options, Parameters, Trainer, block_weights,
@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Rounding::Q8_0 => Some(DType::Q8_0),
     });
     let frozen = Frozen::of(&mut checkpoint, &vocab)?;
-    let threads = args.threads.unwrap_or_else(available_threads).max(1);
+    let threads = args.threads.unwrap_or_else(best_threads).max(1);
     let options = Options {
         budget: match (args.minutes, args.steps, args.epochs) {
             (Some(minutes), ..) => Budget::Seconds(minutes * 60.0),
