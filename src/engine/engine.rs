@@ -245,7 +245,10 @@ impl Engine {
         let Self { target, drafting, scheduler, sequences, tally, comparing, .. } = self;
         let pause = self.budget.failed(rows);
         scheduler.bound_rows(self.budget.rows());
-        tracing::warn!(%error, rows, next = self.budget.rows(), "a pass does not fit into memory");
+        tracing::warn!(
+            %error, rows, next = self.budget.rows(),
+            "a pass does not fit into memory: a lower --gpu-memory-utilization or fewer --kv-blocks leave more to passes"
+        );
         let Some(pause) = pause else {
             let (target, error) = (target.as_ref(), RoundError::Memory(error));
             let mut commit =

@@ -44,7 +44,7 @@ impl Engine {
             runner.set_blocks(0)?;
             Ok(runner)
         };
-        let [target_bounds, draft_bounds] = config.pass_bounds();
+        let [target_bounds, draft_bounds] = config.pass_bounds(draft.is_some());
         let mut target = runner(target, target_bounds)?;
         let mut draft = match draft {
             Some(draft) => config.spare(runner(draft, draft_bounds))?,
@@ -109,15 +109,16 @@ impl EngineConfig {
         Ok(usable.saturating_sub(total - free) as u64)
     }
 
-    /// The largest passes of target and draft model.
-    fn pass_bounds(&self) -> [PassBounds; 2] {
+    /// The largest passes of the target, for which a draft model drafts or none, and of the draft model.
+    fn pass_bounds(&self, drafted: bool) -> [PassBounds; 2] {
         let rows = self.max_num_batched_tokens;
         let sequences = self.max_num_seqs.min(rows);
         let decided = sequences * (self.num_speculative_tokens + 1) + MAX_LOGIT_ROWS;
-        let target = PassBounds { rows, sequences, logit_rows: decided.min(rows), decides: true };
+        let logit_rows = decided.min(rows);
+        let target = PassBounds { rows, sequences, logit_rows, decides: true, drafted };
         // All rows have logits, also those with which its costs are measured.
         let drafts = sequences.max(MOST_DRAFT_ROWS).min(rows);
-        [target, PassBounds { logit_rows: drafts, decides: false, ..target }]
+        [target, PassBounds { logit_rows: drafts, decides: false, drafted: false, ..target }]
     }
 
     /// What was made of the draft model; without it, where it does not fit into memory.

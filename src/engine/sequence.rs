@@ -47,9 +47,7 @@ pub(super) enum RoundError {
     Logits(#[from] LogitsError),
     #[error("the grammar cannot be followed any further: {0}")]
     Grammar(#[from] GrammarError),
-    #[error(
-        "{0}; start the server with a lower --gpu-memory-utilization, or with fewer --kv-blocks"
-    )]
+    #[error("the server has no memory left for this request ({0}); it may be sent again later")]
     Memory(#[from] OutOfMemory),
     #[error("the engine met a bug in this request")]
     Bug,

@@ -167,7 +167,8 @@ impl Verifier {
         })
     }
 
-    /// Makes room for rounds of `sequences` with `rows` rows of `vocab` logits together.
+    /// Makes room for rounds of `sequences` with `rows` rows of `vocab` logits together. `drafted` says whether a draft
+    /// model drafts, whose distributions come with its tokens.
     ///
     /// # Errors
     /// If there is no memory left.
@@ -176,9 +177,11 @@ impl Verifier {
         sequences: usize,
         rows: usize,
         vocab: usize,
+        drafted: bool,
     ) -> Result<(), CudaError> {
         let number = size_of::<u32>();
-        let (drafts, seen) = (rows.saturating_sub(sequences), 2 * sequences * vocab);
+        let drafts = if drafted { rows.saturating_sub(sequences) } else { 0 };
+        let seen = 2 * sequences * vocab;
         // Place and value of each entry, and a bit for each token of each row.
         let entries = 2 * (drafts * vocab + seen + sequences * vocab);
         let masks = rows * vocab.div_ceil(32);

@@ -18,6 +18,8 @@ pub struct PassBounds {
     pub logit_rows: usize,
     /// Whether rounds are decided on the device.
     pub decides: bool,
+    /// Whether a draft model drafts for these rounds.
+    pub drafted: bool,
 }
 
 /// Buffers of one forward pass; they grow to the largest batch seen, or that was reserved.
@@ -88,7 +90,7 @@ impl Workspace {
         bounds: PassBounds,
         positions: usize,
     ) -> Result<(), CudaError> {
-        let PassBounds { rows, sequences, logit_rows, decides } = bounds;
+        let PassBounds { rows, sequences, logit_rows, decides, drafted } = bounds;
         let vocab = self.logits.shape()[1];
         let needs = |rows, length| device.attention_workspace(attention, rows, length);
         let sizes = [rows, sequences, positions, BLOCK_SIZE];
@@ -101,7 +103,7 @@ impl Workspace {
         self.logits.set_rows(logit_rows)?;
         self.on_host.reserve(device, logit_rows * vocab * size_of::<f32>())?;
         if decides {
-            self.verifier.reserve(sequences, logit_rows, vocab)?;
+            self.verifier.reserve(sequences, logit_rows, vocab, drafted)?;
         }
         Ok(())
     }
