@@ -2,7 +2,7 @@
 """Two replicas behind a router, tried for real: streams, prefix caches, a killed replica, a draining one, a new one.
 
     pip install vllm-router
-    deploy/router/try.py [--pleach target/release/pleach] [--router vllm-router]
+    deploy/router/try.py [--pleach target/release/pleach] [--router vllm-router | --router "sglang-router launch"]
 
 Starts everything on free ports of this machine, prints what it sees, and ends with an error where a stream is lost
 that should not be."""
@@ -20,10 +20,11 @@ import urllib.request
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--pleach", default="target/release/pleach", help="the server's program")
-parser.add_argument("--router", default="vllm-router", help="the router's program")
+parser.add_argument("--router", default="vllm-router", help="the router's program, with a command of its own")
 args = parser.parse_args()
-if not shutil.which(args.router):
-    sys.exit(f"{args.router} is not installed: pip install vllm-router")
+router_command = args.router.split()
+if not shutil.which(router_command[0]):
+    sys.exit(f"{router_command[0]} is not installed: pip install {router_command[0]}")
 
 
 def free_port():
@@ -77,7 +78,7 @@ def replica(port=None):
 
 def router(replicas, policy):
     port, metrics = free_port(), free_port()
-    command = [args.router, "--port", str(port), "--policy", policy, "--worker-urls", *(it.url for it in replicas),
+    command = [*router_command, "--port", str(port), "--policy", policy, "--worker-urls", *(it.url for it in replicas),
                "--prometheus-port", str(metrics), "--health-check-interval-secs", "1", "--health-failure-threshold", "1",
                "--health-check-endpoint", "/ready", "--cb-failure-threshold", "1",
                "--cb-timeout-duration-secs", "2", "--cb-success-threshold", "1"]
