@@ -106,15 +106,36 @@ fn pack_4096_by_4096(bencher: Bencher, dtype: DType) {
     });
 }
 
-/// Rows of one sequence after a context.
-#[divan::bench(args = [
-    (1, 64), (1, 512), (1, 1024), (1, 2048), (4, 64), (4, 1024), (8, 64), (8, 1024), (8, 2048), (512, 512),
-])]
-fn attention(bencher: Bencher, (rows, context): (usize, usize)) {
+/// Rows and the context before them.
+const ATTENTION: [(usize, usize); 10] = [
+    (1, 64),
+    (1, 512),
+    (1, 1024),
+    (1, 2048),
+    (4, 64),
+    (4, 1024),
+    (8, 64),
+    (8, 1024),
+    (8, 2048),
+    (512, 512),
+];
+
+#[divan::bench(args = ATTENTION)]
+fn attention(bencher: Bencher, sizes: (usize, usize)) {
+    attend(bencher, sizes, CacheFormat::F16);
+}
+
+#[divan::bench(args = ATTENTION)]
+fn attention_int8(bencher: Bencher, sizes: (usize, usize)) {
+    attend(bencher, sizes, CacheFormat::Int8);
+}
+
+/// Rows of one sequence after a context. GB/s count its keys and values.
+fn attend(bencher: Bencher, (rows, context): (usize, usize), format: CacheFormat) {
     let shape = AttentionShape::new(9, 3, 64);
     let length = context + rows;
     let blocks: Vec<u32> = (0..length.div_ceil(16) as u32).collect();
-    let mut cache = LayerCache::new(blocks.len(), &shape, CacheFormat::F16);
+    let mut cache = LayerCache::new(blocks.len(), &shape, format);
     let stride = 15 * 64;
     let mut x = values(length * stride);
     let slots: Vec<u32> = (0..length as u32).collect();
@@ -123,7 +144,7 @@ fn attention(bencher: Bencher, (rows, context): (usize, usize)) {
     let mut out = Activations::new();
     let seen: usize = positions.iter().map(|p| *p as usize + 1).sum();
     bencher
-        .counter(BytesCount::new(length * 2 * 3 * 64 * 2))
+        .counter(BytesCount::new(LayerCache::bytes(1, &shape, format) * length / 16))
         .counter(ItemsCount::new(seen * 4 * 9 * 64))
         .bench_local(|| {
             paged_attention(

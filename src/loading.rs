@@ -17,7 +17,7 @@ pub use weights::MaybeDraft;
 use weights::{Placed, Weights, load_on_cpu};
 
 use crate::checkpoint::Summary;
-use crate::cli::{ComputeDevice, Config};
+use crate::cli::{ComputeDevice, Config, KvCacheDtype};
 use crate::engine::{EngineHandle, Turns};
 use crate::memory::Reserved;
 use crate::model::Decoder;
@@ -185,6 +185,9 @@ pub fn start(config: &Config) -> Result<Vec<RunningModel>, LoadError> {
     // A device that is not there is known before a model is fetched.
     let device = match config.device {
         ComputeDevice::Cuda(_) if !config.lora.is_empty() => return Err(AdapterError::Cuda.into()),
+        ComputeDevice::Cuda(_) if config.kv_cache_dtype != KvCacheDtype::Auto => {
+            return Err(LoadError::CacheOnCuda);
+        }
         ComputeDevice::Auto if !config.lora.is_empty() => None,
         ComputeDevice::Auto => first_device(),
         ComputeDevice::Cpu => None,

@@ -14,7 +14,7 @@ use pleach::kv_cache::CacheSalt;
 use pleach::model::{Decoder, Design, Family, ModelConfig, Precision, RopeConfig, RopeScaling};
 use pleach_kernels::{DType, ThreadPool};
 use support::adapter::write_adapter;
-use support::engines::{engine_with_adapters, engine_with_attached, model_config, questions, run};
+use support::engines::{engine_on, engine_with_attached, model_config, questions, run};
 use support::gguf::write_changed;
 use support::logits::{logits, relative_error};
 use support::random_model::write_model;
@@ -144,7 +144,10 @@ fn batches_and_drafts_change_nothing() {
             through.map(|adapter| Request { adapter, top_logprobs: Some(0), ..request.clone() })
         })
         .collect();
-    let mut plain = engine_with_adapters(&config, None, &adapters);
+    let adapt = |target: &mut Decoder| {
+        adapters.iter().for_each(|adapter| target.add_adapter(adapter).unwrap());
+    };
+    let mut plain = engine_on(&config, None, adapt);
     let alone: Vec<Answer> = requests
         .iter()
         .flat_map(|request| run(&mut plain, std::slice::from_ref(request)))
@@ -155,8 +158,8 @@ fn batches_and_drafts_change_nothing() {
     }
     assert_eq!(bits(&run(&mut plain, &requests)), alone);
     for (name, mut engine) in [
-        ("27 blocks", engine_with_adapters(&config, Some(27), &adapters)),
-        ("attached", engine_with_attached(&config, &adapters)),
+        ("27 blocks", engine_on(&config, Some(27), adapt)),
+        ("attached", engine_with_attached(&config, adapt)),
     ] {
         let answers = run(&mut engine, &requests);
         assert_eq!(bits(&answers), alone, "{name}");

@@ -7,9 +7,13 @@ use std::collections::HashMap;
 
 use pleach::engine::{EngineConfig, Request};
 use pleach::grammar::GrammarSource;
+use pleach::model::Decoder;
 use pleach::sampling::SamplingParams;
 use pleach::speculation::Proposer;
-use support::engines::{engine, engine_with_attached, grammar, ids, prompt, questions, run};
+use pleach_kernels::CacheFormat;
+use support::engines::{
+    engine, engine_on, engine_with_attached, grammar, ids, prompt, questions, run,
+};
 
 /// A perfect draft, and one that is often wrong.
 const DRAFTS: [usize; 2] = [30, 27];
@@ -113,7 +117,7 @@ fn an_attached_drafter_leaves_no_trace() {
             ngram,
             ..config()
         };
-        let mut engine = engine_with_attached(&config, &[]);
+        let mut engine = engine_with_attached(&config, |_| {});
         engine.profile();
         assert_eq!(ids(&run(&mut engine, &requests)), expected, "{num_blocks} {length}");
         for (request, expected) in requests.iter().zip(&expected).skip(6) {
@@ -124,6 +128,64 @@ fn an_attached_drafter_leaves_no_trace() {
         println!("{drafted:?}");
         assert!(adaptive || drafted.accepted_tokens > 0, "{drafted:?}");
         assert_eq!(engine.stats().draft_failures, 0);
+    }
+}
+
+/// With keys and values of 8 bits, too, the text is the same alone and in a batch, whole and in chunks, in a cache so small
+/// that sequences are turned out, and with every proposer: n-grams, an attached drafter and a draft model.
+#[test]
+fn an_int8_cache_changes_nothing_of_this() {
+    let hold = |target: &mut Decoder| target.set_cache_format(CacheFormat::Int8);
+    let requests: Vec<Request> = questions(24)
+        .into_iter()
+        .take(4)
+        .chain(repetitive(40))
+        .map(|request| Request { top_logprobs: Some(0), ..request })
+        .collect();
+    let logprobs = |outputs: Vec<pleach::engine::Answer>| -> Vec<Vec<(u32, u32)>> {
+        let of = |token: &pleach::engine::TokenOut| (token.id, token.logprob.unwrap().to_bits());
+        outputs.iter().map(|output| output.tokens.iter().map(of).collect()).collect()
+    };
+    let mut plain = engine_on(&config(), None, hold);
+    let expected: Vec<_> = requests
+        .iter()
+        .flat_map(|request| logprobs(run(&mut plain, std::slice::from_ref(request))))
+        .collect();
+    let f16 = logprobs(run(&mut engine(&config(), None), &requests));
+    for (f16, int8) in f16.iter().zip(&expected) {
+        assert_eq!(f16[0].0, int8[0].0, "the first token");
+        assert_ne!(f16, int8, "the cache is of another format");
+    }
+    let longest = requests.iter().map(|r| r.prompt.len()).max().unwrap() + 40;
+    let tight = longest.div_ceil(16) + 1;
+    for (draft, attached, ngram, max_num_batched_tokens, num_blocks) in [
+        (None, false, false, 7, 128),
+        (None, false, true, 512, tight),
+        (None, true, false, 512, 128),
+        (None, true, true, 7, tight),
+        (Some(27), false, false, 512, 128),
+        (Some(27), false, true, 11, tight),
+    ] {
+        let config = EngineConfig {
+            ngram,
+            max_num_batched_tokens,
+            num_blocks: Some(num_blocks),
+            num_speculative_tokens: 4,
+            ..config()
+        };
+        let case = format!("{draft:?} {attached} {ngram} {max_num_batched_tokens} {num_blocks}");
+        let mut engine = if attached {
+            engine_with_attached(&config, hold)
+        } else {
+            engine_on(&config, draft, hold)
+        };
+        assert_eq!(logprobs(run(&mut engine, &requests)), expected, "{case}");
+        assert_eq!(logprobs(run(&mut engine, &requests[6..])), expected[6..], "{case}");
+        let rounds = &engine.stats().rounds;
+        assert_eq!(rounds.accepted_tokens > 0, attached || ngram || draft.is_some(), "{case}");
+        let drafted = rounds.proposers[Proposer::DraftModel as usize].accepted_tokens;
+        assert_eq!(drafted > 0, attached || draft.is_some(), "{case}");
+        assert_eq!(engine.stats().draft_failures, 0, "{case}");
     }
 }
 

@@ -8,7 +8,7 @@ use pleach_kernels::best_threads;
 use serde_json::{Map, Value};
 
 use super::default_draft::draft_of;
-use super::flags::{Args, ComputeDevice, LoraModule, NamedSource};
+use super::flags::{Args, ComputeDevice, KvCacheDtype, LoraModule, NamedSource};
 use crate::checkpoint::source::{self, Source};
 use crate::engine::EngineConfig;
 use crate::observe::traffic::Recording;
@@ -28,6 +28,8 @@ pub struct Config {
     pub metrics_address: Option<SocketAddr>,
     /// Where models compute.
     pub device: ComputeDevice,
+    /// How the K/V caches hold keys and values.
+    pub kv_cache_dtype: KvCacheDtype,
     /// Threads that compute.
     pub threads: usize,
     /// Limits of the engine.
@@ -108,7 +110,12 @@ impl From<Args> for Config {
         let num_speculative_tokens =
             if args.no_speculation { 0 } else { args.num_speculative_tokens };
         let speculates = num_speculative_tokens > 0;
-        let draft = draft_of(&args.model, args.draft, args.device, speculates);
+        let device = match (args.device, args.kv_cache_dtype) {
+            // CUDA devices hold no codes.
+            (ComputeDevice::Auto, KvCacheDtype::Int8) => ComputeDevice::Cpu,
+            (device, _) => device,
+        };
+        let draft = draft_of(&args.model, args.draft, device, speculates);
         let defaults = EngineConfig::default();
         let seconds = |bound| (bound > 0).then(|| Duration::from_secs(bound));
         Self {
@@ -116,7 +123,8 @@ impl From<Args> for Config {
             draft,
             address: (args.host, args.port).into(),
             metrics_address: args.metrics_address,
-            device: args.device,
+            device,
+            kv_cache_dtype: args.kv_cache_dtype,
             threads: args.threads.unwrap_or_else(best_threads).max(1),
             engine: EngineConfig {
                 max_num_seqs: args.max_num_seqs,

@@ -161,6 +161,10 @@ pub struct Args {
     /// four sequences of full length, or as many as fit; on a CUDA device, as many as fit.
     #[arg(long, env = "PLEACH_KV_BLOCKS")]
     pub kv_blocks: Option<usize>,
+    /// How keys and values are held on the CPU: `auto`, which is f16, or `int8`: codes of 8 bits, with a scale for each head
+    /// of a position, in about half the memory. CUDA devices hold no int8: --device auto is the CPU then.
+    #[arg(long, env = "PLEACH_KV_CACHE_DTYPE", value_enum, default_value_t = KvCacheDtype::Auto)]
+    pub kv_cache_dtype: KvCacheDtype,
     /// Share of a CUDA device's memory that is used, more than 0 and at most 1, with what other programs use of it: what
     /// weights and the largest pass leave of it is K/V cache.
     #[arg(
@@ -347,6 +351,15 @@ impl FromStr for ComputeDevice {
             _ => Err("a device is `auto`, `cpu`, `cuda` or `cuda:N`".into()),
         }
     }
+}
+
+/// How a K/V cache holds keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvCacheDtype {
+    /// f16.
+    Auto,
+    /// Codes of 8 bits, and a scale for each head of a position.
+    Int8,
 }
 
 /// Form of the log.

@@ -11,5 +11,7 @@ pub use also::AlsoError;
 pub use config::{Access, Config, ConnectionLimits};
 pub use config_file::{ConfigError, parse};
 pub use default_draft::{default_draft, default_standalone_draft};
-pub use flags::{Args, CheckArgs, Cli, Command, ComputeDevice, LogFormat, LoraModule, NamedSource};
+pub use flags::{
+    Args, CheckArgs, Cli, Command, ComputeDevice, KvCacheDtype, LogFormat, LoraModule, NamedSource,
+};
 pub use toml_file::FileError;

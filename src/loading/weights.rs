@@ -8,12 +8,12 @@ use super::error::LoadError;
 use super::opened::{Opened, stretch_positions};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source::resolve;
-use crate::cli::ComputeDevice;
+use crate::cli::{ComputeDevice, KvCacheDtype};
 use crate::engine::{CacheNeeds, Engine, EngineConfig};
 use crate::memory::Reserved;
 use crate::model::{CudaDecoder, Decoder, Draft};
-use pleach_kernels::ThreadPool;
 use pleach_kernels::cuda::Device;
+use pleach_kernels::{CacheFormat, ThreadPool};
 
 /// A draft and its name, or why it cannot be used; `None` where none is configured.
 pub type MaybeDraft = Option<Result<(String, Draft), LoadError>>;
@@ -55,6 +55,9 @@ pub(super) fn load_on_cpu(
 ) -> Result<(Decoder, MaybeDraft, DraftLoader), LoadError> {
     let mut target = Decoder::load(&mut model.checkpoint, pool)?;
     adapters::add(std::mem::take(&mut model.adapters), &mut target)?;
+    if model.config.kv_cache_dtype == KvCacheDtype::Int8 {
+        target.set_cache_format(CacheFormat::Int8);
+    }
     let loader = DraftLoader::new(model.config.clone(), target.lender());
     let draft = model.config.draft.as_ref().map(|source| loader.load(source, 0));
     Ok((target, draft, loader))

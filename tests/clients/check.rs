@@ -24,6 +24,25 @@ fn reports(output: &Output) -> Vec<Value> {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// The cache of the target, and that of a standalone draft.
+#[test]
+fn an_int8_cache_is_counted() {
+    let memory = ["--json", "--limit", "1", "--max-model-len", "512", "--kv-blocks", "40"];
+    let int8 = [&memory[..], &["--kv-cache-dtype", "int8"]].concat();
+    let cache = |draft: &str| {
+        let reports = reports(&check(&[&int8[..], &["--draft", draft]].concat()));
+        let count = |path: &str| reports[0].pointer(path).and_then(Value::as_u64).unwrap();
+        (count("/memory/kv_cache"), count("/layers/1"))
+    };
+    // 3 heads of 64 values, keys and values, a byte each, and four for each head.
+    let block = 16 * 3 * (64 + 4) * 2;
+    assert_eq!(cache("none").0, 40 * 30 * block);
+    if let Some(standalone) = pleach::cli::default_standalone_draft() {
+        let (bytes, layers) = cache(standalone.to_str().unwrap());
+        assert_eq!(bytes, 40 * (30 + layers) * block);
+    }
+}
+
 #[test]
 fn a_pair_is_measured_before_it_serves() {
     let output = check(&["--json", "--limit", "2", "--max-model-len", "512", "--kv-blocks", "40"]);

@@ -85,6 +85,26 @@ fn a_cache_beyond_memory() {
     answer(&server);
 }
 
+/// Keys and values of 8 bits take about half as much: a sequence fits that does not otherwise. A CUDA device holds none.
+#[test]
+fn an_int8_cache_has_room_for_twice_as_much() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("long.gguf");
+    let model = path.to_string_lossy().into_owned();
+    write_model(&path, memory::available().unwrap() / POSITION * 5 / 4);
+    let f16 = number(&refusal(&["--model", &model]), "set --max-model-len to ");
+    let int8 = ["--model", &model, "--kv-cache-dtype", "int8"];
+    let server = Server::start(&int8);
+    answer(&server);
+    let positions = 16.0 * server.metric("pleach_kv_cache_blocks{model=\"long\"}");
+    drop(server);
+    // 128 codes and a scale of 4 bytes in place of 128 cells of 2 bytes, where as much memory is left as before.
+    let ratio = positions / f16 as f64;
+    assert!((1.6..2.3).contains(&ratio), "{positions} and {f16}");
+    let log = refusal(&[&int8[..], &["--device", "cuda:0"]].concat());
+    assert!(log.contains("--kv-cache-dtype") && log.contains("`--device cpu`"), "{log}");
+}
+
 /// Blocks that are asked for and do not fit are not cut down: the program ends and says how many would.
 #[test]
 fn more_blocks_than_memory() {

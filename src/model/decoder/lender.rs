@@ -11,13 +11,14 @@ use crate::model::attached::{AttachedDrafter, Tables};
 use crate::model::draft::Draft;
 use pleach_kernels::{CacheFormat, LayerCache, PackedMatrix, Shortlist, ThreadPool};
 
-/// What a target lends its drafts, also while it serves: its embedding and its head.
+/// What a target lends its drafts, also while it serves: its embedding and its head, and the format of its cache.
 #[derive(Clone)]
 pub struct Lender {
     pub(super) config: ModelConfig,
     pub(super) embedding: Arc<PackedMatrix>,
     pub(super) head: Arc<PackedMatrix>,
     pub(super) pool: Arc<ThreadPool>,
+    pub(super) cache_format: CacheFormat,
 }
 
 impl Lender {
@@ -57,7 +58,7 @@ impl Lender {
             let rows = draft.draft_vocab.as_ref().map_or(config.vocab_size, |rows| rows.len());
             bytes += Shortlist::copy_bytes(dtype, rows, config.hidden_size);
         } else {
-            let layer = LayerCache::bytes(num_blocks, &config.attention(0), CacheFormat::F16);
+            let layer = LayerCache::bytes(num_blocks, &config.attention(0), self.cache_format);
             bytes += layer * config.num_hidden_layers;
         }
         Ok(bytes as u64)
@@ -108,7 +109,9 @@ impl Lender {
                 AttachedDrafter::load(loader, config, attachment, tables, &self.pool)?.into()
             );
         }
-        Ok(Decoder::assemble(loader, config, embedding, head, vocab, &self.pool)?.into())
+        let mut draft = Decoder::assemble(loader, config, embedding, head, vocab, &self.pool)?;
+        draft.set_cache_format(self.cache_format);
+        Ok(draft.into())
     }
 }
 
@@ -117,7 +120,13 @@ impl Decoder {
     #[must_use]
     pub fn lender(&self) -> Lender {
         let (embedding, head) = (Arc::clone(&self.embedding), Arc::clone(&self.head));
-        Lender { config: self.config.clone(), embedding, head, pool: Arc::clone(&self.pool) }
+        Lender {
+            config: self.config.clone(),
+            embedding,
+            head,
+            pool: Arc::clone(&self.pool),
+            cache_format: self.cache_format,
+        }
     }
 
     /// Loads a draft of `target`. The embedding, and the head's rows, are the target's own where the

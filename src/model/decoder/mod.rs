@@ -180,6 +180,12 @@ impl Decoder {
         self.layers.iter().map(Layer::bytes).sum()
     }
 
+    /// How the caches of this decoder, and of drafts that it lends to from now on, hold keys and values: f16 where nothing
+    /// is said, f32 beside weights that are decoded to it.
+    pub fn set_cache_format(&mut self, format: CacheFormat) {
+        self.cache_format = format;
+    }
+
     /// Bytes of a cache of `num_blocks` blocks.
     #[must_use]
     pub fn kv_cache_bytes(&self, num_blocks: usize) -> usize {

@@ -8,7 +8,7 @@ use super::cache::BLOCK_SIZE;
 use super::tile::{CHUNK, Tile};
 use super::{portable, softmax};
 use crate::cpu::elementwise::cap_row;
-use crate::cpu::isa::Isa;
+use crate::cpu::isa::{Isa, per_isa};
 
 impl Tile<'_> {
     /// Attends to one chunk: `scores` is room for `[queries, CHUNK]`, `sums` takes, for each query,
@@ -38,18 +38,25 @@ impl Tile<'_> {
         portable::sums(isa, self, blocks, scores, sums);
     }
 
-    /// Scores of some blocks become weights.
+    /// Scores of some blocks become weights: the products of queries and cells become those of cells, by the scales where
+    /// there are any.
     fn weigh(&self, isa: Isa, blocks: Range<usize>, scores: &mut [f32], sums: &mut [f32]) {
         let dim = self.kv.dim;
         let chunk = blocks.start * BLOCK_SIZE / CHUNK;
         let start = blocks.start * BLOCK_SIZE % CHUNK;
         let places = start..start + blocks.len() * BLOCK_SIZE;
+        let cache = self.kv.cache;
+        let [key_scales, value_scales] =
+            [&cache.keys, &cache.values].map(|cells| self.kv.scales(cells, blocks.clone()));
         for (query, sums) in sums.chunks_exact_mut(dim + 2).enumerate() {
             let seen = self.seen_in(query, chunk);
             let place = |at: usize| at.clamp(start, places.end) - start;
             let (begin, end) = (place(seen.start), place(seen.end));
             let (top, sum) = sums[dim..].split_at_mut(1);
             let scores = &mut scores[query * CHUNK..][places.clone()];
+            if let Some(scales) = &key_scales {
+                multiply(isa, scores, scales);
+            }
             let scale = match self.cap {
                 Some(cap) => {
                     cap_row(isa, scores, self.scale / cap, cap);
@@ -58,6 +65,18 @@ impl Tile<'_> {
                 None => self.scale,
             };
             softmax::weigh(isa, scores, begin, end, scale, &mut top[0], &mut sum[0]);
+            if let Some(scales) = &value_scales {
+                multiply(isa, scores, scales);
+            }
+        }
+    }
+}
+
+per_isa! {
+    /// `x *= by`, each value by its own.
+    fn multiply(x: &mut [f32], by: &[f32]) {
+        for (x, by) in x.iter_mut().zip(by) {
+            *x *= by;
         }
     }
 }

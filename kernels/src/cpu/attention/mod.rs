@@ -8,12 +8,14 @@
 //!
 //! Keys lie `[block, kv_head, head_dim, 16]`: the scores of a block's 16 positions are 16 lanes that
 //! never have to be summed across. Values lie `[block, kv_head, 16, head_dim]`. Both are kept in half
-//! precision, except beside f32 weights; sums are f32.
+//! precision, except beside f32 weights, or as codes of 8 bits with a scale for each head of a position, `[block, kv_head,
+//! 16]`; sums are f32. Scales multiply no cell: those of keys multiply the scores, those of values the weights.
 
 mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod cache;
+mod cells;
 mod portable;
 mod shape;
 mod softmax;
@@ -28,7 +30,8 @@ use crate::cpu::activations::Activations;
 use crate::cpu::isa::Isa;
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_mut::SharedMut;
-pub use cache::{BLOCK_SIZE, CacheFormat, LayerCache};
+pub use cache::{BLOCK_SIZE, LayerCache};
+pub use cells::CacheFormat;
 pub use shape::AttentionShape;
 use tile::{CHUNK, KvHead, Tile};
 

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::cache::{BLOCK_SIZE, LayerCache};
+use super::cells::Cells;
 use super::softmax;
 use crate::cpu::isa::Isa;
 
@@ -19,10 +20,26 @@ pub(super) struct KvHead<'a> {
 }
 
 impl KvHead<'_> {
+    /// The first of the 16 rows of a block.
+    #[inline(always)]
+    fn row(&self, block: usize) -> usize {
+        (self.blocks[block] as usize * self.of + self.index) * BLOCK_SIZE
+    }
+
     /// Where a block's keys, `[dim, 16]`, and its values, `[16, dim]`, begin.
     #[inline(always)]
     pub(super) fn base(&self, block: usize) -> usize {
-        (self.blocks[block] as usize * self.of + self.index) * self.dim * BLOCK_SIZE
+        self.row(block) * self.dim
+    }
+
+    /// Scales of keys or values of the blocks of a chunk, one for each position, where they have any.
+    pub(super) fn scales(&self, cells: &Cells, blocks: Range<usize>) -> Option<[f32; CHUNK]> {
+        let scales = cells.scales()?;
+        let mut chunk = [0.0; CHUNK];
+        for (block, chunk) in blocks.zip(chunk.as_chunks_mut::<BLOCK_SIZE>().0) {
+            chunk.copy_from_slice(&scales[self.row(block)..][..BLOCK_SIZE]);
+        }
+        Some(chunk)
     }
 }
 
