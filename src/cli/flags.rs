@@ -207,10 +207,12 @@ pub struct Args {
     #[arg(long, env = "PLEACH_RECORD_MEGABYTES", value_name = "MB", default_value_t = 256)]
     pub record_megabytes: u32,
     /// How the model writes calls of functions: `hermes` (<tool_call> around JSON: Hermes, Qwen), `qwen3_coder`
-    /// (<tool_call> around <function=NAME> and <parameter=NAME>), `pythonic` ([name(argument=value)], also between <|python_start|> and <|python_end|>: Llama 4, Gemma 3), `deepseek_v3` (a name
-    /// and a code block between DeepSeek's tokens), `deepseek_v31` (the same without a code block), `llama3_json` (JSON with `parameters`: Llama 3), `mistral` (`[TOOL_CALLS]` and a list) or `mistral_args`
-    /// (`[TOOL_CALLS]`, a name, `[ARGS]` and JSON: later Mistral models). Default: as its chat template does; one that
-    /// knows no functions gets them spelled out in Hermes's format.
+    /// (<tool_call> around <function=NAME> and <parameter=NAME>), `pythonic` ([name(argument=value)], also between
+    /// <|python_start|> and <|python_end|>, where JSON with `parameters` may stand too: Llama 4, Gemma 3), `deepseek_v3` (a
+    /// name and a code block between DeepSeek's tokens), `deepseek_v31` (the same without a code block), `llama3_json` (JSON
+    /// with `parameters`, also between the tokens of Llama 4: Llama 3 and 4), `mistral` (`[TOOL_CALLS]` and a list) or
+    /// `mistral_args` (`[TOOL_CALLS]`, a name, `[ARGS]` and JSON: later Mistral models). Default: as its chat template does;
+    /// one that knows no functions gets them spelled out in Hermes's format.
     #[arg(long, env = "PLEACH_TOOL_CALL_PARSER", value_name = "FORMAT")]
     pub tool_call_parser: Option<CallFormat>,
     /// A file with a chat template (Jinja) that takes the place of the model's own, also of one for tools.
