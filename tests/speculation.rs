@@ -113,7 +113,7 @@ fn an_attached_drafter_leaves_no_trace() {
             ngram,
             ..config()
         };
-        let mut engine = engine_with_attached(&config, &[]);
+        let mut engine = engine_with_attached(&config);
         engine.profile();
         assert_eq!(ids(&run(&mut engine, &requests)), expected, "{num_blocks} {length}");
         for (request, expected) in requests.iter().zip(&expected).skip(6) {

@@ -136,7 +136,8 @@ pub struct Args {
     /// again.
     #[arg(long, env = "PLEACH_API_KEYS", value_name = "FILE")]
     pub api_keys: Option<PathBuf>,
-    /// A key for /admin, where the draft can be changed while the server runs. Without one nobody may.
+    /// A key for /admin, where the draft can be changed while the server runs, and for --allow-runtime-lora. Without one
+    /// nobody may change the draft.
     #[arg(long, env = "PLEACH_ADMIN_KEY", value_name = "KEY", hide_env_values = true)]
     pub admin_key: Option<String>,
     /// An origin whose pages may ask from a browser, such as `https://example.org`, or `*` for all. May be
@@ -186,6 +187,10 @@ pub struct Args {
     /// Requests of several adapters and of none run together, on the CPU.
     #[arg(long, env = "PLEACH_LORA", value_name = "NAME=DIR", value_delimiter = ',')]
     pub lora: Vec<LoraModule>,
+    /// Let /v1/load_lora_adapter and /v1/unload_lora_adapter change the adapters while the server runs: whoever has the
+    /// admin key, or anybody where there are no keys of any kind. Folders are read as this process may read them.
+    #[arg(long, env = "PLEACH_ALLOW_RUNTIME_LORA")]
+    pub allow_runtime_lora: bool,
     /// A further model, under the name that requests call it by in `model`; may be given several times. It has a draft, a
     /// chat template, a K/V cache and places for requests of its own. What is set here is for every model, but --draft,
     /// --served-model-name, --lora, --tool-call-parser, --chat-template and --record-traffic, which are --model's;

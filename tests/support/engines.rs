@@ -10,7 +10,6 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use pleach::checkpoint::adapter::Adapter;
 use pleach::checkpoint::write::{Meta, gguf_file};
 use pleach::checkpoint::{ATTACHMENT, Checkpoint, RawTensor, source};
 use pleach::engine::{Answer, Engine, EngineConfig, Request};
@@ -30,19 +29,9 @@ fn model_path() -> &'static PathBuf {
 /// An engine on the default model. The draft is the target's own first `draft_blocks` blocks: all
 /// of them make a perfect draft, fewer a poor one.
 pub fn engine(config: &EngineConfig, draft_blocks: Option<usize>) -> Engine {
-    engine_with_adapters(config, draft_blocks, &[])
-}
-
-/// The same with adapters.
-pub fn engine_with_adapters(
-    config: &EngineConfig,
-    draft_blocks: Option<usize>,
-    adapters: &[Adapter],
-) -> Engine {
     let pool = Arc::new(ThreadPool::new(2));
     let mut checkpoint = Checkpoint::open(model_path()).unwrap();
-    let mut target = Decoder::load(&mut checkpoint, &pool).unwrap();
-    adapters.iter().for_each(|adapter| target.add_adapter(adapter).unwrap());
+    let target = Decoder::load(&mut checkpoint, &pool).unwrap();
     let draft = draft_blocks.map(|blocks| {
         checkpoint.config.num_hidden_layers = blocks;
         Decoder::load_draft(&mut checkpoint, &target, &pool).unwrap()
@@ -52,11 +41,10 @@ pub fn engine_with_adapters(
 
 /// An engine on the default model with its last two blocks attached: the first step goes on from the target's last
 /// state, further ones from their own, as if there were no token between.
-pub fn engine_with_attached(config: &EngineConfig, adapters: &[Adapter]) -> Engine {
+pub fn engine_with_attached(config: &EngineConfig) -> Engine {
     let pool = Arc::new(ThreadPool::new(2));
     let mut checkpoint = Checkpoint::open(model_path()).unwrap();
-    let mut target = Decoder::load(&mut checkpoint, &pool).unwrap();
-    adapters.iter().for_each(|adapter| target.add_adapter(adapter).unwrap());
+    let target = Decoder::load(&mut checkpoint, &pool).unwrap();
     let (total, width) = (checkpoint.config.num_hidden_layers, checkpoint.config.hidden_size);
     let mut draft = checkpoint.config.clone();
     draft.num_hidden_layers = 2;
