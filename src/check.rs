@@ -116,10 +116,11 @@ impl Pair {
         caches: &mut Reserved,
     ) -> Result<(CheckReport, Engine), CheckError> {
         let Self {
-            model: Model { config, name, target, tokenizer, template, .. },
+            model: Model { config, name, target, tokenizer, template, adapters, .. },
             draft,
             draft_name,
         } = self;
+        let adapters: usize = adapters.iter().map(|adapter| adapter.weights.bytes()).sum();
         let available = caches.available_beside();
         let mut engine_config = config.engine.clone();
         let share = available.map(|free| engine_config.share_of(free, engines as u64));
@@ -131,7 +132,7 @@ impl Pair {
         };
         let full = limits.max_model_len.div_ceil(BLOCK_SIZE) * limits.max_num_seqs;
         let memory = Memory {
-            target_weights: target.memory_bytes(),
+            target_weights: target.memory_bytes() + adapters,
             draft_weights: draft.as_ref().map_or(0, |draft| draft.memory_bytes_beside(&target)),
             max_model_len: limits.max_model_len,
             max_num_seqs: limits.max_num_seqs,

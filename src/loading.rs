@@ -3,14 +3,16 @@
 mod adapters;
 mod drafts;
 mod error;
+mod loaders;
 mod opened;
 mod weights;
 
 use std::sync::Arc;
 
-pub use adapters::AdapterError;
+pub use adapters::{AdapterError, AdapterLoadError, AdapterLoader, LoadedAdapter};
 pub use drafts::DraftLoader;
 pub use error::LoadError;
+pub use loaders::Loaders;
 use opened::Opened;
 use tokenizers::Tokenizer;
 pub use weights::MaybeDraft;
@@ -40,6 +42,8 @@ pub struct Model {
     pub template: Option<ChatTemplate>,
     /// The draft and its name, or why it cannot be used; `None` where none is configured.
     pub draft: MaybeDraft,
+    /// Its LoRA adapters.
+    pub adapters: Vec<LoadedAdapter>,
 }
 
 impl Model {
@@ -53,9 +57,10 @@ impl Model {
         }
         let pool = Arc::new(ThreadPool::new(config.threads));
         open(config, |mut model| {
-            let (target, draft, _) = load_on_cpu(&mut model, &pool)?;
+            let (target, draft, adapters, _) = load_on_cpu(&mut model, &pool)?;
             let Opened { config, checkpoint, template, tokenizer, .. } = model;
-            Ok(Self { config, name: checkpoint.name, target, tokenizer, template, draft })
+            let name = checkpoint.name;
+            Ok(Self { config, name, target, tokenizer, template, draft, adapters })
         })
     }
 }
@@ -116,8 +121,10 @@ pub struct RunningModel {
     pub sampling: SamplingParams,
     /// The draft's name, where one drafts.
     pub draft: Option<String>,
-    /// Loads further drafts of the model; `None` where they cannot be switched.
-    pub loader: Option<DraftLoader>,
+    /// Its LoRA adapters.
+    pub adapters: Vec<LoadedAdapter>,
+    /// What loads drafts and adapters while it serves; `None` where it computes on a CUDA device.
+    pub loaders: Option<Loaders>,
     /// The engine.
     pub engine: EngineHandle,
 }
@@ -151,7 +158,7 @@ impl Loaded {
     ) -> Result<RunningModel, LoadError> {
         let Self { mut model, weights, .. } = self;
         let placed = weights.place(&mut model, pool, engines as u64, caches)?;
-        let Placed { mut engine, draft, loader } = placed;
+        let Placed { mut engine, draft, adapters, loaders } = placed;
         // Before anything else computes: what is measured beside it seems slow for good.
         engine.profile();
         let (engine, _) = EngineHandle::start(engine, turns.clone());
@@ -167,7 +174,8 @@ impl Loaded {
             eos_token_ids: checkpoint.config.eos_token_ids,
             sampling,
             draft,
-            loader,
+            adapters,
+            loaders,
             engine,
         })
     }
@@ -209,8 +217,8 @@ pub fn start(config: &Config) -> Result<Vec<RunningModel>, LoadError> {
             _ => LoadError::Also { name, error: error.into() },
         })
     })?;
-    let loaders = running.iter_mut().filter_map(|model| model.loader.as_mut());
-    loaders.for_each(|loader| loader.caches = caches);
+    let loaders = running.iter_mut().filter_map(|model| model.loaders.as_mut());
+    loaders.for_each(|loaders| loaders.beside(caches));
     Ok(running)
 }
 

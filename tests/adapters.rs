@@ -9,15 +9,23 @@ use std::sync::Arc;
 
 use pleach::checkpoint::adapter::Adapter;
 use pleach::checkpoint::{Checkpoint, RawTensor};
-use pleach::engine::{Answer, Engine, EngineConfig, Request};
+use pleach::engine::{Answer, Engine, EngineConfig, Event, Request};
 use pleach::kv_cache::CacheSalt;
-use pleach::model::{Decoder, Design, Family, ModelConfig, Precision, RopeConfig, RopeScaling};
+use pleach::model::{
+    AdapterShapes, AdapterWeights, Decoder, Design, Family, ModelConfig, Precision, RopeConfig,
+    RopeScaling,
+};
 use pleach_kernels::{DType, ThreadPool};
 use support::adapter::write_adapter;
-use support::engines::{engine_on, engine_with_attached, model_config, questions, run};
+use support::engines::{engine, engine_with_attached, model_config, questions, run};
 use support::gguf::write_changed;
 use support::logits::{logits, relative_error};
 use support::random_model::write_model;
+
+/// An adapter for models of these shapes, in memory.
+fn loaded(shapes: &Arc<AdapterShapes>, adapter: &Adapter) -> Arc<AdapterWeights> {
+    Arc::new(shapes.load(adapter).unwrap())
+}
 
 fn random_adapter(config: &ModelConfig, seed: u64, rank: usize, size: f32) -> Adapter {
     let folder = tempfile::tempdir().unwrap();
@@ -48,22 +56,19 @@ fn an_adapter_adds_what_merging_it_adds() {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name);
         let mut checkpoint = Checkpoint::open(&golden).unwrap();
         let tokens: Vec<u32> = (0..45).map(|i| (i * i * 7 + 3 * i) % 96).collect();
-        let mut decoder = load(&mut checkpoint, Precision::F32);
+        let decoder = load(&mut checkpoint, Precision::F32);
         let plain = logits(&decoder, &tokens, None, 45);
-        // The first one is only there to be told apart.
-        for (seed, rank) in [(1, 2), (2, 5)] {
-            decoder.add_adapter(&random_adapter(decoder.config(), seed, rank, 0.5)).unwrap();
-        }
         let adapter = random_adapter(decoder.config(), 2, 5, 0.5);
         let merged = merged(&mut checkpoint, &adapter, &folder.path().join(format!("{name}.gguf")));
-        let got = logits(&decoder, &tokens, Some(1), 45);
+        let loaded = loaded(decoder.adapter_shapes(), &adapter);
+        let got = logits(&decoder, &tokens, Some(&loaded), 45);
         let expected = logits(&merged, &tokens, None, 45);
         let error = relative_error(&got, &expected);
         println!("{name}: relative error {error:.2e}");
         assert!(error < 1e-5, "{name}: relative error {error}");
         assert!(relative_error(&plain, &expected) > 0.05, "{name}: the adapter does something");
         // To the bit: in other chunks, and the model itself as it was.
-        assert_eq!(logits(&decoder, &tokens, Some(1), 7), got, "{name}");
+        assert_eq!(logits(&decoder, &tokens, Some(&loaded), 7), got, "{name}");
         assert_eq!(logits(&decoder, &tokens, None, 45), plain, "{name}");
     }
 }
@@ -100,18 +105,16 @@ fn an_adapter_adds_the_same_to_quantised_weights() {
         write_model(&path, &small(), 3, &|_| format, &|_| 1.0);
         let mut checkpoint = Checkpoint::open(&path).unwrap();
         let adapter = random_adapter(&checkpoint.config, 4, 8, 0.4);
-        let mut exact = load(&mut checkpoint, Precision::F32);
-        let mut stored = load(&mut checkpoint, Precision::AsStored);
-        for decoder in [&mut exact, &mut stored] {
-            decoder.add_adapter(&adapter).unwrap();
-        }
+        let exact = load(&mut checkpoint, Precision::F32);
+        let stored = load(&mut checkpoint, Precision::AsStored);
+        let loaded = loaded(exact.adapter_shapes(), &adapter);
         let merged = merged(&mut checkpoint, &adapter, &folder.path().join("merged.gguf"));
         let expected = logits(&merged, &tokens, None, 60);
-        let error = relative_error(&logits(&exact, &tokens, Some(0), 60), &expected);
+        let error = relative_error(&logits(&exact, &tokens, Some(&loaded), 60), &expected);
         assert!(error < 1e-5, "{format:?}: relative error {error}");
         let plain = logits(&exact, &tokens, None, 60);
         let rounding = relative_error(&logits(&stored, &tokens, None, 60), &plain);
-        let error = relative_error(&logits(&stored, &tokens, Some(0), 60), &expected);
+        let error = relative_error(&logits(&stored, &tokens, Some(&loaded), 60), &expected);
         println!("{format:?}: {error:.2e} with the adapter, {rounding:.2e} without");
         assert!(error < 2.0 * rounding, "{format:?}: {error} with it, {rounding} without");
         assert!(relative_error(&plain, &expected) > 0.1, "the adapter does something");
@@ -137,17 +140,20 @@ fn batches_and_drafts_change_nothing() {
         num_speculative_tokens: 4,
         ..EngineConfig::default()
     };
+    let mut plain = engine(&config, None);
+    let shapes = plain.limits().adapters.clone().unwrap();
+    let [one, two] = adapters.map(|adapter| Some(loaded(&shapes, &adapter)));
     // The same three questions to each.
-    let through = [None, Some(0), Some(1)];
+    let through = [None, one, two];
     let requests: Vec<Request> = (questions(20).into_iter().take(3))
         .flat_map(|request| {
-            through.map(|adapter| Request { adapter, top_logprobs: Some(0), ..request.clone() })
+            through.clone().map(|adapter| Request {
+                adapter,
+                top_logprobs: Some(0),
+                ..request.clone()
+            })
         })
         .collect();
-    let adapt = |target: &mut Decoder| {
-        adapters.iter().for_each(|adapter| target.add_adapter(adapter).unwrap());
-    };
-    let mut plain = engine_on(&config, None, adapt);
     let alone: Vec<Answer> = requests
         .iter()
         .flat_map(|request| run(&mut plain, std::slice::from_ref(request)))
@@ -158,8 +164,8 @@ fn batches_and_drafts_change_nothing() {
     }
     assert_eq!(bits(&run(&mut plain, &requests)), alone);
     for (name, mut engine) in [
-        ("27 blocks", engine_on(&config, Some(27), adapt)),
-        ("attached", engine_with_attached(&config, adapt)),
+        ("27 blocks", engine(&config, Some(27))),
+        ("attached", engine_with_attached(&config, |_| {})),
     ] {
         let answers = run(&mut engine, &requests);
         assert_eq!(bits(&answers), alone, "{name}");
@@ -177,34 +183,88 @@ fn batches_and_drafts_change_nothing() {
     }
 }
 
-/// What an adapter leaves in the prefix cache is found by its own requests alone, and by those of the same salt.
-#[test]
-fn prefixes_are_kept_apart() {
+fn small_engine() -> Engine {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     write_model(&path, &small(), 3, &|_| DType::Q8_0, &|_| 1.0);
-    let mut target = load(&mut Checkpoint::open(&path).unwrap(), Precision::AsStored);
-    for seed in [1, 2] {
-        target.add_adapter(&random_adapter(&small(), seed, 3, 0.4)).unwrap();
-    }
+    let target = load(&mut Checkpoint::open(&path).unwrap(), Precision::AsStored);
     let config = EngineConfig { num_blocks: Some(64), ..EngineConfig::default() };
-    let mut engine = Engine::new(target, None, config).unwrap();
-    let prompt: Vec<u32> = (0..50).map(|i| (i * 13 + 5) % 160).collect();
-    let mut cached = |adapter, salt: Option<&str>| {
+    Engine::new(target, None, config).unwrap()
+}
+
+fn small_prompt() -> Vec<u32> {
+    (0..50).map(|i| (i * 13 + 5) % 160).collect()
+}
+
+/// What an adapter leaves in the prefix cache is found by its own requests alone, and by those of the same salt. One that
+/// is loaded again is another one.
+#[test]
+fn prefixes_are_kept_apart() {
+    let mut engine = small_engine();
+    let shapes = engine.limits().adapters.clone().unwrap();
+    let adapters = [1, 2, 1].map(|seed| loaded(&shapes, &random_adapter(&small(), seed, 3, 0.4)));
+    let mut cached = |adapter: Option<&Arc<AdapterWeights>>, salt: Option<&str>| {
         let cache_salt = salt.map(|salt| CacheSalt::new("", salt));
-        let request = Request { adapter, cache_salt, ..Request::greedy(prompt.clone(), 3) };
+        let adapter = adapter.cloned();
+        let request = Request { adapter, cache_salt, ..Request::greedy(small_prompt(), 3) };
         let answer = run(&mut engine, &[request]).remove(0);
         (answer.ids(), answer.stats.cached_tokens)
     };
     for salt in [None, Some("a"), Some("b")] {
-        for adapter in [None, Some(0), Some(1)] {
+        for adapter in [None, Some(&adapters[0]), Some(&adapters[1]), Some(&adapters[2])] {
             let (first, none) = cached(adapter, salt);
             assert_eq!(none, 0, "{adapter:?} {salt:?}");
             assert_eq!(cached(adapter, salt), (first, 48), "{adapter:?} {salt:?}");
         }
     }
-    let beyond = Request { adapter: Some(2), ..Request::greedy(prompt.clone(), 3) };
-    assert_eq!(engine.submit(beyond).unwrap_err().field, "model");
+}
+
+/// An adapter that nobody else holds lives as long as the last sequence that goes through it, also where that sequence had
+/// to wait or is cancelled.
+#[test]
+fn an_adapter_ends_with_its_last_sequence() {
+    let mut engine = small_engine();
+    let shapes = engine.limits().adapters.clone().unwrap();
+    let adapter = loaded(&shapes, &random_adapter(&small(), 1, 3, 0.4));
+    let request = |adapter| Request { adapter, ..Request::greedy(small_prompt(), 20) };
+    let expected = run(&mut engine, &[request(Some(Arc::clone(&adapter)))]).remove(0);
+    let alive = Arc::downgrade(&adapter);
+    let first = engine.submit(request(Some(Arc::clone(&adapter)))).unwrap();
+    let second = engine.submit(request(Some(adapter))).unwrap();
+    engine.submit(request(None)).unwrap();
+    let mut said = Vec::new();
+    while engine.has_work() {
+        for (id, event) in engine.step() {
+            match event {
+                Event::Tokens(tokens) if id == second => said.extend(tokens.iter().map(|it| it.id)),
+                Event::Finished { .. } if id == second => {
+                    assert!(alive.upgrade().is_none(), "the last one has ended");
+                }
+                _ => {}
+            }
+        }
+        if said.len() < expected.ids().len() {
+            assert!(alive.upgrade().is_some());
+            engine.cancel(first);
+        }
+    }
+    assert_eq!(said, expected.ids());
+}
+
+/// A request through an adapter of another model is refused.
+#[test]
+fn adapters_of_other_models_are_refused() {
+    let mut engine = small_engine();
+    let mut config = small();
+    config.intermediate_size = 64;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("other.gguf");
+    write_model(&path, &config, 3, &|_| DType::F16, &|_| 1.0);
+    let other = load(&mut Checkpoint::open(&path).unwrap(), Precision::AsStored);
+    let adapter = random_adapter(&config, 1, 2, 1.0);
+    let adapter = Some(loaded(other.adapter_shapes(), &adapter));
+    let request = Request { adapter, ..Request::greedy(small_prompt(), 3) };
+    assert_eq!(engine.submit(request).unwrap_err().field, "model");
 }
 
 /// Adapters of other models are refused, and the matrix named.
@@ -213,14 +273,13 @@ fn what_does_not_fit_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     write_model(&path, &small(), 3, &|_| DType::F16, &|_| 1.0);
-    let mut decoder = load(&mut Checkpoint::open(&path).unwrap(), Precision::AsStored);
-    let mut refused = |change: fn(&mut ModelConfig)| {
+    let decoder = load(&mut Checkpoint::open(&path).unwrap(), Precision::AsStored);
+    let refused = |change: fn(&mut ModelConfig)| {
         let mut config = small();
         change(&mut config);
         let adapter = random_adapter(&config, 1, 2, 1.0);
-        let error = decoder.add_adapter(&adapter).unwrap_err().to_string();
+        let error = decoder.adapter_shapes().load(&adapter).unwrap_err().to_string();
         assert!(error.contains("adapter_model.safetensors"), "{error}");
-        assert_eq!(decoder.adapters(), 0);
         error
     };
     let error = refused(|config| config.num_hidden_layers = 4);

@@ -1,5 +1,6 @@
 //! Projections that files hold side by side in one matrix (Phi-3).
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use super::architecture::ModelConfig;
@@ -21,6 +22,39 @@ pub(super) fn source(config: &ModelConfig, name: &str) -> Option<(String, Range<
         _ => return None,
     };
     Some((format!("{place}.{whole}.{kind}"), rows))
+}
+
+/// Tensors as files hold them that have projections side by side, which stand in the place of the first of them.
+///
+/// # Errors
+/// The tensor that has no such place beside those before it.
+pub(super) fn joined<'a>(
+    config: &ModelConfig,
+    tensors: &'a [(String, RawTensor)],
+) -> Result<Vec<(String, Cow<'a, RawTensor>)>, String> {
+    let mut all: Vec<(String, Cow<'a, RawTensor>)> = Vec::new();
+    for (name, tensor) in tensors {
+        let Some((whole, rows)) = source(config, name) else {
+            all.push((name.clone(), Cow::Borrowed(tensor)));
+            continue;
+        };
+        let there = all.iter_mut().find(|(other, _)| *other == whole).map(|(_, it)| it.to_mut());
+        match there {
+            None if rows.start == 0 => all.push((whole, Cow::Owned(tensor.clone()))),
+            Some(it) if it.shape[0] == rows.start && tensor.shape[0] == rows.len() => {
+                if it.dtype != tensor.dtype || it.shape[1..] != tensor.shape[1..] {
+                    let (dtype, beside) = (tensor.dtype, it.dtype);
+                    return Err(format!(
+                        "{name} is {dtype:?} and stored in one matrix with tensors in {beside:?}; write them in one format"
+                    ));
+                }
+                it.shape[0] += tensor.shape[0];
+                it.data.extend_from_slice(&tensor.data);
+            }
+            _ => return Err(format!("{name} does not follow the tensors that it is stored with")),
+        }
+    }
+    Ok(all)
 }
 
 /// What a file says of the rows alone.

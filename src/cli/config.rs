@@ -81,6 +81,8 @@ pub struct Access {
     pub cors_origins: Vec<String>,
     /// Whether request bodies are logged.
     pub log_prompts: bool,
+    /// Whether adapters may be loaded and unloaded while the server runs.
+    pub runtime_lora: bool,
 }
 
 /// Bounds on connections.
@@ -149,6 +151,7 @@ impl From<Args> for Config {
                 tls_key: args.tls_key,
                 cors_origins: args.cors_origin,
                 log_prompts: args.log_prompts,
+                runtime_lora: args.allow_runtime_lora,
             },
             connections: ConnectionLimits {
                 connections: args.max_connections.max(1),

@@ -137,7 +137,8 @@ pub struct Args {
     /// again.
     #[arg(long, env = "PLEACH_API_KEYS", value_name = "FILE")]
     pub api_keys: Option<PathBuf>,
-    /// A key for /admin, where the draft can be changed while the server runs. Without one nobody may.
+    /// A key for /admin, where the draft can be changed while the server runs, and for --allow-runtime-lora. Without one
+    /// nobody may change the draft.
     #[arg(long, env = "PLEACH_ADMIN_KEY", value_name = "KEY", hide_env_values = true)]
     pub admin_key: Option<String>,
     /// An origin whose pages may ask from a browser, such as `https://example.org`, or `*` for all. May be
@@ -191,6 +192,10 @@ pub struct Args {
     /// Requests of several adapters and of none run together, on the CPU.
     #[arg(long, env = "PLEACH_LORA", value_name = "NAME=DIR", value_delimiter = ',')]
     pub lora: Vec<LoraModule>,
+    /// Let /v1/load_lora_adapter and /v1/unload_lora_adapter change the adapters while the server runs: whoever has the
+    /// admin key, or anybody where there are no keys of any kind. Folders are read as this process may read them.
+    #[arg(long, env = "PLEACH_ALLOW_RUNTIME_LORA")]
+    pub allow_runtime_lora: bool,
     /// A further model, under the name that requests call it by in `model`; may be given several times. It has a draft, a
     /// chat template, a K/V cache and places for requests of its own. What is set here is for every model, but --draft,
     /// --served-model-name, --lora, --tool-call-parser, --chat-template and --record-traffic, which are --model's;
@@ -212,10 +217,12 @@ pub struct Args {
     #[arg(long, env = "PLEACH_RECORD_MEGABYTES", value_name = "MB", default_value_t = 256)]
     pub record_megabytes: u32,
     /// How the model writes calls of functions: `hermes` (<tool_call> around JSON: Hermes, Qwen), `qwen3_coder`
-    /// (<tool_call> around <function=NAME> and <parameter=NAME>), `pythonic` ([name(argument=value)], also between <|python_start|> and <|python_end|>: Llama 4, Gemma 3), `deepseek_v3` (a name
-    /// and a code block between DeepSeek's tokens), `deepseek_v31` (the same without a code block), `llama3_json` (JSON with `parameters`: Llama 3), `mistral` (`[TOOL_CALLS]` and a list) or `mistral_args`
-    /// (`[TOOL_CALLS]`, a name, `[ARGS]` and JSON: later Mistral models). Default: as its chat template does; one that
-    /// knows no functions gets them spelled out in Hermes's format.
+    /// (<tool_call> around <function=NAME> and <parameter=NAME>), `pythonic` ([name(argument=value)], also between
+    /// <|python_start|> and <|python_end|>, where JSON with `parameters` may stand too: Llama 4, Gemma 3), `deepseek_v3` (a
+    /// name and a code block between DeepSeek's tokens), `deepseek_v31` (the same without a code block), `llama3_json` (JSON
+    /// with `parameters`, also between the tokens of Llama 4: Llama 3 and 4), `mistral` (`[TOOL_CALLS]` and a list) or
+    /// `mistral_args` (`[TOOL_CALLS]`, a name, `[ARGS]` and JSON: later Mistral models). Default: as its chat template does;
+    /// one that knows no functions gets them spelled out in Hermes's format.
     #[arg(long, env = "PLEACH_TOOL_CALL_PARSER", value_name = "FORMAT")]
     pub tool_call_parser: Option<CallFormat>,
     /// A file with a chat template (Jinja) that takes the place of the model's own, also of one for tools.

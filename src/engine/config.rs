@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::kv_cache::BLOCK_SIZE;
-use crate::model::ModelConfig;
+use crate::model::{AdapterShapes, ModelConfig};
 use pleach_kernels::cuda::CudaError;
 
 /// Size and behaviour of an engine.
@@ -166,8 +166,8 @@ pub struct EngineLimits {
     pub max_num_seqs: usize,
     /// Draft tokens per round at most; 0 without speculation.
     pub num_speculative_tokens: usize,
-    /// Adapters of the target.
-    pub adapters: usize,
+    /// What adapters of the target must fit; `None` where it takes none.
+    pub adapters: Option<Arc<AdapterShapes>>,
 }
 
 impl EngineLimits {
@@ -246,7 +246,7 @@ impl EngineConfig {
                 None if !self.ngram => 0,
                 _ => self.num_speculative_tokens,
             },
-            adapters: 0,
+            adapters: None,
         };
         Ok((limits, num_blocks))
     }

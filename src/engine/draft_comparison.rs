@@ -137,7 +137,7 @@ impl DraftComparison {
     pub(super) fn sample(&mut self, sequence: &Sequence) {
         if let Some(contest) = &mut self.contest {
             let prompt = sequence.stats.prompt_tokens;
-            contest.samples.extend(Sample::of(&sequence.tokens, prompt, sequence.adapter));
+            contest.samples.extend(Sample::of(&sequence.tokens, prompt, sequence.adapter.as_ref()));
         }
     }
 

@@ -1,11 +1,12 @@
 //! What a sequence said, as drafts that are compared read it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::profile::median;
 use crate::kv_cache::{BLOCK_SIZE, BlockTable};
-use crate::model::{DraftInput, Forward, Rows};
+use crate::model::{AdapterWeights, DraftInput, Forward, Rows};
 use crate::speculation::StepCost;
 use pleach_kernels::argmax;
 
@@ -19,12 +20,16 @@ pub(super) struct Sample {
     /// The tokens of the answer, at their end. At least two tokens are before them.
     pub(super) answer: usize,
     /// The adapter that the target answered with.
-    adapter: Option<usize>,
+    adapter: Option<Arc<AdapterWeights>>,
 }
 
 impl Sample {
     /// The sample of a sequence whose first `prompt` tokens are the prompt; `None` without an answer.
-    pub(super) fn of(tokens: &[u32], prompt: usize, adapter: Option<usize>) -> Option<Self> {
+    pub(super) fn of(
+        tokens: &[u32],
+        prompt: usize,
+        adapter: Option<&Arc<AdapterWeights>>,
+    ) -> Option<Self> {
         let prompt = prompt.max(2);
         let answer = tokens.len().saturating_sub(prompt).min(ANSWER);
         let tokens = tokens.get(..prompt + answer)?;
@@ -34,7 +39,7 @@ impl Sample {
             true => [&tokens[..BLOCK_SIZE], &tokens[skipped..]].concat(),
             false => tokens.to_vec(),
         };
-        (answer > 0).then_some(Self { tokens, answer, adapter })
+        (answer > 0).then_some(Self { tokens, answer, adapter: adapter.cloned() })
     }
 
     /// How many tokens of the answer a standalone draft holds likeliest; `None` if it fails.
@@ -81,7 +86,7 @@ impl Sample {
             let mut rows = Rows::default();
             // The drafter reads the states behind which the last token before each of the answer came.
             rows.push(table, 0, known.iter().copied(), self.answer);
-            if let Some(adapter) = self.adapter {
+            if let Some(adapter) = &self.adapter {
                 rows.adapt_last(adapter);
             }
             target.forward(&rows).ok()?;

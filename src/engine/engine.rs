@@ -92,7 +92,7 @@ impl Engine {
             Some(draft) => Some(DraftModel::standalone(draft, rows)),
             None => DraftModel::attached(target.as_mut()),
         };
-        limits.adapters = target.adapters();
+        limits.adapters = target.adapter_shapes().cloned();
         Ok(Self {
             eos_token_ids: target.config().eos_token_ids.clone(),
             target,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{EngineLimits, PromptToken, SequenceStats, TokenOut};
 use crate::grammar::Grammar;
 use crate::kv_cache::CacheSalt;
+use crate::model::AdapterWeights;
 use crate::sampling::{ParamError, SamplingParams};
 use crate::speculation::Proposers;
 use crate::text::StoppingText;
@@ -49,8 +50,8 @@ pub struct Request {
     pub readout: Readout,
     /// Sets what it leaves and finds in the prefix cache apart from that of requests with another one, or none.
     pub cache_salt: Option<CacheSalt>,
-    /// The number of the adapter that it goes through; `None` for the model as it is.
-    pub adapter: Option<usize>,
+    /// The adapter that it goes through; `None` for the model as it is.
+    pub adapter: Option<Arc<AdapterWeights>>,
 }
 
 /// What is read off a prompt.
@@ -129,8 +130,10 @@ impl Request {
         check(alternatives <= MAX_TOP_LOGPROBS, "logprobs", &|| {
             format!("must be at most {MAX_TOP_LOGPROBS}")
         })?;
-        check(self.adapter.is_none_or(|number| number < limits.adapters), "model", &|| {
-            format!("must be one of the {} adapters that are served", limits.adapters)
+        let fits =
+            |adapter: &Arc<AdapterWeights>| limits.adapters.as_ref() == Some(adapter.shapes());
+        check(self.adapter.as_ref().is_none_or(fits), "model", &|| {
+            "is an adapter of another model".into()
         })?;
         Ok(self.params.validate(limits.vocab_size)?)
     }
@@ -242,7 +245,7 @@ mod tests {
             hidden_size: 8,
             max_num_seqs: 1,
             num_speculative_tokens: 0,
-            adapters: 1,
+            adapters: None,
         };
         let refused = |request: Request| request.validate(&limits).map_err(|e| e.field);
         assert_eq!(refused(Request::greedy(vec![1; 7], 100)), Ok(()));
@@ -254,8 +257,6 @@ mod tests {
         assert_eq!(refused(stop), Err("stop_token_ids"));
         let logprobs = Request { top_logprobs: Some(21), ..Request::greedy(vec![1], 1) };
         assert_eq!(refused(logprobs), Err("top_logprobs"));
-        let adapted = |adapter| Request { adapter: Some(adapter), ..Request::greedy(vec![1], 1) };
-        assert_eq!((refused(adapted(0)), refused(adapted(1))), (Ok(()), Err("model")));
         let mut long = Request::greedy(vec![1], 3);
         long.params.restrictions.min_tokens = 4;
         assert_eq!(refused(long), Err("min_tokens"));

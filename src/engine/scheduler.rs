@@ -149,7 +149,7 @@ impl Scheduler {
     pub(super) fn add_request(&mut self, id: RequestId, request: &Request) {
         let Request { prompt, priority, readout, cache_salt, adapter, .. } = request;
         let salt = match adapter {
-            Some(adapter) => Some(CacheSalt::of_adapter(*adapter, *cache_salt)),
+            Some(adapter) => Some(CacheSalt::of_adapter(adapter.id(), *cache_salt)),
             None => *cache_salt,
         };
         self.enqueue(id, prompt, *priority, BlockHashes::salted(salt), *readout);

@@ -1,11 +1,12 @@
 //! One sequence in the engine: its tokens, its rules for ending and its own bookkeeping.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::prompt_readout::PromptReadout;
 use super::{EngineLimits, FinishReason, Readout, Request, SequenceStats, TokenOut, TokenSource};
 use crate::grammar::{GrammarError, GrammarState};
-use crate::model::{OutOfMemory, Verified, VerifyTask};
+use crate::model::{AdapterWeights, OutOfMemory, Verified, VerifyTask};
 use crate::sampling::{
     Draws, History, LogitsError, Processor, SamplingParams, log_sum_exp, top_logprobs,
 };
@@ -37,7 +38,7 @@ pub(super) struct Sequence {
     pub(super) grammar: Option<GrammarState>,
     pub(super) readout: PromptReadout,
     /// The adapter that its rows go through.
-    pub(super) adapter: Option<usize>,
+    pub(super) adapter: Option<Arc<AdapterWeights>>,
 }
 
 /// Why a sequence cannot go on.

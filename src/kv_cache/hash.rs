@@ -26,13 +26,13 @@ impl CacheSalt {
         Self(hasher.finalize().into())
     }
 
-    /// The salt of what the adapter of this number computes, of a text that has `salt`.
+    /// The salt of what the adapter of this identity computes, of a text that has `salt`.
     #[must_use]
-    pub fn of_adapter(adapter: usize, salt: Option<Self>) -> Self {
+    pub fn of_adapter(adapter: u64, salt: Option<Self>) -> Self {
         let mut hasher = Sha256::new();
         // 9 or 41 bytes, which no name of a block and no other salt is made of.
         hasher.update(b"a");
-        hasher.update((adapter as u64).to_le_bytes());
+        hasher.update(adapter.to_le_bytes());
         if let Some(Self(salt)) = salt {
             hasher.update(salt);
         }

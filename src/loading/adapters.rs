@@ -1,28 +1,24 @@
-//! The LoRA adapters of a configuration: their names and their files.
+//! LoRA adapters: those of a configuration, and those that are loaded while their model serves.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::adapter::Adapter;
+use crate::checkpoint::adapter::{Adapter, TENSORS};
 use crate::cli::LoraModule;
-use crate::model::{Decoder, ModelError};
+use crate::memory::Reserved;
+use crate::model::{AdapterShapes, AdapterWeights};
 
-/// Why an adapter cannot be served.
+/// Why an adapter of the configuration cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
-    /// Its files cannot be read, or it is of a kind that is not followed.
+    /// Its files cannot be read, it is of a kind that is not followed, or it does not fit the model.
     #[error("--lora {name}: {error}")]
     File {
         /// The adapter's name.
         name: String,
         /// What is wrong.
         error: CheckpointError,
-    },
-    /// It does not fit the model.
-    #[error("--lora {name}: {error}")]
-    Model {
-        /// The adapter's name.
-        name: String,
-        /// What does not fit.
-        error: ModelError,
     },
     /// Requests for it would be requests for another one.
     #[error("--lora {name}: {other} has this name already; give the adapter another one")]
@@ -37,37 +33,112 @@ pub enum AdapterError {
     Cuda,
 }
 
+/// Why an adapter is not taken in while its model serves.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterLoadError {
+    /// Its files cannot be read, it is of a kind that is not followed, or it does not fit the model.
+    #[error(transparent)]
+    File(#[from] CheckpointError),
+    /// There is no room for it.
+    #[error(
+        "reading the adapter takes up to {needed} MB, and {left} MB are left: unload others, or start the server with a \
+         lower --kv-blocks or --max-model-len"
+    )]
+    Memory {
+        /// Megabytes that it takes.
+        needed: u64,
+        /// Megabytes that are left.
+        left: u64,
+    },
+}
+
+/// An adapter in memory, under its name.
+#[derive(Debug)]
+pub struct LoadedAdapter {
+    /// Its name in the API.
+    pub name: String,
+    /// Its folder.
+    pub path: PathBuf,
+    /// Its factors.
+    pub weights: Arc<AdapterWeights>,
+}
+
 /// Reads the adapters of a model that is called by `names`, in order.
 pub(super) fn read(
     modules: &[LoraModule],
     names: &[String],
-) -> Result<Vec<(String, Adapter)>, AdapterError> {
-    let mut adapters: Vec<(String, Adapter)> = Vec::new();
-    for LoraModule { name, path } in modules {
+) -> Result<Vec<(LoraModule, Adapter)>, AdapterError> {
+    let mut adapters: Vec<(LoraModule, Adapter)> = Vec::new();
+    for module in modules {
+        let name = &module.name;
         let taken = |other| Err(AdapterError::Name { name: name.clone(), other });
         if names.contains(name) {
             return taken("the model");
         }
-        if adapters.iter().any(|(other, _)| other == name) {
+        if adapters.iter().any(|(other, _)| other.name == *name) {
             return taken("another adapter");
         }
-        let adapter = Adapter::read(path);
+        let adapter = Adapter::read(&module.path);
         let adapter = adapter.map_err(|error| AdapterError::File { name: name.clone(), error })?;
-        adapters.push((name.clone(), adapter));
+        adapters.push((module.clone(), adapter));
     }
     Ok(adapters)
 }
 
-/// Adds adapters to their model, in order; their files' own factors are not kept.
-pub(super) fn add(
-    adapters: Vec<(String, Adapter)>,
-    model: &mut Decoder,
-) -> Result<(), AdapterError> {
-    for (name, adapter) in adapters {
-        model
-            .add_adapter(&adapter)
-            .map_err(|error| AdapterError::Model { name: name.clone(), error })?;
-        tracing::info!(name, file = %adapter.path().display(), "adapter loaded");
+/// Loads adapters for a model of these shapes, in order; their files' own factors are not kept.
+pub(super) fn load(
+    adapters: Vec<(LoraModule, Adapter)>,
+    shapes: &Arc<AdapterShapes>,
+) -> Result<Vec<LoadedAdapter>, AdapterError> {
+    let load = |(LoraModule { name, path }, adapter): (_, Adapter)| match shapes.load(&adapter) {
+        Ok(weights) => Ok(LoadedAdapter::new(name, path, weights)),
+        Err(error) => Err(AdapterError::File { name, error }),
+    };
+    adapters.into_iter().map(load).collect()
+}
+
+impl LoadedAdapter {
+    fn new(name: String, path: PathBuf, weights: AdapterWeights) -> Self {
+        let megabytes = weights.bytes() / 1_000_000;
+        tracing::info!(name, folder = %path.display(), megabytes, "adapter loaded");
+        Self { name, path, weights: Arc::new(weights) }
     }
-    Ok(())
+}
+
+/// Loads adapters of a model that may be serving.
+#[derive(Clone)]
+pub struct AdapterLoader {
+    shapes: Arc<AdapterShapes>,
+    /// The caches of all engines that serve.
+    pub(super) caches: Reserved,
+}
+
+impl AdapterLoader {
+    /// Loads adapters for a model of these shapes, beside caches that are not known yet.
+    pub(super) fn new(shapes: Arc<AdapterShapes>) -> Self {
+        Self { shapes, caches: Reserved::none() }
+    }
+
+    /// Loads the adapter in a folder.
+    ///
+    /// # Errors
+    /// [`AdapterLoadError`] where it cannot be served: then nothing of it is kept.
+    pub fn load(&self, name: String, path: PathBuf) -> Result<LoadedAdapter, AdapterLoadError> {
+        self.check_memory(&path)?;
+        let weights = self.shapes.load(&Adapter::read(&path)?)?;
+        Ok(LoadedAdapter::new(name, path, weights))
+    }
+
+    /// Whether there is room to read it: a file of 16-bit factors lies beside these in 32 bits and those that compute.
+    fn check_memory(&self, folder: &Path) -> Result<(), AdapterLoadError> {
+        // Whoever reads the file says why it cannot be read.
+        let needed = folder.join(TENSORS).metadata().map_or(0, |file| 5 * file.len());
+        match self.caches.available_beside() {
+            Some(left) if needed > left => {
+                let (needed, left) = (needed.div_ceil(1_000_000), left / 1_000_000);
+                Err(AdapterLoadError::Memory { needed, left })
+            }
+            _ => Ok(()),
+        }
+    }
 }

@@ -9,7 +9,7 @@ use super::error::LoadError;
 use crate::checkpoint::adapter::Adapter;
 use crate::checkpoint::source::{Choice, Source, resolve};
 use crate::checkpoint::{ChatTemplates, Checkpoint, Summary};
-use crate::cli::Config;
+use crate::cli::{Config, LoraModule};
 use crate::sampling::{SamplingDefaults, SamplingParams};
 use crate::text::{ChatTemplate, TemplateError};
 
@@ -23,8 +23,8 @@ pub(super) struct Opened {
     pub(super) aliases: Vec<String>,
     pub(super) template: Option<ChatTemplate>,
     pub(super) tokenizer: Tokenizer,
-    /// Its adapters, by their names.
-    pub(super) adapters: Vec<(String, Adapter)>,
+    /// Its adapters, as configured and as their files have them.
+    pub(super) adapters: Vec<(LoraModule, Adapter)>,
 }
 
 impl Opened {

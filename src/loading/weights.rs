@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::adapters;
+use super::adapters::{self, AdapterLoader, LoadedAdapter};
 use super::drafts::{DraftLoader, check_positions, usable};
 use super::error::LoadError;
+use super::loaders::Loaders;
 use super::opened::{Opened, stretch_positions};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source::resolve;
@@ -30,7 +31,8 @@ pub(super) enum Weights {
 pub(super) struct OnCpu {
     target: Decoder,
     draft: Option<(String, Draft)>,
-    loader: DraftLoader,
+    adapters: Vec<LoadedAdapter>,
+    drafts: DraftLoader,
 }
 
 /// Those in the memory of a device.
@@ -44,23 +46,29 @@ pub(super) struct Placed {
     pub(super) engine: Engine,
     /// The draft's name, where one drafts.
     pub(super) draft: Option<String>,
-    /// Loads further drafts; `None` where they cannot be switched.
-    pub(super) loader: Option<DraftLoader>,
+    /// The adapters of the configuration.
+    pub(super) adapters: Vec<LoadedAdapter>,
+    /// Loads further drafts and adapters; `None` where they cannot be switched.
+    pub(super) loaders: Option<Loaders>,
 }
 
-/// Loads the target with its adapters, and the draft that is configured.
+/// A target on the CPU, its draft, its adapters and what loads further drafts.
+pub(super) type LoadedOnCpu = (Decoder, MaybeDraft, Vec<LoadedAdapter>, DraftLoader);
+
+/// Loads the target, its adapters, and the draft that is configured.
 pub(super) fn load_on_cpu(
     model: &mut Opened,
     pool: &Arc<ThreadPool>,
-) -> Result<(Decoder, MaybeDraft, DraftLoader), LoadError> {
+) -> Result<LoadedOnCpu, LoadError> {
     let mut target = Decoder::load(&mut model.checkpoint, pool)?;
-    adapters::add(std::mem::take(&mut model.adapters), &mut target)?;
     if model.config.kv_cache_dtype == KvCacheDtype::Int8 {
         target.set_cache_format(CacheFormat::Int8);
     }
-    let loader = DraftLoader::new(model.config.clone(), target.lender());
-    let draft = model.config.draft.as_ref().map(|source| loader.load(source, 0));
-    Ok((target, draft, loader))
+    let adapters = std::mem::take(&mut model.adapters);
+    let adapters = adapters::load(adapters, target.adapter_shapes())?;
+    let drafts = DraftLoader::new(model.config.clone(), target.lender());
+    let draft = model.config.draft.as_ref().map(|source| drafts.load(source, 0));
+    Ok((target, draft, adapters, drafts))
 }
 
 impl Weights {
@@ -108,11 +116,13 @@ impl Weights {
             Self::Cpu(weights) => *weights,
         };
         let block_bytes = weights.needs().block_bytes;
-        let OnCpu { target, draft, loader } = weights;
+        let OnCpu { target, draft, adapters, drafts } = weights;
+        let loader = AdapterLoader::new(Arc::clone(target.adapter_shapes()));
         let (name, draft) = draft.unzip();
         let engine = Engine::new(target, draft, within(caches.available_beside()))?;
         caches.add((engine.cache_blocks().1 * block_bytes) as u64);
-        Ok(Placed { engine, draft: name, loader: Some(loader) })
+        let loaders = Some(Loaders { drafts, adapters: loader });
+        Ok(Placed { engine, draft: name, adapters, loaders })
     }
 }
 
@@ -156,13 +166,13 @@ impl OnCuda {
         let engine = Engine::on_cuda(self.target, draft, within(Some(room)));
         let engine = engine.map_err(|error| LoadError::from(error).advise(CACHE))?;
         let draft = name.filter(|_| engine.has_draft_model());
-        Ok(Placed { engine, draft, loader: None })
+        Ok(Placed { engine, draft, adapters: Vec::new(), loaders: None })
     }
 }
 
 impl OnCpu {
     fn load(model: &mut Opened, pool: &Arc<ThreadPool>) -> Result<Self, LoadError> {
-        let (target, draft, loader) = load_on_cpu(model, pool)?;
+        let (target, draft, adapters, drafts) = load_on_cpu(model, pool)?;
         let draft = usable(model.served_name(), draft);
         let shape = draft.as_ref().map(|(_, it)| (it.config().num_hidden_layers, it.head_rows()));
         tell(
@@ -171,7 +181,7 @@ impl OnCpu {
             shape,
             &format!("{} threads", model.config.threads),
         );
-        Ok(Self { target, draft, loader })
+        Ok(Self { target, draft, adapters, drafts })
     }
 
     /// Loads into the processor's memory what a device does not run, where the configuration leaves the choice.

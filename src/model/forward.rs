@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{AttachedDrafter, DraftInput, RoundResult, Rows, VerifyTask};
+use super::{AdapterShapes, AttachedDrafter, DraftInput, RoundResult, Rows, VerifyTask};
 use crate::checkpoint::architecture::ModelConfig;
 
 /// A pass that was not computed for want of memory. Keys and values of its rows are undefined; all others stand, and
@@ -22,9 +22,9 @@ pub trait Forward: Send {
     /// Token ids of the head's rows, where the head is trimmed.
     fn draft_vocab(&self) -> Option<&Arc<[u32]>>;
 
-    /// Adapters that rows can go through.
-    fn adapters(&self) -> usize {
-        0
+    /// What adapters that rows go through must fit; `None` where rows can go through none.
+    fn adapter_shapes(&self) -> Option<&Arc<AdapterShapes>> {
+        None
     }
 
     /// Computes all rows, writes their keys and values, and returns the logits of `logit_rows`.

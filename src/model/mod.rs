@@ -1,5 +1,6 @@
 //! The model: its architecture, the decoder that serves it, and the forward pass as the engine sees it.
 
+mod adapters;
 mod attached;
 mod cuda;
 mod decoder;
@@ -9,6 +10,7 @@ mod rows;
 mod runner;
 mod verify;
 
+pub use adapters::{AdapterShapes, AdapterWeights};
 pub use attached::{AttachedDrafter, DraftWorkspace};
 pub use cuda::{CudaDecoder, CudaRunner, PassBounds};
 pub use decoder::{Decoder, KvCache, Lender, ModelError, Precision, Workspace, check_draft};

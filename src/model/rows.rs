@@ -1,7 +1,9 @@
 //! The ragged batch of one forward pass, owned, and what the rows of a draft step go on from.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use super::AdapterWeights;
 use crate::checkpoint::architecture::ModelConfig;
 use crate::kv_cache::BlockTable;
 
@@ -21,7 +23,7 @@ pub struct Rows {
     blocks: Vec<u32>,
     block_ends: Vec<usize>,
     /// Rows that go through an adapter, and which.
-    adapted: Vec<(Range<usize>, usize)>,
+    adapted: Vec<(Range<usize>, Arc<AdapterWeights>)>,
 }
 
 impl Rows {
@@ -66,22 +68,22 @@ impl Rows {
         self.block_ends.push(self.blocks.len());
     }
 
-    /// Has the rows of the last sequence go through the adapter of this number.
+    /// Has the rows of the last sequence go through an adapter of the model.
     ///
     /// # Panics
     /// If there is no sequence.
-    pub fn adapt_last(&mut self, adapter: usize) {
+    pub fn adapt_last(&mut self, adapter: &Arc<AdapterWeights>) {
         let bounds = self.cu_seqlens_q.last_chunk().expect("a sequence was added");
         let [start, end] = bounds.map(|row| row as usize);
         match self.adapted.last_mut() {
-            Some((rows, same)) if *same == adapter && rows.end == start => rows.end = end,
-            _ => self.adapted.push((start..end, adapter)),
+            Some((rows, same)) if Arc::ptr_eq(same, adapter) && rows.end == start => rows.end = end,
+            _ => self.adapted.push((start..end, Arc::clone(adapter))),
         }
     }
 
-    /// The rows that go through an adapter, rising, and its number; others go through none.
+    /// The rows that go through an adapter, rising, and which; others go through none.
     #[must_use]
-    pub fn adapted(&self) -> &[(Range<usize>, usize)] {
+    pub fn adapted(&self) -> &[(Range<usize>, Arc<AdapterWeights>)] {
         &self.adapted
     }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    AttachedDrafter, AttachedForward, Decoder, DraftInput, DraftWorkspace, Forward, KvCache,
-    ModelConfig, OutOfMemory, Rows, Workspace,
+    AdapterShapes, AttachedDrafter, AttachedForward, Decoder, DraftInput, DraftWorkspace, Forward,
+    KvCache, ModelConfig, OutOfMemory, Rows, Workspace,
 };
 use crate::kv_cache::BLOCK_SIZE;
 
@@ -65,8 +65,8 @@ impl Forward for Runner {
         self.decoder.draft_vocab()
     }
 
-    fn adapters(&self) -> usize {
-        self.decoder.adapters()
+    fn adapter_shapes(&self) -> Option<&Arc<AdapterShapes>> {
+        Some(self.decoder.adapter_shapes())
     }
 
     fn forward(&mut self, rows: &Rows) -> Result<&[f32], OutOfMemory> {

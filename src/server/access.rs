@@ -19,6 +19,8 @@ pub(super) struct Access {
     pub(super) tls: Option<Tls>,
     pub(super) cors: Option<CorsLayer>,
     pub(super) log_prompts: bool,
+    /// Whether adapters may be loaded and unloaded.
+    pub(super) runtime_lora: bool,
     /// Whether metrics have a listener of their own.
     pub(super) metrics_apart: bool,
 }
@@ -53,6 +55,7 @@ impl Access {
             tls_key,
             cors_origins,
             log_prompts,
+            runtime_lora,
         } = &config.access;
         let admin_key = admin_key.as_deref().map(|key| ("--admin-key (PLEACH_ADMIN_KEY)", key));
         let admin_key = admin_key.map(|key| Keys::open(None, Some(key))).transpose()?;
@@ -68,7 +71,8 @@ impl Access {
         let cors = (!cors_origins.is_empty()).then(|| cors(cors_origins)).transpose()?;
         let limits = config.connections.clone();
         let (log_prompts, metrics_apart) = (*log_prompts, config.metrics_address.is_some());
-        Ok(Self { limits, keys, admin_key, tls, cors, log_prompts, metrics_apart })
+        let runtime_lora = *runtime_lora;
+        Ok(Self { limits, keys, admin_key, tls, cors, log_prompts, runtime_lora, metrics_apart })
     }
 
     /// Reads the files of keys and of the certificate again. What is wrong with one of them is logged, and what it held

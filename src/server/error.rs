@@ -56,8 +56,13 @@ impl ApiError {
     pub fn no_such_model(asked: &str, served: &str) -> Self {
         let message =
             format!("the model `{asked}` does not exist here; this server has `{served}`");
-        let (param, code) = (Some("model".to_owned()), Some("model_not_found"));
-        Self { param, code, ..Self::status(StatusCode::NOT_FOUND, message) }
+        Self { code: Some("model_not_found"), ..Self::not_found("model", message) }
+    }
+
+    /// 404: what a field names is not there.
+    #[must_use]
+    pub fn not_found(param: &str, message: impl Into<String>) -> Self {
+        Self { status: StatusCode::NOT_FOUND, ..Self::invalid(param, message) }
     }
 
     /// 500: the server is at fault.

@@ -1,5 +1,6 @@
 //! Models that run become models that serve.
 
+use super::adapters::Adapters;
 use super::drafts::Drafts;
 use super::models::Models;
 use super::serving::Serving;
@@ -28,16 +29,17 @@ fn serving(model: RunningModel) -> Serving {
         eos_token_ids,
         sampling,
         draft,
-        loader,
+        adapters,
+        loaders,
         engine,
     } = model;
     let serving = Serving::new(name, engine, tokenizer, template, eos_token_ids)
         .named(&config.served_model_names, aliases)
         .with_waiting(config.max_queue)
-        .with_adapters(config.lora)
         .sampling_by(sampling)
         .described(config.model.to_string(), summary);
     exporter::begin(serving.name());
-    let drafts = Drafts::new(serving.name(), draft, loader);
-    serving.with_drafts(drafts)
+    let (drafts, loader) = loaders.map(|it| (it.drafts, it.adapters)).unzip();
+    let drafts = Drafts::new(serving.name(), draft, drafts);
+    serving.with_drafts(drafts).with_adapters(Adapters::new(adapters, loader))
 }

@@ -4,6 +4,7 @@
 //! engine work on it, `answer` writes what comes of it; `wire` has the JSON of both ways as types.
 
 mod access;
+mod adapters;
 mod answer;
 mod bounds;
 mod drafts;

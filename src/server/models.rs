@@ -2,11 +2,17 @@
 
 use std::sync::Arc;
 
+use super::adapters::ServedAdapter;
 use super::error::ApiError;
 use super::serving::Serving;
 
-/// The models that are served; the main one comes first.
-pub struct Models(Vec<Arc<Serving>>);
+/// The models that are served.
+pub struct Models {
+    /// The main one comes first.
+    all: Vec<Arc<Serving>>,
+    /// Held while an adapter is loaded or unloaded: a name is that of one model or adapter.
+    pub(super) naming: tokio::sync::Mutex<()>,
+}
 
 /// What a request asks: a model, perhaps through one of its adapters.
 #[derive(Clone)]
@@ -14,13 +20,13 @@ pub struct Asked {
     /// The model.
     pub serving: Arc<Serving>,
     /// The adapter.
-    pub(super) adapter: Option<usize>,
+    pub(super) adapter: Option<Arc<ServedAdapter>>,
 }
 
 impl Asked {
     /// The name of what answers.
     pub(super) fn name(&self) -> &str {
-        self.serving.name_of(self.adapter)
+        self.adapter.as_ref().map_or_else(|| self.serving.name(), |adapter| adapter.name())
     }
 }
 
@@ -28,17 +34,18 @@ impl Models {
     /// The main model, and those beside it.
     #[must_use]
     pub fn new(main: Serving, beside: Vec<Serving>) -> Self {
-        Self(std::iter::once(main).chain(beside).map(Arc::new).collect())
+        let all = std::iter::once(main).chain(beside).map(Arc::new).collect();
+        Self { all, naming: tokio::sync::Mutex::default() }
     }
 
     /// The model that is asked where a request names none.
     #[must_use]
     pub fn main(&self) -> &Arc<Serving> {
-        &self.0[0]
+        &self.all[0]
     }
 
     pub(super) fn all(&self) -> &[Arc<Serving>] {
-        &self.0
+        &self.all
     }
 
     /// What a request of this `model` asks.
@@ -46,12 +53,12 @@ impl Models {
         let Some(model) = model else {
             return Ok(Asked { serving: Arc::clone(self.main()), adapter: None });
         };
-        let mut called = self.0.iter().filter_map(|serving| {
+        let mut called = self.all.iter().filter_map(|serving| {
             let adapter = serving.called(model)?;
             Some(Asked { serving: Arc::clone(serving), adapter })
         });
         called.next().ok_or_else(|| {
-            let served: Vec<&str> = self.0.iter().flat_map(|it| it.answering_names()).collect();
+            let served: Vec<_> = self.all.iter().flat_map(|it| it.answering_names()).collect();
             ApiError::no_such_model(model, &served.join("`, `"))
         })
     }

@@ -12,8 +12,8 @@ use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetReques
 use super::error::ApiError;
 use super::layers::{auth, observe, read_body};
 use super::routes::{
-    admin, chat, completions, embeddings, health, messages, models, openapi, playground, responses,
-    tokenize,
+    adapters, admin, chat, completions, embeddings, health, messages, models, openapi, playground,
+    responses, tokenize,
 };
 use super::state::AppState;
 
@@ -50,8 +50,13 @@ pub fn router(state: AppState) -> Router {
             "/admin/draft",
             get(admin::draft).post(admin::change_draft).delete(admin::keep_draft),
         )
-        .route_layer(read_body)
+        .route_layer(read_body.clone())
         .route_layer(from_fn_with_state(state.clone(), auth::authorise_admin));
+    let adapters = Router::new()
+        .route("/v1/load_lora_adapter", post(adapters::load))
+        .route("/v1/unload_lora_adapter", post(adapters::unload))
+        .route_layer(read_body)
+        .route_layer(from_fn_with_state(state.clone(), auth::authorise_adapters));
     let cors = state.cors().cloned();
     let metrics = if state.metrics_apart() { Router::new() } else { metrics() };
     let routes = probes()
@@ -60,7 +65,8 @@ pub fn router(state: AppState) -> Router {
         .route("/version", get(health::version))
         .route("/openapi.json", get(openapi::openapi))
         .merge(api)
-        .merge(admin);
+        .merge(admin)
+        .merge(adapters);
     observed(routes).layer(option_layer(cors)).with_state(state)
 }
 

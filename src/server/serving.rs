@@ -6,11 +6,11 @@ use tokenizers::Tokenizer;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::adapters::{Adapters, ServedAdapter};
 use super::drafts::Drafts;
 use super::error::ApiError;
 use super::queue::Queue;
 use crate::checkpoint::Summary;
-use crate::cli::LoraModule;
 use crate::engine::EngineHandle;
 use crate::grammar::{Busy, DEADLINE, Grammar, GrammarCompiler, GrammarSource, GrammarWorkers};
 use crate::sampling::SamplingParams;
@@ -22,8 +22,8 @@ pub struct Serving {
     pub(super) names: Vec<String>,
     /// Further names that requests may use: those of its file and its source.
     aliases: Vec<String>,
-    /// Its adapters, in the engine's order.
-    pub(super) adapters: Vec<LoraModule>,
+    /// Its adapters.
+    pub(super) adapters: Adapters,
     /// The engine it runs in.
     pub engine: EngineHandle,
     /// Where it comes from and what its files say of it, where they are known.
@@ -73,7 +73,7 @@ impl Serving {
         Self {
             names,
             aliases,
-            adapters: Vec::new(),
+            adapters: Adapters::default(),
             engine,
             description: None,
             tokenizer,
@@ -124,9 +124,9 @@ impl Serving {
         Self { queue, ..self }
     }
 
-    /// Says which adapters the engine has, in its order.
+    /// Gives the model adapters.
     #[must_use]
-    pub(super) fn with_adapters(self, adapters: Vec<LoraModule>) -> Self {
+    pub(super) fn with_adapters(self, adapters: Adapters) -> Self {
         Self { adapters, ..self }
     }
 
@@ -136,22 +136,19 @@ impl Serving {
         &self.names[0]
     }
 
-    /// The name of what answers, the model or one of its adapters.
-    pub(super) fn name_of(&self, adapter: Option<usize>) -> &str {
-        adapter.map_or_else(|| self.name(), |number| &self.adapters[number].name)
-    }
-
     /// What is called so: the model itself, one of its adapters, or nothing of it.
-    pub(super) fn called(&self, model: &str) -> Option<Option<usize>> {
+    pub(super) fn called(&self, model: &str) -> Option<Option<Arc<ServedAdapter>>> {
         if self.names.iter().chain(&self.aliases).any(|name| name == model) {
             return Some(None);
         }
-        self.adapters.iter().position(|adapter| adapter.name == model).map(Some)
+        self.adapters.named(model).map(Some)
     }
 
     /// The names that answers carry.
-    pub(super) fn answering_names(&self) -> impl Iterator<Item = &str> {
-        std::iter::once(self.name()).chain(self.adapters.iter().map(|adapter| &*adapter.name))
+    pub(super) fn answering_names(&self) -> Vec<String> {
+        let adapters = self.adapters.all();
+        let adapters = adapters.iter().map(|adapter| adapter.name());
+        std::iter::once(self.name()).chain(adapters).map(str::to_owned).collect()
     }
 
     /// Compiles what `field` asks for, on threads of its own and within a time.

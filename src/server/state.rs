@@ -194,6 +194,10 @@ impl AppState {
         self.access.admin_key.as_ref()
     }
 
+    pub(super) fn allows_runtime_lora(&self) -> bool {
+        self.access.runtime_lora
+    }
+
     pub(super) fn cors(&self) -> Option<&CorsLayer> {
         self.access.cors.as_ref()
     }

@@ -1,11 +1,12 @@
-//! GGUF files of Phi-3 as llama.cpp writes them, with projections side by side and LongRoPE's divisors as tensors.
+//! GGUF files of Phi-3 as llama.cpp writes them and reads them, with projections side by side and LongRoPE's divisors as tensors.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use pleach::checkpoint::Checkpoint;
-use pleach::model::{Decoder, RopeScaling};
-use pleach_kernels::ThreadPool;
+use pleach::checkpoint::write::gguf_file;
+use pleach::checkpoint::{Checkpoint, RawTensor};
+use pleach::model::{Decoder, ModelConfig, RopeScaling, tensor_names};
+use pleach_kernels::{DType, ThreadPool};
 use safetensors::SafeTensors;
 use serde_json::json;
 
@@ -119,6 +120,104 @@ fn files_of_phi3_hold_what_folders_hold() {
     });
     let plain = same(&load(&path).unwrap(), &load(&folder).unwrap());
     assert!(plain != long && plain != short);
+}
+
+/// All tensors of a folder, by their Hugging Face names.
+fn all_tensors(folder: &Path, format: DType) -> (ModelConfig, Vec<(String, RawTensor)>) {
+    let mut checkpoint = Checkpoint::open(folder).unwrap();
+    let mut names = tensor_names(&checkpoint.config, |name| checkpoint.has(name));
+    names.extend(["model.embed_tokens.weight".into(), "lm_head.weight".into()]);
+    let mut tensor = |name: String| {
+        let tensor = checkpoint.tensor(&name).unwrap();
+        let fits = |row: &usize| row.is_multiple_of(format.block_size());
+        let dtype = if tensor.shape.get(1).is_some_and(fits) { format } else { DType::F32 };
+        let data = dtype.quantize(&tensor.to_f32()).unwrap();
+        (name, RawTensor { dtype, shape: tensor.shape, data })
+    };
+    let tensors = names.into_iter().map(&mut tensor).collect();
+    (checkpoint.config, tensors)
+}
+
+/// What is written of a folder is a file as llama.cpp has it, which computes the bits of the folder; also by llama.cpp's
+/// own keys alone.
+#[test]
+fn what_is_written_computes_what_the_folder_computes() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("written.gguf");
+    let (config, tensors) = all_tensors(&golden("phi3"), DType::F32);
+    gguf_file(&path, "written", &config, &[], &tensors).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    let has = |text: &str| whole.windows(text.len()).any(|bytes| bytes == text.as_bytes());
+    for text in [
+        "phi3.rope.scaling.attn_factor",
+        "phi3.rope.scaling.original_context_length",
+        "phi3.attention.sliding_window",
+        "rope_factors_long.weight",
+        "rope_factors_short.weight",
+        "blk.1.attn_qkv.weight",
+        "blk.1.ffn_up.weight",
+    ] {
+        assert!(has(text), "{text}");
+    }
+    for text in ["llama.", "attn_q.", "ffn_gate", "rope_freqs", "partial_rotary_factor"] {
+        assert!(!has(text), "{text}");
+    }
+    let key = "pleach.config";
+    let at = whole.windows(key.len()).position(|bytes| bytes == key.as_bytes()).unwrap();
+    for own in [true, false] {
+        let mut bytes = whole.clone();
+        if !own {
+            bytes[at..at + 6].copy_from_slice(b"nobody");
+        }
+        std::fs::write(&path, bytes).unwrap();
+        let [long, short] = [64, 32].map(|positions| {
+            same(&load_for(&path, positions), &load_for(&golden("phi3"), positions))
+        });
+        assert!(long != short);
+    }
+
+    // Heads that turn in part, without scaling.
+    let unscaled = variant(temporary.path(), "phi3", |config| {
+        config["original_max_position_embeddings"] = json!(64);
+        config["rope_parameters"] =
+            json!({"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5});
+    });
+    let (config, tensors) = all_tensors(&unscaled, DType::F32);
+    gguf_file(&path, "unscaled", &config, &[], &tensors).unwrap();
+    same(&load(&path).unwrap(), &load(&unscaled).unwrap());
+    // Blocks of other formats are rows of one matrix too.
+    let (config, tensors) = all_tensors(&golden("phi3"), DType::Q8_0);
+    gguf_file(&path, "quantised", &config, &[], &tensors).unwrap();
+    let mut written = Checkpoint::open(&path).unwrap();
+    for (name, tensor) in &tensors {
+        let found = written.tensor(name).unwrap();
+        assert_eq!((found.dtype, found.shape), (tensor.dtype, tensor.shape.clone()), "{name}");
+        assert!(found.data == tensor.data, "{name}");
+    }
+}
+
+/// Tensors that have no place in one matrix are refused, and nothing is written.
+#[test]
+fn what_cannot_stand_side_by_side_is_named() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("written.gguf");
+    let (config, tensors) = all_tensors(&golden("phi3"), DType::F32);
+    let at = |end: &str| tensors.iter().position(|(name, _)| name.ends_with(end)).unwrap();
+    let refused = |tensors: &[(String, RawTensor)], expected: &str| {
+        let error = gguf_file(&path, "x", &config, &[], tensors).unwrap_err().to_string();
+        assert!(error.contains(expected) && !path.exists(), "{error}");
+    };
+    let mut without = tensors.clone();
+    without.remove(at("k_proj.weight"));
+    refused(&without, "v_proj.weight does not follow");
+    let mut without = tensors.clone();
+    without.remove(at("gate_proj.weight"));
+    refused(&without, "up_proj.weight does not follow");
+    let mut mixed = tensors.clone();
+    let tensor = &mut mixed[at("v_proj.weight")].1;
+    tensor.data = DType::F16.quantize(&tensor.to_f32()).unwrap();
+    tensor.dtype = DType::F16;
+    refused(&mixed, "v_proj.weight is F16");
 }
 
 #[test]

@@ -15,12 +15,12 @@ use super::support::adapter::write_adapter;
 use super::templates::tiny_model;
 
 /// A tiny model with two adapters beside it.
-struct Tiny {
+pub(super) struct Tiny {
     folder: tempfile::TempDir,
 }
 
 impl Tiny {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tiny_model("{{ messages[0].content }}");
         let config = Checkpoint::open(folder.path()).unwrap().config;
         for (seed, name) in [(1, "one"), (2, "two")] {
@@ -29,7 +29,7 @@ impl Tiny {
         Self { folder }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -38,7 +38,7 @@ impl Tiny {
     }
 
     /// The name of the model's folder, by which it may be called.
-    fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         self.folder.path().file_name().unwrap().to_str().unwrap()
     }
 
@@ -47,15 +47,16 @@ impl Tiny {
         Config::from(Args::parse_from(flags.iter().chain(more)))
     }
 
-    fn app(&self, more: &[&str]) -> Router {
+    pub(super) fn app(&self, more: &[&str]) -> Router {
         let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-        let state = AppState::new(metrics.handle());
-        state.serve(load(&self.config(more)).unwrap());
+        let config = self.config(more);
+        let state = AppState::new(metrics.handle()).configure(&config).unwrap();
+        state.serve(load(&config).unwrap());
         router(state)
     }
 }
 
-async fn ask(app: &Router, path: &str, body: &Value) -> Value {
+pub(super) async fn ask(app: &Router, path: &str, body: &Value) -> Value {
     let (status, text) = send_to(app.clone(), "POST", path, &body.to_string()).await;
     assert!(status.is_success(), "{path}: {text}");
     serde_json::from_str(&text).unwrap()

@@ -29,6 +29,7 @@ mod parameters;
 mod reading;
 mod reasoning;
 mod restrictions;
+mod runtime_adapters;
 mod samplers;
 mod several;
 mod spaces;

@@ -362,30 +362,48 @@ async fn calls_are_written_in_the_models_format() {
     }
 }
 
-/// Special tokens may stand around calls, where the format has such; they are no part of the answer.
+/// Special tokens may stand around calls, where the format has such, and around calls of the other form of Llama 4; they
+/// are no part of the answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_may_stand_between_special_tokens() {
-    let app = writing(CallFormat::Pythonic, true);
+    let id = |token: &str| state().asked(None).unwrap().serving.tokenizer.token_to_id(token);
     // One that the tokenizer has by another name.
-    let before = state().asked(None).unwrap().serving.tokenizer.token_to_id("<repo_name>").unwrap();
-    let mut body = asking("What is 17 plus 25?", json!("auto"));
-    body["logit_bias"] = json!({before.to_string(): 100});
-    body["parallel_tool_calls"] = json!(false);
-    body["logprobs"] = json!(true);
-    let (status, text) =
-        send_to(app.clone(), "POST", "/v1/chat/completions", &body.to_string()).await;
-    assert_eq!(status, StatusCode::OK, "{text}");
-    let choice = &serde_json::from_str::<Value>(&text).unwrap()["choices"][0];
-    let made = calls(&choice["message"]);
-    made.iter().for_each(|(name, arguments)| check(name, arguments));
-    assert_eq!((made.len(), &choice["finish_reason"]), (1, &json!("tool_calls")), "{choice}");
-    assert!(choice["message"]["content"].is_null(), "{choice}");
-    let tokens = choice["logprobs"]["content"].as_array().unwrap();
-    let ends = [tokens.first(), tokens.last()].map(|it| it.unwrap()["token"].clone());
-    assert_eq!(ends, ["<|python_start|>", "<|python_end|>"], "{choice}");
-    body["stream"] = json!(true);
-    body["logprobs"] = json!(false);
-    let (_, text) = send_to(app, "POST", "/v1/chat/completions", &body.to_string()).await;
-    let (message, reason) = assembled(&text);
-    assert_eq!((calls(&message), reason), (made, json!("tool_calls")));
+    let before = id("<repo_name>").unwrap();
+    for (format, json) in [
+        (CallFormat::Pythonic, false),
+        (CallFormat::Pythonic, true),
+        (CallFormat::Llama3Json, true),
+    ] {
+        let app = writing(format, true);
+        let mut body = asking("What is 17 plus 25?", json!("auto"));
+        body["tools"] = json!([add()]);
+        let mut bias = json!({before.to_string(): 100});
+        // Arguments of functions have no further brackets of either kind here.
+        let wanted: &[&str] = if json { &["{", "{\""] } else { &["["] };
+        for token in wanted.iter().filter_map(|token| id(token)) {
+            bias[token.to_string()] = json!(50);
+        }
+        body["logit_bias"] = bias;
+        body["parallel_tool_calls"] = json!(false);
+        body["logprobs"] = json!(true);
+        let (status, text) =
+            send_to(app.clone(), "POST", "/v1/chat/completions", &body.to_string()).await;
+        assert_eq!(status, StatusCode::OK, "{text}");
+        let choice = &serde_json::from_str::<Value>(&text).unwrap()["choices"][0];
+        let made = calls(&choice["message"]);
+        made.iter().for_each(|(name, arguments)| check(name, arguments));
+        assert_eq!((made.len(), &choice["finish_reason"]), (1, &json!("tool_calls")), "{choice}");
+        assert!(choice["message"]["content"].is_null(), "{choice}");
+        let tokens = choice["logprobs"]["content"].as_array().unwrap();
+        let ends = [tokens.first(), tokens.last()].map(|it| it.unwrap()["token"].clone());
+        assert_eq!(ends, ["<|python_start|>", "<|python_end|>"], "{choice}");
+        let written: String = tokens.iter().map(|it| it["token"].as_str().unwrap()).collect();
+        let opening = if json { "{\"name\": \"" } else { "[" };
+        assert!(written.starts_with(&format!("<|python_start|>{opening}")), "{written}");
+        body["stream"] = json!(true);
+        body["logprobs"] = json!(false);
+        let (_, text) = send_to(app, "POST", "/v1/chat/completions", &body.to_string()).await;
+        let (message, reason) = assembled(&text);
+        assert_eq!((calls(&message), reason), (made, json!("tool_calls")));
+    }
 }

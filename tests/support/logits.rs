@@ -2,11 +2,18 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub, dead_code, reason = "support of tests")]
 
+use std::sync::Arc;
+
 use pleach::kv_cache::{BlockPool, BlockTable, blocks_for};
-use pleach::model::{Decoder, Rows, Workspace};
+use pleach::model::{AdapterWeights, Decoder, Rows, Workspace};
 
 /// Logits of all positions, through an adapter where one is named, in chunks of so many rows.
-pub fn logits(decoder: &Decoder, tokens: &[u32], adapter: Option<usize>, chunk: usize) -> Vec<f32> {
+pub fn logits(
+    decoder: &Decoder,
+    tokens: &[u32],
+    adapter: Option<&Arc<AdapterWeights>>,
+    chunk: usize,
+) -> Vec<f32> {
     let blocks = blocks_for(tokens.len());
     let (mut pool, mut table) = (BlockPool::new(blocks), BlockTable::default());
     assert!(table.reserve(tokens.len(), &mut pool));

@@ -4,7 +4,7 @@ use crate::checkpoint::CheckpointError;
 use crate::checkpoint::gguf::Gguf;
 
 /// The architecture whose files hold projections side by side, and the rows of heads in Hugging Face order.
-pub(super) const PHI3: &str = "phi3";
+pub(in crate::checkpoint) const PHI3: &str = "phi3";
 
 /// The metadata of a file, by the keys of its architecture.
 pub(super) struct Keys<'a> {

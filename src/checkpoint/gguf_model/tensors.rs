@@ -126,7 +126,7 @@ pub(in crate::checkpoint) fn read(
     Ok(Some(tensor))
 }
 
-/// A tensor as GGUF files hold it: the inverse of [`read`].
+/// A tensor as GGUF files hold it that have it alone: the inverse of [`read`].
 pub(in crate::checkpoint) fn to_gguf<'a>(
     config: &ModelConfig,
     name: &str,

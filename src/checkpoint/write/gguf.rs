@@ -11,7 +11,8 @@ use super::folder::{layer_types, no_rope_layers};
 use crate::checkpoint::architecture::{
     Family, ModelConfig, RopeScaling, rope_divisors, yarn_attention,
 };
-use crate::checkpoint::{CheckpointError, RawTensor, gguf_model, rope};
+use crate::checkpoint::gguf_model::{self, FACTORS, LONG_FACTORS, PHI3};
+use crate::checkpoint::{CheckpointError, RawTensor, fused, rope};
 use pleach_kernels::DType;
 
 /// A metadata value of a GGUF file.
@@ -35,23 +36,32 @@ const ALIGNMENT: usize = 32;
 ///
 /// # Errors
 /// What the file system says, or a tensor without a GGUF name.
-pub fn gguf_file(
+pub fn gguf_file<'a>(
     path: &Path,
     name: &str,
     config: &ModelConfig,
     more: &[(&str, Meta)],
-    tensors: &[(String, RawTensor)],
+    tensors: &'a [(String, RawTensor)],
 ) -> Result<(), CheckpointError> {
     let own = gguf_metadata(name, config);
-    let divisors = needs_divisors(&config.rope.scaling).then(|| divisors(config));
-    let mut named = Vec::with_capacity(tensors.len() + 1);
-    for (name, tensor) in tensors {
-        let gguf_name = gguf_model::tensor_name(config, name).ok_or_else(|| {
-            CheckpointError::corrupt(path, format!("GGUF has no name for tensor {name}"))
-        })?;
-        named.push((gguf_name, gguf_model::to_gguf(config, name, tensor)));
+    let corrupt = |reason| CheckpointError::corrupt(path, reason);
+    let stored: Vec<(String, Cow<'a, RawTensor>)> = if architecture(config) == PHI3 {
+        fused::joined(config, tensors).map_err(corrupt)?
+    } else {
+        let stored = |(name, tensor): &'a (String, RawTensor)| {
+            (name.clone(), gguf_model::to_gguf(config, name, tensor))
+        };
+        tensors.iter().map(stored).collect()
+    };
+    let mut named = Vec::with_capacity(stored.len() + 2);
+    for (name, tensor) in stored {
+        let gguf_name = gguf_model::tensor_name(config, &name);
+        let missing = || corrupt(format!("GGUF has no name for tensor {name}"));
+        named.push((gguf_name.ok_or_else(missing)?, tensor));
     }
-    named.extend(divisors.map(|tensor| (gguf_model::FACTORS.to_owned(), Cow::Owned(tensor))));
+    named.extend(
+        divisors(config).into_iter().map(|(name, tensor)| (name.to_owned(), Cow::Owned(tensor))),
+    );
     let mut header = b"GGUF".to_vec();
     header.extend(3u32.to_le_bytes());
     header.extend((named.len() as u64).to_le_bytes());
@@ -92,21 +102,42 @@ fn needs_divisors(scaling: &RopeScaling) -> bool {
     matches!(scaling, Factors(_) | Llama3 { .. } | Dynamic { .. } | LongRope { .. })
 }
 
-fn divisors(config: &ModelConfig) -> RawTensor {
-    let values = rope_divisors(config);
-    let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    RawTensor { dtype: DType::F32, shape: vec![values.len()], data }
+/// The tensors of divisors, by their names; none where keys say all.
+fn divisors(config: &ModelConfig) -> Vec<(&'static str, RawTensor)> {
+    let scaling = &config.rope.scaling;
+    if !needs_divisors(scaling) {
+        return Vec::new();
+    }
+    let tensor = |values: &[f32]| {
+        let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        RawTensor { dtype: DType::F32, shape: vec![values.len()], data }
+    };
+    match (architecture(config), scaling) {
+        (PHI3, RopeScaling::LongRope { long, short, .. }) => {
+            LONG_FACTORS.into_iter().zip([long, short].map(|it| tensor(it))).collect()
+        }
+        // It knows no others.
+        (PHI3, _) => LONG_FACTORS.map(|name| (name, tensor(&rope_divisors(config)))).into(),
+        _ => vec![(FACTORS, tensor(&rope_divisors(config)))],
+    }
 }
 
-fn gguf_metadata<'a>(name: &'a str, config: &ModelConfig) -> Vec<(String, Meta<'a>)> {
-    let arch = match config.family {
+/// What llama.cpp calls the design of a model's blocks.
+fn architecture(config: &ModelConfig) -> &'static str {
+    let long_rope = matches!(config.rope.scaling, RopeScaling::LongRope { .. });
+    match config.family {
         Family::Llama if !config.design.unrotated.is_empty() => "smollm3",
+        Family::Llama if config.design.rotated.is_some() || long_rope => PHI3,
         Family::Llama => "llama",
         Family::Qwen2 => "qwen2",
         Family::Qwen3 => "qwen3",
         Family::Gemma2 => "gemma2",
         Family::Gemma3 => "gemma3",
-    };
+    }
+}
+
+fn gguf_metadata<'a>(name: &'a str, config: &ModelConfig) -> Vec<(String, Meta<'a>)> {
+    let arch = architecture(config);
     let mut meta = vec![
         ("general.architecture".to_owned(), Meta::Text(arch.into())),
         ("general.name".to_owned(), Meta::Text(name.into())),
@@ -120,7 +151,11 @@ fn gguf_metadata<'a>(name: &'a str, config: &ModelConfig) -> Vec<(String, Meta<'
         ("attention.head_count_kv", config.num_key_value_heads),
         ("attention.key_length", config.head_dim),
         ("attention.value_length", config.head_dim),
-        ("rope.dimension_count", config.head_dim),
+        // Only of Phi-3 do others than whole heads turn.
+        (
+            "rope.dimension_count",
+            config.design.rotated.filter(|_| arch == PHI3).unwrap_or(config.head_dim),
+        ),
         ("vocab_size", config.vocab_size),
     ] {
         meta.push((format!("{arch}.{key}"), Meta::Number(value as u32)));
@@ -163,13 +198,20 @@ fn gguf_metadata<'a>(name: &'a str, config: &ModelConfig) -> Vec<(String, Meta<'
             }
             "yarn"
         }
-        // Their divisors are a tensor.
+        // Their divisors are tensors.
+        _ if arch == PHI3 => {
+            if let RopeScaling::LongRope { attention_factor, .. } = &config.rope.scaling {
+                float("rope.scaling.attn_factor", *attention_factor);
+            }
+            "longrope"
+        }
         RopeScaling::Factors(_)
         | RopeScaling::Llama3 { .. }
         | RopeScaling::Dynamic { .. }
         | RopeScaling::LongRope { .. } => "none",
     };
-    if let RopeScaling::Yarn { original_max_position_embeddings: original, .. } =
+    if let RopeScaling::Yarn { original_max_position_embeddings: original, .. }
+    | RopeScaling::LongRope { original_max_position_embeddings: original, .. } =
         config.rope.scaling
     {
         let key = format!("{arch}.rope.scaling.original_context_length");
@@ -202,7 +244,8 @@ fn extension(config: &ModelConfig) -> Option<Meta<'static>> {
     if !config.design.unrotated.is_empty() {
         map.insert("no_rope_layers".into(), no_rope_layers(&config.design.unrotated));
     }
-    let rotated = config.design.rotated.map(|rotated| rotated as f64 / config.head_dim as f64);
+    let rotated = config.design.rotated.filter(|_| architecture(config) != PHI3);
+    let rotated = rotated.map(|rotated| rotated as f64 / config.head_dim as f64);
     let numbers = [
         ("partial_rotary_factor", rotated),
         ("query_pre_attn_scalar", config.design.query_scalar),

@@ -42,7 +42,7 @@ impl Verifier {
             let tokens = known.chain(proposal.tokens.iter().map(|token| token.id));
             let num_logits = num_logits(sequence, item, proposal);
             self.rows.push(scheduler.table(item.id), item.start, tokens, num_logits);
-            if let Some(adapter) = sequence.adapter {
+            if let Some(adapter) = &sequence.adapter {
                 self.rows.adapt_last(adapter);
             }
         }
@@ -96,7 +96,10 @@ impl Verifier {
         self.read_hidden(items, sequences, target);
         self.read_states(items, &outcomes, sequences, target);
         let decode = items.iter().all(|item| item.count == 1 && item.completes);
-        Ok((TargetPass { rows: self.rows.len(), decode, seconds, flops }, outcomes))
+        let rows = self.rows.len();
+        // An adapter lives no longer than the sequences that go through it.
+        self.rows.clear();
+        Ok((TargetPass { rows, decode, seconds, flops }, outcomes))
     }
 
     /// Keeps what an attached drafter reads of the last pass: the states of every sequence's last row that stands.

@@ -2,10 +2,10 @@
 
 use std::array;
 
-use crate::checkpoint::architecture::RopeTables;
+use crate::checkpoint::architecture::{MATRICES, RopeTables};
 use crate::model::Rows;
 use pleach_kernels::{
-    Activation, Activations, Additions, AttentionShape, Gated, LayerCache, LowRank, PackedMatrix,
+    Activation, Activations, Additions, AttentionShape, Gated, LayerCache, PackedMatrix,
     ThreadPool, add_bias, add_rms_norm, gated_product, matmul, matmul_add, paged_attention,
     rms_norm_heads, rms_norm_quantized,
 };
@@ -13,22 +13,19 @@ use pleach_kernels::{
 pub(super) struct Projection {
     pub(super) weight: PackedMatrix,
     pub(super) bias: Option<Vec<f32>>,
-    /// What each adapter adds to the weight, where it does.
-    pub(super) low_rank: Vec<Option<LowRank>>,
+    /// Where adapters find what they add to it: its block, and its place among the matrices of a block.
+    pub(super) place: (usize, usize),
 }
 
 impl Projection {
     /// What adapters add to the outputs of `x`, in the rows that go through them.
-    fn additions(&self, pass: &Pass<'_>, x: &Activations) -> Additions<'_> {
-        let parts = pass.rows.adapted().iter().filter_map(|(rows, adapter)| {
-            let low_rank = self.low_rank.get(*adapter)?.as_ref()?;
-            Some((rows.clone(), low_rank))
-        });
+    fn additions<'a>(&self, pass: &Pass<'a>, x: &Activations) -> Additions<'a> {
+        let (block, module) = self.place;
+        let parts =
+            pass.rows.adapted().iter().filter_map(|(rows, adapter)| {
+                Some((rows.clone(), adapter.low_rank(block, module)?))
+            });
         Additions::new(pass.pool, parts, x)
-    }
-
-    fn bytes(&self) -> usize {
-        self.weight.bytes() + self.low_rank.iter().flatten().map(LowRank::bytes).sum::<usize>()
     }
 }
 
@@ -115,15 +112,20 @@ impl Layer {
         add_projection(pass, &self.down, gated_operand, norm, wide, hidden);
     }
 
+    /// Shapes of its matrices, `[out, in]`, in the order of [`MATRICES`].
+    pub(super) fn shapes(&self) -> [[usize; 2]; MATRICES.len()] {
+        self.projections().map(|it| [it.weight.out_features(), it.weight.in_features()])
+    }
+
     /// Its matrices: query, key, value, output, gate, up, down.
-    pub(super) fn projections(&self) -> [&Projection; 7] {
+    fn projections(&self) -> [&Projection; 7] {
         let ([q, k, v], [gate, up]) = (&self.qkv, &self.gate_up);
         [q, k, v, &self.output, gate, up, &self.down]
     }
 
-    /// Memory of the block's matrices, and of what adapters add to them.
+    /// Memory of the block's matrices.
     pub(in crate::model) fn bytes(&self) -> usize {
-        self.projections().map(Projection::bytes).iter().sum()
+        self.projections().map(|it| it.weight.bytes()).iter().sum()
     }
 }
 

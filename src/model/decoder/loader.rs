@@ -3,7 +3,7 @@
 use super::error::{ModelError, check_shape};
 use super::layer::{Layer, Projection};
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::architecture::ModelConfig;
+use crate::checkpoint::architecture::{MATRICES, ModelConfig};
 use pleach_kernels::{DType, PackedMatrix, ThreadPool};
 
 /// How the weights are held.
@@ -69,16 +69,19 @@ impl Loader<'_> {
         Ok(weights)
     }
 
+    /// The matrix of a block that has this place in [`MATRICES`].
     fn projection(
         &mut self,
-        name: &str,
+        place: (usize, usize),
         rows: usize,
         cols: usize,
     ) -> Result<Projection, ModelError> {
+        let (block, module) = place;
+        let name = format!("model.layers.{block}.{}", MATRICES[module]);
         let weight = self.matrix(&format!("{name}.weight"), rows, cols)?;
         let bias = format!("{name}.bias");
         let bias = if self.checkpoint.has(&bias) { Some(self.vector(&bias, rows)?) } else { None };
-        Ok(Projection { weight, bias, low_rank: Vec::new() })
+        Ok(Projection { weight, bias, place })
     }
 
     pub(in crate::model) fn layer(
@@ -111,19 +114,19 @@ impl Loader<'_> {
             index,
             input_norm: self.norm(&name("input_layernorm.weight"), config, hidden)?,
             qkv: [
-                self.projection(&name("self_attn.q_proj"), q, hidden)?,
-                self.projection(&name("self_attn.k_proj"), kv, hidden)?,
-                self.projection(&name("self_attn.v_proj"), kv, hidden)?,
+                self.projection((index, 0), q, hidden)?,
+                self.projection((index, 1), kv, hidden)?,
+                self.projection((index, 2), kv, hidden)?,
             ],
             qk_norm,
-            output: self.projection(&name("self_attn.o_proj"), hidden, q)?,
+            output: self.projection((index, 3), hidden, q)?,
             attention_norm,
             post_norm: self.norm(&before_gate, config, hidden)?,
             gate_up: [
-                self.projection(&name("mlp.gate_proj"), inner, hidden)?,
-                self.projection(&name("mlp.up_proj"), inner, hidden)?,
+                self.projection((index, 4), inner, hidden)?,
+                self.projection((index, 5), inner, hidden)?,
             ],
-            down: self.projection(&name("mlp.down_proj"), hidden, inner)?,
+            down: self.projection((index, 6), hidden, inner)?,
             feed_forward_norm,
             activation: config.design.activation,
             attention: config.attention(index),

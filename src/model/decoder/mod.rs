@@ -1,6 +1,5 @@
 //! The decoder that serves: target and draft differ only in configuration and weights.
 
-mod adapters;
 mod error;
 mod layer;
 mod lender;
@@ -8,7 +7,7 @@ mod loader;
 
 use std::sync::Arc;
 
-use super::Rows;
+use super::{AdapterShapes, Rows};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::architecture::{ModelConfig, RopeTables};
 pub(super) use error::check_shape;
@@ -33,8 +32,8 @@ pub struct Decoder {
     ropes: RopeTables,
     cache_format: CacheFormat,
     pool: Arc<ThreadPool>,
-    /// LoRA adapters of the blocks.
-    adapters: usize,
+    /// What LoRA adapters of the blocks must fit.
+    adapter_shapes: Arc<AdapterShapes>,
 }
 
 /// Keys and values of all layers for all blocks of the pool.
@@ -116,9 +115,10 @@ impl Decoder {
         pool: &Arc<ThreadPool>,
     ) -> Result<Self, ModelError> {
         loader.checkpoint.check_tensors()?;
-        let layers = (0..config.num_hidden_layers)
+        let layers: Vec<Layer> = (0..config.num_hidden_layers)
             .map(|index| loader.layer(&config, index))
             .collect::<Result<_, _>>()?;
+        let shapes = layers.iter().map(Layer::shapes).collect();
         let norm = loader.norm("model.norm.weight", &config, config.hidden_size)?;
         let ropes = RopeTables::new(&config);
         let pool = Arc::clone(pool);
@@ -136,7 +136,7 @@ impl Decoder {
             ropes,
             cache_format,
             pool,
-            adapters: 0,
+            adapter_shapes: Arc::new(AdapterShapes::new(shapes)),
         })
     }
 
@@ -144,6 +144,12 @@ impl Decoder {
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// What adapters of its blocks must fit.
+    #[must_use]
+    pub fn adapter_shapes(&self) -> &Arc<AdapterShapes> {
+        &self.adapter_shapes
     }
 
     /// Rows of the output head.
@@ -158,7 +164,7 @@ impl Decoder {
         self.draft_vocab.as_ref()
     }
 
-    /// Memory of the matrices this decoder holds alone or shares, adapters included.
+    /// Memory of the matrices this decoder holds alone or shares.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         let head = if Arc::ptr_eq(&self.embedding, &self.head) { 0 } else { self.head.bytes() };

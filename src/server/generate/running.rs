@@ -44,7 +44,7 @@ impl Prepared {
             return Err(ApiError::forbidden("priority", message));
         }
         generation.request.cache_salt = keys::cache_salt(generation.cache_salt.as_deref());
-        generation.request.adapter = asked.adapter;
+        generation.request.adapter = asked.adapter.as_ref().map(|adapter| adapter.weights());
         let place = asked.serving.queue.enter(count, field)?;
         generation.recorder = state.recorder(&asked).filter(|_| generation.store);
         let serving = asked.serving;

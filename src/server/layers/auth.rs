@@ -61,6 +61,23 @@ pub(crate) async fn within_allowance(request: Request, next: Next) -> Response {
     }
 }
 
+/// Lets a request that changes adapters pass where the operator allows it: with the admin key, unless the server has no
+/// keys at all.
+pub(crate) async fn authorise_adapters(
+    State(state): State<AppState>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if !state.allows_runtime_lora() {
+        let message = "this server was started without --allow-runtime-lora, so its adapters stay as they are";
+        return ApiError::status(StatusCode::FORBIDDEN, message).into_response();
+    }
+    if state.admin_key().is_none() && state.keys().is_none() {
+        return next.run(request).await;
+    }
+    authorise_admin(State(state), request, next).await
+}
+
 /// Lets a request with the admin key pass.
 pub(crate) async fn authorise_admin(
     State(state): State<AppState>,

@@ -10,7 +10,7 @@ use crate::server::bounds::TOOLS;
 use crate::server::error::ApiError;
 use crate::server::request::arguments;
 use crate::server::request::lark::{any_text_but, literal};
-use crate::text::tool_calls::{Signature, Signatures, Texts};
+use crate::text::tool_calls::{Around, Signature, Signatures, Texts};
 use crate::text::{CallFormat, Mark};
 
 /// Calls in one answer at most.
@@ -120,28 +120,23 @@ impl Callable {
         form: Option<(&'static str, GrammarSource)>,
         but: Option<&str>,
     ) -> Result<GrammarSource, ApiError> {
-        let Texts { trigger, head, opening, arguments, syntax, closing, between, tail, around } =
-            format.texts();
-        let more = match self.parallel {
-            true => format!("( {} call ){{0,{}}}", literal(between, marks), MAX_CALLS - 1),
-            false => String::new(),
-        };
-        let first = format!("{head}{opening}").chars().next().map(String::from);
-        let (head, tail) = (literal(head, marks), literal(tail, marks));
+        let texts = format.texts();
+        let Texts { trigger, head, opening, around, .. } = texts;
         let begin = if trigger.is_empty() { "" } else { "begin" };
+        let first = format!("{head}{opening}").chars().next().map(String::from);
         let is_special = |text: &str| marks.iter().any(|(_, mark)| *mark == text);
-        let calls = format!("{begin} {head} call {more} {tail}");
-        // Marks around calls are told from text where they are special tokens.
-        let around = around.filter(|marks| marks.iter().all(|mark| is_special(mark)));
-        let marked = around.map_or_else(String::new, |[before, after]| {
-            format!(" | {} calls {}", literal(before, marks), literal(after, marks))
-        });
         let special = is_special(trigger);
-        let trigger = literal(trigger, marks);
+        // Marks around calls are told from text where they are special tokens.
+        let around = around.filter(|around| around.marks.iter().all(|mark| is_special(mark)));
+        let also = around.and_then(|around| around.also);
+        let marked = around.map_or_else(String::new, |Around { marks: [before, after], also }| {
+            let within = if also.is_some() { "( calls | others )" } else { "calls" };
+            format!(" | {} {within} {}", literal(before, marks), literal(after, marks))
+        });
         let text = form.map(|(field, source)| text_schema(field, source)).transpose()?;
         let free = !self.required && text.is_none();
         let mut lark = format!(
-            "%llguidance {{}}\nstart: {}calls{marked}\ncalls: {calls}\n",
+            "%llguidance {{}}\nstart: {}calls{marked}\n",
             if self.required { "" } else { "text | " }
         );
         // Before the first call stands any text; without a trigger, calls are told by their first character.
@@ -153,14 +148,13 @@ impl Callable {
             };
             let _ = writeln!(lark, "text: TEXT\nTEXT: /{any}/");
         }
+        let trigger = literal(trigger, marks);
         let _ = match begin {
             "" => Ok(()),
             _ if free && special => writeln!(lark, "begin: TEXT {trigger} | {trigger}"),
             _ if free => writeln!(lark, "begin[lazy]: TEXT {trigger}"),
             _ => writeln!(lark, "begin: {trigger}"),
         };
-        let names: Vec<String> = (0..self.functions.len()).map(|i| format!("call_{i}")).collect();
-        let _ = writeln!(lark, "call: {}", names.join(" | "));
         let mut parts = vec![Part::Lark(lark)];
         if let Some(schema) = text.filter(|_| !self.required) {
             parts.extend([
@@ -169,6 +163,32 @@ impl Callable {
                 Part::Lark("\n".into()),
             ]);
         }
+        parts.extend(self.calls(["calls", "call"], begin, texts, marks)?);
+        if let Some(also) = also {
+            parts.extend(self.calls(["others", "other"], "", also, marks)?);
+        }
+        Ok(GrammarSource::Composed(parts))
+    }
+
+    /// The rules `all`, for calls as `texts` has them behind what the rule `begin` says, and `one`, for one of them.
+    fn calls(
+        &self,
+        [all, one]: [&str; 2],
+        begin: &str,
+        texts: &Texts,
+        marks: &[Mark],
+    ) -> Result<Vec<Part>, ApiError> {
+        let Texts { head, opening, arguments, syntax, closing, between, tail, .. } = texts;
+        let more = match self.parallel {
+            true => format!("( {} {one} ){{0,{}}}", literal(between, marks), MAX_CALLS - 1),
+            false => String::new(),
+        };
+        let (head, tail) = (literal(head, marks), literal(tail, marks));
+        let names: Vec<String> = (0..self.functions.len()).map(|i| format!("{one}_{i}")).collect();
+        let mut parts = vec![Part::Lark(format!(
+            "{all}: {begin} {head} {one} {more} {tail}\n{one}: {}\n",
+            names.join(" | ")
+        ))];
         for (name, function) in names.iter().zip(&self.functions) {
             let before = literal(&format!("{opening}{}{arguments}", function.name), marks);
             let closing = literal(closing, marks);
@@ -176,7 +196,7 @@ impl Callable {
             let schema = parameters(function)?;
             parts.extend(arguments::grammar(&format!("{name}_a"), *syntax, schema)?);
         }
-        Ok(GrammarSource::Composed(parts))
+        Ok(parts)
     }
 }
 

@@ -71,7 +71,8 @@ struct Prepared {
 fn prepare(asked: &Asked, mut body: Body) -> Result<Prepared, ApiError> {
     let wanted: Embeddings = body.read()?;
     body.finish()?;
-    let (serving, adapter) = (&asked.serving, asked.adapter);
+    let serving = &asked.serving;
+    let adapter = asked.adapter.as_ref().map(|adapter| adapter.weights());
     let all = serving.engine.limits().hidden_size;
     let dimensions = wanted.dimensions.unwrap_or(all);
     if !(1..=all).contains(&dimensions) {
@@ -91,6 +92,7 @@ fn prepare(asked: &Asked, mut body: Body) -> Result<Prepared, ApiError> {
             OnePrompt::Ids(ids) => ids,
         };
         let readout = Readout::Embedding;
+        let adapter = adapter.clone();
         let request = Request { readout, adapter, ..Request::greedy(prompt, 1) };
         let valid = request.validate(serving.engine.limits());
         valid.map_err(|fault| Dialect::EMBEDDINGS.fault(&fault))?;

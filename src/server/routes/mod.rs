@@ -1,5 +1,6 @@
 //! The handlers, by path.
 
+pub(crate) mod adapters;
 pub(crate) mod admin;
 pub(crate) mod chat;
 pub(crate) mod completions;

@@ -5,6 +5,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 
 use crate::checkpoint::Summary;
+use crate::server::adapters::ServedAdapter;
 use crate::server::error::ApiError;
 use crate::server::serving::Serving;
 use crate::server::state::AppState;
@@ -14,8 +15,8 @@ pub(crate) async fn models(State(state): State<AppState>) -> Result<Json<ModelLi
     let mut data = Vec::new();
     for serving in state.models()?.all() {
         data.extend(serving.names.iter().map(|name| entry(&state, serving, name, None)));
-        let adapters = serving.adapters.iter().enumerate();
-        data.extend(adapters.map(|(at, it)| entry(&state, serving, &it.name, Some(at))));
+        let adapters = serving.adapters.all();
+        data.extend(adapters.iter().map(|it| entry(&state, serving, it.name(), Some(&**it))));
     }
     Ok(Json(ModelList { object: "list", data }))
 }
@@ -26,13 +27,19 @@ pub(crate) async fn model(
 ) -> Result<Json<Model>, ApiError> {
     let Path(name) = name.map_err(|e| ApiError::status(e.status(), e.body_text()))?;
     let asked = state.asked(Some(&name))?;
-    Ok(Json(entry(&state, &asked.serving, &name, asked.adapter)))
+    Ok(Json(entry(&state, &asked.serving, &name, asked.adapter.as_deref())))
 }
 
 /// The model, or one of its adapters, under one of its names.
-fn entry(state: &AppState, serving: &Serving, name: &str, adapter: Option<usize>) -> Model {
+fn entry(
+    state: &AppState,
+    serving: &Serving,
+    name: &str,
+    adapter: Option<&ServedAdapter>,
+) -> Model {
     let max_model_len = serving.engine.limits().max_model_len;
-    let (id, created) = (name.to_owned(), state.started);
+    let created = adapter.map_or(state.started, |adapter| adapter.since);
+    let id = name.to_owned();
     let meta = |summary: &Summary| ModelMeta {
         n_ctx_train: summary.context,
         n_embd: summary.hidden_size,
@@ -42,10 +49,7 @@ fn entry(state: &AppState, serving: &Serving, name: &str, adapter: Option<usize>
         quantization: summary.quantization.clone(),
     };
     let (root, parent, meta) = match (adapter, &serving.description) {
-        (Some(number), _) => {
-            let root = serving.adapters[number].path.display().to_string();
-            (Some(root), Some(serving.name().to_owned()), None)
-        }
+        (Some(adapter), _) => (Some(adapter.folder()), Some(serving.name().to_owned()), None),
         (None, Some((source, summary))) => (Some(source.clone()), None, Some(meta(summary))),
         (None, None) => (None, None, None),
     };

@@ -9,11 +9,11 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
 use crate::server::wire::{
-    Answer, AnthropicFailure, AskedModel, Chat, Completion, Conversation, Detokenize, Detokenized,
-    DraftChange, DraftStatus, Drawing, DryPenalty, EmbeddingList, Embeddings, Failure, Form,
-    MessageAnswer, MessageTokens, Model, ModelList, ReasoningOptions, ResponseAnswer,
-    RouterDefaults, Sampling, Status, Templated, Tokenize, Tokens, Tools, Version, messages,
-    responses,
+    AdapterLoad, AdapterUnload, Answer, AnthropicFailure, AskedModel, Chat, Completion,
+    Conversation, Detokenize, Detokenized, DraftChange, DraftStatus, Drawing, DryPenalty,
+    EmbeddingList, Embeddings, Failure, Form, MessageAnswer, MessageTokens, Model, ModelList,
+    ReasoningOptions, ResponseAnswer, RouterDefaults, Sampling, Status, Templated, Tokenize,
+    Tokens, Tools, Version, messages, responses,
 };
 
 /// Answers with the document.
@@ -146,6 +146,27 @@ impl Document {
                 "name": "model", "in": "query", "description": "Name of a served model; the main one's draft without it",
                 "schema": {"type": "string"},
             }]);
+        }
+        let groups = [self.group::<AdapterLoad>()];
+        let path = "/v1/load_lora_adapter";
+        self.post(
+            path,
+            "Loads a LoRA adapter, where --allow-runtime-lora lets it",
+            &groups,
+            anything(),
+            false,
+        );
+        let unload = [self.group::<AdapterUnload>()];
+        let path = "/v1/unload_lora_adapter";
+        self.post(
+            path,
+            "Unloads a LoRA adapter; requests that have begun finish with it",
+            &unload,
+            anything(),
+            false,
+        );
+        for path in ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"] {
+            self.paths[path]["post"]["responses"]["200"] = in_text("Success", "text/plain");
         }
         let answer = self.answer::<ModelList>();
         self.get("/v1/models", "Lists the names of the served models", in_json("Success", answer));

@@ -1,6 +1,7 @@
 //! The API's JSON as types: what comes in is read into them, what goes out is written from them, and the
 //! OpenAPI document is made of them. Text of their documentation is text of that document.
 
+mod adapter;
 mod admin;
 mod answer;
 mod drawing;
@@ -21,6 +22,7 @@ mod tool;
 mod usage;
 mod value;
 
+pub(crate) use adapter::*;
 pub(crate) use admin::*;
 pub(crate) use answer::*;
 pub(crate) use drawing::*;

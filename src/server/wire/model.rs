@@ -19,13 +19,13 @@ pub(crate) struct Model {
     pub(crate) id: String,
     /// `model`.
     pub(crate) object: &'static str,
-    /// When the server was started, in seconds since 1970.
+    /// When the server was started or the adapter loaded, in seconds since 1970.
     pub(crate) created: u64,
     /// `pleach`.
     pub(crate) owned_by: &'static str,
     /// How many tokens a sequence may have.
     pub(crate) max_model_len: usize,
-    /// Where the model comes from, as `--model` has it, or the adapter, as `--lora` has it.
+    /// Where the model comes from, as `--model` has it, or the folder of the adapter.
     pub(crate) root: Option<String>,
     /// Of an adapter, the name of the model that it adds to; otherwise null.
     pub(crate) parent: Option<String>,

@@ -13,9 +13,10 @@ pub enum CallFormat {
     DeepSeekV31,
     /// `<tool_call>` around an object: Hermes, Qwen, and any model whose prompt describes this format.
     Hermes,
-    /// An object with `parameters`, alone: Llama 3.
+    /// An object with `parameters`, alone, or between marks: Llama 3 and 4.
     Llama3Json,
-    /// A Python list of calls `name(argument=value)`, alone, and perhaps between marks: Llama 3.2 and 4, Gemma 3.
+    /// A Python list of calls `name(argument=value)`, alone, and perhaps between marks, where objects with `parameters` may
+    /// stand in its place: Llama 3.2 and 4, Gemma 3.
     Pythonic,
     /// `[TOOL_CALLS]` and a list of objects: Mistral.
     Mistral,
@@ -34,8 +35,8 @@ pub enum Syntax {
     Python,
 }
 
-/// The texts of a format. An answer that calls is `trigger head call (between call)* tail`, perhaps between the two of
-/// `around`, and a call is `opening` name `arguments` arguments `closing`.
+/// The texts of a format. An answer that calls is `trigger head call (between call)* tail`, perhaps between the
+/// marks of `around`, and a call is `opening` name `arguments` arguments `closing`.
 #[derive(Debug)]
 pub struct Texts {
     /// What comes before the first call, often a special token; a format without any has calls in place of
@@ -47,6 +48,8 @@ pub struct Texts {
     pub opening: &'static str,
     /// What stands between name and arguments.
     pub arguments: &'static str,
+    /// What some models write in its place.
+    pub also_arguments: Option<&'static str>,
     /// How the arguments are written.
     pub syntax: Syntax,
     /// What comes after the arguments.
@@ -55,9 +58,47 @@ pub struct Texts {
     pub between: &'static str,
     /// What comes after the last call.
     pub tail: &'static str,
-    /// What some models write before and after all that, often special tokens; only of a format without a trigger.
-    pub around: Option<[&'static str; 2]>,
+    /// What some models write before and after all that; only of a format without a trigger.
+    pub around: Option<Around>,
 }
+
+/// What may stand around calls.
+#[derive(Debug, Clone, Copy)]
+pub struct Around {
+    /// What comes before and after them, often special tokens.
+    pub marks: [&'static str; 2],
+    /// How calls may be written between them besides.
+    pub also: Option<&'static Texts>,
+}
+
+/// Llama 4's special tokens around calls.
+const PYTHON: [&str; 2] = ["<|python_start|>", "<|python_end|>"];
+
+static LLAMA_3_JSON: Texts = Texts {
+    trigger: "",
+    head: "",
+    opening: "{\"name\": \"",
+    arguments: "\", \"parameters\": ",
+    also_arguments: Some("\", \"arguments\": "),
+    syntax: Syntax::Json,
+    closing: "}",
+    between: "; ",
+    tail: "",
+    around: Some(Around { marks: PYTHON, also: None }),
+};
+
+static PYTHONIC: Texts = Texts {
+    trigger: "",
+    head: "[",
+    opening: "",
+    arguments: "(",
+    also_arguments: None,
+    syntax: Syntax::Python,
+    closing: ")",
+    between: ", ",
+    tail: "]",
+    around: Some(Around { marks: PYTHON, also: Some(&LLAMA_3_JSON) }),
+};
 
 impl CallFormat {
     /// All formats.
@@ -115,6 +156,7 @@ impl CallFormat {
                 head: "",
                 opening: "\n<function=",
                 arguments: ">\n",
+                also_arguments: None,
                 syntax: Syntax::Xml,
                 closing: "</function>\n</tool_call>",
                 between: "\n<tool_call>",
@@ -126,6 +168,7 @@ impl CallFormat {
                 head: "",
                 opening: "<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
                 arguments: "\n```json\n",
+                also_arguments: None,
                 syntax: Syntax::Json,
                 closing: "\n```<｜tool▁call▁end｜>",
                 between: "\n",
@@ -137,6 +180,7 @@ impl CallFormat {
                 head: "",
                 opening: "<｜tool▁call▁begin｜>",
                 arguments: "<｜tool▁sep｜>",
+                also_arguments: None,
                 syntax: Syntax::Json,
                 closing: "<｜tool▁call▁end｜>",
                 between: "",
@@ -148,39 +192,21 @@ impl CallFormat {
                 head: "",
                 opening: "\n{\"name\": \"",
                 arguments: "\", \"arguments\": ",
+                also_arguments: None,
                 syntax: Syntax::Json,
                 closing: "}\n</tool_call>",
                 between: "\n<tool_call>",
                 tail: "",
                 around: None,
             },
-            Self::Pythonic => &Texts {
-                trigger: "",
-                head: "[",
-                opening: "",
-                arguments: "(",
-                syntax: Syntax::Python,
-                closing: ")",
-                between: ", ",
-                tail: "]",
-                around: Some(["<|python_start|>", "<|python_end|>"]),
-            },
-            Self::Llama3Json => &Texts {
-                trigger: "",
-                head: "",
-                opening: "{\"name\": \"",
-                arguments: "\", \"parameters\": ",
-                syntax: Syntax::Json,
-                closing: "}",
-                between: "; ",
-                tail: "",
-                around: None,
-            },
+            Self::Pythonic => &PYTHONIC,
+            Self::Llama3Json => &LLAMA_3_JSON,
             Self::Mistral => &Texts {
                 trigger: "[TOOL_CALLS]",
                 head: "[",
                 opening: "{\"name\": \"",
                 arguments: "\", \"arguments\": ",
+                also_arguments: None,
                 syntax: Syntax::Json,
                 closing: "}",
                 between: ", ",
@@ -192,6 +218,7 @@ impl CallFormat {
                 head: "",
                 opening: "",
                 arguments: "[ARGS]",
+                also_arguments: None,
                 syntax: Syntax::Json,
                 closing: "",
                 between: "[TOOL_CALLS]",
@@ -213,8 +240,7 @@ impl CallFormat {
                 "<｜tool▁call▁end｜>",
                 "<｜tool▁calls▁end｜>",
             ],
-            Self::Pythonic => &["<|python_start|>", "<|python_end|>"],
-            Self::Llama3Json => &[],
+            Self::Pythonic | Self::Llama3Json => &PYTHON,
             Self::Mistral => &["[TOOL_CALLS]"],
             Self::MistralArgs => &["[TOOL_CALLS]", "[ARGS]"],
         }

@@ -9,6 +9,6 @@ mod python;
 mod signature;
 mod xml;
 
-pub use format::{CallFormat, Syntax, Texts};
+pub use format::{Around, CallFormat, Syntax, Texts};
 pub use parser::{CallParser, Part};
 pub use signature::{Kind, Parameter, Signature, Signatures, parameters, resolved, text_schema};

@@ -1,7 +1,7 @@
 //! The parser of an answer that makes calls.
 
 use super::arguments::Arguments;
-use super::format::{CallFormat, Texts};
+use super::format::{Around, CallFormat, Texts};
 use super::held::until;
 use super::signature::{Signature, Signatures};
 
@@ -70,22 +70,27 @@ impl CallParser {
 
     /// Takes what it can from the held text; returns whether there may be more to take.
     fn step(&mut self, parts: &mut Vec<Part>) -> bool {
-        let Texts { trigger, head, opening, arguments, between, around, .. } = self.texts;
+        let Texts { trigger, head, opening, arguments, also_arguments, between, around, .. } =
+            self.texts;
         match self.place {
             Place::TextAlone => {
                 parts.extend(some_text(std::mem::take(&mut self.held)));
                 false
             }
             Place::Text if trigger.is_empty() => {
-                let bare = format!("{head}{opening}");
-                let marked = around.map(|[before, _]| format!("{before}{bare}"));
-                let ways = [Some(bare), marked].into_iter().flatten();
-                if let Some(way) = ways.clone().find(|way| self.held.starts_with(way)) {
+                let way = |before: &str, texts: &'static Texts| {
+                    (format!("{before}{}{}", texts.head, texts.opening), texts)
+                };
+                let marked = around.iter().flat_map(|Around { marks: [before, _], also }| {
+                    [Some(self.texts), *also].into_iter().flatten().map(move |it| way(before, it))
+                });
+                let ways: Vec<_> = std::iter::once(way("", self.texts)).chain(marked).collect();
+                if let Some((way, texts)) = ways.iter().find(|it| self.held.starts_with(&it.0)) {
                     self.held.drain(..way.len());
-                    (self.before, self.place) = (way, Place::Name);
+                    (self.before, self.texts, self.place) = (way.clone(), *texts, Place::Name);
                     return true;
                 }
-                let open = ways.into_iter().any(|way| way.starts_with(&self.held));
+                let open = ways.iter().any(|(way, _)| way.starts_with(&self.held));
                 self.place = if open { Place::Text } else { Place::TextAlone };
                 !open
             }
@@ -100,14 +105,18 @@ impl CallParser {
                 let named = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
                 let end = self.held.bytes().position(|byte| !named(byte));
                 let (name, rest) = self.held.split_at(end.unwrap_or(self.held.len()));
-                if let Some(rest) = rest.strip_prefix(arguments).filter(|_| !name.is_empty()) {
+                let found = [Some(*arguments), *also_arguments].into_iter().flatten();
+                let found = found.clone().find_map(|it| rest.strip_prefix(it));
+                if let Some(rest) = found.filter(|_| !name.is_empty()) {
                     let signature = Signature::named(&self.functions, name);
                     self.arguments = Arguments::new(self.texts.syntax, signature);
                     parts.push(Part::Call(name.to_owned()));
                     (self.held, self.place) = (rest.to_owned(), Place::Arguments);
                     return true;
                 }
-                if arguments.starts_with(rest) && !(name.is_empty() && end.is_some()) {
+                let open = arguments.starts_with(rest)
+                    || also_arguments.is_some_and(|it| it.starts_with(rest));
+                if open && !(name.is_empty() && end.is_some()) {
                     return false;
                 }
                 // No name has been found: then this is something else.
@@ -122,7 +131,9 @@ impl CallParser {
                 ended
             }
             Place::Between => {
-                let (_, found) = until(&mut self.held, &format!("{between}{opening}"));
+                // Some models have nothing between objects.
+                let next = if opening.is_empty() { between } else { opening };
+                let (_, found) = until(&mut self.held, next);
                 self.place = if found { Place::Name } else { Place::Between };
                 found
             }
@@ -279,6 +290,39 @@ mod tests {
         let mut cut = CallParser::new(CallFormat::Pythonic, Arc::default());
         cut.push("<|python_sta");
         assert_eq!(cut.finish(), Some(Part::Text("<|python_sta".into())));
+    }
+
+    /// Between Llama 4's special tokens, calls are lists or objects, whose arguments have either name.
+    #[test]
+    fn objects_may_stand_between_marks() {
+        let nasty = r#"{"a": "\"}; {\"name\": \"h\", <|python_end|>", "b": [{}]}"#;
+        let calls = format!(
+            "{{\"name\": \"f\", \"parameters\": {nasty}}}; {{\"name\": \"g-1\", \"arguments\": {{}}}}{{\"name\": \"f\", \
+             \"parameters\": {{}}}}"
+        );
+        let expected = [("f", nasty), ("g-1", "{}"), ("f", "{}")];
+        let expected = expected.map(|(name, json)| (name.to_owned(), json.to_owned()));
+        for format in [CallFormat::Pythonic, CallFormat::Llama3Json] {
+            let text = format!("<|python_start|>{calls}<|python_end|>");
+            for width in 1..=text.len() {
+                assert_eq!(calls_of(&parse(format, &text, width)), expected, "{format} {width}");
+            }
+            for text in [
+                "<|python_start|>{\"name\": \"Bob\", \"age\": 3}<|python_end|>",
+                "<|python_start|>{\"names\": []}",
+                "<|python_start|>{\"name\": \"\", \"parameters\": {}}",
+            ] {
+                for width in 1..=text.len() {
+                    assert_eq!(parse(format, text, width), [Part::Text(text.into())], "{width}");
+                }
+            }
+        }
+        // Alone, they are calls where the format says so.
+        let alone = "{\"name\": \"f\", \"arguments\": {\"a\": 1}}";
+        let calls = calls_of(&parse(CallFormat::Llama3Json, alone, 3));
+        assert_eq!(calls, [("f".to_owned(), "{\"a\": 1}".to_owned())]);
+        let text = parse(CallFormat::Pythonic, alone, 3);
+        assert_eq!(text, [Part::Text(alone.into())]);
     }
 
     #[test]

@@ -197,8 +197,8 @@ fn from_a_model_to_a_draft() {
     assert_eq!((&adapter["r"], &adapter["peft_type"]), (&4.into(), &"LORA".into()));
     // The server takes it as it is.
     let mut served = Checkpoint::open(&folder.join("pruned")).unwrap();
-    let mut served = Decoder::load(&mut served, &Arc::new(ThreadPool::new(1))).unwrap();
-    served.add_adapter(&Adapter::read(&folder.join("lora/adapter")).unwrap()).unwrap();
+    let served = Decoder::load(&mut served, &Arc::new(ThreadPool::new(1))).unwrap();
+    served.adapter_shapes().load(&Adapter::read(&folder.join("lora/adapter")).unwrap()).unwrap();
     run(folder, "merge --model pruned --adapter lora/adapter --out folded");
     run(folder, "merge --model full/model --model lora/model --weights 3,1 --out merged");
     assert!(
