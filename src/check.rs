@@ -121,7 +121,7 @@ impl Pair {
             draft_name,
         } = self;
         let adapters: usize = adapters.iter().map(|adapter| adapter.weights.bytes()).sum();
-        let available = caches.available_beside();
+        let available = caches.available_beside(0);
         let mut engine_config = config.engine.clone();
         let share = available.map(|free| engine_config.share_of(free, engines as u64));
         engine_config.fit_blocks(CacheNeeds::of(&target, draft.as_ref()), share)?;

@@ -9,6 +9,7 @@ mod weights;
 
 use std::sync::Arc;
 
+use adapters::LoadedBeside;
 pub use adapters::{AdapterError, AdapterLoadError, AdapterLoader, LoadedAdapter};
 pub use drafts::DraftLoader;
 pub use error::LoadError;
@@ -192,11 +193,10 @@ const OPENING: (&str, &str) = ("the kernels", "free memory on it, or choose anot
 pub fn start(config: &Config) -> Result<Vec<RunningModel>, LoadError> {
     // A device that is not there is known before a model is fetched.
     let device = match config.device {
-        ComputeDevice::Cuda(_) if !config.lora.is_empty() => return Err(AdapterError::Cuda.into()),
+        ComputeDevice::Cuda(_) if config.has_adapters() => return Err(AdapterError::Cuda.into()),
         ComputeDevice::Cuda(_) if config.kv_cache_dtype != KvCacheDtype::Auto => {
             return Err(LoadError::CacheOnCuda);
         }
-        ComputeDevice::Auto if !config.lora.is_empty() => None,
         ComputeDevice::Auto => first_device(),
         ComputeDevice::Cpu => None,
         ComputeDevice::Cuda(index) => {
@@ -218,7 +218,8 @@ pub fn start(config: &Config) -> Result<Vec<RunningModel>, LoadError> {
         })
     })?;
     let loaders = running.iter_mut().filter_map(|model| model.loaders.as_mut());
-    loaders.for_each(|loaders| loaders.beside(caches));
+    let loaded = LoadedBeside::default();
+    loaders.for_each(|loaders| loaders.beside(caches, &loaded));
     Ok(running)
 }
 

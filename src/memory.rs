@@ -39,10 +39,11 @@ impl Reserved {
     }
 
     /// Bytes that this process may take besides: what is [`available`], without what is reserved and not written to.
-    /// All that the process took since counts as written.
+    /// All that the process took since, but `others`, counts as written.
     #[must_use]
-    pub fn available_beside(&self) -> Option<u64> {
-        Some(available()?.saturating_sub(self.unwritten(held_in(Path::new("/")))))
+    pub fn available_beside(&self, others: u64) -> Option<u64> {
+        let held = held_in(Path::new("/")).saturating_sub(others);
+        Some(available()?.saturating_sub(self.unwritten(held)))
     }
 
     fn unwritten(&self, held: u64) -> u64 {

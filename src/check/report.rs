@@ -32,7 +32,7 @@ pub struct CheckReport {
 /// Memory in bytes.
 #[derive(Debug, Clone, Serialize)]
 pub struct Memory {
-    /// Weights of the target.
+    /// Weights of the target and of its adapters.
     pub target_weights: usize,
     /// Weights of the draft that are not the target's own.
     pub draft_weights: usize,

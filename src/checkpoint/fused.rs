@@ -27,7 +27,7 @@ pub(super) fn source(config: &ModelConfig, name: &str) -> Option<(String, Range<
 /// Tensors as files hold them that have projections side by side, which stand in the place of the first of them.
 ///
 /// # Errors
-/// The tensor that has no such place beside those before it.
+/// The tensor that has no such place beside those before it, or that lacks some that follow it.
 pub(super) fn joined<'a>(
     config: &ModelConfig,
     tensors: &'a [(String, RawTensor)],
@@ -54,7 +54,17 @@ pub(super) fn joined<'a>(
             _ => return Err(format!("{name} does not follow the tensors that it is stored with")),
         }
     }
-    Ok(all)
+    let lacks = |(name, tensor): &&(String, Cow<'_, RawTensor>)| {
+        let rows = [("qkv_proj", "v_proj"), ("gate_up_proj", "up_proj")].into_iter();
+        let mut last = rows.filter(|(whole, _)| name.contains(whole));
+        let part = last.next().map(|(whole, last)| name.replace(whole, last));
+        let source = part.and_then(|part| source(config, &part));
+        source.is_some_and(|(_, rows)| tensor.shape[0] != rows.end)
+    };
+    match all.iter().find(lacks) {
+        Some((name, _)) => Err(format!("{name} lacks some of the tensors that it stores")),
+        None => Ok(all),
+    }
 }
 
 /// What a file says of the rows alone.

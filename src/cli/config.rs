@@ -107,15 +107,26 @@ impl Default for ConnectionLimits {
     }
 }
 
+impl Config {
+    /// Whether adapters are served, or may be.
+    #[must_use]
+    pub fn has_adapters(&self) -> bool {
+        !self.lora.is_empty() || self.access.runtime_lora
+    }
+}
+
 impl From<Args> for Config {
     fn from(args: Args) -> Self {
         let num_speculative_tokens =
             if args.no_speculation { 0 } else { args.num_speculative_tokens };
         let speculates = num_speculative_tokens > 0;
-        let device = match (args.device, args.kv_cache_dtype) {
-            // CUDA devices hold no codes.
-            (ComputeDevice::Auto, KvCacheDtype::Int8) => ComputeDevice::Cpu,
-            (device, _) => device,
+        let on_cpu = args.kv_cache_dtype != KvCacheDtype::Auto
+            || !args.lora.is_empty()
+            || args.allow_runtime_lora;
+        // CUDA devices hold no codes of keys and values, and compute no adapters.
+        let device = match args.device {
+            ComputeDevice::Auto if on_cpu => ComputeDevice::Cpu,
+            device => device,
         };
         let draft = draft_of(&args.model, args.draft, device, speculates);
         let defaults = EngineConfig::default();

@@ -193,7 +193,8 @@ pub struct Args {
     #[arg(long, env = "PLEACH_LORA", value_name = "NAME=DIR", value_delimiter = ',')]
     pub lora: Vec<LoraModule>,
     /// Let /v1/load_lora_adapter and /v1/unload_lora_adapter change the adapters while the server runs: whoever has the
-    /// admin key, or anybody where there are no keys of any kind. Folders are read as this process may read them.
+    /// admin key, or anybody where there are no keys of any kind. Folders are read as this process may read them. Adapters
+    /// are computed on the CPU alone.
     #[arg(long, env = "PLEACH_ALLOW_RUNTIME_LORA")]
     pub allow_runtime_lora: bool,
     /// A further model, under the name that requests call it by in `model`; may be given several times. It has a draft, a

@@ -98,6 +98,8 @@ impl Profile<'_> {
         let mut measure = || -> Result<MeasuredCosts, OutOfMemory> {
             let mut costs = MeasuredCosts { target: Vec::new(), draft: None, draft_further: None };
             prefill(target, &table, far, max_rows)?;
+            // The first pass of so many rows takes memory for them.
+            time(target, &table, context, most)?;
             // Round-robin, so that a busy moment of the machine touches every count alike.
             let mut samples = vec![Vec::new(); row_counts.len()];
             let mut attention = Vec::new();

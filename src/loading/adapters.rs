@@ -1,7 +1,7 @@
 //! LoRA adapters: those of a configuration, and those that are loaded while their model serves.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::adapter::{Adapter, TENSORS};
@@ -29,7 +29,9 @@ pub enum AdapterError {
         other: &'static str,
     },
     /// Adapters are for the CPU.
-    #[error("--lora: CUDA devices compute no adapters; use `--device cpu`, or leave --lora out")]
+    #[error(
+        "CUDA devices compute no adapters; use `--device cpu`, or leave out --lora and --allow-runtime-lora"
+    )]
     Cuda,
 }
 
@@ -105,18 +107,23 @@ impl LoadedAdapter {
     }
 }
 
+/// Adapters that were loaded for any model while it served, as long as somebody has them.
+pub(super) type LoadedBeside = Arc<Mutex<Vec<Weak<AdapterWeights>>>>;
+
 /// Loads adapters of a model that may be serving.
 #[derive(Clone)]
 pub struct AdapterLoader {
     shapes: Arc<AdapterShapes>,
     /// The caches of all engines that serve.
     pub(super) caches: Reserved,
+    /// What was loaded beside them.
+    pub(super) loaded: LoadedBeside,
 }
 
 impl AdapterLoader {
     /// Loads adapters for a model of these shapes, beside caches that are not known yet.
     pub(super) fn new(shapes: Arc<AdapterShapes>) -> Self {
-        Self { shapes, caches: Reserved::none() }
+        Self { shapes, caches: Reserved::none(), loaded: LoadedBeside::default() }
     }
 
     /// Loads the adapter in a folder.
@@ -124,16 +131,22 @@ impl AdapterLoader {
     /// # Errors
     /// [`AdapterLoadError`] where it cannot be served: then nothing of it is kept.
     pub fn load(&self, name: String, path: PathBuf) -> Result<LoadedAdapter, AdapterLoadError> {
-        self.check_memory(&path)?;
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.retain(|weights| weights.strong_count() > 0);
+        let others = loaded.iter().filter_map(Weak::upgrade).map(|it| it.bytes() as u64).sum();
+        self.check_memory(&path, others)?;
         let weights = self.shapes.load(&Adapter::read(&path)?)?;
-        Ok(LoadedAdapter::new(name, path, weights))
+        let adapter = LoadedAdapter::new(name, path, weights);
+        loaded.push(Arc::downgrade(&adapter.weights));
+        Ok(adapter)
     }
 
-    /// Whether there is room to read it: a file of 16-bit factors lies beside these in 32 bits and those that compute.
-    fn check_memory(&self, folder: &Path) -> Result<(), AdapterLoadError> {
+    /// Whether there is room to read it, where the process holds so many bytes of `others`: a file of 16-bit factors lies
+    /// beside these in 32 bits and those that compute.
+    fn check_memory(&self, folder: &Path, others: u64) -> Result<(), AdapterLoadError> {
         // Whoever reads the file says why it cannot be read.
         let needed = folder.join(TENSORS).metadata().map_or(0, |file| 5 * file.len());
-        match self.caches.available_beside() {
+        match self.caches.available_beside(others) {
             Some(left) if needed > left => {
                 let (needed, left) = (needed.div_ceil(1_000_000), left / 1_000_000);
                 Err(AdapterLoadError::Memory { needed, left })

@@ -54,7 +54,7 @@ impl DraftLoader {
         stretch_positions(&mut checkpoint, &self.config);
         let needed = self.lender.draft_bytes(&checkpoint, num_blocks)?;
         // A tenth is for the rows of a pass.
-        if let Some(left) = self.caches.available_beside()
+        if let Some(left) = self.caches.available_beside(0)
             && needed > left / 10 * 9
         {
             let (needed, left) = (needed.div_ceil(1_000_000), left / 1_000_000);

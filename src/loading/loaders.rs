@@ -1,6 +1,8 @@
 //! What is loaded of a model after it began to serve.
 
-use super::adapters::AdapterLoader;
+use std::sync::Arc;
+
+use super::adapters::{AdapterLoader, LoadedBeside};
 use super::drafts::DraftLoader;
 use crate::memory::Reserved;
 
@@ -14,8 +16,9 @@ pub struct Loaders {
 }
 
 impl Loaders {
-    /// Tells them of the caches of all engines that serve.
-    pub(super) fn beside(&mut self, caches: Reserved) {
+    /// Tells them of the caches of all engines that serve, and of the adapters that are loaded beside them.
+    pub(super) fn beside(&mut self, caches: Reserved, loaded: &LoadedBeside) {
         (self.drafts.caches, self.adapters.caches) = (caches, caches);
+        self.adapters.loaded = Arc::clone(loaded);
     }
 }

@@ -119,7 +119,7 @@ impl Weights {
         let OnCpu { target, draft, adapters, drafts } = weights;
         let loader = AdapterLoader::new(Arc::clone(target.adapter_shapes()));
         let (name, draft) = draft.unzip();
-        let engine = Engine::new(target, draft, within(caches.available_beside()))?;
+        let engine = Engine::new(target, draft, within(caches.available_beside(0)))?;
         caches.add((engine.cache_blocks().1 * block_bytes) as u64);
         let loaders = Some(Loaders { drafts, adapters: loader });
         Ok(Placed { engine, draft: name, adapters, loaders })

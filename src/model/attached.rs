@@ -15,7 +15,7 @@
 
 use std::sync::Arc;
 
-use super::decoder::{KvCache, Layer, Loader, ModelError, Pass};
+use super::decoder::{KvCache, Layer, Loader, ModelError, Pass, room};
 use super::{DraftInput, Rows};
 use crate::checkpoint::architecture::{Attachment, ModelConfig, PROJECTIONS, RopeTables};
 use pleach_kernels::{
@@ -166,7 +166,7 @@ impl AttachedDrafter {
             layer.forward(&pass, &mut cache.layers[block], hidden, wide, operands);
         }
         rms_norm_quantized(pool, hidden, count, |row| row, &self.norm, eps, &mut operands[0]);
-        logits.resize(count * self.head_rows(), 0.0);
+        let logits = room(logits, count * self.head_rows());
         self.tables.head.product(pool, &operands[0], logits);
         if let Some(cap) = self.config.design.logit_cap {
             soft_cap(pool, logits, 1.0, cap);

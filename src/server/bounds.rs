@@ -81,7 +81,11 @@ const FIELDS: [Bound; 12] = [
     Bound { fields: &["logit_bias"], items: LOGIT_BIAS, bytes: (ANY, ANY) },
     Bound { fields: &["metadata"], items: METADATA, bytes: (METADATA_BYTES, METADATA_BYTES) },
     Bound { fields: &["chat_template_kwargs"], items: VARIABLES, bytes: (ANY, SMALL_BODY_BYTES) },
-    Bound { fields: &["model", "user", "cache_salt"], items: ANY, bytes: (NAME_BYTES, NAME_BYTES) },
+    Bound {
+        fields: &["model", "user", "cache_salt", "lora_name"],
+        items: ANY,
+        bytes: (NAME_BYTES, NAME_BYTES),
+    },
     Bound { fields: &["tool_choice"], items: 16, bytes: (NAME_BYTES, NAME_BYTES) },
 ];
 
@@ -219,6 +223,7 @@ mod tests {
             json!({"metadata": {"key": "x".repeat(METADATA_BYTES)}}),
             json!({"model": "x".repeat(NAME_BYTES + 1)}),
             json!({"cache_salt": "x".repeat(NAME_BYTES + 1)}),
+            json!({"lora_name": "x".repeat(NAME_BYTES + 1)}),
         ] {
             assert!(check(wrong).is_err());
         }

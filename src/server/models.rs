@@ -10,8 +10,8 @@ use super::serving::Serving;
 pub struct Models {
     /// The main one comes first.
     all: Vec<Arc<Serving>>,
-    /// Held while an adapter is loaded or unloaded: a name is that of one model or adapter.
-    pub(super) naming: tokio::sync::Mutex<()>,
+    /// Held while an adapter is loaded: a name is that of one model or adapter.
+    pub(super) loading: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What a request asks: a model, perhaps through one of its adapters.
@@ -35,7 +35,7 @@ impl Models {
     #[must_use]
     pub fn new(main: Serving, beside: Vec<Serving>) -> Self {
         let all = std::iter::once(main).chain(beside).map(Arc::new).collect();
-        Self { all, naming: tokio::sync::Mutex::default() }
+        Self { all, loading: Arc::default() }
     }
 
     /// The model that is asked where a request names none.

@@ -213,6 +213,11 @@ fn what_cannot_stand_side_by_side_is_named() {
     let mut without = tensors.clone();
     without.remove(at("gate_proj.weight"));
     refused(&without, "up_proj.weight does not follow");
+    for (last, whole) in [("v_proj.weight", "qkv_proj"), ("up_proj.weight", "gate_up_proj")] {
+        let mut without = tensors.clone();
+        without.remove(at(last));
+        refused(&without, &format!("{whole}.weight lacks some"));
+    }
     let mut mixed = tensors.clone();
     let tensor = &mut mixed[at("v_proj.weight")].1;
     tensor.data = DType::F16.quantize(&tensor.to_f32()).unwrap();

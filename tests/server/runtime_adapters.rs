@@ -1,6 +1,7 @@
 //! LoRA adapters that come and go while the server serves.
 
 use std::path::Path;
+use std::process::Command;
 
 use axum::Router;
 use axum::body::Body;
@@ -151,6 +152,11 @@ async fn what_cannot_be_loaded_changes_nothing() {
     let mut config = Checkpoint::open(&tiny.path("")).unwrap().config;
     config.num_hidden_layers += 1;
     write_adapter(&deeper, &config, 1, 2, 1.0);
+    let pipe = tiny.path("pipe");
+    write_adapter(&pipe, &config, 1, 2, 1.0);
+    let tensors = pipe.join("adapter_model.safetensors");
+    std::fs::remove_file(&tensors).unwrap();
+    assert!(Command::new("mkfifo").arg(&tensors).status().unwrap().success());
     write_adapter(&tiny.path("own"), &Checkpoint::open(&small).unwrap().config, 1, 2, 0.5);
     let also = format!("other={}", small.display());
     let app = tiny.app(&["--served-model-name", "base", "--also", &also, "--allow-runtime-lora"]);
@@ -184,6 +190,8 @@ async fn what_cannot_be_loaded_changes_nothing() {
         (load("x", &nowhere), 400, "lora_path", "adapter_config.json"),
         (replace("sql", &nowhere), 400, "lora_path", "adapter_config.json"),
         (load("x", &deeper), 400, "lora_path", "model.layers.2."),
+        (load("x", &pipe), 400, "lora_path", "not a regular file"),
+        (load(&"x".repeat(1025), &one), 400, "lora_name", "1024 bytes"),
         (foreign, 400, "lora_path", "the model's is"),
         (through, 400, "model", "name of an adapter"),
         (missing, 404, "model", "does not exist"),
@@ -206,6 +214,7 @@ async fn what_cannot_be_loaded_changes_nothing() {
 /// Only where the operator allows it, and with the right key where there are any.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_operator_decides_who_may() {
+    const PAGE: &str = "http://example.org";
     let tiny = Tiny::new();
     let body = load("sql", &tiny.path("one")).to_string();
     for (flags, key, expected) in [
@@ -217,15 +226,18 @@ async fn the_operator_decides_who_may() {
         ("--allow-runtime-lora --api-key user", Some("user"), (403, "--admin-key")),
         ("--allow-runtime-lora --api-key user --admin-key sesame", Some("user"), (401, "key")),
         ("--allow-runtime-lora", None, (200, "Success")),
+        ("--allow-runtime-lora", Some(PAGE), (403, "browsers")),
     ] {
         let app = tiny.app(&flags.split_whitespace().collect::<Vec<_>>());
         for path in [LOAD, UNLOAD] {
             let body =
                 if path == LOAD { body.clone() } else { json!({"lora_name": "sql"}).to_string() };
             let mut request = Request::post(path);
-            if let Some(key) = key {
-                request = request.header("authorization", format!("Bearer {key}"));
-            }
+            request = match key {
+                None => request,
+                Some(PAGE) => request.header("origin", PAGE),
+                Some(key) => request.header("authorization", format!("Bearer {key}")),
+            };
             let response = app.clone().oneshot(request.body(Body::from(body)).unwrap()).await;
             let response = response.unwrap();
             let status = response.status().as_u16();

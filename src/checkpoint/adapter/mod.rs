@@ -67,8 +67,12 @@ impl Adapter {
     pub fn read(folder: &Path) -> Result<Self, CheckpointError> {
         let config = AdapterConfig::read(&folder.join(CONFIG))?;
         let path = folder.join(TENSORS);
-        let bytes = std::fs::read(&path)
-            .map_err(|error| CheckpointError::Io { path: path.clone(), error })?;
+        let io = |error| CheckpointError::Io { path: path.clone(), error };
+        // A pipe or a device might never end.
+        if !path.metadata().map_err(io)?.is_file() {
+            return Err(CheckpointError::corrupt(&path, "is not a regular file"));
+        }
+        let bytes = std::fs::read(&path).map_err(io)?;
         let tensors = SafeTensors::deserialize(&bytes)
             .map_err(|error| CheckpointError::corrupt(&path, error.to_string()))?;
         let mut halves: BTreeMap<&str, [Option<Factor>; 2]> = BTreeMap::new();

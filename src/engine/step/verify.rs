@@ -59,7 +59,11 @@ impl Verifier {
         let started = Instant::now();
         let tasks = verify_tasks(sequences, items, proposals, &by_model);
         let computed = target.forward_and_verify(&self.rows, &tasks);
-        let (logits, verified) = computed.map_err(|error| (self.rows.len(), error))?;
+        let (logits, verified) = computed.map_err(|error| {
+            let rows = self.rows.len();
+            self.rows.clear();
+            (rows, error)
+        })?;
         let seconds = started.elapsed().as_secs_f64();
 
         // [logit_rows, vocab_size], cut into one piece per sequence whose token is drawn here.

@@ -240,7 +240,7 @@ impl Decoder {
         let (pool, eps) = (&*self.pool, self.config.rms_norm_eps as f32);
         let row = |index: usize| wanted[index] as usize;
         rms_norm_quantized(pool, hidden, wanted.len(), row, &self.norm, eps, operand);
-        logits.resize(wanted.len() * self.head_rows(), 0.0);
+        let logits = room(logits, wanted.len() * self.head_rows());
         matmul(pool, &[&self.head], operand, logits, self.head_rows());
         if let Some(cap) = self.config.design.logit_cap {
             soft_cap(pool, logits, 1.0, cap);
@@ -288,4 +288,13 @@ impl Decoder {
             observe(index + 1, hidden);
         }
     }
+}
+
+/// The first `len` values of a buffer that only grows: else logits would be filled with zeros whenever a pass has more rows
+/// than the one before.
+pub(super) fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
 }

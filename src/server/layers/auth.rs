@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
+use axum::http::header::ORIGIN;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
@@ -61,8 +62,8 @@ pub(crate) async fn within_allowance(request: Request, next: Next) -> Response {
     }
 }
 
-/// Lets a request that changes adapters pass where the operator allows it: with the admin key, unless the server has no
-/// keys at all.
+/// Lets a request that changes adapters pass where the operator allows it: with the admin key, or, where the server has no
+/// keys at all, from anything but a page.
 pub(crate) async fn authorise_adapters(
     State(state): State<AppState>,
     request: Request,
@@ -73,6 +74,11 @@ pub(crate) async fn authorise_adapters(
         return ApiError::status(StatusCode::FORBIDDEN, message).into_response();
     }
     if state.admin_key().is_none() && state.keys().is_none() {
+        // Any page may have a browser send requests, which then name where they come from.
+        if request.headers().contains_key(ORIGIN) {
+            let message = "pages in browsers may not change the adapters of a server without keys";
+            return ApiError::status(StatusCode::FORBIDDEN, message).into_response();
+        }
         return next.run(request).await;
     }
     authorise_admin(State(state), request, next).await

@@ -1,8 +1,11 @@
 //! `/v1/load_lora_adapter` and `/v1/unload_lora_adapter`: LoRA adapters that come and go while their model serves.
 
+use std::sync::Arc;
+
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
+use axum::http::StatusCode;
 
 use crate::loading::AdapterLoadError;
 use crate::server::adapters::ServedAdapter;
@@ -27,23 +30,27 @@ pub(crate) async fn load(
         return Err(ApiError::invalid("model", message));
     }
     let models = state.models()?;
-    let _naming = models.naming.lock().await;
+    let exclusive = Arc::clone(&models.loading).try_lock_owned().map_err(|_| {
+        let message = "another adapter is being loaded; send this again when it is there";
+        ApiError::status(StatusCode::CONFLICT, message)
+    })?;
     check_name(models, &serving, &name, load_inplace)?;
     let loader = serving.adapters.loader.clone().ok_or_else(|| {
-        let message = format!(
-            "`{}` computes on a CUDA device, which computes no adapters; start the server with `--device cpu`",
-            serving.name()
-        );
-        ApiError::invalid("model", message)
+        let message =
+            format!("`{}` computes on a device that computes no adapters", serving.name());
+        ApiError::invalid("lora_name", message)
     })?;
-    let loading = {
-        let name = name.clone();
-        tokio::task::spawn_blocking(move || loader.load(name, lora_path.into()))
-    };
+    let success = format!("Success: LoRA adapter '{name}' added successfully.");
+    // Goes on to its end where the client leaves.
+    let loading = tokio::task::spawn_blocking(move || {
+        let _exclusive = exclusive;
+        let loaded = loader.load(name, lora_path.into())?;
+        serving.adapters.put(ServedAdapter::new(loaded));
+        Ok(())
+    });
     let loaded = loading.await.map_err(|error| ApiError::internal(error.to_string()))?;
-    let invalid = |error: AdapterLoadError| ApiError::invalid("lora_path", error.to_string());
-    serving.adapters.put(ServedAdapter::new(loaded.map_err(invalid)?));
-    Ok(format!("Success: LoRA adapter '{name}' added successfully."))
+    loaded.map_err(|error: AdapterLoadError| ApiError::invalid("lora_path", error.to_string()))?;
+    Ok(success)
 }
 
 /// Unloads an adapter: requests that have begun finish with it. Says so in vLLM's words.
@@ -52,10 +59,9 @@ pub(crate) async fn unload(
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<String, ApiError> {
     let mut body = Body::parse(bytes)?;
-    let AdapterUnload { lora_name: name } = body.read()?;
+    let AdapterUnload { lora_name: name, .. } = body.read()?;
     body.finish()?;
     let models = state.models()?;
-    let _naming = models.naming.lock().await;
     if models.all().iter().any(|serving| serving.adapters.remove(&name)) {
         tracing::info!(name, "adapter unloaded");
         return Ok(format!("Success: LoRA adapter '{name}' removed successfully."));

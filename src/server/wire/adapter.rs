@@ -22,4 +22,7 @@ pub(crate) struct AdapterLoad {
 pub(crate) struct AdapterUnload {
     /// Its name.
     pub(crate) lora_name: String,
+    /// A number that clients of vLLM may send, without effect.
+    #[serde(rename = "lora_int_id")]
+    pub(crate) _number: Option<u64>,
 }

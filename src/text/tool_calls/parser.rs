@@ -70,8 +70,7 @@ impl CallParser {
 
     /// Takes what it can from the held text; returns whether there may be more to take.
     fn step(&mut self, parts: &mut Vec<Part>) -> bool {
-        let Texts { trigger, head, opening, arguments, also_arguments, between, around, .. } =
-            self.texts;
+        let Texts { trigger, head, opening, arguments, between, around, .. } = self.texts;
         match self.place {
             Place::TextAlone => {
                 parts.extend(some_text(std::mem::take(&mut self.held)));
@@ -105,18 +104,14 @@ impl CallParser {
                 let named = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
                 let end = self.held.bytes().position(|byte| !named(byte));
                 let (name, rest) = self.held.split_at(end.unwrap_or(self.held.len()));
-                let found = [Some(*arguments), *also_arguments].into_iter().flatten();
-                let found = found.clone().find_map(|it| rest.strip_prefix(it));
-                if let Some(rest) = found.filter(|_| !name.is_empty()) {
+                if let Some(rest) = rest.strip_prefix(arguments).filter(|_| !name.is_empty()) {
                     let signature = Signature::named(&self.functions, name);
                     self.arguments = Arguments::new(self.texts.syntax, signature);
                     parts.push(Part::Call(name.to_owned()));
                     (self.held, self.place) = (rest.to_owned(), Place::Arguments);
                     return true;
                 }
-                let open = arguments.starts_with(rest)
-                    || also_arguments.is_some_and(|it| it.starts_with(rest));
-                if open && !(name.is_empty() && end.is_some()) {
+                if arguments.starts_with(rest) && !(name.is_empty() && end.is_some()) {
                     return false;
                 }
                 // No name has been found: then this is something else.
@@ -131,9 +126,7 @@ impl CallParser {
                 ended
             }
             Place::Between => {
-                // Some models have nothing between objects.
-                let next = if opening.is_empty() { between } else { opening };
-                let (_, found) = until(&mut self.held, next);
+                let (_, found) = until(&mut self.held, &format!("{between}{opening}"));
                 self.place = if found { Place::Name } else { Place::Between };
                 found
             }
@@ -292,15 +285,14 @@ mod tests {
         assert_eq!(cut.finish(), Some(Part::Text("<|python_sta".into())));
     }
 
-    /// Between Llama 4's special tokens, calls are lists or objects, whose arguments have either name.
+    /// Between Llama 4's special tokens, calls are lists or objects.
     #[test]
     fn objects_may_stand_between_marks() {
         let nasty = r#"{"a": "\"}; {\"name\": \"h\", <|python_end|>", "b": [{}]}"#;
         let calls = format!(
-            "{{\"name\": \"f\", \"parameters\": {nasty}}}; {{\"name\": \"g-1\", \"arguments\": {{}}}}{{\"name\": \"f\", \
-             \"parameters\": {{}}}}"
+            "{{\"name\": \"f\", \"parameters\": {nasty}}}; {{\"name\": \"g-1\", \"parameters\": {{}}}}"
         );
-        let expected = [("f", nasty), ("g-1", "{}"), ("f", "{}")];
+        let expected = [("f", nasty), ("g-1", "{}")];
         let expected = expected.map(|(name, json)| (name.to_owned(), json.to_owned()));
         for format in [CallFormat::Pythonic, CallFormat::Llama3Json] {
             let text = format!("<|python_start|>{calls}<|python_end|>");
@@ -318,7 +310,7 @@ mod tests {
             }
         }
         // Alone, they are calls where the format says so.
-        let alone = "{\"name\": \"f\", \"arguments\": {\"a\": 1}}";
+        let alone = "{\"name\": \"f\", \"parameters\": {\"a\": 1}}";
         let calls = calls_of(&parse(CallFormat::Llama3Json, alone, 3));
         assert_eq!(calls, [("f".to_owned(), "{\"a\": 1}".to_owned())]);
         let text = parse(CallFormat::Pythonic, alone, 3);
