@@ -249,7 +249,13 @@ fn from_a_model_to_a_draft() {
     kill_when(folder, &format!("{evaluate} again.json --batch 1"), "again.json.partial.jsonl", 2);
     run(folder, &format!("{evaluate} again.json --batch 1"));
     let mut again = json(&folder.join("again.json"));
-    again["draft_step_cost"] = out["draft_step_cost"].clone();
+    // What depends on time: costs, and, where several are answered at once, in how many passes a prompt is read.
+    for field in ["draft_step_cost", "target_passes"] {
+        again[field] = out[field].clone();
+    }
+    for (name, category) in again["categories"].as_object_mut().unwrap() {
+        category["target_passes"] = out["categories"][name]["target_passes"].clone();
+    }
     assert_eq!(again, out);
     assert!(!folder.join("again.json.partial.jsonl").exists());
     for field in ["mean_acceptance_length", "alpha", "draft_acceptance_rate", "draft_step_cost"] {
