@@ -134,24 +134,44 @@ impl AdapterLoader {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         loaded.retain(|weights| weights.strong_count() > 0);
         let others = loaded.iter().filter_map(Weak::upgrade).map(|it| it.bytes() as u64).sum();
-        self.check_memory(&path, others)?;
+        check_memory(&self.caches, &path, others)?;
         let weights = self.shapes.load(&Adapter::read(&path)?)?;
         let adapter = LoadedAdapter::new(name, path, weights);
         loaded.push(Arc::downgrade(&adapter.weights));
         Ok(adapter)
     }
+}
 
-    /// Whether there is room to read it, where the process holds so many bytes of `others`: a file of 16-bit factors lies
-    /// beside these in 32 bits and those that compute.
-    fn check_memory(&self, folder: &Path, others: u64) -> Result<(), AdapterLoadError> {
-        // Whoever reads the file says why it cannot be read.
-        let needed = folder.join(TENSORS).metadata().map_or(0, |file| 5 * file.len());
-        match self.caches.available_beside(others) {
-            Some(left) if needed > left => {
-                let (needed, left) = (needed.div_ceil(1_000_000), left / 1_000_000);
-                Err(AdapterLoadError::Memory { needed, left })
-            }
-            _ => Ok(()),
+/// Whether there is room to read an adapter beside caches, where the process holds so many bytes of `others`: a file of
+/// 16-bit factors lies beside these in 32 bits and those that compute.
+fn check_memory(caches: &Reserved, folder: &Path, others: u64) -> Result<(), AdapterLoadError> {
+    // Whoever reads the file says why it cannot be read.
+    let needed = folder.join(TENSORS).metadata().map_or(0, |file| 5 * file.len());
+    match caches.available_beside(others) {
+        Some(left) if needed > left => {
+            let (needed, left) = (needed.div_ceil(1_000_000), left / 1_000_000);
+            Err(AdapterLoadError::Memory { needed, left })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adapter_waits_for_no_memory_that_is_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut caches = Reserved::none();
+        caches.add(1 << 60);
+        // Where nothing is to be read, nothing is needed.
+        assert!(check_memory(&caches, folder.path(), 0).is_ok());
+        std::fs::write(folder.path().join(TENSORS), [0; 300_000]).unwrap();
+        assert!(check_memory(&Reserved::none(), folder.path(), 0).is_ok());
+        if crate::memory::available().is_some() {
+            let error = check_memory(&caches, folder.path(), 0).unwrap_err().to_string();
+            assert!(error.contains("up to 2 MB, and 0 MB are left"), "{error}");
         }
     }
 }
