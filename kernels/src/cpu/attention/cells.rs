@@ -136,11 +136,13 @@ impl SharedCells<'_> {
     }
 }
 
-/// The scale of a row whose largest code is 127: NaN where a value is, infinite where one is.
+/// The scale of a row whose largest code is 127: NaN where a value is, infinite where one is. Rows of next to nothing have
+/// smaller codes, since a scale below the normal numbers would be too far from a 127th of the largest value.
 pub(super) fn scale_of(x: &[f32]) -> f32 {
     // Of values without a sign, bits have the order of what they say, and NaN comes last.
     let largest = x.iter().map(|x| x.abs().to_bits()).max().unwrap_or(0);
-    f32::from_bits(largest) / 127.0
+    let scale = f32::from_bits(largest) / 127.0;
+    if scale < f32::MIN_POSITIVE { f32::MIN_POSITIVE } else { scale }
 }
 
 per_isa! {

@@ -208,7 +208,7 @@ fn nan_in_a_row_reaches_it_and_later_rows_alone() {
 fn codes_are_the_nearest_on_every_path() {
     let mut random = Random::new();
     for len in [1, 3, 16, 64, 77] {
-        for size in [1.0, 1e-3, 3e37, 1e-30, 1e-42] {
+        for size in [1.0, 1e-3, 3e37, 1e-30, 1e-36, 1e-42] {
             let x: Vec<f32> = random.vec(len).iter().map(|x| x * size).collect();
             let scale = scale_of(&x);
             let largest = x.iter().fold(0f32, |largest, x| largest.max(x.abs()));
@@ -220,7 +220,7 @@ fn codes_are_the_nearest_on_every_path() {
                 let nearest = (x / scale).round_ties_even() as i8;
                 assert_eq!(*code, nearest, "{x} of {scale}");
             }
-            assert!(size < 1e-40 || codes.iter().any(|code| code.unsigned_abs() == 127));
+            assert!(size < 1e-35 || codes.iter().any(|code| code.unsigned_abs() == 127));
             for isa in Isa::supported() {
                 let mut other = vec![99; len];
                 round(isa, &x, scale, &mut other);
@@ -237,7 +237,7 @@ fn codes_are_the_nearest_on_every_path() {
     }
     assert!(scale_of(&[1.0, -f32::NAN, f32::INFINITY]).is_nan());
     assert_eq!(scale_of(&[1.0, f32::NEG_INFINITY]), f32::INFINITY);
-    assert_eq!(scale_of(&[]), 0.0);
+    assert_eq!(scale_of(&[]), f32::MIN_POSITIVE);
 }
 
 /// Attention over codes of 8 bits is as far from that over f32 as half a step of every key and value takes it, at most.
