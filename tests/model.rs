@@ -72,23 +72,10 @@ fn surprise(row: &[f32], next: u32) -> f64 {
 #[test]
 fn int8_activations_keep_the_model() {
     let (int8, f32) = (decoder(2, Precision::AsStored), decoder(2, Precision::F32));
-    let vocab = int8.head_rows();
-    let (mut same, mut count, mut nll) = (0, 0, [0.0; 2]);
-    for chunk in tokens().chunks_exact(256).take(8) {
-        let (a, b) = (logits(&int8, chunk, &[256]), logits(&f32, chunk, &[256]));
-        for (i, (a, b)) in a.chunks(vocab).zip(b.chunks(vocab)).enumerate() {
-            same += usize::from(arg_max(a) == arg_max(b));
-            count += 1;
-            if let Some(next) = chunk.get(i + 1) {
-                nll[0] += surprise(a, *next);
-                nll[1] += surprise(b, *next);
-            }
-        }
-    }
-    let perplexity = nll.map(|nll| (nll / (count - count / 256) as f64).exp());
-    let agreement = same as f64 / count as f64;
-    println!("same arg-max at {agreement:.4} of {count}; perplexity {perplexity:?} (int8, f32)");
-    assert!(count >= 2000 && agreement >= 0.98, "arg-max agreement {agreement}");
+    let both = |chunk: &[u32]| [&int8, &f32].map(|decoder| logits(decoder, chunk, &[256]));
+    let (agreement, perplexity) = compared(tokens().chunks_exact(256).take(8), both);
+    println!("same arg-max at {agreement:.4}; perplexity {perplexity:?} (int8, f32)");
+    assert!(agreement >= 0.98, "arg-max agreement {agreement}");
     assert!((perplexity[0] / perplexity[1] - 1.0).abs() < 0.005, "perplexity {perplexity:?}");
 }
 
@@ -97,27 +84,40 @@ fn int8_activations_keep_the_model() {
 #[test]
 fn an_int8_cache_keeps_the_model() {
     let mut decoder = decoder(2, Precision::AsStored);
-    let (vocab, chunks) = (decoder.head_rows(), tokens().chunks_exact(512).take(4));
-    let (mut same, mut count, mut nll) = (0, 0, [0.0; 2]);
-    for chunk in chunks {
-        let [a, b] = [CacheFormat::Int8, CacheFormat::F16].map(|format| {
+    let both = |chunk: &[u32]| {
+        [CacheFormat::Int8, CacheFormat::F16].map(|format| {
             decoder.set_cache_format(format);
             logits(&decoder, chunk, &[256])
-        });
+        })
+    };
+    let (agreement, perplexity) = compared(tokens().chunks_exact(512).take(4), both);
+    println!("same arg-max at {agreement:.4}; perplexity {perplexity:?} (int8, f16)");
+    assert!(agreement >= 0.97, "arg-max agreement {agreement}");
+    assert!((perplexity[0] / perplexity[1] - 1.0).abs() < 0.005, "perplexity {perplexity:?}");
+}
+
+/// The share of positions, at least 2,000, at which two ways to compute logits say the same likeliest token, and the
+/// perplexity of each.
+fn compared<'a>(
+    chunks: impl Iterator<Item = &'a [u32]>,
+    mut both: impl FnMut(&[u32]) -> [Vec<f32>; 2],
+) -> (f64, [f64; 2]) {
+    let (mut same, mut count, mut surprises, mut nll) = (0, 0, 0, [0.0; 2]);
+    for chunk in chunks {
+        let [a, b] = both(chunk);
+        let vocab = a.len() / chunk.len();
         for (i, (a, b)) in a.chunks(vocab).zip(b.chunks(vocab)).enumerate() {
             same += usize::from(arg_max(a) == arg_max(b));
             count += 1;
             if let Some(next) = chunk.get(i + 1) {
                 nll[0] += surprise(a, *next);
                 nll[1] += surprise(b, *next);
+                surprises += 1;
             }
         }
     }
-    let perplexity = nll.map(|nll| (nll / (count - count / 512) as f64).exp());
-    let agreement = same as f64 / count as f64;
-    println!("same arg-max at {agreement:.4} of {count}; perplexity {perplexity:?} (int8, f16)");
-    assert!(count >= 2000 && agreement >= 0.97, "arg-max agreement {agreement}");
-    assert!((perplexity[0] / perplexity[1] - 1.0).abs() < 0.005, "perplexity {perplexity:?}");
+    assert!(count >= 2000, "{count} positions");
+    (same as f64 / count as f64, nll.map(|nll| (nll / surprises as f64).exp()))
 }
 
 /// A sequence's logits do not depend on how it is cut, on other sequences, or on the threads.
