@@ -47,7 +47,8 @@ impl Forward for Doomed {
         std::thread::sleep(std::time::Duration::from_millis(5));
         let vocab = self.config.vocab_size;
         self.logits.resize(rows.logit_rows.len() * vocab, 0.0);
-        self.logits.chunks_exact_mut(vocab).for_each(|row| row[100] = 9.0);
+        // As good as certain at the usual temperature: what is drawn must not be the poison.
+        self.logits.chunks_exact_mut(vocab).for_each(|row| row[100] = 99.0);
         Ok(&self.logits)
     }
 }
