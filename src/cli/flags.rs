@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::checkpoint::source::{DEFAULT_MODEL, Source};
@@ -362,7 +363,8 @@ impl FromStr for ComputeDevice {
 }
 
 /// How a K/V cache holds keys and values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum KvCacheDtype {
     /// f16.
     Auto,

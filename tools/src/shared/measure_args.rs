@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use pleach::checkpoint::source::Source;
+use pleach::cli::KvCacheDtype;
 use serde::Serialize;
 
 use super::model_args::{Loaded, ModelArgs};
@@ -16,6 +17,9 @@ pub(crate) struct MeasureArgs {
     /// The draft. Default: for the default model, the draft in `drafts/`.
     #[arg(long, env = "PLEACH_DRAFT", value_name = "SOURCE")]
     pub(crate) draft: Option<Source>,
+    /// How keys and values are held: `auto`, which is f16, or `int8`, as `pleach --kv-cache-dtype`.
+    #[arg(long, env = "PLEACH_KV_CACHE_DTYPE", value_enum, default_value_t = KvCacheDtype::Auto)]
+    pub(crate) kv_cache_dtype: KvCacheDtype,
     /// Prompts (JSONL with "id", "category" and "turns").
     #[arg(long, env = "PLEACH_PROMPTS", value_name = "JSONL")]
     pub(crate) prompts: Option<PathBuf>,
@@ -33,12 +37,19 @@ pub(crate) struct MeasureArgs {
 impl MeasureArgs {
     /// Answers of up to 128 tokens at temperature 0 with this model and this draft.
     pub(crate) fn of(model: &ModelArgs, draft: Source, prompts: Option<PathBuf>) -> Self {
-        let (model, draft) = (model.clone(), Some(draft));
-        Self { model, draft, prompts, limit: None, max_tokens: 128, temperature: 0.0 }
+        Self {
+            model: model.clone(),
+            draft: Some(draft),
+            kv_cache_dtype: KvCacheDtype::Auto,
+            prompts,
+            limit: None,
+            max_tokens: 128,
+            temperature: 0.0,
+        }
     }
 
     /// Loads the model, and the draft where there is one.
     pub(crate) fn load(&self) -> Result<Loaded> {
-        self.model.load(self.draft.as_ref())
+        self.model.load(self.draft.as_ref(), self.kv_cache_dtype)
     }
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use anyhow::Result;
 use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::source::{self, DEFAULT_MODEL, Source};
+use pleach::cli::KvCacheDtype;
 use pleach::model::{Decoder, Draft};
-use pleach_kernels::{ThreadPool, best_threads};
+use pleach_kernels::{CacheFormat, ThreadPool, best_threads};
 use serde::Serialize;
 
 use super::chat::Chat;
@@ -53,13 +54,16 @@ impl ModelArgs {
         Arc::new(ThreadPool::new(self.num_threads()))
     }
 
-    /// Loads the model, and the draft of it where there is one.
-    pub(crate) fn load(&self, draft: Option<&Source>) -> Result<Loaded> {
+    /// Loads the model, and the draft of it where there is one; their caches hold keys and values as `cache`.
+    pub(crate) fn load(&self, draft: Option<&Source>, cache: KvCacheDtype) -> Result<Loaded> {
         let pool = self.pool();
         let mut checkpoint = self.open()?;
         let chat = Chat::new(&checkpoint)?;
         checkpoint.config.end_at(chat.ends.iter().copied());
-        let target = Decoder::load(&mut checkpoint, &pool)?;
+        let mut target = Decoder::load(&mut checkpoint, &pool)?;
+        if cache == KvCacheDtype::Int8 {
+            target.set_cache_format(CacheFormat::Int8);
+        }
         let mut draft = self.open_draft(draft)?;
         let decoder =
             draft.as_mut().map(|draft| Decoder::load_draft(draft, &target, &pool)).transpose()?;

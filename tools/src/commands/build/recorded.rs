@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::write;
+use pleach::cli::KvCacheDtype;
 use pleach::engine::{Event, FinishReason, Readout, Request, RequestId};
 use pleach::observe::traffic::{Recorded, files_of};
 use pleach_train::Example;
@@ -47,7 +48,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         keep(&args.traffic, &kept)?;
     }
     let mut manifest = Manifest::new("traffic", args)?;
-    let loaded = args.model.load(None)?;
+    let loaded = args.model.load(None, KvCacheDtype::Auto)?;
     manifest.model(&loaded.checkpoint)?;
     manifest.file(&kept)?;
     let note = beside(&args.out, ".manifest.json");

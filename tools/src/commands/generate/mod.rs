@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use pleach::cli::KvCacheDtype;
 use pleach::engine::MAX_TOP_LOGPROBS;
 use pleach::prompts::{Prompt, read_prompts, spread};
 
@@ -73,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         None => {
             drop(checkpoint);
-            local::answer(&mut work, args.model.load(None)?, waiting)?;
+            local::answer(&mut work, args.model.load(None, KvCacheDtype::Auto)?, waiting)?;
         }
     }
     let Work { mut writer, progress, started, tokens, skipped, clock, .. } = work;
