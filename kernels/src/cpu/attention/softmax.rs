@@ -16,18 +16,18 @@ per_isa! {
         top: &mut f32,
         sum: &mut f32,
     ) {
-        scores.iter_mut().for_each(|score| *score *= scale);
         scores[..begin].fill(f32::NEG_INFINITY);
         scores[end..].fill(f32::NEG_INFINITY);
         let mut tops = [f32::NEG_INFINITY; BLOCK_SIZE];
         let blocks = scores.as_chunks_mut::<BLOCK_SIZE>().0;
-        for scores in blocks.iter() {
-            for (score, top) in scores.iter().zip(&mut tops) {
-                // A NaN may be passed over here; its own weight is NaN, and so is the sum.
-                *top = if *score <= *top { *top } else { *score };
+        for scores in blocks.iter_mut() {
+            for (score, top) in scores.iter_mut().zip(&mut tops) {
+                *score *= scale;
+                // A NaN is passed over here; its own weight is NaN, and so is the sum.
+                *top = if *score > *top { *score } else { *top };
             }
         }
-        *top = fold_lanes(tops, |a, b| if a <= b { b } else { a });
+        *top = fold_lanes(tops, |a, b| if a > b { a } else { b });
         let mut sums = [0f32; BLOCK_SIZE];
         for scores in blocks {
             for (score, sum) in scores.iter_mut().zip(&mut sums) {
