@@ -1,7 +1,7 @@
 //! LoRA adapters: those of a configuration, and those that are loaded while their model serves.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::adapter::{Adapter, TENSORS};
@@ -108,7 +108,26 @@ impl LoadedAdapter {
 }
 
 /// Adapters that were loaded for any model while it served, as long as somebody has them.
-pub(super) type LoadedBeside = Arc<Mutex<Vec<Weak<AdapterWeights>>>>;
+#[derive(Clone, Default)]
+pub(super) struct LoadedBeside(Arc<Mutex<Vec<Weak<AdapterWeights>>>>);
+
+impl LoadedBeside {
+    /// Those that there are; nobody else looks or adds one meanwhile.
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<AdapterWeights>>> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|weights| weights.strong_count() > 0);
+        all
+    }
+
+    /// Memory that they take.
+    pub(super) fn bytes(&self) -> u64 {
+        bytes_of(&self.lock())
+    }
+}
+
+fn bytes_of(adapters: &[Weak<AdapterWeights>]) -> u64 {
+    adapters.iter().filter_map(Weak::upgrade).map(|weights| weights.bytes() as u64).sum()
+}
 
 /// Loads adapters of a model that may be serving.
 #[derive(Clone)]
@@ -131,10 +150,8 @@ impl AdapterLoader {
     /// # Errors
     /// [`AdapterLoadError`] where it cannot be served: then nothing of it is kept.
     pub fn load(&self, name: String, path: PathBuf) -> Result<LoadedAdapter, AdapterLoadError> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        loaded.retain(|weights| weights.strong_count() > 0);
-        let others = loaded.iter().filter_map(Weak::upgrade).map(|it| it.bytes() as u64).sum();
-        check_memory(&self.caches, &path, others)?;
+        let mut loaded = self.loaded.lock();
+        check_memory(&self.caches, &path, bytes_of(&loaded))?;
         let weights = self.shapes.load(&Adapter::read(&path)?)?;
         let adapter = LoadedAdapter::new(name, path, weights);
         loaded.push(Arc::downgrade(&adapter.weights));

@@ -1,5 +1,6 @@
 //! Drafts: those a configuration names, and those that are loaded while their model serves.
 
+use super::adapters::LoadedBeside;
 use super::error::LoadError;
 use super::opened::stretch_positions;
 use crate::checkpoint::Checkpoint;
@@ -36,12 +37,14 @@ pub struct DraftLoader {
     lender: Lender,
     /// The caches of all engines that serve. With a draft that is switched in they change a little, as drafts differ.
     pub(super) caches: Reserved,
+    /// The adapters that were loaded beside them.
+    pub(super) loaded: LoadedBeside,
 }
 
 impl DraftLoader {
     /// Loads drafts of a target, of whose caches it knows nothing yet: how large they can be is known when the draft is.
     pub(super) fn new(config: Config, lender: Lender) -> Self {
-        Self { config, lender, caches: Reserved::none() }
+        Self { config, lender, caches: Reserved::none(), loaded: LoadedBeside::default() }
     }
 
     /// Fetches and loads a draft that is to have a K/V cache of `num_blocks` blocks; gives its name too.
@@ -54,7 +57,7 @@ impl DraftLoader {
         stretch_positions(&mut checkpoint, &self.config);
         let needed = self.lender.draft_bytes(&checkpoint, num_blocks)?;
         // A tenth is for the rows of a pass.
-        if let Some(left) = self.caches.available_beside(0)
+        if let Some(left) = self.caches.available_beside(self.loaded.bytes())
             && needed > left / 10 * 9
         {
             let (needed, left) = (needed.div_ceil(1_000_000), left / 1_000_000);

@@ -1,7 +1,5 @@
 //! What is loaded of a model after it began to serve.
 
-use std::sync::Arc;
-
 use super::adapters::{AdapterLoader, LoadedBeside};
 use super::drafts::DraftLoader;
 use crate::memory::Reserved;
@@ -19,6 +17,6 @@ impl Loaders {
     /// Tells them of the caches of all engines that serve, and of the adapters that are loaded beside them.
     pub(super) fn beside(&mut self, caches: Reserved, loaded: &LoadedBeside) {
         (self.drafts.caches, self.adapters.caches) = (caches, caches);
-        self.adapters.loaded = Arc::clone(loaded);
+        (self.drafts.loaded, self.adapters.loaded) = (loaded.clone(), loaded.clone());
     }
 }
