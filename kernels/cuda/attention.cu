@@ -17,16 +17,26 @@ namespace {
 constexpr int SPAN = 64, WARPS = 4, SPLIT = SPAN * WARPS;
 constexpr int COLUMN_TILES = SPAN / MMA_N;
 
+constexpr int BLOCK = 16;  // divides the positions of a cache block
+constexpr int BLOCKS = SPAN / BLOCK;
+
 /// What a row sees: positions `begin .. end`, and of those from `draft` on only where `mask` has a bit.
 struct Sight {
     int64_t begin, end, draft;
     uint64_t mask;
 
-    __device__ bool sees(int64_t position) const {
-        if (position < begin || position >= end) return false;
-        return position < draft || (position - draft < 64 && (mask >> (position - draft) & 1));
+    /// Bit i: whether it sees position `base + i`, for the `SPAN` positions there.
+    __device__ uint64_t span(int64_t base) const {
+        const auto before = [&](int64_t position) {
+            const int64_t count = position - base;
+            return count <= 0 ? uint64_t(0) : count >= 64 ? ~uint64_t(0) : (uint64_t(1) << count) - 1;
+        };
+        const int64_t from = draft - base;
+        const uint64_t drafted = from >= 64 || from <= -64 ? 0 : from >= 0 ? mask << from : mask >> -from;
+        return before(end) & ~before(begin) & (before(draft) | drafted);
     }
 };
+static_assert(SPAN == 64, "a bit for each position");
 
 using Task = PleachAttend;
 
@@ -70,15 +80,19 @@ __device__ __forceinline__ void attention(const Task &t) {
     constexpr int VALUE_TILES = DIM / MMA_N;
     SHARED(float, tops, WARPS * MMA_M);
     SHARED(float, weights, WARPS * MMA_M);
-    SHARED(float, outputs, MMA_M * DIM);
+    SHARED(float, outputs, WARPS * MMA_M * DIM);
     const int group = t.shape.heads / t.shape.kv_heads, kv_head = int(blockIdx.y);
     const Place place = place_of(t, blockIdx.x, group);
     if (place.sequence == t.sequences) return;
     const int64_t first_row = t.io.cu_seqlens_q[place.sequence], end_row = t.io.cu_seqlens_q[place.sequence + 1];
     const int64_t pairs = (end_row - first_row) * group;
     const int64_t length = t.io.context_lens[place.sequence] + end_row - first_row;
-    if (int64_t(blockIdx.z) * SPLIT >= length) return;
-    const int64_t base = int64_t(blockIdx.z) * SPLIT + warp_id() * SPAN;
+    const int64_t split = int64_t(blockIdx.z) * SPLIT;
+    if (split >= length) return;
+    const auto row_of = [&](int64_t pair) { return first_row + uint32_t(pair) / uint32_t(group); };
+    // The split ends before the window of the first row begins, and so before all.
+    if (sight_of(t, place.sequence, row_of(place.first_pair)).begin >= split + SPLIT) return;
+    const int64_t base = split + warp_id() * SPAN;
 
     // A lane's two pairs: eight apart.
     Sight sight[2];
@@ -87,17 +101,24 @@ __device__ __forceinline__ void attention(const Task &t) {
     for (int h = 0; h < 2; h++) {
         const int64_t pair = place.first_pair + lane_row() + h * 8;
         inside[h] = pair < pairs;
-        const int64_t row = first_row + (inside[h] ? pair / group : 0);
+        const int64_t row = inside[h] ? row_of(pair) : first_row;
         sight[h] = inside[h] ? sight_of(t, place.sequence, row) : Sight{0, 0, 0, 0};
         query[h] = static_cast<const T *>(t.io.q) +
-                   (row * t.shape.heads + kv_head * group + (inside[h] ? pair % group : 0)) * DIM;
+                   (row * t.shape.heads + kv_head * group + (inside[h] ? uint32_t(pair) % uint32_t(group) : 0)) * DIM;
     }
 
-    const uint32_t *table = t.io.block_tables + place.sequence * t.io.max_blocks;
-    const auto address = [&](const void *cache, int64_t position) {
-        const int64_t block = table[position / t.shape.block_size], offset = position % t.shape.block_size;
-        return static_cast<const T *>(cache) + ((block * t.shape.kv_heads + kv_head) * t.shape.block_size + offset) * DIM;
-    };
+    // Where keys and values of each 16 positions begin; behind the sequence nothing is read.
+    int64_t blocks[BLOCKS];
+    const int shift = t.shape.block_size == 32 ? 5 : 4;
+#pragma unroll
+    for (int i = 0; i < BLOCKS; i++) {
+        const int64_t position = base + i * BLOCK;
+        const uint32_t *table = t.io.block_tables + place.sequence * t.io.max_blocks;
+        const int64_t block = position < length ? table[position >> shift] : 0;
+        const int64_t offset = position & (t.shape.block_size - 1);
+        blocks[i] = (((block * t.shape.kv_heads + kv_head) << shift) + offset) * DIM;
+    }
+    const int there = int(length - base < SPAN ? length - base : SPAN);
 
     // Scores of 16 pairs and 64 positions. Inputs are permuted within 32: a lane takes 8 neighbours.
     float scores[COLUMN_TILES][4] = {};
@@ -115,9 +136,8 @@ __device__ __forceinline__ void attention(const Task &t) {
     }
 #pragma unroll
     for (int c = 0; c < COLUMN_TILES; c++) {
-        const int64_t position = base + c * MMA_N + lane_row();
-        const bool valid = position < length;
-        const T *key = valid ? address(t.io.keys, position) : nullptr;
+        const bool valid = c * MMA_N + lane_row() < there;
+        const T *key = static_cast<const T *>(t.io.keys) + blocks[c / 2] + (c % 2 * MMA_N + lane_row()) * DIM;
 #pragma unroll
         for (int k = 0; k < DIM / 32; k++) {
             const Vec16 b = load8(key + k * 32 + lane_pair() * 8, valid);
@@ -128,10 +148,11 @@ __device__ __forceinline__ void attention(const Task &t) {
 
     // Weights relative to the warp's own maximum; what a row does not see weighs nothing.
     float top[2] = {-INFINITY, -INFINITY}, weight[2] = {0.0f, 0.0f};
+    const uint64_t own[2] = {sight[0].span(base) >> lane_pair() * 2, sight[1].span(base) >> lane_pair() * 2};
 #pragma unroll
     for (int c = 0; c < COLUMN_TILES; c++)
         for (int e = 0; e < 4; e++) {
-            const bool seen = sight[e / 2].sees(base + c * MMA_N + lane_pair() * 2 + e % 2);
+            const bool seen = own[e / 2] >> (c * MMA_N + e % 2) & 1;
             scores[c][e] = seen ? scores[c][e] * t.scale : -INFINITY;
             // A NaN may be passed over here; its own weight is NaN, and so is the sum.
             top[e / 2] = scores[c][e] > top[e / 2] ? scores[c][e] : top[e / 2];
@@ -165,9 +186,9 @@ __device__ __forceinline__ void attention(const Task &t) {
             Vec16 v[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const int64_t position = base + k * MMA_K + lane_pair() * 2 + i % 2 + i / 2 * 8;
-                const bool valid = position < length;
-                v[i] = load8(valid ? address(t.io.values, position) + part * 64 + lane_row() * 8 : nullptr, valid);
+                const int row = lane_pair() * 2 + i % 2 + i / 2 * 8;
+                const T *value = static_cast<const T *>(t.io.values) + blocks[k] + row * DIM;
+                v[i] = load8(value + part * 64 + lane_row() * 8, k * MMA_K + row < there);
             }
 #pragma unroll
             for (int j = 0; j < 8; j++) {
@@ -180,63 +201,66 @@ __device__ __forceinline__ void attention(const Task &t) {
         }
     }
 
-    // One warp after the other adds its share, relative to the maximum of all.
+    // Each warp writes its share, relative to the maximum of all, and the shares are added in the order of the warps.
     if (lane_pair() == 0)
         for (int h = 0; h < 2; h++) {
             tops[warp_id() * MMA_M + lane_row() + h * 8] = top[h];
             weights[warp_id() * MMA_M + lane_row() + h * 8] = weight[h];
         }
     __syncthreads();
-    float all_top[2] = {-INFINITY, -INFINITY}, share[2] = {}, all_weight[2] = {0.0f, 0.0f};
+    const auto all_of = [&](int m, float &all_top, float (&share)[WARPS]) {
+        all_top = -INFINITY;
+        float all_weight = 0.0f;
+        for (int w = 0; w < WARPS; w++) {
+            const float other = tops[w * MMA_M + m];
+            all_top = other > all_top ? other : all_top;
+        }
+        for (int w = 0; w < WARPS; w++) {
+            const float other = tops[w * MMA_M + m];
+            share[w] = other == -INFINITY ? 0.0f : exp2f(other - all_top);
+            all_weight = fused_multiply_add(share[w], weights[w * MMA_M + m], all_weight);
+        }
+        return all_weight;
+    };
+    // Value (j, e) of a lane: in a bank of its own both among those of a warp's lanes, which are written together, and
+    // among 32 neighbours of a row, which are read together.
+    const auto at = [](int w, int j, int e, int lane) {
+        return ((w * VALUE_TILES + j) * 4 + e) * WARP + (lane ^ (j % 8 * 4 + e % 2 * 2));
+    };
     for (int h = 0; h < 2; h++) {
-        const int m = lane_row() + h * 8;
-        for (int w = 0; w < WARPS; w++) {
-            const float other = tops[w * MMA_M + m];
-            all_top[h] = other > all_top[h] ? other : all_top[h];
-        }
-        for (int w = 0; w < WARPS; w++) {
-            const float other = tops[w * MMA_M + m];
-            const float part = other == -INFINITY ? 0.0f : exp2f(other - all_top[h]);
-            all_weight[h] = fused_multiply_add(part, weights[w * MMA_M + m], all_weight[h]);
-            if (w == warp_id()) share[h] = part;
-        }
-    }
-    for (int w = 0; w < WARPS; w++) {
-        if (w == warp_id())
+        float all_top, share[WARPS], own_share = 0.0f;
+        all_of(lane_row() + h * 8, all_top, share);
+        for (int w = 0; w < WARPS; w++)
+            if (w == warp_id()) own_share = share[w];
 #pragma unroll
-            for (int j = 0; j < VALUE_TILES; j++)
-                for (int e = 0; e < 4; e++) {
-                    const int m = lane_row() + e / 2 * 8;
-                    const int d = j / 8 * 64 + (lane_pair() * 2 + e % 2) * 8 + j % 8;
-                    const float sum = multiply(share[e / 2], sums[j][e]);
-                    outputs[m * DIM + d] = w == 0 ? sum : add(outputs[m * DIM + d], sum);
-                }
-        __syncthreads();
+        for (int j = 0; j < VALUE_TILES; j++)
+            for (int e = 2 * h; e < 2 * h + 2; e++)
+                outputs[at(warp_id(), j, e, lane_id())] = multiply(own_share, sums[j][e]);
     }
-    if (warp_id() == 0 && lane_pair() == 0)
-        for (int h = 0; h < 2; h++) {
-            tops[lane_row() + h * 8] = all_top[h];
-            weights[lane_row() + h * 8] = all_weight[h];
-        }
     __syncthreads();
-    for (int i = int(threadIdx.x); i < MMA_M * DIM; i += WARPS * WARP) {
-        const int m = i / DIM, d = i % DIM;
+    for (int m = warp_id(); m < MMA_M; m += WARPS) {
         const int64_t pair = place.first_pair + m;
         if (pair >= pairs) break;
-        const int64_t row = first_row + pair / group, head = kv_head * group + pair % group;
-        const float sum = outputs[i], total = weights[m];
+        const int64_t row = row_of(pair), head = kv_head * group + uint32_t(pair) % uint32_t(group);
         const int64_t end = sight_of(t, place.sequence, row).end;
-        if (end <= int64_t(blockIdx.z) * SPLIT) continue;  // only later rows of the tile reach this far
-        if (end <= SPLIT) {
-            const float mean = total == 0.0f ? 0.0f : sum / total;
-            static_cast<T *>(t.io.out)[(row * t.shape.heads + head) * DIM + d] = from_float<T>(mean);
-        } else {
-            float *partial = partial_of(t, row, head, blockIdx.z);
-            partial[d] = sum;
-            if (d == 0) {
-                partial[DIM] = tops[m];
-                partial[DIM + 1] = total;
+        if (end <= split) continue;  // only later rows of the tile reach this far
+        float all_top, share[WARPS];
+        const float total = all_of(m, all_top, share);
+        float *partial = partial_of(t, row, head, blockIdx.z);
+        T *out = static_cast<T *>(t.io.out) + (row * t.shape.heads + head) * DIM;
+        for (int d = lane_id(); d < DIM; d += WARP) {
+            const int n = d % 64 / 8, j = d / 64 * 8 + d % 8, e = m / 8 * 2 + n % 2, lane = m % 8 * 4 + n / 2;
+            float sum = outputs[at(0, j, e, lane)];
+            for (int w = 1; w < WARPS; w++) sum = add(sum, outputs[at(w, j, e, lane)]);
+            if (end <= SPLIT) {
+                out[d] = from_float<T>(total == 0.0f ? 0.0f : quotient(sum, total));
+            } else {
+                partial[d] = sum;
             }
+        }
+        if (end > SPLIT && lane_id() == 0) {
+            partial[DIM] = all_top;
+            partial[DIM + 1] = total;
         }
     }
 }
@@ -248,20 +272,21 @@ __device__ __forceinline__ void combine(const Task &t) {
     int64_t sequence = 0;
     while (sequence < t.sequences && t.io.cu_seqlens_q[sequence + 1] <= row) sequence++;
     if (sequence == t.sequences) return;
-    const int64_t end = sight_of(t, sequence, row).end, splits = div_up<int64_t>(end, SPLIT);
+    const Sight sight = sight_of(t, sequence, row);
+    const int64_t first = sight.begin / SPLIT, splits = div_up<int64_t>(sight.end, SPLIT);
     if (splits <= 1) return;
     float top = -INFINITY, weight = 0.0f, sum = 0.0f;
-    for (int64_t s = 0; s < splits; s++) {
+    for (int64_t s = first; s < splits; s++) {
         const float other = partial_of(t, row, head, s)[DIM];
         top = other > top ? other : top;
     }
-    for (int64_t s = 0; s < splits; s++) {
+    for (int64_t s = first; s < splits; s++) {
         const float *partial = partial_of(t, row, head, s);
         const float share = partial[DIM] == -INFINITY && partial[DIM + 1] == 0.0f ? 0.0f : exp2f(partial[DIM] - top);
         weight = fused_multiply_add(share, partial[DIM + 1], weight);
         sum = fused_multiply_add(share, partial[threadIdx.x], sum);
     }
-    const float mean = weight == 0.0f ? 0.0f : sum / weight;
+    const float mean = weight == 0.0f ? 0.0f : quotient(sum, weight);
     static_cast<T *>(t.io.out)[(row * t.shape.heads + head) * DIM + threadIdx.x] = from_float<T>(mean);
 }
 

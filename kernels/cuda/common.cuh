@@ -149,6 +149,15 @@ __device__ __forceinline__ float add(float a, float b) {
 #endif
 }
 
+/// `a / b` to within two units in the last place, for `b` up to 2^126.
+__device__ __forceinline__ float quotient(float a, float b) {
+#if defined(__CUDACC__)
+    return __fdividef(a, b);
+#else
+    return a / b;
+#endif
+}
+
 /// e^x to within 2 units in the last place: the function of the CPU kernels, so that weights of equal
 /// logits have equal bits on both. NaN stays NaN, other values saturate.
 __device__ __forceinline__ float exp_exact(float x) {
