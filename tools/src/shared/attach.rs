@@ -80,12 +80,8 @@ pub(crate) fn projections(
     let decoder = Decoder::load(checkpoint, &model.pool())?;
     let config = decoder.config().clone();
     let width = config.hidden_size;
-    let norm = |x: &[f32], out: &mut Vec<f32>| {
-        let start = out.len();
-        out.resize(start + x.len(), 0.0);
-        let (ones, eps) = (vec![1.0; width], config.rms_norm_eps as f32);
-        rms_norm(&ThreadPool::new(1), x, &ones, eps, &mut out[start..]);
-    };
+    let mut norm = Norm::new(&config);
+    let mut norm = |x: &[f32], out: &mut Vec<f32>| out.extend_from_slice(norm.of(x));
     let first_block = attachment.blocks[0];
     let inputs = [1 + attachment.states.len(), 2].map(|parts| parts * width);
     let mut ridges = inputs.map(|inputs| Ridge::new(inputs, width));
@@ -118,6 +114,26 @@ pub(crate) fn projections(
     solved.collect()
 }
 
+/// A norm without weights.
+struct Norm {
+    alone: ThreadPool,
+    ones: Vec<f32>,
+    eps: f32,
+    normed: Vec<f32>,
+}
+
+impl Norm {
+    fn new(config: &ModelConfig) -> Self {
+        let (width, eps) = (config.hidden_size, config.rms_norm_eps as f32);
+        Self { alone: ThreadPool::new(1), ones: vec![1.0; width], eps, normed: vec![0.0; width] }
+    }
+
+    fn of(&mut self, x: &[f32]) -> &[f32] {
+        rms_norm(&self.alone, x, &self.ones, self.eps, &mut self.normed);
+        &self.normed
+    }
+}
+
 /// What the target computed at every position of the answers, from `path`, or computed and written there.
 pub(crate) fn target_states(
     path: &Path,
@@ -146,11 +162,12 @@ pub(crate) fn target_states(
     let mut done = 0;
     TargetStates::write(path, &identity, |writer| {
         let (mut keys, mut values) = (vec![0.0; cells], vec![0.0; cells]);
+        let mut norm = Norm::new(config);
         for tokens in data.sequences() {
             let states = reader.read(tokens);
             for place in 0..tokens.len() {
                 for &state in &attachment.states {
-                    writer.push(&states[state][place * hidden..][..hidden])?;
+                    writer.push(norm.of(&states[state][place * hidden..][..hidden]))?;
                 }
                 for &block in &attachment.blocks {
                     let slot = reader.table.slot(place);

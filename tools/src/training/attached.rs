@@ -54,7 +54,8 @@ pub struct AttachedNetwork {
 }
 
 impl AttachedNetwork {
-    /// Values that [`TargetStates`] hold of a position: hidden states, then keys and values of each block.
+    /// Values that [`TargetStates`] hold of a position: hidden states, normed without weights, then keys and values of each
+    /// block.
     #[must_use]
     pub fn state_width(config: &ModelConfig, attachment: &Attachment) -> usize {
         let cells = 2 * config.num_key_value_heads * config.head_dim;
@@ -160,11 +161,7 @@ impl AttachedLesson {
             start += count;
         }
         let chains = chains.into_iter().map(Into::into).collect();
-        Ok(ChainBatch { chains, tokens, positions, states: self.norm(&states), targets })
-    }
-
-    fn norm(&self, x: &[f32]) -> Vec<f32> {
-        normed(x, &vec![1.0; self.config.hidden_size], self.config.rms_norm_eps as f32)
+        Ok(ChainBatch { chains, tokens, positions, states, targets })
     }
 
     /// Normed embeddings, `[rows, hidden]`.
@@ -172,7 +169,7 @@ impl AttachedLesson {
         let width = self.config.hidden_size;
         let rows = tokens.iter().map(|token| &self.embedding[*token as usize * width..][..width]);
         let embedded: Vec<f32> = rows.flatten().copied().collect();
-        self.norm(&embedded)
+        normed(&embedded, &vec![1.0; width], self.config.rms_norm_eps as f32)
     }
 }
 

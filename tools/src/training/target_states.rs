@@ -1,7 +1,8 @@
 //! What the target computed at every position of the answers, on disk: an attached drafter reads it in training.
 //!
-//! On disk: the magic `PLSTAT01`, the length of an identity as u32 and its bytes, then for each position its
-//! values as f16, little-endian: the hidden states, then keys and values of each kept block.
+//! On disk: the magic `PLSTAT02`, the length of an identity as u32 and its bytes, then for each position its
+//! values as f16, little-endian: the hidden states, normed without weights, then keys and values of each kept block.
+//! (Gemma's states as they are leave the range of f16.)
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
@@ -14,7 +15,7 @@ use half::slice::HalfFloatSliceExt;
 use super::TrainError;
 use pleach::checkpoint::write;
 
-const MAGIC: &[u8; 8] = b"PLSTAT01";
+const MAGIC: &[u8; 8] = b"PLSTAT02";
 
 /// The states of all positions, read as they are needed.
 #[derive(Debug)]

@@ -119,6 +119,34 @@ pub(crate) fn attached_drafters_are_built() {
     assert!(bytes("more/draft.gguf") != bytes("whole/draft.gguf"));
 }
 
+/// A target whose hidden states leave the range of f16, as Gemma's do, has a drafter that can be trained.
+pub(crate) fn states_of_any_size_are_learnt_from() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    two_blocks(folder);
+    enlarge(&folder.join("two/model.safetensors"), "model.layers.0.mlp.down_proj.weight");
+    std::fs::write(folder.join("prompts.jsonl"), r#"{"id": "p", "turns": ["Say it."]}"#).unwrap();
+    run(folder, "generate --model two --prompts prompts.jsonl --max-tokens 24 --out answers.jsonl");
+    run(folder, "prune --model two --draft-kind attached --blocks 1 --out pruned");
+    let train = "train --model pruned --target two --data answers.jsonl --draft-vocab 512";
+    run(folder, &format!("{train} --loss ce --steps 2 --validation 0 --out train"));
+    let history = std::fs::read_to_string(folder.join("train/history.jsonl")).unwrap();
+    assert_eq!(history.lines().count(), 2, "{history}");
+}
+
+/// Multiplies the values of an f32 tensor by 2^16.
+fn enlarge(path: &Path, name: &str) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let length = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..][..length]).unwrap();
+    assert_eq!(header[name]["dtype"], "F32");
+    let at = |end: usize| 8 + length + header[name]["data_offsets"][end].as_u64().unwrap() as usize;
+    for value in bytes[at(0)..at(1)].as_chunks_mut().0 {
+        *value = (f32::from_le_bytes(*value) * (1 << 16) as f32).to_le_bytes();
+    }
+    std::fs::write(path, bytes).unwrap();
+}
+
 /// What a build of eight short answers needs in a folder, and its command line, for a folder in it.
 fn small_build(folder: &Path) -> String {
     two_blocks(folder);

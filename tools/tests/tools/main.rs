@@ -26,9 +26,10 @@ use pleach_kernels::ThreadPool;
 use serde_json::Value;
 
 fn main() {
-    let tests: [(&str, fn()); 19] = [
+    let tests: [(&str, fn()); 20] = [
         ("builds::attached_drafters_are_built", builds::attached_drafters_are_built),
         ("builds::a_killed_build_ends_the_same", builds::a_killed_build_ends_the_same),
+        ("builds::states_of_any_size_are_learnt_from", builds::states_of_any_size_are_learnt_from),
         ("builds::the_recipe_of_the_paper", builds::the_recipe_of_the_paper),
         (
             "endpoints::an_endpoint_takes_the_place_of_the_model",
