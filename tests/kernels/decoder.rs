@@ -100,7 +100,7 @@ fn on_cuda(device: &Arc<Device>, path: &Path) -> CudaRunner {
 }
 
 /// How far two vectors are apart, as a part of the first one's length.
-fn distance(expected: &[f32], got: &[f32]) -> f64 {
+pub(crate) fn distance(expected: &[f32], got: &[f32]) -> f64 {
     assert_eq!(expected.len(), got.len());
     let square =
         |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v * v)).sum::<f64>();

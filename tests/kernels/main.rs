@@ -15,6 +15,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+mod attached;
 mod conflicts;
 mod decoder;
 mod memory;
@@ -60,7 +61,7 @@ fn main() {
     if compiles && !arguments.list {
         run_over_the_emulator();
     }
-    let compiled: [(&str, fn()); 12] = [
+    let compiled: [(&str, fn()); 16] = [
         (
             "kernels_agree_with_their_references_and_bugs_are_caught",
             kernels_agree_with_their_references_and_bugs_are_caught,
@@ -75,6 +76,22 @@ fn main() {
         ),
         ("decoder::recorded_passes_are_the_same", decoder::recorded_passes_are_the_same),
         ("decoder::what_cannot_be_done_is_said", decoder::what_cannot_be_done_is_said),
+        (
+            "attached::steps_agree_with_the_cpu_and_with_themselves",
+            attached::steps_agree_with_the_cpu_and_with_themselves,
+        ),
+        (
+            "attached::an_attached_drafter_on_cuda_leaves_no_trace",
+            attached::an_attached_drafter_on_cuda_leaves_no_trace,
+        ),
+        (
+            "attached::attached_drafters_on_cuda_are_compared",
+            attached::attached_drafters_on_cuda_are_compared,
+        ),
+        (
+            "attached::drafters_that_do_not_fit_are_refused",
+            attached::drafters_that_do_not_fit_are_refused,
+        ),
         (
             "rounds::speculation_on_cuda_changes_nothing",
             rounds::speculation_on_cuda_changes_nothing,

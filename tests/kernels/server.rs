@@ -3,20 +3,19 @@
 use std::process::Command;
 
 use pleach::model::{Family, ModelConfig};
-use pleach_kernels::DType;
 use serde_json::json;
 
+use super::attached::write_pair;
 use super::decoder::config;
-use super::support::random_model::write_model;
 use super::support::{Server, gguf, program};
 
 /// Without being told to, the server takes the device that is there, says so, and answers the same with and without
-/// speculation.
+/// speculation, also with an attached draft, which drafts there.
 pub(crate) fn the_server_answers_from_the_device() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     let config = ModelConfig { vocab_size: 96, ..config(Family::Llama) };
-    write_model(&path, &config, 5, &|_| DType::BF16, &|_| 1.0);
+    write_pair(folder.path(), &config, 1.0);
     gguf::add_letters(&path);
     let path = path.to_str().unwrap();
     let answer = |arguments: &[&str]| {
@@ -30,9 +29,16 @@ pub(crate) fn the_server_answers_from_the_device() {
         assert_eq!(answer.status, 200, "{answer:?}");
         let answer = answer.json();
         assert!(answer["usage"]["completion_tokens"].as_u64() > Some(0), "{answer}");
-        answer["choices"].clone()
+        let drafts = server.metric("pleach_spec_decode_draft_failures_total");
+        assert_eq!(drafts, 0.0, "{}", server.log());
+        (answer["choices"].clone(), answer["usage"]["pleach"]["accepted_tokens"].clone())
     };
-    assert_eq!(answer(&[]), answer(&["--device", "cuda:0", "--no-speculation"]));
+    let (expected, none) = answer(&["--device", "cuda:0", "--no-speculation"]);
+    assert_eq!((answer(&[]).0, none), (expected.clone(), json!(0)));
+    let draft = folder.path().join("attached.gguf");
+    let arguments = ["--draft", draft.to_str().unwrap(), "--fixed-drafts"];
+    let (drafted, accepted) = answer(&arguments);
+    assert!(drafted == expected && accepted.as_u64() > Some(0), "{accepted} in {drafted}");
 }
 
 pub(crate) fn the_server_says_which_devices_there_are() {
