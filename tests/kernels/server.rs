@@ -24,21 +24,27 @@ pub(crate) fn the_server_answers_from_the_device() {
         let server = Server::start_with(&arguments, &[("EMULATOR_MEMORY", &memory)]);
         assert!(server.log().contains("emulator"), "{}", server.log());
         let messages = json!([{"role": "user", "content": "abcabcabcabc"}]);
-        let request = json!({"messages": messages, "max_tokens": 24, "temperature": 0});
-        let answer = server.post("/v1/chat/completions", &request);
-        assert_eq!(answer.status, 200, "{answer:?}");
-        let answer = answer.json();
-        assert!(answer["usage"]["completion_tokens"].as_u64() > Some(0), "{answer}");
-        let drafts = server.metric("pleach_spec_decode_draft_failures_total");
-        assert_eq!(drafts, 0.0, "{}", server.log());
-        (answer["choices"].clone(), answer["usage"]["pleach"]["accepted_tokens"].clone())
+        let choices = [0.0, 1.0].map(|temperature| {
+            let request = json!({
+                "messages": messages, "max_tokens": 24, "temperature": temperature, "seed": 4
+            });
+            let answer = server.post("/v1/chat/completions", &request);
+            assert_eq!(answer.status, 200, "{answer:?}");
+            let answer = answer.json();
+            assert!(answer["usage"]["completion_tokens"].as_u64() > Some(0), "{answer}");
+            answer["choices"].clone()
+        });
+        let metric = |name| server.metric(&format!("pleach_spec_decode_{name}_total"));
+        assert_eq!(metric("draft_failures"), 0.0, "{}", server.log());
+        (choices, metric("accepted_tokens"))
     };
     let (expected, none) = answer(&["--device", "cuda:0", "--no-speculation"]);
-    assert_eq!((answer(&[]).0, none), (expected.clone(), json!(0)));
+    assert_eq!((answer(&[]).0, none), (expected.clone(), 0.0));
     let draft = folder.path().join("attached.gguf");
     let arguments = ["--draft", draft.to_str().unwrap(), "--fixed-drafts"];
     let (drafted, accepted) = answer(&arguments);
-    assert!(drafted == expected && accepted.as_u64() > Some(0), "{accepted} in {drafted}");
+    assert_eq!(drafted, expected);
+    assert!(accepted > 0.0, "{drafted:?}");
 }
 
 pub(crate) fn the_server_says_which_devices_there_are() {

@@ -261,8 +261,7 @@ impl CudaRunner {
         rows: &Rows,
         tasks: &[VerifyTask<'_>],
     ) -> Result<Vec<RoundResult>, OutOfMemory> {
-        let vocab_size = self.decoder.config.vocab_size;
-        check_tokens(rows, vocab_size);
+        check_tokens(rows, self.decoder.config.vocab_size);
         let outcomes = self.round(rows, tasks);
         outcomes.map_err(|error| out_of_memory(&self.decoder.device, error))
     }
