@@ -75,6 +75,10 @@ fn main() {
             decoder::the_decoder_agrees_with_the_cpu_and_with_itself,
         ),
         ("decoder::recorded_passes_are_the_same", decoder::recorded_passes_are_the_same),
+        (
+            "decoder::passes_of_about_as_many_rows_are_one",
+            decoder::passes_of_about_as_many_rows_are_one,
+        ),
         ("decoder::what_cannot_be_done_is_said", decoder::what_cannot_be_done_is_said),
         ("attached::steps_agree_with_the_cpu", attached::steps_agree_with_the_cpu),
         ("attached::recorded_steps_are_the_same", attached::recorded_steps_are_the_same),

@@ -54,30 +54,31 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// Gives the tensor these values, rounded to its format, once everything before is done.
+    /// Gives the first rows these values, rounded to the tensor's format, once everything before is done.
     ///
     /// # Errors
     /// What went wrong before, or in the copy.
     ///
     /// # Panics
-    /// If there are not `rows * cols` values.
+    /// If there are more than `rows * cols` values.
     pub fn set_values(&mut self, values: &[f32]) -> Result<(), CudaError> {
-        assert_eq!(values.len(), self.rows * self.cols, "[{}, {}]", self.rows, self.cols);
+        let [rows, cols] = self.shape();
+        assert!(values.len() <= rows * cols, "{} values of [{rows}, {cols}]", values.len());
         let bytes = self.dtype.quantize(values).expect("invariant: a float format");
         self.memory.write(&bytes)
     }
 
-    /// Gives every row the values of one of `from`, by its index; starts as many copies as there are runs of indices that
+    /// Gives the first rows the values of one of `from` each, by its index; starts as many copies as there are runs of indices that
     /// follow each other.
     ///
     /// # Errors
     /// What the device says.
     ///
     /// # Panics
-    /// If formats or widths differ, there is not an index for every row, or an index lies outside.
+    /// If formats or widths differ, there are more indices than rows, or an index lies outside.
     pub fn copy_rows(&mut self, from: &Self, indices: &[u32]) -> Result<(), CudaError> {
         assert_eq!((self.dtype, self.cols), (from.dtype, from.cols), "format and width");
-        assert_eq!(indices.len(), self.rows, "an index a row");
+        assert!(indices.len() <= self.rows, "{} indices of {} rows", indices.len(), self.rows);
         let row = self.cols * self.dtype.block_bytes();
         let mut place = 0;
         for run in indices.chunk_by(|a, b| a + 1 == *b) {
@@ -251,14 +252,6 @@ impl HostBuffer {
     /// If there is no memory left.
     pub fn new(device: &Arc<Device>) -> Result<Self, CudaError> {
         Ok(Self { memory: HostMemory::new(device, 0)?, len: 0 })
-    }
-
-    /// The values of an f32 tensor, once everything before is done.
-    ///
-    /// # Errors
-    /// What went wrong in the kernels before, or in the copy.
-    pub fn read(&mut self, from: &Tensor) -> Result<&[f32], CudaError> {
-        self.read_rows(from, std::iter::once(0..from.rows))
     }
 
     /// The values of some rows of an f32 tensor, ranges one behind the other, once everything before is done.

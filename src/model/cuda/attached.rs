@@ -13,7 +13,7 @@ use super::workspace::{PassBounds, Workspace};
 use crate::kv_cache::{BLOCK_SIZE, BlockPool, BlockTable};
 use crate::model::{Attachment, DraftInput, ModelConfig, Rows};
 use pleach_kernels::DType;
-use pleach_kernels::cuda::{CudaError, Device, Graphs, KvLayer, PassKey, Table, Tensor, Weights};
+use pleach_kernels::cuda::{Batch, CudaError, Device, Graphs, KvLayer, PassKey, Table, Tensor, Weights};
 
 /// A projection onto what the first block reads, cut by its inputs.
 pub(super) struct Projection {
@@ -131,11 +131,11 @@ impl CudaAttached {
         mut cache: TargetCache<'_>,
     ) -> Result<(), CudaError> {
         let Parts { device, layers, attachment, .. } = &self.parts;
-        self.target.set_rows(device, logit_rows)?;
+        self.target.set_rows(device, Batch::rows_for(logit_rows))?;
         let positions = cache.rotations.shape()[0];
         self.workspace.reserve(device, &layers[0].attention, bounds, positions)?;
         for tensor in [&mut self.given, &mut self.gathered, &mut self.own] {
-            tensor.set_rows(bounds.rows)?;
+            tensor.set_rows(Batch::rows_for(bounds.rows))?;
         }
         let inputs = attachment.states.len() * self.parts.config.hidden_size;
         let positions = positions.min(cache.num_blocks * BLOCK_SIZE);
@@ -169,23 +169,23 @@ impl CudaAttached {
         } = parts;
         let Workspace { buffers, logits, on_host, graphs } = workspace;
         let &mut TargetCache { layers: ref mut cache, num_blocks, rotations } = cache;
-        let count = rows.len();
         buffers.set(device, rows, &layers[0].attention, [num_blocks, rotations.shape()[0]])?;
-        logits.set_rows(count)?;
+        let computed = buffers.batch.rows();
+        logits.set_rows(computed)?;
         let [first, next] = projections;
         let (projection, states) = match input {
             DraftInput::Target(values) => {
-                given.set_rows(count)?;
+                given.set_rows(computed)?;
                 given.set_values(values)?;
                 (first, &*given)
             }
             DraftInput::Own(from) => {
-                gathered.set_rows(count)?;
+                gathered.set_rows(computed)?;
                 gathered.copy_rows(own, from)?;
                 (next, &*gathered)
             }
         };
-        own.set_rows(count)?;
+        own.set_rows(computed)?;
         let eps = config.rms_norm_eps as f32;
         let pass = Pass { device, rotations, eps };
         let used = buffers.tensors().into_iter().chain([&*logits, states, own]);
@@ -204,6 +204,6 @@ impl CudaAttached {
             device.add_rms_norm(hidden, None, ones, None, own, eps)?;
             head.project(device, normed, logits)
         })?;
-        on_host.read(logits)
+        on_host.read_rows(logits, std::iter::once(0..rows.len()))
     }
 }

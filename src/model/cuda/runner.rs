@@ -189,7 +189,7 @@ impl CudaRunner {
         let eps = config.rms_norm_eps as f32;
         let bounds = [self.num_blocks, rotations.shape()[0]];
         buffers.set(device, rows, &layers[0].attention, bounds)?;
-        let wanted = rows.logit_rows.len();
+        let [computed, wanted] = [buffers.batch.rows(), buffers.batch.wanted()];
         logits.set_rows(wanted)?;
         let mut states = attached.as_mut().map(|drafter| &mut drafter.target);
         if let Some(states) = &mut states {
@@ -215,7 +215,7 @@ impl CudaRunner {
             normed.set_rows(wanted)?;
             device.add_rms_norm(hidden, Some(delta), norm, Some(batch), normed, eps)?;
             head.project(device, normed, logits)?;
-            normed.set_rows(rows.len())?;
+            normed.set_rows(computed)?;
             keep(layers.len(), buffers)
         })?;
         self.logit_rows.clone_from(&rows.logit_rows);

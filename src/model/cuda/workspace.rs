@@ -82,7 +82,7 @@ impl Buffers {
         };
         let needs = |rows, length| device.attention_workspace(attention, rows, length);
         self.batch.set(&on_host, [num_blocks, BLOCK_SIZE, positions], &needs)?;
-        self.set_rows(rows.len())
+        self.set_rows(self.batch.rows())
     }
 
     fn set_rows(&mut self, rows: usize) -> Result<(), CudaError> {
@@ -136,8 +136,8 @@ impl Workspace {
         let sizes = [rows, sequences, positions, BLOCK_SIZE];
         let partial = self.buffers.batch.reserve(sizes, &needs)?;
         self.buffers.partial.set_rows(partial.div_ceil(size_of::<f32>()))?;
-        self.buffers.set_rows(rows)?;
-        self.logits.set_rows(logit_rows)?;
+        self.buffers.set_rows(Batch::rows_for(rows))?;
+        self.logits.set_rows(Batch::rows_for(logit_rows))?;
         let [_, vocab] = self.logits.shape();
         self.on_host.reserve(device, logit_rows * vocab * size_of::<f32>())
     }
