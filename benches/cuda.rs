@@ -14,8 +14,8 @@ use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::write::{gguf_file, json_file};
 use pleach::engine::{Engine, EngineConfig, Request};
 use pleach::model::{
-    CudaDecoder, CudaRunner, Design, Family, Forward, ModelConfig, RopeConfig, RopeScaling,
-    tensor_names,
+    CudaDecoder, CudaDraft, CudaRunner, Design, Family, Forward, ModelConfig, RopeConfig,
+    RopeScaling, tensor_names,
 };
 use pleach_kernels::DType;
 use pleach_kernels::cuda::{Device, Tensor, Weights};
@@ -189,6 +189,7 @@ fn engine(args: &Args, device: &Arc<Device>, config: &ModelConfig, format: DType
     let target = CudaDecoder::load(&mut checkpoint, device)?;
     let draft =
         CudaDecoder::load_draft(&mut Checkpoint::open(&draft_path)?, &target, &mut checkpoint)?;
+    let CudaDraft::Standalone(draft) = draft else { anyhow::bail!("the draft is attached") };
     let settings = EngineConfig {
         max_num_seqs: 8,
         num_blocks: Some(NUM_BLOCKS),
@@ -202,7 +203,7 @@ fn engine(args: &Args, device: &Arc<Device>, config: &ModelConfig, format: DType
         let runner = CudaRunner::new(decoder, NUM_BLOCKS, positions)?;
         Ok(Box::new(if args.no_graphs { runner.without_graphs() } else { runner }))
     };
-    let mut engine = Engine::with_models(runner(target)?, Some(runner(draft)?), settings)?;
+    let mut engine = Engine::with_models(runner(target)?, Some(runner(*draft)?), settings)?;
     let costs = engine.measure_costs(CONTEXT, &ROWS, args.repeats)?;
     let verify: Map<String, Value> =
         ROWS.iter().map(|&n| (n.to_string(), costs.verify_cost(n).into())).collect();

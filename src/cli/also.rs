@@ -72,7 +72,7 @@ impl Config {
             let speculates = self.engine.num_speculative_tokens > 0;
             let config = Self {
                 model: also.source.clone(),
-                draft: draft_of(&also.source, given, self.device, speculates),
+                draft: draft_of(&also.source, given, speculates),
                 served_model_names: Vec::new(),
                 lora: Vec::new(),
                 tool_call_parser: None,

@@ -128,7 +128,7 @@ impl From<Args> for Config {
             ComputeDevice::Auto if on_cpu => ComputeDevice::Cpu,
             device => device,
         };
-        let draft = draft_of(&args.model, args.draft, device, speculates);
+        let draft = draft_of(&args.model, args.draft, speculates);
         let defaults = EngineConfig::default();
         let seconds = |bound| (bound > 0).then(|| Duration::from_secs(bound));
         Self {

@@ -2,9 +2,6 @@
 
 use std::path::PathBuf;
 
-use pleach_kernels::cuda::Device;
-
-use super::flags::ComputeDevice;
 use crate::checkpoint::source::Source;
 
 /// File names of the drafts of the default model: the attached one, and the standalone one.
@@ -18,32 +15,19 @@ pub fn default_draft() -> Option<PathBuf> {
     shipped(DEFAULT_DRAFTS[0])
 }
 
-/// The standalone draft of the default model, for devices that run no attached one.
+/// The standalone draft of the default model.
 #[must_use]
 pub fn default_standalone_draft() -> Option<PathBuf> {
     shipped(DEFAULT_DRAFTS[1])
 }
 
 /// The draft of a model: the one that is given, unless that is `none`, or that of the default model.
-pub(super) fn draft_of(
-    model: &Source,
-    given: Option<Source>,
-    device: ComputeDevice,
-    speculates: bool,
-) -> Option<Source> {
+pub(super) fn draft_of(model: &Source, given: Option<Source>, speculates: bool) -> Option<Source> {
     match given {
         _ if !speculates => None,
         Some(Source::Path(path)) if path.as_os_str() == "none" => None,
         Some(draft) => Some(draft),
-        None if *model == Source::Pypi => match device {
-            // CUDA devices run no attached draft.
-            ComputeDevice::Cuda(_) => default_standalone_draft(),
-            ComputeDevice::Auto if Device::count().is_ok_and(|count| count > 0) => {
-                default_standalone_draft()
-            }
-            ComputeDevice::Auto | ComputeDevice::Cpu => default_draft(),
-        }
-        .map(Source::Path),
+        None if *model == Source::Pypi => default_draft().map(Source::Path),
         None => None,
     }
 }

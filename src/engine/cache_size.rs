@@ -16,13 +16,15 @@ pub struct CacheNeeds<'a> {
 }
 
 impl<'a> CacheNeeds<'a> {
-    /// The needs of decoders on a CUDA device.
+    /// The needs of a decoder on a CUDA device, and of a draft there: its shape, and the bytes of one block of its own
+    /// cache.
     #[must_use]
-    pub fn on_cuda(target: &'a CudaDecoder, draft: Option<&'a CudaDecoder>) -> Self {
+    pub fn on_cuda(target: &'a CudaDecoder, draft: Option<(&'a ModelConfig, usize)>) -> Self {
+        let (draft, draft_bytes) = draft.unzip();
         Self {
             target: target.config(),
-            draft: draft.map(CudaDecoder::config),
-            block_bytes: target.block_bytes() + draft.map_or(0, CudaDecoder::block_bytes),
+            draft,
+            block_bytes: target.block_bytes() + draft_bytes.unwrap_or(0),
         }
     }
 

@@ -13,7 +13,7 @@ use super::draft_sample::{Sample, Timing};
 use super::sequence::Sequence;
 use super::tally::Tally;
 use crate::kv_cache::{BlockPool, BlockTable};
-use crate::model::{AttachedDrafter, Forward, ModelConfig};
+use crate::model::{Drafter, Forward, ModelConfig};
 use crate::speculation::{DraftController, DraftModel, StepCost};
 
 /// A draft that may take the place of the one that serves.
@@ -21,7 +21,7 @@ pub enum Candidate {
     /// A draft model with its own cache, of as many blocks as the target's.
     Standalone(Box<dyn Forward>),
     /// A drafter that was loaded for the target.
-    Attached(Box<AttachedDrafter>),
+    Attached(Drafter),
 }
 
 /// What an attached candidate comes back from: it was attached.

@@ -92,26 +92,29 @@ impl Sample {
             target.forward(&rows).ok()?;
             let drafter = target.attached()?;
             let ids = drafter.draft_vocab().cloned();
-            let (mut states, mut all) = (Vec::new(), Vec::new());
-            let mut accepted = 0;
             // A step writes to the slot of the token that it reads, so the last token comes first.
-            for place in (first..self.tokens.len()).rev() {
+            let places = (first..self.tokens.len()).rev();
+            let read: Vec<u32> = places.clone().map(|place| place as u32 - 2).collect();
+            let mut all = Vec::new();
+            drafter.read_states(&read, &mut all);
+            let states = || all.chunks_exact(all.len() / self.answer);
+            let mut accepted = 0;
+            for (place, states) in places.clone().zip(states()) {
                 rows.clear();
                 rows.push(table, place - 1, [self.tokens[place - 1]], 1);
-                drafter.read_states(place - 2, &mut states);
-                let logits = drafter.step(&rows, DraftInput::Target(&states));
+                let logits = drafter.step(&rows, DraftInput::Target(states)).ok()?;
                 accepted += u64::from(likeliest(logits, ids.as_deref())? == self.tokens[place]);
-                all.extend_from_slice(&states);
             }
+            let last = states().next_back()?;
             timing.step(|| {
-                drafter.step(&rows, DraftInput::Target(&states));
+                let _ = drafter.step(&rows, DraftInput::Target(last));
             });
             rows.clear();
-            for place in (first..self.tokens.len()).rev() {
+            for place in places {
                 rows.push(table, place - 1, [self.tokens[place - 1]], 1);
             }
             let started = Instant::now();
-            drafter.step(&rows, DraftInput::Target(&all));
+            drafter.step(&rows, DraftInput::Target(&all)).ok()?;
             timing.cost.observe(rows.len(), started.elapsed().as_secs_f64());
             Some(accepted)
         };

@@ -20,7 +20,7 @@ use super::{
     RequestError, RequestId,
 };
 use crate::memory;
-use crate::model::{Decoder, Draft, Forward, OutOfMemory, Runner};
+use crate::model::{Decoder, Draft, Drafter, Forward, OutOfMemory, Runner};
 use crate::speculation::{DraftController, DraftModel};
 
 /// Many sequences, one target and perhaps one draft model. Single-threaded: see
@@ -60,7 +60,7 @@ impl Engine {
         match draft {
             None => {}
             Some(Draft::Attached(drafter)) => {
-                target.attach(Some(drafter));
+                target.attach(Some(Drafter::Cpu(drafter)));
             }
             Some(Draft::Standalone(draft)) => {
                 standalone = Some(Box::new(Runner::new(*draft, num_blocks)) as Box<dyn Forward>);

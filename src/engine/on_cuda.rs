@@ -8,18 +8,18 @@ use super::scheduler::MAX_LOGIT_ROWS;
 use super::{CacheNeeds, Engine, EngineConfig, EngineError};
 use crate::kv_cache::blocks_for;
 use crate::metrics::DRAFT_FAILURES;
-use crate::model::{CudaDecoder, CudaRunner, Forward, PassBounds};
+use crate::model::{CudaDecoder, CudaDraft, CudaRunner, Drafter, Forward, PassBounds};
 use pleach_kernels::cuda::{CudaError, Device};
 
 impl Engine {
-    /// An engine over a target and perhaps a draft model on a CUDA device. Without a number of blocks, the caches
-    /// take what the configuration gives them of its memory. A draft model that does not fit is left out.
+    /// An engine over a target and perhaps a draft of either kind on a CUDA device. Without a number of blocks, the caches
+    /// take what the configuration gives them of its memory. A draft that does not fit is left out.
     ///
     /// # Errors
     /// [`EngineError`] if the settings or the models do not fit together or the device.
     pub fn on_cuda(
         target: CudaDecoder,
-        draft: Option<CudaDecoder>,
+        draft: Option<CudaDraft>,
         mut config: EngineConfig,
     ) -> Result<Self, EngineError> {
         let device = Arc::clone(target.device());
@@ -28,58 +28,71 @@ impl Engine {
         config.fill_blocks(CacheNeeds::on_cuda(&target, None), room)?;
         let draft = match draft {
             Some(draft) => {
-                let both = CacheNeeds::on_cuda(&target, Some(&draft));
+                let both = CacheNeeds::on_cuda(&target, Some(draft.cache_needs()));
                 config.spare(config.fill_blocks(both, room).map(|_| draft))?
             }
             None => None,
         };
-        let own = draft.as_ref().map(CudaDecoder::config);
+        let own = draft.as_ref().map(CudaDraft::config);
         let (limits, _) = config.resolve(target.config(), own)?;
         // What was reserved is for these, also where the draft is left out below.
         config.max_model_len = Some(limits.max_model_len);
+        let positions = limits.max_model_len;
         let runner = |decoder, bounds| -> Result<CudaRunner, EngineError> {
-            let positions = limits.max_model_len;
             let mut runner = CudaRunner::new(decoder, blocks_for(positions), positions)?;
             runner.reserve(bounds)?;
             runner.set_blocks(0)?;
             Ok(runner)
         };
-        let [target_bounds, draft_bounds] = config.pass_bounds(draft.is_some());
+        let [target_bounds, standalone_bounds, attached_bounds] =
+            config.pass_bounds(draft.is_some());
         let mut target = runner(target, target_bounds)?;
-        let mut draft = match draft {
-            Some(draft) => config.spare(runner(draft, draft_bounds))?,
-            None => None,
-        };
+        let mut standalone = None;
+        match draft {
+            Some(CudaDraft::Standalone(draft)) => {
+                standalone = config.spare(runner(*draft, standalone_bounds))?;
+            }
+            Some(CudaDraft::Attached(drafter)) => {
+                target.attach(Some(Drafter::Cuda(drafter)));
+                let mut reserve = || -> Result<(), EngineError> {
+                    target.set_blocks(blocks_for(positions))?;
+                    target.reserve_drafter(target_bounds.logit_rows, attached_bounds)?;
+                    Ok(())
+                };
+                if config.spare(reserve())?.is_none() {
+                    target.attach(None);
+                }
+                target.set_blocks(0)?;
+            }
+            None => {}
+        }
         let left = |config: &EngineConfig| -> Result<u64, CudaError> {
             Ok(room.saturating_sub(share.saturating_sub(config.device_room(&device)?)))
         };
-        let mut blocks = None;
-        if let Some(mut runner) = draft.take() {
-            let both = CacheNeeds::on_cuda(target.decoder(), Some(runner.decoder()));
-            let filled = config.fill_blocks(both, left(&config)?);
-            let placed = filled.and_then(|blocks| {
-                target.set_blocks(blocks)?;
-                runner.set_blocks(blocks)?;
-                Ok((runner, blocks))
-            });
-            if let Some((runner, placed)) = config.spare(placed)? {
-                blocks = Some(placed);
-                draft = Some(runner);
-            } else {
-                target.set_blocks(0)?;
+        let place = |target: &mut CudaRunner, standalone: &mut Option<CudaRunner>| {
+            let needs = needs(target, standalone.as_ref());
+            let blocks = config.fill_blocks(needs, left(&config)?)?;
+            target.set_blocks(blocks)?;
+            if let Some(standalone) = standalone {
+                standalone.set_blocks(blocks)?;
             }
+            Ok(blocks)
+        };
+        let mut blocks = None;
+        if standalone.is_some() || target.drafter_config().is_some() {
+            blocks = config.spare(place(&mut target, &mut standalone))?;
         }
         let blocks = match blocks {
             Some(blocks) => blocks,
             None => {
-                let alone = CacheNeeds::on_cuda(target.decoder(), None);
-                let blocks = config.fill_blocks(alone, left(&config)?)?;
-                target.set_blocks(blocks)?;
-                blocks
+                standalone = None;
+                target.attach(None);
+                target.set_blocks(0)?;
+                place(&mut target, &mut standalone)?
             }
         };
         config.num_blocks = Some(blocks);
-        let needs = CacheNeeds::on_cuda(target.decoder(), draft.as_ref().map(CudaRunner::decoder));
+        let needs = needs(&target, standalone.as_ref());
         let (free, total) = device.memory()?;
         let mb = |bytes: u64| bytes / 1_000_000;
         tracing::info!(
@@ -93,9 +106,17 @@ impl Engine {
             sequences = blocks / blocks_for(limits.max_model_len),
             "the device's memory is planned"
         );
-        let draft = draft.map(|draft| Box::new(draft) as Box<dyn Forward>);
-        Self::with_models(Box::new(target), draft, config)
+        let standalone = standalone.map(|draft| Box::new(draft) as Box<dyn Forward>);
+        Self::with_models(Box::new(target), standalone, config)
     }
+}
+
+/// What decides how many blocks the caches of a target and its draft can have.
+fn needs<'a>(target: &'a CudaRunner, standalone: Option<&'a CudaRunner>) -> CacheNeeds<'a> {
+    let standalone =
+        standalone.map(|draft| (draft.decoder().config(), draft.decoder().block_bytes()));
+    let attached = target.drafter_config().map(|config| (config, 0));
+    CacheNeeds::on_cuda(target.decoder(), standalone.or(attached))
 }
 
 impl EngineConfig {
@@ -109,8 +130,9 @@ impl EngineConfig {
         Ok(usable.saturating_sub(total - free) as u64)
     }
 
-    /// The largest passes of the target, for which a draft model drafts or none, and of the draft model.
-    fn pass_bounds(&self, drafted: bool) -> [PassBounds; 2] {
+    /// The largest passes of the target, for which a draft model drafts or none, of a standalone draft model, and steps of
+    /// an attached one.
+    fn pass_bounds(&self, drafted: bool) -> [PassBounds; 3] {
         let rows = self.max_num_batched_tokens;
         let sequences = self.max_num_seqs.min(rows);
         let decided = sequences * (self.num_speculative_tokens + 1) + MAX_LOGIT_ROWS;
@@ -118,7 +140,11 @@ impl EngineConfig {
         let target = PassBounds { rows, sequences, logit_rows, decides: true, drafted };
         // All rows have logits, also those with which its costs are measured.
         let drafts = sequences.max(MOST_DRAFT_ROWS).min(rows);
-        [target, PassBounds { logit_rows: drafts, decides: false, drafted: false, ..target }]
+        let standalone =
+            PassBounds { logit_rows: drafts, decides: false, drafted: false, ..target };
+        // A row a chain.
+        let attached = PassBounds { rows: drafts, sequences: drafts, ..standalone };
+        [target, standalone, attached]
     }
 
     /// What was made of the draft model; without it, where it does not fit into memory.

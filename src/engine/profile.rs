@@ -161,7 +161,7 @@ fn time_drafts(
                 Some(draft) => {
                     [time(*draft, table, context, rows)?, time(*draft, table, context, rows)?]
                 }
-                None => time_attached(target, table, context, rows),
+                None => time_attached(target, table, context, rows)?,
             };
             samples.iter_mut().zip(steps).for_each(|(samples, step)| samples.push(step));
         }
@@ -208,20 +208,21 @@ fn time_attached(
     table: &BlockTable,
     context: usize,
     count: usize,
-) -> [f64; 2] {
+) -> Result<[f64; 2], OutOfMemory> {
     let mut rows = Rows::default();
     rows.clear();
     rows.push(table, context, tokens(target, context..context + count), count);
     let drafter = target.attached().expect("invariant: the draft model is attached");
     let mut states = Vec::new();
-    drafter.read_states(0, &mut states);
+    drafter.read_states(&[0], &mut states);
     let states = states.repeat(count);
     let from: Vec<u32> = (0..count as u32).collect();
-    [DraftInput::Target(&states), DraftInput::Own(&from)].map(|input| {
+    let mut time = |input| {
         let started = Instant::now();
-        drafter.step(&rows, input);
-        started.elapsed().as_secs_f64()
-    })
+        drafter.step(&rows, input)?;
+        Ok(started.elapsed().as_secs_f64())
+    };
+    Ok([time(DraftInput::Target(&states))?, time(DraftInput::Own(&from))?])
 }
 
 /// Some token for each position.

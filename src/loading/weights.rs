@@ -12,7 +12,7 @@ use crate::checkpoint::source::resolve;
 use crate::cli::{ComputeDevice, KvCacheDtype};
 use crate::engine::{CacheNeeds, Engine, EngineConfig};
 use crate::memory::Reserved;
-use crate::model::{CudaDecoder, Decoder, Draft};
+use crate::model::{CudaDecoder, CudaDraft, Decoder, Draft};
 use pleach_kernels::cuda::Device;
 use pleach_kernels::{CacheFormat, ThreadPool};
 
@@ -38,7 +38,7 @@ pub(super) struct OnCpu {
 /// Those in the memory of a device.
 pub(super) struct OnCuda {
     target: CudaDecoder,
-    draft: Option<(String, CudaDecoder)>,
+    draft: Option<(String, CudaDraft)>,
 }
 
 /// An engine over models in memory, not started yet.
@@ -140,13 +140,13 @@ impl OnCuda {
         let (config, checkpoint) = (&model.config, &mut model.checkpoint);
         let advise = |error| LoadError::from(error).advise(WEIGHTS);
         let target = CudaDecoder::load(checkpoint, device).map_err(advise)?;
-        let mut load_draft = |source| -> Result<(String, CudaDecoder), LoadError> {
+        let mut load_draft = |source| -> Result<(String, CudaDraft), LoadError> {
             let mut draft = Checkpoint::open(&resolve(source, &config.cache_dir)?)?;
             stretch_positions(&mut draft, config);
             check_positions(config, target.config(), &draft.config)?;
-            let decoder = CudaDecoder::load_draft(&mut draft, &target, checkpoint);
-            let decoder = decoder.map_err(|error| LoadError::from(error).advise(DRAFT))?;
-            Ok((draft.name, decoder))
+            let loaded = CudaDecoder::load_draft(&mut draft, &target, checkpoint);
+            let loaded = loaded.map_err(|error| LoadError::from(error).advise(DRAFT))?;
+            Ok((draft.name, loaded))
         };
         let draft = config.draft.as_ref().map(&mut load_draft);
         let draft = usable(model.served_name(), draft);
@@ -156,7 +156,7 @@ impl OnCuda {
     }
 
     fn needs(&self) -> CacheNeeds<'_> {
-        CacheNeeds::on_cuda(&self.target, self.draft.as_ref().map(|(_, draft)| draft))
+        CacheNeeds::on_cuda(&self.target, self.draft.as_ref().map(|(_, draft)| draft.cache_needs()))
     }
 
     /// An engine over them, of the configuration that `within` makes of what is left of the device's memory.

@@ -1,8 +1,8 @@
-//! A draft of either kind.
+//! A draft of either kind, and an attached drafter wherever it computes.
 
 use std::sync::Arc;
 
-use super::{AttachedDrafter, Decoder, ModelConfig};
+use super::{AttachedDrafter, CudaAttached, Decoder, ModelConfig};
 
 /// A model that drafts for another.
 pub enum Draft {
@@ -78,6 +78,34 @@ impl Draft {
                 decoder.config().flops_per_token(context, decoder.head_rows())
             }
             Self::Attached(drafter) => drafter.flops_per_token(context),
+        }
+    }
+}
+
+/// A drafter that can be attached to a model: it is where the model is.
+pub enum Drafter {
+    /// In the processor's memory.
+    Cpu(Box<AttachedDrafter>),
+    /// In a CUDA device's.
+    Cuda(Box<CudaAttached>),
+}
+
+impl Drafter {
+    /// The shape.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        match self {
+            Self::Cpu(drafter) => drafter.config(),
+            Self::Cuda(drafter) => drafter.config(),
+        }
+    }
+
+    /// Token ids of the head's rows, where the head is trimmed.
+    #[must_use]
+    pub fn draft_vocab(&self) -> Option<&Arc<[u32]>> {
+        match self {
+            Self::Cpu(drafter) => drafter.draft_vocab(),
+            Self::Cuda(drafter) => drafter.draft_vocab(),
         }
     }
 }

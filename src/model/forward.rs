@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{AdapterShapes, AttachedDrafter, DraftInput, RoundResult, Rows, VerifyTask};
+use super::{AdapterShapes, DraftInput, Drafter, RoundResult, Rows, VerifyTask};
 use crate::checkpoint::architecture::ModelConfig;
 
 /// A pass that was not computed for want of memory. Keys and values of its rows are undefined; all others stand, and
@@ -67,8 +67,8 @@ pub trait Forward: Send {
     /// Attaches a drafter that was loaded for the model, or none, and gives back the one that was attached.
     ///
     /// # Panics
-    /// If the model takes no drafter.
-    fn attach(&mut self, drafter: Option<Box<AttachedDrafter>>) -> Option<Box<AttachedDrafter>> {
+    /// If the model takes no drafter, or none of this kind.
+    fn attach(&mut self, drafter: Option<Drafter>) -> Option<Drafter> {
         assert!(drafter.is_none(), "the model takes no drafter");
         None
     }
@@ -88,13 +88,16 @@ pub trait AttachedForward {
     /// Floating-point operations of a step behind `context` positions.
     fn flops_per_token(&self, context: usize) -> u64;
 
-    /// Puts the states that the drafter reads of a row of the model's last pass into `out`.
-    /// Shape `[states, hidden_size]`.
+    /// Puts the states that the drafter reads of some rows of the model's last pass into `out`, in the form in which its
+    /// own steps take them. Shape `[rows, states, hidden_size]`.
     ///
     /// # Panics
-    /// If the row's logits were not asked for.
-    fn read_states(&self, row: usize, out: &mut Vec<f32>);
+    /// If a row's logits were not asked for.
+    fn read_states(&mut self, rows: &[u32], out: &mut Vec<f32>);
 
     /// One step of several chains, a row each. Returns the logits, `[rows, head_rows]`.
-    fn step(&mut self, rows: &Rows, input: DraftInput<'_>) -> &[f32];
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] where the step is too large.
+    fn step(&mut self, rows: &Rows, input: DraftInput<'_>) -> Result<&[f32], OutOfMemory>;
 }

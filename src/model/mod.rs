@@ -12,9 +12,9 @@ mod verify;
 
 pub use adapters::{AdapterShapes, AdapterWeights};
 pub use attached::{AttachedDrafter, DraftWorkspace};
-pub use cuda::{CudaDecoder, CudaRunner, PassBounds};
+pub use cuda::{CudaAttached, CudaDecoder, CudaDraft, CudaRunner, PassBounds};
 pub use decoder::{Decoder, KvCache, Lender, ModelError, Precision, Workspace, check_draft};
-pub use draft::Draft;
+pub use draft::{Draft, Drafter};
 pub use forward::{AttachedForward, Forward, OutOfMemory};
 pub use rows::{DraftInput, Rows};
 pub use runner::Runner;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    AdapterShapes, AttachedDrafter, AttachedForward, Decoder, DraftInput, DraftWorkspace, Forward,
-    KvCache, ModelConfig, OutOfMemory, Rows, Workspace,
+    AdapterShapes, AttachedDrafter, AttachedForward, Decoder, DraftInput, DraftWorkspace, Drafter,
+    Forward, KvCache, ModelConfig, OutOfMemory, Rows, Workspace,
 };
 use crate::kv_cache::BLOCK_SIZE;
 
@@ -94,9 +94,15 @@ impl Forward for Runner {
         self.attached.is_some().then_some(self as &mut dyn AttachedForward)
     }
 
-    fn attach(&mut self, drafter: Option<Box<AttachedDrafter>>) -> Option<Box<AttachedDrafter>> {
-        let before = std::mem::replace(&mut self.attached, drafter.map(Attached::new));
-        before.map(|attached| attached.drafter)
+    /// # Panics
+    /// If the drafter is on a device.
+    fn attach(&mut self, drafter: Option<Drafter>) -> Option<Drafter> {
+        let drafter = drafter.map(|drafter| match drafter {
+            Drafter::Cpu(drafter) => Attached::new(drafter),
+            Drafter::Cuda(_) => panic!("the drafter is on a CUDA device, the model is not"),
+        });
+        let before = std::mem::replace(&mut self.attached, drafter);
+        before.map(|attached| Drafter::Cpu(attached.drafter))
     }
 }
 
@@ -126,16 +132,18 @@ impl AttachedForward for Runner {
         self.drafter().drafter.flops_per_token(context)
     }
 
-    fn read_states(&self, row: usize, out: &mut Vec<f32>) {
+    fn read_states(&mut self, rows: &[u32], out: &mut Vec<f32>) {
         let attached = self.drafter();
-        let place = attached.rows.binary_search(&(row as u32));
-        let place = place.expect("the row's logits were asked for");
+        let width = attached.width();
         out.clear();
-        out.extend_from_slice(&attached.states[place * attached.width()..][..attached.width()]);
+        for row in rows {
+            let place = attached.rows.binary_search(row).expect("the row's logits were asked for");
+            out.extend_from_slice(&attached.states[place * width..][..width]);
+        }
     }
 
-    fn step(&mut self, rows: &Rows, input: DraftInput<'_>) -> &[f32] {
+    fn step(&mut self, rows: &Rows, input: DraftInput<'_>) -> Result<&[f32], OutOfMemory> {
         let Attached { drafter, workspace, .. } = self.attached.as_mut().expect(ATTACHED);
-        drafter.step(rows, input, &mut self.cache, workspace)
+        Ok(drafter.step(rows, input, &mut self.cache, workspace))
     }
 }

@@ -246,7 +246,8 @@ impl DraftModel {
                         true => DraftInput::Target(states),
                         false => DraftInput::Own(from),
                     };
-                    Ok::<_, String>((drafter.step(rows, input), flops))
+                    let logits = drafter.step(rows, input).map_err(|error| error.to_string())?;
+                    Ok::<_, String>((logits, flops))
                 }
             }
         };

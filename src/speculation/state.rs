@@ -76,10 +76,11 @@ impl SpeculationState {
         self.draft.truncate(len);
     }
 
-    /// Takes in what `read` says of the target's states behind which the last of `tokens` known tokens came.
-    pub fn set_states(&mut self, tokens: usize, read: impl FnOnce(&mut Vec<f32>)) {
+    /// Takes in the target's states behind which the last of `tokens` known tokens came.
+    pub fn set_states(&mut self, tokens: usize, values: &[f32]) {
         self.states.tokens = tokens;
-        read(&mut self.states.values);
+        self.states.values.clear();
+        self.states.values.extend_from_slice(values);
     }
 
     /// Another draft model takes over: nothing is known of it, its cache holds nothing, and it may read other states.

@@ -100,7 +100,7 @@ fn on_cuda(device: &Arc<Device>, path: &Path) -> CudaRunner {
 }
 
 /// How far two vectors are apart, as a part of the first one's length.
-fn distance(expected: &[f32], got: &[f32]) -> f64 {
+pub(crate) fn distance(expected: &[f32], got: &[f32]) -> f64 {
     assert_eq!(expected.len(), got.len());
     let square =
         |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v * v)).sum::<f64>();
@@ -225,6 +225,37 @@ pub(crate) fn recorded_passes_are_the_same() {
     // The first pass of a kind is launched, and once more where a buffer grew.
     let replayed = runner.replayed_passes();
     assert!((12..22).contains(&replayed), "{replayed} of 22 passes");
+}
+
+/// A pass of five to eight rows is one recorded pass, whatever the rows are: those that fill it up change nothing.
+pub(crate) fn passes_of_about_as_many_rows_are_one() {
+    let device = device();
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("model.gguf");
+    write_model(&path, &config(Family::Llama), 7, &|_| DType::BF16, &|_| 1.0);
+    let mut passes: Vec<Vec<(usize, usize, usize)>> = vec![vec![(0, 0, 9), (1, 0, 20), (2, 0, 1)]];
+    let mut starts = [9, 20, 1];
+    for counts in [[4, 1, 0], [1, 5, 2], [6, 1, 1], [2, 2, 1], [1, 1, 3], [3, 1, 3], [2, 5, 1]] {
+        let mut pass = Vec::new();
+        for (sequence, (start, count)) in starts.iter_mut().zip(counts).enumerate() {
+            pass.extend((count > 0).then_some((sequence, *start, count)));
+            *start += count;
+        }
+        passes.push(pass);
+    }
+    let passes: Vec<Pass<'_>> = passes.iter().map(|pass| &pass[..]).collect();
+    for num_logits in [|count| count, |count: usize| count.min(1)] {
+        let expected =
+            outputs(&mut on_cuda(&device, &path).without_graphs(), &passes, num_logits);
+        let alone: Vec<_> = passes.iter().flat_map(|pass| pass.chunks(1)).collect();
+        let mut runner = on_cuda(&device, &path);
+        assert!(outputs(&mut runner, &passes, num_logits) == expected, "bits");
+        // All but the prompts, the pass of two sequences, and the first of three.
+        let replayed = runner.replayed_passes();
+        assert!(replayed >= 5 || num_logits(2) == 1, "{replayed} of 8 passes");
+        let got = outputs(&mut on_cuda(&device, &path), &alone, num_logits);
+        assert!(got == expected, "bits of sequences alone");
+    }
 }
 
 pub(crate) fn what_cannot_be_done_is_said() {

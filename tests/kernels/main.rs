@@ -15,6 +15,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+mod attached;
 mod conflicts;
 mod decoder;
 mod memory;
@@ -60,7 +61,7 @@ fn main() {
     if compiles && !arguments.list {
         run_over_the_emulator();
     }
-    let compiled: [(&str, fn()); 12] = [
+    let compiled: [(&str, fn()); 17] = [
         (
             "kernels_agree_with_their_references_and_bugs_are_caught",
             kernels_agree_with_their_references_and_bugs_are_caught,
@@ -74,7 +75,25 @@ fn main() {
             decoder::the_decoder_agrees_with_the_cpu_and_with_itself,
         ),
         ("decoder::recorded_passes_are_the_same", decoder::recorded_passes_are_the_same),
+        (
+            "decoder::passes_of_about_as_many_rows_are_one",
+            decoder::passes_of_about_as_many_rows_are_one,
+        ),
         ("decoder::what_cannot_be_done_is_said", decoder::what_cannot_be_done_is_said),
+        ("attached::steps_agree_with_the_cpu", attached::steps_agree_with_the_cpu),
+        ("attached::recorded_steps_are_the_same", attached::recorded_steps_are_the_same),
+        (
+            "attached::an_attached_drafter_on_cuda_leaves_no_trace",
+            attached::an_attached_drafter_on_cuda_leaves_no_trace,
+        ),
+        (
+            "attached::attached_drafters_on_cuda_are_compared",
+            attached::attached_drafters_on_cuda_are_compared,
+        ),
+        (
+            "attached::drafters_that_do_not_fit_are_refused",
+            attached::drafters_that_do_not_fit_are_refused,
+        ),
         (
             "rounds::speculation_on_cuda_changes_nothing",
             rounds::speculation_on_cuda_changes_nothing,

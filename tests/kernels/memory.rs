@@ -13,15 +13,14 @@ use pleach::checkpoint::Checkpoint;
 use pleach::cli::{Args, Config};
 use pleach::engine::{Engine, EngineConfig, Event, FinishReason, Readout, Request};
 use pleach::loading;
-use pleach::model::{CudaDecoder, CudaRunner, Family, ModelConfig};
+use pleach::model::{CudaDecoder, CudaDraft, CudaRunner, Drafter, Family, Forward, ModelConfig};
 use pleach::sampling::SamplingParams;
-use pleach_kernels::DType;
 use pleach_kernels::cuda::{Device, foreign};
 
+use super::attached::write_pair;
 use super::decoder::config;
 use super::rounds::write_draft;
 use super::support::gguf;
-use super::support::random_model::write_model;
 
 /// Names the folder of the models that a process is to run, in place of tests.
 pub(crate) const RUN: &str = "PLEACH_MEMORY_TEST";
@@ -63,22 +62,23 @@ fn requests() -> Vec<Request> {
     ]
 }
 
-/// What a process of these tests does, by its first argument, with the models in a folder.
+/// What a process of these tests does, by its first argument, with the model in a folder and the draft that the second
+/// names.
 pub(crate) fn run(folder: &Path) {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (first, settings) = arguments.split_first().unwrap();
-    match first.as_str() {
-        "serve" => serve(folder, settings),
-        "grow" => grow(folder),
-        _ => count(folder),
+    let [what, draft, settings @ ..] = &arguments[..] else { panic!("{arguments:?}") };
+    match what.as_str() {
+        "serve" => serve(folder, draft, settings),
+        "grow" => grow(folder, draft),
+        _ => count(folder, draft),
     }
 }
 
 /// Serves the models from the device, answers some requests at once, and prints what came of it.
-fn serve(folder: &Path, more: &[String]) {
+fn serve(folder: &Path, draft: &str, more: &[String]) {
     let file = |name: &str| folder.join(name).display().to_string();
-    let (model, draft) = (file("model.gguf"), file("draft.gguf"));
+    let (model, draft) = (file("model.gguf"), file(draft));
     let settings = "--device cuda --threads 1 --fixed-drafts --num-speculative-tokens 3 --max-model-len 64 \
                     --max-num-seqs 4 --max-num-batched-tokens 32";
     let own = ["pleach", "--model", &model, "--draft", &draft];
@@ -120,11 +120,14 @@ fn serve(folder: &Path, more: &[String]) {
 }
 
 /// A model and its draft on the device, and an engine's configuration for them.
-fn load(folder: &Path) -> Result<(CudaDecoder, CudaDecoder, EngineConfig), Box<dyn Error>> {
+fn load(
+    folder: &Path,
+    draft: &str,
+) -> Result<(CudaDecoder, CudaDraft, EngineConfig), Box<dyn Error>> {
     let device = Device::open(0)?;
     let mut checkpoint = Checkpoint::open(&folder.join("model.gguf"))?;
     let target = CudaDecoder::load(&mut checkpoint, &device)?;
-    let mut draft = Checkpoint::open(&folder.join("draft.gguf"))?;
+    let mut draft = Checkpoint::open(&folder.join(draft))?;
     let draft = CudaDecoder::load_draft(&mut draft, &target, &mut checkpoint)?;
     let config = EngineConfig {
         max_model_len: Some(64),
@@ -140,12 +143,19 @@ fn load(folder: &Path) -> Result<(CudaDecoder, CudaDecoder, EngineConfig), Box<d
 }
 
 /// Answers the requests with models whose memory is not planned: passes take it as they grow.
-fn grow(folder: &Path) {
+fn grow(folder: &Path, draft: &str) {
     let engine = || -> Result<Engine, Box<dyn Error>> {
-        let (target, draft, config) = load(folder)?;
+        let (target, draft, config) = load(folder, draft)?;
         let runner = |decoder| CudaRunner::new(decoder, 24, 64);
-        let (target, draft) = (Box::new(runner(target)?), Box::new(runner(draft)?));
-        Ok(Engine::with_models(target, Some(draft), config)?)
+        let mut target = runner(target)?;
+        let mut standalone = None;
+        match draft {
+            CudaDraft::Standalone(draft) => {
+                standalone = Some(Box::new(runner(*draft)?) as Box<dyn Forward>);
+            }
+            CudaDraft::Attached(drafter) => drop(target.attach(Some(Drafter::Cuda(drafter)))),
+        }
+        Ok(Engine::with_models(Box::new(target), standalone, config)?)
     };
     let mut engine = match engine() {
         Ok(engine) => engine,
@@ -162,13 +172,14 @@ fn grow(folder: &Path) {
     }
 }
 
-/// Has engines with a draft model and without serve every kind of request for 50 rounds, and prints how often each asked
-/// for memory before and meanwhile.
-fn count(folder: &Path) {
+/// Has engines with a draft and without serve every kind of request for 50 rounds, and prints how often each asked for
+/// memory before and meanwhile.
+fn count(folder: &Path, draft: &str) {
     for drafted in [true, false] {
-        let (target, draft, config) = load(folder).unwrap();
+        let (target, draft, config) = load(folder, draft).unwrap();
         let mut engine = Engine::on_cuda(target, drafted.then_some(draft), config).unwrap();
         engine.profile();
+        assert_eq!(engine.has_draft_model(), drafted);
         let library = super::plain_driver().join("libcuda.so");
         let allocations = || foreign::call(&library, &[]).unwrap();
         let before = allocations();
@@ -218,12 +229,15 @@ impl Trial {
     }
 }
 
-/// A folder of a model and its draft.
+/// The drafts of a folder: a standalone one, and an attached one.
+const DRAFTS: [&str; 2] = ["draft.gguf", "attached.gguf"];
+
+/// A folder of a model and its drafts.
 fn models() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     let config = ModelConfig { vocab_size: VOCAB as usize, ..config(Family::Llama) };
-    write_model(&path, &config, 5, &|_| DType::BF16, &|_| 1.0);
+    write_pair(folder.path(), &config, 1.0);
     write_draft(&path, &folder.path().join("draft.gguf"));
     gguf::add_letters(&path);
     folder
@@ -231,12 +245,15 @@ fn models() -> tempfile::TempDir {
 
 pub(crate) fn passes_take_no_memory_while_an_engine_serves() {
     let folder = models();
-    let trial = Trial::new(folder.path(), &["count"], MEMORY, 0);
-    let engines: Vec<(&str, &str)> =
-        trial.out.lines().filter_map(|line| line.split_once(' ')).collect();
-    assert_eq!(engines.len(), 2, "{}{}", trial.out, trial.log);
-    for (taken, before) in engines {
-        assert!(taken == "0" && before.parse::<u32>().unwrap() > 50, "{}", trial.out);
+    for draft in DRAFTS {
+        let trial = Trial::new(folder.path(), &["count", draft], MEMORY, 0);
+        let engines: Vec<(&str, &str)> =
+            trial.out.lines().filter_map(|line| line.split_once(' ')).collect();
+        assert_eq!(engines.len(), 2, "{draft}: {}{}", trial.out, trial.log);
+        for (taken, before) in engines {
+            let planned = taken == "0" && before.parse::<u32>().unwrap() > 50;
+            assert!(planned, "{draft}: {}", trial.out);
+        }
     }
 }
 
@@ -244,9 +261,12 @@ pub(crate) fn passes_take_no_memory_while_an_engine_serves() {
 /// share of it, nothing.
 pub(crate) fn memory_is_planned() {
     let models = models();
-    let folder = models.path();
+    DRAFTS.into_iter().for_each(|draft| is_planned(models.path(), draft));
+}
+
+fn is_planned(folder: &Path, draft: &str) {
     let serve = |memory, arguments: &[&str]| {
-        let trial = Trial::new(folder, &[&["serve"], arguments].concat(), memory, 0);
+        let trial = Trial::new(folder, &[&["serve", draft], arguments].concat(), memory, 0);
         assert!(trial.status.success() && !trial.log.contains("panicked"), "{}", trial.log);
         trial
     };
@@ -316,8 +336,8 @@ fn judge(
 pub(crate) fn what_finds_no_memory_is_refused_or_borne() {
     let models = models();
     // Where memory is planned, passes find none as well only while it is: so they do where it is not.
-    for what in ["serve", "grow"] {
-        let try_with = |failing| Trial::new(models.path(), &[what], MEMORY, failing);
+    for [what, draft] in DRAFTS.into_iter().flat_map(|draft| [["serve", draft], ["grow", draft]]) {
+        let try_with = |failing| Trial::new(models.path(), &[what, draft], MEMORY, failing);
         let plain = try_with(u64::MAX);
         let expected: Vec<&str> = plain.out.lines().collect();
         let answered = expected.iter().filter(|line| line.starts_with("said: ")).count();
@@ -349,7 +369,10 @@ pub(crate) fn what_finds_no_memory_is_refused_or_borne() {
         let of = |wanted| outcomes.iter().filter(|(_, outcome)| *outcome == Ok(wanted)).count();
         let kinds = ["refused", "borne", "one request failed", "not reached"];
         let counts = kinds.map(|kind| (kind, of(kind)));
-        println!("{what}: {count} allocations; of {} that failed, {counts:?}", numbers.len());
+        println!(
+            "{what} with {draft}: {count} allocations; of {} that failed, {counts:?}",
+            numbers.len()
+        );
         let wrong: Vec<_> = outcomes.iter().filter(|(_, outcome)| outcome.is_err()).collect();
         assert!(wrong.is_empty(), "{wrong:?}");
     }

@@ -10,8 +10,8 @@ use pleach::checkpoint::write::{Meta, gguf_file};
 use pleach::engine::{Engine, EngineConfig, Request, TokenOut};
 use pleach::grammar::{Grammar, GrammarCompiler, GrammarSource};
 use pleach::model::{
-    CudaDecoder, CudaRunner, Family, Forward, ModelConfig, OutOfMemory, RoundResult, Rows,
-    VerifyTask,
+    CudaDecoder, CudaDraft, CudaRunner, Family, Forward, ModelConfig, OutOfMemory, RoundResult,
+    Rows, VerifyTask,
 };
 use pleach::sampling::{Dry, SamplingParams};
 use pleach_kernels::DType;
@@ -27,10 +27,10 @@ const VOCAB: usize = 131;
 const BLOCKS: usize = 64;
 
 /// What must be the same with and without speculation: token, log-probability and those of the likeliest.
-type Said = (u32, Option<f32>, Vec<(u32, f32)>);
+pub(crate) type Said = (u32, Option<f32>, Vec<(u32, f32)>);
 
 /// Runs requests together to their ends.
-fn run(engine: &mut Engine, requests: &[Request]) -> Vec<Vec<Said>> {
+pub(crate) fn run(engine: &mut Engine, requests: &[Request]) -> Vec<Vec<Said>> {
     let answers = engine.answer(requests.to_vec()).unwrap();
     assert_eq!(engine.cache_blocks().0, 0, "blocks leaked");
     let said = |token: TokenOut| (token.id, token.logprob, token.top_logprobs);
@@ -114,7 +114,8 @@ impl Models {
         let target = CudaDecoder::load(&mut checkpoint, &self.device).unwrap();
         let draft = drafts.then(|| {
             let draft = CudaDecoder::load_draft(&mut open("draft.gguf"), &target, &mut checkpoint);
-            Box::new(runner(draft.unwrap())) as Box<dyn Forward>
+            let CudaDraft::Standalone(draft) = draft.unwrap() else { panic!("an attached draft") };
+            Box::new(runner(*draft)) as Box<dyn Forward>
         });
         let config = EngineConfig {
             max_model_len: Some(64),
@@ -148,7 +149,7 @@ fn request(start: u32, params: SamplingParams, top_logprobs: Option<usize>) -> R
 }
 
 /// Every kind of request whose tokens do not depend on drafts.
-fn requests() -> Vec<Request> {
+pub(crate) fn requests() -> Vec<Request> {
     let dry = Some(Dry { multiplier: 0.8, allowed_length: 1, ..Dry::default() });
     let sampled = |seed| SamplingParams { seed: Some(seed), ..SamplingParams::default() };
     let penalised = SamplingParams {

@@ -10,7 +10,7 @@ use pleach::model::{Family, ModelConfig};
 use pleach_kernels::DType;
 
 /// Random weights of a format whose products keep the size of their inputs.
-fn random_tensor(
+pub fn random_tensor(
     random: &mut fastrand::Rng,
     dtype: DType,
     shape: &[usize],

@@ -193,6 +193,9 @@ API cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, Stream *st
 API cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, Stream *stream) {
     return enqueue(stream, [=] { std::memcpy(to, at<void>(from), bytes); });
 }
+API cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, Stream *stream) {
+    return enqueue(stream, [=] { std::memcpy(at<void>(to), at<void>(from), bytes); });
+}
 API cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, Stream *stream) {
     return enqueue(stream, [=] { std::memset(at<void>(to), value, bytes); });
 }

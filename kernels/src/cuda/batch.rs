@@ -14,6 +14,11 @@ const WORKSPACE: usize = 128 << 20;
 /// so one recorded pass serves as many positions.
 const LENGTHS: usize = 256;
 
+/// The slot of a row whose keys and values are not kept: `PLEACH_NO_SLOT`.
+const NO_SLOT: u32 = u32::MAX;
+/// Numbers of rows up to this are rounded up.
+const ROUNDED: usize = 256;
+
 /// The rows of one pass, grouped by sequence, on the host.
 #[derive(Clone, Copy)]
 pub struct BatchRows<'a> {
@@ -78,6 +83,29 @@ impl Batch {
         })
     }
 
+    /// Rows that are computed for `count` rows, the last ones of nothing: 1, 2, 4, and multiples of 8 up to 256. A
+    /// product computes eight at a time anyway, and recorded passes are found again although drafts differ in length.
+    #[must_use]
+    pub fn rows_for(count: usize) -> usize {
+        match count {
+            3 => 4,
+            5..=ROUNDED => count.next_multiple_of(8),
+            count => count,
+        }
+    }
+
+    /// Rows that a pass computes: [`rows_for`](Self::rows_for) those it was given.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Rows with logits that a pass computes: those it was given come first.
+    #[must_use]
+    pub fn wanted(&self) -> usize {
+        self.wanted
+    }
+
     /// Takes on the rows of a pass over a cache of `num_blocks` blocks of `block_size` positions, with rotations for
     /// `max_positions`. `workspace` gives the bytes that attention needs for (rows, longest sequence).
     ///
@@ -105,8 +133,20 @@ impl Batch {
             self.staging.extend(numbers);
             start
         };
-        self.sections = [rows.tokens, rows.positions, rows.slots, rows.logit_rows]
-            .map(|numbers| put(&mut numbers.iter().copied()));
+        // Rows of token 0 at position 0, of no sequence; of these, as many have logits as there are to be.
+        let (computed, wanted) = (Self::rows_for(count), rows.logit_rows.len());
+        let further = (Self::rows_for(wanted) - wanted).min(computed - count);
+        let none = |of| std::iter::repeat_n(of, computed - count);
+        let others = count as u32..(count + further) as u32;
+        self.sections = [
+            put(&mut rows.tokens.iter().copied().chain(none(0))),
+            put(&mut rows.positions.iter().copied().chain(none(0))),
+            put(&mut rows.slots.iter().copied().chain(none(NO_SLOT))),
+            put(&mut rows.logit_rows.iter().copied().chain(others)),
+        ];
+        if let [group] = &mut groups[..] {
+            group.round_up(computed, workspace);
+        }
         for group in &mut groups {
             group.max_length = group.max_length.next_multiple_of(LENGTHS);
             group.max_blocks = group.max_length.div_ceil(block_size);
@@ -115,6 +155,8 @@ impl Batch {
                 let table = (rows.block_table)(sequence);
                 table.iter().copied().chain(std::iter::repeat(0)).take(width)
             });
+            let blocks = group.context_lens.len() * width;
+            let mut tables = (&mut tables).chain(std::iter::repeat(0)).take(blocks);
             group.at = [
                 put(&mut group.cu_seqlens.iter().copied()),
                 put(&mut group.context_lens.iter().copied()),
@@ -125,7 +167,7 @@ impl Batch {
         self.memory.grow(bytes.len())?;
         self.memory.write(bytes)?;
         self.groups = groups;
-        (self.rows, self.wanted) = (count, rows.logit_rows.len());
+        (self.rows, self.wanted) = (computed, wanted + further);
         (self.num_blocks, self.max_positions) = (num_blocks, max_positions);
         Ok(())
     }
@@ -141,6 +183,7 @@ impl Batch {
         [rows, sequences, positions, block_size]: [usize; 4],
         workspace: &dyn Fn(usize, usize) -> usize,
     ) -> Result<usize, CudaError> {
+        let (rows, sequences) = (Self::rows_for(rows), sequences.next_power_of_two());
         let row = workspace(1, positions).max(1);
         // A group that is full has as many rows as fit, or one.
         let groups = rows / (WORKSPACE / row).max(1) + 1;
@@ -280,6 +323,17 @@ impl Group {
         self.context_lens.push(context as u32);
         self.sequences.push(sequence);
         self.max_length = self.max_length.max(context + count);
+    }
+
+    /// Adds rows of no sequence, of which attention computes nothing, up to `rows` where their work space fits, and
+    /// sequences without rows, up to a power of two: launches over as many of both are the same.
+    fn round_up(&mut self, rows: usize, workspace: &dyn Fn(usize, usize) -> usize) {
+        let sequences = self.context_lens.len().next_power_of_two();
+        self.cu_seqlens.resize(sequences + 1, self.rows.len() as u32);
+        self.context_lens.resize(sequences, 0);
+        if workspace(rows, self.max_length.next_multiple_of(LENGTHS)) <= WORKSPACE {
+            self.rows.end = self.rows.start + rows;
+        }
     }
 }
 

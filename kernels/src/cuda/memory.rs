@@ -95,6 +95,28 @@ impl Memory {
         done
     }
 
+    /// Starts a copy of `bytes` of other memory of the same device, which lie `from_offset` bytes behind its start, to
+    /// `offset` bytes behind the start of this.
+    ///
+    /// # Panics
+    /// If one of them does not have as many bytes, or they are on two devices.
+    pub(super) fn copy(
+        &mut self,
+        offset: usize,
+        from: &Self,
+        from_offset: usize,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
+        assert!(Arc::ptr_eq(&self.device, &from.device), "memory of two devices");
+        assert!(offset + bytes <= self.bytes, "{bytes} bytes into {}", self.bytes);
+        assert!(from_offset + bytes <= from.bytes, "{bytes} bytes of {}", from.bytes);
+        self.device.enter()?;
+        let (to, from) = (self.address + offset as u64, from.address + from_offset as u64);
+        // SAFETY: both have as many bytes there and are two allocations, which wait for the copy before they are freed.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.device.stream.cu_stream()) }
+            .map_err(failed("copying on the device"))
+    }
+
     /// Starts a copy of what lies `offset` bytes behind the start.
     ///
     /// # Safety

@@ -50,9 +50,45 @@ impl Tensor {
     ) -> Result<Self, CudaError> {
         assert_eq!(values.len(), rows * cols, "[{rows}, {cols}]");
         let mut tensor = Self::new(device, dtype, rows, cols)?;
-        let bytes = dtype.quantize(values).expect("invariant: a float format");
-        tensor.memory.write(&bytes)?;
+        tensor.set_values(values)?;
         Ok(tensor)
+    }
+
+    /// Gives the first rows these values, rounded to the tensor's format, once everything before is done.
+    ///
+    /// # Errors
+    /// What went wrong before, or in the copy.
+    ///
+    /// # Panics
+    /// If there are more than `rows * cols` values.
+    pub fn set_values(&mut self, values: &[f32]) -> Result<(), CudaError> {
+        let [rows, cols] = self.shape();
+        assert!(values.len() <= rows * cols, "{} values of [{rows}, {cols}]", values.len());
+        let bytes = self.dtype.quantize(values).expect("invariant: a float format");
+        self.memory.write(&bytes)
+    }
+
+    /// Gives the first rows the values of one of `from` each, by its index; starts as many copies as there are runs of indices that
+    /// follow each other.
+    ///
+    /// # Errors
+    /// What the device says.
+    ///
+    /// # Panics
+    /// If formats or widths differ, there are more indices than rows, or an index lies outside.
+    pub fn copy_rows(&mut self, from: &Self, indices: &[u32]) -> Result<(), CudaError> {
+        assert_eq!((self.dtype, self.cols), (from.dtype, from.cols), "format and width");
+        assert!(indices.len() <= self.rows, "{} indices of {} rows", indices.len(), self.rows);
+        let row = self.cols * self.dtype.block_bytes();
+        let mut place = 0;
+        for run in indices.chunk_by(|a, b| a + 1 == *b) {
+            let first = run[0] as usize;
+            let count = run.len();
+            assert!(first + count <= from.rows, "row {} of {}", first + count - 1, from.rows);
+            self.memory.copy(place * row, &from.memory, first * row, count * row)?;
+            place += count;
+        }
+        Ok(())
     }
 
     /// Gives the tensor other rows; its contents are undefined then.
@@ -205,6 +241,7 @@ impl Weights {
 /// Numbers on the host that come from a device.
 pub struct HostBuffer {
     memory: HostMemory,
+    /// Bytes that were read last.
     len: usize,
 }
 
@@ -215,14 +252,6 @@ impl HostBuffer {
     /// If there is no memory left.
     pub fn new(device: &Arc<Device>) -> Result<Self, CudaError> {
         Ok(Self { memory: HostMemory::new(device, 0)?, len: 0 })
-    }
-
-    /// The values of an f32 tensor, once everything before is done.
-    ///
-    /// # Errors
-    /// What went wrong in the kernels before, or in the copy.
-    pub fn read(&mut self, from: &Tensor) -> Result<&[f32], CudaError> {
-        self.read_rows(from, std::iter::once(0..from.rows))
     }
 
     /// The values of some rows of an f32 tensor, ranges one behind the other, once everything before is done.
@@ -241,22 +270,51 @@ impl HostBuffer {
             let reason = format!("{:?} is not F32", from.dtype);
             return Err(CudaError::Argument { what: "reading a tensor", reason });
         }
-        let device = &from.memory.device;
-        let row = from.cols * size_of::<f32>();
-        let bytes = ranges.clone().map(|range| range.len()).sum::<usize>() * row;
-        self.reserve(device, bytes)?;
-        self.len = bytes / size_of::<f32>();
+        self.copy(&from.memory.device, ranges.map(|range| (from, range)))?;
+        Ok(self.values())
+    }
+
+    /// The values of rows of tensors of one float format, one behind the other, once everything before is done.
+    ///
+    /// # Errors
+    /// What went wrong in the kernels before, or in a copy; memory is taken as in [`reserve`](Self::reserve).
+    ///
+    /// # Panics
+    /// If there are no such rows, or not `out.len()` values.
+    pub fn decode_rows<'a>(
+        &mut self,
+        rows: impl Iterator<Item = (&'a Tensor, usize)> + Clone,
+        out: &mut [f32],
+    ) -> Result<(), CudaError> {
+        let Some((first, _)) = rows.clone().next() else { return Ok(()) };
+        self.copy(&first.memory.device, rows.map(|(from, row)| (from, row..row + 1)))?;
+        first.dtype.dequantize(&self.memory.bytes()[..self.len], out);
+        Ok(())
+    }
+
+    /// Copies some rows of tensors, ranges one behind the other, and waits for it.
+    fn copy<'a>(
+        &mut self,
+        device: &Arc<Device>,
+        ranges: impl Iterator<Item = (&'a Tensor, Range<usize>)> + Clone,
+    ) -> Result<(), CudaError> {
+        let bytes = |(from, range): &(&Tensor, Range<usize>)| {
+            range.len() * from.cols * from.dtype.block_bytes()
+        };
+        let total = ranges.clone().map(|part| bytes(&part)).sum();
+        self.reserve(device, total)?;
+        self.len = total;
         let (mut rest, mut started) = (self.memory.bytes_mut(), Ok(()));
-        for range in ranges.filter(|range| !range.is_empty()) {
+        for (from, range) in ranges.filter(|(_, range)| !range.is_empty()) {
             assert!(range.end <= from.rows, "rows {range:?} of {}", from.rows);
+            let row = from.cols * from.dtype.block_bytes();
             let (to, behind) = rest.split_at_mut(range.len() * row);
             // SAFETY: the host's memory lives until the copies are done, just below.
             started = started.and(unsafe { from.memory.read(range.start * row, to) });
             rest = behind;
         }
         device.synchronize()?;
-        started?;
-        Ok(self.values())
+        started
     }
 
     /// Makes room for values of so many bytes from a device.
@@ -271,9 +329,9 @@ impl HostBuffer {
         Ok(())
     }
 
-    /// What was read last.
+    /// What was read last of an f32 tensor.
     #[must_use]
     pub fn values(&self) -> &[f32] {
-        bytemuck::cast_slice(&self.memory.bytes()[..self.len * size_of::<f32>()])
+        bytemuck::cast_slice(&self.memory.bytes()[..self.len])
     }
 }

@@ -17,6 +17,8 @@ pub(in crate::engine) struct Verifier {
     processor: Processor,
     /// The rows of the last pass.
     rows: Rows,
+    /// What an attached drafter reads of some of them.
+    states: Vec<f32>,
 }
 
 /// What became of an item: a round, or none where a prompt is not complete yet.
@@ -108,23 +110,31 @@ impl Verifier {
 
     /// Keeps what an attached drafter reads of the last pass: the states of every sequence's last row that stands.
     fn read_states(
-        &self,
+        &mut self,
         items: &[Scheduled],
         outcomes: &[Outcome],
         sequences: &mut Sequences,
         target: &mut dyn Forward,
     ) {
         let Some(drafter) = target.attached() else { return };
+        let (mut rows, mut readers) = (Vec::new(), Vec::new());
         for ((item, outcome), &first) in items.iter().zip(outcomes).zip(&self.rows.cu_seqlens_q) {
             let sequence = sequences.scheduled_mut(item);
             if let Some(Ok(round)) = outcome
                 && sequence.speculate > 0
             {
                 let valid = item.count + round.accepted;
-                let row = first as usize + valid - 1;
-                let known = item.start + valid + 1;
-                sequence.speculation.set_states(known, |out| drafter.read_states(row, out));
+                rows.push(first + valid as u32 - 1);
+                readers.push((item, item.start + valid + 1));
             }
+        }
+        if rows.is_empty() {
+            return;
+        }
+        drafter.read_states(&rows, &mut self.states);
+        let width = self.states.len() / rows.len();
+        for ((item, known), states) in readers.into_iter().zip(self.states.chunks_exact(width)) {
+            sequences.scheduled_mut(item).speculation.set_states(known, states);
         }
     }
 

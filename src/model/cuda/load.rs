@@ -1,11 +1,14 @@
-//! From a checkpoint to a decoder in a device's memory.
+//! From a checkpoint to a decoder or a draft in a device's memory.
 
 use std::sync::Arc;
 
-use super::{CudaDecoder, Layer, Stack};
+use super::attached::{CudaAttached, Parts, Projection};
+use super::decoder::CudaDecoder;
+use super::draft::CudaDraft;
+use super::layer::{Layer, Stack};
 use crate::checkpoint::{Checkpoint, RawTensor};
 use crate::model::decoder::{check_draft, check_shape};
-use crate::model::{ModelConfig, ModelError};
+use crate::model::{ModelConfig, ModelError, PROJECTIONS};
 use pleach_kernels::DType;
 use pleach_kernels::cuda::{Device, Table, Tensor, Weights};
 
@@ -134,12 +137,29 @@ impl Loader<'_> {
         })
     }
 
-    fn assemble(
-        mut self,
-        embedding: Arc<Table>,
-        head: Arc<Stack>,
-        draft_vocab: Option<Arc<[u32]>>,
-    ) -> Result<CudaDecoder, ModelError> {
+    /// A projection of `hidden_size` outputs, of the token and so many states.
+    fn projection(&mut self, name: &str, states: usize) -> Result<Projection, ModelError> {
+        let width = self.checkpoint.config.hidden_size;
+        let RawTensor { dtype, data, .. } = self.stored(name, [width, (1 + states) * width])?;
+        let (Some(token), Some(row)) =
+            (dtype.bytes_for(width), dtype.bytes_for((1 + states) * width))
+        else {
+            let reason =
+                format!("blocks of {dtype:?} do not end where each state's {width} inputs do");
+            return Err(ModelError::Unsupported { what: format!("tensor {name}"), reason });
+        };
+        let (mut of_token, mut of_states) = (Vec::new(), Vec::new());
+        for row in data.chunks_exact(row) {
+            let (token, states) = row.split_at(token);
+            of_token.extend_from_slice(token);
+            of_states.extend_from_slice(states);
+        }
+        let pack = |inputs, data: &[u8]| Weights::pack(self.device, dtype, width, inputs, data);
+        Ok(Projection { token: pack(width, &of_token)?, states: pack(states * width, &of_states)? })
+    }
+
+    /// All blocks and the last norm of a model that devices compute.
+    fn blocks(&mut self) -> Result<(Vec<Layer>, Tensor), ModelError> {
         let config = self.checkpoint.config.clone();
         self.checkpoint.check_tensors()?;
         if !HEAD_DIMS.contains(&config.head_dim) {
@@ -154,8 +174,18 @@ impl Loader<'_> {
         let layers = (0..config.num_hidden_layers)
             .map(|index| self.layer(&config, index))
             .collect::<Result<_, _>>()?;
-        let norm = self.vector("model.norm.weight", config.hidden_size)?;
+        Ok((layers, self.vector("model.norm.weight", config.hidden_size)?))
+    }
+
+    fn assemble(
+        mut self,
+        embedding: Arc<Table>,
+        head: Arc<Stack>,
+        draft_vocab: Option<Arc<[u32]>>,
+    ) -> Result<CudaDecoder, ModelError> {
+        let (layers, norm) = self.blocks()?;
         let (device, dtype) = (Arc::clone(self.device), self.dtype);
+        let config = self.checkpoint.config.clone();
         Ok(CudaDecoder { device, config, dtype, embedding, layers, norm, head, draft_vocab })
     }
 }
@@ -190,11 +220,11 @@ impl CudaDecoder {
         checkpoint: &mut Checkpoint,
         target: &Self,
         target_checkpoint: &mut Checkpoint,
-    ) -> Result<Self, ModelError> {
+    ) -> Result<CudaDraft, ModelError> {
         let vocab = check_draft(checkpoint, &target.config)?;
-        if checkpoint.attachment.is_some() {
-            let reason = "attached drafters run on the CPU alone".into();
-            return Err(ModelError::Unsupported { what: "the draft".into(), reason });
+        let attachment = checkpoint.attachment.clone();
+        if let Some(attachment) = &attachment {
+            attachment.check(&target.config, &checkpoint.config)?;
         }
         let (vocab_size, hidden) = (target.config.vocab_size, target.config.hidden_size);
         let (device, dtype) = (&target.device, target.dtype);
@@ -227,6 +257,25 @@ impl CudaDecoder {
         } else {
             Arc::clone(&target.embedding)
         };
-        loader.assemble(embedding, head, vocab)
+        let Some(attachment) = attachment else {
+            return Ok(CudaDraft::Standalone(loader.assemble(embedding, head, vocab)?.into()));
+        };
+        let (layers, norm) = loader.blocks()?;
+        let [first, next] = PROJECTIONS;
+        let projections =
+            [loader.projection(first, attachment.states.len())?, loader.projection(next, 1)?];
+        let drafter = CudaAttached::new(Parts {
+            device: Arc::clone(device),
+            config: loader.checkpoint.config.clone(),
+            dtype,
+            attachment,
+            projections,
+            layers,
+            norm,
+            embedding,
+            head,
+            draft_vocab: vocab,
+        })?;
+        Ok(CudaDraft::Attached(drafter.into()))
     }
 }

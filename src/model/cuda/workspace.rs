@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::kv_cache::BLOCK_SIZE;
-use crate::model::ModelConfig;
-use pleach_kernels::cuda::{Batch, CudaError, Device, Graphs, HostBuffer, Tensor, Verifier};
+use crate::model::{ModelConfig, Rows};
+use pleach_kernels::cuda::{Batch, BatchRows, CudaError, Device, Graphs, HostBuffer, Tensor};
 use pleach_kernels::{AttentionShape, DType};
 
 /// The largest pass of a runner.
@@ -22,8 +22,8 @@ pub struct PassBounds {
     pub drafted: bool,
 }
 
-/// Buffers of one forward pass; they grow to the largest batch seen, or that was reserved.
-pub(super) struct Workspace {
+/// Rows of a pass and what its blocks compute of them.
+pub(super) struct Buffers {
     pub(super) batch: Batch,
     /// f32 `[rows, hidden]`: the residual stream.
     pub(super) hidden: Tensor,
@@ -42,23 +42,10 @@ pub(super) struct Workspace {
     pub(super) inner: Tensor,
     /// f32 `[_, 1]`
     pub(super) partial: Tensor,
-    /// f32 `[logit_rows, head_rows]`
-    pub(super) logits: Tensor,
-    pub(super) on_host: HostBuffer,
-    pub(super) verifier: Verifier,
-    pub(super) graphs: Graphs,
-    /// The last pass's `logit_rows`: in these rows `delta` is in `hidden` already.
-    pub(super) logit_rows: Vec<u32>,
 }
 
-impl Workspace {
-    /// Empty buffers for a model with activations of a format and so many rows of its head.
-    pub(super) fn new(
-        device: &Arc<Device>,
-        config: &ModelConfig,
-        dtype: DType,
-        head_rows: usize,
-    ) -> Result<Self, CudaError> {
+impl Buffers {
+    fn new(device: &Arc<Device>, config: &ModelConfig, dtype: DType) -> Result<Self, CudaError> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
         let q = config.num_attention_heads * config.head_dim;
         let kv = config.num_key_value_heads * config.head_dim;
@@ -74,11 +61,65 @@ impl Workspace {
             gate_up: tensor(dtype, 2 * inner)?,
             inner: tensor(dtype, inner)?,
             partial: tensor(DType::F32, 1)?,
-            logits: tensor(DType::F32, head_rows)?,
+        })
+    }
+
+    /// Takes on the rows of a pass over a cache of so many blocks, with rotations for so many positions.
+    pub(super) fn set(
+        &mut self,
+        device: &Device,
+        rows: &Rows,
+        attention: &AttentionShape,
+        [num_blocks, positions]: [usize; 2],
+    ) -> Result<(), CudaError> {
+        let on_host = BatchRows {
+            tokens: &rows.tokens,
+            positions: &rows.positions,
+            slots: &rows.slots,
+            cu_seqlens_q: &rows.cu_seqlens_q,
+            logit_rows: &rows.logit_rows,
+            block_table: &|sequence| rows.block_table(sequence),
+        };
+        let needs = |rows, length| device.attention_workspace(attention, rows, length);
+        self.batch.set(&on_host, [num_blocks, BLOCK_SIZE, positions], &needs)?;
+        self.set_rows(self.batch.rows())
+    }
+
+    fn set_rows(&mut self, rows: usize) -> Result<(), CudaError> {
+        let Self { hidden, normed, qkv, q, attended, delta, gate_up, inner, .. } = self;
+        let mut tensors = [hidden, normed, qkv, q, attended, delta, gate_up, inner].into_iter();
+        tensors.try_for_each(|tensor| tensor.set_rows(rows))
+    }
+
+    /// Where everything lies but the rows.
+    pub(super) fn tensors(&self) -> [&Tensor; 9] {
+        let Self { hidden, normed, qkv, q, attended, delta, gate_up, inner, partial, .. } = self;
+        [hidden, normed, qkv, q, attended, delta, gate_up, inner, partial]
+    }
+}
+
+/// Buffers of one forward pass; they grow to the largest batch seen, or that was reserved.
+pub(super) struct Workspace {
+    pub(super) buffers: Buffers,
+    /// f32 `[logit_rows, head_rows]`
+    pub(super) logits: Tensor,
+    pub(super) on_host: HostBuffer,
+    pub(super) graphs: Graphs,
+}
+
+impl Workspace {
+    /// Empty buffers for a model with activations of a format and so many rows of its head.
+    pub(super) fn new(
+        device: &Arc<Device>,
+        config: &ModelConfig,
+        dtype: DType,
+        head_rows: usize,
+    ) -> Result<Self, CudaError> {
+        Ok(Self {
+            buffers: Buffers::new(device, config, dtype)?,
+            logits: Tensor::new(device, DType::F32, 0, head_rows)?,
             on_host: HostBuffer::new(device)?,
-            verifier: Verifier::new(device)?,
             graphs: Graphs::new(device, true),
-            logit_rows: Vec::new(),
         })
     }
 
@@ -90,21 +131,14 @@ impl Workspace {
         bounds: PassBounds,
         positions: usize,
     ) -> Result<(), CudaError> {
-        let PassBounds { rows, sequences, logit_rows, decides, drafted } = bounds;
-        let vocab = self.logits.shape()[1];
+        let PassBounds { rows, sequences, logit_rows, .. } = bounds;
         let needs = |rows, length| device.attention_workspace(attention, rows, length);
         let sizes = [rows, sequences, positions, BLOCK_SIZE];
-        let partial = self.batch.reserve(sizes, &needs)?;
-        self.partial.set_rows(partial.div_ceil(size_of::<f32>()))?;
-        let Self { hidden, normed, qkv, q, attended, delta, gate_up, inner, .. } = self;
-        for tensor in [hidden, normed, qkv, q, attended, delta, gate_up, inner] {
-            tensor.set_rows(rows)?;
-        }
-        self.logits.set_rows(logit_rows)?;
-        self.on_host.reserve(device, logit_rows * vocab * size_of::<f32>())?;
-        if decides {
-            self.verifier.reserve(sequences, logit_rows, vocab, drafted)?;
-        }
-        Ok(())
+        let partial = self.buffers.batch.reserve(sizes, &needs)?;
+        self.buffers.partial.set_rows(partial.div_ceil(size_of::<f32>()))?;
+        self.buffers.set_rows(Batch::rows_for(rows))?;
+        self.logits.set_rows(Batch::rows_for(logit_rows))?;
+        let [_, vocab] = self.logits.shape();
+        self.on_host.reserve(device, logit_rows * vocab * size_of::<f32>())
     }
 }

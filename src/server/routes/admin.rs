@@ -11,7 +11,7 @@ use axum::http::StatusCode;
 use crate::checkpoint::source::Source;
 use crate::engine::{Candidate, Comparison};
 use crate::loading::LoadError;
-use crate::model::{Draft, Runner};
+use crate::model::{Draft, Drafter, Runner};
 use crate::server::error::ApiError;
 use crate::server::request::body::Body;
 use crate::server::serving::Serving;
@@ -75,7 +75,7 @@ pub(crate) async fn change_draft(
             Draft::Standalone(draft) => {
                 Candidate::Standalone(Box::new(Runner::new(*draft, num_blocks)))
             }
-            Draft::Attached(drafter) => Candidate::Attached(drafter),
+            Draft::Attached(drafter) => Candidate::Attached(Drafter::Cpu(drafter)),
         };
         Ok((name, candidate))
     };

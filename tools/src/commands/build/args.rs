@@ -48,8 +48,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DRAFT", conflicts_with = "keep_blocks")]
     pub(crate) from: Option<PathBuf>,
     /// An attached draft is a few of the model's blocks that read what the model has computed: a prompt costs it
-    /// nothing, but it runs on the CPU alone. A standalone one is a model of its own that reads the text, and runs on
-    /// CUDA devices and in other engines too.
+    /// nothing. A standalone one is a model of its own that reads the text, and runs in other engines too.
     #[arg(long, env = "PLEACH_DRAFT_KIND", value_enum, default_value = "attached")]
     pub(crate) draft_kind: DraftKind,
     /// Blocks of the model that stay. Default: in an attached draft, four; in a standalone one, as many as fit a

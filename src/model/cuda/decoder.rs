@@ -1,0 +1,55 @@
+//! A decoder in a device's memory.
+
+use std::sync::Arc;
+
+use super::layer::{Layer, Stack};
+use crate::kv_cache::BLOCK_SIZE;
+use crate::model::ModelConfig;
+use pleach_kernels::DType;
+use pleach_kernels::cuda::{Device, KvLayer, Table, Tensor};
+
+/// A decoder-only transformer in a device's memory.
+pub struct CudaDecoder {
+    pub(super) device: Arc<Device>,
+    pub(super) config: ModelConfig,
+    /// Format of activations, keys and values.
+    pub(super) dtype: DType,
+    pub(super) embedding: Arc<Table>,
+    pub(super) layers: Vec<Layer>,
+    pub(super) norm: Tensor,
+    pub(super) head: Arc<Stack>,
+    pub(super) draft_vocab: Option<Arc<[u32]>>,
+}
+
+impl CudaDecoder {
+    /// The architecture.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The device it is on.
+    #[must_use]
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Rows of the output head.
+    #[must_use]
+    pub fn head_rows(&self) -> usize {
+        self.head.outputs
+    }
+
+    /// Device memory of the matrices this decoder holds alone or shares.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let layers = self.layers.iter().map(Layer::bytes).sum::<usize>();
+        layers + self.head.bytes() + self.embedding.bytes()
+    }
+
+    /// Device memory that one block of the K/V cache takes.
+    #[must_use]
+    pub fn block_bytes(&self) -> usize {
+        self.layers.iter().map(|layer| KvLayer::block_bytes(&layer.attention, BLOCK_SIZE)).sum()
+    }
+}

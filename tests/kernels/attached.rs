@@ -1,0 +1,366 @@
+//! The attached drafter on the emulator: its steps against the CPU's, with recorded passes and without, and engines on
+//! whose device it drafts.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use pleach::checkpoint::write::{Meta, gguf_file};
+use pleach::checkpoint::{ATTACHMENT, Checkpoint, RawTensor};
+use pleach::engine::{Candidate, Engine, EngineConfig, Outcome};
+use pleach::kv_cache::{BlockPool, BlockTable};
+use pleach::model::{
+    CudaDecoder, CudaDraft, CudaRunner, Decoder, Draft, DraftInput, Drafter, Family, Forward,
+    ModelConfig, PROJECTIONS, Precision, Rows, Runner, layer_tensor_names,
+};
+use pleach::speculation::Proposer;
+use pleach_kernels::cuda::Device;
+use pleach_kernels::{DType, ThreadPool};
+
+use super::decoder::{config, device, distance};
+use super::rounds::{requests, run};
+use super::support::random_model::{random_tensor, write_model};
+
+/// Blocks and positions of a test's cache.
+const BLOCKS: usize = 64;
+const POSITIONS: usize = 300;
+
+/// Writes a drafter of a model: some of its blocks behind projections of these states, and a head of three of four tokens.
+pub(crate) fn write_attached(
+    model: &Path,
+    draft: &Path,
+    blocks: &[u32],
+    states: &[u32],
+    projection: &mut dyn FnMut([usize; 2]) -> RawTensor,
+) {
+    let mut checkpoint = Checkpoint::open(model).unwrap();
+    let config = checkpoint.config.clone();
+    let mut tensors = Vec::new();
+    for (place, &block) in blocks.iter().enumerate() {
+        for name in layer_tensor_names(&config, block as usize, |name| checkpoint.has(name)) {
+            let tensor = checkpoint.tensor(&name).unwrap();
+            let (old, new) = (format!("layers.{block}."), format!("layers.{place}."));
+            tensors.push((name.replace(&old, &new), tensor));
+        }
+    }
+    let norm = "model.norm.weight";
+    tensors.push((norm.into(), checkpoint.tensor(norm).unwrap()));
+    for (name, inputs) in PROJECTIONS.into_iter().zip([1 + states.len(), 2]) {
+        let width = config.hidden_size;
+        tensors.push((name.into(), projection([width, inputs * width])));
+    }
+    let config = ModelConfig { num_hidden_layers: blocks.len(), ..config };
+    let vocab: Vec<u32> = (0..config.vocab_size as u32).filter(|id| id % 4 != 3).collect();
+    let more = [
+        (ATTACHMENT[0], Meta::Numbers(blocks)),
+        (ATTACHMENT[1], Meta::Numbers(states)),
+        ("pleach.draft_vocab", Meta::Numbers(&vocab)),
+    ];
+    gguf_file(draft, "attached", &config, &more, &tensors).unwrap();
+}
+
+/// A projection of the token's embedding back to what it was before its norm, `kept` of it, and of a little of the states.
+fn of_the_token(random: &mut fastrand::Rng, [rows, cols]: [usize; 2], kept: f32) -> RawTensor {
+    let rms = 1.0 / (rows as f32).sqrt();
+    let mut value = |row: usize, col: usize| match col {
+        _ if col == row => kept * rms,
+        _ if col < rows => 0.0,
+        _ => 0.002 * (random.f32() - 0.5),
+    };
+    let values: Vec<f32> =
+        (0..rows * cols).map(|place| value(place / cols, place % cols)).collect();
+    let data = DType::BF16.quantize(&values).unwrap();
+    RawTensor { dtype: DType::BF16, shape: vec![rows, cols], data }
+}
+
+/// Writes a model of three blocks, of which the last alone adds anything, and a drafter that has that block and `kept` of
+/// what it reads: with all of it, the two say much the same.
+pub(crate) fn write_pair(folder: &Path, config: &ModelConfig, kept: f32) {
+    let (model, draft) = (folder.join("model.gguf"), folder.join("attached.gguf"));
+    let config = ModelConfig { num_hidden_layers: 3, ..config.clone() };
+    let adds_nothing = |name: &str| {
+        let block = ["layers.0.", "layers.1."].iter().any(|block| name.contains(block));
+        block && (name.contains("o_proj") || name.contains("down_proj"))
+    };
+    let factor = |name: &str| if adds_nothing(name) { 0.0 } else { 1.0 };
+    write_model(&model, &config, 5, &|_| DType::BF16, &factor);
+    let mut random = fastrand::Rng::with_seed(6);
+    write_attached(&model, &draft, &[2], &[1, 3], &mut |shape| {
+        of_the_token(&mut random, shape, kept)
+    });
+}
+
+fn deep(family: Family) -> ModelConfig {
+    ModelConfig { num_hidden_layers: 4, ..config(family) }
+}
+
+/// Writes a random model and a drafter of some of its blocks, which reads these states.
+fn write_random(
+    model: &Path,
+    draft: &Path,
+    config: &ModelConfig,
+    seed: u64,
+    dtype: DType,
+    [blocks, states]: [&[u32]; 2],
+) {
+    write_model(model, config, seed, &|_| dtype, &|_| 1.0);
+    let mut random = fastrand::Rng::with_seed(seed);
+    write_attached(model, draft, blocks, states, &mut |shape| {
+        random_tensor(&mut random, dtype, &shape, 1.0)
+    });
+}
+
+/// What a model's drafter says: the states that it is given, which differ by a factor between kinds of memory, and logits.
+type Said = Vec<(String, Vec<f32>)>;
+
+/// Passes of a model over three sequences, one past a split of attention, and chains of its drafter behind rows of them that
+/// stand.
+fn chains(model: &mut dyn Forward, seed: u64) -> Said {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let vocab = model.config().vocab_size as u32;
+    let width = model.config().hidden_size;
+    let mut pool = BlockPool::new(BLOCKS);
+    let mut tables: [BlockTable; 3] = Default::default();
+    for table in &mut tables {
+        assert!(table.reserve(POSITIONS, &mut pool));
+    }
+    let mut said = Vec::new();
+    let mut starts = [0; 3];
+    for round in 0..4 {
+        let mut rows = Rows::default();
+        let mut stands = Vec::new();
+        for (sequence, start) in starts.iter_mut().enumerate() {
+            let count = if round == 0 { [9, 20, 262][sequence] } else { random.usize(1..5) };
+            let wanted = random.usize(1..=count.min(4));
+            let tokens: Vec<u32> = (0..count).map(|_| random.u32(..vocab)).collect();
+            rows.push(&tables[sequence], *start, tokens, wanted);
+            // Rows behind the one that stands were draft tokens that did not.
+            let rejected = random.usize(..wanted);
+            stands.push((rows.len() - 1 - rejected) as u32);
+            *start += count - rejected;
+        }
+        model.forward(&rows).unwrap();
+        let drafter = model.attached().unwrap();
+        let head_rows = drafter.head_rows();
+        let mut states = Vec::new();
+        drafter.read_states(&stands, &mut states);
+        for (place, state) in states.chunks_exact(width).enumerate() {
+            let rms = (state.iter().map(|v| v * v).sum::<f32>() / width as f32).sqrt();
+            let normed = state.iter().map(|value| value / rms).collect();
+            said.push((format!("round {round}, state {place}"), normed));
+        }
+        // All chains, some of them in another order, and two that go on from one row.
+        let steps: [(&[usize], &[u32]); 4] =
+            [(&[0, 1, 2], &[]), (&[0, 1, 2], &[0, 1, 2]), (&[2, 0], &[2, 0]), (&[0, 1], &[1, 1])];
+        let mut ends = starts;
+        for (step, (sequences, from)) in steps.into_iter().enumerate() {
+            rows.clear();
+            for &sequence in sequences {
+                rows.push(&tables[sequence], ends[sequence], [random.u32(..vocab)], 1);
+                ends[sequence] += 1;
+            }
+            let input = match step {
+                0 => DraftInput::Target(&states),
+                _ => DraftInput::Own(from),
+            };
+            let logits = drafter.step(&rows, input).unwrap();
+            assert_eq!(logits.len(), rows.len() * head_rows);
+            said.extend(logits.chunks_exact(head_rows).zip(sequences).map(|(row, sequence)| {
+                (format!("round {round}, step {step}, sequence {sequence}"), row.to_vec())
+            }));
+        }
+    }
+    said
+}
+
+fn on_cpu(model: &Path, draft: &Path) -> Runner {
+    let pool = Arc::new(ThreadPool::new(1));
+    let mut checkpoint = Checkpoint::open(model).unwrap();
+    let target = Decoder::load_with(&mut checkpoint, &pool, Precision::F32).unwrap();
+    let draft = Decoder::load_draft(&mut Checkpoint::open(draft).unwrap(), &target, &pool);
+    let Ok(Draft::Attached(drafter)) = draft else { panic!("no attached draft") };
+    let mut runner = Runner::new(target, BLOCKS);
+    assert!(runner.attach(Some(Drafter::Cpu(drafter))).is_none());
+    runner
+}
+
+fn load(device: &Arc<Device>, model: &Path, draft: &Path) -> (CudaDecoder, Drafter) {
+    let mut checkpoint = Checkpoint::open(model).unwrap();
+    let target = CudaDecoder::load(&mut checkpoint, device).unwrap();
+    let mut draft = Checkpoint::open(draft).unwrap();
+    let draft = CudaDecoder::load_draft(&mut draft, &target, &mut checkpoint).unwrap();
+    let CudaDraft::Attached(drafter) = draft else { panic!("no attached draft") };
+    (target, Drafter::Cuda(drafter))
+}
+
+fn on_cuda(device: &Arc<Device>, model: &Path, draft: &Path) -> CudaRunner {
+    let (target, drafter) = load(device, model, draft);
+    let mut runner = CudaRunner::new(target, BLOCKS, POSITIONS).unwrap();
+    assert!(runner.attach(Some(drafter)).is_none());
+    runner
+}
+
+/// Random models of several formats: the states and logits of all steps are near those of the CPU's drafter.
+pub(crate) fn steps_agree_with_the_cpu() {
+    let device = device();
+    let folder = tempfile::tempdir().unwrap();
+    let (model, draft) = (folder.path().join("model.gguf"), folder.path().join("draft.gguf"));
+    let wide = ModelConfig {
+        hidden_size: 256,
+        intermediate_size: 256,
+        num_attention_heads: 4,
+        ..deep(Family::Llama)
+    };
+    let models: [(ModelConfig, DType, &[u32], &[u32], f64); 4] = [
+        (deep(Family::Llama), DType::BF16, &[1, 3], &[1, 3, 4], 0.05),
+        (deep(Family::Qwen2), DType::F16, &[3], &[4], 0.01),
+        (deep(Family::Qwen3), DType::Q8_0, &[0, 2, 3], &[0, 2], 0.06),
+        (wide, DType::Q4_K, &[2, 3], &[2, 4], 0.08),
+    ];
+    for (config, dtype, blocks, states, tolerance) in models {
+        let seed = fastrand::u64(..);
+        let name = format!("{:?} in {dtype:?}, seed {seed}", config.family);
+        write_random(&model, &draft, &config, seed, dtype, [blocks, states]);
+        let expected = chains(&mut on_cpu(&model, &draft), seed);
+        let said = chains(&mut on_cuda(&device, &model, &draft), seed);
+        let mut worst = 0.0f64;
+        assert_eq!(said.len(), expected.len());
+        for ((what, expected), (_, said)) in expected.iter().zip(&said) {
+            let apart = distance(expected, said);
+            // Not `apart > tolerance`: a NaN must fail.
+            assert!(apart <= tolerance, "{name}: {what} is {apart} from the CPU's");
+            worst = worst.max(apart);
+        }
+        println!("{name}: steps within {worst:.4} of the CPU's");
+    }
+}
+
+/// Steps that repeat are recorded and replayed: the same bits as launch by launch, and none of another drafter.
+pub(crate) fn recorded_steps_are_the_same() {
+    let device = device();
+    let folder = tempfile::tempdir().unwrap();
+    let [model, draft, other] =
+        ["model.gguf", "draft.gguf", "other.gguf"].map(|name| folder.path().join(name));
+    let seed = fastrand::u64(..);
+    let config = deep(Family::Qwen2);
+    write_random(&model, &other, &config, seed, DType::BF16, [&[1, 2], &[0, 4]]);
+    write_random(&model, &draft, &config, seed, DType::BF16, [&[0, 3], &[2, 3]]);
+    let expected = chains(&mut on_cuda(&device, &model, &draft).without_graphs(), seed);
+    let mut runner = on_cuda(&device, &model, &draft);
+    // Three times, after which every pass and step was recorded.
+    for round in 0..3 {
+        assert!(chains(&mut runner, seed) == expected, "seed {seed}: bits, round {round}");
+    }
+    assert!(runner.replayed_steps() > 16, "{} steps", runner.replayed_steps());
+    let first = runner.attach(Some(load(&device, &model, &other).1));
+    let others = chains(&mut runner, seed);
+    let mut plain = on_cuda(&device, &model, &other).without_graphs();
+    assert!(chains(&mut plain, seed) == others, "seed {seed}: bits of another drafter");
+    assert_eq!(plain.replayed_steps(), 0);
+    assert!(others != expected);
+    runner.attach(first);
+    assert!(chains(&mut runner, seed) == expected, "seed {seed}: bits of the first again");
+}
+
+/// An engine on the device whose target has the drafter, or none.
+fn engine(device: &Arc<Device>, folder: &Path, drafts: bool, config: EngineConfig) -> Engine {
+    let (target, drafter) = load(device, &folder.join("model.gguf"), &folder.join("attached.gguf"));
+    let mut target = CudaRunner::new(target, config.num_blocks.unwrap(), 64).unwrap();
+    if drafts {
+        target.attach(Some(drafter));
+    }
+    Engine::with_models(Box::new(target), None, config).unwrap()
+}
+
+fn settings() -> EngineConfig {
+    EngineConfig {
+        max_model_len: Some(64),
+        num_blocks: Some(BLOCKS),
+        num_speculative_tokens: 3,
+        ngram: false,
+        adaptive: false,
+        seed: Some(3),
+        ..EngineConfig::default()
+    }
+}
+
+/// The same tokens and log-probabilities, bit for bit, with the drafter and without: alone and together, in chunks, and in a
+/// cache so small that sequences are turned out; and draft tokens are accepted.
+pub(crate) fn an_attached_drafter_on_cuda_leaves_no_trace() {
+    let device = device();
+    let folder = tempfile::tempdir().unwrap();
+    write_pair(folder.path(), &config(Family::Qwen3), 1.0);
+    let requests = requests();
+    let mut plain = engine(&device, folder.path(), false, settings());
+    assert!(!plain.has_draft_model());
+    let expected: Vec<_> =
+        requests.iter().map(|r| run(&mut plain, std::slice::from_ref(r)).remove(0)).collect();
+    for (max_num_batched_tokens, num_blocks, adaptive) in
+        [(512, BLOCKS, false), (5, BLOCKS, false), (512, 5, false), (512, BLOCKS, true)]
+    {
+        let config = EngineConfig {
+            max_num_batched_tokens,
+            num_blocks: Some(num_blocks),
+            adaptive,
+            ..settings()
+        };
+        let mut engine = engine(&device, folder.path(), true, config);
+        engine.profile();
+        let case = format!("{max_num_batched_tokens} rows, {num_blocks} blocks");
+        assert_eq!(run(&mut engine, &requests), expected, "{case}");
+        let drafted = engine.stats().rounds.proposer(Proposer::DraftModel);
+        println!("{case}: {drafted:?}");
+        assert!(adaptive || drafted.accepted_tokens > 10, "{case}: {drafted:?}");
+        assert_eq!(engine.stats().draft_failures, 0, "{case}");
+    }
+}
+
+/// A drafter is compared with the one that serves, on the device of both, and neither leaves a trace.
+pub(crate) fn attached_drafters_on_cuda_are_compared() {
+    let device = device();
+    let folder = tempfile::tempdir().unwrap();
+    let bad = tempfile::tempdir().unwrap();
+    write_pair(folder.path(), &config(Family::Llama), 1.0);
+    write_pair(bad.path(), &config(Family::Llama), 0.0);
+    let requests = &requests()[..4];
+    let mut plain = engine(&device, folder.path(), false, settings());
+    let expected = run(&mut plain, requests);
+    let mut engine = engine(&device, bad.path(), true, settings());
+    engine.profile();
+    let better =
+        load(&device, &folder.path().join("model.gguf"), &folder.path().join("attached.gguf")).1;
+    engine.compare("better".into(), Candidate::Attached(better), 20).unwrap();
+    assert_eq!(run(&mut engine, requests), expected, "while they are compared");
+    let compared = engine.comparison().unwrap();
+    println!("{compared:?}");
+    // Which one promises more speed depends on what steps took.
+    assert!(matches!(compared.outcome, Some(Outcome::Switched | Outcome::Refused)), "{compared:?}");
+    let current = compared.current.as_ref().unwrap().accepted_tokens;
+    assert!(compared.candidate.accepted_tokens > current + 5, "{compared:?}");
+    assert_eq!(run(&mut engine, requests), expected, "afterwards");
+    assert_eq!(engine.stats().draft_failures, 0);
+}
+
+/// A matrix that cannot be cut where the token ends is named, and so is what a drafter lacks of its target.
+pub(crate) fn drafters_that_do_not_fit_are_refused() {
+    let device = device();
+    let folder = tempfile::tempdir().unwrap();
+    let (model, draft) = (folder.path().join("model.gguf"), folder.path().join("draft.gguf"));
+    write_model(&model, &config(Family::Llama), 1, &|_| DType::BF16, &|_| 1.0);
+    let refused = |dtype, blocks: &[u32], states: &[u32]| {
+        let mut random = fastrand::Rng::with_seed(2);
+        write_attached(&model, &draft, blocks, states, &mut |shape| {
+            random_tensor(&mut random, dtype, &shape, 1.0)
+        });
+        let mut checkpoint = Checkpoint::open(&model).unwrap();
+        let target = CudaDecoder::load(&mut checkpoint, &device).unwrap();
+        let mut draft = Checkpoint::open(&draft).unwrap();
+        let loaded = CudaDecoder::load_draft(&mut draft, &target, &mut checkpoint);
+        loaded.err().unwrap().to_string()
+    };
+    let error = refused(DType::Q4_K, &[1], &[2]);
+    assert!(error.contains("attached.first.weight") && error.contains("128 inputs"), "{error}");
+    let error = refused(DType::BF16, &[1, 0], &[2]);
+    assert!(error.contains("blocks [1, 0] are not 2 of 2"), "{error}");
+    let error = refused(DType::BF16, &[1], &[3]);
+    assert!(error.contains("states [3]"), "{error}");
+}
