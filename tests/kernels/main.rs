@@ -61,7 +61,7 @@ fn main() {
     if compiles && !arguments.list {
         run_over_the_emulator();
     }
-    let compiled: [(&str, fn()); 17] = [
+    let compiled: [(&str, fn()); 18] = [
         (
             "kernels_agree_with_their_references_and_bugs_are_caught",
             kernels_agree_with_their_references_and_bugs_are_caught,
