@@ -10,7 +10,7 @@ pub(crate) mod toml_file;
 pub use also::AlsoError;
 pub use config::{Access, Config, ConnectionLimits};
 pub use config_file::{ConfigError, parse};
-pub use default_draft::{default_draft, default_standalone_draft};
+pub use default_draft::default_draft;
 pub use flags::{
     Args, CheckArgs, Cli, Command, ComputeDevice, KvCacheDtype, LogFormat, LoraModule, NamedSource,
 };

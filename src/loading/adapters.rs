@@ -112,20 +112,16 @@ impl LoadedAdapter {
 pub(super) struct LoadedBeside(Arc<Mutex<Vec<Weak<AdapterWeights>>>>);
 
 impl LoadedBeside {
-    /// Those that there are; nobody else looks or adds one meanwhile.
-    fn lock(&self) -> MutexGuard<'_, Vec<Weak<AdapterWeights>>> {
+    /// Those that there are. Until it is dropped nothing else is let in beside the caches.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Vec<Weak<AdapterWeights>>> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|weights| weights.strong_count() > 0);
         all
     }
-
-    /// Memory that they take.
-    pub(super) fn bytes(&self) -> u64 {
-        bytes_of(&self.lock())
-    }
 }
 
-fn bytes_of(adapters: &[Weak<AdapterWeights>]) -> u64 {
+/// Memory that adapters take.
+pub(super) fn bytes_of(adapters: &[Weak<AdapterWeights>]) -> u64 {
     adapters.iter().filter_map(Weak::upgrade).map(|weights| weights.bytes() as u64).sum()
 }
 

@@ -1,6 +1,6 @@
 //! Drafts: those a configuration names, and those that are loaded while their model serves.
 
-use super::adapters::LoadedBeside;
+use super::adapters::{LoadedBeside, bytes_of};
 use super::error::LoadError;
 use super::opened::stretch_positions;
 use crate::checkpoint::Checkpoint;
@@ -57,13 +57,15 @@ impl DraftLoader {
         stretch_positions(&mut checkpoint, &self.config);
         let needed = self.lender.draft_bytes(&checkpoint, num_blocks)?;
         // A tenth is for the rows of a pass.
-        if let Some(left) = self.caches.available_beside(self.loaded.bytes())
+        let loaded = self.loaded.lock();
+        if let Some(left) = self.caches.available_beside(bytes_of(&loaded))
             && needed > left / 10 * 9
         {
             let (needed, left) = (needed.div_ceil(1_000_000), left / 1_000_000);
             return Err(LoadError::DraftMemory { needed, left });
         }
         let draft = self.lender.load_draft(&mut checkpoint)?;
+        drop(loaded);
         check_positions(&self.config, self.lender.config(), draft.config())?;
         Ok((checkpoint.name, draft))
     }

@@ -219,6 +219,9 @@ mod tests {
         for states in [&[7][..], &[4, 2], &[2, 2], &[]] {
             assert!(check(&[4, 5], states, &two).unwrap_err().contains("states"), "{states:?}");
         }
+        let mut windowed = two.clone();
+        windowed.sliding_window = Some(crate::model::SlidingWindow::from_layer(16, 1, 2));
+        assert!(check(&[4, 5], &[2], &windowed).unwrap_err().contains("windows"));
         for change in [
             |config: &mut ModelConfig| config.num_key_value_heads = 4,
             |config: &mut ModelConfig| config.head_dim = 32,

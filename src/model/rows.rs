@@ -121,7 +121,7 @@ impl Rows {
 /// What the rows of a step go on from.
 #[derive(Debug, Clone, Copy)]
 pub enum DraftInput<'a> {
-    /// The target's states of the position before: `[rows, states, hidden]`.
+    /// The target's states of the position before, as it gave them: `[rows, states, hidden]`.
     Target(&'a [f32]),
     /// The drafter's own states: for every row a row of the last step.
     Own(&'a [u32]),

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use super::support::letters;
+use super::support::{letters, standalone_draft};
 
 fn check(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pleach"))
@@ -37,7 +37,7 @@ fn an_int8_cache_is_counted() {
     // 3 heads of 64 values, keys and values, a byte each, and four for each head.
     let block = 16 * 3 * (64 + 4) * 2;
     assert_eq!(cache("none").0, 40 * 30 * block);
-    if let Some(standalone) = pleach::cli::default_standalone_draft() {
+    if let Some(standalone) = standalone_draft() {
         let (bytes, layers) = cache(standalone.to_str().unwrap());
         assert_eq!(bytes, 40 * (30 + layers) * block);
     }
@@ -70,7 +70,7 @@ fn a_pair_is_measured_before_it_serves() {
         let path = format!("/prediction/by_num_speculative_tokens/{best}");
         assert_eq!(positive(&path), positive("/prediction/speedup"));
     }
-    if let Some(standalone) = pleach::cli::default_standalone_draft() {
+    if let Some(standalone) = standalone_draft() {
         let standalone = standalone.to_str().unwrap();
         let memory = ["--json", "--limit", "1", "--max-model-len", "512", "--kv-blocks", "40"];
         let output = check(&[&memory[..], &["--draft", standalone]].concat());

@@ -143,7 +143,9 @@ TEST(attention_over_4096_positions) {
 TEST(attention_in_a_window) {
     for (int window : {1, 5, 64, 300}) {
         PleachAttentionShape shape{2, 1, 64, 32, window};
-        const Batch b = random_batch(shape, PLEACH_BF16, {{random_int(300, 600), 4}, {0, 5}, {random_int(0, 200), 2}});
+        // The last one's windows begin on both sides of position 256, where a split begins.
+        const int64_t across = 256 + window - 4;
+        const Batch b = random_batch(shape, PLEACH_BF16, {{random_int(300, 600), 4}, {0, 5}, {random_int(0, 200), 2}, {across, 8}});
         check(b, attend(b));
     }
 }

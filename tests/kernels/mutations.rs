@@ -307,6 +307,13 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
         "attention",
     )),
     slow(bug(
+        "a split left out that only the tile's first rows see",
+        "attention.cu",
+        "row_of(place.first_pair)).begin",
+        "row_of(place.first_pair + 15 < pairs ? place.first_pair + 15 : pairs - 1)).begin",
+        "attention",
+    )),
+    slow(bug(
         "positions of the wrong half of a cache block",
         "attention.cu",
         "position & (t.shape.block_size - 1)",

@@ -6,6 +6,7 @@ use std::time::Duration;
 use pleach::checkpoint::Checkpoint;
 use pleach::observe::traffic::{Recorded, files_of};
 
+use super::support::standalone_draft;
 use super::*;
 
 pub(super) fn recorded(folder: &Path) -> Vec<Recorded> {
@@ -135,7 +136,7 @@ fn change(draft: &Path) -> Value {
 /// Drafts of both kinds take the place of drafts of both kinds while a stream runs, which does not notice.
 #[tokio::test(flavor = "multi_thread")]
 async fn attached_drafts_change_too() {
-    let Some(standalone) = pleach::cli::default_standalone_draft() else { return };
+    let Some(standalone) = standalone_draft() else { return };
     let Some(attached) = pleach::cli::default_draft() else { return };
     let folder = tempfile::tempdir().unwrap();
     let long = json!({"prompt": "1, 2, 3, 4, 5,", "max_tokens": 200, "ignore_eos": true, "temperature": 0});
@@ -182,7 +183,7 @@ async fn attached_drafts_change_too() {
 /// A draft takes the place of a worse one under live streams, which do not notice; a worse one does not.
 #[tokio::test(flavor = "multi_thread")]
 async fn drafts_change_under_live_streams() {
-    let Some(good) = pleach::cli::default_standalone_draft() else { return };
+    let Some(good) = standalone_draft() else { return };
     let folder = tempfile::tempdir().unwrap();
     let bad = folder.path().join("bad.gguf");
     bad_draft(&good, &bad);

@@ -21,6 +21,12 @@ pub mod letters;
 pub mod logits;
 pub mod random_model;
 
+/// The standalone draft of the default model, beside the attached one.
+pub fn standalone_draft() -> Option<PathBuf> {
+    let attached = pleach::cli::default_draft()?;
+    Some(attached.with_file_name("smollm2-135m-instruct-standalone.gguf"))
+}
+
 /// A program of this workspace: cargo builds both before it runs the tests of both packages.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();

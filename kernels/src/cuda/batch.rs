@@ -53,11 +53,11 @@ pub struct Batch {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Group {
     pub(super) rows: Range<usize>,
-    /// First row of each sequence within the group, and the number of rows.
+    /// First row of each sequence within the group, and the number of rows of sequences: the rest of `rows` fills up.
     cu_seqlens: Vec<u32>,
-    /// Positions before each sequence's first row.
+    /// Positions before each sequence's first row; sequences without rows at the end fill up.
     pub(super) context_lens: Vec<u32>,
-    /// Index of each sequence.
+    /// Index of each sequence that has rows.
     sequences: Vec<usize>,
     pub(super) max_length: usize,
     pub(super) max_blocks: usize,
@@ -383,6 +383,37 @@ mod tests {
         assert_eq!(cut(60), [7, 1]);
         assert_eq!(cut(16), [2, 2, 3, 1]);
         assert_eq!(cut(1), [1; 8]);
+    }
+
+    #[test]
+    fn groups_are_filled_up_where_the_work_space_allows() {
+        let table: Vec<u32> = (0..6).collect();
+        let filled = |counts: [usize; 3], budget: usize| {
+            let positions: Vec<u32> = counts.iter().flat_map(|&count| 0..count as u32).collect();
+            let [a, b, c] = counts.map(|count| count as u32);
+            let rows = BatchRows {
+                tokens: &vec![0; positions.len()],
+                positions: &positions,
+                slots: &positions,
+                cu_seqlens_q: &[0, a, a + b, a + b + c],
+                logit_rows: &[],
+                block_table: &|_| &table,
+            };
+            let mut groups = groups(&rows, &|_, _| true);
+            let computed = Batch::rows_for(positions.len());
+            groups[0].round_up(computed, &|rows, _| rows * WORKSPACE / budget);
+            groups.remove(0)
+        };
+        for counts in [[3, 1, 1], [1, 4, 1], [2, 2, 3], [2, 4, 2]] {
+            let count: usize = counts.iter().sum();
+            let group = filled(counts, 8);
+            assert_eq!((group.rows.clone(), group.context_lens.len()), (0..8, 4), "{counts:?}");
+            let ends = [counts[0], counts[0] + counts[1], count, count].map(|end| end as u32);
+            assert_eq!(group.cu_seqlens[1..], ends);
+            assert_eq!(filled(counts, 7).rows, 0..count, "no room for eight");
+        }
+        let rows = [0, 1, 2, 3, 4, 5, 8, 9, 255, 256, 257, 300].map(Batch::rows_for);
+        assert_eq!(rows, [0, 1, 2, 4, 4, 8, 8, 16, 256, 256, 257, 300]);
     }
 
     #[test]

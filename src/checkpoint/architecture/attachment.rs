@@ -42,11 +42,19 @@ impl Attachment {
             format!("states {:?} are none of 0 to {total}", self.states)
         } else if heads(target) != heads(drafter) || !turn_alike(target, drafter, &self.blocks) {
             "its attention heads or rotary embedding are not the target's".into()
+        } else if !see_alike(target, drafter, &self.blocks) {
+            "the windows of its blocks are not those of the target's blocks".into()
         } else {
             return Ok(());
         };
         Err(AttachmentError(problem))
     }
+}
+
+/// Whether a drafter's blocks attend to as many positions as the target's `blocks` that they are.
+fn see_alike(target: &ModelConfig, drafter: &ModelConfig, blocks: &[usize]) -> bool {
+    let window = |config: &ModelConfig, block| config.attention(block).window;
+    blocks.iter().enumerate().all(|(own, &block)| window(drafter, own) == window(target, block))
 }
 
 /// Whether a drafter's blocks turn queries and keys by the same angles as the target's `blocks` that they are,

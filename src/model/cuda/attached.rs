@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use super::layer::{Layer, Pass, Stack, run_blocks};
 use super::states::States;
-use super::workspace::{PassBounds, Workspace};
-use crate::kv_cache::{BLOCK_SIZE, BlockPool, BlockTable};
+use super::workspace::{Buffers, PassBounds, Workspace};
 use crate::model::{Attachment, DraftInput, ModelConfig, Rows};
 use pleach_kernels::DType;
-use pleach_kernels::cuda::{Batch, CudaError, Device, Graphs, KvLayer, PassKey, Table, Tensor, Weights};
+use pleach_kernels::cuda::{
+    Batch, CudaError, Device, Graphs, KvLayer, PassKey, Table, Tensor, Weights,
+};
 
 /// A projection onto what the first block reads, cut by its inputs.
 pub(super) struct Projection {
@@ -138,15 +139,9 @@ impl CudaAttached {
             tensor.set_rows(Batch::rows_for(bounds.rows))?;
         }
         let inputs = attachment.states.len() * self.parts.config.hidden_size;
-        let positions = positions.min(cache.num_blocks * BLOCK_SIZE);
-        let (mut pool, mut table) = (BlockPool::new(cache.num_blocks), BlockTable::new());
-        assert!(table.reserve(positions, &mut pool), "invariant: as many blocks as are there");
-        // Products have kernels of their own for few rows.
-        for count in [bounds.rows, 16, 1].map(|count| count.min(bounds.rows).min(positions)) {
-            let mut rows = Rows::default();
-            rows.push(&table, positions - count, std::iter::repeat_n(0, count), count);
-            let from: Vec<u32> = (0..count as u32).collect();
-            let states = vec![0.0; count * inputs];
+        for rows in bounds.first_passes(cache.num_blocks, positions) {
+            let from: Vec<u32> = (0..rows.len() as u32).collect();
+            let states = vec![0.0; rows.len() * inputs];
             for input in [DraftInput::Target(&states), DraftInput::Own(&from)] {
                 self.step(&rows, input, &mut cache)?;
             }
@@ -176,10 +171,12 @@ impl CudaAttached {
         let (projection, states) = match input {
             DraftInput::Target(values) => {
                 given.set_rows(computed)?;
+                assert_eq!(values.len(), rows.len() * given.shape()[1], "a state for every row");
                 given.set_values(values)?;
                 (first, &*given)
             }
             DraftInput::Own(from) => {
+                assert_eq!(from.len(), rows.len(), "a row of the last step for every row");
                 gathered.set_rows(computed)?;
                 gathered.copy_rows(own, from)?;
                 (next, &*gathered)
@@ -199,7 +196,7 @@ impl CudaAttached {
             let kept = kept.filter(|(block, _)| attachment.blocks.contains(block));
             let blocks = layers.iter().zip(kept.map(|(_, cache)| cache));
             run_blocks(&pass, blocks, buffers, true, &mut |_, _| Ok(()))?;
-            let super::workspace::Buffers { hidden, normed, delta, .. } = &mut *buffers;
+            let Buffers { hidden, normed, delta, .. } = &mut *buffers;
             device.add_rms_norm(hidden, Some(delta), norm, None, normed, eps)?;
             device.add_rms_norm(hidden, None, ones, None, own, eps)?;
             head.project(device, normed, logits)

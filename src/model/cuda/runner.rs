@@ -7,7 +7,7 @@ use super::decoder::CudaDecoder;
 use super::layer::{Layer, Pass, run_blocks};
 use super::verify;
 use super::workspace::{Buffers, PassBounds, Workspace};
-use crate::kv_cache::{BLOCK_SIZE, BlockPool, BlockTable};
+use crate::kv_cache::BLOCK_SIZE;
 use crate::model::{
     AttachedForward, DraftInput, Drafter, Forward, ModelConfig, OutOfMemory, RoundResult, Rows,
     VerifyTask, rope_table,
@@ -97,14 +97,7 @@ impl CudaRunner {
         if decides {
             verifier.reserve(sequences, logit_rows, decoder.head_rows(), drafted)?;
         }
-        let positions = positions.min(self.num_blocks * BLOCK_SIZE);
-        let (mut pool, mut table) = (BlockPool::new(self.num_blocks), BlockTable::new());
-        assert!(table.reserve(positions, &mut pool), "invariant: as many blocks as are there");
-        // Products have kernels of their own for few rows.
-        for count in [bounds.rows, 16, 1].map(|count| count.min(bounds.rows).min(positions)) {
-            let mut rows = Rows::default();
-            let tokens = std::iter::repeat_n(0, count);
-            rows.push(&table, positions - count, tokens, count.min(bounds.logit_rows));
+        for rows in bounds.first_passes(self.num_blocks, positions) {
             if bounds.decides {
                 let shape = [rows.logit_rows.len(), self.decoder.head_rows()];
                 self.verifier.set(shape, &[verify::warm_up_round()])?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::kv_cache::BLOCK_SIZE;
+use crate::kv_cache::{BLOCK_SIZE, BlockPool, BlockTable};
 use crate::model::{ModelConfig, Rows};
 use pleach_kernels::cuda::{Batch, BatchRows, CudaError, Device, Graphs, HostBuffer, Tensor};
 use pleach_kernels::{AttentionShape, DType};
@@ -20,6 +20,24 @@ pub struct PassBounds {
     pub decides: bool,
     /// Whether a draft model drafts for these rounds.
     pub drafted: bool,
+}
+
+impl PassBounds {
+    /// Passes of one sequence that are computed before an engine serves, over the blocks that a cache has: the largest, and
+    /// of few rows, for which products have kernels of their own.
+    pub(super) fn first_passes(self, num_blocks: usize, positions: usize) -> Vec<Rows> {
+        let positions = positions.min(num_blocks * BLOCK_SIZE);
+        let (mut pool, mut table) = (BlockPool::new(num_blocks), BlockTable::new());
+        assert!(table.reserve(positions, &mut pool), "invariant: as many blocks as are there");
+        let pass = |count: usize| {
+            let count = count.min(self.rows).min(positions);
+            let (tokens, wanted) = (std::iter::repeat_n(0, count), count.min(self.logit_rows));
+            let mut rows = Rows::default();
+            rows.push(&table, positions - count, tokens, wanted);
+            rows
+        };
+        [self.rows, 16, 1].map(pass).into()
+    }
 }
 
 /// Rows of a pass and what its blocks compute of them.

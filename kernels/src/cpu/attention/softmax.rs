@@ -6,7 +6,7 @@ use crate::cpu::lanes::exp;
 use crate::cpu::lanes::fold_lanes;
 
 per_isa! {
-    /// In place: scores become unnormalised weights, `exp(scale * score - top)`, 0 outside
+    /// In place: scores become unnormalised weights, `exp(scale * score - top)` with a `scale` above 0, 0 outside
     /// `begin .. end`. `top` is the largest scaled score and `sum` that of the weights.
     pub(super) fn weigh(
         scores: &mut [f32],

@@ -79,7 +79,11 @@ impl Gated<'_> {
         OUTPUTS.with_borrow_mut(|outputs| {
             let added = self.biases.iter().zip(&self.additions);
             for ((out, w), (bias, additions)) in outputs.iter_mut().zip(self.weights).zip(added) {
-                out.resize(x.rows * stride, 0.0);
+                // Parts differ in width, and what is there is written over.
+                if out.len() < x.rows * stride {
+                    out.resize(x.rows * stride, 0.0);
+                }
+                let out = &mut out[..x.rows * stride];
                 let shared = SharedMut::new(out);
                 panels_of(isa, w, panels.clone(), x, |panel, row, sums| {
                     for (row, sums) in (row..).zip(sums) {
@@ -96,7 +100,7 @@ impl Gated<'_> {
                 }
             }
             let [gate, up] = outputs.each_ref().map(|out| out.chunks_exact(stride));
-            for (row, (gate, up)) in gate.zip(up).enumerate() {
+            for (row, (gate, up)) in gate.zip(up).enumerate().take(x.rows) {
                 let [gate, up] = [gate, up].map(|row| &row[..columns.len()]);
                 // SAFETY: no other task has these columns.
                 unsafe {

@@ -6,7 +6,9 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, GROUPS, MOST, MOST_WIDE, ROUND, RowBlocks, WIDE, WIDE_BITS, key};
+use bytemuck::cast;
+
+use super::{BLOCK, GROUPS, MOST, MOST_WIDE, ROUND, RowBlocks, WIDE, WIDE_BITS, Wide, key};
 
 const PARTS: usize = 4;
 
@@ -94,25 +96,27 @@ fn quantize<const P: usize>(
             upper(steps[2], _mm512_shuffle_epi32::<0b10_10_10_10>(wide)),
             upper(steps[3], _mm512_shuffle_epi32::<0b11_11_11_11>(wide)),
         ];
-        let codes = [
-            codes(upper[0], upper[1], lower(steps[0], upper[0]), lower(steps[1], upper[1])),
-            codes(upper[2], upper[3], lower(steps[2], upper[2]), lower(steps[3], upper[3])),
+        let uppers = [bytes(upper[0], upper[1]), bytes(upper[2], upper[3])];
+        let lowers = [
+            bytes(lower(steps[0], upper[0]), lower(steps[1], upper[1])),
+            bytes(lower(steps[2], upper[2]), lower(steps[3], upper[3])),
         ];
         let halves = sums(steps);
         let sums = _mm_add_epi32(halves, _mm_shuffle_epi32::<0b10_11_00_01>(halves));
         let scaled = lanes_f32(_mm_mul_ps(scales[p], _mm_cvtepi32_ps(sums)));
         let (scales, halves) = (lanes_f32(scales[p]), lanes(halves));
-        let wide = [lanes(eightfold(low(tops[0][p]))), lanes(eightfold(low(tops[1][p])))];
-        for (b, codes) in codes.into_iter().enumerate().take(count - 2 * p) {
+        let tops = [groups(low(tops[0][p])), groups(low(tops[1][p]))];
+        // The two groups of the first block, and of the second.
+        let groups = [_mm_unpacklo_epi32(tops[0], tops[1]), _mm_unpackhi_epi32(tops[0], tops[1])];
+        for b in 0..2.min(count - 2 * p) {
             let block = row.block(first + 2 * p + b);
-            // One store, so that what reads it again need not wait.
+            let codes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(uppers[b]), lowers[b]);
             // SAFETY: two times 32 bytes.
             unsafe { _mm512_storeu_si512(block.codes.as_mut_ptr().cast(), codes) };
-            let eightfold = wide.map(|wide| wide[2 * b] as u8);
-            block.wide.eightfold = eightfold;
-            let [uppers, _] = &*block.codes;
-            block.wide.upper =
-                eightfold.map(|group| uppers.as_chunks().0[usize::from(group) / GROUPS]);
+            let upper = _mm256_permutevar8x32_epi32(uppers[b], _mm256_castsi128_si256(groups[b]));
+            let upper = _mm_cvtsi128_si64(_mm256_castsi256_si128(upper)).to_le_bytes();
+            let [group, _, _, _, other, ..] = _mm_cvtsi128_si64(groups[b]).to_le_bytes();
+            *block.wide = Wide { upper: cast(upper), eightfold: [8 * group, 8 * other] };
             *block.scale = scales[2 * b];
             *block.scaled_sum = scaled[2 * b];
             let [half, other] = block.half_sums;
@@ -227,21 +231,18 @@ fn lower(steps: __m512i, upper: __m512i) -> __m512i {
     _mm512_sub_epi32(steps, _mm512_slli_epi32::<WIDE_BITS>(upper))
 }
 
-/// A block's codes, of its halves.
+/// The codes of a block's two halves.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn codes(upper: __m512i, upper_end: __m512i, lower: __m512i, lower_end: __m512i) -> __m512i {
-    let upper = _mm256_set_m128i(_mm512_cvtepi32_epi8(upper_end), _mm512_cvtepi32_epi8(upper));
-    let lower = _mm256_set_m128i(_mm512_cvtepi32_epi8(lower_end), _mm512_cvtepi32_epi8(lower));
-    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(upper), lower)
+fn bytes(half: __m512i, other: __m512i) -> __m256i {
+    _mm256_set_m128i(_mm512_cvtepi32_epi8(other), _mm512_cvtepi32_epi8(half))
 }
 
-/// Eight times the groups of [`key`]s.
+/// The groups of [`key`]s.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl")]
-fn eightfold(keys: __m128i) -> __m128i {
-    let last = _mm_set1_epi32(GROUPS as i32 - 1);
-    _mm_slli_epi32::<3>(_mm_andnot_si128(keys, last))
+fn groups(keys: __m128i) -> __m128i {
+    _mm_andnot_si128(keys, _mm_set1_epi32(GROUPS as i32 - 1))
 }
 
 /// The sum of each part.
