@@ -50,13 +50,12 @@ type Pass<'a> = &'a [(usize, usize, usize)];
 /// Logits of a row, empty where none are wanted, and its hidden state behind the final norm.
 type Outputs = (Vec<f32>, Vec<f32>);
 
+/// Rows with logits at the end of a piece of so many.
+type Wanted = fn(usize) -> usize;
+
 /// Outputs of every row of each pass over three sequences of 300 positions; of each piece's rows, so many at its end
 /// have logits.
-fn outputs(
-    model: &mut dyn Forward,
-    passes: &[Pass<'_>],
-    num_logits: fn(usize) -> usize,
-) -> Vec<Outputs> {
+fn outputs(model: &mut dyn Forward, passes: &[Pass<'_>], num_logits: Wanted) -> Vec<Outputs> {
     let (vocab, width) = (model.head_rows(), model.config().hidden_size);
     let mut pool = BlockPool::new(BLOCKS);
     let mut tables: [BlockTable; 3] = Default::default();
@@ -246,7 +245,7 @@ pub(crate) fn passes_of_about_as_many_rows_are_one() {
     let passes: Vec<Pass<'_>> = passes.iter().map(|pass| &pass[..]).collect();
     // Of the passes of three sequences, the first is launched; where one row each has logits, the first of those that
     // are full, with three, and of those with a row more.
-    let kinds: [(fn(usize) -> usize, u64); 2] = [(|count| count, 5), (|count| count.min(1), 4)];
+    let kinds: [(Wanted, u64); 2] = [(|count| count, 5), (|count| count.min(1), 4)];
     for (num_logits, expected_replays) in kinds {
         let expected = outputs(&mut on_cuda(&device, &path).without_graphs(), &passes, num_logits);
         let alone: Vec<_> = passes.iter().flat_map(|pass| pass.chunks(1)).collect();
