@@ -1,8 +1,9 @@
 //! What a CUDA device does: matrix products against its memory's bandwidth, and the engine on a model of random
 //! weights. `kernels/cuda/gpu-check.sh` runs it.
 //!
-//! The draft is the target's first blocks, and the target's other blocks add nothing: they cost what they cost, and
-//! every draft token is accepted.
+//! The standalone draft is the target's first blocks, and the target's other blocks add nothing: they cost what they cost,
+//! and every draft token is accepted. The attached one is the target's last blocks behind random projections: what a step
+//! of it costs.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::write::{gguf_file, json_file};
 use pleach::engine::{Engine, EngineConfig, Request};
 use pleach::model::{
-    CudaDecoder, CudaDraft, CudaRunner, Design, Family, Forward, ModelConfig, RopeConfig,
+    CudaDecoder, CudaDraft, CudaRunner, Design, Drafter, Family, Forward, ModelConfig, RopeConfig,
     RopeScaling, tensor_names,
 };
 use pleach_kernels::DType;
@@ -23,6 +24,7 @@ use serde_json::{Map, Value, json};
 
 #[path = "../tests/support/random_model.rs"]
 mod random_model;
+use random_model::{random_tensor, write_attached};
 
 /// Measures a CUDA device.
 #[derive(Debug, Parser)]
@@ -190,20 +192,13 @@ fn engine(args: &Args, device: &Arc<Device>, config: &ModelConfig, format: DType
     let draft =
         CudaDecoder::load_draft(&mut Checkpoint::open(&draft_path)?, &target, &mut checkpoint)?;
     let CudaDraft::Standalone(draft) = draft else { anyhow::bail!("the draft is attached") };
-    let settings = EngineConfig {
-        max_num_seqs: 8,
-        num_blocks: Some(NUM_BLOCKS),
-        num_speculative_tokens: DRAFTED,
-        ngram: false,
-        adaptive: false,
-        ..EngineConfig::default()
-    };
-    let positions = config.max_position_embeddings;
-    let runner = |decoder| -> Result<Box<dyn Forward>> {
-        let runner = CudaRunner::new(decoder, NUM_BLOCKS, positions)?;
+    let runner = |decoder, drafter| -> Result<Box<dyn Forward>> {
+        let mut runner = CudaRunner::new(decoder, NUM_BLOCKS, config.max_position_embeddings)?;
+        runner.attach(drafter);
         Ok(Box::new(if args.no_graphs { runner.without_graphs() } else { runner }))
     };
-    let mut engine = Engine::with_models(runner(target)?, Some(runner(*draft)?), settings)?;
+    let mut engine =
+        Engine::with_models(runner(target, None)?, Some(runner(*draft, None)?), settings())?;
     let costs = engine.measure_costs(CONTEXT, &ROWS, args.repeats)?;
     let verify: Map<String, Value> =
         ROWS.iter().map(|&n| (n.to_string(), costs.verify_cost(n).into())).collect();
@@ -214,6 +209,55 @@ fn engine(args: &Args, device: &Arc<Device>, config: &ModelConfig, format: DType
             costs.verify_cost(*rows).unwrap_or(f64::NAN)
         );
     }
+    let (rates, same) = decode(args, &mut engine, config, "standalone")?;
+    let stats = format!("{:?}", engine.stats());
+    drop(engine);
+
+    let layers = config.num_hidden_layers as u32;
+    let (blocks, states) = ([layers - 2, layers - 1], [layers / 3, 2 * layers / 3, layers]);
+    let mut random = fastrand::Rng::with_seed(2);
+    let mut projection = |shape: [usize; 2]| random_tensor(&mut random, format, &shape, 1.0);
+    write_attached(&path, &draft_path, &blocks, &states, &mut projection);
+    let target = CudaDecoder::load(&mut checkpoint, device)?;
+    let draft =
+        CudaDecoder::load_draft(&mut Checkpoint::open(&draft_path)?, &target, &mut checkpoint)?;
+    let CudaDraft::Attached(drafter) = draft else { anyhow::bail!("the draft is standalone") };
+    let target = runner(target, Some(Drafter::Cuda(drafter)))?;
+    let mut engine = Engine::with_models(target, None, settings())?;
+    let attached = engine.measure_costs(CONTEXT, &[1], args.repeats)?;
+    let (attached_rates, attached_same) = decode(args, &mut engine, config, "attached")?;
+    Ok(json!({
+        "pass_seconds": costs.target,
+        "verify_cost": verify,
+        "draft_step_cost": costs.draft_step_cost(),
+        "decode_tokens_per_s": rates[0],
+        "speculative_tokens_per_s": rates[1],
+        "attached_step_cost": attached.draft_step_cost(),
+        "attached_further_step_cost": attached.draft_further_step_cost(),
+        "attached_tokens_per_s": attached_rates[1],
+        "identical": same && attached_same,
+        "stats": stats,
+    }))
+}
+
+fn settings() -> EngineConfig {
+    EngineConfig {
+        max_num_seqs: 8,
+        num_blocks: Some(NUM_BLOCKS),
+        num_speculative_tokens: DRAFTED,
+        ngram: false,
+        adaptive: false,
+        ..EngineConfig::default()
+    }
+}
+
+/// Tokens per second without and with speculation by a draft of this kind, and whether the answers agree to the bit.
+fn decode(
+    args: &Args,
+    engine: &mut Engine,
+    config: &ModelConfig,
+    kind: &str,
+) -> Result<([f64; 2], bool)> {
     let vocab = config.vocab_size as u32;
     let request = |speculates: bool, tokens: usize| Request {
         ignore_eos: true,
@@ -226,31 +270,22 @@ fn engine(args: &Args, device: &Arc<Device>, config: &ModelConfig, format: DType
     for (i, speculates) in [false, true].into_iter().enumerate() {
         let mut samples = Vec::new();
         for _ in 0..args.repeats.clamp(1, 5) {
-            let short = time(&mut engine, request(speculates, 1))?.0;
-            let (long, tokens) = time(&mut engine, request(speculates, DECODED + 1))?;
+            let short = time(engine, request(speculates, 1))?.0;
+            let (long, tokens) = time(engine, request(speculates, DECODED + 1))?;
             samples.push(DECODED as f64 / (long - short));
             outputs[i] = tokens;
         }
         rates[i] = median(&mut samples);
     }
     let identical = outputs[0] == outputs[1];
-    let stats = engine.stats();
     println!(
-        "decode    {:.1} tokens/s, with speculation {:.1}: {:.2} times; output {}",
+        "decode    {:.1} tokens/s, with {kind} draft {:.1}: {:.2} times; output {}",
         rates[0],
         rates[1],
         rates[1] / rates[0],
         if identical { "identical" } else { "DIFFERS" }
     );
-    Ok(json!({
-        "pass_seconds": costs.target,
-        "verify_cost": verify,
-        "draft_step_cost": costs.draft_step_cost(),
-        "decode_tokens_per_s": rates[0],
-        "speculative_tokens_per_s": rates[1],
-        "identical": identical,
-        "stats": format!("{stats:?}"),
-    }))
+    Ok((rates, identical))
 }
 
 /// A token and its log-probability.

@@ -4,13 +4,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use pleach::checkpoint::write::{Meta, gguf_file};
-use pleach::checkpoint::{ATTACHMENT, Checkpoint, RawTensor};
+use pleach::checkpoint::{Checkpoint, RawTensor};
 use pleach::engine::{Candidate, Engine, EngineConfig, Outcome};
 use pleach::kv_cache::{BlockPool, BlockTable};
 use pleach::model::{
     CudaDecoder, CudaDraft, CudaRunner, Decoder, Draft, DraftInput, Drafter, Family, Forward,
-    ModelConfig, PROJECTIONS, Precision, Rows, Runner, layer_tensor_names,
+    ModelConfig, Precision, Rows, Runner,
 };
 use pleach::speculation::Proposer;
 use pleach_kernels::cuda::Device;
@@ -18,45 +17,11 @@ use pleach_kernels::{DType, ThreadPool};
 
 use super::decoder::{config, device, distance};
 use super::rounds::{requests, run};
-use super::support::random_model::{random_tensor, write_model};
+use super::support::random_model::{random_tensor, write_attached, write_model};
 
 /// Blocks and positions of a test's cache.
 const BLOCKS: usize = 64;
 const POSITIONS: usize = 300;
-
-/// Writes a drafter of a model: some of its blocks behind projections of these states, and a head of three of four tokens.
-pub(crate) fn write_attached(
-    model: &Path,
-    draft: &Path,
-    blocks: &[u32],
-    states: &[u32],
-    projection: &mut dyn FnMut([usize; 2]) -> RawTensor,
-) {
-    let mut checkpoint = Checkpoint::open(model).unwrap();
-    let config = checkpoint.config.clone();
-    let mut tensors = Vec::new();
-    for (place, &block) in blocks.iter().enumerate() {
-        for name in layer_tensor_names(&config, block as usize, |name| checkpoint.has(name)) {
-            let tensor = checkpoint.tensor(&name).unwrap();
-            let (old, new) = (format!("layers.{block}."), format!("layers.{place}."));
-            tensors.push((name.replace(&old, &new), tensor));
-        }
-    }
-    let norm = "model.norm.weight";
-    tensors.push((norm.into(), checkpoint.tensor(norm).unwrap()));
-    for (name, inputs) in PROJECTIONS.into_iter().zip([1 + states.len(), 2]) {
-        let width = config.hidden_size;
-        tensors.push((name.into(), projection([width, inputs * width])));
-    }
-    let config = ModelConfig { num_hidden_layers: blocks.len(), ..config };
-    let vocab: Vec<u32> = (0..config.vocab_size as u32).filter(|id| id % 4 != 3).collect();
-    let more = [
-        (ATTACHMENT[0], Meta::Numbers(blocks)),
-        (ATTACHMENT[1], Meta::Numbers(states)),
-        ("pleach.draft_vocab", Meta::Numbers(&vocab)),
-    ];
-    gguf_file(draft, "attached", &config, &more, &tensors).unwrap();
-}
 
 /// A projection of the token's embedding back to what it was before its norm, `kept` of it, and of a little of the states.
 fn of_the_token(random: &mut fastrand::Rng, [rows, cols]: [usize; 2], kept: f32) -> RawTensor {

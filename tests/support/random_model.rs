@@ -4,9 +4,9 @@
 
 use std::path::Path;
 
-use pleach::checkpoint::RawTensor;
 use pleach::checkpoint::write::{Meta, gguf_file};
-use pleach::model::{Family, ModelConfig};
+use pleach::checkpoint::{ATTACHMENT, Checkpoint, RawTensor};
+use pleach::model::{Family, ModelConfig, PROJECTIONS, layer_tensor_names};
 use pleach_kernels::DType;
 
 /// Random weights of a format whose products keep the size of their inputs.
@@ -112,4 +112,38 @@ pub fn write_model(
     }
     let more = [("tokenizer.ggml.eos_token_id", Meta::Number(2))];
     gguf_file(path, "random", config, &more, &tensors).unwrap();
+}
+
+/// Writes a drafter of a model: some of its blocks behind projections of these states, and a head of three of four tokens.
+pub fn write_attached(
+    model: &Path,
+    draft: &Path,
+    blocks: &[u32],
+    states: &[u32],
+    projection: &mut dyn FnMut([usize; 2]) -> RawTensor,
+) {
+    let mut checkpoint = Checkpoint::open(model).unwrap();
+    let config = checkpoint.config.clone();
+    let mut tensors = Vec::new();
+    for (place, &block) in blocks.iter().enumerate() {
+        for name in layer_tensor_names(&config, block as usize, |name| checkpoint.has(name)) {
+            let tensor = checkpoint.tensor(&name).unwrap();
+            let (old, new) = (format!("layers.{block}."), format!("layers.{place}."));
+            tensors.push((name.replace(&old, &new), tensor));
+        }
+    }
+    let norm = "model.norm.weight";
+    tensors.push((norm.into(), checkpoint.tensor(norm).unwrap()));
+    for (name, inputs) in PROJECTIONS.into_iter().zip([1 + states.len(), 2]) {
+        let width = config.hidden_size;
+        tensors.push((name.into(), projection([width, inputs * width])));
+    }
+    let config = ModelConfig { num_hidden_layers: blocks.len(), ..config };
+    let vocab: Vec<u32> = (0..config.vocab_size as u32).filter(|id| id % 4 != 3).collect();
+    let more = [
+        (ATTACHMENT[0], Meta::Numbers(blocks)),
+        (ATTACHMENT[1], Meta::Numbers(states)),
+        ("pleach.draft_vocab", Meta::Numbers(&vocab)),
+    ];
+    gguf_file(draft, "attached", &config, &more, &tensors).unwrap();
 }
