@@ -151,12 +151,12 @@ impl Batch {
             group.max_length = group.max_length.next_multiple_of(LENGTHS);
             group.max_blocks = group.max_length.div_ceil(block_size);
             let width = group.max_blocks;
-            let mut tables = group.sequences.iter().flat_map(|&sequence| {
+            let tables = group.sequences.iter().flat_map(|&sequence| {
                 let table = (rows.block_table)(sequence);
                 table.iter().copied().chain(std::iter::repeat(0)).take(width)
             });
             let blocks = group.context_lens.len() * width;
-            let mut tables = (&mut tables).chain(std::iter::repeat(0)).take(blocks);
+            let mut tables = tables.chain(std::iter::repeat(0)).take(blocks);
             group.at = [
                 put(&mut group.cu_seqlens.iter().copied()),
                 put(&mut group.context_lens.iter().copied()),
