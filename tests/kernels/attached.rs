@@ -16,7 +16,7 @@ use pleach_kernels::cuda::Device;
 use pleach_kernels::{DType, ThreadPool};
 
 use super::decoder::{config, device, distance};
-use super::rounds::{requests, run};
+use super::rounds::{requests, run, settings};
 use super::support::random_model::{random_tensor, write_attached, write_model};
 
 /// Blocks and positions of a test's cache.
@@ -234,18 +234,6 @@ fn engine(device: &Arc<Device>, folder: &Path, drafts: bool, config: EngineConfi
         target.attach(Some(drafter));
     }
     Engine::with_models(Box::new(target), None, config).unwrap()
-}
-
-fn settings() -> EngineConfig {
-    EngineConfig {
-        max_model_len: Some(64),
-        num_blocks: Some(BLOCKS),
-        num_speculative_tokens: 3,
-        ngram: false,
-        adaptive: false,
-        seed: Some(3),
-        ..EngineConfig::default()
-    }
 }
 
 /// The same tokens and log-probabilities, bit for bit, with the drafter and without: alone and together, in chunks, and in a

@@ -117,19 +117,23 @@ impl Models {
             let CudaDraft::Standalone(draft) = draft.unwrap() else { panic!("an attached draft") };
             Box::new(runner(*draft)) as Box<dyn Forward>
         });
-        let config = EngineConfig {
-            max_model_len: Some(64),
-            max_num_batched_tokens: budget,
-            num_blocks: Some(BLOCKS),
-            num_speculative_tokens: 3,
-            ngram: false,
-            adaptive: false,
-            seed: Some(3),
-            ..EngineConfig::default()
-        };
+        let config = EngineConfig { max_num_batched_tokens: budget, ..settings() };
         let decided = Arc::new(AtomicUsize::new(0));
         let target = Target { runner: runner(target), decides, decided: Arc::clone(&decided) };
         (Engine::with_models(Box::new(target), draft, config).unwrap(), decided)
+    }
+}
+
+/// Drafts of three tokens, however they fare.
+pub(crate) fn settings() -> EngineConfig {
+    EngineConfig {
+        max_model_len: Some(64),
+        num_blocks: Some(BLOCKS),
+        num_speculative_tokens: 3,
+        ngram: false,
+        adaptive: false,
+        seed: Some(3),
+        ..EngineConfig::default()
     }
 }
 

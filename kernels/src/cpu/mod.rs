@@ -7,6 +7,7 @@ mod attention;
 mod ceilings;
 mod elementwise;
 mod gate;
+mod grow;
 pub(crate) mod isa;
 mod lanes;
 mod low_rank;

@@ -68,8 +68,8 @@ impl Tensor {
         self.memory.write(&bytes)
     }
 
-    /// Gives the first rows the values of one of `from` each, by its index; starts as many copies as there are runs of indices that
-    /// follow each other.
+    /// Gives the first rows the values of one of `from` each, by its index; starts as many copies as there are runs of
+    /// indices that follow each other.
     ///
     /// # Errors
     /// What the device says.

@@ -43,8 +43,6 @@ pub(super) struct Parts {
 /// An attached drafter in a device's memory, with what its steps need beside weights.
 pub struct CudaAttached {
     parts: Parts,
-    /// `[1, hidden]`: a norm without weights.
-    ones: Tensor,
     workspace: Workspace,
     /// What it reads of the target's last pass.
     pub(super) target: States,
@@ -71,7 +69,6 @@ impl CudaAttached {
         let (width, eps) = (config.hidden_size, config.rms_norm_eps as f32);
         let tensor = |cols| Tensor::new(device, *dtype, 0, cols);
         Ok(Self {
-            ones: Tensor::from_f32(device, *dtype, [1, width], &vec![1.0; width])?,
             workspace: Workspace::new(device, config, *dtype, head.outputs)?,
             target: States::new(device, *dtype, width, &attachment.states, eps)?,
             given: tensor(attachment.states.len() * width)?,
@@ -158,7 +155,7 @@ impl CudaAttached {
         input: DraftInput<'_>,
         cache: &mut TargetCache<'_>,
     ) -> Result<&[f32], CudaError> {
-        let Self { parts, ones, workspace, given, gathered, own, .. } = self;
+        let Self { parts, workspace, target: States { ones, .. }, given, gathered, own } = self;
         let Parts {
             device, config, attachment, projections, layers, norm, embedding, head, ..
         } = parts;

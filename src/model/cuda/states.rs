@@ -14,7 +14,7 @@ pub(super) struct States {
     /// `[logit_rows, hidden]` of each.
     values: Vec<Tensor>,
     /// `[1, hidden]`: a norm without weights.
-    ones: Tensor,
+    pub(super) ones: Tensor,
     eps: f32,
     on_host: HostBuffer,
     width: usize,

@@ -27,6 +27,7 @@ use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::cpu::activations::Activations;
+use crate::cpu::grow::grow;
 use crate::cpu::isa::Isa;
 use crate::cpu::pool::ThreadPool;
 use crate::cpu::shared_mut::SharedMut;
@@ -133,11 +134,6 @@ struct Shared {
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
     static SHARED: RefCell<Shared> = RefCell::default();
-}
-
-fn grow(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    buffer.resize(buffer.len().max(len), 0.0);
-    &mut buffer[..len]
 }
 
 fn attention_on<'b>(

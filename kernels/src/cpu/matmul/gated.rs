@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::panels_of;
 use crate::cpu::activations::{Activations, Parts};
 use crate::cpu::gate::{Activation, gate_row};
+use crate::cpu::grow::grow;
 use crate::cpu::isa::Isa;
 use crate::cpu::low_rank::Additions;
 use crate::cpu::norm::add_bias;
@@ -80,10 +81,7 @@ impl Gated<'_> {
             let added = self.biases.iter().zip(&self.additions);
             for ((out, w), (bias, additions)) in outputs.iter_mut().zip(self.weights).zip(added) {
                 // Parts differ in width, and what is there is written over.
-                if out.len() < x.rows * stride {
-                    out.resize(x.rows * stride, 0.0);
-                }
-                let out = &mut out[..x.rows * stride];
+                let out = grow(out, x.rows * stride);
                 let shared = SharedMut::new(out);
                 panels_of(isa, w, panels.clone(), x, |panel, row, sums| {
                     for (row, sums) in (row..).zip(sums) {
