@@ -54,6 +54,12 @@ impl RopeTable {
         split.flat_map(|(cos, sin)| cos.iter().zip(sin).flat_map(|(c, s)| [*c, *s])).collect()
     }
 
+    /// Those of the last [`set_positions`](Self::set_positions), `[rows, 2, n / 2]`: cosines, then sines.
+    #[must_use]
+    pub fn rotations_of_rows(&self) -> &[f32] {
+        &self.rotations
+    }
+
     /// Rotates all heads of row `row`, in place, by the angles times `direction`: 1, or -1 for the gradient.
     ///
     /// # Panics

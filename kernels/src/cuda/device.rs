@@ -58,6 +58,7 @@ impl Device {
     /// [`CudaError::NoDriver`] where there is no driver, or one that finds no device.
     pub fn count() -> Result<usize, CudaError> {
         // SAFETY: loading the driver's library runs what NVIDIA starts it with, which any program may.
+        #[cfg(not(feature = "linked-driver"))]
         if !unsafe { sys::is_culib_present() } {
             return Err(CudaError::NoDriver("the driver's libcuda.so is not found".into()));
         }

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp3, Error, Layout, Result, Shape, Tensor};
 
+use super::backend::Backend;
+use super::composed;
 use super::frozen::Frozen;
 use super::gemm::product;
 use super::graph_ops::{dense, result, values, with_values};
@@ -21,6 +23,21 @@ pub(super) struct Adapted {
 }
 
 impl Adapted {
+    /// Rows times these matrices: x `[rows, in]`, A's below each other `[ranks, in]`, B's below each other `[out, rank]`.
+    pub(super) fn apply(
+        &self,
+        x: &Tensor,
+        [a, b]: [&Tensor; 2],
+        backend: &Backend,
+    ) -> Result<Tensor> {
+        if backend.is_fused() {
+            let op = AdaptedLinear { matrices: self.clone(), low: Mutex::default() };
+            x.apply_op3(a, b, op)
+        } else {
+            composed::adapted(self, x, [a, b])
+        }
+    }
+
     /// Columns of all A's together.
     fn ranks(&self) -> usize {
         self.parts.len() * self.rank
@@ -64,16 +81,10 @@ impl Adapted {
 }
 
 /// The product of rows with adapted matrices.
-pub(super) struct AdaptedLinear {
+struct AdaptedLinear {
     matrices: Adapted,
     /// `x A^T`, left by the forward pass.
     low: Mutex<Vec<f32>>,
-}
-
-impl AdaptedLinear {
-    pub(super) fn new(matrices: &Adapted) -> Self {
-        Self { matrices: matrices.clone(), low: Mutex::default() }
-    }
 }
 
 fn poisoned<T>(_: T) -> Error {
@@ -144,55 +155,5 @@ impl CustomOp3 for AdaptedLinear {
             let db = dense(matrices.gathered(&dwide), (out, matrices.rank))?;
             Ok((dx, Some(dense(da, (ranks, inner))?), Some(db)))
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use candle_core::{Device, Var};
-
-    /// Values and gradients of two matrices side by side are those that candle computes in f32.
-    #[test]
-    fn agrees_with_candle() {
-        let (rows, inner, outs, rank, by) = (37, 50, [40, 23], 3, 1.7);
-        let mut random = fastrand::Rng::with_seed(4);
-        let mut tensor = |rows: usize, cols: usize| {
-            let values: Vec<f32> = (0..rows * cols).map(|_| random.f32() - 0.5).collect();
-            Tensor::from_vec(values, (rows, cols), &Device::Cpu).unwrap()
-        };
-        let out = outs.iter().sum();
-        let (w, weight) = (tensor(out, inner), tensor(rows, out));
-        let [x, a, b] = [tensor(rows, inner), tensor(2 * rank, inner), tensor(out, rank)]
-            .map(|tensor| Var::from_tensor(&tensor).unwrap());
-        let adapted = Adapted {
-            frozen: Arc::new(
-                Frozen::new(&w.flatten_all().unwrap().to_vec1().unwrap(), inner).unwrap(),
-            ),
-            parts: outs.into(),
-            rank,
-            scale: by,
-        };
-        let low = x.matmul(&a.t().unwrap()).unwrap();
-        let part = |at: usize, first: usize| {
-            let low = low.narrow(1, at * rank, rank).unwrap();
-            low.matmul(&b.narrow(0, first, outs[at]).unwrap().t().unwrap()).unwrap()
-        };
-        let added = Tensor::cat(&[part(0, 0), part(1, outs[0])], 1).unwrap();
-        let wanted =
-            (x.matmul(&w.t().unwrap()).unwrap() + (added * f64::from(by)).unwrap()).unwrap();
-        let got = x.apply_op3(&a, &b, AdaptedLinear::new(&adapted)).unwrap();
-        let close = |got: &Tensor, wanted: &Tensor, what: &str| {
-            let square =
-                |t: Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
-            let error = square((got - wanted).unwrap()) / square(wanted.clone());
-            assert!(error.sqrt() < 0.01, "{what}: {}", error.sqrt());
-        };
-        close(&got, &wanted, "y");
-        let backward = |y: Tensor| (y * &weight).unwrap().sum_all().unwrap().backward().unwrap();
-        let (got, wanted) = (backward(got), backward(wanted));
-        for (name, var) in [("dx", &x), ("da", &a), ("db", &b)] {
-            close(got.get(var).unwrap(), wanted.get(var).unwrap(), name);
-        }
     }
 }

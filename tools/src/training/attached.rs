@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Error, Result, Tensor};
+use candle_core::{Error, Result, Tensor};
 
 use super::attention::HeadShape;
+use super::backend::Backend;
 use super::chain_attention::{ChainAttention, Chains};
 use super::dataset::Sequence;
 use super::decoder::{Layer, frozen_head, norm};
 use super::distill_loss::{DistillLoss, Head, Tally, Targets};
 use super::frozen::Frozen;
-use super::graph_ops::{RmsNorm, normed};
+use super::graph_ops::normed;
 use super::lesson::Lesson;
 use super::weights::Weights;
 use super::{Dataset, TargetStates};
@@ -37,6 +38,7 @@ pub struct AttachedLesson {
     states: TargetStates,
     steps: usize,
     divergence: Divergence,
+    backend: Backend,
 }
 
 /// The frozen part of an attached drafter.
@@ -51,6 +53,8 @@ pub struct AttachedNetwork {
     pub head: Vec<f32>,
     /// The head's row of every token.
     pub head_row: Vec<Option<u32>>,
+    /// What computes it.
+    pub backend: Backend,
 }
 
 impl AttachedNetwork {
@@ -87,9 +91,9 @@ impl AttachedLesson {
         steps: usize,
         divergence: Divergence,
     ) -> Result<Self> {
-        let AttachedNetwork { config, attachment, embedding, head, head_row } = network;
+        let AttachedNetwork { config, attachment, embedding, head, head_row, backend } = network;
         let width = config.hidden_size;
-        let head = frozen_head(&head, width)?;
+        let head = frozen_head(&head, width, &backend)?;
         let mut starts = vec![0];
         starts.extend(data.sequences().scan(0, |end, tokens| {
             *end += tokens.len();
@@ -108,6 +112,7 @@ impl AttachedLesson {
             states,
             steps,
             divergence,
+            backend,
         })
     }
 
@@ -185,19 +190,19 @@ impl Lesson for AttachedLesson {
         let batch = self.batch(pack)?;
         let rows = batch.tokens[0].len();
         let read = batch.states.len() / rows.max(1);
-        let ones = Tensor::ones(width, candle_core::DType::F32, &Device::Cpu)?;
+        let device = self.backend.device();
+        let ones = Tensor::ones(width, candle_core::DType::F32, device)?;
         let mut own: Vec<Vec<Tensor>> = vec![Vec::new(); batch.chains.len()];
         let mut hidden: Option<Tensor> = None;
         let (mut sum, mut tally) = (None, Tally::default());
         for (step, targets) in batch.targets.into_iter().enumerate() {
-            let tokens =
-                Tensor::from_vec(self.embed(&batch.tokens[step]), (rows, width), &Device::Cpu)?;
+            let tokens = Tensor::from_vec(self.embed(&batch.tokens[step]), (rows, width), device)?;
             let (states, projection) = match &hidden {
                 None => {
                     let states = batch.states.clone();
-                    (Tensor::from_vec(states, (rows, read), &Device::Cpu)?, PROJECTIONS[0])
+                    (Tensor::from_vec(states, (rows, read), device)?, PROJECTIONS[0])
                 }
-                Some(own) => (own.apply_op2(&ones, RmsNorm { eps })?, PROJECTIONS[1]),
+                Some(own) => (self.backend.rms_norm(own, &ones, eps)?, PROJECTIONS[1]),
             };
             let module = projection.strip_suffix(".weight").unwrap_or(projection);
             let mut x = weights.linear(&Tensor::cat(&[&tokens, &states], 1)?, module)?;
@@ -215,13 +220,20 @@ impl Lesson for AttachedLesson {
                 };
                 x = layer.forward(&x, |qkv| {
                     own.push(qkv);
-                    Tensor::cat(own, 0)?.apply_op1(attention)
+                    attention.apply(&Tensor::cat(own, 0)?, &self.backend)
                 })?;
             }
-            let normed = norm(&x, weights.wanted("model.norm.weight")?, config)?;
+            let weight = weights.wanted("model.norm.weight")?;
+            let normed = norm(&self.backend, &x, weight, config)?;
             let head = Head { rows: &self.head, cap: config.design.logit_cap };
-            let (loss, of_step) =
-                DistillLoss::apply(&normed, head, targets, self.divergence, training)?;
+            let (loss, of_step) = DistillLoss::apply(
+                &normed,
+                head,
+                targets,
+                self.divergence,
+                training,
+                &self.backend,
+            )?;
             let weight = FURTHER.powi(step as i32);
             tally.loss += weight * of_step.loss;
             if step == 0 {

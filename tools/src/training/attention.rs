@@ -6,6 +6,8 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::backend::Backend;
+use super::composed;
 use super::gemm::product_alone;
 use super::graph_ops::{dense, result, values, with_values};
 use super::row_pieces::{ROWS, alone};
@@ -21,8 +23,10 @@ pub(super) struct HeadShape {
     pub(super) head_dim: usize,
     /// Positions that a row attends to, itself included; all where `None`.
     pub(super) window: Option<usize>,
-    scale: f32,
-    cap: Option<f32>,
+    /// Multiplier of scores.
+    pub(super) scale: f32,
+    /// Bound of scores.
+    pub(super) cap: Option<f32>,
 }
 
 impl HeadShape {
@@ -104,6 +108,11 @@ struct Head {
 }
 
 impl Attention {
+    /// Queries, keys and values of rows to the heads' outputs.
+    pub(super) fn apply(self, qkv: &Tensor, backend: &Backend) -> Result<Tensor> {
+        if backend.is_fused() { qkv.apply_op1(self) } else { composed::attention(&self, qkv) }
+    }
+
     fn heads(&self) -> Vec<Head> {
         let of_sequence = |rows: &Range<usize>| {
             let rows = rows.clone();

@@ -3,16 +3,17 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::attention::{Attention, HeadShape};
+use super::backend::Backend;
+use super::composed;
 use super::distill_loss::{DistillLoss, Head, Tally, Targets};
 use super::frozen::Frozen;
-use super::graph_ops::{GateMul, RmsNorm, with_values};
 use super::weights::{FUSED, Weights};
 use pleach::model::{ModelConfig, RopeTables};
+use pleach_kernels::scale;
 use pleach_kernels::training::Divergence;
-use pleach_kernels::{MatRef, scale};
 
 /// Several sequences side by side, and what is to be learnt from them.
 #[derive(Debug, Default, Clone)]
@@ -32,17 +33,23 @@ pub struct Network {
     /// `[head_rows, hidden]`
     head: Arc<Frozen>,
     ropes: RopeTables,
+    backend: Backend,
 }
 
 impl Network {
-    /// A network over a frozen embedding, `[vocab_size, hidden]`, and head, `[head_rows, hidden]`.
+    /// A network over a frozen embedding, `[vocab_size, hidden]`, and head, `[head_rows, hidden]`, which `backend` computes.
     ///
     /// # Errors
     /// If the head is not made of whole rows.
-    pub fn new(config: ModelConfig, embedding: Vec<f32>, head: Vec<f32>) -> Result<Self> {
-        let head = frozen_head(&head, config.hidden_size)?;
+    pub fn new(
+        config: ModelConfig,
+        embedding: Vec<f32>,
+        head: Vec<f32>,
+        backend: Backend,
+    ) -> Result<Self> {
+        let head = frozen_head(&head, config.hidden_size, &backend)?;
         let ropes = RopeTables::new(&config);
-        Ok(Self { config, embedding, head, ropes })
+        Ok(Self { config, embedding, head, ropes, backend })
     }
 
     /// The architecture.
@@ -61,7 +68,8 @@ impl Network {
     ) -> Result<(Tensor, Tally)> {
         let hidden = self.hidden_states(weights, batch)?;
         let head = Head { rows: &self.head, cap: self.config.design.logit_cap };
-        DistillLoss::apply(&hidden, head, batch.targets.clone(), divergence, training)
+        let targets = batch.targets.clone();
+        DistillLoss::apply(&hidden, head, targets, divergence, training, &self.backend)
     }
 
     /// Sum of the forward KL of a batch, as a scalar to differentiate.
@@ -78,16 +86,7 @@ impl Network {
     /// What candle says, for instance about a missing weight.
     pub fn logits(&self, weights: &Weights, batch: &TrainingBatch) -> Result<Tensor> {
         let hidden = self.hidden_states(weights, batch)?;
-        let ((rows, width), [columns, _]) = (hidden.dims2()?, self.head.shape());
-        let mut logits = vec![0.0; rows * columns];
-        with_values([&hidden], |[hidden]| {
-            self.head.forward(MatRef::new(hidden, rows, width, width), &mut logits)
-        })?;
-        let logits = Tensor::from_vec(logits, (rows, columns), &Device::Cpu)?;
-        match self.config.design.logit_cap.map(f64::from) {
-            Some(cap) => (logits / cap)?.tanh()? * cap,
-            None => Ok(logits),
-        }
+        composed::bounded(self.head.product(&hidden)?, self.config.design.logit_cap)
     }
 
     /// Normed output of the last block, `[rows, hidden]`.
@@ -109,7 +108,8 @@ impl Network {
         if let Some(by) = config.design.embedding_scale {
             scale(&mut hidden, by);
         }
-        let mut hidden = Tensor::from_vec(hidden, (batch.tokens.len(), width), &Device::Cpu)?;
+        let mut hidden =
+            Tensor::from_vec(hidden, (batch.tokens.len(), width), self.backend.device())?;
         for index in 0..config.num_hidden_layers {
             let layer = Layer { config, weights, index };
             let attention = Attention {
@@ -118,19 +118,24 @@ impl Network {
                 ropes: Arc::clone(&ropes),
                 block: index,
             };
-            hidden = layer.forward(&hidden, |qkv| qkv.apply_op1(attention))?;
+            hidden = layer.forward(&hidden, |qkv| attention.apply(&qkv, &self.backend))?;
         }
-        norm(&hidden, weights.wanted("model.norm.weight")?, config)
+        norm(&self.backend, &hidden, weights.wanted("model.norm.weight")?, config)
     }
 }
 
 /// The RMS norm of rows as long as the weight, as the architecture has it.
-pub(super) fn norm(x: &Tensor, weight: &Tensor, config: &ModelConfig) -> Result<Tensor> {
-    let norm = RmsNorm { eps: config.rms_norm_eps as f32 };
+pub(super) fn norm(
+    backend: &Backend,
+    x: &Tensor,
+    weight: &Tensor,
+    config: &ModelConfig,
+) -> Result<Tensor> {
+    let eps = config.rms_norm_eps as f32;
     if config.design.norms_from_one {
-        x.apply_op2(&(weight + 1.0)?, norm)
+        backend.rms_norm(x, &(weight + 1.0)?, eps)
     } else {
-        x.apply_op2(weight, norm)
+        backend.rms_norm(x, weight, eps)
     }
 }
 
@@ -138,11 +143,11 @@ pub(super) fn norm(x: &Tensor, weight: &Tensor, config: &ModelConfig) -> Result<
 ///
 /// # Errors
 /// If it is not made of whole rows.
-pub(super) fn frozen_head(head: &[f32], width: usize) -> Result<Arc<Frozen>> {
+pub(super) fn frozen_head(head: &[f32], width: usize, backend: &Backend) -> Result<Arc<Frozen>> {
     if !head.len().is_multiple_of(width) {
         candle_core::bail!("the head is not made of whole rows");
     }
-    Ok(Arc::new(Frozen::new(head, width)?))
+    Ok(Arc::new(Frozen::new(head, width, backend)?))
 }
 
 /// The weights of one block, [fused](Weights::fused).
@@ -170,8 +175,8 @@ impl Layer<'_> {
         };
         let hidden = (hidden + added)?;
         let x = self.norm(&hidden, before_gate)?;
-        let gate = GateMul { activation: design.activation };
-        let gated = self.linear(&x, FUSED[1].0)?.apply_op1(gate)?;
+        let fed = self.linear(&x, FUSED[1].0)?;
+        let gated = self.weights.backend().gate_mul(&fed, design.activation)?;
         let fed = self.linear(&gated, "mlp.down_proj")?;
         hidden
             + if design.output_norms { self.norm(&fed, "post_feedforward_layernorm")? } else { fed }
@@ -183,7 +188,7 @@ impl Layer<'_> {
 
     fn norm(&self, x: &Tensor, module: &str) -> Result<Tensor> {
         let weight = self.weights.wanted(&self.name(module, "weight"))?;
-        norm(x, weight, self.config)
+        norm(self.weights.backend(), x, weight, self.config)
     }
 
     fn linear(&self, x: &Tensor, module: &str) -> Result<Tensor> {

@@ -1,13 +1,15 @@
 //! Training a pruned model on what the unpruned one wrote.
 //!
 //! [`Network`] is the decoder of [`pleach::model`] once more, as a graph of candle operations with our
-//! own kernels inside, over packed sequences; [`Dataset`] packs answers and the target's distribution
+//! own kernels inside, or of candle's alone on a device, over packed sequences; [`Dataset`] packs answers and the target's distribution
 //! into it; [`Parameters`] holds what is trained; [`Trainer`] runs the steps on several threads.
 
 mod adapted;
 mod attached;
 mod attention;
+mod backend;
 mod chain_attention;
+mod composed;
 mod dataset;
 mod decoder;
 mod distill_loss;
@@ -26,6 +28,7 @@ mod trainer;
 mod weights;
 
 pub use attached::{AttachedLesson, AttachedNetwork};
+pub use backend::Backend;
 pub use dataset::{Dataset, Example, Origin};
 pub use decoder::{Network, TrainingBatch};
 pub use distill_loss::Tally;

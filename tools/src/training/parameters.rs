@@ -8,6 +8,7 @@ use candle_core::{Device, Result as CandleResult, Tensor, Var};
 use rayon::prelude::*;
 
 use super::adapted::Adapted;
+use super::backend::Backend;
 use super::frozen::Frozen;
 use super::gemm::product;
 use super::lora::TrainedAdapter;
@@ -62,6 +63,7 @@ pub struct Parameters {
     adapted: OnceLock<Arc<AdaptedModules>>,
     adapt: Adapt,
     rounding: Option<DType>,
+    backend: Backend,
     pub(super) slots: Vec<Slot>,
 }
 
@@ -70,7 +72,7 @@ pub(super) type Gradients = BTreeMap<String, Vec<f32>>;
 
 impl Parameters {
     /// Parameters that start at the given weights: name, shape (one or two dimensions), values.
-    /// `seed` draws the A matrices of LoRA.
+    /// `seed` draws the A matrices of LoRA; `backend` computes with them.
     ///
     /// # Errors
     /// If the values do not fill a shape.
@@ -78,6 +80,7 @@ impl Parameters {
         weights: impl IntoIterator<Item = Weight>,
         adapt: Adapt,
         seed: u64,
+        backend: Backend,
     ) -> CandleResult<Self> {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut parameters = Self {
@@ -85,6 +88,7 @@ impl Parameters {
             adapted: OnceLock::new(),
             adapt,
             rounding: None,
+            backend,
             slots: Vec::new(),
         };
         for (name, shape, values) in weights {
@@ -108,6 +112,11 @@ impl Parameters {
     /// while gradients move the exact ones (straight-through estimator, Bengio et al., arXiv 1308.3432).
     pub fn round_to(&mut self, format: Option<DType>) {
         self.rounding = format;
+    }
+
+    /// What computes with them.
+    pub(super) fn backend(&self) -> &Backend {
+        &self.backend
     }
 
     fn slot(&mut self, name: String, value: Vec<f32>) {
@@ -179,12 +188,13 @@ impl Parameters {
             {
                 format.dequantize(&bytes, &mut values);
             }
-            let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
+            let tensor = Tensor::from_vec(values, shape, self.backend.device())?;
             let moves = self.adapt == Adapt::Full || tensor.rank() == 2;
             let leaf = if moves { Var::from_tensor(&tensor)?.as_tensor().clone() } else { tensor };
             Ok((name, leaf))
         });
-        Ok(Weights::new(leaves.collect::<CandleResult<_>>()?, Arc::default()))
+        let leaves = leaves.collect::<CandleResult<_>>()?;
+        Ok(Weights::new(leaves, Arc::default(), self.backend.clone()))
     }
 
     fn factors_as_leaves(&self, rank: usize, scale: f32) -> CandleResult<Weights> {
@@ -194,11 +204,12 @@ impl Parameters {
                 for (factor, shape) in [("lora_a", (rank, inner)), ("lora_b", (out, rank))] {
                     let name = format!("{name}.{factor}");
                     let value = self.find(&name).value.clone();
-                    let leaf = Var::from_vec(value, shape, &Device::Cpu)?.as_tensor().clone();
+                    let leaf =
+                        Var::from_vec(value, shape, self.backend.device())?.as_tensor().clone();
                     leaves.insert(name, leaf);
                 }
             } else {
-                leaves.insert(name.clone(), base.clone());
+                leaves.insert(name.clone(), base.to_device(self.backend.device())?);
             }
         }
         let adapted = match self.adapted.get() {
@@ -208,7 +219,7 @@ impl Parameters {
                 Arc::clone(self.adapted.get_or_init(|| adapted))
             }
         };
-        Ok(Weights::new(leaves, adapted))
+        Ok(Weights::new(leaves, adapted, self.backend.clone()))
     }
 
     /// The matrices, those of one input side by side, by the name of their module.
@@ -225,7 +236,7 @@ impl Parameters {
             let (_, inner) = matrices[0].dims2()?;
             let parts = matrices.iter().map(|matrix| matrix.dim(0)).collect::<CandleResult<_>>()?;
             let values = Tensor::cat(&matrices, 0)?.flatten_all()?.to_vec1::<f32>()?;
-            let frozen = Arc::new(Frozen::new(&values, inner)?);
+            let frozen = Arc::new(Frozen::new(&values, inner, &self.backend)?);
             Ok((module, Adapted { frozen, parts, rank, scale }))
         };
         groups.into_par_iter().map(one).collect()

@@ -240,14 +240,18 @@ impl<L: Lesson> Trainer<L> {
     }
 
     /// Computes something of each pack and takes it in, in their order. Threads that are left share the rows of each
-    /// pack; more packs at once would only fill memory.
+    /// pack; more packs at once would only fill memory, as two would on a device.
     fn of_packs<T: Send>(
         &self,
         packs: &[Vec<usize>],
         compute: impl Fn(&Vec<usize>) -> candle_core::Result<T> + Sync,
         mut take: impl FnMut(T),
     ) -> candle_core::Result<()> {
-        for packs in packs.chunks(self.workers.current_num_threads()) {
+        let at_once = match self.parameters.backend().is_fused() {
+            true => self.workers.current_num_threads(),
+            false => 1,
+        };
+        for packs in packs.chunks(at_once) {
             let parts: Vec<T> =
                 packs.par_iter().map(&compute).collect::<candle_core::Result<_>>()?;
             parts.into_iter().for_each(&mut take);

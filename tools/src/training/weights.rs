@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use candle_core::{Error, Result, Tensor};
 
-use super::adapted::{Adapted, AdaptedLinear};
-use super::graph_ops::Linear;
+use super::adapted::Adapted;
+use super::backend::Backend;
 use pleach::model::ModelConfig;
 
 /// Frozen matrices by the name of their module, or of that of projections of one input together.
@@ -14,10 +14,11 @@ pub(super) type AdaptedModules = BTreeMap<String, Adapted>;
 
 /// Weights by their Hugging Face names, as leaves of a graph: of a matrix that low-rank factors are added to, these
 /// alone, as `NAME.lora_a` and `NAME.lora_b`.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Weights {
     tensors: BTreeMap<String, Tensor>,
     adapted: Arc<AdaptedModules>,
+    backend: Backend,
 }
 
 /// Projections of one input, which are computed side by side: the name of all, and their own.
@@ -27,8 +28,17 @@ pub(super) const FUSED: [(&str, &[&str]); 2] = [
 ];
 
 impl Weights {
-    pub(super) fn new(tensors: BTreeMap<String, Tensor>, adapted: Arc<AdaptedModules>) -> Self {
-        Self { tensors, adapted }
+    pub(super) fn new(
+        tensors: BTreeMap<String, Tensor>,
+        adapted: Arc<AdaptedModules>,
+        backend: Backend,
+    ) -> Self {
+        Self { tensors, adapted, backend }
+    }
+
+    /// What computes with them.
+    pub(super) fn backend(&self) -> &Backend {
+        &self.backend
     }
 
     /// The leaf of this name.
@@ -45,7 +55,7 @@ impl Weights {
     /// The same weights, of which none collects gradients.
     pub(super) fn detached(&self) -> Self {
         let tensors = self.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect();
-        Self { tensors, adapted: Arc::clone(&self.adapted) }
+        Self { tensors, adapted: Arc::clone(&self.adapted), backend: self.backend.clone() }
     }
 
     /// The leaf of this name.
@@ -60,10 +70,10 @@ impl Weights {
     pub(super) fn linear(&self, x: &Tensor, module: &str) -> Result<Tensor> {
         let name = format!("{module}.weight");
         let Some(adapted) = self.adapted.get(module) else {
-            return x.apply_op2(self.wanted(&name)?, Linear);
+            return self.backend.linear(x, self.wanted(&name)?);
         };
         let [a, b] = ["lora_a", "lora_b"].map(|factor| self.wanted(&format!("{name}.{factor}")));
-        x.apply_op3(a?, b?, AdaptedLinear::new(adapted))
+        adapted.apply(x, [a?, b?], &self.backend)
     }
 
     /// The weights, and those of projections of one input side by side. Made once for all the times that a loss uses a

@@ -22,6 +22,14 @@ impl Divergence {
 /// Least probability that reverse KL grants the target on a column without a weight.
 const UNSEEN: f32 = 1e-8;
 
+/// Logarithm of the probability that reverse KL grants the target on each column without a weight, where `listed` of
+/// all columns have a sum of `weight`.
+#[must_use]
+pub fn log_unseen(weight: f32, listed: usize, columns: usize) -> f32 {
+    let others = columns.saturating_sub(listed).max(1) as f32;
+    ((1.0 - weight) / others).max(UNSEEN).ln()
+}
+
 /// Divergence of `softmax(logits)` from target probabilities that are known on a few columns; each
 /// column stands there once. Total variation takes the others to be 0, reverse KL spreads what is left
 /// of the target evenly over them. Returns the loss and the most likely column; `logits` become the
@@ -62,8 +70,7 @@ pub fn distill_row(
     }
     scale_row(Isa::best(), 1.0 / sum, logits);
     if reverse_kl > 0.0 {
-        let others = (logits.len() - targets.len()).max(1) as f32;
-        let unseen = ((1.0 - weight) / others).max(UNSEEN).ln();
+        let unseen = log_unseen(weight, targets.len(), logits.len());
         let ratio = |(q, logit): (&f32, &f32)| q * (logit - log_sum - unseen);
         let mut divergence: f32 = logits.iter().zip(&raw).map(ratio).sum();
         divergence += listed.iter().map(|(_, p, q)| q * (unseen - p.ln())).sum::<f32>();

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use pleach::checkpoint::source::{DEFAULT_MODEL, Source};
+use pleach::cli::ComputeDevice;
 use serde::Serialize;
 
 use super::loss::Loss;
@@ -90,6 +91,10 @@ pub(crate) struct Args {
     /// be faster.
     #[arg(long, env = "PLEACH_THREADS")]
     pub(crate) threads: Option<usize>,
+    /// Where to train: `cpu`, or in a build with `--features cuda` `cuda`, `cuda:N` for device N, or `auto`: the first
+    /// CUDA device if there is one, else the CPU.
+    #[arg(long, env = "PLEACH_DEVICE", value_name = "DEVICE", default_value = "auto")]
+    pub(crate) device: ComputeDevice,
     /// The model that an attached drafter reads.
     #[arg(long, value_name = "SOURCE", default_value = DEFAULT_MODEL)]
     pub(crate) target: Source,
@@ -112,6 +117,7 @@ impl Args {
         Self {
             target: target.model.clone(),
             cache_dir: target.cache_dir.clone(),
+            device: ComputeDevice::Auto,
             chain_steps: 3,
             model,
             data,

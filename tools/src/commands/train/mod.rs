@@ -13,8 +13,8 @@ use pleach::checkpoint::write::LazyTensor;
 use pleach_kernels::training::Divergence;
 use pleach_kernels::{DType, best_threads};
 use pleach_train::{
-    Adapt, AttachedLesson, AttachedNetwork, Budget, Dataset, Distillation, Lesson, Network,
-    Options, Parameters, Trainer, block_weights,
+    Adapt, AttachedLesson, AttachedNetwork, Backend, Budget, Dataset, Distillation, Lesson,
+    Network, Options, Parameters, Trainer, block_weights,
 };
 
 use crate::shared::attach;
@@ -79,7 +79,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => Adapt::Full,
     };
     let weights = block_weights(&mut checkpoint)?;
-    let mut parameters = Parameters::new(weights, adapt, args.seed)?;
+    let backend = Backend::open(args.device)?;
+    let mut parameters = Parameters::new(weights, adapt, args.seed, backend.clone())?;
     parameters.round_to(match args.round_to {
         Rounding::None => None,
         Rounding::Q4_0 => Some(DType::Q4_0),
@@ -109,7 +110,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let Some(attachment) = checkpoint.attachment.clone() else {
         let Frozen { embedding, head, head_row } = frozen;
-        let network = Network::new(config, embedding, head)?;
+        let network = Network::new(config, embedding, head, backend)?;
         let lesson = Distillation { network, data, head_row, divergence };
         let trainer = Trainer::new(lesson, parameters, options)?;
         return learn(args, manifest, checkpoint, trainer, &vocab, checkpoints);
@@ -122,7 +123,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let states = attach::target_states(&path, &target, &data, &args.data, &config, &attachment)?;
     let Frozen { embedding, head, head_row } = frozen;
-    let network = AttachedNetwork { config, attachment, embedding, head, head_row };
+    let network = AttachedNetwork { config, attachment, embedding, head, head_row, backend };
     let lesson = AttachedLesson::new(network, data, states, args.chain_steps.max(1), divergence)?;
     let trainer = Trainer::new(lesson, parameters, options)?;
     learn(args, manifest, checkpoint, trainer, &vocab, checkpoints)?;

@@ -12,6 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use pleach::checkpoint::source::Source;
 use pleach::checkpoint::write::{atomically, json_file};
+use pleach::cli::ComputeDevice;
 use pleach_train::{Example, Origin};
 
 use super::args::Args;
@@ -295,6 +296,7 @@ fn fine_tune(
     train::run(&train::Args {
         target: args.model.model.clone(),
         cache_dir: args.model.cache_dir.clone(),
+        device: ComputeDevice::Auto,
         chain_steps: 1,
         model: pruned.into(),
         data: data.into(),
