@@ -8,6 +8,7 @@ mod draft;
 mod forward;
 mod rows;
 mod runner;
+mod text_reader;
 mod verify;
 
 pub use adapters::{AdapterShapes, AdapterWeights};
@@ -18,6 +19,7 @@ pub use draft::{Draft, Drafter};
 pub use forward::{AttachedForward, Forward, OutOfMemory};
 pub use rows::{DraftInput, Rows};
 pub use runner::Runner;
+pub use text_reader::TextReader;
 pub use verify::{RoundResult, Verified, VerifyTask};
 
 pub use crate::checkpoint::architecture::{

@@ -20,6 +20,7 @@ mod conflicts;
 mod decoder;
 mod memory;
 mod mutations;
+mod reader;
 mod rounds;
 mod server;
 #[path = "../support/mod.rs"]
@@ -61,7 +62,7 @@ fn main() {
     if compiles && !arguments.list {
         run_over_the_emulator();
     }
-    let compiled: [(&str, fn()); 18] = [
+    let compiled: [(&str, fn()); 19] = [
         (
             "kernels_agree_with_their_references_and_bugs_are_caught",
             kernels_agree_with_their_references_and_bugs_are_caught,
@@ -80,6 +81,7 @@ fn main() {
             decoder::passes_of_about_as_many_rows_are_one,
         ),
         ("decoder::what_cannot_be_done_is_said", decoder::what_cannot_be_done_is_said),
+        ("reader::texts_are_read_as_on_the_cpu", reader::texts_are_read_as_on_the_cpu),
         ("attached::steps_agree_with_the_cpu", attached::steps_agree_with_the_cpu),
         ("attached::recorded_steps_are_the_same", attached::recorded_steps_are_the_same),
         (

@@ -47,6 +47,27 @@ impl KvLayer {
         Ok(Self { keys: memory()?, values: memory()?, dtype, shape, num_blocks, block_size })
     }
 
+    /// Keys and values of some blocks, `[blocks, kv_heads, block_size, head_dim]` each, once everything before is done.
+    ///
+    /// # Errors
+    /// What went wrong in the kernels before, or in a copy.
+    ///
+    /// # Panics
+    /// If there are no such blocks.
+    pub fn read(&self, blocks: &[u32]) -> Result<[Vec<f32>; 2], CudaError> {
+        let size = Self::block_bytes(&self.shape, self.block_size) / 2;
+        let read = |memory: &Memory| {
+            let mut bytes = vec![0; blocks.len() * size];
+            for (&block, bytes) in blocks.iter().zip(bytes.chunks_exact_mut(size)) {
+                memory.read_now(block as usize * size, bytes)?;
+            }
+            let mut cells = vec![0.0; bytes.len() / self.dtype.block_bytes()];
+            self.dtype.dequantize(&bytes, &mut cells);
+            Ok(cells)
+        };
+        Ok([read(&self.keys)?, read(&self.values)?])
+    }
+
     /// Bytes of one block of one layer, keys and values, in 16-bit numbers.
     #[must_use]
     pub fn block_bytes(shape: &AttentionShape, block_size: usize) -> usize {

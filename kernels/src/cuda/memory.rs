@@ -134,6 +134,23 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// Copies what lies `offset` bytes behind the start, once everything before is done.
+    ///
+    /// # Errors
+    /// What went wrong in the kernels before, or in the copy.
+    ///
+    /// # Panics
+    /// If there are not as many bytes.
+    pub(super) fn read_now(&self, offset: usize, to: &mut [u8]) -> Result<(), CudaError> {
+        // SAFETY: the bytes are borrowed until the copy is done, just below.
+        let started = unsafe { self.read(offset, to) };
+        // Waits even if the copy did not start, so that nothing writes to the bytes later.
+        let done = self.device.synchronize();
+        started.and(done)
+    }
+}
+
 impl Drop for Memory {
     fn drop(&mut self) {
         // What still runs may use it. A device that failed keeps its memory until the program ends.

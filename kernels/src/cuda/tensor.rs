@@ -113,11 +113,7 @@ impl Tensor {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         let mut bytes = vec![0u8; self.cols * self.dtype.block_bytes()];
         let first = row * bytes.len();
-        // SAFETY: the bytes live until the copy is done, just below.
-        let started = unsafe { self.memory.read(first, &mut bytes) };
-        // Waits even if the copy did not start, so that nothing writes to the bytes later.
-        let done = self.memory.device.synchronize();
-        started.and(done)?;
+        self.memory.read_now(first, &mut bytes)?;
         let mut values = vec![0.0; self.cols];
         self.dtype.dequantize(&bytes, &mut values);
         Ok(values)
@@ -274,7 +270,7 @@ impl HostBuffer {
         Ok(self.values())
     }
 
-    /// The values of rows of tensors of one float format, one behind the other, once everything before is done.
+    /// The values of rows of tensors of one float format, ranges one behind the other, once everything before is done.
     ///
     /// # Errors
     /// What went wrong in the kernels before, or in a copy; memory is taken as in [`reserve`](Self::reserve).
@@ -283,11 +279,11 @@ impl HostBuffer {
     /// If there are no such rows, or not `out.len()` values.
     pub fn decode_rows<'a>(
         &mut self,
-        rows: impl Iterator<Item = (&'a Tensor, usize)> + Clone,
+        rows: impl Iterator<Item = (&'a Tensor, Range<usize>)> + Clone,
         out: &mut [f32],
     ) -> Result<(), CudaError> {
         let Some((first, _)) = rows.clone().next() else { return Ok(()) };
-        self.copy(&first.memory.device, rows.map(|(from, row)| (from, row..row + 1)))?;
+        self.copy(&first.memory.device, rows)?;
         first.dtype.dequantize(&self.memory.bytes()[..self.len], out);
         Ok(())
     }

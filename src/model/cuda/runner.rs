@@ -259,6 +259,51 @@ impl CudaRunner {
         outcomes.map_err(|error| out_of_memory(&self.decoder.device, error))
     }
 
+    /// Runs the blocks alone, without the head: `observe` sees the hidden states, `[rows, hidden]`, before block 0 (index
+    /// 0) and after each block i (index i + 1).
+    ///
+    /// # Errors
+    /// If the device has too little memory, or fails.
+    ///
+    /// # Panics
+    /// If a token, slot or block lies outside the model or the cache.
+    pub fn observe(
+        &mut self,
+        rows: &Rows,
+        observe: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), CudaError> {
+        check_tokens(rows, self.decoder.config.vocab_size);
+        let Self { decoder, rotations, cache, workspace, .. } = self;
+        let CudaDecoder { device, config, layers, embedding, norm, .. } = &*decoder;
+        let Workspace { buffers, on_host, .. } = workspace;
+        let (count, eps) = (rows.len(), config.rms_norm_eps as f32);
+        let bounds = [self.num_blocks, rotations.shape()[0]];
+        buffers.set(device, rows, &layers[0].attention, bounds)?;
+        let mut values = vec![0.0; count * config.hidden_size];
+        let mut tell = |index: usize, buffers: &mut Buffers| {
+            on_host.decode_rows(std::iter::once((&buffers.hidden, 0..count)), &mut values)?;
+            observe(index, &values);
+            Ok(())
+        };
+        device.embed(embedding, &buffers.batch, &mut buffers.hidden)?;
+        let blocks = layers.iter().zip(&mut *cache);
+        run_blocks(&Pass { device, rotations, eps }, blocks, buffers, false, &mut tell)?;
+        let Buffers { hidden, normed, delta, .. } = &mut *buffers;
+        device.add_rms_norm(hidden, Some(delta), norm, None, normed, eps)?;
+        tell(layers.len(), buffers)?;
+        self.logit_rows = (0..count as u32).collect();
+        Ok(())
+    }
+
+    /// Keys and values that the cache holds of some blocks of positions, for one block of the decoder:
+    /// `[blocks, kv_heads, BLOCK_SIZE, head_dim]` each.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn cells(&self, layer: usize, blocks: &[u32]) -> Result<[Vec<f32>; 2], CudaError> {
+        self.cache[layer].read(blocks)
+    }
+
     /// The residual stream of a row behind the last layer.
     fn residual(&self, row: usize) -> Result<Vec<f32>, CudaError> {
         let Buffers { hidden, delta, .. } = &self.workspace.buffers;

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::write;
-use pleach::kv_cache::{BlockPool, BlockTable, blocks_for};
-use pleach::model::{Decoder, Rows, Workspace};
+use pleach::model::{Decoder, TextReader};
 use pleach::prompts::{read_prompts, spread};
 use plotters::prelude::*;
 use rayon::prelude::*;
@@ -120,9 +119,11 @@ pub(crate) fn run(args: &Args) -> Result<Importance> {
         return Ok(importance);
     }
     let pieces = pieces(args, &Chat::new(&checkpoint)?)?;
+    let longest = pieces.iter().map(Vec::len).max().unwrap_or(1);
     let decoder = Decoder::load(&mut checkpoint, &args.model.pool())?;
+    let mut reader = TextReader::on_cpu(decoder, longest);
 
-    let blocks = decoder.config().num_hidden_layers;
+    let blocks = reader.config().num_hidden_layers;
     let none = || (0..blocks).map(|i| vec![PairSums::default(); blocks - i]).collect();
     // More tokens of a text go on from where fewer ended; of prompts they are others.
     let which = args.prompts.is_some().then_some(args.tokens);
@@ -134,9 +135,9 @@ pub(crate) fn run(args: &Args) -> Result<Importance> {
     let mut sums =
         saved.map_or_else(|| Sums { pairs: none(), ..Sums::default() }, |(_, sums)| sums);
     let mut progress = Progress::new("measuring blocks", pieces.len() as u64);
-    let mut workspace = Workspace::new();
     for piece in pieces.iter().skip(sums.pieces) {
-        measure(&decoder, piece, &mut workspace, &mut sums);
+        let width = reader.config().hidden_size;
+        measure(&reader.read(piece)?, width, &mut sums);
         write::json_file(&partial, &(&identity, &sums))?;
         progress.set(sums.pieces as u64, String::new());
     }
@@ -188,20 +189,9 @@ fn pieces(args: &Args, chat: &Chat) -> Result<Vec<Vec<u32>>> {
     Ok(pieces.map(<[u32]>::to_vec).collect())
 }
 
-/// Adds one piece of text. The first position is left out: it is where models park attention, and its
+/// Adds the states of one piece of text, `[blocks + 1]` of `[tokens, width]`. The first position is left out: it is where models park attention, and its
 /// hidden state is like no other.
-fn measure(decoder: &Decoder, piece: &[u32], workspace: &mut Workspace, sums: &mut Sums) {
-    let blocks = blocks_for(piece.len());
-    let (mut pool, mut table) = (BlockPool::new(blocks), BlockTable::default());
-    assert!(table.reserve(piece.len(), &mut pool), "invariant: sized for the piece");
-    let mut rows = Rows::default();
-    rows.push(&table, 0, piece.iter().copied(), 0);
-    let mut states: Vec<Vec<f32>> = Vec::new();
-    let mut cache = decoder.new_kv_cache(blocks);
-    decoder.forward_observed(&rows, &mut cache, workspace, &mut |_, hidden| {
-        states.push(hidden.to_vec());
-    });
-    let width = decoder.config().hidden_size;
+fn measure(states: &[Vec<f32>], width: usize, sums: &mut Sums) {
     let pairs: Vec<(usize, usize)> =
         (0..states.len()).flat_map(|a| (a + 1..states.len()).map(move |b| (a, b))).collect();
     let norms: Vec<Vec<f64>> = states
@@ -229,7 +219,7 @@ fn measure(decoder: &Decoder, piece: &[u32], workspace: &mut Workspace, sums: &m
         sums.cosine += added.cosine;
         sums.last_angle += added.last_angle;
     }
-    sums.tokens += piece.len() - 1;
+    sums.tokens += states[0].len() / width - 1;
     sums.pieces += 1;
 }
 
