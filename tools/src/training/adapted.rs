@@ -5,8 +5,6 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp3, Error, Layout, Result, Shape, Tensor};
 
-use super::backend::Backend;
-use super::composed;
 use super::frozen::Frozen;
 use super::gemm::product;
 use super::graph_ops::{dense, result, values, with_values};
@@ -23,21 +21,6 @@ pub(super) struct Adapted {
 }
 
 impl Adapted {
-    /// Rows times these matrices: x `[rows, in]`, A's below each other `[ranks, in]`, B's below each other `[out, rank]`.
-    pub(super) fn apply(
-        &self,
-        x: &Tensor,
-        [a, b]: [&Tensor; 2],
-        backend: &Backend,
-    ) -> Result<Tensor> {
-        if backend.is_fused() {
-            let op = AdaptedLinear { matrices: self.clone(), low: Mutex::default() };
-            x.apply_op3(a, b, op)
-        } else {
-            composed::adapted(self, x, [a, b])
-        }
-    }
-
     /// Columns of all A's together.
     fn ranks(&self) -> usize {
         self.parts.len() * self.rank
@@ -81,10 +64,16 @@ impl Adapted {
 }
 
 /// The product of rows with adapted matrices.
-struct AdaptedLinear {
+pub(super) struct AdaptedLinear {
     matrices: Adapted,
     /// `x A^T`, left by the forward pass.
     low: Mutex<Vec<f32>>,
+}
+
+impl AdaptedLinear {
+    pub(super) fn new(matrices: &Adapted) -> Self {
+        Self { matrices: matrices.clone(), low: Mutex::default() }
+    }
 }
 
 fn poisoned<T>(_: T) -> Error {

@@ -9,10 +9,11 @@ use super::backend::Backend;
 use super::chain_attention::{ChainAttention, Chains};
 use super::dataset::Sequence;
 use super::decoder::{Layer, frozen_head, norm};
-use super::distill_loss::{DistillLoss, Head, Tally, Targets};
+use super::distill_loss::{Head, Tally, Targets};
 use super::frozen::Frozen;
 use super::graph_ops::normed;
 use super::lesson::Lesson;
+use super::ops;
 use super::weights::Weights;
 use super::{Dataset, TargetStates};
 use pleach::model::{Attachment, ModelConfig, PROJECTIONS, RopeTables};
@@ -202,7 +203,7 @@ impl Lesson for AttachedLesson {
                     let states = batch.states.clone();
                     (Tensor::from_vec(states, (rows, read), device)?, PROJECTIONS[0])
                 }
-                Some(own) => (self.backend.rms_norm(own, &ones, eps)?, PROJECTIONS[1]),
+                Some(own) => (ops::rms_norm(&self.backend, own, &ones, eps)?, PROJECTIONS[1]),
             };
             let module = projection.strip_suffix(".weight").unwrap_or(projection);
             let mut x = weights.linear(&Tensor::cat(&[&tokens, &states], 1)?, module)?;
@@ -220,19 +221,19 @@ impl Lesson for AttachedLesson {
                 };
                 x = layer.forward(&x, |qkv| {
                     own.push(qkv);
-                    attention.apply(&Tensor::cat(own, 0)?, &self.backend)
+                    ops::chain_attention(&self.backend, attention, &Tensor::cat(own, 0)?)
                 })?;
             }
             let weight = weights.wanted("model.norm.weight")?;
             let normed = norm(&self.backend, &x, weight, config)?;
             let head = Head { rows: &self.head, cap: config.design.logit_cap };
-            let (loss, of_step) = DistillLoss::apply(
+            let (loss, of_step) = ops::distill_loss(
+                &self.backend,
                 &normed,
                 head,
                 targets,
                 self.divergence,
                 training,
-                &self.backend,
             )?;
             let weight = FURTHER.powi(step as i32);
             tally.loss += weight * of_step.loss;

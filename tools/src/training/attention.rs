@@ -6,8 +6,6 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::backend::Backend;
-use super::composed;
 use super::gemm::product_alone;
 use super::graph_ops::{dense, result, values, with_values};
 use super::row_pieces::{ROWS, alone};
@@ -108,11 +106,6 @@ struct Head {
 }
 
 impl Attention {
-    /// Queries, keys and values of rows to the heads' outputs.
-    pub(super) fn apply(self, qkv: &Tensor, backend: &Backend) -> Result<Tensor> {
-        if backend.is_fused() { qkv.apply_op1(self) } else { composed::attention(&self, qkv) }
-    }
-
     fn heads(&self) -> Vec<Head> {
         let of_sequence = |rows: &Range<usize>| {
             let rows = rows.clone();

@@ -1,12 +1,9 @@
 //! Where the graph of a network is computed, and by whose operations.
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 
 use super::TrainError;
-use super::composed;
-use super::graph_ops::{GateMul, Linear, RmsNorm};
 use pleach::cli::ComputeDevice;
-use pleach_kernels::Activation;
 
 /// Where the graph of a network is computed, and by whose operations. What is trained, its moments and the optimiser's
 /// steps are the processor's in either case.
@@ -69,37 +66,5 @@ impl Backend {
     /// Whether our own kernels compute.
     pub(super) fn is_fused(&self) -> bool {
         self.fused
-    }
-
-    /// `y = x w^T`: x `[rows, in]`, w `[out, in]`, y `[rows, out]`.
-    pub(super) fn linear(&self, x: &Tensor, w: &Tensor) -> candle_core::Result<Tensor> {
-        if self.fused { x.apply_op2(w, Linear) } else { x.matmul(&w.t()?) }
-    }
-
-    /// RMS norm of rows as long as the weight; `x` may have more dimensions.
-    pub(super) fn rms_norm(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        eps: f32,
-    ) -> candle_core::Result<Tensor> {
-        if self.fused {
-            x.apply_op2(weight, RmsNorm { eps })
-        } else {
-            composed::rms_norm(x, weight, eps)
-        }
-    }
-
-    /// `activation(gate) * up` of rows `[gate | up]`: `[rows, 2 n]` to `[rows, n]`.
-    pub(super) fn gate_mul(
-        &self,
-        x: &Tensor,
-        activation: Activation,
-    ) -> candle_core::Result<Tensor> {
-        if self.fused {
-            x.apply_op1(GateMul { activation })
-        } else {
-            composed::gate_mul(x, activation)
-        }
     }
 }

@@ -7,8 +7,6 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::attention::HeadShape;
-use super::backend::Backend;
-use super::composed;
 use super::gemm::product_alone;
 use super::graph_ops::{dense, result, values, with_values};
 use pleach::model::RopeTables;
@@ -59,11 +57,6 @@ struct Scores {
 }
 
 impl ChainAttention {
-    /// Queries, keys and values of rows to the heads' outputs.
-    pub(super) fn apply(self, qkv: &Tensor, backend: &Backend) -> Result<Tensor> {
-        if backend.is_fused() { qkv.apply_op1(self) } else { composed::chain_attention(&self, qkv) }
-    }
-
     fn num_rows(&self) -> usize {
         self.chains.last().map_or(0, |chains| chains.rows.end)
     }

@@ -8,8 +8,9 @@ use candle_core::{Result, Tensor};
 use super::attention::{Attention, HeadShape};
 use super::backend::Backend;
 use super::composed;
-use super::distill_loss::{DistillLoss, Head, Tally, Targets};
+use super::distill_loss::{Head, Tally, Targets};
 use super::frozen::Frozen;
+use super::ops;
 use super::weights::{FUSED, Weights};
 use pleach::model::{ModelConfig, RopeTables};
 use pleach_kernels::scale;
@@ -69,7 +70,7 @@ impl Network {
         let hidden = self.hidden_states(weights, batch)?;
         let head = Head { rows: &self.head, cap: self.config.design.logit_cap };
         let targets = batch.targets.clone();
-        DistillLoss::apply(&hidden, head, targets, divergence, training, &self.backend)
+        ops::distill_loss(&self.backend, &hidden, head, targets, divergence, training)
     }
 
     /// Sum of the forward KL of a batch, as a scalar to differentiate.
@@ -118,7 +119,8 @@ impl Network {
                 ropes: Arc::clone(&ropes),
                 block: index,
             };
-            hidden = layer.forward(&hidden, |qkv| attention.apply(&qkv, &self.backend))?;
+            hidden =
+                layer.forward(&hidden, |qkv| ops::attention(&self.backend, attention, &qkv))?;
         }
         norm(&self.backend, &hidden, weights.wanted("model.norm.weight")?, config)
     }
@@ -133,9 +135,9 @@ pub(super) fn norm(
 ) -> Result<Tensor> {
     let eps = config.rms_norm_eps as f32;
     if config.design.norms_from_one {
-        backend.rms_norm(x, &(weight + 1.0)?, eps)
+        ops::rms_norm(backend, x, &(weight + 1.0)?, eps)
     } else {
-        backend.rms_norm(x, weight, eps)
+        ops::rms_norm(backend, x, weight, eps)
     }
 }
 
@@ -176,7 +178,7 @@ impl Layer<'_> {
         let hidden = (hidden + added)?;
         let x = self.norm(&hidden, before_gate)?;
         let fed = self.linear(&x, FUSED[1].0)?;
-        let gated = self.weights.backend().gate_mul(&fed, design.activation)?;
+        let gated = ops::gate_mul(self.weights.backend(), &fed, design.activation)?;
         let fed = self.linear(&gated, "mlp.down_proj")?;
         hidden
             + if design.output_norms { self.norm(&fed, "post_feedforward_layernorm")? } else { fed }

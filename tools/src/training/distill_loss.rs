@@ -5,8 +5,6 @@ use std::sync::{Arc, Mutex};
 use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::backend::Backend;
-use super::composed;
 use super::frozen::Frozen;
 use super::graph_ops::{dense, result, values};
 use super::row_pieces::{ROWS, alone};
@@ -85,11 +83,7 @@ impl DistillLoss {
         targets: Targets,
         divergence: Divergence,
         training: bool,
-        backend: &Backend,
     ) -> Result<(Tensor, Tally)> {
-        if !backend.is_fused() {
-            return composed::distill_loss(hidden, head, &targets, divergence, training);
-        }
         let tally = Arc::new(Mutex::new(Tally::default()));
         let loss = hidden.apply_op1(Self {
             divergence,

@@ -18,6 +18,7 @@ mod gemm;
 mod graph_ops;
 mod lesson;
 mod lora;
+mod ops;
 mod options;
 mod parameters;
 mod row_pieces;

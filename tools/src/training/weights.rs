@@ -7,6 +7,7 @@ use candle_core::{Error, Result, Tensor};
 
 use super::adapted::Adapted;
 use super::backend::Backend;
+use super::ops;
 use pleach::model::ModelConfig;
 
 /// Frozen matrices by the name of their module, or of that of projections of one input together.
@@ -70,10 +71,10 @@ impl Weights {
     pub(super) fn linear(&self, x: &Tensor, module: &str) -> Result<Tensor> {
         let name = format!("{module}.weight");
         let Some(adapted) = self.adapted.get(module) else {
-            return self.backend.linear(x, self.wanted(&name)?);
+            return ops::linear(&self.backend, x, self.wanted(&name)?);
         };
         let [a, b] = ["lora_a", "lora_b"].map(|factor| self.wanted(&format!("{name}.{factor}")));
-        adapted.apply(x, [a?, b?], &self.backend)
+        ops::adapted(&self.backend, adapted, x, [a?, b?])
     }
 
     /// The weights, and those of projections of one input side by side. Made once for all the times that a loss uses a

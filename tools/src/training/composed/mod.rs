@@ -3,8 +3,6 @@
 
 mod attention;
 mod loss;
-#[cfg(test)]
-mod tests;
 
 use candle_core::{D, DType, Device, Result, Tensor};
 

@@ -9,9 +9,9 @@ use super::super::adapted::Adapted;
 use super::super::attention::{Attention, HeadShape};
 use super::super::backend::Backend;
 use super::super::chain_attention::{ChainAttention, Chains};
-use super::super::decoder::frozen_head;
-use super::super::distill_loss::{DistillLoss, Head, Targets};
+use super::super::distill_loss::{Head, Targets};
 use super::super::frozen::Frozen;
+use super::{adapted, attention, chain_attention, distill_loss, gate_mul, linear, rms_norm};
 use pleach::model::{
     Design, Family, ModelConfig, RopeConfig, RopeScaling, RopeTables, SlidingWindow,
 };
@@ -67,13 +67,13 @@ fn products_norms_and_gates() {
     let random = &mut Rng::new();
     let (rows, inner, out) = (random.usize(1..300), random.usize(1..90), random.usize(1..90));
     let (x, w) = (tensor(random, rows, inner), tensor(random, out, inner));
-    agree("linear", &[x.clone(), w], |inputs, backend| backend.linear(&inputs[0], &inputs[1]));
+    agree("linear", &[x.clone(), w], |inputs, backend| linear(backend, &inputs[0], &inputs[1]));
     let weight = Tensor::from_vec(values(random, inner, 2.0), inner, &Device::Cpu).unwrap();
-    agree("norm", &[x, weight], |inputs, backend| backend.rms_norm(&inputs[0], &inputs[1], 1e-3));
+    agree("norm", &[x, weight], |inputs, backend| rms_norm(backend, &inputs[0], &inputs[1], 1e-3));
     let x = tensor(random, rows, 2 * inner);
     let x = (x * 4.0).unwrap();
     for activation in [Activation::Silu, Activation::GeluTanh] {
-        let gate = |inputs: &[Tensor], backend: &Backend| backend.gate_mul(&inputs[0], activation);
+        let gate = |inputs: &[Tensor], backend: &Backend| gate_mul(backend, &inputs[0], activation);
         agree(&format!("{activation:?}"), &[x.clone()], gate);
     }
 }
@@ -89,8 +89,8 @@ fn adapted_matrices() {
         .map(|(rows, columns)| tensor(random, rows, columns));
     agree("adapted", &inputs, |inputs, backend| {
         let frozen = Arc::new(Frozen::new(&w, inner, backend)?);
-        let adapted = Adapted { frozen, parts: parts.into(), rank, scale: 1.7 };
-        adapted.apply(&inputs[0], [&inputs[1], &inputs[2]], backend)
+        let matrices = Adapted { frozen, parts: parts.into(), rank, scale: 1.7 };
+        adapted(backend, &matrices, &inputs[0], [&inputs[1], &inputs[2]])
     });
 }
 
@@ -140,7 +140,8 @@ fn attention_of_sequences() {
             let qkv = tensor(random, positions.len(), shape.stride());
             agree(&format!("attention, block {block}"), &[qkv], |inputs, backend| {
                 let (sequences, ropes) = (sequences.clone().into(), Arc::clone(&ropes));
-                Attention { shape, sequences, ropes, block }.apply(&inputs[0], backend)
+                let op = Attention { shape, sequences, ropes, block };
+                attention(backend, op, &inputs[0])
             });
         }
     }
@@ -175,7 +176,8 @@ fn attention_of_chains() {
             let qkv = tensor(random, steps * positions.len(), shape.stride());
             agree(&format!("chains, block {block}, {steps} steps"), &[qkv], |inputs, backend| {
                 let (chains, ropes) = (Arc::clone(&chains), Arc::clone(&ropes));
-                ChainAttention { shape, steps, chains, ropes, block }.apply(&inputs[0], backend)
+                let op = ChainAttention { shape, steps, chains, ropes, block };
+                chain_attention(backend, op, &inputs[0])
             });
         }
     }
@@ -211,11 +213,10 @@ fn losses() {
     ] {
         let tallies = std::cell::RefCell::new(Vec::new());
         agree(&format!("loss, {divergence:?}, {cap:?}"), &[hidden.clone()], |inputs, backend| {
-            let rows = frozen_head(&head, width, backend)?;
+            let rows = Arc::new(Frozen::new(&head, width, backend)?);
             let head = Head { rows: &rows, cap };
             let targets = targets.clone();
-            let (loss, tally) =
-                DistillLoss::apply(&inputs[0], head, targets, divergence, true, backend)?;
+            let (loss, tally) = distill_loss(backend, &inputs[0], head, targets, divergence, true)?;
             assert!((f64::from(loss.to_scalar::<f32>()?) / tally.loss - 1.0).abs() < 1e-4);
             tallies.borrow_mut().push(tally);
             Ok(loss)
