@@ -4,7 +4,7 @@ use candle_core::{D, Device, Result, Tensor};
 
 use super::super::attention::{Attention, HeadShape};
 use super::super::chain_attention::{ChainAttention, Chains};
-use super::{bounded, mask, numbers, softmax};
+use super::rows::{bounded, mask, numbers, softmax};
 use pleach_kernels::RopeTable;
 
 /// Queries, keys and values of rows: `[rows, heads, head_dim]`, `[rows, kv_heads, head_dim]` twice.

@@ -3,7 +3,7 @@
 use candle_core::{D, Result, Tensor, Var};
 
 use super::super::distill_loss::{Head, Tally, Targets};
-use super::{bounded, softmax};
+use super::rows::{bounded, softmax};
 use pleach_kernels::training::{Divergence, log_unseen};
 
 /// Logits of one chunk: 256 MB of them, of which a few copies are there at a time.
