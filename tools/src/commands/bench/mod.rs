@@ -8,10 +8,12 @@ use std::time::Instant;
 
 use anyhow::Result;
 use pleach::checkpoint::write::json_file;
-use pleach::engine::{Engine, EngineConfig, Request};
+use pleach::engine::{EngineConfig, Request};
 use pleach::kv_cache::blocks_for;
 use pleach::prompts::{read_prompts, spread};
 use serde::Serialize;
+
+use crate::shared::models::Running;
 
 pub(crate) use args::Args;
 pub(crate) use speculation::{Way, measure as speculation};
@@ -25,10 +27,15 @@ const DECODED: usize = 128;
 const STREAMS: [usize; 5] = [1, 8, 16, 32, 64];
 const MOST_STREAMS: usize = 64;
 
-/// What one model does on this machine.
+/// What one model does on this machine. Each time ends when the host has what was computed, on a device too.
 #[derive(Debug, Serialize)]
 struct BenchReport {
-    threads: usize,
+    /// Threads that compute; absent on a CUDA device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    threads: Option<usize>,
+    /// The CUDA device that computes; absent for the processor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
     decode_tokens_per_s: f64,
     /// After 1,024 tokens of context, where the model has so many.
     decode_1024_tokens_per_s: Option<f64>,
@@ -51,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => None,
     };
     let loaded = args.measure.load()?;
-    let positions = loaded.target.config().max_position_embeddings;
+    let positions = loaded.config().max_position_embeddings;
     let config = EngineConfig {
         max_model_len: Some(positions.min(2048)),
         max_num_seqs: MOST_STREAMS,
@@ -60,8 +67,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         prefix_caching: false, // every repeat does the same work
         ..EngineConfig::default()
     };
-    let vocab = loaded.target.config().vocab_size as u32;
-    let mut engine = Engine::new(loaded.target, loaded.decoder, config)?;
+    let vocab = loaded.config().vocab_size as u32;
+    let Running { mut engine, chat, device } = loaded.start(config)?;
     let costs = engine.measure_costs(CONTEXT, &ROWS, args.repeats)?;
     let synthetic = |length: usize, tokens: usize| Request {
         ignore_eos: true,
@@ -89,7 +96,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None
     };
     let mut report = BenchReport {
-        threads: args.measure.model.num_threads(),
+        threads: device.is_none().then(|| args.measure.model.num_threads()),
+        device,
         decode_tokens_per_s: DECODED as f64 / decode,
         decode_1024_tokens_per_s: long.map(|seconds| DECODED as f64 / seconds),
         prefill_tokens_per_s: PROMPT as f64 / time(1, PROMPT, 1)?,
@@ -104,7 +112,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     print(&report);
     if let Some(prompts) = prompts {
-        let speculation = speculation::measure(&mut engine, &loaded.chat, &prompts, args)?;
+        let speculation = speculation::measure(&mut engine, &chat, &prompts, args)?;
         print!("{speculation}");
         report.speculation = Some(speculation);
     }
