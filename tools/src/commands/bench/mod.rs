@@ -6,7 +6,7 @@ mod speculation;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use pleach::checkpoint::write::json_file;
 use pleach::engine::{EngineConfig, Request};
 use pleach::kv_cache::blocks_for;
@@ -23,8 +23,7 @@ const CONTEXT: usize = 64;
 const LONG_CONTEXT: usize = 1024;
 const PROMPT: usize = 512;
 const DECODED: usize = 128;
-/// Answers at once.
-const STREAMS: [usize; 5] = [1, 8, 16, 32, 64];
+/// Answers at once, at most.
 const MOST_STREAMS: usize = 64;
 
 /// What one model does on this machine. Each time ends when the host has what was computed, on a device too.
@@ -57,6 +56,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(path) => Some(spread(read_prompts(Some(path), "")?, args.measure.limit)),
         None => None,
     };
+    let streams = args.streams.iter().all(|n| (1..=MOST_STREAMS).contains(n));
+    ensure!(streams, "--streams: numbers from 1 to {MOST_STREAMS}");
     let loaded = args.measure.load()?;
     let positions = loaded.config().max_position_embeddings;
     let config = EngineConfig {
@@ -104,9 +105,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         verify_cost: ROWS.iter().filter_map(|&n| Some((n, costs.verify_cost(n)?))).collect(),
         draft_step_cost: costs.draft_step_cost(),
         draft_further_step_cost: costs.draft_further_step_cost(),
-        streams_tokens_per_s: STREAMS
-            .into_iter()
-            .map(|n| Ok((n, (n * DECODED) as f64 / time(n, CONTEXT, DECODED)?)))
+        streams_tokens_per_s: args
+            .streams
+            .iter()
+            .map(|&n| Ok((n, (n * DECODED) as f64 / time(n, CONTEXT, DECODED)?)))
             .collect::<Result<_>>()?,
         speculation: None,
     };

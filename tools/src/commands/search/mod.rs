@@ -202,8 +202,13 @@ fn try_draft(
         ..EngineConfig::default()
     };
     let Running { mut engine, chat, .. } = loaded.start(config)?;
-    let asked =
-        bench::Args { measure, repeats: 1, num_speculative_tokens: MOST_DRAFTED, json: None };
+    let asked = bench::Args {
+        measure,
+        repeats: 1,
+        streams: vec![],
+        num_speculative_tokens: MOST_DRAFTED,
+        json: None,
+    };
     let report = bench::speculation(&mut engine, &chat, prompts, &asked)?;
     ensure!(report.identical, "{shape}: the answers differ with and without speculation");
     Ok(Tried {
