@@ -1,9 +1,11 @@
 //! From a configuration to models that run: for the server, and for `pleach check`.
 
 mod adapters;
+mod device;
 mod drafts;
 mod error;
 mod loaders;
+mod on_cuda;
 mod opened;
 mod weights;
 
@@ -11,23 +13,25 @@ use std::sync::Arc;
 
 use adapters::LoadedBeside;
 pub use adapters::{AdapterError, AdapterLoadError, AdapterLoader, LoadedAdapter};
+pub use device::{open_device, or_the_cpu};
 pub use drafts::DraftLoader;
 pub use error::LoadError;
 pub use loaders::Loaders;
+pub use on_cuda::{cuda_engine, load_cuda_draft, load_cuda_target};
 use opened::Opened;
 use tokenizers::Tokenizer;
 pub use weights::MaybeDraft;
 use weights::{Placed, Weights, load_on_cpu};
 
 use crate::checkpoint::Summary;
-use crate::cli::{ComputeDevice, Config, KvCacheDtype};
+use crate::cli::{ComputeDevice, Config};
 use crate::engine::{EngineHandle, Turns};
 use crate::memory::Reserved;
 use crate::model::Decoder;
 use crate::sampling::SamplingParams;
 use crate::text::ChatTemplate;
 use pleach_kernels::ThreadPool;
-use pleach_kernels::cuda::{CudaError, Device};
+use pleach_kernels::cuda::Device;
 
 /// A model of a configuration, in memory, to compute on the CPU.
 pub struct Model {
@@ -182,9 +186,6 @@ impl Loaded {
     }
 }
 
-/// What a device has no memory for when it is opened, and what to do then.
-const OPENING: (&str, &str) = ("the kernels", "free memory on it, or choose another by --device");
-
 /// Fetches and loads the models and their drafts, and starts their engines, the main model's first. A draft that cannot
 /// be used is reported and left out: its model runs without it.
 ///
@@ -192,17 +193,10 @@ const OPENING: (&str, &str) = ("the kernels", "free memory on it, or choose anot
 /// [`LoadError`] where a model cannot be served.
 pub fn start(config: &Config) -> Result<Vec<RunningModel>, LoadError> {
     // A device that is not there is known before a model is fetched.
-    let device = match config.device {
-        ComputeDevice::Cuda(_) if config.has_adapters() => return Err(AdapterError::Cuda.into()),
-        ComputeDevice::Cuda(_) if config.kv_cache_dtype != KvCacheDtype::Auto => {
-            return Err(LoadError::CacheOnCuda);
-        }
-        ComputeDevice::Auto => first_device(),
-        ComputeDevice::Cpu => None,
-        ComputeDevice::Cuda(index) => {
-            Some(Device::open(index).map_err(|error| LoadError::from(error).advise(OPENING))?)
-        }
-    };
+    if matches!(config.device, ComputeDevice::Cuda(_)) && config.has_adapters() {
+        return Err(AdapterError::Cuda.into());
+    }
+    let device = open_device(config.device, config.kv_cache_dtype)?;
     let (pool, turns) = (Arc::new(ThreadPool::new(config.threads)), Turns::default());
     let loaded = open(config, |model| {
         let model = Loaded::load(model, device.as_ref(), &pool)?;
@@ -221,22 +215,4 @@ pub fn start(config: &Config) -> Result<Vec<RunningModel>, LoadError> {
     let loaded = LoadedBeside::default();
     loaders.for_each(|loaders| loaders.beside(caches, &loaded));
     Ok(running)
-}
-
-/// The first CUDA device; the log says which, or why there is none.
-fn first_device() -> Option<Arc<Device>> {
-    match Device::open(0) {
-        Ok(device) => {
-            tracing::info!(device = device.name(), "computing on the CUDA device that is there");
-            Some(device)
-        }
-        Err(reason @ (CudaError::NoDriver(_) | CudaError::NoDevice { .. })) => {
-            tracing::info!(%reason, "computing on the CPU");
-            None
-        }
-        Err(error) => {
-            tracing::warn!(%error, "the CUDA device cannot be used; computing on the CPU");
-            None
-        }
-    }
 }

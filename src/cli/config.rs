@@ -8,7 +8,8 @@ use pleach_kernels::best_threads;
 use serde_json::{Map, Value};
 
 use super::default_draft::draft_of;
-use super::flags::{Args, ComputeDevice, KvCacheDtype, LoraModule, NamedSource};
+use super::device::ComputeDevice;
+use super::flags::{Args, KvCacheDtype, LoraModule, NamedSource};
 use crate::checkpoint::source::{self, Source};
 use crate::engine::EngineConfig;
 use crate::observe::traffic::Recording;
@@ -124,7 +125,7 @@ impl From<Args> for Config {
             || !args.lora.is_empty()
             || args.allow_runtime_lora;
         // CUDA devices hold no codes of keys and values, and compute no adapters.
-        let device = match args.device {
+        let device = match args.device.device {
             ComputeDevice::Auto if on_cpu => ComputeDevice::Cpu,
             device => device,
         };
@@ -144,7 +145,7 @@ impl From<Args> for Config {
                 max_num_batched_tokens: args.max_num_batched_tokens,
                 max_model_len: args.max_model_len,
                 num_blocks: args.kv_blocks,
-                gpu_memory_utilization: args.gpu_memory_utilization,
+                gpu_memory_utilization: args.device.gpu_memory_utilization,
                 prefix_caching: !args.no_prefix_caching,
                 num_speculative_tokens,
                 ngram: !args.fixed_drafts,

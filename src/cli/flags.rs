@@ -8,8 +8,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::device::DeviceArgs;
 use crate::checkpoint::source::{DEFAULT_MODEL, Source};
-use crate::engine::EngineConfig;
 use crate::sampling::SamplingDefaults;
 use crate::text::{CallFormat, ChatTemplate};
 
@@ -80,10 +80,9 @@ pub struct Args {
     /// it speaks plain HTTP and asks for no key. Default: /metrics stand beside the API.
     #[arg(long, env = "PLEACH_METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
     pub metrics_address: Option<std::net::SocketAddr>,
-    /// Where to compute: `cpu`, `cuda`, `cuda:N` for device N, or `auto`: the first CUDA device if there is one that runs
-    /// the model, else the CPU.
-    #[arg(long, env = "PLEACH_DEVICE", value_name = "DEVICE", default_value = "auto")]
-    pub device: ComputeDevice,
+    /// Where to compute.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Threads that compute. Default: all that the processor runs at a time, or one a core where that is measured to
     /// be faster.
     #[arg(long, env = "PLEACH_THREADS")]
@@ -167,16 +166,6 @@ pub struct Args {
     /// of a position, in about half the memory. CUDA devices hold no int8: --device auto is the CPU then.
     #[arg(long, env = "PLEACH_KV_CACHE_DTYPE", value_enum, default_value_t = KvCacheDtype::Auto)]
     pub kv_cache_dtype: KvCacheDtype,
-    /// Share of a CUDA device's memory that is used, more than 0 and at most 1, with what other programs use of it: what
-    /// weights and the largest pass leave of it is K/V cache.
-    #[arg(
-        long,
-        env = "PLEACH_GPU_MEMORY_UTILIZATION",
-        value_name = "SHARE",
-        default_value_t = EngineConfig::default().gpu_memory_utilization,
-        value_parser = part
-    )]
-    pub gpu_memory_utilization: f64,
     /// Compute every prompt whole. Otherwise blocks of 16 tokens that a prompt shares with an earlier text
     /// from its start are taken from the K/V cache; the output is the same.
     #[arg(long, env = "PLEACH_NO_PREFIX_CACHING")]
@@ -277,12 +266,6 @@ fn share(text: &str) -> Result<f64, String> {
     share.ok_or_else(|| "a share is a number from 0 to 1".into())
 }
 
-/// A number above 0, at most 1.
-fn part(text: &str) -> Result<f64, String> {
-    let part = share(text).ok().filter(|part| *part > 0.0);
-    part.ok_or_else(|| "a number above 0, 1 at most".into())
-}
-
 /// A LoRA adapter: its name in the API and its folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoraModule {
@@ -331,34 +314,6 @@ impl FromStr for NamedSource {
 impl fmt::Display for NamedSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}={}", self.name, self.source)
-    }
-}
-
-/// Where models compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ComputeDevice {
-    /// The first CUDA device if there is one that runs the model, else the processor.
-    Auto,
-    /// This machine's processor.
-    Cpu,
-    /// A CUDA device, by its number.
-    Cuda(usize),
-}
-
-impl FromStr for ComputeDevice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            None if text == "auto" => Ok(Self::Auto),
-            None if text == "cpu" => Ok(Self::Cpu),
-            None if text == "cuda" => Ok(Self::Cuda(0)),
-            Some(("cuda", number)) if number.parse::<u16>().is_ok() => {
-                Ok(Self::Cuda(number.parse().expect("a number, just read")))
-            }
-            _ => Err("a device is `auto`, `cpu`, `cuda` or `cuda:N`".into()),
-        }
     }
 }
 

@@ -4,6 +4,7 @@ mod also;
 mod config;
 mod config_file;
 mod default_draft;
+mod device;
 mod flags;
 pub(crate) mod toml_file;
 
@@ -11,7 +12,6 @@ pub use also::AlsoError;
 pub use config::{Access, Config, ConnectionLimits};
 pub use config_file::{ConfigError, parse};
 pub use default_draft::default_draft;
-pub use flags::{
-    Args, CheckArgs, Cli, Command, ComputeDevice, KvCacheDtype, LogFormat, LoraModule, NamedSource,
-};
+pub use device::{ComputeDevice, DeviceArgs};
+pub use flags::{Args, CheckArgs, Cli, Command, KvCacheDtype, LogFormat, LoraModule, NamedSource};
 pub use toml_file::FileError;

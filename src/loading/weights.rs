@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use super::adapters::{self, AdapterLoader, LoadedAdapter};
+use super::device::or_the_cpu;
 use super::drafts::{DraftLoader, check_positions, usable};
 use super::error::LoadError;
 use super::loaders::Loaders;
+use super::on_cuda::{cuda_engine, load_cuda_draft, load_cuda_target};
 use super::opened::{Opened, stretch_positions};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source::resolve;
-use crate::cli::{ComputeDevice, KvCacheDtype};
+use crate::cli::KvCacheDtype;
 use crate::engine::{CacheNeeds, Engine, EngineConfig};
 use crate::memory::Reserved;
 use crate::model::{CudaDecoder, CudaDraft, Decoder, Draft};
@@ -126,26 +128,15 @@ impl Weights {
     }
 }
 
-/// What a device has no memory for, and what to do then.
-const WEIGHTS: (&str, &str) =
-    ("the weights", "take a smaller --model or one of fewer bits, or another --device");
-const DRAFT: (&str, &str) = ("the draft's weights", "take a smaller --draft");
-const CACHE: (&str, &str) = (
-    "the rows of a pass and the K/V cache",
-    "lower --gpu-memory-utilization, --max-num-batched-tokens, --max-num-seqs or --max-model-len",
-);
-
 impl OnCuda {
     fn load(model: &mut Opened, device: &Arc<Device>) -> Result<Self, LoadError> {
         let (config, checkpoint) = (&model.config, &mut model.checkpoint);
-        let advise = |error| LoadError::from(error).advise(WEIGHTS);
-        let target = CudaDecoder::load(checkpoint, device).map_err(advise)?;
+        let target = load_cuda_target(checkpoint, device)?;
         let mut load_draft = |source| -> Result<(String, CudaDraft), LoadError> {
             let mut draft = Checkpoint::open(&resolve(source, &config.cache_dir)?)?;
             stretch_positions(&mut draft, config);
             check_positions(config, target.config(), &draft.config)?;
-            let loaded = CudaDecoder::load_draft(&mut draft, &target, checkpoint);
-            let loaded = loaded.map_err(|error| LoadError::from(error).advise(DRAFT))?;
+            let loaded = load_cuda_draft(&mut draft, &target, checkpoint)?;
             Ok((draft.name, loaded))
         };
         let draft = config.draft.as_ref().map(&mut load_draft);
@@ -163,8 +154,7 @@ impl OnCuda {
     fn place(self, within: impl Fn(Option<u64>) -> EngineConfig) -> Result<Placed, LoadError> {
         let room = within(None).device_room(self.target.device())?;
         let (name, draft) = self.draft.unzip();
-        let engine = Engine::on_cuda(self.target, draft, within(Some(room)));
-        let engine = engine.map_err(|error| LoadError::from(error).advise(CACHE))?;
+        let engine = cuda_engine(self.target, draft, within(Some(room)))?;
         let draft = name.filter(|_| engine.has_draft_model());
         Ok(Placed { engine, draft, adapters: Vec::new(), loaders: None })
     }
@@ -190,10 +180,7 @@ impl OnCpu {
         model: &mut Opened,
         pool: &Arc<ThreadPool>,
     ) -> Result<Self, LoadError> {
-        if model.config.device != ComputeDevice::Auto {
-            return Err(error);
-        }
-        tracing::warn!(%error, "the CUDA device does not run the model; computing on the CPU");
+        or_the_cpu(error, model.config.device)?;
         Self::load(model, pool)
     }
 

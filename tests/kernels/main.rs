@@ -28,6 +28,7 @@ mod support;
 
 use libtest_mimic::{Arguments, Completion, Trial};
 use mutations::{MUTATIONS, Mutation};
+use support::emulator::{self, compiler};
 
 const FLAGS: [&str; 7] = ["-std=c++17", "-O1", "-g1", "-fPIC", "-Wall", "-Wextra", "-Werror"];
 /// Of kernels; their tests hold them to their memory.
@@ -38,11 +39,6 @@ const LIBRARY: &str = "PLEACH_KERNEL_TESTS";
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// The C++ compiler.
-fn compiler() -> String {
-    std::env::var("CXX").unwrap_or_else(|_| "g++".into())
 }
 
 fn main() {
@@ -57,8 +53,7 @@ fn main() {
         return;
     }
     let arguments = Arguments::from_args();
-    let compiles = Command::new(compiler()).arg("--version").output();
-    let compiles = compiles.is_ok_and(|output| output.status.success());
+    let compiles = emulator::compiles();
     if compiles && !arguments.list {
         run_over_the_emulator();
     }
@@ -119,8 +114,7 @@ fn main() {
     let compiled = compiled.map(|(name, test)| {
         Trial::ignorable_test(name, move || {
             if !compiles {
-                let lacks = format!("needs a C++ compiler, and `{}` cannot be run", compiler());
-                return Ok(Completion::ignored_with(lacks));
+                return Ok(Completion::ignored_with(emulator::lacks()));
             }
             test();
             Ok(Completion::Completed)
@@ -146,21 +140,13 @@ fn run_over_the_emulator() {
     if std::env::split_paths(&path).next() == Some(folder.clone()) {
         return;
     }
-    build_driver(&folder, &[]);
+    emulator::build(&folder, &[]);
     let paths = std::iter::once(folder).chain(std::env::split_paths(&path));
     let failed = Command::new(std::env::current_exe().unwrap())
         .args(std::env::args_os().skip(1))
         .env("LD_LIBRARY_PATH", std::env::join_paths(paths).unwrap())
         .exec();
     panic!("the tests cannot begin again: {failed}");
-}
-
-/// The emulator as a driver, in a folder of its own.
-fn build_driver(folder: &Path, flags: &[&str]) {
-    let script = root().join("kernels/cuda/emulator/build.sh");
-    let output = Command::new(script).arg(folder).args(flags).output().expect("the script runs");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "the emulator does not compile:\n{errors}");
 }
 
 /// Compiles `source` with `more` flags; its headers come from `kernels`.
@@ -216,7 +202,7 @@ fn build_library(folder: &Path) -> PathBuf {
 fn build(folder: &Path) -> PathBuf {
     std::thread::scope(|scope| {
         let driver = folder.join("driver");
-        scope.spawn(move || build_driver(&driver, &[&FLAGS[..], &SANITIZERS].concat()));
+        scope.spawn(move || emulator::build(&driver, &[&FLAGS[..], &SANITIZERS].concat()));
         build_library(folder)
     })
 }

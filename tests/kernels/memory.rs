@@ -17,10 +17,10 @@ use pleach::model::{CudaDecoder, CudaDraft, CudaRunner, Drafter, Family, Forward
 use pleach::sampling::SamplingParams;
 use pleach_kernels::cuda::{Device, foreign};
 
-use super::attached::write_pair;
 use super::decoder::config;
 use super::rounds::write_draft;
 use super::support::gguf;
+use super::support::pair::write_pair;
 
 /// Names the folder of the models that a process is to run, in place of tests.
 pub(crate) const RUN: &str = "PLEACH_MEMORY_TEST";

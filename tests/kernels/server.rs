@@ -5,8 +5,8 @@ use std::process::Command;
 use pleach::model::{Family, ModelConfig};
 use serde_json::json;
 
-use super::attached::write_pair;
 use super::decoder::config;
+use super::support::pair::write_pair;
 use super::support::{Server, gguf, program};
 
 /// Without being told to, the server takes the device that is there, says so, and answers the same with and without

@@ -9,7 +9,13 @@ use super::{gguf, random_model};
 
 /// Writes it as a GGUF file, of a context of so many tokens.
 pub fn write(path: &Path, positions: usize) {
-    let config = ModelConfig {
+    random_model::write_model(path, &config(positions), 11, &|_| DType::Q8_0, &|_| 1.0);
+    gguf::add_letters(path);
+}
+
+/// Its shape.
+pub fn config(positions: usize) -> ModelConfig {
+    ModelConfig {
         family: Family::Llama,
         vocab_size: 96,
         hidden_size: 64,
@@ -26,7 +32,5 @@ pub fn write(path: &Path, positions: usize) {
         tie_word_embeddings: true,
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
-    };
-    random_model::write_model(path, &config, 11, &|_| DType::Q8_0, &|_| 1.0);
-    gguf::add_letters(path);
+    }
 }

@@ -15,10 +15,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub mod adapter;
+pub mod emulator;
 pub mod engines;
 pub mod gguf;
 pub mod letters;
 pub mod logits;
+pub mod pair;
 pub mod random_model;
 
 /// The standalone draft of the default model, beside the attached one.

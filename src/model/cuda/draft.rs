@@ -31,6 +31,17 @@ impl CudaDraft {
         }
     }
 
+    /// Floating-point operations of a draft step behind `context` positions.
+    #[must_use]
+    pub fn flops_per_token(&self, context: usize) -> u64 {
+        match self {
+            Self::Standalone(decoder) => {
+                decoder.config().flops_per_token(context, decoder.head_rows())
+            }
+            Self::Attached(drafter) => drafter.flops_per_token(context),
+        }
+    }
+
     /// The shape, and the device memory that one block of its K/V cache takes: an attached one has none.
     #[must_use]
     pub fn cache_needs(&self) -> (&ModelConfig, usize) {

@@ -162,15 +162,7 @@ impl Loader<'_> {
     fn blocks(&mut self) -> Result<(Vec<Layer>, Tensor), ModelError> {
         let config = self.checkpoint.config.clone();
         self.checkpoint.check_tensors()?;
-        if !HEAD_DIMS.contains(&config.head_dim) {
-            let reason =
-                format!("heads of {} values; CUDA kernels take 64 and 128", config.head_dim);
-            return Err(ModelError::Unsupported { what: "head_dim".into(), reason });
-        }
-        if let Some(field) = config.design.first_difference() {
-            let reason = "only the CPU computes this".into();
-            return Err(ModelError::Unsupported { what: field.into(), reason });
-        }
+        CudaDecoder::check(&config)?;
         let layers = (0..config.num_hidden_layers)
             .map(|index| self.layer(&config, index))
             .collect::<Result<_, _>>()?;
@@ -197,6 +189,23 @@ fn head_name(checkpoint: &Checkpoint) -> String {
 }
 
 impl CudaDecoder {
+    /// Whether devices compute models of this shape.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the field that they do not.
+    pub fn check(config: &ModelConfig) -> Result<(), ModelError> {
+        if !HEAD_DIMS.contains(&config.head_dim) {
+            let reason =
+                format!("heads of {} values; CUDA kernels take 64 and 128", config.head_dim);
+            return Err(ModelError::Unsupported { what: "head_dim".into(), reason });
+        }
+        if let Some(field) = config.design.first_difference() {
+            let reason = "only the CPU computes this".into();
+            return Err(ModelError::Unsupported { what: field.into(), reason });
+        }
+        Ok(())
+    }
+
     /// Loads a model into a device's memory; quantised weights keep their values.
     ///
     /// # Errors

@@ -69,6 +69,12 @@ impl CudaRunner {
         &self.decoder
     }
 
+    /// What it runs, without cache and work space.
+    #[must_use]
+    pub fn into_decoder(self) -> CudaDecoder {
+        self.decoder
+    }
+
     /// Gives the cache so many blocks; what it held is gone.
     ///
     /// # Errors

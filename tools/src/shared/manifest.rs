@@ -35,6 +35,15 @@ impl Manifest {
         Ok(())
     }
 
+    /// Notes which CUDA device computes what is measured, none for the processor: numbers of one are not those of another.
+    pub(crate) fn computed_on(&mut self, device: Option<&str>) {
+        let options = self.options.as_object_mut().expect("invariant: options have names");
+        match device {
+            Some(name) => drop(options.insert("computed_on".into(), name.into())),
+            None => drop(options.remove("computed_on")),
+        }
+    }
+
     /// Whether the output at `path` is finished and was made from the same inputs and options.
     pub(crate) fn is_done(&self, path: &Path) -> bool {
         let note = std::fs::read(path).ok().and_then(|b| serde_json::from_slice::<Value>(&b).ok());
@@ -116,16 +125,18 @@ impl Manifest {
 }
 
 /// Options that say how much is done, where and how fast; and names of files, whose contents are inputs.
-const BESIDE_THE_POINT: [&str; 18] = [
+const BESIDE_THE_POINT: [&str; 20] = [
     "answers",
     "batch",
     "cache_dir",
     "checkpoint_seconds",
     "data",
+    "device",
     "endpoint",
     "eval_prompts",
     "from",
     "from_traffic",
+    "gpu_memory_utilization",
     "limit",
     "minutes",
     "model",

@@ -4,20 +4,25 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use pleach::checkpoint::source::Source;
-use pleach::cli::KvCacheDtype;
+use pleach::cli::{DeviceArgs, KvCacheDtype};
 use serde::Serialize;
 
-use super::model_args::{Loaded, ModelArgs};
+use super::model_args::ModelArgs;
+use super::models::Loaded;
+use super::place::Place;
 
 /// Which models are measured, and on which answers to prompts.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct MeasureArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) device: DeviceArgs,
     /// The draft. Default: for the default model, the draft in `drafts/`.
     #[arg(long, env = "PLEACH_DRAFT", value_name = "SOURCE")]
     pub(crate) draft: Option<Source>,
-    /// How keys and values are held: `auto`, which is f16, or `int8`, as `pleach --kv-cache-dtype`.
+    /// How keys and values are held: `auto`, which is f16, or `int8`, as `pleach --kv-cache-dtype`, on the CPU alone.
     #[arg(long, env = "PLEACH_KV_CACHE_DTYPE", value_enum, default_value_t = KvCacheDtype::Auto)]
     pub(crate) kv_cache_dtype: KvCacheDtype,
     /// Prompts (JSONL with "id", "category" and "turns").
@@ -36,9 +41,14 @@ pub(crate) struct MeasureArgs {
 
 impl MeasureArgs {
     /// Answers of up to 128 tokens at temperature 0 with this model and this draft.
-    pub(crate) fn of(model: &ModelArgs, draft: Source, prompts: Option<PathBuf>) -> Self {
+    pub(crate) fn of(
+        (model, device): (&ModelArgs, DeviceArgs),
+        draft: Source,
+        prompts: Option<PathBuf>,
+    ) -> Self {
         Self {
             model: model.clone(),
+            device,
             draft: Some(draft),
             kv_cache_dtype: KvCacheDtype::Auto,
             prompts,
@@ -50,6 +60,10 @@ impl MeasureArgs {
 
     /// Loads the model, and the draft where there is one.
     pub(crate) fn load(&self) -> Result<Loaded> {
-        self.model.load(self.draft.as_ref(), self.kv_cache_dtype)
+        let Self { model, device, draft, kv_cache_dtype: cache, .. } = self;
+        let checkpoint = model.open()?;
+        let draft = model.open_draft(draft.as_ref())?;
+        let place = Place::open(*device, *cache, &checkpoint.config)?;
+        Loaded::load(model, checkpoint, draft, *cache, place)
     }
 }

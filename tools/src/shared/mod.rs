@@ -10,6 +10,8 @@ pub(crate) mod manifest;
 pub(crate) mod measure_args;
 pub(crate) mod model_args;
 pub(crate) mod model_folder;
+pub(crate) mod models;
+pub(crate) mod place;
 pub(crate) mod progress;
 mod ridge;
 pub(crate) mod texts;

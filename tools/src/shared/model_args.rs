@@ -6,12 +6,8 @@ use std::sync::Arc;
 use anyhow::Result;
 use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::source::{self, DEFAULT_MODEL, Source};
-use pleach::cli::KvCacheDtype;
-use pleach::model::{Decoder, Draft};
-use pleach_kernels::{CacheFormat, ThreadPool, best_threads};
+use pleach_kernels::{ThreadPool, best_threads};
 use serde::Serialize;
-
-use super::chat::Chat;
 
 /// Which model, and what it may use.
 #[derive(Debug, Clone, clap::Args, Serialize)]
@@ -53,29 +49,4 @@ impl ModelArgs {
     pub(crate) fn pool(&self) -> Arc<ThreadPool> {
         Arc::new(ThreadPool::new(self.num_threads()))
     }
-
-    /// Loads the model, and the draft of it where there is one; their caches hold keys and values as `cache`.
-    pub(crate) fn load(&self, draft: Option<&Source>, cache: KvCacheDtype) -> Result<Loaded> {
-        let pool = self.pool();
-        let mut checkpoint = self.open()?;
-        let chat = Chat::new(&checkpoint)?;
-        checkpoint.config.end_at(chat.ends.iter().copied());
-        let mut target = Decoder::load(&mut checkpoint, &pool)?;
-        if cache == KvCacheDtype::Int8 {
-            target.set_cache_format(CacheFormat::Int8);
-        }
-        let mut draft = self.open_draft(draft)?;
-        let decoder =
-            draft.as_mut().map(|draft| Decoder::load_draft(draft, &target, &pool)).transpose()?;
-        Ok(Loaded { chat, checkpoint, target, draft, decoder })
-    }
-}
-
-/// A model that is ready to compute, and perhaps its draft.
-pub(crate) struct Loaded {
-    pub(crate) checkpoint: Checkpoint,
-    pub(crate) target: Decoder,
-    pub(crate) draft: Option<Checkpoint>,
-    pub(crate) decoder: Option<Draft>,
-    pub(crate) chat: Chat,
 }

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod builds;
+mod devices;
 mod endpoints;
 mod exports;
 mod scores;
@@ -18,19 +19,24 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Completion, Trial};
 use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::adapter::Adapter;
 use pleach::model::Decoder;
 use pleach_kernels::ThreadPool;
 use serde_json::Value;
+use support::emulator;
 
 fn main() {
-    let tests: [(&str, fn()); 20] = [
+    let tests: [(&str, fn()); 21] = [
         ("builds::attached_drafters_are_built", builds::attached_drafters_are_built),
         ("builds::a_killed_build_ends_the_same", builds::a_killed_build_ends_the_same),
         ("builds::states_of_any_size_are_learnt_from", builds::states_of_any_size_are_learnt_from),
         ("builds::the_recipe_of_the_paper", builds::the_recipe_of_the_paper),
+        (
+            "devices::a_device_that_is_not_there_is_missed",
+            devices::a_device_that_is_not_there_is_missed,
+        ),
         (
             "endpoints::an_endpoint_takes_the_place_of_the_model",
             endpoints::an_endpoint_takes_the_place_of_the_model,
@@ -67,6 +73,21 @@ fn main() {
         })
     };
     let mut trials: Vec<Trial> = tests.map(trial).into();
+    let compiles = emulator::compiles();
+    let compiled: [(&str, fn()); 3] = [
+        ("devices::a_device_is_benched", devices::a_device_is_benched),
+        ("devices::a_model_is_scored_on_a_device", devices::a_model_is_scored_on_a_device),
+        ("devices::answers_are_written_on_a_device", devices::answers_are_written_on_a_device),
+    ];
+    trials.extend(compiled.map(|(name, test)| {
+        Trial::ignorable_test(name, move || {
+            if !compiles {
+                return Ok(Completion::ignored_with(emulator::lacks()));
+            }
+            test();
+            Ok(Completion::Completed)
+        })
+    }));
     let full = "builds::a_build_whose_disk_was_full_ends_the_same";
     trials.push(Trial::ignorable_test(full, builds::a_build_whose_disk_was_full_ends_the_same));
     libtest_mimic::run(&Arguments::from_args(), trials).exit();

@@ -20,6 +20,9 @@ pub(crate) struct Args {
     /// Repeats of every measurement.
     #[arg(long, default_value_t = 15)]
     pub(crate) repeats: usize,
+    /// Numbers of answers to time at once, 64 at most.
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "1,8,16,32,64")]
+    pub(crate) streams: Vec<usize>,
     /// Draft tokens per round, at most.
     #[arg(long, env = "PLEACH_NUM_SPECULATIVE_TOKENS", default_value_t = 8, value_name = "K")]
     pub(crate) num_speculative_tokens: usize,

@@ -6,12 +6,14 @@ mod speculation;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use pleach::checkpoint::write::json_file;
-use pleach::engine::{Engine, EngineConfig, Request};
+use pleach::engine::{EngineConfig, Request};
 use pleach::kv_cache::blocks_for;
 use pleach::prompts::{read_prompts, spread};
 use serde::Serialize;
+
+use crate::shared::models::Running;
 
 pub(crate) use args::Args;
 pub(crate) use speculation::{Way, measure as speculation};
@@ -21,14 +23,18 @@ const CONTEXT: usize = 64;
 const LONG_CONTEXT: usize = 1024;
 const PROMPT: usize = 512;
 const DECODED: usize = 128;
-/// Answers at once.
-const STREAMS: [usize; 5] = [1, 8, 16, 32, 64];
+/// Answers at once, at most.
 const MOST_STREAMS: usize = 64;
 
-/// What one model does on this machine.
+/// What one model does on this machine. Each time ends when the host has what was computed, on a device too.
 #[derive(Debug, Serialize)]
 struct BenchReport {
-    threads: usize,
+    /// Threads that compute; absent on a CUDA device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    threads: Option<usize>,
+    /// The CUDA device that computes; absent for the processor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
     decode_tokens_per_s: f64,
     /// After 1,024 tokens of context, where the model has so many.
     decode_1024_tokens_per_s: Option<f64>,
@@ -50,8 +56,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(path) => Some(spread(read_prompts(Some(path), "")?, args.measure.limit)),
         None => None,
     };
+    let streams = args.streams.iter().all(|n| (1..=MOST_STREAMS).contains(n));
+    ensure!(streams, "--streams: numbers from 1 to {MOST_STREAMS}");
     let loaded = args.measure.load()?;
-    let positions = loaded.target.config().max_position_embeddings;
+    let positions = loaded.config().max_position_embeddings;
     let config = EngineConfig {
         max_model_len: Some(positions.min(2048)),
         max_num_seqs: MOST_STREAMS,
@@ -60,8 +68,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         prefix_caching: false, // every repeat does the same work
         ..EngineConfig::default()
     };
-    let vocab = loaded.target.config().vocab_size as u32;
-    let mut engine = Engine::new(loaded.target, loaded.decoder, config)?;
+    let vocab = loaded.config().vocab_size as u32;
+    let Running { mut engine, chat, device } = loaded.start(config)?;
     let costs = engine.measure_costs(CONTEXT, &ROWS, args.repeats)?;
     let synthetic = |length: usize, tokens: usize| Request {
         ignore_eos: true,
@@ -89,22 +97,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None
     };
     let mut report = BenchReport {
-        threads: args.measure.model.num_threads(),
+        threads: device.is_none().then(|| args.measure.model.num_threads()),
+        device,
         decode_tokens_per_s: DECODED as f64 / decode,
         decode_1024_tokens_per_s: long.map(|seconds| DECODED as f64 / seconds),
         prefill_tokens_per_s: PROMPT as f64 / time(1, PROMPT, 1)?,
         verify_cost: ROWS.iter().filter_map(|&n| Some((n, costs.verify_cost(n)?))).collect(),
         draft_step_cost: costs.draft_step_cost(),
         draft_further_step_cost: costs.draft_further_step_cost(),
-        streams_tokens_per_s: STREAMS
-            .into_iter()
-            .map(|n| Ok((n, (n * DECODED) as f64 / time(n, CONTEXT, DECODED)?)))
+        streams_tokens_per_s: args
+            .streams
+            .iter()
+            .map(|&n| Ok((n, (n * DECODED) as f64 / time(n, CONTEXT, DECODED)?)))
             .collect::<Result<_>>()?,
         speculation: None,
     };
     print(&report);
     if let Some(prompts) = prompts {
-        let speculation = speculation::measure(&mut engine, &loaded.chat, &prompts, args)?;
+        let speculation = speculation::measure(&mut engine, &chat, &prompts, args)?;
         print!("{speculation}");
         report.speculation = Some(speculation);
     }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use pleach::cli::DeviceArgs;
 use serde::Serialize;
 
 use crate::commands::prune::DraftKind;
@@ -22,6 +23,9 @@ use crate::shared::model_args::ModelArgs;
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) device: DeviceArgs,
     /// Folder for the draft and all that leads to it.
     #[arg(long, env = "PLEACH_OUT", value_name = "DIR", default_value = "draft")]
     pub(crate) out: PathBuf,

@@ -72,6 +72,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         println!("3/6 the model reads recorded answers{}", for_minutes(minutes));
         recorded::run(&recorded::Args {
             model: args.model.clone(),
+            device: args.device,
             traffic: recorded.clone(),
             out: answers.clone(),
             limit: args.answers,
@@ -85,6 +86,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         println!("3/6 the model writes answers{}", for_minutes(minutes));
         generate::run(&generate::Args {
             model: args.model.clone(),
+            device: args.device,
             prompts: args.prompts.clone(),
             out: answers.clone(),
             limit: args.answers,
@@ -120,7 +122,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     println!("6/6 evaluating");
     let evaluation = evaluate::run(&evaluate::Args {
         measure: MeasureArgs::of(
-            &args.model,
+            (&args.model, args.device),
             Source::Path(draft.clone()),
             args.eval_prompts.clone(),
         ),

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::write;
-use pleach::cli::KvCacheDtype;
+use pleach::cli::{DeviceArgs, KvCacheDtype};
 use pleach::engine::{Event, FinishReason, Readout, Request, RequestId};
 use pleach::observe::traffic::{Recorded, files_of};
 use pleach_train::Example;
@@ -17,12 +17,16 @@ use serde::Serialize;
 use crate::commands::generate::{Answered, Clock, Writer, batch_engine};
 use crate::shared::manifest::{Manifest, beside};
 use crate::shared::model_args::ModelArgs;
+use crate::shared::models::Loaded;
+use crate::shared::place::Place;
 use crate::shared::progress::Progress;
 use pleach::prompts::{Prompt, spread};
 
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Args {
     pub(crate) model: ModelArgs,
+    #[serde(flatten)]
+    pub(crate) device: DeviceArgs,
     /// What the server's --record-traffic named.
     pub(crate) traffic: PathBuf,
     /// Where the examples go.
@@ -48,8 +52,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         keep(&args.traffic, &kept)?;
     }
     let mut manifest = Manifest::new("traffic", args)?;
-    let loaded = args.model.load(None, KvCacheDtype::Auto)?;
-    manifest.model(&loaded.checkpoint)?;
+    let checkpoint = args.model.open()?;
+    manifest.model(&checkpoint)?;
     manifest.file(&kept)?;
     let note = beside(&args.out, ".manifest.json");
     if manifest.is_done(&note) && args.out.exists() {
@@ -58,6 +62,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let begun = beside(&args.out, ".begun.json");
     manifest.begin(&begun, &note, &args.out)?;
+    let place = Place::open(args.device, KvCacheDtype::Auto, &checkpoint.config)?;
+    let loaded = Loaded::load(&args.model, checkpoint, None, KvCacheDtype::Auto, place)?;
     let mut examples = Vec::new();
     for (number, line) in lines(&kept)?.enumerate() {
         let recorded: Recorded = serde_json::from_str(&line?)?;
@@ -89,7 +95,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut waiting: VecDeque<(usize, Example)> = waiting.collect();
 
     let longest = args.max_prompt_tokens + args.max_tokens + 1;
-    let mut engine = batch_engine(loaded.target, args.batch, longest)?;
+    let mut engine = batch_engine(loaded, args.batch, longest)?.engine;
     let max_model_len = engine.limits().max_model_len;
     let mut clock = Clock::open(beside(&args.out, ".seconds"))?;
     let mut progress = match args.minutes {

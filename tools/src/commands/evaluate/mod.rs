@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::write::json_file;
 use pleach::engine::{
-    Engine, EngineConfig, FinishReason, OfflineBatch, Request, RoundCounts, SequenceStats,
+    EngineConfig, FinishReason, OfflineBatch, Request, RoundCounts, SequenceStats,
 };
 use pleach::sampling::SamplingParams;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::shared::journal::Journal;
 use crate::shared::manifest::{Manifest, beside};
 use crate::shared::measure_args::MeasureArgs;
+use crate::shared::models::Running;
 use crate::shared::progress::Progress;
 pub(crate) use accepted::Accepted;
 use accepted::ratio;
@@ -90,6 +91,9 @@ pub(crate) struct Evaluation {
     pub(crate) all: EvaluationReport,
     pub(crate) num_speculative_tokens: usize,
     pub(crate) temperature: f32,
+    /// The CUDA device that computed; absent for the processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) device: Option<String>,
     /// Seconds of a draft step over those of a target step, measured here.
     pub(crate) draft_step_cost: f64,
     /// FLOPs of a draft token over those of a target token, at 512 tokens of context.
@@ -164,32 +168,31 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
         args.measure.limit,
     );
     let loaded = args.measure.load()?;
-    let draft = loaded
-        .decoder
+    let draft_flop_share = loaded
+        .draft_flop_share(512)
         .context("no draft: name one with --draft, or build one with `pleach-tools build`")?;
     manifest.model(&loaded.checkpoint)?;
     loaded.draft.iter().try_for_each(|draft| manifest.model(draft))?;
     if let Some(path) = &args.measure.prompts {
         manifest.file(path)?;
     }
+    manifest.computed_on(loaded.device());
     if let Some(evaluation) = finished(args, &manifest) {
         print(&evaluation);
         return Ok(evaluation);
     }
-    let config = loaded.target.config();
-    let draft_flop_share = draft.flops_per_token(512) as f64
-        / config.flops_per_token(512, loaded.target.head_rows()) as f64;
     let engine_config = EngineConfig {
         max_num_seqs: args.batch,
         num_speculative_tokens: args.num_speculative_tokens,
         ngram: false,
         adaptive: false,
         seed: Some(args.seed),
-        max_model_len: Some(config.max_position_embeddings.min(8192)),
+        max_model_len: Some(loaded.config().max_position_embeddings.min(8192)),
         prefix_caching: false, // every repeat does the same work
         ..EngineConfig::default()
     };
-    let mut engine = Engine::new(loaded.target, Some(draft), engine_config)?;
+    let Running { mut engine, chat, device } = loaded.start(engine_config)?;
+    manifest.computed_on(device.as_deref());
     let costs = engine.measure_costs(256.min(engine.limits().max_model_len - 2), &[1], 15)?;
 
     let (mut journal, done) = match &args.json {
@@ -238,7 +241,7 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
         while running.len() < args.batch {
             let Some(next) = waiting.pop_front() else { break };
             let turns = &next.prompt.turns[..=next.answers.len()];
-            let tokens = loaded.chat.encode(turns, &next.answers)?;
+            let tokens = chat.encode(turns, &next.answers)?;
             let request = Request {
                 params: SamplingParams {
                     temperature: args.measure.temperature,
@@ -257,10 +260,10 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
             }
             conversation.counts.add(&Counts::from(&answer.stats));
             if conversation.sampled && conversation.answers.is_empty() {
-                let sample = Sample::new(&loaded.chat, &conversation.prompt, &answer.tokens)?;
+                let sample = Sample::new(&chat, &conversation.prompt, &answer.tokens)?;
                 conversation.sample = Some(sample);
             }
-            conversation.answers.push(loaded.chat.decode(&answer.ids())?);
+            conversation.answers.push(chat.decode(&answer.ids())?);
             if conversation.answers.len() < conversation.prompt.turns.len() {
                 waiting.push_front(conversation);
                 continue;
@@ -283,6 +286,7 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
         all: all.report(),
         num_speculative_tokens: args.num_speculative_tokens,
         temperature: args.measure.temperature,
+        device,
         draft_step_cost: costs.draft_step_cost().unwrap_or_default(),
         draft_flop_share,
         categories: counts.iter().map(|(name, counts)| (name.clone(), counts.report())).collect(),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use pleach::cli::DeviceArgs;
 use serde::Serialize;
 
 use crate::shared::endpoint;
@@ -25,6 +26,9 @@ use crate::shared::model_args::ModelArgs;
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) device: DeviceArgs,
     /// Prompts (JSONL). Default: about 4,800 built-in ones.
     #[arg(long, env = "PLEACH_PROMPTS", value_name = "JSONL")]
     pub(crate) prompts: Option<PathBuf>,

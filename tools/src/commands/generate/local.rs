@@ -3,30 +3,28 @@
 use std::collections::VecDeque;
 
 use anyhow::Result;
-use pleach::engine::{Engine, EngineConfig, FinishReason, OfflineBatch, Request};
+use pleach::engine::{EngineConfig, FinishReason, OfflineBatch, Request};
 use pleach::kv_cache::blocks_for;
-use pleach::model::Decoder;
 use pleach::prompts::Prompt;
 use pleach::sampling::SamplingParams;
 
 use super::conversation::OpenConversation;
 use super::work::Work;
-use crate::shared::model_args::Loaded;
+use crate::shared::models::{Loaded, Running};
 
 /// Answers that end sooner than this when the time is up are not worth keeping.
 const SHORTEST_CUT: usize = 16;
 
 /// An engine for `batch` texts of up to `longest` tokens at a time, without speculation.
-pub(crate) fn batch_engine(target: Decoder, batch: usize, longest: usize) -> Result<Engine> {
-    let max_model_len = longest.min(target.config().max_position_embeddings);
-    let config = EngineConfig {
+pub(crate) fn batch_engine(loaded: Loaded, batch: usize, longest: usize) -> Result<Running> {
+    let max_model_len = longest.min(loaded.config().max_position_embeddings);
+    loaded.start(EngineConfig {
         max_num_seqs: batch,
         max_model_len: Some(max_model_len),
         num_blocks: Some(batch * blocks_for(max_model_len)),
         num_speculative_tokens: 0,
         ..EngineConfig::default()
-    };
-    Ok(Engine::new(target, None, config)?)
+    })
 }
 
 /// Lets the model that is loaded answer.
@@ -37,7 +35,7 @@ pub(super) fn answer(
 ) -> Result<()> {
     let args = work.args;
     let longest = args.max_prompt_tokens + args.max_tokens + 1;
-    let mut engine = batch_engine(loaded.target, args.batch, longest)?;
+    let Running { mut engine, chat, .. } = batch_engine(loaded, args.batch, longest)?;
     let mut running = OfflineBatch::default();
     let mut again: Vec<OpenConversation> = Vec::new();
     loop {
@@ -48,7 +46,7 @@ pub(super) fn answer(
                 Some(OpenConversation::new(index, prompt, args))
             });
             let Some(mut next) = next else { break };
-            let (_, seen) = next.begin(&loaded.chat)?;
+            let (_, seen) = next.begin(&chat)?;
             if seen.len() > args.max_prompt_tokens {
                 work.skipped += 1;
                 work.writer.finish(next.index, next.finished)?;
@@ -82,8 +80,8 @@ pub(super) fn answer(
                 }
             };
             answer.said(said.tokens);
-            let text = loaded.chat.decode(&answer.tokens)?;
-            let (text, reason) = answer.select(&loaded.chat, text, reason)?;
+            let text = chat.decode(&answer.tokens)?;
+            let (text, reason) = answer.select(&chat, text, reason)?;
             answer.finish(text, reason);
             if answer.is_done() {
                 work.writer.finish(answer.index, answer.finished)?;
@@ -104,7 +102,7 @@ pub(super) fn answer(
     });
     for mut answer in unfinished.chain(again) {
         if worth(&answer) {
-            let text = loaded.chat.decode(&answer.tokens)?;
+            let text = chat.decode(&answer.tokens)?;
             answer.finish(text, "length");
         }
         work.writer.finish(answer.index, answer.finished)?;

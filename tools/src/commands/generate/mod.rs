@@ -21,6 +21,8 @@ use pleach::prompts::{Prompt, read_prompts, spread};
 use crate::shared::chat::Chat;
 use crate::shared::endpoint::Endpoint;
 use crate::shared::manifest::{Manifest, beside};
+use crate::shared::models::Loaded;
+use crate::shared::place::Place;
 use crate::shared::progress::Progress;
 use crate::shared::texts::PROMPTS;
 pub(crate) use args::Args;
@@ -29,6 +31,9 @@ pub(crate) use local::batch_engine;
 use spoken::Spoken;
 use work::Work;
 pub(crate) use writer::{Answered, Writer};
+
+/// How keys and values are held while answers are written.
+const CACHE: KvCacheDtype = KvCacheDtype::Auto;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.top_logprobs <= MAX_TOP_LOGPROBS, "--top-logprobs is at most {MAX_TOP_LOGPROBS}");
@@ -73,8 +78,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             remote::answer(&mut work, &endpoint, &chat, spoken.transpose()?.as_ref(), waiting)?;
         }
         None => {
-            drop(checkpoint);
-            local::answer(&mut work, args.model.load(None, KvCacheDtype::Auto)?, waiting)?;
+            let place = Place::open(args.device, CACHE, &checkpoint.config)?;
+            let loaded = Loaded::load(&args.model, checkpoint, None, CACHE, place)?;
+            local::answer(&mut work, loaded, waiting)?;
         }
     }
     let Work { mut writer, progress, started, tokens, skipped, clock, .. } = work;

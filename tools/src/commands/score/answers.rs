@@ -1,10 +1,10 @@
 //! Questions whose answers are written: greedy, many at a time.
 
 use anyhow::Result;
-use pleach::engine::{Engine, EngineConfig, FinishReason, OfflineBatch, Request};
-use pleach::model::Decoder;
+use pleach::engine::{EngineConfig, FinishReason, OfflineBatch, Request};
 
 use super::reader::Reader;
+use super::scored::Scored;
 use super::tasks::{Metrics, Question, Task};
 
 /// Answers written at the same time.
@@ -14,7 +14,7 @@ pub(super) const UNTIL: [&str; 3] = ["Question:", "</s>", "<|im_end|>"];
 
 /// Lets the model answer the questions and grades each answer as it is finished.
 pub(super) fn write(
-    decoder: Decoder,
+    model: Scored,
     reader: &Reader<'_>,
     questions: Vec<(Task, usize, Question)>,
     graded: &mut impl FnMut(Task, usize, Metrics) -> Result<()>,
@@ -25,7 +25,7 @@ pub(super) fn write(
         num_speculative_tokens: 0,
         ..EngineConfig::default()
     };
-    let mut engine = Engine::new(decoder, None, config)?;
+    let mut engine = model.into_engine(config)?;
     let mut waiting = questions.into_iter();
     let mut batch = OfflineBatch::default();
     loop {

@@ -2,9 +2,10 @@
 
 use anyhow::{Result, ensure};
 use pleach::kv_cache::{BLOCK_SIZE, BlockPool, BlockTable, blocks_for};
-use pleach::model::{Decoder, Rows, Workspace};
+use pleach::model::Rows;
 use rayon::prelude::*;
 
+use super::scored::Scored;
 use crate::shared::chat::Chat;
 
 /// A text to score, in tokens.
@@ -97,11 +98,7 @@ pub(crate) fn num_rows(texts: &[Text]) -> usize {
 
 /// Scores groups of texts in one pass; what the texts of a group have in common at their start is computed
 /// once.
-pub(crate) fn score(
-    decoder: &Decoder,
-    workspace: &mut Workspace,
-    groups: &[Vec<Text>],
-) -> Vec<Vec<Score>> {
+pub(super) fn score(model: &mut Scored, groups: &[Vec<Text>]) -> Result<Vec<Vec<Score>>> {
     let blocks = |group: &Vec<Text>| -> usize {
         let shared = shared_blocks(group);
         shared + group.iter().map(|text| blocks_for(text.inputs().len()) - shared).sum::<usize>()
@@ -126,11 +123,10 @@ pub(crate) fn score(
             rows.push(&table, shared, own.iter().copied(), text.scored().len());
         }
     }
-    let mut cache = decoder.new_kv_cache(total);
-    let logits = decoder.forward(&rows, &mut cache, workspace);
+    let width = model.head_rows();
+    let logits = model.forward(&rows, total)?;
     let tokens: Vec<u32> = groups.iter().flatten().flat_map(Text::scored).copied().collect();
-    let scores: Vec<Score> =
-        logits.par_chunks(decoder.head_rows()).zip(&tokens).map(score_token).collect();
+    let scores: Vec<Score> = logits.par_chunks(width).zip(&tokens).map(score_token).collect();
     let mut scores = scores.into_iter();
     let mut sum = |text: &Text| {
         let nothing = Score { log_likelihood: 0.0, greedy: true };
@@ -139,7 +135,7 @@ pub(crate) fn score(
             greedy: sum.greedy && token.greedy,
         })
     };
-    groups.iter().map(|group| group.iter().map(&mut sum).collect()).collect()
+    Ok(groups.iter().map(|group| group.iter().map(&mut sum).collect()).collect())
 }
 
 fn score_token((logits, token): (&[f32], &u32)) -> Score {
@@ -155,6 +151,7 @@ mod tests {
     use std::sync::Arc;
 
     use pleach::checkpoint::Checkpoint;
+    use pleach::model::Decoder;
     use pleach_kernels::ThreadPool;
 
     use super::*;
@@ -178,9 +175,9 @@ mod tests {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/goldens/llama-tied");
         let mut checkpoint = Checkpoint::open(Path::new(folder)).unwrap();
         let decoder = Decoder::load(&mut checkpoint, &Arc::new(ThreadPool::new(2))).unwrap();
-        let mut workspace = Workspace::new();
         let mut random = fastrand::Rng::new();
         let vocab = decoder.head_rows() as u32;
+        let mut model = Scored::on_cpu(decoder);
         let mut tokens = |n: usize| (0..n).map(|_| random.u32(..vocab)).collect::<Vec<u32>>();
         let prefix = tokens(37);
         let text = |rest: Vec<u32>| Text { tokens: [prefix.clone(), rest].concat(), context: 37 };
@@ -191,10 +188,10 @@ mod tests {
         ];
         groups[0][1].context = 36;
         assert_eq!(shared_blocks(&groups[0]), 2);
-        let together = score(&decoder, &mut workspace, &groups);
+        let together = score(&mut model, &groups).unwrap();
         for (group, scores) in groups.iter().zip(&together) {
             for (text, expected) in group.iter().zip(scores) {
-                let alone = score(&decoder, &mut workspace, &[vec![text.clone()]]);
+                let alone = score(&mut model, &[vec![text.clone()]]).unwrap();
                 assert_eq!(alone[0], [*expected]);
             }
         }

@@ -4,6 +4,7 @@ mod answers;
 mod likelihood;
 mod reader;
 mod remote;
+mod scored;
 pub(crate) mod summary;
 mod tasks;
 
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::write::json_file;
-use pleach::model::{Decoder, Precision, Workspace};
+use pleach::cli::{ComputeDevice, DeviceArgs, KvCacheDtype};
 use serde::Serialize;
 
 use crate::shared::chat::Chat;
@@ -22,10 +23,12 @@ use crate::shared::journal::Journal;
 use crate::shared::lines;
 use crate::shared::manifest::{Manifest, beside};
 use crate::shared::model_args::ModelArgs;
+use crate::shared::place::{Place, on_cpu_alone};
 use crate::shared::progress::Progress;
 use likelihood::{Score, Text};
 use pleach::prompts::spread;
 use reader::Reader;
+use scored::Scored;
 pub(crate) use summary::{Done, Scores};
 use summary::{print, summary};
 use tasks::{Metrics, Question, TASKS, Task};
@@ -48,6 +51,9 @@ use tasks::{Metrics, Question, TASKS, Task};
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) device: DeviceArgs,
     /// Folder of the tasks' records.
     #[arg(long, env = "PLEACH_DATA", value_name = "DIR")]
     pub(crate) data: PathBuf,
@@ -68,6 +74,7 @@ pub(crate) struct Args {
     pub(crate) max_tokens: usize,
     /// How the weights are held: as their file stores them, which is how they are served; rounded to Q8_0, the
     /// same arithmetic for files of all formats; or decoded to f32, which is slower and compares with other programs.
+    /// The last two are the CPU's alone.
     #[arg(long, env = "PLEACH_PRECISION", value_enum, default_value = "as-stored")]
     pub(crate) precision: Held,
     /// Where the result goes.
@@ -78,7 +85,7 @@ pub(crate) struct Args {
     pub(crate) endpoint: endpoint::Args,
 }
 
-#[derive(Debug, Clone, Copy, clap::ValueEnum, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
 pub(crate) enum Held {
     AsStored,
     #[value(name = "q8_0")]
@@ -105,6 +112,12 @@ pub(crate) fn run(args: &Args) -> Result<Scores> {
         let all: Vec<(usize, Question)> = spread(all.into_iter().enumerate().collect(), args.limit);
         questions.extend(all.into_iter().map(|(number, question)| (task, number, question)));
     }
+    let endpoint = Endpoint::open(&args.endpoint)?;
+    let place = match &endpoint {
+        None => Some(place(args, &checkpoint)?),
+        Some(_) => None,
+    };
+    manifest.computed_on(place.as_ref().and_then(Place::name));
     let partial = args.json.as_ref().map(|out| beside(out, ".partial.jsonl"));
     if let Some(path) = args.json.as_ref().filter(|path| path.exists())
         && manifest.is_done(&beside(path, ".manifest.json"))
@@ -115,6 +128,11 @@ pub(crate) fn run(args: &Args) -> Result<Scores> {
         print(&scores);
         return Ok(scores);
     }
+    let mut model = match place {
+        Some(place) => Some(Scored::load(args, &mut checkpoint, place)?),
+        None => None,
+    };
+    manifest.computed_on(model.as_ref().and_then(Scored::device));
     let journal = partial.map(|path| Journal::open(path, &manifest)).transpose()?;
     let (mut journal, done): (_, Option<Vec<Done>>) = journal.unzip();
     let mut done = done.unwrap_or_default();
@@ -131,16 +149,14 @@ pub(crate) fn run(args: &Args) -> Result<Scores> {
     };
     let chat = Chat::new(&checkpoint)?;
     let reader = Reader::new(&chat, &checkpoint, args.max_length, args.max_tokens);
-    match Endpoint::open(&args.endpoint)? {
-        Some(endpoint) => remote::grade(&endpoint, &reader, questions, &mut graded)?,
-        None => {
-            let (written, scored): (Vec<_>, Vec<_>) =
-                questions.into_iter().partition(|(.., q)| matches!(q, Question::Number { .. }));
-            let decoder = load(args, &mut checkpoint)?;
-            likelihoods(&decoder, &reader, scored, &mut graded)?;
-            if !written.is_empty() {
-                answers::write(decoder, &reader, written, &mut graded)?;
-            }
+    if let Some(endpoint) = &endpoint {
+        remote::grade(endpoint, &reader, questions, &mut graded)?;
+    } else if let Some(mut model) = model.take() {
+        let (written, scored): (Vec<_>, Vec<_>) =
+            questions.into_iter().partition(|(.., q)| matches!(q, Question::Number { .. }));
+        likelihoods(&mut model, &reader, scored, &mut graded)?;
+        if !written.is_empty() {
+            answers::write(model, &reader, written, &mut graded)?;
         }
     }
     progress.finish();
@@ -167,13 +183,14 @@ pub(crate) fn records_file(json: &Path) -> PathBuf {
     beside(json, ".records.jsonl")
 }
 
-fn load(args: &Args, checkpoint: &mut Checkpoint) -> Result<Decoder> {
-    let precision = match args.precision {
-        Held::AsStored => Precision::AsStored,
-        Held::Q8_0 => Precision::Q8_0,
-        Held::F32 => Precision::F32,
-    };
-    Ok(Decoder::load_with(checkpoint, &args.model.pool(), precision)?)
+/// Where the model computes; devices hold weights as they are stored.
+fn place(args: &Args, checkpoint: &Checkpoint) -> Result<Place> {
+    let mut device = args.device;
+    if args.precision != Held::AsStored {
+        on_cpu_alone(device.device, "in another --precision than as-stored")?;
+        device.device = ComputeDevice::Cpu;
+    }
+    Place::open(device, KvCacheDtype::Auto, &checkpoint.config)
 }
 
 /// The tasks that were asked for and the files of their records.
@@ -197,12 +214,11 @@ fn chosen(args: &Args) -> Result<Vec<(Task, PathBuf)>> {
 
 /// Grades questions by the likelihood of given texts.
 fn likelihoods(
-    decoder: &Decoder,
+    model: &mut Scored,
     reader: &Reader<'_>,
     questions: Vec<(Task, usize, Question)>,
     graded: &mut impl FnMut(Task, usize, Metrics) -> Result<()>,
 ) -> Result<()> {
-    let mut workspace = Workspace::new();
     let mut waiting = questions.into_iter();
     // Groups of texts that no pass has taken, and the questions they belong to, in one order.
     let mut parts: VecDeque<Vec<Text>> = VecDeque::new();
@@ -228,7 +244,7 @@ fn likelihoods(
         }
         let scores = match groups[..] {
             [] => Vec::new(),
-            _ => likelihood::score(decoder, &mut workspace, &groups),
+            _ => likelihood::score(model, &groups)?,
         };
         let mut scores = scores.into_iter();
         while let Some(first) = asked.front_mut() {

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::source::Source;
 use pleach::checkpoint::write::json_file;
-use pleach::engine::{Engine, EngineConfig};
+use pleach::cli::{DeviceArgs, KvCacheDtype};
+use pleach::engine::EngineConfig;
 use pleach::kv_cache::blocks_for;
 use pleach::prompts::{Prompt, VALIDATION_PROMPTS, read_prompts, spread};
 use serde::Serialize;
@@ -24,6 +25,8 @@ use crate::shared::journal::Journal;
 use crate::shared::manifest::{Manifest, beside};
 use crate::shared::measure_args::MeasureArgs;
 use crate::shared::model_args::ModelArgs;
+use crate::shared::models::Running;
+use crate::shared::place::Place;
 use picture::draw;
 use shape::{Shape, Span};
 use tried::Tried;
@@ -40,6 +43,9 @@ use tried::Tried;
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) device: DeviceArgs,
     /// Answers to train on, written by `pleach-tools generate --top-logprobs 16`.
     #[arg(long, value_name = "JSONL")]
     pub(crate) data: PathBuf,
@@ -105,7 +111,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "--draft-vocab: the model has {vocab_size} tokens"
         );
     }
-    drop(checkpoint);
+    let place = Place::open(args.device, KvCacheDtype::Auto, &checkpoint.config)?;
+    manifest.computed_on(place.name());
+    drop((place, checkpoint));
     let result = args.out.join("search.json");
     let note = beside(&result, ".manifest.json");
     if manifest.is_done(&note) && result.exists() {
@@ -173,7 +181,7 @@ fn try_draft(
     let measure = MeasureArgs {
         limit: args.limit,
         max_tokens: args.max_tokens,
-        ..MeasureArgs::of(&args.model, Source::Path(draft), args.prompts.clone())
+        ..MeasureArgs::of((&args.model, args.device), Source::Path(draft), args.prompts.clone())
     };
     let evaluation = evaluate::run(&evaluate::Args {
         measure: measure.clone(),
@@ -184,7 +192,7 @@ fn try_draft(
         json: Some(folder.join("evaluation.json")),
     })?;
     let loaded = measure.load()?;
-    let positions = loaded.target.config().max_position_embeddings.min(POSITIONS);
+    let positions = loaded.config().max_position_embeddings.min(POSITIONS);
     let config = EngineConfig {
         max_num_seqs: STREAMS,
         max_model_len: Some(positions),
@@ -193,10 +201,15 @@ fn try_draft(
         prefix_caching: false, // every way does the same work
         ..EngineConfig::default()
     };
-    let mut engine = Engine::new(loaded.target, loaded.decoder, config)?;
-    let asked =
-        bench::Args { measure, repeats: 1, num_speculative_tokens: MOST_DRAFTED, json: None };
-    let report = bench::speculation(&mut engine, &loaded.chat, prompts, &asked)?;
+    let Running { mut engine, chat, .. } = loaded.start(config)?;
+    let asked = bench::Args {
+        measure,
+        repeats: 1,
+        streams: vec![],
+        num_speculative_tokens: MOST_DRAFTED,
+        json: None,
+    };
+    let report = bench::speculation(&mut engine, &chat, prompts, &asked)?;
     ensure!(report.identical, "{shape}: the answers differ with and without speculation");
     Ok(Tried {
         shape,

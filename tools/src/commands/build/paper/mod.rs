@@ -12,7 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use pleach::checkpoint::source::Source;
 use pleach::checkpoint::write::{atomically, json_file};
-use pleach::cli::ComputeDevice;
+use pleach::cli::{ComputeDevice, DeviceArgs};
 use pleach_train::{Example, Origin};
 
 use super::args::Args;
@@ -61,6 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let own = out.join("self-data.jsonl");
     generate::run(&generate::Args {
         model: args.model.clone(),
+        device: args.device,
         prompts: Some(out.join("prompts.jsonl")),
         out: own.clone(),
         limit: None,
@@ -230,6 +231,8 @@ fn measure(args: &Args, data: &Path, name: &str, model: Source, drafts: bool) ->
     let json = folder.join(format!("{name}.json"));
     let scores = score::run(&score::Args {
         model: ModelArgs { model: model.clone(), ..args.model.clone() },
+        // In one arithmetic, which devices do not have.
+        device: DeviceArgs { device: ComputeDevice::Cpu, ..args.device },
         data: data.into(),
         tasks,
         limit: Some(args.paper.score_limit),
@@ -247,7 +250,7 @@ fn measure(args: &Args, data: &Path, name: &str, model: Source, drafts: bool) ->
         let report = evaluate::run(&evaluate::Args {
             measure: MeasureArgs {
                 max_tokens: args.max_tokens.min(128),
-                ..MeasureArgs::of(&args.model, model, args.eval_prompts.clone())
+                ..MeasureArgs::of((&args.model, args.device), model, args.eval_prompts.clone())
             },
             num_speculative_tokens: 4,
             seed: args.seed,

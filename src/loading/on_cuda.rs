@@ -1,0 +1,55 @@
+//! Models in the memory of a CUDA device, and engines over them; errors say what to do where it has too little.
+
+use std::sync::Arc;
+
+use super::error::LoadError;
+use crate::checkpoint::Checkpoint;
+use crate::engine::{Engine, EngineConfig};
+use crate::model::{CudaDecoder, CudaDraft};
+use pleach_kernels::cuda::Device;
+
+/// What a device has no memory for, and what to do then.
+const WEIGHTS: (&str, &str) =
+    ("the weights", "take a smaller --model or one of fewer bits, or another --device");
+const DRAFT: (&str, &str) = ("the draft's weights", "take a smaller --draft");
+const CACHE: (&str, &str) = (
+    "the rows of a pass and the K/V cache",
+    "lower --gpu-memory-utilization, --max-num-batched-tokens, --max-num-seqs or --max-model-len",
+);
+
+/// Loads a model onto a device.
+///
+/// # Errors
+/// [`LoadError`] where the device does not compute it, or has too little memory.
+pub fn load_cuda_target(
+    checkpoint: &mut Checkpoint,
+    device: &Arc<Device>,
+) -> Result<CudaDecoder, LoadError> {
+    CudaDecoder::load(checkpoint, device).map_err(|error| LoadError::from(error).advise(WEIGHTS))
+}
+
+/// Loads a draft of `target`, which was loaded from `checkpoint`, onto its device.
+///
+/// # Errors
+/// [`LoadError`] where it does not fit the target, the device does not compute it, or has too little memory.
+pub fn load_cuda_draft(
+    draft: &mut Checkpoint,
+    target: &CudaDecoder,
+    checkpoint: &mut Checkpoint,
+) -> Result<CudaDraft, LoadError> {
+    let loaded = CudaDecoder::load_draft(draft, target, checkpoint);
+    loaded.map_err(|error| LoadError::from(error).advise(DRAFT))
+}
+
+/// An engine over a target and perhaps a draft on its device, as [`Engine::on_cuda`].
+///
+/// # Errors
+/// [`LoadError`] where the settings or the models do not fit together or the device.
+pub fn cuda_engine(
+    target: CudaDecoder,
+    draft: Option<CudaDraft>,
+    config: EngineConfig,
+) -> Result<Engine, LoadError> {
+    let engine = Engine::on_cuda(target, draft, config);
+    engine.map_err(|error| LoadError::from(error).advise(CACHE))
+}
