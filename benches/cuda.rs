@@ -189,8 +189,7 @@ fn engine(args: &Args, device: &Arc<Device>, config: &ModelConfig, format: DType
     gguf_file(&draft_path, "draft", &draft_config, &[], &tensors.collect::<Result<Vec<_>>>()?)?;
 
     let target = CudaDecoder::load(&mut checkpoint, device)?;
-    let draft =
-        CudaDecoder::load_draft(&mut Checkpoint::open(&draft_path)?, &target, &mut checkpoint)?;
+    let draft = target.lender().load_draft(&mut Checkpoint::open(&draft_path)?, &mut checkpoint)?;
     let CudaDraft::Standalone(draft) = draft else { anyhow::bail!("the draft is attached") };
     let runner = |decoder, drafter| -> Result<Box<dyn Forward>> {
         let mut runner = CudaRunner::new(decoder, NUM_BLOCKS, config.max_position_embeddings)?;
@@ -219,8 +218,7 @@ fn engine(args: &Args, device: &Arc<Device>, config: &ModelConfig, format: DType
     let mut projection = |shape: [usize; 2]| random_tensor(&mut random, format, &shape, 1.0);
     write_attached(&path, &draft_path, &blocks, &states, &mut projection);
     let target = CudaDecoder::load(&mut checkpoint, device)?;
-    let draft =
-        CudaDecoder::load_draft(&mut Checkpoint::open(&draft_path)?, &target, &mut checkpoint)?;
+    let draft = target.lender().load_draft(&mut Checkpoint::open(&draft_path)?, &mut checkpoint)?;
     let CudaDraft::Attached(drafter) = draft else { anyhow::bail!("the draft is standalone") };
     let target = runner(target, Some(Drafter::Cuda(drafter)))?;
     let mut engine = Engine::with_models(target, None, settings())?;

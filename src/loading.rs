@@ -128,8 +128,8 @@ pub struct RunningModel {
     pub draft: Option<String>,
     /// Its LoRA adapters.
     pub adapters: Vec<LoadedAdapter>,
-    /// What loads drafts and adapters while it serves; `None` where it computes on a CUDA device.
-    pub loaders: Option<Loaders>,
+    /// What loads drafts and adapters while it serves.
+    pub loaders: Loaders,
     /// The engine.
     pub engine: EngineHandle,
 }
@@ -162,7 +162,7 @@ impl Loaded {
         turns: &Turns,
     ) -> Result<RunningModel, LoadError> {
         let Self { mut model, weights, .. } = self;
-        let placed = weights.place(&mut model, pool, engines as u64, caches)?;
+        let placed = weights.place(&mut model, pool, engines as u64, caches, turns)?;
         let Placed { mut engine, draft, adapters, loaders } = placed;
         // Before anything else computes: what is measured beside it seems slow for good.
         engine.profile();
@@ -211,8 +211,7 @@ pub fn start(config: &Config) -> Result<Vec<RunningModel>, LoadError> {
             _ => LoadError::Also { name, error: error.into() },
         })
     })?;
-    let loaders = running.iter_mut().filter_map(|model| model.loaders.as_mut());
     let loaded = LoadedBeside::default();
-    loaders.for_each(|loaders| loaders.beside(caches, &loaded));
+    running.iter_mut().for_each(|model| model.loaders.beside(caches, &loaded));
     Ok(running)
 }

@@ -11,7 +11,7 @@ pub struct Turns(Arc<Mutex<()>>);
 
 impl Turns {
     /// Waits for a turn, which lasts until it is dropped.
-    pub(super) fn take(&self) -> MutexGuard<'_, ()> {
+    pub(crate) fn take(&self) -> MutexGuard<'_, ()> {
         self.0.blocking_lock()
     }
 }

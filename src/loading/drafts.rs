@@ -1,14 +1,20 @@
 //! Drafts: those a configuration names, and those that are loaded while their model serves.
 
+use std::path::PathBuf;
+
 use super::adapters::{LoadedBeside, bytes_of};
 use super::error::LoadError;
+use super::on_cuda::load_cuda_draft;
 use super::opened::stretch_positions;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source::{Source, resolve};
 use crate::cli::Config;
+use crate::engine::{Candidate, Turns};
 use crate::memory::Reserved;
 use crate::metrics::DRAFT_FAILURES;
-use crate::model::{Draft, Lender, ModelConfig};
+use crate::model::{
+    CudaDraft, CudaLender, CudaRunner, Draft, Drafter, Lender, ModelConfig, Runner,
+};
 
 /// The draft of a model, where it can be used; otherwise logs why not and counts a failure.
 pub(super) fn usable<D>(model: &str, draft: Option<Result<D, LoadError>>) -> Option<D> {
@@ -20,7 +26,7 @@ pub(super) fn usable<D>(model: &str, draft: Option<Result<D, LoadError>>) -> Opt
 }
 
 /// Checks that a draft has as many positions as are served.
-pub(super) fn check_positions(
+fn check_positions(
     config: &Config,
     target: &ModelConfig,
     draft: &ModelConfig,
@@ -30,9 +36,46 @@ pub(super) fn check_positions(
     if positions < wanted { Err(LoadError::ShortDraft { positions, wanted }) } else { Ok(()) }
 }
 
-/// Loads drafts of a model that may be serving.
+/// Loads further drafts of a model that serves, where the model is.
 #[derive(Clone)]
-pub struct DraftLoader {
+pub enum DraftLoader {
+    /// In the processor's memory.
+    Cpu(CpuDrafts),
+    /// In a CUDA device's.
+    Cuda(CudaDrafts),
+}
+
+impl DraftLoader {
+    /// Fetches and loads a draft beside the one that serves, for sequences of up to `positions` positions; a standalone one
+    /// gets a K/V cache of `num_blocks` blocks. Gives its name too.
+    ///
+    /// # Errors
+    /// [`LoadError`] where it does not fit the model, or not into memory: then it is not loaded.
+    pub fn candidate(
+        &self,
+        source: &Source,
+        num_blocks: usize,
+        positions: usize,
+    ) -> Result<(String, Candidate), LoadError> {
+        match self {
+            Self::Cpu(drafts) => {
+                let (name, draft) = drafts.load(source, num_blocks)?;
+                let candidate = match draft {
+                    Draft::Standalone(draft) => {
+                        Candidate::Standalone(Box::new(Runner::new(*draft, num_blocks)))
+                    }
+                    Draft::Attached(drafter) => Candidate::Attached(Drafter::Cpu(drafter)),
+                };
+                Ok((name, candidate))
+            }
+            Self::Cuda(drafts) => drafts.load(source, num_blocks, positions),
+        }
+    }
+}
+
+/// Loads drafts of a model in the processor's memory, also while it serves.
+#[derive(Clone)]
+pub struct CpuDrafts {
     config: Config,
     lender: Lender,
     /// The caches of all engines that serve. With a draft that is switched in they change a little, as drafts differ.
@@ -41,32 +84,91 @@ pub struct DraftLoader {
     pub(super) loaded: LoadedBeside,
 }
 
-impl DraftLoader {
+impl CpuDrafts {
     /// Loads drafts of a target, of whose caches it knows nothing yet: how large they can be is known when the draft is.
     pub(super) fn new(config: Config, lender: Lender) -> Self {
         Self { config, lender, caches: Reserved::none(), loaded: LoadedBeside::default() }
     }
 
     /// Fetches and loads a draft that is to have a K/V cache of `num_blocks` blocks; gives its name too.
-    ///
-    /// # Errors
-    /// [`LoadError`] where it does not fit the model, or not into memory: then it is not loaded.
-    pub fn load(&self, source: &Source, num_blocks: usize) -> Result<(String, Draft), LoadError> {
-        let path = resolve(source, &self.config.cache_dir)?;
-        let mut checkpoint = Checkpoint::open(&path)?;
-        stretch_positions(&mut checkpoint, &self.config);
+    pub(super) fn load(
+        &self,
+        source: &Source,
+        num_blocks: usize,
+    ) -> Result<(String, Draft), LoadError> {
+        let mut checkpoint = open(source, &self.config, self.lender.config())?;
         let needed = self.lender.draft_bytes(&checkpoint, num_blocks)?;
         // A tenth is for the rows of a pass.
         let loaded = self.loaded.lock();
         if let Some(left) = self.caches.available_beside(bytes_of(&loaded))
             && needed > left / 10 * 9
         {
-            let (needed, left) = (needed.div_ceil(1_000_000), left / 1_000_000);
-            return Err(LoadError::DraftMemory { needed, left });
+            return Err(LoadError::draft_memory(needed, left));
         }
         let draft = self.lender.load_draft(&mut checkpoint)?;
         drop(loaded);
-        check_positions(&self.config, self.lender.config(), draft.config())?;
         Ok((checkpoint.name, draft))
     }
+}
+
+/// What a device has no memory for beside a model that serves, and what to do then.
+const CACHE: (&str, &str) = (
+    "the keys and values of the draft",
+    "start the server with a lower --gpu-memory-utilization, or take an attached draft, which has none",
+);
+
+/// Loads drafts of a model on a device, which serves meanwhile.
+#[derive(Clone)]
+pub struct CudaDrafts {
+    config: Config,
+    lender: CudaLender,
+    /// The target's file or folder: a draft may have its head's rows from it.
+    target: PathBuf,
+    /// Those of the engines on the device, which do not compute while a draft is copied to it.
+    turns: Turns,
+}
+
+impl CudaDrafts {
+    pub(super) fn new(config: Config, lender: CudaLender, target: PathBuf, turns: Turns) -> Self {
+        Self { config, lender, target, turns }
+    }
+
+    fn load(
+        &self,
+        source: &Source,
+        num_blocks: usize,
+        positions: usize,
+    ) -> Result<(String, Candidate), LoadError> {
+        let mut checkpoint = open(source, &self.config, self.lender.config())?;
+        let mut target = Checkpoint::open(&self.target)?;
+        let free = || -> Result<u64, LoadError> { Ok(self.lender.device().memory()?.0 as u64) };
+        let _turn = self.turns.take();
+        let left = free()?;
+        let candidate = match load_cuda_draft(&mut checkpoint, &self.lender, &mut target)? {
+            CudaDraft::Standalone(draft) => {
+                let runner = CudaRunner::new(*draft, num_blocks, positions);
+                let runner = runner.map_err(|error| LoadError::from(error).advise(CACHE))?;
+                Candidate::Standalone(Box::new(runner))
+            }
+            CudaDraft::Attached(drafter) => Candidate::Attached(Drafter::Cuda(drafter)),
+        };
+        // A tenth is for the rows of a pass.
+        let needed = left.saturating_sub(free()?);
+        if needed > left / 10 * 9 {
+            return Err(LoadError::draft_memory(needed, left));
+        }
+        Ok((checkpoint.name, candidate))
+    }
+}
+
+/// Fetches and opens a draft for a target of this shape.
+pub(super) fn open(
+    source: &Source,
+    config: &Config,
+    target: &ModelConfig,
+) -> Result<Checkpoint, LoadError> {
+    let mut checkpoint = Checkpoint::open(&resolve(source, &config.cache_dir)?)?;
+    stretch_positions(&mut checkpoint, config);
+    check_positions(config, target, &checkpoint.config)?;
+    Ok(checkpoint)
 }

@@ -41,7 +41,7 @@ pub enum LoadError {
     ShortDraft { positions: usize, wanted: usize },
     #[error(
         "the draft needs {needed} MB, and {left} MB are left beside the model and its K/V cache: take a smaller draft, or \
-         start the server with a lower --kv-blocks or --max-model-len"
+         start the server with a lower --kv-blocks, --max-model-len or --gpu-memory-utilization"
     )]
     DraftMemory { needed: u64, left: u64 },
     #[error("{what} do not fit onto the device: {error}; {advice}")]
@@ -56,6 +56,11 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// A draft that needs `needed` of the `left` bytes.
+    pub(super) fn draft_memory(needed: u64, left: u64) -> Self {
+        Self::DraftMemory { needed: needed.div_ceil(1_000_000), left: left / 1_000_000 }
+    }
+
     /// The same error, with what did not fit and what to do where a CUDA device has too little memory.
     pub(super) fn advise(self, (what, advice): (&'static str, &'static str)) -> Self {
         match self {

@@ -9,14 +9,18 @@ use crate::memory::Reserved;
 pub struct Loaders {
     /// Further drafts.
     pub drafts: DraftLoader,
-    /// Further LoRA adapters.
-    pub adapters: AdapterLoader,
+    /// Further LoRA adapters; `None` where the model takes none.
+    pub adapters: Option<AdapterLoader>,
 }
 
 impl Loaders {
     /// Tells them of the caches of all engines that serve, and of the adapters that are loaded beside them.
     pub(super) fn beside(&mut self, caches: Reserved, loaded: &LoadedBeside) {
-        (self.drafts.caches, self.adapters.caches) = (caches, caches);
-        (self.drafts.loaded, self.adapters.loaded) = (loaded.clone(), loaded.clone());
+        if let DraftLoader::Cpu(drafts) = &mut self.drafts {
+            (drafts.caches, drafts.loaded) = (caches, loaded.clone());
+        }
+        if let Some(adapters) = &mut self.adapters {
+            (adapters.caches, adapters.loaded) = (caches, loaded.clone());
+        }
     }
 }

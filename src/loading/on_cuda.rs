@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::error::LoadError;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, EngineConfig};
-use crate::model::{CudaDecoder, CudaDraft};
+use crate::model::{CudaDecoder, CudaDraft, CudaLender};
 use pleach_kernels::cuda::Device;
 
 /// What a device has no memory for, and what to do then.
@@ -28,16 +28,16 @@ pub fn load_cuda_target(
     CudaDecoder::load(checkpoint, device).map_err(|error| LoadError::from(error).advise(WEIGHTS))
 }
 
-/// Loads a draft of `target`, which was loaded from `checkpoint`, onto its device.
+/// Loads a draft of the target that lends what they share, which was loaded from `checkpoint`, onto its device.
 ///
 /// # Errors
 /// [`LoadError`] where it does not fit the target, the device does not compute it, or has too little memory.
 pub fn load_cuda_draft(
     draft: &mut Checkpoint,
-    target: &CudaDecoder,
+    target: &CudaLender,
     checkpoint: &mut Checkpoint,
 ) -> Result<CudaDraft, LoadError> {
-    let loaded = CudaDecoder::load_draft(draft, target, checkpoint);
+    let loaded = target.load_draft(draft, checkpoint);
     loaded.map_err(|error| LoadError::from(error).advise(DRAFT))
 }
 

@@ -4,15 +4,14 @@ use std::sync::Arc;
 
 use super::adapters::{self, AdapterLoader, LoadedAdapter};
 use super::device::or_the_cpu;
-use super::drafts::{DraftLoader, check_positions, usable};
+use super::drafts::{CpuDrafts, CudaDrafts, DraftLoader, open, usable};
 use super::error::LoadError;
 use super::loaders::Loaders;
 use super::on_cuda::{cuda_engine, load_cuda_draft, load_cuda_target};
-use super::opened::{Opened, stretch_positions};
+use super::opened::Opened;
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::source::resolve;
 use crate::cli::KvCacheDtype;
-use crate::engine::{CacheNeeds, Engine, EngineConfig};
+use crate::engine::{CacheNeeds, Engine, EngineConfig, Turns};
 use crate::memory::Reserved;
 use crate::model::{CudaDecoder, CudaDraft, Decoder, Draft};
 use pleach_kernels::cuda::Device;
@@ -34,7 +33,7 @@ pub(super) struct OnCpu {
     target: Decoder,
     draft: Option<(String, Draft)>,
     adapters: Vec<LoadedAdapter>,
-    drafts: DraftLoader,
+    drafts: CpuDrafts,
 }
 
 /// Those in the memory of a device.
@@ -50,12 +49,12 @@ pub(super) struct Placed {
     pub(super) draft: Option<String>,
     /// The adapters of the configuration.
     pub(super) adapters: Vec<LoadedAdapter>,
-    /// Loads further drafts and adapters; `None` where they cannot be switched.
-    pub(super) loaders: Option<Loaders>,
+    /// Loads further drafts and adapters.
+    pub(super) loaders: Loaders,
 }
 
 /// A target on the CPU, its draft, its adapters and what loads further drafts.
-pub(super) type LoadedOnCpu = (Decoder, MaybeDraft, Vec<LoadedAdapter>, DraftLoader);
+pub(super) type LoadedOnCpu = (Decoder, MaybeDraft, Vec<LoadedAdapter>, CpuDrafts);
 
 /// Loads the target, its adapters, and the draft that is configured.
 pub(super) fn load_on_cpu(
@@ -68,7 +67,7 @@ pub(super) fn load_on_cpu(
     }
     let adapters = std::mem::take(&mut model.adapters);
     let adapters = adapters::load(adapters, target.adapter_shapes())?;
-    let drafts = DraftLoader::new(model.config.clone(), target.lender());
+    let drafts = CpuDrafts::new(model.config.clone(), target.lender());
     let draft = model.config.draft.as_ref().map(|source| drafts.load(source, 0));
     Ok((target, draft, adapters, drafts))
 }
@@ -97,13 +96,14 @@ impl Weights {
     }
 
     /// An engine over them, whose caches have a fair share of what is left of memory for those of `engines`, unless
-    /// their size is set; `caches` are those that share the processor's.
+    /// their size is set; `caches` are those that share the processor's. The engines take `turns`.
     pub(super) fn place(
         self,
         model: &mut Opened,
         pool: &Arc<ThreadPool>,
         engines: u64,
         caches: &mut Reserved,
+        turns: &Turns,
     ) -> Result<Placed, LoadError> {
         let own = EngineConfig { model: model.served_name().into(), ..model.config.engine.clone() };
         let within = |free: Option<u64>| EngineConfig {
@@ -111,7 +111,7 @@ impl Weights {
             ..own.clone()
         };
         let weights = match self {
-            Self::Cuda(weights) => match weights.place(within) {
+            Self::Cuda(weights) => match weights.place(model, within, turns) {
                 Err(error) => OnCpu::load_after(error, model, pool)?,
                 placed => return placed,
             },
@@ -123,7 +123,7 @@ impl Weights {
         let (name, draft) = draft.unzip();
         let engine = Engine::new(target, draft, within(caches.available_beside(0)))?;
         caches.add((engine.cache_blocks().1 * block_bytes) as u64);
-        let loaders = Some(Loaders { drafts, adapters: loader });
+        let loaders = Loaders { drafts: DraftLoader::Cpu(drafts), adapters: Some(loader) };
         Ok(Placed { engine, draft: name, adapters, loaders })
     }
 }
@@ -133,10 +133,8 @@ impl OnCuda {
         let (config, checkpoint) = (&model.config, &mut model.checkpoint);
         let target = load_cuda_target(checkpoint, device)?;
         let mut load_draft = |source| -> Result<(String, CudaDraft), LoadError> {
-            let mut draft = Checkpoint::open(&resolve(source, &config.cache_dir)?)?;
-            stretch_positions(&mut draft, config);
-            check_positions(config, target.config(), &draft.config)?;
-            let loaded = load_cuda_draft(&mut draft, &target, checkpoint)?;
+            let mut draft = open(source, config, target.config())?;
+            let loaded = load_cuda_draft(&mut draft, &target.lender(), checkpoint)?;
             Ok((draft.name, loaded))
         };
         let draft = config.draft.as_ref().map(&mut load_draft);
@@ -151,12 +149,21 @@ impl OnCuda {
     }
 
     /// An engine over them, of the configuration that `within` makes of what is left of the device's memory.
-    fn place(self, within: impl Fn(Option<u64>) -> EngineConfig) -> Result<Placed, LoadError> {
+    fn place(
+        self,
+        model: &Opened,
+        within: impl Fn(Option<u64>) -> EngineConfig,
+        turns: &Turns,
+    ) -> Result<Placed, LoadError> {
         let room = within(None).device_room(self.target.device())?;
+        let path = model.checkpoint.path().to_owned();
+        let drafts =
+            CudaDrafts::new(model.config.clone(), self.target.lender(), path, turns.clone());
         let (name, draft) = self.draft.unzip();
         let engine = cuda_engine(self.target, draft, within(Some(room)))?;
         let draft = name.filter(|_| engine.has_draft_model());
-        Ok(Placed { engine, draft, adapters: Vec::new(), loaders: None })
+        let loaders = Loaders { drafts: DraftLoader::Cuda(drafts), adapters: None };
+        Ok(Placed { engine, draft, adapters: Vec::new(), loaders })
     }
 }
 

@@ -13,7 +13,7 @@ mod verify;
 
 pub use adapters::{AdapterShapes, AdapterWeights};
 pub use attached::{AttachedDrafter, DraftWorkspace};
-pub use cuda::{CudaAttached, CudaDecoder, CudaDraft, CudaRunner, PassBounds};
+pub use cuda::{CudaAttached, CudaDecoder, CudaDraft, CudaLender, CudaRunner, PassBounds};
 pub use decoder::{Decoder, KvCache, Lender, ModelError, Precision, Workspace, check_draft};
 pub use draft::{Draft, Drafter};
 pub use forward::{AttachedForward, Forward, OutOfMemory};

@@ -11,7 +11,7 @@ use crate::metrics::INFO;
 #[derive(Default)]
 pub(super) struct Drafts {
     model: String,
-    /// `None` where the draft cannot be changed.
+    /// What loads another; `None` where it cannot be changed.
     pub(super) loader: Option<DraftLoader>,
     /// Held while a draft is loaded and handed to the engine.
     pub(super) change: tokio::sync::Mutex<()>,

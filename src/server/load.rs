@@ -39,7 +39,6 @@ fn serving(model: RunningModel) -> Serving {
         .sampling_by(sampling)
         .described(config.model.to_string(), summary);
     exporter::begin(serving.name());
-    let (drafts, loader) = loaders.map(|it| (it.drafts, it.adapters)).unzip();
-    let drafts = Drafts::new(serving.name(), draft, drafts);
-    serving.with_drafts(drafts).with_adapters(Adapters::new(adapters, loader))
+    let drafts = Drafts::new(serving.name(), draft, Some(loaders.drafts));
+    serving.with_drafts(drafts).with_adapters(Adapters::new(adapters, loaders.adapters))
 }

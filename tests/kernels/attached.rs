@@ -122,7 +122,7 @@ fn load(device: &Arc<Device>, model: &Path, draft: &Path) -> (CudaDecoder, Draft
     let mut checkpoint = Checkpoint::open(model).unwrap();
     let target = CudaDecoder::load(&mut checkpoint, device).unwrap();
     let mut draft = Checkpoint::open(draft).unwrap();
-    let draft = CudaDecoder::load_draft(&mut draft, &target, &mut checkpoint).unwrap();
+    let draft = target.lender().load_draft(&mut draft, &mut checkpoint).unwrap();
     let CudaDraft::Attached(drafter) = draft else { panic!("no attached draft") };
     (target, Drafter::Cuda(drafter))
 }
@@ -277,7 +277,7 @@ pub(crate) fn drafters_that_do_not_fit_are_refused() {
         let mut checkpoint = Checkpoint::open(&model).unwrap();
         let target = CudaDecoder::load(&mut checkpoint, &device).unwrap();
         let mut draft = Checkpoint::open(&draft).unwrap();
-        let loaded = CudaDecoder::load_draft(&mut draft, &target, &mut checkpoint);
+        let loaded = target.lender().load_draft(&mut draft, &mut checkpoint);
         loaded.err().unwrap().to_string()
     };
     let error = refused(DType::Q4_K, &[1], &[2]);

@@ -57,7 +57,7 @@ fn main() {
     if compiles && !arguments.list {
         run_over_the_emulator();
     }
-    let compiled: [(&str, fn()); 19] = [
+    let compiled: [(&str, fn()); 20] = [
         (
             "kernels_agree_with_their_references_and_bugs_are_caught",
             kernels_agree_with_their_references_and_bugs_are_caught,
@@ -110,6 +110,7 @@ fn main() {
             memory::what_finds_no_memory_is_refused_or_borne,
         ),
         ("server::the_server_answers_from_the_device", server::the_server_answers_from_the_device),
+        ("server::drafts_are_changed_on_the_device", server::drafts_are_changed_on_the_device),
     ];
     let compiled = compiled.map(|(name, test)| {
         Trial::ignorable_test(name, move || {

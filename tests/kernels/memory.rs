@@ -128,7 +128,7 @@ fn load(
     let mut checkpoint = Checkpoint::open(&folder.join("model.gguf"))?;
     let target = CudaDecoder::load(&mut checkpoint, &device)?;
     let mut draft = Checkpoint::open(&folder.join(draft))?;
-    let draft = CudaDecoder::load_draft(&mut draft, &target, &mut checkpoint)?;
+    let draft = target.lender().load_draft(&mut draft, &mut checkpoint)?;
     let config = EngineConfig {
         max_model_len: Some(64),
         max_num_seqs: 4,

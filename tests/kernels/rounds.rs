@@ -113,7 +113,7 @@ impl Models {
         let mut checkpoint = open("model.gguf");
         let target = CudaDecoder::load(&mut checkpoint, &self.device).unwrap();
         let draft = drafts.then(|| {
-            let draft = CudaDecoder::load_draft(&mut open("draft.gguf"), &target, &mut checkpoint);
+            let draft = target.lender().load_draft(&mut open("draft.gguf"), &mut checkpoint);
             let CudaDraft::Standalone(draft) = draft.unwrap() else { panic!("an attached draft") };
             Box::new(runner(*draft)) as Box<dyn Forward>
         });

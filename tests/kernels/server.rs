@@ -1,13 +1,15 @@
 //! The program itself over the emulated driver.
 
+use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use pleach::model::{Family, ModelConfig};
 use serde_json::json;
 
 use super::decoder::config;
 use super::support::pair::write_pair;
-use super::support::{Server, gguf, program};
+use super::support::{Server, gguf, program, until};
 
 /// Without being told to, the server takes the device that is there, says so, and answers the same with and without
 /// speculation, also with an attached draft, which drafts there.
@@ -45,6 +47,63 @@ pub(crate) fn the_server_answers_from_the_device() {
     let (drafted, accepted) = answer(&arguments);
     assert_eq!(drafted, expected);
     assert!(accepted > 0.0, "{drafted:?}");
+}
+
+/// A draft that is better than the one that serves takes its place while the server runs, one with a cache of its own is
+/// compared too, and one that does not fit the device is refused.
+pub(crate) fn drafts_are_changed_on_the_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = ModelConfig { vocab_size: 96, ..config(Family::Llama) };
+    let [poor, good] = ["poor", "good"].map(|name| folder.path().join(name));
+    for (folder, kept) in [(&poor, 0.0), (&good, 1.0)] {
+        std::fs::create_dir(folder).unwrap();
+        write_pair(folder, &config, kept);
+    }
+    let model = good.join("model.gguf");
+    gguf::add_letters(&model);
+    let [poor, good] = [poor, good].map(|folder| folder.join("attached.gguf"));
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    let (model, poor, good) = (path(&model), path(&poor), path(&good));
+    let arguments = ["--model", &model, "--draft", &poor, "--device", "cuda", "--kv-blocks", "64"];
+    let memory = (64 << 20).to_string();
+    let environment = [("EMULATOR_MEMORY", &*memory), ("PLEACH_ADMIN_KEY", "key")];
+    let server = Server::start_with(&arguments, &environment);
+    let admin = |method: &str, body: &str| {
+        server.request(method, "/admin/draft", "authorization: Bearer key\r\n", body)
+    };
+    let change = |draft: &str| admin("POST", &json!({"draft": draft, "tokens": 40}).to_string());
+    let answer = |seed: u64| {
+        let request = json!({
+            "messages": [{"role": "user", "content": "abcabcabcabc"}],
+            "max_tokens": 24, "temperature": seed % 2, "seed": seed, "ignore_eos": true,
+        });
+        let answer = server.post("/v1/chat/completions", &request);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()["choices"].clone()
+    };
+    let before = answer(1);
+    assert_eq!(admin("GET", "").json()["draft"], "attached");
+
+    let refused = change("/nowhere.gguf");
+    assert_eq!(refused.status, 400, "{refused:?}");
+    let own_cache = change(&model);
+    assert_eq!(own_cache.status, 202, "{own_cache:?}");
+    assert_eq!(change(&good).status, 409, "one at a time");
+    answer(2);
+    let stopped = admin("DELETE", "").json();
+    assert_eq!(stopped["comparison"]["state"], "stopped", "{stopped}");
+
+    let accepted = change(&good);
+    assert_eq!(accepted.status, 202, "{accepted:?}");
+    let mut seeds = (4..).step_by(2);
+    let state = || admin("GET", "").json()["comparison"]["state"].clone();
+    until("the better draft serves", Duration::from_secs(120), || {
+        answer(seeds.next().unwrap());
+        state() != "comparing"
+    });
+    assert_eq!(state(), "switched", "{}", admin("GET", "").body);
+    assert_eq!(answer(1), before, "no draft leaves a trace");
+    assert!(!server.log().contains("ERROR"), "{}", server.log());
 }
 
 pub(crate) fn the_server_says_which_devices_there_are() {

@@ -6,6 +6,7 @@ use super::attached::{CudaAttached, Parts, Projection};
 use super::decoder::CudaDecoder;
 use super::draft::CudaDraft;
 use super::layer::{Layer, Stack};
+use super::lender::CudaLender;
 use crate::checkpoint::{Checkpoint, RawTensor};
 use crate::model::decoder::{check_draft, check_shape};
 use crate::model::{ModelConfig, ModelError, PROJECTIONS};
@@ -219,31 +220,32 @@ impl CudaDecoder {
         let head = Arc::new(loader.stack(&[(head, vocab)], hidden)?);
         loader.assemble(embedding, head, None)
     }
+}
 
-    /// Loads a draft of `target`, which was loaded from `target_checkpoint`. The embedding, and the head's rows, are
-    /// the target's own where the draft leaves them out.
+impl CudaLender {
+    /// Loads a draft of the target, which was loaded from `target`. The embedding, and the head's rows, are the target's
+    /// own where the draft leaves them out. Work on the device must not be recorded meanwhile.
     ///
     /// # Errors
     /// [`ModelError`] naming what does not fit the target, the tensor or the field.
     pub fn load_draft(
+        &self,
         checkpoint: &mut Checkpoint,
-        target: &Self,
-        target_checkpoint: &mut Checkpoint,
+        target: &mut Checkpoint,
     ) -> Result<CudaDraft, ModelError> {
-        let vocab = check_draft(checkpoint, &target.config)?;
+        let vocab = check_draft(checkpoint, &self.config)?;
         let attachment = checkpoint.attachment.clone();
         if let Some(attachment) = &attachment {
-            attachment.check(&target.config, &checkpoint.config)?;
+            attachment.check(&self.config, &checkpoint.config)?;
         }
-        let (vocab_size, hidden) = (target.config.vocab_size, target.config.hidden_size);
-        let (device, dtype) = (&target.device, target.dtype);
+        let (vocab_size, hidden) = (self.config.vocab_size, self.config.hidden_size);
+        let (device, dtype) = (&self.device, self.dtype);
         let own_embedding = checkpoint.has("model.embed_tokens.weight");
         let own_head = checkpoint.has("lm_head.weight") && !checkpoint.config.tie_word_embeddings;
         let head = match &vocab {
-            None if !own_head && !own_embedding => Arc::clone(&target.head),
+            None if !own_head && !own_embedding => Arc::clone(&self.head),
             _ => {
-                let from =
-                    if own_head || own_embedding { &mut *checkpoint } else { target_checkpoint };
+                let from = if own_head || own_embedding { &mut *checkpoint } else { target };
                 let name = format!("{}.weight", head_name(from));
                 let rows = from.info(&name)?.shape[0];
                 let mut loader = Loader { checkpoint: from, device, dtype };
@@ -264,7 +266,7 @@ impl CudaDecoder {
         let embedding = if own_embedding {
             Arc::new(loader.table("model.embed_tokens.weight", [vocab_size, hidden])?)
         } else {
-            Arc::clone(&target.embedding)
+            Arc::clone(&self.embedding)
         };
         let Some(attachment) = attachment else {
             return Ok(CudaDraft::Standalone(loader.assemble(embedding, head, vocab)?.into()));

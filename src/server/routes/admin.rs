@@ -9,9 +9,7 @@ use axum::extract::{Query, State};
 use axum::http::StatusCode;
 
 use crate::checkpoint::source::Source;
-use crate::engine::{Candidate, Comparison};
-use crate::loading::LoadError;
-use crate::model::{Draft, Drafter, Runner};
+use crate::engine::Comparison;
 use crate::server::error::ApiError;
 use crate::server::request::body::Body;
 use crate::server::serving::Serving;
@@ -57,9 +55,10 @@ pub(crate) async fn change_draft(
     let serving = &state.asked(model.as_deref())?.serving;
     let invalid = |error: &dyn ToString| ApiError::invalid("draft", error.to_string());
     let source: Source = wanted.draft.parse().map_err(|error| invalid(&error))?;
-    let loader = serving.drafts.loader.clone().ok_or_else(|| {
-        ApiError::invalid("draft", "the draft of a model on a CUDA device cannot be changed")
-    })?;
+    let loader =
+        serving.drafts.loader.clone().ok_or_else(|| {
+            ApiError::invalid("draft", "the draft of this model cannot be changed")
+        })?;
     let busy = || ApiError::status(StatusCode::CONFLICT, "another draft is being compared");
     let _change = serving.drafts.change.try_lock().map_err(|_| busy())?;
     let mut news = serving.engine.comparison();
@@ -69,16 +68,8 @@ pub(crate) async fn change_draft(
     // A draft that has won a comparison before serves now; this makes it known.
     status(serving);
     let num_blocks = serving.engine.num_blocks();
-    let load = move || -> Result<_, LoadError> {
-        let (name, draft) = loader.load(&source, num_blocks)?;
-        let candidate = match draft {
-            Draft::Standalone(draft) => {
-                Candidate::Standalone(Box::new(Runner::new(*draft, num_blocks)))
-            }
-            Draft::Attached(drafter) => Candidate::Attached(Drafter::Cpu(drafter)),
-        };
-        Ok((name, candidate))
-    };
+    let positions = serving.engine.limits().max_model_len;
+    let load = move || loader.candidate(&source, num_blocks, positions);
     let loaded = tokio::task::spawn_blocking(load).await;
     let loaded = loaded.map_err(|error| ApiError::internal(error.to_string()))?;
     let (name, candidate) = loaded.map_err(|error| invalid(&error))?;

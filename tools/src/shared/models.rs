@@ -79,7 +79,8 @@ fn load_on_cuda(
     draft: Option<&mut Checkpoint>,
 ) -> Result<Models> {
     let target = load_cuda_target(checkpoint, device)?;
-    let draft = draft.map(|draft| load_cuda_draft(draft, &target, checkpoint)).transpose()?;
+    let draft =
+        draft.map(|draft| load_cuda_draft(draft, &target.lender(), checkpoint)).transpose()?;
     Ok(Models::Cuda(target, draft))
 }
 
