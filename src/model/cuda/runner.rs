@@ -221,6 +221,43 @@ impl CudaRunner {
         Ok(())
     }
 
+    /// The blocks alone, without the head and without recording: `observe` sees the hidden states on the host,
+    /// `[rows, hidden]`, before block 0 (index 0) and after each block i (index i + 1), as
+    /// [`Decoder::forward_observed`](crate::model::Decoder::forward_observed) shows them.
+    ///
+    /// # Errors
+    /// If the device has too little memory, or fails.
+    ///
+    /// # Panics
+    /// If a token, slot or block lies outside the model or the cache, or a drafter is attached, for which nothing is kept.
+    pub fn forward_observed(
+        &mut self,
+        rows: &Rows,
+        observe: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), CudaError> {
+        assert!(self.attached.is_none(), "a drafter reads nothing of such a pass");
+        check_tokens(rows, self.decoder.config.vocab_size);
+        let Self { decoder, rotations, cache, workspace, .. } = self;
+        let CudaDecoder { device, config, layers, embedding, norm, .. } = &*decoder;
+        let Workspace { buffers, on_host, .. } = workspace;
+        let eps = config.rms_norm_eps as f32;
+        let bounds = [self.num_blocks, rotations.shape()[0]];
+        buffers.set(device, rows, &layers[0].attention, bounds)?;
+        device.embed(embedding, &buffers.batch, &mut buffers.hidden)?;
+        let mut show = |blocks: usize, buffers: &mut Buffers| {
+            observe(blocks, on_host.read_rows(&buffers.hidden, std::iter::once(0..rows.len()))?);
+            Ok(())
+        };
+        let pass = Pass { device, rotations, eps };
+        run_blocks(&pass, layers.iter().zip(cache), buffers, false, &mut show)?;
+        let Buffers { hidden, normed, delta, .. } = &mut *buffers;
+        device.add_rms_norm(hidden, Some(delta), norm, None, normed, eps)?;
+        show(layers.len(), buffers)?;
+        // What the last block added is in all rows already.
+        self.logit_rows = (0..rows.len() as u32).collect();
+        Ok(())
+    }
+
     /// A pass with its rounds: the logits of the other rows come to the host.
     fn round(
         &mut self,

@@ -4,49 +4,21 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::{Checkpoint, sha256};
-use pleach::kv_cache::{BlockPool, BlockTable, blocks_for};
-use pleach::model::{Attachment, Decoder, KvCache, ModelConfig, PROJECTIONS, Rows, Workspace};
+use pleach::model::{Attachment, Decoder, ModelConfig, PROJECTIONS};
 use pleach_kernels::{ThreadPool, rms_norm};
 use pleach_train::{AttachedNetwork, Dataset, TargetStates, Weight};
 
 use crate::shared::chat::Chat;
 use crate::shared::model_args::ModelArgs;
+use crate::shared::place::Place;
 use crate::shared::progress::Progress;
 use crate::shared::ridge::Ridge;
+use crate::shared::states::{CpuReader, StateReader};
 use crate::shared::texts::CALIBRATION;
 
 /// Tokens of text in one pass, and such passes.
 const PIECE: usize = 512;
 const PIECES: usize = 24;
-
-/// The target's states of one text after the other.
-struct Reader {
-    decoder: Decoder,
-    cache: KvCache,
-    table: BlockTable,
-    workspace: Workspace,
-}
-
-impl Reader {
-    fn new(decoder: Decoder, longest: usize) -> Self {
-        let blocks = blocks_for(longest);
-        let (mut pool, mut table) = (BlockPool::new(blocks), BlockTable::default());
-        assert!(table.reserve(longest, &mut pool), "invariant: sized for the longest text");
-        Self { cache: decoder.new_kv_cache(blocks), decoder, table, workspace: Workspace::new() }
-    }
-
-    /// All states of a text: `[blocks + 1]` of `[tokens, hidden]`.
-    fn read(&mut self, tokens: &[u32]) -> Vec<Vec<f32>> {
-        let mut rows = Rows::default();
-        rows.push(&self.table, 0, tokens.iter().copied(), 0);
-        let mut states = Vec::new();
-        let Self { decoder, cache, workspace, .. } = self;
-        decoder.forward_observed(&rows, cache, workspace, &mut |_, hidden| {
-            states.push(hidden.to_vec());
-        });
-        states
-    }
-}
 
 /// The blocks that an attached drafter keeps, rising: the last two, which end what the target computes, and before them
 /// some at even distances, whose attention finds in the text what no state of the newest position says.
@@ -74,23 +46,23 @@ pub(crate) fn attachment(config: &ModelConfig, kept: &[usize], states: usize) ->
 pub(crate) fn projections(
     model: &ModelArgs,
     checkpoint: &mut Checkpoint,
+    place: Place,
     attachment: &Attachment,
 ) -> Result<Vec<Weight>> {
     let tokens = Chat::new(checkpoint)?.encode_text(CALIBRATION, false)?;
-    let decoder = Decoder::load(checkpoint, &model.pool())?;
-    let config = decoder.config().clone();
+    let mut reader = StateReader::load(model, checkpoint, place, PIECE)?;
+    let config = checkpoint.config.clone();
     let width = config.hidden_size;
     let mut norm = Norm::new(&config);
     let mut norm = |x: &[f32], out: &mut Vec<f32>| out.extend_from_slice(norm.of(x));
     let first_block = attachment.blocks[0];
     let inputs = [1 + attachment.states.len(), 2].map(|parts| parts * width);
     let mut ridges = inputs.map(|inputs| Ridge::new(inputs, width));
-    let mut reader = Reader::new(decoder, PIECE);
     let pieces: Vec<&[u32]> = tokens.chunks_exact(PIECE).take(PIECES).collect();
     ensure!(!pieces.is_empty(), "the text has {} tokens; {PIECE} are needed", tokens.len());
     let mut progress = Progress::new("projections", pieces.len() as u64);
     for (done, piece) in pieces.iter().enumerate() {
-        let states = reader.read(piece);
+        let states = reader.read(piece)?;
         let row = |state: usize, place: usize| &states[state][place * width..][..width];
         let (mut of_target, mut of_own, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
         // The first position's state is like no other.
@@ -155,7 +127,7 @@ pub(crate) fn target_states(
     }
     let decoder = Decoder::load(&mut checkpoint, &target.pool())?;
     let longest = data.sequences().map(<[u32]>::len).max().unwrap_or(1);
-    let mut reader = Reader::new(decoder, longest);
+    let mut reader = CpuReader::new(decoder, longest);
     let cells = config.num_key_value_heads * config.head_dim;
     let hidden = config.hidden_size;
     let mut progress = Progress::new("reading the target's states", positions as u64);

@@ -188,6 +188,11 @@ fn attach(args: &Args, config: &ModelConfig) -> Result<(PathBuf, usize)> {
     ensure!((1..total).contains(&keep), "--keep-blocks must be 1 to {}", total - 1);
     println!("1/6, 2/6 attaching {keep} of {total} blocks");
     let pruned = args.out.join("pruned");
-    prune::run(&prune::Args::attached(args.model.clone(), pruned.clone(), keep, total))?;
+    prune::run(&prune::Args::attached(
+        (&args.model, args.device.device),
+        pruned.clone(),
+        keep,
+        total,
+    ))?;
     Ok((pruned, keep))
 }
