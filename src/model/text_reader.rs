@@ -50,6 +50,15 @@ impl TextReader {
         }
     }
 
+    /// What the device is called that reads; `None` for the processor.
+    #[must_use]
+    pub fn device(&self) -> Option<&str> {
+        match &self.decoder {
+            Reading::Cpu { .. } => None,
+            Reading::Cuda(runner) => Some(runner.decoder().device().name()),
+        }
+    }
+
     /// The hidden states of a text, `[blocks + 1]` of `[tokens, hidden]`: before block 0, and after each.
     ///
     /// # Errors
@@ -67,7 +76,7 @@ impl TextReader {
             Reading::Cpu { decoder, cache, workspace } => {
                 decoder.forward_observed(&rows, cache, workspace, &mut keep);
             }
-            Reading::Cuda(runner) => runner.observe(&rows, &mut keep)?,
+            Reading::Cuda(runner) => runner.forward_observed(&rows, &mut keep)?,
         }
         Ok(states)
     }

@@ -270,7 +270,7 @@ impl HostBuffer {
         Ok(self.values())
     }
 
-    /// The values of rows of tensors of one float format, ranges one behind the other, once everything before is done.
+    /// The values of rows of tensors of one float format, one behind the other, once everything before is done.
     ///
     /// # Errors
     /// What went wrong in the kernels before, or in a copy; memory is taken as in [`reserve`](Self::reserve).
@@ -279,11 +279,11 @@ impl HostBuffer {
     /// If there are no such rows, or not `out.len()` values.
     pub fn decode_rows<'a>(
         &mut self,
-        rows: impl Iterator<Item = (&'a Tensor, Range<usize>)> + Clone,
+        rows: impl Iterator<Item = (&'a Tensor, usize)> + Clone,
         out: &mut [f32],
     ) -> Result<(), CudaError> {
         let Some((first, _)) = rows.clone().next() else { return Ok(()) };
-        self.copy(&first.memory.device, rows)?;
+        self.copy(&first.memory.device, rows.map(|(from, row)| (from, row..row + 1)))?;
         first.dtype.dequantize(&self.memory.bytes()[..self.len], out);
         Ok(())
     }

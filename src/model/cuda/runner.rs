@@ -221,6 +221,43 @@ impl CudaRunner {
         Ok(())
     }
 
+    /// The blocks alone, without the head and without recording: `observe` sees the hidden states on the host,
+    /// `[rows, hidden]`, before block 0 (index 0) and after each block i (index i + 1), as
+    /// [`Decoder::forward_observed`](crate::model::Decoder::forward_observed) shows them.
+    ///
+    /// # Errors
+    /// If the device has too little memory, or fails.
+    ///
+    /// # Panics
+    /// If a token, slot or block lies outside the model or the cache, or a drafter is attached, for which nothing is kept.
+    pub fn forward_observed(
+        &mut self,
+        rows: &Rows,
+        observe: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), CudaError> {
+        assert!(self.attached.is_none(), "a drafter reads nothing of such a pass");
+        check_tokens(rows, self.decoder.config.vocab_size);
+        let Self { decoder, rotations, cache, workspace, .. } = self;
+        let CudaDecoder { device, config, layers, embedding, norm, .. } = &*decoder;
+        let Workspace { buffers, on_host, .. } = workspace;
+        let eps = config.rms_norm_eps as f32;
+        let bounds = [self.num_blocks, rotations.shape()[0]];
+        buffers.set(device, rows, &layers[0].attention, bounds)?;
+        device.embed(embedding, &buffers.batch, &mut buffers.hidden)?;
+        let mut show = |blocks: usize, buffers: &mut Buffers| {
+            observe(blocks, on_host.read_rows(&buffers.hidden, std::iter::once(0..rows.len()))?);
+            Ok(())
+        };
+        let pass = Pass { device, rotations, eps };
+        run_blocks(&pass, layers.iter().zip(cache), buffers, false, &mut show)?;
+        let Buffers { hidden, normed, delta, .. } = &mut *buffers;
+        device.add_rms_norm(hidden, Some(delta), norm, None, normed, eps)?;
+        show(layers.len(), buffers)?;
+        // What the last block added is in all rows already.
+        self.logit_rows = (0..rows.len() as u32).collect();
+        Ok(())
+    }
+
     /// A pass with its rounds: the logits of the other rows come to the host.
     fn round(
         &mut self,
@@ -263,42 +300,6 @@ impl CudaRunner {
         check_tokens(rows, self.decoder.config.vocab_size);
         let outcomes = self.round(rows, tasks);
         outcomes.map_err(|error| out_of_memory(&self.decoder.device, error))
-    }
-
-    /// Runs the blocks alone, without the head: `observe` sees the hidden states, `[rows, hidden]`, before block 0 (index
-    /// 0) and after each block i (index i + 1).
-    ///
-    /// # Errors
-    /// If the device has too little memory, or fails.
-    ///
-    /// # Panics
-    /// If a token, slot or block lies outside the model or the cache.
-    pub fn observe(
-        &mut self,
-        rows: &Rows,
-        observe: &mut dyn FnMut(usize, &[f32]),
-    ) -> Result<(), CudaError> {
-        check_tokens(rows, self.decoder.config.vocab_size);
-        let Self { decoder, rotations, cache, workspace, .. } = self;
-        let CudaDecoder { device, config, layers, embedding, norm, .. } = &*decoder;
-        let Workspace { buffers, on_host, .. } = workspace;
-        let (count, eps) = (rows.len(), config.rms_norm_eps as f32);
-        let bounds = [self.num_blocks, rotations.shape()[0]];
-        buffers.set(device, rows, &layers[0].attention, bounds)?;
-        let mut values = vec![0.0; count * config.hidden_size];
-        let mut tell = |index: usize, buffers: &mut Buffers| {
-            on_host.decode_rows(std::iter::once((&buffers.hidden, 0..count)), &mut values)?;
-            observe(index, &values);
-            Ok(())
-        };
-        device.embed(embedding, &buffers.batch, &mut buffers.hidden)?;
-        let blocks = layers.iter().zip(&mut *cache);
-        run_blocks(&Pass { device, rotations, eps }, blocks, buffers, false, &mut tell)?;
-        let Buffers { hidden, normed, delta, .. } = &mut *buffers;
-        device.add_rms_norm(hidden, Some(delta), norm, None, normed, eps)?;
-        tell(layers.len(), buffers)?;
-        self.logit_rows = (0..count as u32).collect();
-        Ok(())
     }
 
     /// Keys and values that the cache holds of some blocks of positions, for one block of the decoder:

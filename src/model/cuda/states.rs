@@ -79,8 +79,7 @@ impl States {
         let Self { values, on_host, width, .. } = self;
         out.resize(places.len() * values.len() * *width, 0.0);
         let values = &*values;
-        let of = |place| values.iter().map(move |state| (state, place..place + 1));
-        let rows = places.iter().flat_map(|&place| of(place));
+        let rows = places.iter().flat_map(|&place| values.iter().map(move |state| (state, place)));
         on_host.decode_rows(rows, out)
     }
 }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::write;
-use pleach::model::{Decoder, TextReader};
+use pleach::cli::{ComputeDevice, KvCacheDtype};
+use pleach::model::ModelConfig;
 use pleach::prompts::{read_prompts, spread};
 use plotters::prelude::*;
 use rayon::prelude::*;
@@ -15,7 +16,9 @@ use crate::shared::chart;
 use crate::shared::chat::Chat;
 use crate::shared::manifest::{Manifest, beside};
 use crate::shared::model_args::ModelArgs;
+use crate::shared::place::Place;
 use crate::shared::progress::Progress;
+use crate::shared::states::text_reader;
 use crate::shared::texts::CALIBRATION;
 
 /// Measures how much each decoder block, and each run of blocks, changes its input.
@@ -30,6 +33,9 @@ use crate::shared::texts::CALIBRATION;
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// Where the model computes: `cpu`, `cuda`, `cuda:N` or `auto`, as `pleach --device`.
+    #[arg(long, env = "PLEACH_DEVICE", value_name = "DEVICE", default_value = "auto")]
+    pub(crate) device: ComputeDevice,
     /// Where the result goes; the heat map lies beside it, ending in .svg.
     #[arg(long, env = "PLEACH_OUT", default_value = "importance.json")]
     pub(crate) out: PathBuf,
@@ -47,8 +53,15 @@ pub(crate) struct Args {
 
 impl Args {
     /// On the built-in text.
-    pub(crate) fn of(model: ModelArgs, out: PathBuf) -> Self {
-        Self { model, out, text: None, prompts: None, tokens: DEFAULT_TOKENS }
+    pub(crate) fn of((model, device): (&ModelArgs, ComputeDevice), out: PathBuf) -> Self {
+        Self {
+            model: model.clone(),
+            device,
+            out,
+            text: None,
+            prompts: None,
+            tokens: DEFAULT_TOKENS,
+        }
     }
 }
 
@@ -110,6 +123,8 @@ pub(crate) fn run(args: &Args) -> Result<Importance> {
     for file in args.text.iter().chain(&args.prompts) {
         manifest.file(file)?;
     }
+    let place = Place::open(args.device, KvCacheDtype::Auto, &checkpoint.config)?;
+    manifest.computed_on(place.name());
     let note = beside(&args.out, ".manifest.json");
     let partial = beside(&args.out, ".partial");
     if manifest.is_done(&note) && args.out.exists() {
@@ -120,14 +135,14 @@ pub(crate) fn run(args: &Args) -> Result<Importance> {
     }
     let pieces = pieces(args, &Chat::new(&checkpoint)?)?;
     let longest = pieces.iter().map(Vec::len).max().unwrap_or(1);
-    let decoder = Decoder::load(&mut checkpoint, &args.model.pool())?;
-    let mut reader = TextReader::on_cpu(decoder, longest);
+    let mut reader = text_reader(&args.model, &mut checkpoint, place, longest)?;
+    manifest.computed_on(reader.device());
 
-    let blocks = reader.config().num_hidden_layers;
+    let ModelConfig { num_hidden_layers: blocks, hidden_size: width, .. } = checkpoint.config;
     let none = || (0..blocks).map(|i| vec![PairSums::default(); blocks - i]).collect();
     // More tokens of a text go on from where fewer ended; of prompts they are others.
     let which = args.prompts.is_some().then_some(args.tokens);
-    let identity = serde_json::to_string(&(&manifest.inputs, which))?;
+    let identity = serde_json::to_string(&(&manifest.inputs, which, reader.device()))?;
     let saved = std::fs::read(&partial)
         .ok()
         .and_then(|b| serde_json::from_slice::<(String, Sums)>(&b).ok())
@@ -136,7 +151,6 @@ pub(crate) fn run(args: &Args) -> Result<Importance> {
         saved.map_or_else(|| Sums { pairs: none(), ..Sums::default() }, |(_, sums)| sums);
     let mut progress = Progress::new("measuring blocks", pieces.len() as u64);
     for piece in pieces.iter().skip(sums.pieces) {
-        let width = reader.config().hidden_size;
         measure(&reader.read(piece)?, width, &mut sums);
         write::json_file(&partial, &(&identity, &sums))?;
         progress.set(sums.pieces as u64, String::new());
@@ -189,8 +203,8 @@ fn pieces(args: &Args, chat: &Chat) -> Result<Vec<Vec<u32>>> {
     Ok(pieces.map(<[u32]>::to_vec).collect())
 }
 
-/// Adds the states of one piece of text, `[blocks + 1]` of `[tokens, width]`. The first position is left out: it is where models park attention, and its
-/// hidden state is like no other.
+/// Adds the states of one piece of text, `[blocks + 1]` of `[tokens, width]`. The first position is left out: it is where
+/// models park attention, and its hidden state is like no other.
 fn measure(states: &[Vec<f32>], width: usize, sums: &mut Sums) {
     let pairs: Vec<(usize, usize)> =
         (0..states.len()).flat_map(|a| (a + 1..states.len()).map(move |b| (a, b))).collect();

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::write::{LazyTensor, folder_files, safetensors_file};
+use pleach::cli::{ComputeDevice, KvCacheDtype};
 use pleach::model::{ModelConfig, layer_tensor_names};
 use pleach_kernels::DType;
 use pleach_train::Weight;
@@ -16,6 +17,7 @@ use crate::shared::attach;
 use crate::shared::manifest::Manifest;
 use crate::shared::model_args::ModelArgs;
 use crate::shared::model_folder::write_note;
+use crate::shared::place::Place;
 
 /// Cuts decoder blocks out of a model and writes what is left as a Hugging Face folder.
 ///
@@ -29,6 +31,9 @@ use crate::shared::model_folder::write_note;
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// Where the model computes what projections start from: `cpu`, `cuda`, `cuda:N` or `auto`, as `pleach --device`.
+    #[arg(long, env = "PLEACH_DEVICE", value_name = "DEVICE", default_value = "auto")]
+    pub(crate) device: ComputeDevice,
     /// Folder to write.
     #[arg(long, env = "PLEACH_OUT", value_name = "DIR")]
     pub(crate) out: PathBuf,
@@ -57,11 +62,17 @@ pub(crate) struct Args {
 
 impl Args {
     /// To cut the `blocks` blocks that matter least.
-    pub(crate) fn of(model: ModelArgs, out: PathBuf, blocks: usize, importance: PathBuf) -> Self {
+    pub(crate) fn of(
+        (model, device): (&ModelArgs, ComputeDevice),
+        out: PathBuf,
+        blocks: usize,
+        importance: PathBuf,
+    ) -> Self {
         let (blocks, importance) = (Some(blocks), Some(importance));
         let draft_kind = DraftKind::Standalone;
         Self {
-            model,
+            model: model.clone(),
+            device,
             out,
             list: None,
             blocks,
@@ -74,7 +85,12 @@ impl Args {
     }
 
     /// To attach `keep` of `total` blocks.
-    pub(crate) fn attached(model: ModelArgs, out: PathBuf, keep: usize, total: usize) -> Self {
+    pub(crate) fn attached(
+        model: (&ModelArgs, ComputeDevice),
+        out: PathBuf,
+        keep: usize,
+        total: usize,
+    ) -> Self {
         Self {
             draft_kind: DraftKind::Attached,
             importance: None,
@@ -137,7 +153,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         DraftKind::Attached => {
             let attachment = attach::attachment(&checkpoint.config, &kept, args.states);
-            let projections = attach::projections(&args.model, &mut checkpoint, &attachment)?;
+            let place = Place::open(args.device, KvCacheDtype::Auto, &checkpoint.config)?;
+            let projections =
+                attach::projections(&args.model, &mut checkpoint, place, &attachment)?;
             write_blocks(&args.out, &mut checkpoint, &kept, dtype, projections)?;
             write_note(&args.out, None, Some(&attachment))?;
         }

@@ -5,14 +5,17 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::{Checkpoint, sha256};
-use pleach::model::{Attachment, Decoder, ModelConfig, PROJECTIONS, TextReader};
+use pleach::cli::{ComputeDevice, KvCacheDtype};
+use pleach::model::{Attachment, ModelConfig, PROJECTIONS};
 use pleach_kernels::{ThreadPool, rms_norm};
 use pleach_train::{AttachedNetwork, Dataset, TargetStates, Weight};
 
 use crate::shared::chat::Chat;
 use crate::shared::model_args::ModelArgs;
+use crate::shared::place::Place;
 use crate::shared::progress::Progress;
 use crate::shared::ridge::Ridge;
+use crate::shared::states::text_reader;
 use crate::shared::texts::CALIBRATION;
 
 /// Tokens of text in one pass, and such passes.
@@ -45,11 +48,12 @@ pub(crate) fn attachment(config: &ModelConfig, kept: &[usize], states: usize) ->
 pub(crate) fn projections(
     model: &ModelArgs,
     checkpoint: &mut Checkpoint,
+    place: Place,
     attachment: &Attachment,
 ) -> Result<Vec<Weight>> {
     let tokens = Chat::new(checkpoint)?.encode_text(CALIBRATION, false)?;
-    let mut reader = TextReader::on_cpu(Decoder::load(checkpoint, &model.pool())?, PIECE);
-    let config = reader.config().clone();
+    let mut reader = text_reader(model, checkpoint, place, PIECE)?;
+    let config = checkpoint.config.clone();
     let width = config.hidden_size;
     let mut norm = Norm::new(&config);
     let mut norm = |x: &[f32], out: &mut Vec<f32>| out.extend_from_slice(norm.of(x));
@@ -104,10 +108,11 @@ impl Norm {
     }
 }
 
-/// What the target computed at every position of the answers, from `path`, or computed and written there.
+/// What the target computed at every position of the answers, from `path`, or computed where `device` says and written
+/// there.
 pub(crate) fn target_states(
     path: &Path,
-    target: &ModelArgs,
+    (target, device): (&ModelArgs, ComputeDevice),
     data: &Dataset,
     answers: &Path,
     config: &ModelConfig,
@@ -124,8 +129,8 @@ pub(crate) fn target_states(
         return Ok(states);
     }
     let longest = data.sequences().map(<[u32]>::len).max().unwrap_or(1);
-    let decoder = Decoder::load(&mut checkpoint, &target.pool())?;
-    let mut reader = TextReader::on_cpu(decoder, longest);
+    let place = Place::open(device, KvCacheDtype::Auto, &checkpoint.config)?;
+    let mut reader = text_reader(target, &mut checkpoint, place, longest)?;
     let cells = config.num_key_value_heads * config.head_dim;
     let hidden = config.hidden_size;
     let mut progress = Progress::new("reading the target's states", positions as u64);

@@ -63,7 +63,7 @@ impl MeasureArgs {
         let Self { model, device, draft, kv_cache_dtype: cache, .. } = self;
         let checkpoint = model.open()?;
         let draft = model.open_draft(draft.as_ref())?;
-        let place = Place::open(*device, *cache, &checkpoint.config)?;
+        let place = Place::open(device.device, *cache, &checkpoint.config)?;
         Loaded::load(model, checkpoint, draft, *cache, place)
     }
 }

@@ -14,4 +14,5 @@ pub(crate) mod models;
 pub(crate) mod place;
 pub(crate) mod progress;
 mod ridge;
+pub(crate) mod states;
 pub(crate) mod texts;

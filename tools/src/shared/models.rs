@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use pleach::checkpoint::Checkpoint;
 use pleach::cli::KvCacheDtype;
 use pleach::engine::{Engine, EngineConfig};
-use pleach::loading::{cuda_engine, load_cuda_draft, load_cuda_target, or_the_cpu};
+use pleach::loading::{cuda_engine, load_cuda_draft, load_cuda_target};
 use pleach::model::{CudaDecoder, CudaDraft, Decoder, Draft, ModelConfig};
 use pleach_kernels::CacheFormat;
 use pleach_kernels::cuda::Device;
@@ -102,7 +102,7 @@ impl Loaded {
             Ok(Some(models)) => models,
             Ok(None) => Models::Cpu(OnCpu::load(args, &mut checkpoint, draft.as_mut(), cache)?),
             Err(error) => {
-                leave(&mut place, error)?;
+                place.leave(error)?;
                 Models::Cpu(OnCpu::load(args, &mut checkpoint, draft.as_mut(), cache)?)
             }
         };
@@ -142,10 +142,10 @@ impl Loaded {
         let Self { mut checkpoint, mut draft, chat, models, args, cache, mut place } = self;
         let engine = match models {
             Models::Cpu(models) => models.engine(config)?,
-            Models::Cuda(target, own) => match on_cuda(target, own, &config, &place) {
+            Models::Cuda(target, own) => match on_cuda(target, own, &config) {
                 Ok(engine) => engine,
                 Err(error) => {
-                    leave(&mut place, error.context(TOO_LITTLE))?;
+                    place.leave(error.context(TOO_LITTLE))?;
                     OnCpu::load(&args, &mut checkpoint, draft.as_mut(), cache)?.engine(config)?
                 }
             },
@@ -155,24 +155,9 @@ impl Loaded {
 }
 
 /// An engine on the device that the models are on.
-fn on_cuda(
-    target: CudaDecoder,
-    draft: Option<CudaDraft>,
-    config: &EngineConfig,
-    place: &Place,
-) -> Result<Engine> {
+fn on_cuda(target: CudaDecoder, draft: Option<CudaDraft>, config: &EngineConfig) -> Result<Engine> {
     let drafts = draft.is_some() && config.num_speculative_tokens > 0;
-    let gpu_memory_utilization = place.args.gpu_memory_utilization;
-    let config = EngineConfig { num_blocks: None, gpu_memory_utilization, ..config.clone() };
-    let engine = cuda_engine(target, draft, config)?;
+    let engine = cuda_engine(target, draft, EngineConfig { num_blocks: None, ..config.clone() })?;
     ensure!(!drafts || engine.has_draft_model(), "the draft does not fit beside the model");
     Ok(engine)
-}
-
-/// Goes over to the processor, where the choice is left.
-fn leave(place: &mut Place, error: anyhow::Error) -> Result<()> {
-    // The chain of an error is told in one line.
-    or_the_cpu(format!("{error:#}"), place.args.device).map_err(|_| error)?;
-    place.device = None;
-    Ok(())
 }

@@ -3,23 +3,26 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use pleach::cli::{ComputeDevice, DeviceArgs, KvCacheDtype};
+use pleach::cli::{ComputeDevice, KvCacheDtype};
 use pleach::loading::{open_device, or_the_cpu};
 use pleach::model::{CudaDecoder, ModelConfig};
 use pleach_kernels::cuda::Device;
 
 /// Where a command's models compute, chosen as the server chooses.
 pub(crate) struct Place {
-    pub(crate) args: DeviceArgs,
+    wanted: ComputeDevice,
     /// `None` for the processor.
     pub(crate) device: Option<Arc<Device>>,
 }
 
 impl Place {
-    /// Opens the device that `args` name for a model of this shape, whose cache holds keys and values as `cache`. Where
-    /// they leave the choice, that is a device that is there and computes the model, which is told, else the processor.
-    pub(crate) fn open(args: DeviceArgs, cache: KvCacheDtype, model: &ModelConfig) -> Result<Self> {
-        let wanted = args.device;
+    /// Opens the device that is `wanted` for a model of this shape, whose cache holds keys and values as `cache`. Where
+    /// the choice is left, that is a device that is there and computes the model, which is told, else the processor.
+    pub(crate) fn open(
+        wanted: ComputeDevice,
+        cache: KvCacheDtype,
+        model: &ModelConfig,
+    ) -> Result<Self> {
         let advice = || format!("--device {wanted}: `--device cpu` computes on the processor");
         let device = match open_device(wanted, cache).with_context(advice)? {
             Some(device) => match CudaDecoder::check(model) {
@@ -40,12 +43,23 @@ impl Place {
             };
             eprintln!("computing on {}{why}", device.name());
         }
-        Ok(Self { args, device })
+        Ok(Self { wanted, device })
     }
 
     /// What the device is called, where one computes.
     pub(crate) fn name(&self) -> Option<&str> {
         self.device.as_deref().map(Device::name)
+    }
+
+    /// Goes over to the processor for what the device does not do, where the choice is left.
+    ///
+    /// # Errors
+    /// The same where a device is named.
+    pub(crate) fn leave(&mut self, error: anyhow::Error) -> Result<()> {
+        // All that an error says is told in one line.
+        or_the_cpu(format!("{error:#}"), self.wanted).map_err(|_| error)?;
+        self.device = None;
+        Ok(())
     }
 }
 

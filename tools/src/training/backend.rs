@@ -26,27 +26,18 @@ impl Backend {
         Self { device, fused: false }
     }
 
-    /// The device of this choice: [`ComputeDevice::Auto`] takes the first CUDA device if this program was built for one
-    /// and it is there.
+    /// The device of this choice, in a program that is built to train on devices: [`ComputeDevice::Auto`] takes the first if
+    /// it is there. In others, the processor.
     ///
     /// # Errors
-    /// [`TrainError::Options`] where it is not there.
+    /// [`TrainError::Options`] where the device is not there.
     pub fn open(choice: ComputeDevice) -> Result<Self, TrainError> {
         let built = candle_core::utils::cuda_is_available();
         match choice {
-            ComputeDevice::Cpu => Ok(Self::processor()),
-            ComputeDevice::Auto if !built => Ok(Self::processor()),
-            ComputeDevice::Auto => Ok(Self::cuda(0).unwrap_or_else(|error| {
-                tracing::warn!(%error, "no CUDA device to train on; training on the processor");
-                Self::processor()
-            })),
-            ComputeDevice::Cuda(_) if !built => Err(TrainError::Options(
-                "--device cuda: this pleach-tools trains on the processor alone; build one with \
-                 `--features cuda` (docs/building-a-draft.md)"
-                    .into(),
-            )),
-            ComputeDevice::Cuda(number) => Self::cuda(number)
-                .map_err(|e| TrainError::Options(format!("--device cuda:{number}: {e}"))),
+            ComputeDevice::Auto if built => Ok(Self::cuda(0).unwrap_or_else(|_| Self::processor())),
+            ComputeDevice::Cuda(number) if built => Self::cuda(number)
+                .map_err(|e| TrainError::Options(format!("--device {choice}: {e}"))),
+            _ => Ok(Self::processor()),
         }
     }
 
@@ -61,6 +52,12 @@ impl Backend {
     /// Where tensors of the graph lie.
     pub(super) fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Whether the processor computes.
+    #[must_use]
+    pub fn is_processor(&self) -> bool {
+        self.device.is_cpu()
     }
 
     /// Whether our own kernels compute.

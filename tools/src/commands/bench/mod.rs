@@ -65,6 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         max_num_seqs: MOST_STREAMS,
         num_blocks: Some(MOST_STREAMS * blocks_for(CONTEXT + DECODED + 1)),
         num_speculative_tokens: args.num_speculative_tokens,
+        gpu_memory_utilization: args.measure.device.gpu_memory_utilization,
         prefix_caching: false, // every repeat does the same work
         ..EngineConfig::default()
     };

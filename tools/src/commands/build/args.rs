@@ -15,10 +15,13 @@ use crate::shared::model_args::ModelArgs;
 /// that is started again with the same options goes on where it stood. With --answers and --steps in place
 /// of time, it also ends with the same files, however often it was interrupted.
 ///
+/// On a CUDA device (--device), the model is measured, writes its answers or reads recorded ones, and the draft is evaluated;
+/// training is there too in a build with `--features cuda`, else the processor's.
+///
 /// --recipe paper makes no draft, but repeats the experiment of self-data distillation (Thangarasa et al.,
 /// arXiv 2410.09982): 6 of 32 blocks are cut, and what is left is fine-tuned (LoRA) on reference
-/// answers, and on the model's own answers that check out against them; all are scored on public tasks,
-/// and OUT/paper.md has the table.
+/// answers, and on the model's own answers that check out against them; all are scored on public tasks, on the
+/// processor, and OUT/paper.md has the table.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Args {
     #[command(flatten)]

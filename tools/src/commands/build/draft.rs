@@ -109,7 +109,12 @@ pub(super) fn run(args: &Args) -> Result<()> {
         checkpoint_seconds: args.checkpoint_seconds,
         seed: args.seed,
         threads: args.model.threads,
-        ..train::Args::for_draft(&args.model, start, answers, out.join("train"))
+        ..train::Args::for_draft(
+            (&args.model, args.device.device),
+            start,
+            answers,
+            out.join("train"),
+        )
     })?;
     println!("5/6 packing");
     let draft = out.join("draft.gguf");
@@ -188,6 +193,11 @@ fn attach(args: &Args, config: &ModelConfig) -> Result<(PathBuf, usize)> {
     ensure!((1..total).contains(&keep), "--keep-blocks must be 1 to {}", total - 1);
     println!("1/6, 2/6 attaching {keep} of {total} blocks");
     let pruned = args.out.join("pruned");
-    prune::run(&prune::Args::attached(args.model.clone(), pruned.clone(), keep, total))?;
+    prune::run(&prune::Args::attached(
+        (&args.model, args.device.device),
+        pruned.clone(),
+        keep,
+        total,
+    ))?;
     Ok((pruned, keep))
 }

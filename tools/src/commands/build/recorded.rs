@@ -62,7 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let begun = beside(&args.out, ".begun.json");
     manifest.begin(&begun, &note, &args.out)?;
-    let place = Place::open(args.device, KvCacheDtype::Auto, &checkpoint.config)?;
+    let place = Place::open(args.device.device, KvCacheDtype::Auto, &checkpoint.config)?;
     let loaded = Loaded::load(&args.model, checkpoint, None, KvCacheDtype::Auto, place)?;
     let mut examples = Vec::new();
     for (number, line) in lines(&kept)?.enumerate() {
@@ -95,7 +95,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut waiting: VecDeque<(usize, Example)> = waiting.collect();
 
     let longest = args.max_prompt_tokens + args.max_tokens + 1;
-    let mut engine = batch_engine(loaded, args.batch, longest)?.engine;
+    let share = args.device.gpu_memory_utilization;
+    let mut engine = batch_engine(loaded, [args.batch, longest], share)?.engine;
     let max_model_len = engine.limits().max_model_len;
     let mut clock = Clock::open(beside(&args.out, ".seconds"))?;
     let mut progress = match args.minutes {

@@ -188,6 +188,7 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
         adaptive: false,
         seed: Some(args.seed),
         max_model_len: Some(loaded.config().max_position_embeddings.min(8192)),
+        gpu_memory_utilization: args.measure.device.gpu_memory_utilization,
         prefix_caching: false, // every repeat does the same work
         ..EngineConfig::default()
     };

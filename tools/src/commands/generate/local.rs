@@ -15,13 +15,18 @@ use crate::shared::models::{Loaded, Running};
 /// Answers that end sooner than this when the time is up are not worth keeping.
 const SHORTEST_CUT: usize = 16;
 
-/// An engine for `batch` texts of up to `longest` tokens at a time, without speculation.
-pub(crate) fn batch_engine(loaded: Loaded, batch: usize, longest: usize) -> Result<Running> {
+/// An engine for `batch` texts of up to `longest` tokens at a time, without speculation, in so much of a device's memory.
+pub(crate) fn batch_engine(
+    loaded: Loaded,
+    [batch, longest]: [usize; 2],
+    gpu_memory_utilization: f64,
+) -> Result<Running> {
     let max_model_len = longest.min(loaded.config().max_position_embeddings);
     loaded.start(EngineConfig {
         max_num_seqs: batch,
         max_model_len: Some(max_model_len),
         num_blocks: Some(batch * blocks_for(max_model_len)),
+        gpu_memory_utilization,
         num_speculative_tokens: 0,
         ..EngineConfig::default()
     })
@@ -35,7 +40,8 @@ pub(super) fn answer(
 ) -> Result<()> {
     let args = work.args;
     let longest = args.max_prompt_tokens + args.max_tokens + 1;
-    let Running { mut engine, chat, .. } = batch_engine(loaded, args.batch, longest)?;
+    let share = args.device.gpu_memory_utilization;
+    let Running { mut engine, chat, .. } = batch_engine(loaded, [args.batch, longest], share)?;
     let mut running = OfflineBatch::default();
     let mut again: Vec<OpenConversation> = Vec::new();
     loop {

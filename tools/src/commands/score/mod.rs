@@ -15,6 +15,7 @@ use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::write::json_file;
 use pleach::cli::{ComputeDevice, DeviceArgs, KvCacheDtype};
+use pleach::model::Precision;
 use serde::Serialize;
 
 use crate::shared::chat::Chat;
@@ -28,7 +29,7 @@ use crate::shared::progress::Progress;
 use likelihood::{Score, Text};
 use pleach::prompts::spread;
 use reader::Reader;
-use scored::Scored;
+use scored::{Scored, Settings};
 pub(crate) use summary::{Done, Scores};
 use summary::{print, summary};
 use tasks::{Metrics, Question, TASKS, Task};
@@ -93,6 +94,16 @@ pub(crate) enum Held {
     F32,
 }
 
+impl From<Held> for Precision {
+    fn from(held: Held) -> Self {
+        match held {
+            Held::AsStored => Self::AsStored,
+            Held::Q8_0 => Self::Q8_0,
+            Held::F32 => Self::F32,
+        }
+    }
+}
+
 /// Rows of one pass, unless one question has more.
 const BATCH_ROWS: usize = 1024;
 
@@ -129,10 +140,18 @@ pub(crate) fn run(args: &Args) -> Result<Scores> {
         return Ok(scores);
     }
     let mut model = match place {
-        Some(place) => Some(Scored::load(args, &mut checkpoint, place)?),
+        Some(place) => {
+            let settings = Settings {
+                precision: args.precision.into(),
+                max_length: args.max_length,
+                gpu_memory_utilization: args.device.gpu_memory_utilization,
+            };
+            Some(Scored::load(&args.model, &mut checkpoint, place, &settings)?)
+        }
         None => None,
     };
-    manifest.computed_on(model.as_ref().and_then(Scored::device));
+    let device = model.as_ref().and_then(Scored::device).map(str::to_owned);
+    manifest.computed_on(device.as_deref());
     let journal = partial.map(|path| Journal::open(path, &manifest)).transpose()?;
     let (mut journal, done): (_, Option<Vec<Done>>) = journal.unzip();
     let mut done = done.unwrap_or_default();
@@ -162,7 +181,7 @@ pub(crate) fn run(args: &Args) -> Result<Scores> {
     progress.finish();
 
     done.sort_by(|a, b| (&a.task, a.question).cmp(&(&b.task, b.question)));
-    let scores = summary(&done);
+    let scores = Scores { device, ..summary(&done) };
     print(&scores);
     if let Some(path) = &args.json {
         json_file(path, &scores)?;
@@ -185,10 +204,10 @@ pub(crate) fn records_file(json: &Path) -> PathBuf {
 
 /// Where the model computes; devices hold weights as they are stored.
 fn place(args: &Args, checkpoint: &Checkpoint) -> Result<Place> {
-    let mut device = args.device;
+    let mut device = args.device.device;
     if args.precision != Held::AsStored {
-        on_cpu_alone(device.device, "in another --precision than as-stored")?;
-        device.device = ComputeDevice::Cpu;
+        on_cpu_alone(device, "in another --precision than as-stored")?;
+        device = ComputeDevice::Cpu;
     }
     Place::open(device, KvCacheDtype::Auto, &checkpoint.config)
 }

@@ -3,10 +3,10 @@
 use anyhow::{Context, Result};
 use pleach::checkpoint::Checkpoint;
 use pleach::engine::{Engine, EngineConfig};
-use pleach::loading::{cuda_engine, load_cuda_target, or_the_cpu};
+use pleach::loading::{cuda_engine, load_cuda_target};
 use pleach::model::{CudaDecoder, CudaRunner, Decoder, Forward, Precision, Rows, Workspace};
 
-use super::{Args, Held};
+use crate::shared::model_args::ModelArgs;
 use crate::shared::place::Place;
 
 /// A model that is scored.
@@ -27,21 +27,33 @@ pub(super) struct OnCuda {
     gpu_memory_utilization: f64,
 }
 
+/// How a model is held.
+pub(super) struct Settings {
+    /// Of weights on the processor; those on a device are as stored.
+    pub(super) precision: Precision,
+    /// Tokens of a text that it sees at once, at most.
+    pub(super) max_length: usize,
+    /// Share of a device's memory that an engine over it uses.
+    pub(super) gpu_memory_utilization: f64,
+}
+
 impl Scored {
     /// Loads the model where `place` says; onto the processor what a device does not run, where the choice is left.
-    pub(super) fn load(args: &Args, checkpoint: &mut Checkpoint, place: Place) -> Result<Self> {
-        if let Some(device) = &place.device {
-            match load_cuda_target(checkpoint, device) {
-                Ok(decoder) => return Self::on_cuda(args, decoder),
-                Err(error) => or_the_cpu(error, args.device.device)?,
-            }
+    pub(super) fn load(
+        args: &ModelArgs,
+        checkpoint: &mut Checkpoint,
+        mut place: Place,
+        settings: &Settings,
+    ) -> Result<Self> {
+        let on_device = place.device.as_ref().map(|device| -> Result<Self> {
+            Self::on_cuda(load_cuda_target(checkpoint, device)?, settings)
+        });
+        match on_device.transpose() {
+            Ok(Some(model)) => return Ok(model),
+            Ok(None) => {}
+            Err(error) => place.leave(error)?,
         }
-        let precision = match args.precision {
-            Held::AsStored => Precision::AsStored,
-            Held::Q8_0 => Precision::Q8_0,
-            Held::F32 => Precision::F32,
-        };
-        let decoder = Decoder::load_with(checkpoint, &args.model.pool(), precision)?;
+        let decoder = Decoder::load_with(checkpoint, &args.pool(), settings.precision)?;
         Ok(Self::on_cpu(decoder))
     }
 
@@ -50,10 +62,10 @@ impl Scored {
     }
 
     /// Passes differ in their rows, so none is recorded.
-    fn on_cuda(args: &Args, decoder: CudaDecoder) -> Result<Self> {
-        let positions = args.max_length.min(decoder.config().max_position_embeddings);
+    fn on_cuda(decoder: CudaDecoder, settings: &Settings) -> Result<Self> {
+        let &Settings { max_length, gpu_memory_utilization, .. } = settings;
+        let positions = max_length.min(decoder.config().max_position_embeddings);
         let runner = CudaRunner::new(decoder, 0, positions)?.without_graphs();
-        let gpu_memory_utilization = args.device.gpu_memory_utilization;
         Ok(Self::Cuda(OnCuda { runner, blocks: 0, gpu_memory_utilization }.into()))
     }
 

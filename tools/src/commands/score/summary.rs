@@ -32,6 +32,9 @@ pub(crate) struct TaskScores {
 pub(crate) struct Scores {
     /// Mean of the tasks' headline metrics, as in leaderboards.
     pub(crate) average: Mean,
+    /// The CUDA device that computed; absent for the processor, and for another server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) device: Option<String>,
     pub(crate) tasks: BTreeMap<String, TaskScores>,
 }
 
@@ -82,7 +85,7 @@ pub(super) fn summary(done: &[Done]) -> Scores {
         standard_error: headlines.iter().map(|m| m.standard_error.powi(2)).sum::<f64>().sqrt()
             / count,
     };
-    Scores { average, tasks }
+    Scores { average, device: None, tasks }
 }
 
 fn mean(values: &[f64]) -> Mean {

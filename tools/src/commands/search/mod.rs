@@ -37,6 +37,9 @@ use tried::Tried;
 /// answers for the same time and packed. Then prompts are answered in turns without speculation, with n-grams, with the
 /// draft, and with both: the draft that adds most to n-grams is the best.
 ///
+/// On a CUDA device (--device), the model is measured and answers there; drafts are trained there in a build with
+/// `--features cuda`.
+///
 /// OUT/search.json and OUT/search.svg have the result, and a folder in OUT every draft. Started again, it goes on where it
 /// stood. Run it on an otherwise idle machine.
 #[derive(Debug, Clone, clap::Args, Serialize)]
@@ -111,7 +114,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "--draft-vocab: the model has {vocab_size} tokens"
         );
     }
-    let place = Place::open(args.device, KvCacheDtype::Auto, &checkpoint.config)?;
+    let place = Place::open(args.device.device, KvCacheDtype::Auto, &checkpoint.config)?;
     manifest.computed_on(place.name());
     drop((place, checkpoint));
     let result = args.out.join("search.json");
@@ -124,7 +127,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
     let measured = args.out.join("importance.json");
     if args.draft_kind == DraftKind::Standalone {
-        importance::run(&importance::Args::of(args.model.clone(), measured.clone()))?;
+        importance::run(&importance::Args::of(
+            (&args.model, args.device.device),
+            measured.clone(),
+        ))?;
     }
     let prompts = spread(read_prompts(args.prompts.as_deref(), VALIDATION_PROMPTS)?, args.limit);
     let (mut journal, mut tried) =
@@ -163,14 +169,24 @@ fn try_draft(
 ) -> Result<Tried> {
     let folder = args.out.join(shape.folder());
     let (pruned, draft) = (folder.join("pruned"), folder.join("draft.gguf"));
-    prune::run(&shape.pruned(args.model.clone(), pruned.clone(), total, measured.into()))?;
+    prune::run(&shape.pruned(
+        (&args.model, args.device.device),
+        pruned.clone(),
+        total,
+        measured.into(),
+    ))?;
     train::run(&train::Args {
         minutes: args.steps.is_none().then_some(args.minutes),
         steps: args.steps,
         draft_vocab: shape.draft_vocab,
         seed: args.seed,
         threads: args.model.threads,
-        ..train::Args::for_draft(&args.model, pruned, args.data.clone(), folder.join("train"))
+        ..train::Args::for_draft(
+            (&args.model, args.device.device),
+            pruned,
+            args.data.clone(),
+            folder.join("train"),
+        )
     })?;
     pack::run(&pack::Args {
         model: folder.join("train/model"),
@@ -198,6 +214,7 @@ fn try_draft(
         max_model_len: Some(positions),
         num_blocks: Some(STREAMS * blocks_for(positions)),
         num_speculative_tokens: MOST_DRAFTED,
+        gpu_memory_utilization: args.device.gpu_memory_utilization,
         prefix_caching: false, // every way does the same work
         ..EngineConfig::default()
     };

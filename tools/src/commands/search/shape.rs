@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use pleach::cli::ComputeDevice;
 use serde::{Deserialize, Serialize};
 
 use crate::commands::prune::{self, DraftKind};
@@ -84,7 +85,7 @@ impl Shape {
     /// To cut it out of a model of `total` blocks, whose importance was `measured`.
     pub(super) fn pruned(
         &self,
-        model: ModelArgs,
+        model: (&ModelArgs, ComputeDevice),
         out: PathBuf,
         total: usize,
         measured: PathBuf,

@@ -91,8 +91,8 @@ pub(crate) struct Args {
     /// be faster.
     #[arg(long, env = "PLEACH_THREADS")]
     pub(crate) threads: Option<usize>,
-    /// Where to train: `cpu`, or in a build with `--features cuda` `cuda`, `cuda:N` for device N, or `auto`: the first
-    /// CUDA device if there is one, else the CPU.
+    /// Where an attached drafter's target is read, and where to train in a build with `--features cuda`: `cpu`, `cuda`,
+    /// `cuda:N` for device N, or `auto`: the first CUDA device if there is one, else the CPU.
     #[arg(long, env = "PLEACH_DEVICE", value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: ComputeDevice,
     /// The model that an attached drafter reads.
@@ -107,9 +107,9 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// How a draft is trained; how long, and with what seed, is still to be said.
+    /// How a draft is trained, and where; how long, and with what seed, is still to be said.
     pub(crate) fn for_draft(
-        target: &ModelArgs,
+        (target, device): (&ModelArgs, ComputeDevice),
         model: PathBuf,
         data: PathBuf,
         out: PathBuf,
@@ -117,7 +117,7 @@ impl Args {
         Self {
             target: target.model.clone(),
             cache_dir: target.cache_dir.clone(),
-            device: ComputeDevice::Auto,
+            device,
             chain_steps: 3,
             model,
             data,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::write::LazyTensor;
+use pleach::cli::ComputeDevice;
 use pleach_kernels::training::Divergence;
 use pleach_kernels::{DType, best_threads};
 use pleach_train::{
@@ -80,6 +81,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let weights = block_weights(&mut checkpoint)?;
     let backend = Backend::open(args.device)?;
+    if !backend.is_processor() {
+        eprintln!("training on a CUDA device; `--device cpu` chooses the processor");
+    } else if let ComputeDevice::Cuda(_) = args.device {
+        eprintln!(
+            "training on the processor: a build with `--features cuda` trains on CUDA devices"
+        );
+    }
     let mut parameters = Parameters::new(weights, adapt, args.seed, backend.clone())?;
     parameters.round_to(match args.round_to {
         Rounding::None => None,
@@ -121,7 +129,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         threads: args.threads,
         cache_dir: args.cache_dir.clone(),
     };
-    let states = attach::target_states(&path, &target, &data, &args.data, &config, &attachment)?;
+    let states = attach::target_states(
+        &path,
+        (&target, args.device),
+        &data,
+        &args.data,
+        &config,
+        &attachment,
+    )?;
     let Frozen { embedding, head, head_row } = frozen;
     let network = AttachedNetwork { config, attachment, embedding, head, head_row, backend };
     let lesson = AttachedLesson::new(network, data, states, args.chain_steps.max(1), divergence)?;

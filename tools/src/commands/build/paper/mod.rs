@@ -299,7 +299,7 @@ fn fine_tune(
     train::run(&train::Args {
         target: args.model.model.clone(),
         cache_dir: args.model.cache_dir.clone(),
-        device: ComputeDevice::Auto,
+        device: args.device.device,
         chain_steps: 1,
         model: pruned.into(),
         data: data.into(),

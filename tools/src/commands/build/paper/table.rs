@@ -315,7 +315,11 @@ mod tests {
         let mean = Mean { value, standard_error: 0.01 };
         let metrics = BTreeMap::from([("acc".to_owned(), mean)]);
         let task = TaskScores { records: 10, headline: Some("acc".into()), chance: 0.25, metrics };
-        let scores = Scores { average: mean, tasks: BTreeMap::from([("mmlu".to_owned(), task)]) };
+        let scores = Scores {
+            average: mean,
+            device: None,
+            tasks: BTreeMap::from([("mmlu".to_owned(), task)]),
+        };
         let right = |question: usize| f64::from((question as f64) < value * 10.0);
         let record = |question: usize| Done {
             task: "mmlu".into(),

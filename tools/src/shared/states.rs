@@ -1,0 +1,28 @@
+//! A model that reads texts for its states, where a place says.
+
+use anyhow::Result;
+use pleach::checkpoint::Checkpoint;
+use pleach::loading::load_cuda_target;
+use pleach::model::{Decoder, TextReader};
+
+use super::model_args::ModelArgs;
+use super::place::Place;
+
+/// Loads a model for texts of up to `longest` tokens; onto the processor what a device does not run, where the choice is
+/// left.
+pub(crate) fn text_reader(
+    args: &ModelArgs,
+    checkpoint: &mut Checkpoint,
+    mut place: Place,
+    longest: usize,
+) -> Result<TextReader> {
+    let on_device = place.device.as_ref().map(|device| -> Result<TextReader> {
+        Ok(TextReader::on_cuda(load_cuda_target(checkpoint, device)?, longest)?)
+    });
+    match on_device.transpose() {
+        Ok(Some(reader)) => return Ok(reader),
+        Ok(None) => {}
+        Err(error) => place.leave(error)?,
+    }
+    Ok(TextReader::on_cpu(Decoder::load(checkpoint, &args.pool())?, longest))
+}
