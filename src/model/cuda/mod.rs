@@ -8,6 +8,7 @@ mod decoder;
 mod draft;
 mod layer;
 mod load;
+mod rotations;
 mod runner;
 mod states;
 mod verify;
