@@ -4,7 +4,8 @@
 // operand of `mma`, so that keys and values are read once for all of them. The context is cut into splits of
 // 256 positions, counted from position 0; each of a block's four warps takes 64 positions of one split. Warps
 // are added in order within a split, and splits in order by a second kernel, so a row's bits depend on its own
-// context alone. A row of one split is written at once.
+// context alone. A row of one split is written at once. Values of more than 128 dimensions are weighed in parts, so that
+// registers and shared memory hold one part.
 //
 // Values of a position that one row of a tile sees and another does not are multiplied by 0 for the latter, so
 // they must be finite; the cache beyond the sequence is never read.
@@ -49,10 +50,31 @@ __device__ __forceinline__ Sight sight_of(const Task &t, int64_t sequence, int64
     return {begin < 0 ? 0 : begin, position + 1, position + 1, 0};
 }
 
-/// A lane's 8 neighbours of a vector of `dim` values.
-template <class T>
-__device__ __forceinline__ Vec16 load8(const T *from, bool valid) {
-    return valid ? *reinterpret_cast<const Vec16 *>(from) : Vec16{};
+/// A lane's neighbours of a vector of values: `COUNT` of them, 8, 4 or 2.
+template <int COUNT, class T>
+__device__ __forceinline__ Vec<COUNT / 2> load(const T *from, bool valid) {
+    return valid ? *reinterpret_cast<const Vec<COUNT / 2> *>(from) : Vec<COUNT / 2>{};
+}
+
+/// Adds weighted values of 16 positions to `TILES` tiles of sums. Column n of tile j is value n * TILES + j, so that a lane
+/// reads what it needs of a position at once. `valid` of the rows there are.
+template <int TILES, class T, int ALL>
+__device__ __forceinline__ void weigh(float (&sums)[ALL][4], int first, const uint32_t (&weights)[4], const T *values,
+                                      int dim, int valid) {
+    Vec<TILES / 2> v[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int row = lane_pair() * 2 + i % 2 + i / 2 * 8;
+        v[i] = load<TILES>(values + row * dim + lane_row() * TILES, row < valid);
+    }
+#pragma unroll
+    for (int j = 0; j < TILES; j++) {
+        const int shift = j % 2 * 16;
+        const auto pair = [&](int i) {
+            return (v[i].word[j / 2] >> shift & 0xffffu) | (v[i + 1].word[j / 2] >> shift & 0xffffu) << 16;
+        };
+        mma<T>(sums[first + j], weights, pair(0), pair(2));
+    }
 }
 
 /// The sequence of a tile and the tile's first pair in it; `sequence` is `t.sequences` past the last tile.
@@ -77,10 +99,12 @@ __device__ __forceinline__ float *partial_of(const Task &t, int64_t row, int64_t
 /// Grid (tiles, K/V heads, splits).
 template <class T, int DIM>
 __device__ __forceinline__ void attention(const Task &t) {
-    constexpr int VALUE_TILES = DIM / MMA_N;
+    // Dimensions of a part, in tiles: eights of them, and what is left.
+    constexpr int PART = DIM > 128 ? 128 : DIM, VALUE_TILES = PART / MMA_N, EIGHTS = VALUE_TILES / 8, REST = VALUE_TILES % 8;
+    static_assert(DIM % PART == 0 && DIM % MMA_K == 0 && (REST == 0 || REST == 2 || REST == 4), "whole loads");
     SHARED(float, tops, WARPS * MMA_M);
     SHARED(float, weights, WARPS * MMA_M);
-    SHARED(float, outputs, WARPS * MMA_M * DIM);
+    SHARED(float, outputs, WARPS * MMA_M * PART);
     const int group = t.shape.heads / t.shape.kv_heads, kv_head = int(blockIdx.y);
     const Place place = place_of(t, blockIdx.x, group);
     if (place.sequence == t.sequences) return;
@@ -120,19 +144,25 @@ __device__ __forceinline__ void attention(const Task &t) {
     }
     const int there = int(length - base < SPAN ? length - base : SPAN);
 
-    // Scores of 16 pairs and 64 positions. Inputs are permuted within 32: a lane takes 8 neighbours.
+    // Scores of 16 pairs and 64 positions. Inputs are permuted within 32: a lane takes 8 neighbours; 4 of the last 16.
     float scores[COLUMN_TILES][4] = {};
-    uint32_t a[DIM / 32][2][4];
+    uint32_t a[DIM / MMA_K][4];
 #pragma unroll
     for (int k = 0; k < DIM / 32; k++) {
-        const Vec16 upper = load8(query[0] + k * 32 + lane_pair() * 8, inside[0]);
-        const Vec16 lower = load8(query[1] + k * 32 + lane_pair() * 8, inside[1]);
+        const Vec16 upper = load<8>(query[0] + k * 32 + lane_pair() * 8, inside[0]);
+        const Vec16 lower = load<8>(query[1] + k * 32 + lane_pair() * 8, inside[1]);
         for (int step = 0; step < 2; step++) {
-            a[k][step][0] = upper.word[2 * step];
-            a[k][step][1] = lower.word[2 * step];
-            a[k][step][2] = upper.word[2 * step + 1];
-            a[k][step][3] = lower.word[2 * step + 1];
+            a[2 * k + step][0] = upper.word[2 * step];
+            a[2 * k + step][1] = lower.word[2 * step];
+            a[2 * k + step][2] = upper.word[2 * step + 1];
+            a[2 * k + step][3] = lower.word[2 * step + 1];
         }
+    }
+    constexpr int LAST = DIM / 32 * 32;
+    if constexpr (LAST < DIM) {
+        const Vec8 upper = load<4>(query[0] + LAST + lane_pair() * 4, inside[0]);
+        const Vec8 lower = load<4>(query[1] + LAST + lane_pair() * 4, inside[1]);
+        for (int i = 0; i < 4; i++) a[LAST / MMA_K][i] = (i % 2 ? lower : upper).word[i / 2];
     }
 #pragma unroll
     for (int c = 0; c < COLUMN_TILES; c++) {
@@ -140,10 +170,21 @@ __device__ __forceinline__ void attention(const Task &t) {
         const T *key = static_cast<const T *>(t.io.keys) + blocks[c / 2] + (c % 2 * MMA_N + lane_row()) * DIM;
 #pragma unroll
         for (int k = 0; k < DIM / 32; k++) {
-            const Vec16 b = load8(key + k * 32 + lane_pair() * 8, valid);
-            mma<T>(scores[c], a[k][0], b.word[0], b.word[1]);
-            mma<T>(scores[c], a[k][1], b.word[2], b.word[3]);
+            const Vec16 b = load<8>(key + k * 32 + lane_pair() * 8, valid);
+            mma<T>(scores[c], a[2 * k], b.word[0], b.word[1]);
+            mma<T>(scores[c], a[2 * k + 1], b.word[2], b.word[3]);
         }
+        if constexpr (LAST < DIM) {
+            const Vec8 b = load<4>(key + LAST + lane_pair() * 4, valid);
+            mma<T>(scores[c], a[LAST / MMA_K], b.word[0], b.word[1]);
+        }
+    }
+    // The bound of scores, where there is one: cap * tanh(score / cap).
+    if (t.shape.cap > 0.0f) {
+#pragma unroll
+        for (int c = 0; c < COLUMN_TILES; c++)
+            for (int e = 0; e < 4; e++)
+                scores[c][e] = t.shape.cap - quotient(2.0f * t.shape.cap, exp2f(scores[c][e] * t.cap_scale) + 1.0f);
     }
 
     // Weights relative to the warp's own maximum; what a row does not see weighs nothing.
@@ -175,39 +216,6 @@ __device__ __forceinline__ void attention(const Task &t) {
     for (int h = 0; h < 2; h++)
         for (int bits = 1; bits < 4; bits *= 2) weight[h] += __shfl_xor_sync(ALL_LANES, weight[h], bits);
 
-    // Weighted values. Column n of tile j is dimension j / 8 * 64 + n * 8 + j % 8, so that a lane reads 16
-    // bytes of a position.
-    float sums[VALUE_TILES][4] = {};
-#pragma unroll
-    for (int k = 0; k < SPAN / MMA_K; k++) {
-        const uint32_t left[4] = {p[2 * k][0], p[2 * k][1], p[2 * k + 1][0], p[2 * k + 1][1]};
-#pragma unroll
-        for (int part = 0; part < DIM / 64; part++) {
-            Vec16 v[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int row = lane_pair() * 2 + i % 2 + i / 2 * 8;
-                const T *value = static_cast<const T *>(t.io.values) + blocks[k] + row * DIM;
-                v[i] = load8(value + part * 64 + lane_row() * 8, k * MMA_K + row < there);
-            }
-#pragma unroll
-            for (int j = 0; j < 8; j++) {
-                const int shift = j % 2 * 16;
-                const auto pair = [&](int i) {
-                    return (v[i].word[j / 2] >> shift & 0xffffu) | (v[i + 1].word[j / 2] >> shift & 0xffffu) << 16;
-                };
-                mma<T>(sums[part * 8 + j], left, pair(0), pair(2));
-            }
-        }
-    }
-
-    // Each warp writes its share, relative to the maximum of all, and the shares are added in the order of the warps.
-    if (lane_pair() == 0)
-        for (int h = 0; h < 2; h++) {
-            tops[warp_id() * MMA_M + lane_row() + h * 8] = top[h];
-            weights[warp_id() * MMA_M + lane_row() + h * 8] = weight[h];
-        }
-    __syncthreads();
     const auto all_of = [&](int m, float &all_top, float (&share)[WARPS]) {
         all_top = -INFINITY;
         float all_weight = 0.0f;
@@ -225,42 +233,74 @@ __device__ __forceinline__ void attention(const Task &t) {
     // Value (j, e) of a lane: in a bank of its own both among those of a warp's lanes, which are written together, and
     // among 32 neighbours of a row, which are read together.
     const auto at = [](int w, int j, int e, int lane) {
-        return ((w * VALUE_TILES + j) * 4 + e) * WARP + (lane ^ (j % 8 * 4 + e % 2 * 2));
+        const int bank = j % 8 * 4 + e % 2 * (REST == 0 || j < EIGHTS * 8 ? 2 : 16);
+        return ((w * VALUE_TILES + j) * 4 + e) * WARP + (lane ^ bank);
     };
-    for (int h = 0; h < 2; h++) {
-        float all_top, share[WARPS], own_share = 0.0f;
-        all_of(lane_row() + h * 8, all_top, share);
-        for (int w = 0; w < WARPS; w++)
-            if (w == warp_id()) own_share = share[w];
+#pragma unroll 1
+    for (int part = 0; part < DIM; part += PART) {
+        float sums[VALUE_TILES][4] = {};
 #pragma unroll
-        for (int j = 0; j < VALUE_TILES; j++)
-            for (int e = 2 * h; e < 2 * h + 2; e++)
-                outputs[at(warp_id(), j, e, lane_id())] = multiply(own_share, sums[j][e]);
-    }
-    __syncthreads();
-    for (int m = warp_id(); m < MMA_M; m += WARPS) {
-        const int64_t pair = place.first_pair + m;
-        if (pair >= pairs) break;
-        const int64_t row = row_of(pair), head = kv_head * group + uint32_t(pair) % uint32_t(group);
-        const int64_t end = sight_of(t, place.sequence, row).end;
-        if (end <= split) continue;  // only later rows of the tile reach this far
-        float all_top, share[WARPS];
-        const float total = all_of(m, all_top, share);
-        float *partial = partial_of(t, row, head, blockIdx.z);
-        T *out = static_cast<T *>(t.io.out) + (row * t.shape.heads + head) * DIM;
-        for (int d = lane_id(); d < DIM; d += WARP) {
-            const int n = d % 64 / 8, j = d / 64 * 8 + d % 8, e = m / 8 * 2 + n % 2, lane = m % 8 * 4 + n / 2;
-            float sum = outputs[at(0, j, e, lane)];
-            for (int w = 1; w < WARPS; w++) sum = add(sum, outputs[at(w, j, e, lane)]);
-            if (end <= SPLIT) {
-                out[d] = from_float<T>(total == 0.0f ? 0.0f : quotient(sum, total));
-            } else {
-                partial[d] = sum;
-            }
+        for (int k = 0; k < SPAN / MMA_K; k++) {
+            const uint32_t left[4] = {p[2 * k][0], p[2 * k][1], p[2 * k + 1][0], p[2 * k + 1][1]};
+            const T *values = static_cast<const T *>(t.io.values) + blocks[k] + part;
+#pragma unroll
+            for (int i = 0; i < EIGHTS; i++) weigh<8>(sums, i * 8, left, values + i * 64, DIM, there - k * MMA_K);
+            if constexpr (REST > 0) weigh<REST>(sums, EIGHTS * 8, left, values + EIGHTS * 64, DIM, there - k * MMA_K);
         }
-        if (end > SPLIT && lane_id() == 0) {
-            partial[DIM] = all_top;
-            partial[DIM + 1] = total;
+
+        // Each warp writes its share, relative to the maximum of all, and the shares are added in the order of the warps.
+        if (part == 0 && lane_pair() == 0)
+            for (int h = 0; h < 2; h++) {
+                tops[warp_id() * MMA_M + lane_row() + h * 8] = top[h];
+                weights[warp_id() * MMA_M + lane_row() + h * 8] = weight[h];
+            }
+        // The maxima are there, and the part before has been read.
+        __syncthreads();
+        for (int h = 0; h < 2; h++) {
+            float all_top, share[WARPS], own_share = 0.0f;
+            all_of(lane_row() + h * 8, all_top, share);
+            for (int w = 0; w < WARPS; w++)
+                if (w == warp_id()) own_share = share[w];
+#pragma unroll
+            for (int j = 0; j < VALUE_TILES; j++)
+                for (int e = 2 * h; e < 2 * h + 2; e++)
+                    outputs[at(warp_id(), j, e, lane_id())] = multiply(own_share, sums[j][e]);
+        }
+        __syncthreads();
+        for (int m = warp_id(); m < MMA_M; m += WARPS) {
+            const int64_t pair = place.first_pair + m;
+            if (pair >= pairs) break;
+            const int64_t row = row_of(pair), head = kv_head * group + uint32_t(pair) % uint32_t(group);
+            const int64_t end = sight_of(t, place.sequence, row).end;
+            if (end <= split) continue;  // only later rows of the tile reach this far
+            float all_top, share[WARPS];
+            const float total = all_of(m, all_top, share);
+            float *partial = partial_of(t, row, head, blockIdx.z);
+            T *out = static_cast<T *>(t.io.out) + (row * t.shape.heads + head) * DIM;
+#pragma unroll 1
+            for (int first = 0; first < PART; first += WARP) {
+                // Lanes behind the last value take part, with that value.
+                const bool own = PART % WARP == 0 || first + lane_id() < PART;
+                const int d = own ? first + lane_id() : PART - 1;
+                int n = d % 64 / 8, j = d / 64 * 8 + d % 8;
+                if constexpr (REST > 0) {
+                    const int left = d - EIGHTS * 64;
+                    if (left >= 0) n = left / REST, j = EIGHTS * 8 + left % REST;
+                }
+                const int e = m / 8 * 2 + n % 2, lane = m % 8 * 4 + n / 2;
+                float sum = outputs[at(0, j, e, lane)];
+                for (int w = 1; w < WARPS; w++) sum = add(sum, outputs[at(w, j, e, lane)]);
+                if (!own) continue;
+                if (end <= SPLIT) {
+                    out[part + d] = from_float<T>(total == 0.0f ? 0.0f : quotient(sum, total));
+                } else {
+                    partial[part + d] = sum;
+                }
+            }
+            if (end > SPLIT && part == 0 && lane_id() == 0) {
+                partial[DIM] = all_top;
+                partial[DIM + 1] = total;
+            }
         }
     }
 }
@@ -295,9 +335,9 @@ __device__ __forceinline__ void combine(const Task &t) {
 
 using namespace pleach;
 
-#define KERNELS(name, T)                                                     \
-    KERNEL(attention_##name##_64, Task, (attention<T, 64>), WARPS *WARP)     \
-    KERNEL(attention_##name##_128, Task, (attention<T, 128>), WARPS *WARP)   \
-    KERNEL(combine_##name##_64, Task, (combine<T, 64>), 64)                  \
-    KERNEL(combine_##name##_128, Task, (combine<T, 128>), 128)
+#define SIZE(name, T, DIM)                                                     \
+    KERNEL(attention_##name##_##DIM, Task, (attention<T, DIM>), WARPS *WARP)   \
+    KERNEL(combine_##name##_##DIM, Task, (combine<T, DIM>), DIM)
+#define KERNELS(name, T) \
+    SIZE(name, T, 64) SIZE(name, T, 80) SIZE(name, T, 96) SIZE(name, T, 128) SIZE(name, T, 256)
 FOR_EACH_FLOAT(KERNELS)

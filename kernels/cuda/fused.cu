@@ -7,6 +7,11 @@ namespace {
 
 constexpr int NORM_WARPS = 8;
 
+/// What a norm multiplies values by that have this sum of squares.
+__device__ __forceinline__ float norm_scale(float sum, int64_t width, float eps) {
+    return 1.0f / sqrtf(sum / float(width) + eps);
+}
+
 /// One block a row of `out`.
 template <class T>
 __device__ __forceinline__ void add_rms_norm(const PleachNorm &a) {
@@ -14,29 +19,48 @@ __device__ __forceinline__ void add_rms_norm(const PleachNorm &a) {
     const int64_t width = a.width;
     const int64_t row = a.wanted ? a.wanted[blockIdx.x] : blockIdx.x;
     float *residual = a.residual + row * width;
-    const T *delta = static_cast<const T *>(a.delta), *weight = static_cast<const T *>(a.weight);
+    const T *delta = static_cast<const T *>(a.delta);
     T *out = static_cast<T *>(a.out) + blockIdx.x * width;
+    float by = 1.0f;
+    if (a.delta_weight) {
+        float sum = 0.0f;
+        for (int64_t i = threadIdx.x; i < width; i += NORM_WARPS * WARP) {
+            const float x = to_float(delta[row * width + i]);
+            sum = fused_multiply_add(x, x, sum);
+        }
+        by = norm_scale(block_reduce<NORM_WARPS>(sum, Sum{}, scratch), width, a.eps);
+    }
     float sum = 0.0f;
     for (int64_t i = threadIdx.x; i < width; i += NORM_WARPS * WARP) {
         float x = residual[i];
         if (delta) {
-            x = add(x, to_float(delta[row * width + i]));
+            float d = to_float(delta[row * width + i]);
+            if (a.delta_weight) d = multiply(multiply(d, by), a.delta_weight[i]);
+            x = add(x, d);
             residual[i] = x;
         }
         sum = fused_multiply_add(x, x, sum);
     }
     sum = block_reduce<NORM_WARPS>(sum, Sum{}, scratch);
-    const float scale = 1.0f / sqrtf(sum / float(width) + a.eps);
+    const float scale = norm_scale(sum, width, a.eps);
     // Each thread reads what it wrote itself.
     for (int64_t i = threadIdx.x; i < width; i += NORM_WARPS * WARP)
-        out[i] = from_float<T>(multiply(multiply(residual[i], scale), to_float(weight[i])));
+        out[i] = from_float<T>(multiply(multiply(residual[i], scale), a.weight[i]));
 }
 
 constexpr unsigned COLUMN_THREADS = 256;
 
+/// x / (1 + e^-x), or GELU by its approximation x / (1 + e^-(2 sqrt(2 / pi) (x + 0.044715 x^3))).
+__device__ __forceinline__ float activated(float x, uint32_t activation) {
+    float inner = x;
+    if (activation == PLEACH_GELU_TANH)
+        inner = multiply(1.595769f, fused_multiply_add(multiply(multiply(0.044715f, x), x), x, x));
+    return x / add(1.0f, exp_exact(-inner));
+}
+
 /// Grid (columns, rows).
 template <class T>
-__device__ __forceinline__ void silu_mul(const PleachGate &a) {
+__device__ __forceinline__ void gate_mul(const PleachGate &a) {
     const T *gate_up = static_cast<const T *>(a.gate_up);
     T *out = static_cast<T *>(a.out);
     const int64_t width = a.width, i = int64_t(blockIdx.x) * COLUMN_THREADS + threadIdx.x;
@@ -44,7 +68,7 @@ __device__ __forceinline__ void silu_mul(const PleachGate &a) {
     for (int64_t row = blockIdx.y; row < a.rows; row += gridDim.y) {
         const float gate = to_float(gate_up[row * 2 * width + i]);
         const float up = to_float(gate_up[row * 2 * width + width + i]);
-        out[row * width + i] = from_float<T>(multiply(gate / add(1.0f, exp_exact(-gate)), up));
+        out[row * width + i] = from_float<T>(multiply(activated(gate, a.activation), up));
     }
 }
 
@@ -61,9 +85,10 @@ __device__ __forceinline__ void add_bias(const PleachBias &a) {
 
 constexpr int ROPE_WARPS = 4;
 /// Half of the widest head a warp holds, in lanes.
-constexpr int MAX_PAIRS = 2;
+constexpr int MAX_PAIRS = 4;
 
-/// One warp a head of a row; lane i holds the pairs (i, i + half), (i + 32, ...).
+/// One warp a head of a row; lane i holds pairs i, i + 32, ... of values: first those that turn, a value and the one `turned`
+/// on, then two of the rest.
 template <class T>
 __device__ __forceinline__ void qkv_rope_write(const PleachRope &arguments) {
     const PleachQkv &io = arguments.io;
@@ -76,28 +101,31 @@ __device__ __forceinline__ void qkv_rope_write(const PleachRope &arguments) {
     const bool is_query = head < shape.heads, is_key = !is_query && head < shape.heads + shape.kv_heads;
     const T *x = static_cast<const T *>(io.qkv) + task * dim;
     const T *bias = static_cast<const T *>(io.bias);
-    const T *norm = static_cast<const T *>(is_query ? io.q_norm : is_key ? io.k_norm : nullptr);
+    const float *norm = is_query ? io.q_norm : is_key ? io.k_norm : nullptr;
+    const int turned = arguments.turned;
+    const auto low_of = [&](int i) { return i < turned ? i : i + turned; };
+    const auto high_of = [&](int i) { return i < turned ? i + turned : i + half; };
 
     float a[MAX_PAIRS] = {}, b[MAX_PAIRS] = {}, squares = 0.0f;
     for (int p = 0; p < MAX_PAIRS; p++) {
         const int i = lane + p * WARP;
         if (i >= half) break;
-        a[p] = to_float(x[i]);
-        b[p] = to_float(x[i + half]);
+        a[p] = to_float(x[low_of(i)]);
+        b[p] = to_float(x[high_of(i)]);
         if (bias) {
-            a[p] = add(a[p], to_float(bias[head * dim + i]));
-            b[p] = add(b[p], to_float(bias[head * dim + i + half]));
+            a[p] = add(a[p], to_float(bias[head * dim + low_of(i)]));
+            b[p] = add(b[p], to_float(bias[head * dim + high_of(i)]));
         }
         squares = fused_multiply_add(a[p], a[p], squares);
         squares = fused_multiply_add(b[p], b[p], squares);
     }
     if (norm) {
-        const float scale = 1.0f / sqrtf(warp_reduce(squares, Sum{}) / float(dim) + arguments.eps);
+        const float scale = norm_scale(warp_reduce(squares, Sum{}), dim, arguments.eps);
         for (int p = 0; p < MAX_PAIRS; p++) {
             const int i = lane + p * WARP;
             if (i >= half) break;
-            a[p] = multiply(multiply(a[p], scale), to_float(norm[i]));
-            b[p] = multiply(multiply(b[p], scale), to_float(norm[i + half]));
+            a[p] = multiply(multiply(a[p], scale), norm[low_of(i)]);
+            b[p] = multiply(multiply(b[p], scale), norm[high_of(i)]);
         }
     }
 
@@ -112,18 +140,18 @@ __device__ __forceinline__ void qkv_rope_write(const PleachRope &arguments) {
         to = static_cast<T *>(is_key ? io.keys : io.values) +
              ((block * shape.kv_heads + kv_head) * shape.block_size + offset) * dim;
     }
-    const float *rotations = io.rotations + int64_t(io.positions[row]) * dim;
+    const float *rotations = io.rotations + int64_t(io.positions[row]) * 2 * turned;
     for (int p = 0; p < MAX_PAIRS; p++) {
         const int i = lane + p * WARP;
         if (i >= half) break;
         float low = a[p], high = b[p];
-        if (is_query || is_key) {
+        if ((is_query || is_key) && i < turned) {
             const float cosine = rotations[2 * i], sine = rotations[2 * i + 1];
             low = add(multiply(a[p], cosine), -multiply(b[p], sine));
             high = add(multiply(b[p], cosine), multiply(a[p], sine));
         }
-        to[i] = from_float<T>(low);
-        to[i + half] = from_float<T>(high);
+        to[low_of(i)] = from_float<T>(low);
+        to[high_of(i)] = from_float<T>(high);
     }
 }
 
@@ -148,8 +176,14 @@ __device__ __forceinline__ void embed(const PleachEmbed &a) {
             const uint8_t *block = row + i / values * block_bytes(FORMAT);
             value = value_at<FORMAT>(block, int(i % values) / GROUP, int(i % GROUP));
         }
-        a.out[blockIdx.x * width + i] = value;
+        a.out[blockIdx.x * width + i] = multiply(value, a.scale);
     }
+}
+
+/// A thread a value.
+__device__ __forceinline__ void cap_values(const PleachCap &a) {
+    const int64_t i = int64_t(blockIdx.x) * COLUMN_THREADS + threadIdx.x;
+    if (i < a.count) a.x[i] = multiply(a.cap, tanh_exact(a.x[i] / a.cap));
 }
 
 }  // namespace
@@ -159,7 +193,7 @@ using namespace pleach;
 
 #define KERNELS(name, T)                                                              \
     KERNEL(add_rms_norm_##name, PleachNorm, (add_rms_norm<T>), NORM_WARPS * WARP)     \
-    KERNEL(silu_mul_##name, PleachGate, (silu_mul<T>), COLUMN_THREADS)                \
+    KERNEL(gate_mul_##name, PleachGate, (gate_mul<T>), COLUMN_THREADS)                \
     KERNEL(add_bias_##name, PleachBias, (add_bias<T>), COLUMN_THREADS)                \
     KERNEL(qkv_rope_write_##name, PleachRope, (qkv_rope_write<T>), ROPE_WARPS * WARP)
 FOR_EACH_FLOAT(KERNELS)
@@ -167,3 +201,5 @@ FOR_EACH_FLOAT(KERNELS)
 
 #define KERNELS(name, FORMAT) KERNEL(embed_##name, PleachEmbed, (embed<FORMAT>), EMBED_THREADS)
 FOR_EACH_FORMAT(KERNELS)
+
+KERNEL(soft_cap, PleachCap, cap_values, COLUMN_THREADS)

@@ -20,23 +20,39 @@ enum PleachFormat {
 
 // ---- fused steps (fused.cu) ---------------------------------------------------------------------------
 
-/// `add_rms_norm`: `residual += delta` (where `delta` is not null), then `out = residual / rms(residual) * weight`.
-/// residual [_, width] f32, in place; delta [_, width], out [rows, width] and weight [width] of the kernel's type.
+/// `add_rms_norm`: `residual += delta` (where `delta` is not null; `delta / rms(delta) * delta_weight` where that is not
+/// null either), then `out = residual / rms(residual) * weight`. residual [_, width] f32, in place; delta [_, width] and
+/// out [rows, width] of the kernel's type; weights [width] f32.
 /// Row i of `out` is that of row `wanted[i]` of the others, each wanted once; of row i where `wanted` is null.
 struct PleachNorm {
     float *residual;
-    const void *delta, *weight;
+    const void *delta;
+    const float *delta_weight, *weight;
     const uint32_t *wanted;
     void *out;
     int64_t width;
     float eps;
 };
 
-/// `silu_mul`: `out = silu(gate) * up`; gate_up [rows, 2 * width] as [gate | up], out [rows, width].
+/// What a gate passes through.
+enum PleachActivation {
+    PLEACH_SILU = 0,       ///< x / (1 + e^-x)
+    PLEACH_GELU_TANH = 1,  ///< GELU by its approximation with a hyperbolic tangent
+};
+
+/// `gate_mul`: `out = activation(gate) * up`; gate_up [rows, 2 * width] as [gate | up], out [rows, width].
 struct PleachGate {
     const void *gate_up;
     void *out;
     int64_t rows, width;
+    uint32_t activation;
+};
+
+/// `soft_cap`: `x = cap * tanh(x / cap)` of `count` f32 values.
+struct PleachCap {
+    float *x;
+    int64_t count;
+    float cap;
 };
 
 /// `add_bias`: `x += bias` in every row; x [rows, width], in place, and bias [width].
@@ -50,9 +66,11 @@ struct PleachBias {
 struct PleachAttentionShape {
     int32_t heads;       ///< query heads
     int32_t kv_heads;    ///< divides `heads`
-    int32_t head_dim;    ///< 64 or 128
+    int32_t head_dim;    ///< attention takes 64, 80, 96, 128 and 256
     int32_t block_size;  ///< positions of a cache block, 16 or 32
     int32_t window;      ///< positions a row attends to, itself included; 0: all
+    float scale;         ///< multiplier of scores
+    float cap;           ///< bound of scores: cap * tanh(score / cap); 0: none
 };
 
 /// A row that is not to be written to the cache (padding of a captured batch).
@@ -62,9 +80,9 @@ struct PleachAttentionShape {
 struct PleachQkv {
     const void *qkv;            ///< [rows, (heads + 2 kv_heads) * head_dim]
     const void *bias;           ///< [(heads + 2 kv_heads) * head_dim], or null
-    const void *q_norm;         ///< [head_dim]: RMS norm of every query head, or null
-    const void *k_norm;         ///< [head_dim], or null
-    const float *rotations;     ///< f32 [max_positions, head_dim / 2, 2]: cosine and sine
+    const float *q_norm;        ///< [head_dim]: RMS norm of every query head, or null
+    const float *k_norm;        ///< [head_dim], or null
+    const float *rotations;     ///< [max_positions, turned, 2]: cosine and sine
     const uint32_t *positions;  ///< [rows]
     const uint32_t *slots;      ///< [rows]: block * block_size + offset, or PLEACH_NO_SLOT
     void *q;                    ///< [rows, heads * head_dim], out
@@ -72,22 +90,24 @@ struct PleachQkv {
     void *values;               ///< as keys
 };
 
-/// `qkv_rope_write`: adds the bias, norms and rotates query and key heads (value i turns with value i + head_dim / 2),
-/// and writes keys and values to their slots.
+/// `qkv_rope_write`: adds the bias, norms query and key heads, rotates the first 2 `turned` values of them (value i turns
+/// with value i + turned), and writes keys and values to their slots.
 struct PleachRope {
     PleachQkv io;
     PleachAttentionShape shape;
     int64_t rows;
+    int32_t turned;  ///< at most head_dim / 2; 0: heads stay as they are
     float eps;
 };
 
-/// `embed`: `out[r] = table[tokens[r]]`; table [vocab_size, width] in the kernel's format, as in the file; out f32. A
+/// `embed`: `out[r] = scale * table[tokens[r]]`; table [vocab_size, width] in the kernel's format, as in the file; out f32. A
 /// token outside the vocabulary gives NaN.
 struct PleachEmbed {
     const void *table;
     const uint32_t *tokens;
     float *out;
     int64_t width, vocab_size;
+    float scale;
 };
 
 // ---- attention (attention.cu) ---------------------------------------------------------------------------
@@ -115,8 +135,9 @@ struct PleachAttend {
     PleachAttention io;
     PleachAttentionShape shape;
     int64_t rows, sequences;
-    int64_t splits;  ///< of the longest sequence, its rows included
-    float scale;     ///< of scores, for powers of two
+    int64_t splits;   ///< of the longest sequence, its rows included
+    float scale;      ///< of scores, or of what their bound leaves, for powers of two
+    float cap_scale;  ///< of scores that are bounded, for the power of two of the tangent
 };
 
 // ---- matrix product (matmul.cu) -------------------------------------------------------------------------
@@ -212,7 +233,7 @@ struct PleachVerify {
     PleachRowResult *results;        ///< [rows], out
     PleachVerdict *verdicts;         ///< [sequences], out; untouched for a sequence without rows
     int64_t sequences;
-    int64_t vocab_size;              ///< at most 2^18
+    int64_t vocab_size;              ///< at most 2^19, so that 64 bits hold a sum of weights
 };
 
 /// `scatter`: `table[place] = value` for the `count` pairs (place, value) of `entries`, all places different and below

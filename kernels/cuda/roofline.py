@@ -39,7 +39,7 @@ def kernels(rows, weights, layers=LAYERS, vocab=VOCAB):
     norm = rows * HIDDEN * (4 + 4 + 2 + 2)
     table["add_rms_norm"] = ((2 * layers + 1) * norm, (2 * layers + 1) * rows * HIDDEN * 5)
     table["qkv_rope_write"] = scale((rows * (Q + 2 * KV) * 4 + rows * DIM * 4, 4 * rows * (Q + KV)))
-    table["silu_mul"] = scale((rows * 3 * INNER * 2, 20 * rows * INNER))
+    table["gate_mul"] = scale((rows * 3 * INNER * 2, 20 * rows * INNER))
     table["embed"] = (rows * HIDDEN * (bits / 8 + 4), rows * HIDDEN)
     # Logits three times, draft probabilities twice; top-k and top-p add four passes each, from the L2 cache.
     table["verify"] = (rows * vocab * 4 * 5, rows * vocab * 100)

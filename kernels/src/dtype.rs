@@ -262,6 +262,17 @@ impl DType {
         }
     }
 
+    /// The Q8_0 encoding of what `bytes` are in Q5_0: the same scales and codes, and so the same values.
+    #[must_use]
+    pub fn q5_0_as_q8_0(bytes: &[u8]) -> Vec<u8> {
+        let mut wide = Vec::with_capacity(bytes.len() / 22 * 34);
+        Self::Q5_0.decode(bytes, |group| {
+            wide.extend(group.scale[0].unit.to_le_bytes());
+            wide.extend(group.codes.map(|code| code.wrapping_sub(16)));
+        });
+        wide
+    }
+
     /// Encodes `values` as Q8_0, Q4_0 or Q4_1 (or a float format); `None` for other formats or where
     /// the values do not fill whole blocks. The 4-bit scales minimise the squared error.
     #[must_use]

@@ -24,5 +24,5 @@ pub use verify::{RoundResult, Verified, VerifyTask};
 
 pub use crate::checkpoint::architecture::{
     Attachment, Design, Family, ModelConfig, PROJECTIONS, RopeConfig, RopeScaling, RopeTables,
-    SlidingWindow, layer_tensor_names, rope_divisors, rope_table, tensor_names, yarn_attention,
+    SlidingWindow, layer_tensor_names, rope_divisors, tensor_names, yarn_attention,
 };

@@ -16,6 +16,7 @@ use pleach_kernels::cuda::Device;
 use pleach_kernels::{DType, ThreadPool};
 
 use super::decoder::{config, device, distance};
+use super::families::{gemma2, gemma3};
 use super::rounds::{requests, run, settings};
 use super::support::pair::write_pair;
 use super::support::random_model::{random_tensor, write_attached, write_model};
@@ -150,6 +151,8 @@ pub(crate) fn steps_agree_with_the_cpu() {
         (deep(Family::Qwen2), DType::F16, [&[3], &[4]], 0.01),
         (deep(Family::Qwen3), DType::Q8_0, [&[0, 2, 3], &[0, 2]], 0.06),
         (wide, DType::Q4_K, [&[2, 3], &[2, 4]], 0.08),
+        (gemma3(4), DType::BF16, [&[1, 2], &[1, 4]], 0.08),
+        (gemma2(4), DType::Q8_0, [&[0, 3], &[0, 3]], 0.08),
     ];
     for (config, dtype, blocks_and_states, tolerance) in models {
         let seed = fastrand::u64(..);
@@ -211,9 +214,15 @@ fn engine(device: &Arc<Device>, folder: &Path, drafts: bool, config: EngineConfi
 pub(crate) fn an_attached_drafter_on_cuda_leaves_no_trace() {
     let device = device();
     let folder = tempfile::tempdir().unwrap();
-    write_pair(folder.path(), &config(Family::Qwen3), 1.0);
+    for config in [config(Family::Qwen3), gemma3(3)] {
+        write_pair(folder.path(), &config, 1.0);
+        leaves_no_trace(&device, folder.path());
+    }
+}
+
+fn leaves_no_trace(device: &Arc<Device>, folder: &Path) {
     let requests = requests();
-    let mut plain = engine(&device, folder.path(), false, settings());
+    let mut plain = engine(device, folder, false, settings());
     assert!(!plain.has_draft_model());
     let expected: Vec<_> =
         requests.iter().map(|r| run(&mut plain, std::slice::from_ref(r)).remove(0)).collect();
@@ -226,7 +235,7 @@ pub(crate) fn an_attached_drafter_on_cuda_leaves_no_trace() {
             adaptive,
             ..settings()
         };
-        let mut engine = engine(&device, folder.path(), true, config);
+        let mut engine = engine(device, folder, true, config);
         engine.profile();
         let case = format!("{max_num_batched_tokens} rows, {num_blocks} blocks");
         assert_eq!(run(&mut engine, &requests), expected, "{case}");

@@ -86,7 +86,8 @@ static void check(const Batch &b, const std::vector<uint16_t> &got) {
                     double score = 0;
                     for (int64_t i = 0; i < dim; i++)
                         score += double(decode(b.q[from + size_t(i)], b.dtype)) * decode(b.keys[at + size_t(i)], b.dtype);
-                    scores.push_back(score / std::sqrt(double(dim)));
+                    score *= b.shape.scale;
+                    scores.push_back(b.shape.cap > 0 ? b.shape.cap * std::tanh(score / b.shape.cap) : score);
                     seen.push_back(p);
                     top = std::max(top, scores.back());
                 }
@@ -112,37 +113,34 @@ static void check(const Batch &b, const std::vector<uint16_t> &got) {
 }
 
 static PleachAttentionShape random_shape(int round) {
-    PleachAttentionShape shape{};
-    shape.kv_heads = int(random_int(1, 2));
-    shape.heads = shape.kv_heads * int(round % 4 == 0 ? 7 : random_int(1, 4));
-    shape.head_dim = round % 2 ? 64 : 128;
-    shape.block_size = round / 2 % 2 ? 16 : 32;
+    const int kv_heads = int(random_int(1, 2)), group = int(round % 4 == 0 ? 7 : random_int(1, 4));
+    PleachAttentionShape shape = heads_of(kv_heads * group, kv_heads, HEAD_DIMS[round % 5], round / 2 % 2 ? 16 : 32);
+    shape.scale *= 1 + random_value() / 2;
     return shape;
 }
 
 TEST(attention_of_ragged_batches) {
-    for (int round = 0; round < 8; round++) {
-        const int dtype = round % 3 ? PLEACH_BF16 : PLEACH_F16;
+    for (int round = 0; round < 10; round++) {
+        const int dtype = round < 5 ? PLEACH_BF16 : PLEACH_F16;
         // Empty sequences, no context, prompt chunks, verification rows, splits that just begin and end.
         std::vector<std::pair<int64_t, int64_t>> sequences = {{random_int(0, 80), random_int(1, 9)}, {random_int(0, 30), 0}, {0, 1}};
         if (round % 2 == 0) sequences.push_back({random_int(240, 270), random_int(1, 8)});
-        if (round == 1) sequences.push_back({0, 70});
+        if (round % 4 == 1) sequences.push_back({0, 70});
         if (round == 3) sequences.push_back({255, 2});
-        if (round == 5) sequences.push_back({random_int(500, 800), 3});
+        if (round >= 7) sequences.push_back({random_int(500, 800), 3});
         const Batch b = random_batch(random_shape(round), dtype, sequences);
         check(b, attend(b));
     }
 }
 
 TEST(attention_over_4096_positions) {
-    PleachAttentionShape shape{4, 1, 64, 16, 0};
-    const Batch b = random_batch(shape, PLEACH_BF16, {{4093, 3}, {7, 1}});
+    const Batch b = random_batch(heads_of(4, 1, 64, 16), PLEACH_BF16, {{4093, 3}, {7, 1}});
     check(b, attend(b));
 }
 
 TEST(attention_in_a_window) {
-    for (int window : {1, 5, 64, 300}) {
-        PleachAttentionShape shape{2, 1, 64, 32, window};
+    for (auto [window, dim] : {std::pair<int, int>{1, 64}, {5, 128}, {64, 256}, {300, 64}, {200, 80}, {7, 96}}) {
+        const PleachAttentionShape shape = heads_of(2, 1, dim, 32, window);
         // The last one's windows begin on both sides of position 256, where a split begins.
         const int64_t across = 256 + window - 4;
         const Batch b = random_batch(shape, PLEACH_BF16, {{random_int(300, 600), 4}, {0, 5}, {random_int(0, 200), 2}, {across, 8}});
@@ -150,8 +148,20 @@ TEST(attention_in_a_window) {
     }
 }
 
+/// Scores of which some are far beyond their bound, with windows and without.
+TEST(attention_of_bounded_scores) {
+    for (int round = 0; round < 10; round++) {
+        PleachAttentionShape shape = random_shape(round);
+        shape.cap = round % 3 ? 5 + random_value() : 50;
+        if (round >= 5) shape.window = int(random_int(2, 300));
+        Batch b = random_batch(shape, round % 2 ? PLEACH_BF16 : PLEACH_F16, {{random_int(0, 80), 5}, {random_int(240, 300), 4}});
+        for (size_t i = 0; i < b.q.size(); i += 3) b.q[i] = encode(20 * random_value(), b.dtype);
+        check(b, attend(b));
+    }
+}
+
 TEST(attention_of_a_tree) {
-    for (int round = 0; round < 4; round++) {
+    for (int round = 0; round < 5; round++) {
         Batch b = random_batch(random_shape(round), PLEACH_BF16, {{random_int(0, 300), random_int(2, 20)}, {0, 64}, {250, 12}});
         for (size_t s = 0; s < b.context_lens.size(); s++)
             for (uint32_t row = b.cu_seqlens[s]; row < b.cu_seqlens[s + 1]; row++) {
@@ -166,8 +176,11 @@ TEST(attention_of_a_tree) {
 
 /// A row with its own context alone, and the same row in a batch: the same bits.
 TEST(attention_rows_do_not_depend_on_each_other) {
-    for (int round = 0; round < 4; round++) {
-        const Batch b = random_batch(random_shape(round), PLEACH_BF16, {{random_int(0, 40), 3}, {random_int(250, 262), 9}, {600, 1}});
+    for (int round = 0; round < 5; round++) {
+        PleachAttentionShape shape = random_shape(round);
+        if (round % 2) shape.cap = 3;
+        if (round % 3 == 0) shape.window = int(random_int(200, 400));
+        const Batch b = random_batch(shape, PLEACH_BF16, {{random_int(0, 40), 3}, {random_int(250, 262), 9}, {600, 1}});
         const auto together = attend(b, 1000);
         const size_t width = size_t(b.shape.heads * b.shape.head_dim);
         for (size_t s = 0; s < b.context_lens.size(); s++)
@@ -185,13 +198,30 @@ TEST(attention_rows_do_not_depend_on_each_other) {
 }
 
 TEST(attention_keeps_nan) {
-    PleachAttentionShape shape{2, 1, 64, 16, 0};
-    // Neighbours: each of a pair of weights.
-    for (auto [context, position] : {std::pair<int64_t, int64_t>{20, 3}, {20, 4}, {300, 3}, {300, 4}}) {
-        Batch b = random_batch(shape, PLEACH_F16, {{context, 1}, {context, 1}});
-        b.keys[b.at(1, position, 0) + 5] = to_f16(NAN);
+    for (int dim : HEAD_DIMS)
+        for (float cap : {0.0f, 10.0f}) {
+            PleachAttentionShape shape = heads_of(2, 1, dim, 16);
+            shape.cap = cap;
+            // Neighbours: each of a pair of weights.
+            for (auto [context, position] : {std::pair<int64_t, int64_t>{20, 3}, {20, 4}, {300, 3}, {300, 4}}) {
+                Batch b = random_batch(shape, PLEACH_F16, {{context, 1}, {context, 1}});
+                b.keys[b.at(1, position, 0) + size_t(random_int(0, dim - 1))] = to_f16(NAN);
+                const auto got = attend(b);
+                for (size_t i = 0; i < got.size(); i++)
+                    CHECK(std::isnan(from_f16(got[i])) == (i >= size_t(2 * dim)), "value %zu of heads of %d", i, dim);
+            }
+        }
+}
+
+/// A NaN among the values of a position reaches its own dimension, and no other.
+TEST(attention_keeps_nan_of_values) {
+    for (int dim : HEAD_DIMS) {
+        Batch b = random_batch(heads_of(1, 1, dim, 32), PLEACH_BF16, {{random_int(10, 400), 1}});
+        const int64_t place = random_int(0, dim - 1);
+        b.values[b.at(0, random_int(0, b.length(0) - 1), 0) + size_t(place)] = to_bf16(NAN);
         const auto got = attend(b);
-        for (size_t i = 0; i < got.size(); i++) CHECK(std::isnan(from_f16(got[i])) == (i >= 128), "value %zu", i);
+        for (int64_t i = 0; i < dim; i++)
+            CHECK(std::isnan(from_bf16(got[size_t(i)])) == (i == place), "value %lld, not %lld", (long long)i, (long long)place);
     }
 }
 
@@ -200,19 +230,18 @@ TEST(attention_names_what_it_does_not_take) {
     const auto status = [&](PleachAttentionShape shape, int64_t rows, int64_t length) {
         return pleach_paged_attention(io, shape, rows, 1, length, PLEACH_BF16);
     };
-    CHECK(status({4, 2, 64, 16, 0}, 0, 0) == PLEACH_OK, "no rows");
-    CHECK(status({4, 3, 64, 16, 0}, 1, 5) == PLEACH_BAD_ARGUMENT, "heads");
-    CHECK(status({4, 2, 80, 16, 0}, 1, 5) == PLEACH_BAD_ARGUMENT, "head_dim");
-    CHECK(status({4, 2, 64, 8, 0}, 1, 5) == PLEACH_BAD_ARGUMENT, "block_size");
-    CHECK(status({4, 2, 64, 16, -1}, 1, 5) == PLEACH_BAD_ARGUMENT, "window");
-    CHECK(status({4, 2, 64, 16, 0}, 1, 0) == PLEACH_BAD_ARGUMENT, "length");
+    CHECK(status(heads_of(4, 2, 64, 16), 0, 0) == PLEACH_OK, "no rows");
+    CHECK(status(heads_of(4, 3, 64, 16), 1, 5) == PLEACH_BAD_ARGUMENT, "heads");
+    CHECK(status(heads_of(4, 2, 72, 16), 1, 5) == PLEACH_BAD_ARGUMENT, "head_dim");
+    CHECK(status(heads_of(4, 2, 64, 8), 1, 5) == PLEACH_BAD_ARGUMENT, "block_size");
+    CHECK(status(heads_of(4, 2, 64, 16, -1), 1, 5) == PLEACH_BAD_ARGUMENT, "window");
+    CHECK(status(heads_of(4, 2, 64, 16), 1, 0) == PLEACH_BAD_ARGUMENT, "length");
 }
 
 /// Scores so low that weights relative to anything but the row's own maximum would vanish.
 TEST(attention_of_low_scores) {
     for (int64_t context : {5, 200, 300, 700}) {
-        PleachAttentionShape shape{2, 1, 64, 16, 0};
-        Batch b = random_batch(shape, PLEACH_BF16, {{context, 2}});
+        Batch b = random_batch(heads_of(2, 1, 64, 16), PLEACH_BF16, {{context, 2}});
         for (uint16_t &q : b.q) q = encode(10 + random_value() / 4, PLEACH_BF16);
         for (int64_t p = 0; p < b.length(0); p++)
             for (int64_t i = 0; i < 64; i++) b.keys[b.at(0, p, 0) + size_t(i)] = encode(-4 + random_value() / 16, PLEACH_BF16);

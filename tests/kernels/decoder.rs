@@ -10,8 +10,8 @@ use pleach::model::{
     CudaDecoder, CudaRunner, Decoder, Design, Family, Forward, ModelConfig, Precision, RopeConfig,
     RopeScaling, Rows, Runner, SlidingWindow,
 };
-use pleach_kernels::cuda::{CudaError, Device, Tensor, Weights, foreign};
-use pleach_kernels::{DType, ThreadPool};
+use pleach_kernels::cuda::{CudaError, Delta, Device, Tensor, Weights, foreign};
+use pleach_kernels::{Activation, DType, ThreadPool};
 
 use super::support::random_model::write_model;
 
@@ -42,7 +42,7 @@ pub(crate) fn config(family: Family) -> ModelConfig {
 }
 
 /// The format of each matrix, by its name.
-type Formats<'a> = &'a dyn Fn(&str) -> DType;
+pub(crate) type Formats<'a> = &'a dyn Fn(&str) -> DType;
 
 /// Pieces of sequences that make one pass: sequence, first position, length.
 type Pass<'a> = &'a [(usize, usize, usize)];
@@ -111,7 +111,6 @@ pub(crate) fn distance(expected: &[f32], got: &[f32]) -> f64 {
 /// contexts of more than one split in one batch, and the same bits for a row whatever it is computed with.
 pub(crate) fn the_decoder_agrees_with_the_cpu_and_with_itself() {
     let device = device();
-    let temporary = tempfile::tempdir().unwrap();
     let window = SlidingWindow::from_layer(21, 0, 2);
     let wide = ModelConfig {
         hidden_size: 256,
@@ -143,6 +142,22 @@ pub(crate) fn the_decoder_agrees_with_the_cpu_and_with_itself() {
         ),
         ("llama in many formats", wide, &mixed, 0.02),
     ];
+    for (name, config, format, tolerance) in models {
+        agrees(&device, name, &config, 7, format, tolerance);
+    }
+}
+
+/// A random model: near the CPU's f32 arithmetic on the same weights, and the same bits for a row whatever it is computed
+/// with.
+pub(crate) fn agrees(
+    device: &Arc<Device>,
+    name: &str,
+    config: &ModelConfig,
+    seed: u64,
+    format: Formats<'_>,
+    tolerance: f64,
+) {
+    let temporary = tempfile::tempdir().unwrap();
     // Prompt chunks, then rows of all three, the last context past one split of attention.
     let passes: [Pass<'_>; 4] = [
         &[(0, 0, 9), (1, 0, 1)],
@@ -150,54 +165,49 @@ pub(crate) fn the_decoder_agrees_with_the_cpu_and_with_itself() {
         &[(0, 9, 1), (1, 1, 5), (2, 262, 3)],
         &[(2, 265, 1), (0, 10, 7)],
     ];
-    for (name, config, format, tolerance) in models {
-        let path = temporary.path().join("model.gguf");
-        write_model(&path, &config, 7, format, &|_| 1.0);
-        let mut runner = on_cuda(&device, &path);
-        let expected = outputs(&mut on_cpu(&path), &passes, |count| count);
-        let got = outputs(&mut runner, &passes, |count| count);
-        assert_eq!(expected.len(), got.len());
-        let mut worst = [0.0f64; 2];
-        for (row, (expected, got)) in expected.iter().zip(&got).enumerate() {
-            let errors = [distance(&expected.0, &got.0), distance(&expected.1, &got.1)];
-            // Not `error > tolerance`: a NaN must fail.
-            assert!(
-                errors.iter().all(|error| *error <= tolerance),
-                "{name}, row {row}: {errors:?}"
-            );
-            worst = [worst[0].max(errors[0]), worst[1].max(errors[1])];
-        }
-        println!("{name}: logits and hidden states within {worst:.4?} of the CPU's");
-        // The same rows in other company, in other chunks, behind rejected rows that are overwritten.
-        let other: [Pass<'_>; 5] = [
-            &[(2, 0, 40), (0, 0, 9)],
-            &[(2, 40, 222), (1, 0, 6), (0, 9, 3)],
-            &[(2, 262, 1)],
-            &[(2, 263, 3), (0, 9, 4)],
-            &[(0, 13, 4)],
-        ];
-        let again = outputs(&mut on_cuda(&device, &path), &other, |count| count);
-        // Row of `again` → row of `got`, by sequence and position.
-        let places = |passes: &[Pass<'_>]| -> Vec<(usize, usize)> {
-            let rows = passes.iter().flat_map(|pass| pass.iter());
-            rows.flat_map(|&(sequence, start, count)| {
-                (start..start + count).map(move |p| (sequence, p))
-            })
-            .collect()
-        };
-        let known = places(&passes);
-        for (place, row) in places(&other).iter().zip(&again) {
-            let expected = &got[known.iter().position(|other| other == place).unwrap()];
-            assert!(row == expected, "{name}: bits of sequence {}, position {}", place.0, place.1);
-        }
-        // Hidden states do not depend on whose logits are wanted: of some rows, of none.
-        let short = &passes[..1];
-        for num_logits in [|count| count / 2, |_| 0] {
-            let some = outputs(&mut runner, short, num_logits);
-            for (row, (expected, got)) in got.iter().zip(&some).enumerate() {
-                assert!(got.1 == expected.1, "{name}: bits of row {row}'s hidden state");
-                assert!(got.0.is_empty() || got.0 == expected.0, "{name}: bits of row {row}");
-            }
+    let path = temporary.path().join("model.gguf");
+    write_model(&path, config, seed, format, &|_| 1.0);
+    let mut runner = on_cuda(device, &path);
+    let expected = outputs(&mut on_cpu(&path), &passes, |count| count);
+    let got = outputs(&mut runner, &passes, |count| count);
+    assert_eq!(expected.len(), got.len());
+    let mut worst = [0.0f64; 2];
+    for (row, (expected, got)) in expected.iter().zip(&got).enumerate() {
+        let errors = [distance(&expected.0, &got.0), distance(&expected.1, &got.1)];
+        // Not `error > tolerance`: a NaN must fail.
+        assert!(errors.iter().all(|error| *error <= tolerance), "{name}, row {row}: {errors:?}");
+        worst = [worst[0].max(errors[0]), worst[1].max(errors[1])];
+    }
+    println!("{name}: logits and hidden states within {worst:.4?} of the CPU's");
+    // The same rows in other company, in other chunks, behind rejected rows that are overwritten.
+    let other: [Pass<'_>; 5] = [
+        &[(2, 0, 40), (0, 0, 9)],
+        &[(2, 40, 222), (1, 0, 6), (0, 9, 3)],
+        &[(2, 262, 1)],
+        &[(2, 263, 3), (0, 9, 4)],
+        &[(0, 13, 4)],
+    ];
+    let again = outputs(&mut on_cuda(device, &path), &other, |count| count);
+    // Row of `again` → row of `got`, by sequence and position.
+    let places = |passes: &[Pass<'_>]| -> Vec<(usize, usize)> {
+        let rows = passes.iter().flat_map(|pass| pass.iter());
+        rows.flat_map(|&(sequence, start, count)| {
+            (start..start + count).map(move |p| (sequence, p))
+        })
+        .collect()
+    };
+    let known = places(&passes);
+    for (place, row) in places(&other).iter().zip(&again) {
+        let expected = &got[known.iter().position(|other| other == place).unwrap()];
+        assert!(row == expected, "{name}: bits of sequence {}, position {}", place.0, place.1);
+    }
+    // Hidden states do not depend on whose logits are wanted: of some rows, of none.
+    let short = &passes[..1];
+    for num_logits in [|count| count / 2, |_| 0] {
+        let some = outputs(&mut runner, short, num_logits);
+        for (row, (expected, got)) in got.iter().zip(&some).enumerate() {
+            assert!(got.1 == expected.1, "{name}: bits of row {row}'s hidden state");
+            assert!(got.0.is_empty() || got.0 == expected.0, "{name}: bits of row {row}");
         }
     }
 }
@@ -292,18 +302,19 @@ pub(crate) fn what_cannot_be_done_is_said() {
     );
     refused(device.matmul(&weights(DType::Q8_0), &x, &mut tensor(DType::F16, [3, 8]), 0), "sizes");
     refused(
-        device.silu_mul(&x, &mut tensor(DType::BF16, [3, 31])),
+        device.gate_mul(Activation::Silu, &x, &mut tensor(DType::BF16, [3, 31])),
         "gate_up is BF16 [3, 64], not BF16 [3, 62]",
     );
-    let (mut residual, norm) = (tensor(DType::F32, [3, 64]), tensor(DType::BF16, [1, 64]));
+    let (mut residual, norm) = (tensor(DType::F32, [3, 64]), tensor(DType::F32, [1, 64]));
+    let delta = Delta { values: &norm, norm: None };
     let mut normed = tensor(DType::BF16, [3, 64]);
     device.add_rms_norm(&mut residual, None, &norm, None, &mut normed, 1e-5).unwrap();
     refused(
-        device.add_rms_norm(&mut residual, Some(&norm), &norm, None, &mut normed, 1e-5),
-        "delta is BF16 [1, 64]",
+        device.add_rms_norm(&mut residual, Some(delta), &norm, None, &mut normed, 1e-5),
+        "delta is F32 [1, 64]",
     );
     let other = super::decoder::device();
-    let foreign = Tensor::new(&other, DType::BF16, 1, 64).unwrap();
+    let foreign = Tensor::new(&other, DType::F32, 1, 64).unwrap();
     refused(
         device.add_rms_norm(&mut residual, None, &foreign, None, &mut normed, 1e-5),
         "weight is on another device",

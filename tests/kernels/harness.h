@@ -142,5 +142,12 @@ class Buffer {
     size_t size_;
 };
 
+/// Heads that see all positions, or those of a window, with scores over the square root of their width.
+inline PleachAttentionShape heads_of(int heads, int kv_heads, int head_dim, int block_size, int window = 0) {
+    return {heads, kv_heads, head_dim, block_size, window, float(1.0 / std::sqrt(double(head_dim))), 0.0f};
+}
+/// The widths of heads that attention takes.
+constexpr int HEAD_DIMS[] = {64, 80, 96, 128, 256};
+
 /// `got` must be within `tolerance` of `want`; NaN fails.
 void check_close(double got, double want, double tolerance, const std::string &where);

@@ -13,7 +13,8 @@ struct Launches {
     int (*upload)(void *device, const void *host, int64_t bytes);
     int (*download)(void *host, const void *device, int64_t bytes);
     int (*add_rms_norm)(const PleachNorm &, int64_t rows, int dtype);
-    int (*silu_mul)(const PleachGate &, int dtype);
+    int (*gate_mul)(const PleachGate &, int dtype);
+    int (*soft_cap)(const PleachCap &);
     int (*add_bias)(const PleachBias &, int dtype);
     int (*qkv_rope_write)(const PleachRope &, int dtype);
     int (*embed)(const PleachEmbed &, int64_t rows, int format);
@@ -27,23 +28,24 @@ struct Launches {
 };
 extern Launches launches;
 
-inline int pleach_add_rms_norm(float *residual, const void *delta, const void *weight, const uint32_t *wanted,
-                               void *out, int64_t rows, int64_t width, float eps, int dtype) {
-    return launches.add_rms_norm({residual, delta, weight, wanted, out, width, eps}, rows, dtype);
+inline int pleach_add_rms_norm(float *residual, const void *delta, const float *delta_weight, const float *weight,
+                               const uint32_t *wanted, void *out, int64_t rows, int64_t width, float eps, int dtype) {
+    return launches.add_rms_norm({residual, delta, delta_weight, weight, wanted, out, width, eps}, rows, dtype);
 }
-inline int pleach_silu_mul(const void *gate_up, void *out, int64_t rows, int64_t width, int dtype) {
-    return launches.silu_mul({gate_up, out, rows, width}, dtype);
+inline int pleach_gate_mul(const void *gate_up, void *out, int64_t rows, int64_t width, uint32_t activation, int dtype) {
+    return launches.gate_mul({gate_up, out, rows, width, activation}, dtype);
 }
+inline int pleach_soft_cap(float *x, int64_t count, float cap) { return launches.soft_cap({x, count, cap}); }
 inline int pleach_add_bias(void *x, const void *bias, int64_t rows, int64_t width, int dtype) {
     return launches.add_bias({x, bias, rows, width}, dtype);
 }
-inline int pleach_qkv_rope_write(const PleachQkv &io, const PleachAttentionShape &shape, int64_t rows, float eps,
-                                 int dtype) {
-    return launches.qkv_rope_write({io, shape, rows, eps}, dtype);
+inline int pleach_qkv_rope_write(const PleachQkv &io, const PleachAttentionShape &shape, int64_t rows, int turned,
+                                 float eps, int dtype) {
+    return launches.qkv_rope_write({io, shape, rows, turned, eps}, dtype);
 }
 inline int pleach_embed(const void *table, const uint32_t *tokens, float *out, int64_t rows, int64_t width,
-                        int64_t vocab_size, int format) {
-    return launches.embed({table, tokens, out, width, vocab_size}, rows, format);
+                        int64_t vocab_size, float scale, int format) {
+    return launches.embed({table, tokens, out, width, vocab_size, scale}, rows, format);
 }
 inline int pleach_paged_attention(const PleachAttention &io, const PleachAttentionShape &shape, int64_t rows,
                                   int64_t sequences, int64_t max_length, int dtype) {

@@ -513,6 +513,14 @@ TEST(verify_draws_are_keyed) {
         check_close(got.verdicts[s].last + 0.5, want[s] * double(n), 0.5 + 1e-3, format("sequence %zu", s));
 }
 
+/// The largest sum that there is: as many tokens as a vocabulary may have, all equally likely.
+TEST(verify_draws_from_the_largest_vocabulary) {
+    const PleachSampling p{1, 1, 0, 1, 0, 0, 0, random_bits(), random_bits(), 0, 0, 0};
+    const Results got = verify(same_rows(std::vector<float>(1 << 19, 0.5f), {p}));
+    const uint64_t want = keyed_bits(p.seed, p.position, PLEACH_PURPOSE_SAMPLE) >> 45;
+    CHECK(got.verdicts[0].last == want, "token %u, not %llu", got.verdicts[0].last, (unsigned long long)want);
+}
+
 TEST(verify_takes_no_rows_and_rows_of_nobody) {
     Case c = same_rows({1, 2}, {{0, 1, 0, 1, 0, 0, 0, 0, 3, 0, 0, 0}});
     PleachVerify io{};
@@ -521,7 +529,7 @@ TEST(verify_takes_no_rows_and_rows_of_nobody) {
     CHECK(launches.verify(io, -1) == PLEACH_BAD_ARGUMENT, "rows");
     CHECK((io.sequences = -1, launches.verify(io, 1)) == PLEACH_BAD_ARGUMENT, "sequences");
     io.sequences = 1;
-    for (int64_t vocab : {0, (1 << 18) + 1}) {
+    for (int64_t vocab : {0, (1 << 19) + 1}) {
         io.vocab_size = vocab;
         CHECK(launches.verify(io, 1) == PLEACH_BAD_ARGUMENT, "vocabulary of %lld", (long long)vocab);
     }

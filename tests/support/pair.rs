@@ -27,6 +27,7 @@ fn of_the_token(random: &mut fastrand::Rng, [rows, cols]: [usize; 2], kept: f32)
 pub fn write_pair(folder: &Path, config: &ModelConfig, kept: f32) {
     let (model, draft) = (folder.join("model.gguf"), folder.join("attached.gguf"));
     let config = ModelConfig { num_hidden_layers: 3, ..config.clone() };
+    let kept = kept * config.design.embedding_scale.unwrap_or(1.0);
     let adds_nothing = |name: &str| {
         let block = ["layers.0.", "layers.1."].iter().any(|block| name.contains(block));
         block && (name.contains("o_proj") || name.contains("down_proj"))

@@ -121,9 +121,14 @@ functions! {
         unsafe { start(plan) }
     }
 
-    fn silu_mul(gate: &calls::Gate, dtype: c_int) -> c_int {
+    fn gate_mul(gate: &calls::Gate, dtype: c_int) -> c_int {
         // SAFETY: as above.
-        unsafe { start(of(&FLOATS, dtype).and_then(|dtype| calls::silu_mul(*gate, dtype))) }
+        unsafe { start(of(&FLOATS, dtype).and_then(|dtype| calls::gate_mul(*gate, dtype))) }
+    }
+
+    fn soft_cap(cap: &calls::Cap) -> c_int {
+        // SAFETY: as above.
+        unsafe { start(calls::soft_cap(*cap)) }
     }
 
     fn add_bias(bias: &calls::Bias, dtype: c_int) -> c_int {

@@ -6,19 +6,28 @@ use std::sync::Arc;
 use super::calls::{self, Address, Shape};
 use super::memory::Memory;
 use super::{Batch, CudaError, Device, Table, Tensor, Weights};
-use crate::{AttentionShape, DType};
+use crate::{Activation, AttentionShape, DType};
 
 /// What [`Device::qkv_rope_write`] reads besides the rows.
 #[derive(Clone, Copy)]
 pub struct QkvInputs<'a> {
     /// `[1, q + 2 kv]`
     pub bias: Option<&'a Tensor>,
-    /// `[1, head_dim]` each: norms of every query and key head.
+    /// f32 `[1, head_dim]` each: norms of every query and key head.
     pub qk_norm: Option<&'a [Tensor; 2]>,
-    /// f32 `[max_positions, head_dim]`: cosine and sine by turns.
-    pub rotations: &'a Tensor,
+    /// f32 `[max_positions, n]`: cosine and sine by turns, where the first n values of a head turn; `None` where none does.
+    pub rotations: Option<&'a Tensor>,
     /// Epsilon of the norms.
     pub eps: f32,
+}
+
+/// What is added to the residual stream.
+#[derive(Clone, Copy)]
+pub struct Delta<'a> {
+    /// `[rows, width]`
+    pub values: &'a Tensor,
+    /// f32 `[1, width]`: a norm that the values pass through first.
+    pub norm: Option<&'a Tensor>,
 }
 
 /// Keys and values of one layer, `[blocks, kv_heads, block_size, head_dim]` each.
@@ -91,6 +100,8 @@ fn kernel_shape(shape: &AttentionShape, block_size: usize) -> Shape {
         head_dim: shape.head_dim as i32,
         block_size: block_size as i32,
         window: shape.window.map_or(0, |window| window as i32),
+        scale: shape.scale,
+        cap: shape.cap.unwrap_or(0.0),
     }
 }
 
@@ -139,11 +150,17 @@ impl Device {
         Check { what, device: self }
     }
 
-    /// `out[r] = table[tokens[r]]`: out f32 `[rows, width]`. A token outside the table gives NaN.
+    /// `out[r] = scale * table[tokens[r]]`: out f32 `[rows, width]`. A token outside the table gives NaN.
     ///
     /// # Errors
     /// If a tensor does not fit, or the launch fails.
-    pub fn embed(&self, table: &Table, batch: &Batch, out: &mut Tensor) -> Result<(), CudaError> {
+    pub fn embed(
+        &self,
+        table: &Table,
+        scale: f32,
+        batch: &Batch,
+        out: &mut Tensor,
+    ) -> Result<(), CudaError> {
         let check = self.checks("embed");
         check.memory("table", &table.memory)?;
         check.batch(batch)?;
@@ -154,20 +171,21 @@ impl Device {
             out: out.address(),
             width: table.cols as i64,
             vocab_size: table.rows as i64,
+            scale,
         };
         // SAFETY: all memory is this device's and has the shapes the kernel is told; it checks the tokens.
         unsafe { self.start(check.what, calls::embed(embed, batch.rows as i64, table.dtype)) }
     }
 
-    /// `residual += delta`, then `out = residual / rms(residual) * weight`, each `[rows, width]`. With `wanted`, of its
-    /// logit rows alone, so that `out` is `[logit_rows, width]`.
+    /// `residual += delta`, then `out = residual / rms(residual) * weight`, each `[rows, width]`, weight f32 `[1, width]`.
+    /// With `wanted`, of its logit rows alone, so that `out` is `[logit_rows, width]`.
     ///
     /// # Errors
     /// If a tensor does not fit, or the launch fails.
     pub fn add_rms_norm(
         &self,
         residual: &mut Tensor,
-        delta: Option<&Tensor>,
+        delta: Option<Delta<'_>>,
         weight: &Tensor,
         wanted: Option<&Batch>,
         out: &mut Tensor,
@@ -176,9 +194,13 @@ impl Device {
         let check = self.checks("add_rms_norm");
         let ([rows, width], dtype) = (residual.shape(), out.dtype);
         check.tensor("residual", residual, DType::F32, [rows, width])?;
-        check.tensor("weight", weight, dtype, [1, width])?;
+        check.tensor("weight", weight, DType::F32, [1, width])?;
         if let Some(delta) = delta {
-            check.tensor("delta", delta, dtype, [rows, width])?;
+            check.tensor("delta", delta.values, dtype, [rows, width])?;
+        }
+        let delta_norm = delta.and_then(|delta| delta.norm);
+        if let Some(norm) = delta_norm {
+            check.tensor("the norm of delta", norm, DType::F32, [1, width])?;
         }
         if let Some(batch) = wanted {
             check.batch(batch)?;
@@ -190,7 +212,8 @@ impl Device {
         check.tensor("out", out, dtype, [count, width])?;
         let norm = calls::Norm {
             residual: residual.address(),
-            delta: address(delta),
+            delta: address(delta.map(|delta| delta.values)),
+            delta_weight: address(delta_norm),
             weight: weight.address(),
             wanted: wanted.map_or(0, Batch::logit_rows),
             out: out.address(),
@@ -273,12 +296,11 @@ impl Device {
         check.memory("cache", &cache.keys)?;
         check.tensor("qkv", qkv, dtype, [rows, width])?;
         check.tensor("q", q, dtype, [rows, q_width])?;
-        check.tensor(
-            "rotations",
-            inputs.rotations,
-            DType::F32,
-            [batch.max_positions, shape.head_dim],
-        )?;
+        let turned = inputs.rotations.map_or(0, |rotations| rotations.cols / 2);
+        if let Some(rotations) = inputs.rotations {
+            let shape = [batch.max_positions, 2 * turned];
+            check.tensor("rotations", rotations, DType::F32, shape)?;
+        }
         check.that(batch.num_blocks <= cache.num_blocks, || {
             format!("rows of a cache of {} blocks, not {}", batch.num_blocks, cache.num_blocks)
         })?;
@@ -286,14 +308,14 @@ impl Device {
             check.tensor("bias", bias, dtype, [1, width])?;
         }
         for norm in inputs.qk_norm.into_iter().flatten() {
-            check.tensor("norm", norm, dtype, head)?;
+            check.tensor("norm", norm, DType::F32, head)?;
         }
         let io = calls::Qkv {
             qkv: qkv.address(),
             bias: address(inputs.bias),
             q_norm: address(inputs.qk_norm.map(|norms| &norms[0])),
             k_norm: address(inputs.qk_norm.map(|norms| &norms[1])),
-            rotations: inputs.rotations.address(),
+            rotations: address(inputs.rotations),
             positions: batch.positions(),
             slots: batch.slots(),
             q: q.address(),
@@ -301,7 +323,8 @@ impl Device {
             values: cache.values.address,
         };
         let shape = kernel_shape(shape, cache.block_size);
-        let rope = calls::Rope { io, shape, rows: rows as i64, eps: inputs.eps };
+        let rope =
+            calls::Rope { io, shape, rows: rows as i64, turned: turned as i32, eps: inputs.eps };
         // SAFETY: as in `embed`; positions and slots were checked against the batch's bounds, and those are the
         // rotations' and the cache's.
         unsafe { self.start(check.what, calls::qkv_rope_write(rope, dtype)) }
@@ -367,18 +390,44 @@ impl Device {
         Ok(())
     }
 
-    /// `out = silu(gate) * up`: gate_up `[rows, 2 * width]`, out `[rows, width]`.
+    /// `out = activation(gate) * up`: gate_up `[rows, 2 * width]`, out `[rows, width]`.
     ///
     /// # Errors
     /// If a tensor does not fit, or the launch fails.
-    pub fn silu_mul(&self, gate_up: &Tensor, out: &mut Tensor) -> Result<(), CudaError> {
-        let check = self.checks("silu_mul");
+    pub fn gate_mul(
+        &self,
+        activation: Activation,
+        gate_up: &Tensor,
+        out: &mut Tensor,
+    ) -> Result<(), CudaError> {
+        let check = self.checks("gate_mul");
         let ([rows, width], dtype) = (out.shape(), out.dtype);
         check.memory("out", &out.memory)?;
         check.tensor("gate_up", gate_up, dtype, [rows, 2 * width])?;
-        let (rows, width) = (rows as i64, width as i64);
-        let gate = calls::Gate { gate_up: gate_up.address(), out: out.address(), rows, width };
+        let gate = calls::Gate {
+            gate_up: gate_up.address(),
+            out: out.address(),
+            rows: rows as i64,
+            width: width as i64,
+            activation: match activation {
+                Activation::Silu => calls::SILU,
+                Activation::GeluTanh => calls::GELU_TANH,
+            },
+        };
         // SAFETY: as in `embed`.
-        unsafe { self.start(check.what, calls::silu_mul(gate, dtype)) }
+        unsafe { self.start(check.what, calls::gate_mul(gate, dtype)) }
+    }
+
+    /// `x = cap * tanh(x / cap)` of an f32 tensor.
+    ///
+    /// # Errors
+    /// If it is of another format, or the launch fails.
+    pub fn soft_cap(&self, x: &mut Tensor, cap: f32) -> Result<(), CudaError> {
+        let check = self.checks("soft_cap");
+        let shape = x.shape();
+        check.tensor("x", x, DType::F32, shape)?;
+        let values = calls::Cap { x: x.address(), count: (shape[0] * shape[1]) as i64, cap };
+        // SAFETY: as in `embed`.
+        unsafe { self.start(check.what, calls::soft_cap(values)) }
     }
 }

@@ -21,9 +21,10 @@ mod verify;
 use std::path::PathBuf;
 
 pub use batch::{Batch, BatchRows};
+pub use calls::HEAD_DIMS;
 pub use device::Device;
 pub use graph::{Graphs, PassKey};
-pub use launch::{AttentionInputs, KvLayer, QkvInputs};
+pub use launch::{AttentionInputs, Delta, KvLayer, QkvInputs};
 pub use tensor::{HostBuffer, Table, Tensor, Weights};
 pub use verify::{Draw, VerifiedRow, Verifier, VerifySequence};
 

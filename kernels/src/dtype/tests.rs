@@ -44,6 +44,22 @@ fn five_bit_codes_have_their_fifth_bits_apart() {
     assert_eq!((out[3], out[19], out[0]), (-5.0, 4.5, -8.0));
 }
 
+#[test]
+fn five_bits_are_eight_without_loss() {
+    let mut random = Random::new();
+    let blocks: Vec<u8> = (0..9)
+        .flat_map(|_| {
+            let scale = f16::from_f32(random.vec(1)[0]).to_le_bytes();
+            let codes = random.vec(20).into_iter().map(|value| value.to_bits() as u8);
+            scale.into_iter().chain(codes).collect::<Vec<_>>()
+        })
+        .collect();
+    let (mut narrow, mut wide) = ([f32::NAN; 288], [f32::NAN; 288]);
+    DType::Q5_0.dequantize(&blocks, &mut narrow);
+    DType::Q8_0.dequantize(&DType::q5_0_as_q8_0(&blocks), &mut wide);
+    assert_eq!(narrow, wide);
+}
+
 /// The worked layouts of the K-quants: one weight set, everything else zero.
 #[test]
 fn k_quants_put_each_weight_in_its_place() {

@@ -31,24 +31,6 @@ pub struct Design {
 }
 
 impl Design {
-    /// The first field that differs from Llama's, by its Hugging Face name.
-    #[must_use]
-    pub fn first_difference(&self) -> Option<&'static str> {
-        let differs = [
-            ("hidden_activation", self.activation != Activation::Silu),
-            ("post_feedforward_layernorm", self.output_norms),
-            ("norms that add 1 to their weights", self.norms_from_one),
-            ("embedding_multiplier", self.embedding_scale.is_some()),
-            ("query_pre_attn_scalar", self.query_scalar.is_some()),
-            ("attn_logit_softcapping", self.score_cap.is_some()),
-            ("final_logit_softcapping", self.logit_cap.is_some()),
-            ("rope_local_base_freq", self.local_rope.is_some()),
-            ("no_rope_layers", self.unrotated.contains(&true)),
-            ("partial_rotary_factor", self.rotated.is_some()),
-        ];
-        differs.into_iter().find(|(_, differs)| *differs).map(|(field, _)| field)
-    }
-
     /// Whether the numbers make sense beside blocks and heads of these numbers and widths.
     ///
     /// # Errors

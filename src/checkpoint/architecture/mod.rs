@@ -10,6 +10,6 @@ mod tensor_names;
 pub use attachment::{Attachment, AttachmentError, PROJECTIONS};
 pub use config::{Family, ModelConfig, SlidingWindow};
 pub use design::Design;
-pub use rope::{RopeTables, rope_divisors, rope_table, yarn_attention};
+pub use rope::{RopeTables, rope_divisors, yarn_attention};
 pub use rotary::{RopeConfig, RopeScaling};
 pub use tensor_names::{MATRICES, layer_tensor_names, tensor_names};

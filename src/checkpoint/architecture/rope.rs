@@ -39,13 +39,27 @@ impl RopeTables {
     /// If there is no such block.
     #[must_use]
     pub fn of(&self, block: usize) -> Option<&RopeTable> {
-        self.of_block[block].map(|table| &self.tables[table])
+        self.place(block).map(|table| &self.tables[table])
+    }
+
+    /// All tables.
+    #[must_use]
+    pub fn tables(&self) -> &[RopeTable] {
+        &self.tables
+    }
+
+    /// Which of the tables a block has, where it rotates.
+    ///
+    /// # Panics
+    /// If there is no such block.
+    #[must_use]
+    pub fn place(&self, block: usize) -> Option<usize> {
+        self.of_block[block]
     }
 }
 
 /// The table of one rotary embedding of a model.
-#[must_use]
-pub fn rope_table(config: &ModelConfig, rope: &RopeConfig) -> RopeTable {
+fn rope_table(config: &ModelConfig, rope: &RopeConfig) -> RopeTable {
     let (scaled, attention_factor) = scaled_frequencies(config, rope);
     let frequencies = scaled.iter().map(|f| *f as f32).collect();
     RopeTable::new(frequencies, attention_factor as f32, config.head_dim)

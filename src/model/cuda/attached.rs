@@ -7,7 +7,8 @@
 
 use std::sync::Arc;
 
-use super::layer::{Layer, Pass, Stack, run_blocks};
+use super::layer::{Block, Layer, Pass, Stack, run_blocks};
+use super::rotations::Rotations;
 use super::states::States;
 use super::workspace::{Buffers, PassBounds, Workspace};
 use crate::model::{Attachment, DraftInput, ModelConfig, Rows};
@@ -59,8 +60,7 @@ pub(super) struct TargetCache<'a> {
     /// Keys and values of all blocks of the target.
     pub(super) layers: &'a mut [KvLayer],
     pub(super) num_blocks: usize,
-    /// f32 `[positions, head_dim]`
-    pub(super) rotations: &'a Tensor,
+    pub(super) rotations: &'a Rotations,
 }
 
 impl CudaAttached {
@@ -130,7 +130,7 @@ impl CudaAttached {
     ) -> Result<(), CudaError> {
         let Parts { device, layers, attachment, .. } = &self.parts;
         self.target.set_rows(device, Batch::rows_for(logit_rows))?;
-        let positions = cache.rotations.shape()[0];
+        let positions = cache.rotations.positions();
         self.workspace.reserve(device, &layers[0].attention, bounds, positions)?;
         for tensor in [&mut self.given, &mut self.gathered, &mut self.own] {
             tensor.set_rows(Batch::rows_for(bounds.rows))?;
@@ -161,7 +161,7 @@ impl CudaAttached {
         } = parts;
         let Workspace { buffers, logits, on_host, graphs } = workspace;
         let &mut TargetCache { layers: ref mut cache, num_blocks, rotations } = cache;
-        buffers.set(device, rows, &layers[0].attention, [num_blocks, rotations.shape()[0]])?;
+        buffers.set(device, rows, &layers[0].attention, [num_blocks, rotations.positions()])?;
         let computed = buffers.batch.rows();
         logits.set_rows(computed)?;
         let [first, next] = projections;
@@ -181,22 +181,28 @@ impl CudaAttached {
         };
         own.set_rows(computed)?;
         let eps = config.rms_norm_eps as f32;
-        let pass = Pass { device, rotations, eps };
+        let pass = Pass { device, eps };
         let used = buffers.tensors().into_iter().chain([&*logits, states, own]);
         let key = PassKey::new(&buffers.batch, used);
         graphs.run(key, &mut || {
-            device.embed(embedding, &buffers.batch, &mut buffers.hidden)?;
+            device.embed(embedding, 1.0, &buffers.batch, &mut buffers.hidden)?;
             device.add_rms_norm(&mut buffers.hidden, None, ones, None, &mut buffers.normed, eps)?;
             device.matmul(&projection.token, &buffers.normed, &mut buffers.hidden, 0)?;
             device.matmul(&projection.states, states, &mut buffers.delta, 0)?;
             let kept = cache.iter_mut().enumerate();
             let kept = kept.filter(|(block, _)| attachment.blocks.contains(block));
-            let blocks = layers.iter().zip(kept.map(|(_, cache)| cache));
+            let blocks = layers.iter().zip(kept).map(|(layer, (block, cache))| Block {
+                layer,
+                cache,
+                rotations: rotations.of(block),
+            });
             run_blocks(&pass, blocks, buffers, true, &mut |_, _| Ok(()))?;
             let Buffers { hidden, normed, delta, .. } = &mut *buffers;
-            device.add_rms_norm(hidden, Some(delta), norm, None, normed, eps)?;
+            let rest = layers.last().map(|layer| layer.rest(delta));
+            device.add_rms_norm(hidden, rest, norm, None, normed, eps)?;
             device.add_rms_norm(hidden, None, ones, None, own, eps)?;
-            head.project(device, normed, logits)
+            head.project(device, normed, logits)?;
+            config.design.logit_cap.map_or(Ok(()), |cap| device.soft_cap(logits, cap))
         })?;
         on_host.read_rows(logits, std::iter::once(0..rows.len()))
     }

@@ -1,10 +1,10 @@
 //! Blocks of a decoder on a device, and a pass through them.
 
 use super::workspace::Buffers;
-use pleach_kernels::AttentionShape;
 use pleach_kernels::cuda::{
-    AttentionInputs, CudaError, Device, KvLayer, QkvInputs, Tensor, Weights,
+    AttentionInputs, CudaError, Delta, Device, KvLayer, QkvInputs, Tensor, Weights,
 };
+use pleach_kernels::{Activation, AttentionShape};
 
 /// Matrices whose outputs stand side by side; neighbours in one format are one matrix.
 pub(super) struct Stack {
@@ -39,18 +39,30 @@ pub(super) struct Layer {
     pub(super) qkv_bias: Option<Tensor>,
     pub(super) qk_norm: Option<[Tensor; 2]>,
     pub(super) output: Stack,
+    /// Norm of what attention adds to the residual stream.
+    pub(super) attention_norm: Option<Tensor>,
+    /// Norm of what the feed-forward layer reads.
     pub(super) post_norm: Tensor,
     pub(super) gate_up: Stack,
+    pub(super) activation: Activation,
     pub(super) down: Stack,
+    /// Norm of what the feed-forward layer adds to the residual stream.
+    pub(super) feed_forward_norm: Option<Tensor>,
     pub(super) attention: AttentionShape,
 }
 
 /// What all blocks of a pass read.
 pub(super) struct Pass<'a> {
     pub(super) device: &'a Device,
-    /// f32 `[positions, head_dim]`
-    pub(super) rotations: &'a Tensor,
     pub(super) eps: f32,
+}
+
+/// A block of a pass, over its keys and values.
+pub(super) struct Block<'a> {
+    pub(super) layer: &'a Layer,
+    pub(super) cache: &'a mut KvLayer,
+    /// What it turns queries and keys by, where it does.
+    pub(super) rotations: Option<&'a Tensor>,
 }
 
 impl Layer {
@@ -59,15 +71,21 @@ impl Layer {
         [&self.qkv, &self.output, &self.gate_up, &self.down].map(Stack::bytes).iter().sum()
     }
 
+    /// What the block leaves to be added, with its norm.
+    pub(super) fn rest<'a>(&'a self, delta: &'a Tensor) -> Delta<'a> {
+        Delta { values: delta, norm: self.feed_forward_norm.as_ref() }
+    }
+
     /// Computes the rows of `normed`, which are those of `hidden` behind the input norm, adds what attention adds to
     /// `hidden`, and leaves in `delta` what is to be added next.
     fn forward(
         &self,
         pass: &Pass<'_>,
         cache: &mut KvLayer,
+        rotations: Option<&Tensor>,
         buffers: &mut Buffers,
     ) -> Result<(), CudaError> {
-        let &Pass { device, rotations, eps } = pass;
+        let &Pass { device, eps } = pass;
         let Buffers { batch, hidden, normed, qkv, q, attended, delta, gate_up, inner, partial } =
             buffers;
         self.qkv.project(device, normed, qkv)?;
@@ -80,30 +98,35 @@ impl Layer {
         device.qkv_rope_write(qkv, &inputs, batch, q, cache)?;
         device.paged_attention(&AttentionInputs { q, cache }, batch, partial, attended)?;
         self.output.project(device, attended, delta)?;
-        device.add_rms_norm(hidden, Some(delta), &self.post_norm, None, normed, eps)?;
+        let attention = Delta { values: delta, norm: self.attention_norm.as_ref() };
+        device.add_rms_norm(hidden, Some(attention), &self.post_norm, None, normed, eps)?;
         self.gate_up.project(device, normed, gate_up)?;
-        device.silu_mul(gate_up, inner)?;
+        device.gate_mul(self.activation, gate_up, inner)?;
         self.down.project(device, inner, delta)
     }
 }
 
-/// Runs blocks, each over its keys and values, on the rows in `hidden`, and on `delta` beside them where that is to be
-/// `added` before the first. What the last block adds is left in `delta`. `observe` is called with the number of blocks
+/// Runs blocks on the rows in `hidden`, and on `delta` beside them where that is to be `added` before the first. What the
+/// last block adds is left in `delta`: its [`rest`](Layer::rest). `observe` is called with the number of blocks
 /// behind which the rows stand in `hidden`, before each block.
 pub(super) fn run_blocks<'a>(
     pass: &Pass<'_>,
-    blocks: impl Iterator<Item = (&'a Layer, &'a mut KvLayer)>,
+    blocks: impl Iterator<Item = Block<'a>>,
     buffers: &mut Buffers,
-    mut added: bool,
+    added: bool,
     observe: &mut dyn FnMut(usize, &mut Buffers) -> Result<(), CudaError>,
 ) -> Result<(), CudaError> {
-    for (index, (layer, cache)) in blocks.enumerate() {
+    let mut before: Option<&Layer> = None;
+    for (index, Block { layer, cache, rotations }) in blocks.enumerate() {
         let Buffers { hidden, normed, delta, .. } = buffers;
-        let delta = added.then_some(&*delta);
+        let delta = match before {
+            Some(before) => Some(before.rest(delta)),
+            None => added.then_some(Delta { values: delta, norm: None }),
+        };
         pass.device.add_rms_norm(hidden, delta, &layer.input_norm, None, normed, pass.eps)?;
         observe(index, buffers)?;
-        layer.forward(pass, cache, buffers)?;
-        added = true;
+        layer.forward(pass, cache, rotations, buffers)?;
+        before = Some(layer);
     }
     Ok(())
 }

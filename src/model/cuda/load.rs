@@ -11,10 +11,7 @@ use crate::checkpoint::{Checkpoint, RawTensor};
 use crate::model::decoder::{check_draft, check_shape};
 use crate::model::{ModelConfig, ModelError, PROJECTIONS};
 use pleach_kernels::DType;
-use pleach_kernels::cuda::{Device, Table, Tensor, Weights};
-
-/// Head widths the attention kernel takes.
-const HEAD_DIMS: [usize; 2] = [64, 128];
+use pleach_kernels::cuda::{Device, HEAD_DIMS, Table, Tensor, Weights};
 
 /// Reads tensors, checks their shapes, and copies them to the device.
 struct Loader<'a> {
@@ -24,7 +21,7 @@ struct Loader<'a> {
 }
 
 /// The format of activations and of float weights: that of the file's float matrices; BF16, whose range no model
-/// leaves, where they are F32 or quantised.
+/// leaves, where they are F32 or quantised, or the model norms what its blocks add: Gemma's leaves the range of F16.
 fn activation_dtype(checkpoint: &Checkpoint) -> Result<DType, ModelError> {
     let mut found = Vec::new();
     for name in
@@ -35,14 +32,19 @@ fn activation_dtype(checkpoint: &Checkpoint) -> Result<DType, ModelError> {
         }
     }
     let f16 = found.contains(&DType::F16) && !found.contains(&DType::BF16);
-    Ok(if f16 { DType::F16 } else { DType::BF16 })
+    Ok(if f16 && !checkpoint.config.design.output_norms { DType::F16 } else { DType::BF16 })
 }
 
 impl Loader<'_> {
-    /// A matrix as the file stores it. Float matrices of another format than the activations' are rounded to that.
+    /// A matrix as the file stores it. Float matrices of another format than the activations' are rounded to that; codes of
+    /// 5 bits without minima are written in 8.
     fn stored(&mut self, name: &str, shape: [usize; 2]) -> Result<RawTensor, ModelError> {
         let mut tensor = self.checkpoint.tensor(name)?;
         check_shape(name, &tensor.shape, &shape)?;
+        if tensor.dtype == DType::Q5_0 {
+            tensor.data = DType::q5_0_as_q8_0(&tensor.data);
+            tensor.dtype = DType::Q8_0;
+        }
         if !tensor.dtype.is_quantized() && tensor.dtype != self.dtype {
             tensor.data = self.dtype.quantize(&tensor.to_f32()).expect("invariant: a float format");
             tensor.dtype = self.dtype;
@@ -50,10 +52,15 @@ impl Loader<'_> {
         Ok(tensor)
     }
 
-    fn vector(&mut self, name: &str, len: usize) -> Result<Tensor, ModelError> {
+    /// The weights of a norm, as it multiplies by them, in f32.
+    fn norm(&mut self, name: &str, len: usize) -> Result<Tensor, ModelError> {
         let tensor = self.checkpoint.tensor(name)?;
         check_shape(name, &tensor.shape, &[len])?;
-        Ok(Tensor::from_f32(self.device, self.dtype, [1, len], &tensor.to_f32())?)
+        let mut weights = tensor.to_f32();
+        if self.checkpoint.config.design.norms_from_one {
+            weights.iter_mut().for_each(|weight| *weight += 1.0);
+        }
+        Ok(Tensor::from_f32(self.device, DType::F32, [1, len], &weights)?)
     }
 
     fn table(&mut self, name: &str, shape: [usize; 2]) -> Result<Table, ModelError> {
@@ -121,19 +128,31 @@ impl Loader<'_> {
         let gate_up = ["gate_proj", "up_proj"].map(|part| (name(&format!("mlp.{part}")), inner));
         let q_norm = name("self_attn.q_norm.weight");
         let qk_norm = if self.checkpoint.has(&q_norm) {
-            Some([self.vector(&q_norm, dim)?, self.vector(&name("self_attn.k_norm.weight"), dim)?])
+            Some([self.norm(&q_norm, dim)?, self.norm(&name("self_attn.k_norm.weight"), dim)?])
         } else {
             None
         };
+        let behind_attention = self.norm(&name("post_attention_layernorm.weight"), hidden)?;
+        let (attention_norm, post_norm, feed_forward_norm) = if config.design.output_norms {
+            let [before, behind] =
+                ["pre", "post"].map(|place| name(&format!("{place}_feedforward_layernorm.weight")));
+            let behind = self.norm(&behind, hidden)?;
+            (Some(behind_attention), self.norm(&before, hidden)?, Some(behind))
+        } else {
+            (None, behind_attention, None)
+        };
         Ok(Layer {
-            input_norm: self.vector(&name("input_layernorm.weight"), hidden)?,
+            input_norm: self.norm(&name("input_layernorm.weight"), hidden)?,
             qkv_bias: self.bias(&qkv)?,
             qkv: self.stack(&qkv, hidden)?,
             qk_norm,
             output: self.biased(&[(name("self_attn.o_proj"), hidden)], q)?,
-            post_norm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
+            attention_norm,
+            post_norm,
             gate_up: self.biased(&gate_up, hidden)?,
+            activation: config.design.activation,
             down: self.biased(&[(name("mlp.down_proj"), hidden)], inner)?,
+            feed_forward_norm,
             attention: config.attention(index),
         })
     }
@@ -167,7 +186,7 @@ impl Loader<'_> {
         let layers = (0..config.num_hidden_layers)
             .map(|index| self.layer(&config, index))
             .collect::<Result<_, _>>()?;
-        Ok((layers, self.vector("model.norm.weight", config.hidden_size)?))
+        Ok((layers, self.norm("model.norm.weight", config.hidden_size)?))
     }
 
     fn assemble(
@@ -197,12 +216,8 @@ impl CudaDecoder {
     pub fn check(config: &ModelConfig) -> Result<(), ModelError> {
         if !HEAD_DIMS.contains(&config.head_dim) {
             let reason =
-                format!("heads of {} values; CUDA kernels take 64 and 128", config.head_dim);
+                format!("heads of {} values; CUDA kernels take {HEAD_DIMS:?}", config.head_dim);
             return Err(ModelError::Unsupported { what: "head_dim".into(), reason });
-        }
-        if let Some(field) = config.design.first_difference() {
-            let reason = "only the CPU computes this".into();
-            return Err(ModelError::Unsupported { what: field.into(), reason });
         }
         Ok(())
     }

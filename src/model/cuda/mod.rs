@@ -9,6 +9,7 @@ mod draft;
 mod layer;
 mod lender;
 mod load;
+mod rotations;
 mod runner;
 mod states;
 mod verify;

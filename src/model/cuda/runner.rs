@@ -4,22 +4,21 @@ use std::sync::Arc;
 
 use super::attached::{CudaAttached, TargetCache};
 use super::decoder::CudaDecoder;
-use super::layer::{Layer, Pass, run_blocks};
+use super::layer::{Block, Layer, Pass, run_blocks};
+use super::rotations::Rotations;
 use super::verify;
 use super::workspace::{Buffers, PassBounds, Workspace};
 use crate::kv_cache::BLOCK_SIZE;
 use crate::model::{
     AttachedForward, DraftInput, Drafter, Forward, ModelConfig, OutOfMemory, RoundResult, Rows,
-    VerifyTask, rope_table,
+    VerifyTask,
 };
-use pleach_kernels::DType;
-use pleach_kernels::cuda::{CudaError, Device, Graphs, KvLayer, PassKey, Tensor, Verifier};
+use pleach_kernels::cuda::{CudaError, Device, Graphs, KvLayer, PassKey, Verifier};
 
 /// Owns a decoder on a device, its K/V cache and its work space, and perhaps a drafter that reads them.
 pub struct CudaRunner {
     decoder: CudaDecoder,
-    /// f32 `[positions, head_dim]`
-    rotations: Tensor,
+    rotations: Rotations,
     /// The final norm, on the host.
     norm: Vec<f32>,
     cache: Vec<KvLayer>,
@@ -42,9 +41,7 @@ impl CudaRunner {
         positions: usize,
     ) -> Result<Self, CudaError> {
         let CudaDecoder { device, config, .. } = &decoder;
-        let table = rope_table(config, &config.rope).rotations(positions);
-        let shape = [positions, config.head_dim];
-        let rotations = Tensor::from_f32(device, DType::F32, shape, &table)?;
+        let rotations = Rotations::new(device, config, positions)?;
         let workspace = Workspace::new(device, config, decoder.dtype, decoder.head_rows())?;
         let norm = decoder.norm.row(0)?;
         let verifier = Verifier::new(device)?;
@@ -97,7 +94,7 @@ impl CudaRunner {
     /// If the device has too little memory, or fails.
     pub fn reserve(&mut self, bounds: PassBounds) -> Result<(), CudaError> {
         let Self { decoder, rotations, workspace, verifier, .. } = self;
-        let positions = rotations.shape()[0];
+        let positions = rotations.positions();
         workspace.reserve(&decoder.device, &decoder.layers[0].attention, bounds, positions)?;
         let PassBounds { sequences, logit_rows, decides, drafted, .. } = bounds;
         if decides {
@@ -186,7 +183,7 @@ impl CudaRunner {
         let CudaDecoder { device, config, layers, embedding, norm, head, .. } = &*decoder;
         let Workspace { buffers, logits, graphs, .. } = workspace;
         let eps = config.rms_norm_eps as f32;
-        let bounds = [self.num_blocks, rotations.shape()[0]];
+        let bounds = [self.num_blocks, rotations.positions()];
         buffers.set(device, rows, &layers[0].attention, bounds)?;
         let [computed, wanted] = [buffers.batch.rows(), buffers.batch.wanted()];
         logits.set_rows(wanted)?;
@@ -197,23 +194,30 @@ impl CudaRunner {
         let kept = states.iter().flat_map(|states| states.tensors());
         let used = buffers.tensors().into_iter().chain([&*logits]).chain(kept);
         let key = PassKey::new(&buffers.batch, used);
-        let pass = Pass { device, rotations, eps };
+        let pass = Pass { device, eps };
+        let embedding_scale = config.design.embedding_scale.unwrap_or(1.0);
         graphs.run(key, &mut || {
-            device.embed(embedding, &buffers.batch, &mut buffers.hidden)?;
+            device.embed(embedding, embedding_scale, &buffers.batch, &mut buffers.hidden)?;
             let mut keep = |blocks: usize, buffers: &mut Buffers| match &mut states {
                 Some(states) if wanted > 0 => states.keep(blocks, device, buffers),
                 _ => Ok(()),
             };
-            let blocks = layers.iter().zip(&mut *cache);
-            run_blocks(&pass, blocks, buffers, false, &mut keep)?;
+            run_blocks(&pass, blocks(layers, cache, rotations), buffers, false, &mut keep)?;
+            let Buffers { batch, hidden, normed, delta, .. } = &mut *buffers;
+            let mut rest = layers.last().map(|layer| layer.rest(delta));
+            if adds_at_once(layers) {
+                device.add_rms_norm(hidden, rest.take(), norm, None, normed, eps)?;
+            }
             if wanted == 0 {
                 return Ok(());
             }
             // Only the wanted rows are normed and multiplied.
-            let Buffers { batch, hidden, normed, delta, .. } = &mut *buffers;
             normed.set_rows(wanted)?;
-            device.add_rms_norm(hidden, Some(delta), norm, Some(batch), normed, eps)?;
+            device.add_rms_norm(hidden, rest, norm, Some(batch), normed, eps)?;
             head.project(device, normed, logits)?;
+            if let Some(cap) = config.design.logit_cap {
+                device.soft_cap(logits, cap)?;
+            }
             normed.set_rows(computed)?;
             keep(layers.len(), buffers)
         })?;
@@ -241,17 +245,19 @@ impl CudaRunner {
         let CudaDecoder { device, config, layers, embedding, norm, .. } = &*decoder;
         let Workspace { buffers, on_host, .. } = workspace;
         let eps = config.rms_norm_eps as f32;
-        let bounds = [self.num_blocks, rotations.shape()[0]];
+        let bounds = [self.num_blocks, rotations.positions()];
         buffers.set(device, rows, &layers[0].attention, bounds)?;
-        device.embed(embedding, &buffers.batch, &mut buffers.hidden)?;
+        let embedding_scale = config.design.embedding_scale.unwrap_or(1.0);
+        device.embed(embedding, embedding_scale, &buffers.batch, &mut buffers.hidden)?;
         let mut show = |blocks: usize, buffers: &mut Buffers| {
             observe(blocks, on_host.read_rows(&buffers.hidden, std::iter::once(0..rows.len()))?);
             Ok(())
         };
-        let pass = Pass { device, rotations, eps };
-        run_blocks(&pass, layers.iter().zip(cache), buffers, false, &mut show)?;
+        let pass = Pass { device, eps };
+        run_blocks(&pass, blocks(layers, cache, rotations), buffers, false, &mut show)?;
         let Buffers { hidden, normed, delta, .. } = &mut *buffers;
-        device.add_rms_norm(hidden, Some(delta), norm, None, normed, eps)?;
+        let rest = layers.last().map(|layer| layer.rest(delta));
+        device.add_rms_norm(hidden, rest, norm, None, normed, eps)?;
         show(layers.len(), buffers)?;
         // What the last block added is in all rows already.
         self.logit_rows = (0..rows.len() as u32).collect();
@@ -315,7 +321,8 @@ impl CudaRunner {
     fn residual(&self, row: usize) -> Result<Vec<f32>, CudaError> {
         let Buffers { hidden, delta, .. } = &self.workspace.buffers;
         let mut values = hidden.row(row)?;
-        if self.logit_rows.binary_search(&(row as u32)).is_err() {
+        let added = self.logit_rows.binary_search(&(row as u32)).is_ok();
+        if !added && !adds_at_once(&self.decoder.layers) {
             values.iter_mut().zip(delta.row(row)?).for_each(|(value, delta)| *value += delta);
         }
         Ok(values)
@@ -324,6 +331,22 @@ impl CudaRunner {
 
 /// What is left to say of a runner's drafter where `attached` has given it away.
 const ATTACHED: &str = "invariant: `attached` gives a runner with a drafter";
+
+/// The blocks of a pass, each over its keys and values.
+fn blocks<'a>(
+    layers: &'a [Layer],
+    cache: &'a mut [KvLayer],
+    rotations: &'a Rotations,
+) -> impl Iterator<Item = Block<'a>> {
+    let blocks = layers.iter().zip(cache).enumerate();
+    blocks.map(|(block, (layer, cache))| Block { layer, cache, rotations: rotations.of(block) })
+}
+
+/// Whether a pass adds what the last block leaves in all rows, and not in those alone that have logits: where it is normed
+/// first, which the host does not do to the bit.
+fn adds_at_once(layers: &[Layer]) -> bool {
+    layers.last().is_some_and(|layer| layer.feed_forward_norm.is_some())
+}
 
 /// # Panics
 /// If a token lies outside the vocabulary.

@@ -13,7 +13,7 @@ pub(super) struct States {
     numbers: Vec<usize>,
     /// `[logit_rows, hidden]` of each.
     values: Vec<Tensor>,
-    /// `[1, hidden]`: a norm without weights.
+    /// f32 `[1, hidden]`: a norm without weights.
     pub(super) ones: Tensor,
     eps: f32,
     on_host: HostBuffer,
@@ -33,7 +33,7 @@ impl States {
         Ok(Self {
             numbers: numbers.to_vec(),
             values: numbers.iter().map(tensor).collect::<Result<_, _>>()?,
-            ones: Tensor::from_f32(device, dtype, [1, width], &vec![1.0; width])?,
+            ones: Tensor::from_f32(device, DType::F32, [1, width], &vec![1.0; width])?,
             eps,
             on_host: HostBuffer::new(device)?,
             width,

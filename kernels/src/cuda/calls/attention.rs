@@ -1,9 +1,14 @@
 //! Attention over the paged cache: `attention.cu`.
 
+use std::f32::consts::LOG2_E;
+
 use super::{
     Address, Launch, MAX_GRID_X, MAX_GRID_YZ, Plan, Unfit, WARP, div_up, fit, float, kernel,
 };
 use crate::DType;
+
+/// Widths of heads that attention takes.
+pub const HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
 
 /// Positions that one block attends to.
 const SPLIT: i64 = 256;
@@ -17,6 +22,8 @@ pub(crate) struct Shape {
     pub(crate) head_dim: i32,
     pub(crate) block_size: i32,
     pub(crate) window: i32,
+    pub(crate) scale: f32,
+    pub(crate) cap: f32,
 }
 
 impl Shape {
@@ -51,6 +58,7 @@ pub(crate) struct Attend {
     sequences: i64,
     splits: i64,
     scale: f32,
+    cap_scale: f32,
 }
 
 /// Bytes of work space for `rows` rows of sequences of at most `max_length` positions, rows included. Rows are
@@ -79,10 +87,14 @@ pub(crate) fn paged_attention(
     if rows == 0 || sequences == 0 {
         return Ok(Vec::new());
     }
-    fit(max_length > 0 && matches!(shape.head_dim, 64 | 128))?;
+    fit(max_length > 0 && HEAD_DIMS.contains(&(shape.head_dim as usize)))?;
     let (dim, splits) = (shape.head_dim as u32, div_up(max_length, SPLIT));
-    let scale = std::f32::consts::LOG2_E / (dim as f32).sqrt();
-    let arguments = Attend { io, shape, rows, sequences, splits, scale };
+    let (scale, cap_scale) = if shape.cap > 0.0 {
+        (LOG2_E, 2.0 * LOG2_E * shape.scale / shape.cap)
+    } else {
+        (LOG2_E * shape.scale, 0.0)
+    };
+    let arguments = Attend { io, shape, rows, sequences, splits, scale, cap_scale };
     // Tiles of 16 pairs of a row and a head; each sequence leaves at most one tile unfilled.
     let tiles = rows * (heads / kv_heads) / 16 + sequences;
     let mut launches = vec![Launch {

@@ -12,6 +12,7 @@ use crate::DType;
 pub(crate) struct Norm {
     pub(crate) residual: Address,
     pub(crate) delta: Address,
+    pub(crate) delta_weight: Address,
     pub(crate) weight: Address,
     pub(crate) wanted: Address,
     pub(crate) out: Address,
@@ -24,6 +25,10 @@ pub(crate) fn add_rms_norm(arguments: Norm, rows: i64, dtype: DType) -> Plan<Nor
     line(kernel("add_rms_norm", float(dtype)?, 0), rows, 8 * WARP, arguments)
 }
 
+/// `PleachActivation`
+pub(crate) const SILU: u32 = 0;
+pub(crate) const GELU_TANH: u32 = 1;
+
 /// `PleachGate`
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
@@ -32,6 +37,24 @@ pub(crate) struct Gate {
     pub(crate) out: Address,
     pub(crate) rows: i64,
     pub(crate) width: i64,
+    pub(crate) activation: u32,
+}
+
+/// `PleachCap`
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Cap {
+    pub(crate) x: Address,
+    pub(crate) count: i64,
+    pub(crate) cap: f32,
+}
+
+/// Threads of a block that each have a value or a column.
+const THREADS: i64 = 256;
+
+pub(crate) fn soft_cap(arguments: Cap) -> Plan<Cap> {
+    fit(arguments.count >= 0 && arguments.cap > 0.0)?;
+    line(kernel("soft_cap", "", 0), div_up(arguments.count, THREADS), THREADS, arguments)
 }
 
 /// `PleachBias`
@@ -46,7 +69,6 @@ pub(crate) struct Bias {
 
 /// A thread a column; blocks take further rows by turns.
 fn columns<A>(kernel: Kernel, rows: i64, width: i64, arguments: A) -> Plan<A> {
-    const THREADS: i64 = 256;
     const MOST_ROWS: i64 = 4096;
     rows_fit(rows, width)?;
     if rows == 0 {
@@ -56,8 +78,8 @@ fn columns<A>(kernel: Kernel, rows: i64, width: i64, arguments: A) -> Plan<A> {
     Ok(vec![Launch { kernel, grid, block: THREADS as u32, arguments }])
 }
 
-pub(crate) fn silu_mul(arguments: Gate, dtype: DType) -> Plan<Gate> {
-    let kernel = kernel("silu_mul", float(dtype)?, 0);
+pub(crate) fn gate_mul(arguments: Gate, dtype: DType) -> Plan<Gate> {
+    let kernel = kernel("gate_mul", float(dtype)?, 0);
     columns(kernel, arguments.rows, arguments.width, arguments)
 }
 
@@ -89,20 +111,21 @@ pub(crate) struct Rope {
     pub(crate) io: Qkv,
     pub(crate) shape: Shape,
     pub(crate) rows: i64,
+    pub(crate) turned: i32,
     pub(crate) eps: f32,
 }
 
 pub(crate) fn qkv_rope_write(arguments: Rope, dtype: DType) -> Plan<Rope> {
     /// A head's halves lie in so many numbers of each lane.
-    const MOST_PAIRS: i64 = 2;
+    const MOST_PAIRS: i64 = 4;
     const WARPS: i64 = 4;
-    let Rope { shape, rows, .. } = arguments;
+    let Rope { shape, rows, turned, .. } = arguments;
     shape.fits()?;
     let dim = i64::from(shape.head_dim);
     let heads = i64::from(shape.heads) + 2 * i64::from(shape.kv_heads);
     rows_fit(rows, dim)?;
     fit(dim % 2 == 0 && dim <= 2 * MOST_PAIRS * WARP && shape.block_size > 0)?;
-    fit(rows <= MAX_GRID_X / heads)?;
+    fit(rows <= MAX_GRID_X / heads && (0..=dim / 2).contains(&i64::from(turned)))?;
     let kernel = kernel("qkv_rope_write", float(dtype)?, 0);
     line(kernel, div_up(rows * heads, WARPS), WARPS * WARP, arguments)
 }
@@ -116,6 +139,7 @@ pub(crate) struct Embed {
     pub(crate) out: Address,
     pub(crate) width: i64,
     pub(crate) vocab_size: i64,
+    pub(crate) scale: f32,
 }
 
 pub(crate) fn embed(arguments: Embed, rows: i64, table: DType) -> Plan<Embed> {

@@ -6,9 +6,11 @@ mod fused;
 mod matmul;
 mod verify;
 
+pub use attention::HEAD_DIMS;
 pub(super) use attention::{Attention, Shape, attention_workspace, paged_attention};
 pub(super) use fused::{
-    Bias, Embed, Gate, Norm, Qkv, Rope, add_bias, add_rms_norm, embed, qkv_rope_write, silu_mul,
+    Bias, Cap, Embed, GELU_TANH, Gate, Norm, Qkv, Rope, SILU, add_bias, add_rms_norm, embed,
+    gate_mul, qkv_rope_write, soft_cap,
 };
 pub(super) use matmul::{Pack, Product, matmul, pack, packed_bytes};
 pub(super) use verify::{Scatter, Verify, scatter, verify};

@@ -25,7 +25,7 @@ pub(crate) struct Verify {
 
 pub(crate) fn verify(arguments: Verify, rows: i64) -> Plan<Verify> {
     fit((0..=MAX_GRID_X).contains(&rows) && arguments.sequences >= 0)?;
-    fit((1..=1 << 18).contains(&arguments.vocab_size))?;
+    fit((1..=1 << 19).contains(&arguments.vocab_size))?;
     let rows = if arguments.sequences == 0 { 0 } else { rows };
     line(kernel("verify", "", 0), rows, VERIFY_THREADS, arguments)
 }
