@@ -74,7 +74,7 @@ fn products_norms_and_gates() {
     let x = (x * 4.0).unwrap();
     for activation in [Activation::Silu, Activation::GeluTanh] {
         let gate = |inputs: &[Tensor], backend: &Backend| gate_mul(backend, &inputs[0], activation);
-        agree(&format!("{activation:?}"), &[x.clone()], gate);
+        agree(&format!("{activation:?}"), std::slice::from_ref(&x), gate);
     }
 }
 
@@ -212,15 +212,20 @@ fn losses() {
         (mixture, Some(2.0)),
     ] {
         let tallies = std::cell::RefCell::new(Vec::new());
-        agree(&format!("loss, {divergence:?}, {cap:?}"), &[hidden.clone()], |inputs, backend| {
-            let rows = Arc::new(Frozen::new(&head, width, backend)?);
-            let head = Head { rows: &rows, cap };
-            let targets = targets.clone();
-            let (loss, tally) = distill_loss(backend, &inputs[0], head, targets, divergence, true)?;
-            assert!((f64::from(loss.to_scalar::<f32>()?) / tally.loss - 1.0).abs() < 1e-4);
-            tallies.borrow_mut().push(tally);
-            Ok(loss)
-        });
+        agree(
+            &format!("loss, {divergence:?}, {cap:?}"),
+            std::slice::from_ref(&hidden),
+            |inputs, backend| {
+                let rows = Arc::new(Frozen::new(&head, width, backend)?);
+                let head = Head { rows: &rows, cap };
+                let targets = targets.clone();
+                let (loss, tally) =
+                    distill_loss(backend, &inputs[0], head, targets, divergence, true)?;
+                assert!((f64::from(loss.to_scalar::<f32>()?) / tally.loss - 1.0).abs() < 1e-4);
+                tallies.borrow_mut().push(tally);
+                Ok(loss)
+            },
+        );
         let [own, composed] = tallies.borrow()[..] else { panic!("two backends") };
         assert_eq!(own.rows, composed.rows);
         // A product in bf16 may see two columns change places.
