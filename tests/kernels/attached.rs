@@ -151,8 +151,8 @@ pub(crate) fn steps_agree_with_the_cpu() {
         (deep(Family::Qwen2), DType::F16, [&[3], &[4]], 0.01),
         (deep(Family::Qwen3), DType::Q8_0, [&[0, 2, 3], &[0, 2]], 0.06),
         (wide, DType::Q4_K, [&[2, 3], &[2, 4]], 0.08),
-        (gemma3(4), DType::BF16, [&[1, 2], &[1, 4]], 0.08),
-        (gemma2(4), DType::Q8_0, [&[0, 3], &[0, 3]], 0.08),
+        (gemma3(4), DType::BF16, [&[1, 2], &[1, 4]], 0.1),
+        (gemma2(4), DType::Q8_0, [&[0, 3], &[0, 3]], 0.1),
     ];
     for (config, dtype, blocks_and_states, tolerance) in models {
         let seed = fastrand::u64(..);

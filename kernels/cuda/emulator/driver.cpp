@@ -54,9 +54,10 @@ thread_local void *current = nullptr;
 struct Memory {
     std::mutex lock;
     size_t total = size_t(1) << 30, used = 0;
-    std::unordered_map<void *, size_t> blocks;
+    // A thread may give memory back while the program ends: these outlive it.
+    std::unordered_map<void *, size_t> &blocks = *new std::unordered_map<void *, size_t>;
     uint64_t calls = 0, failing = 0, allocations = 0;
-    std::unordered_set<const void *> loaded;
+    std::unordered_set<const void *> &loaded = *new std::unordered_set<const void *>;
 
     Memory() {
         if (const char *bytes = std::getenv("EMULATOR_MEMORY")) total = std::strtoull(bytes, nullptr, 10);
