@@ -26,11 +26,16 @@ fn driver() -> &'static Path {
 
 /// A command where a device is.
 fn with_device(folder: &Path, line: &str) -> Output {
+    with_memory(folder, line, MEMORY)
+}
+
+/// A command where a device has so many bytes.
+fn with_memory(folder: &Path, line: &str, bytes: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pleach-tools"))
         .args(line.split_whitespace())
         .current_dir(folder)
         .env("LD_LIBRARY_PATH", driver())
-        .env("EMULATOR_MEMORY", MEMORY)
+        .env("EMULATOR_MEMORY", bytes)
         .output()
         .unwrap()
 }
@@ -212,6 +217,49 @@ pub(crate) fn blocks_are_measured_on_a_device() {
     };
     let cosine = dot(&there, &here) / (dot(&there, &there) * dot(&here, &here)).sqrt();
     assert!(there != here && cosine > 0.99, "{cosine}");
+}
+
+/// What a device does not compute or hold is computed on the processor where the choice is left, with the processor's
+/// numbers, and refused where the device is named.
+pub(crate) fn the_processor_computes_what_a_device_does_not() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    write(folder);
+    letters::write(&folder.join("other.gguf"), 128);
+    let none = "weights do not fit onto the device";
+    for (case, (model, memory, reason)) in [
+        ("other.gguf", MEMORY, "head_dim"),
+        ("model.gguf", "200000", none),
+        ("model.gguf", "1500000", "--gpu-memory-utilization"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let generate = |out: &str| {
+            format!(
+                "generate --model {model} --prompts prompts.jsonl --max-prompt-tokens 64 --max-tokens 8 \
+                 --top-logprobs 2 --out {case}-{out}.jsonl"
+            )
+        };
+        let output = with_memory(folder, &generate("auto"), memory);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{case}: {told}");
+        assert!(told.contains("computing on the CPU") && told.contains(reason), "{case}: {told}");
+        run(folder, &generate("cpu"));
+        let bytes = |out: &str| std::fs::read(folder.join(format!("{case}-{out}.jsonl.topk")));
+        assert_eq!(bytes("auto").unwrap(), bytes("cpu").unwrap());
+        let named = format!("{} --device cuda", generate("cuda"));
+        let error = refused(&with_memory(folder, &named, memory));
+        assert!(error.contains(reason), "{case}: {error}");
+    }
+    // A draft that does not fit is missed, not left out.
+    let evaluate = "evaluate --model model.gguf --draft attached.gguf --prompts prompts.jsonl --max-tokens 4 --json e.json";
+    for memory in (1..20).map(|step| (step * 400_000).to_string()) {
+        let output = with_memory(folder, evaluate, &memory);
+        assert!(output.status.success(), "{memory}: {}", String::from_utf8_lossy(&output.stderr));
+        let found = read(&folder.join("e.json"));
+        assert!(found["draft_tokens"].as_u64() > Some(0), "{memory}: {found}");
+    }
 }
 
 /// Without a driver, without a device, or without so many, a device that is named is missed, and what helps is said.

@@ -74,11 +74,15 @@ fn main() {
     };
     let mut trials: Vec<Trial> = tests.map(trial).into();
     let compiles = emulator::compiles();
-    let compiled: [(&str, fn()); 4] = [
+    let compiled: [(&str, fn()); 5] = [
         ("devices::a_device_is_benched", devices::a_device_is_benched),
         ("devices::a_model_is_scored_on_a_device", devices::a_model_is_scored_on_a_device),
         ("devices::answers_are_written_on_a_device", devices::answers_are_written_on_a_device),
         ("devices::blocks_are_measured_on_a_device", devices::blocks_are_measured_on_a_device),
+        (
+            "devices::the_processor_computes_what_a_device_does_not",
+            devices::the_processor_computes_what_a_device_does_not,
+        ),
     ];
     trials.extend(compiled.map(|(name, test)| {
         Trial::ignorable_test(name, move || {
