@@ -178,7 +178,7 @@ impl EngineLimits {
     pub fn check_draft(
         &self,
         config: &ModelConfig,
-        draft_vocab: Option<&Arc<[u32]>>,
+        draft_vocab: Option<&[u32]>,
     ) -> Result<(), EngineError> {
         let target = self.vocab_size;
         if config.vocab_size != target {

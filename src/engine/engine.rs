@@ -85,7 +85,7 @@ impl Engine {
         let (mut limits, num_blocks) =
             config.resolve(target.config(), own.or(attached).as_ref())?;
         if let Some(draft) = &standalone {
-            limits.check_draft(draft.config(), draft.draft_vocab())?;
+            limits.check_draft(draft.config(), draft.draft_vocab().map(|vocab| &**vocab))?;
         }
         let draft = match standalone {
             _ if limits.num_speculative_tokens == 0 => None,
@@ -336,7 +336,8 @@ impl Engine {
         candidate: Candidate,
         wanted: u64,
     ) -> Result<(), EngineError> {
-        self.limits.check_draft(candidate.config(), candidate.draft_vocab())?;
+        let vocab = candidate.draft_vocab().map(|vocab| &**vocab);
+        self.limits.check_draft(candidate.config(), vocab)?;
         if self.limits.num_speculative_tokens == 0 {
             return Err(EngineError::NoSpeculation);
         }

@@ -15,6 +15,7 @@ use super::{
     Candidate, Comparison, Engine, EngineError, EngineLimits, Event, FinishReason, Request,
     RequestError, RequestId,
 };
+use crate::model::ModelConfig;
 
 /// Why a request was not taken on.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -128,6 +129,21 @@ impl EngineHandle {
         let _ = self.commands.send(Command::Stop);
     }
 
+    /// Checks that a draft of this shape, whose head has rows for these tokens where it is trimmed, can be compared.
+    ///
+    /// # Errors
+    /// [`EngineError`] if it cannot draft for the target.
+    pub fn check_draft(
+        &self,
+        config: &ModelConfig,
+        draft_vocab: Option<&[u32]>,
+    ) -> Result<(), EngineError> {
+        if self.limits.num_speculative_tokens == 0 {
+            return Err(EngineError::NoSpeculation);
+        }
+        self.limits.check_draft(config, draft_vocab)
+    }
+
     /// Has a draft model compared with the one that serves, on `wanted` tokens, and put in its place if it
     /// promises more; see [`Engine::compare`]. Its cache must have [`num_blocks`](Self::num_blocks).
     ///
@@ -139,10 +155,7 @@ impl EngineHandle {
         candidate: Candidate,
         wanted: u64,
     ) -> Result<(), EngineError> {
-        if self.limits.num_speculative_tokens == 0 {
-            return Err(EngineError::NoSpeculation);
-        }
-        self.limits.check_draft(candidate.config(), candidate.draft_vocab())?;
+        self.check_draft(candidate.config(), candidate.draft_vocab().map(|vocab| &**vocab))?;
         // An engine that has stopped compares nothing, and says so to whoever asks it for tokens.
         let _ = self.commands.send(Command::Compare(name, candidate, wanted));
         Ok(())
@@ -223,6 +236,8 @@ fn turn(
     if next.is_none() && !engine.has_work() {
         return false;
     }
+    // A draft that is given up is freed in a turn too: no other engine records a pass on its device meanwhile.
+    let own = turns.take();
     while let Some(command) = next {
         match command {
             Command::Submit(submission) => take_on(engine, *submission, readers),
@@ -244,7 +259,6 @@ fn turn(
         wanted
     });
     let steps = engine.stats().steps;
-    let own = turns.take();
     let events = engine.step();
     drop(own);
     if engine.stats().steps > steps {

@@ -9,7 +9,7 @@ use super::opened::stretch_positions;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source::{Source, resolve};
 use crate::cli::Config;
-use crate::engine::{Candidate, Turns};
+use crate::engine::{Candidate, EngineHandle, Turns};
 use crate::memory::Reserved;
 use crate::metrics::DRAFT_FAILURES;
 use crate::model::{
@@ -46,31 +46,33 @@ pub enum DraftLoader {
 }
 
 impl DraftLoader {
-    /// Fetches and loads a draft beside the one that serves, for sequences of up to `positions` positions; a standalone one
-    /// gets a K/V cache of `num_blocks` blocks. Gives its name too.
+    /// Fetches and loads a draft beside the one that serves, and has `engine` compare the two on `tokens` tokens.
     ///
     /// # Errors
     /// [`LoadError`] where it does not fit the model, or not into memory: then it is not loaded.
-    pub fn candidate(
+    pub fn compare(
         &self,
         source: &Source,
-        num_blocks: usize,
-        positions: usize,
-    ) -> Result<(String, Candidate), LoadError> {
+        engine: &EngineHandle,
+        tokens: u64,
+    ) -> Result<(), LoadError> {
         match self {
-            Self::Cpu(drafts) => {
-                let (name, draft) = drafts.load(source, num_blocks)?;
-                let candidate = match draft {
-                    Draft::Standalone(draft) => {
-                        Candidate::Standalone(Box::new(Runner::new(*draft, num_blocks)))
-                    }
-                    Draft::Attached(drafter) => Candidate::Attached(Drafter::Cpu(drafter)),
-                };
-                Ok((name, candidate))
-            }
-            Self::Cuda(drafts) => drafts.load(source, num_blocks, positions),
+            Self::Cpu(drafts) => drafts.compare(source, engine, tokens),
+            Self::Cuda(drafts) => drafts.compare(source, engine, tokens),
         }
     }
+}
+
+/// Fetches and opens a draft for a target of this shape.
+pub(super) fn open(
+    source: &Source,
+    config: &Config,
+    target: &ModelConfig,
+) -> Result<Checkpoint, LoadError> {
+    let mut checkpoint = Checkpoint::open(&resolve(source, &config.cache_dir)?)?;
+    stretch_positions(&mut checkpoint, config);
+    check_positions(config, target, &checkpoint.config)?;
+    Ok(checkpoint)
 }
 
 /// Loads drafts of a model in the processor's memory, also while it serves.
@@ -96,7 +98,33 @@ impl CpuDrafts {
         source: &Source,
         num_blocks: usize,
     ) -> Result<(String, Draft), LoadError> {
-        let mut checkpoint = open(source, &self.config, self.lender.config())?;
+        self.load_opened(open(source, &self.config, self.lender.config())?, num_blocks)
+    }
+
+    fn compare(
+        &self,
+        source: &Source,
+        engine: &EngineHandle,
+        tokens: u64,
+    ) -> Result<(), LoadError> {
+        let checkpoint = open(source, &self.config, self.lender.config())?;
+        engine.check_draft(&checkpoint.config, checkpoint.draft_vocab.as_deref())?;
+        let num_blocks = engine.num_blocks();
+        let (name, draft) = self.load_opened(checkpoint, num_blocks)?;
+        let candidate = match draft {
+            Draft::Standalone(draft) => {
+                Candidate::Standalone(Box::new(Runner::new(*draft, num_blocks)))
+            }
+            Draft::Attached(drafter) => Candidate::Attached(Drafter::Cpu(drafter)),
+        };
+        Ok(engine.compare(name, candidate, tokens)?)
+    }
+
+    fn load_opened(
+        &self,
+        mut checkpoint: Checkpoint,
+        num_blocks: usize,
+    ) -> Result<(String, Draft), LoadError> {
         let needed = self.lender.draft_bytes(&checkpoint, num_blocks)?;
         // A tenth is for the rows of a pass.
         let loaded = self.loaded.lock();
@@ -133,42 +161,33 @@ impl CudaDrafts {
         Self { config, lender, target, turns }
     }
 
-    fn load(
+    fn compare(
         &self,
         source: &Source,
-        num_blocks: usize,
-        positions: usize,
-    ) -> Result<(String, Candidate), LoadError> {
+        engine: &EngineHandle,
+        tokens: u64,
+    ) -> Result<(), LoadError> {
         let mut checkpoint = open(source, &self.config, self.lender.config())?;
+        engine.check_draft(&checkpoint.config, checkpoint.draft_vocab.as_deref())?;
+        let num_blocks = engine.num_blocks();
+        let needed = self.lender.draft_bytes(&checkpoint, num_blocks)?;
         let mut target = Checkpoint::open(&self.target)?;
-        let free = || -> Result<u64, LoadError> { Ok(self.lender.device().memory()?.0 as u64) };
+        // Until the engine has the draft, or it is freed.
         let _turn = self.turns.take();
-        let left = free()?;
+        let (left, _) = self.lender.device().memory()?;
+        // A tenth is for the rows of a pass.
+        if needed > left as u64 / 10 * 9 {
+            return Err(LoadError::draft_memory(needed, left as u64));
+        }
         let candidate = match load_cuda_draft(&mut checkpoint, &self.lender, &mut target)? {
             CudaDraft::Standalone(draft) => {
+                let positions = engine.limits().max_model_len;
                 let runner = CudaRunner::new(*draft, num_blocks, positions);
                 let runner = runner.map_err(|error| LoadError::from(error).advise(CACHE))?;
                 Candidate::Standalone(Box::new(runner))
             }
             CudaDraft::Attached(drafter) => Candidate::Attached(Drafter::Cuda(drafter)),
         };
-        // A tenth is for the rows of a pass.
-        let needed = left.saturating_sub(free()?);
-        if needed > left / 10 * 9 {
-            return Err(LoadError::draft_memory(needed, left));
-        }
-        Ok((checkpoint.name, candidate))
+        Ok(engine.compare(checkpoint.name, candidate, tokens)?)
     }
-}
-
-/// Fetches and opens a draft for a target of this shape.
-pub(super) fn open(
-    source: &Source,
-    config: &Config,
-    target: &ModelConfig,
-) -> Result<Checkpoint, LoadError> {
-    let mut checkpoint = Checkpoint::open(&resolve(source, &config.cache_dir)?)?;
-    stretch_positions(&mut checkpoint, config);
-    check_positions(config, target, &checkpoint.config)?;
-    Ok(checkpoint)
 }

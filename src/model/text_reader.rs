@@ -1,6 +1,6 @@
 //! Reads texts with a decoder for the states behind its blocks, which pruning measures and training reads.
 
-use super::{CudaDecoder, CudaRunner, Decoder, KvCache, ModelConfig, Rows, Workspace};
+use super::{CudaDecoder, CudaRunner, Decoder, KvCache, ModelConfig, PassBounds, Rows, Workspace};
 use crate::kv_cache::{BLOCK_SIZE, BlockPool, BlockTable, blocks_for};
 use pleach_kernels::cuda::CudaError;
 
@@ -26,12 +26,19 @@ impl TextReader {
         Self::of(Reading::Cpu { decoder, cache, workspace }, longest)
     }
 
-    /// The same on the decoder's device.
+    /// The same on the decoder's device, whose memory for the longest is taken here.
     ///
     /// # Errors
     /// If the device has too little memory, or fails.
     pub fn on_cuda(decoder: CudaDecoder, longest: usize) -> Result<Self, CudaError> {
-        let runner = CudaRunner::new(decoder, blocks_for(longest), longest)?;
+        let mut runner = CudaRunner::new(decoder, blocks_for(longest), longest)?;
+        runner.reserve(PassBounds {
+            rows: longest,
+            sequences: 1,
+            logit_rows: 1,
+            decides: false,
+            drafted: false,
+        })?;
         Ok(Self::of(Reading::Cuda(Box::new(runner)), longest))
     }
 

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use super::decoder::CudaDecoder;
 use super::layer::Stack;
-use crate::model::ModelConfig;
+use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::kv_cache::BLOCK_SIZE;
+use crate::model::{ModelConfig, ModelError, PROJECTIONS, tensor_names};
 use pleach_kernels::DType;
-use pleach_kernels::cuda::{Device, Table};
+use pleach_kernels::cuda::{Device, KvLayer, Table};
 
 /// What a target in a device's memory lends its drafts, also while it serves: its embedding and its head, the device and
 /// the format of activations.
@@ -24,6 +26,33 @@ impl CudaLender {
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Memory that a draft will take, with a K/V cache of `num_blocks` blocks; an attached one has no cache.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming a tensor whose format is not read.
+    pub fn draft_bytes(&self, draft: &Checkpoint, num_blocks: usize) -> Result<u64, ModelError> {
+        let config = &draft.config;
+        let blocks = tensor_names(config, |name| draft.has(name));
+        let others = ["model.embed_tokens.weight", "lm_head.weight"].into_iter().chain(PROJECTIONS);
+        let names = blocks.iter().map(String::as_str).chain(others);
+        let mut bytes = 0;
+        for name in names.filter(|name| draft.has(name)) {
+            let TensorInfo { dtype, shape } = draft.info(name)?;
+            let values: usize = shape.iter().product();
+            bytes += dtype.bytes_for(values).unwrap_or(values * size_of::<f32>());
+        }
+        if !draft.has("lm_head.weight")
+            && let Some(rows) = &draft.draft_vocab
+        {
+            bytes += rows.len() * self.head.bytes() / self.head.outputs;
+        }
+        if draft.attachment.is_none() {
+            let layer = KvLayer::block_bytes(&config.attention(0), BLOCK_SIZE);
+            bytes += num_blocks * layer * config.num_hidden_layers;
+        }
+        Ok(bytes as u64)
     }
 
     /// The device.

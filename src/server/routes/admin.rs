@@ -67,14 +67,10 @@ pub(crate) async fn change_draft(
     }
     // A draft that has won a comparison before serves now; this makes it known.
     status(serving);
-    let num_blocks = serving.engine.num_blocks();
-    let positions = serving.engine.limits().max_model_len;
-    let load = move || loader.candidate(&source, num_blocks, positions);
-    let loaded = tokio::task::spawn_blocking(load).await;
-    let loaded = loaded.map_err(|error| ApiError::internal(error.to_string()))?;
-    let (name, candidate) = loaded.map_err(|error| invalid(&error))?;
-    let tokens = wanted.tokens.unwrap_or(TOKENS).max(1);
-    let compared = serving.engine.compare(name, candidate, tokens);
+    let (own, tokens) = (Arc::clone(serving), wanted.tokens.unwrap_or(TOKENS).max(1));
+    let compare = move || loader.compare(&source, &own.engine, tokens);
+    let compared = tokio::task::spawn_blocking(compare).await;
+    let compared = compared.map_err(|error| ApiError::internal(error.to_string()))?;
     compared.map_err(|error| invalid(&error))?;
     // The engine may be in the middle of a step.
     if news.changed().await.is_err() {

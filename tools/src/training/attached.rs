@@ -184,6 +184,11 @@ impl Lesson for AttachedLesson {
         &self.data
     }
 
+    /// One of a single token begins no chain.
+    fn teaches(&self, index: usize) -> bool {
+        Self::num_chains(self.data.sequence(index)) > 0
+    }
+
     fn loss(&self, weights: &Weights, pack: &[usize], training: bool) -> Result<(Tensor, Tally)> {
         let (config, width) = (&self.config, self.config.hidden_size);
         let weights = &weights.fused(config)?;

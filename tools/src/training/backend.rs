@@ -34,7 +34,10 @@ impl Backend {
     pub fn open(choice: ComputeDevice) -> Result<Self, TrainError> {
         let built = candle_core::utils::cuda_is_available();
         match choice {
-            ComputeDevice::Auto if built => Ok(Self::cuda(0).unwrap_or_else(|_| Self::processor())),
+            ComputeDevice::Auto if built => Ok(Self::cuda(0).unwrap_or_else(|error| {
+                tracing::warn!(%error, "no CUDA device to train on; training on the processor");
+                Self::processor()
+            })),
             ComputeDevice::Cuda(number) if built => Self::cuda(number)
                 .map_err(|e| TrainError::Options(format!("--device {choice}: {e}"))),
             _ => Ok(Self::processor()),

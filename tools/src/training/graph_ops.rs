@@ -26,7 +26,7 @@ pub(super) fn with_values<const N: usize, R>(
     for (slice, (storage, layout)) in slices.iter_mut().zip(&held) {
         *slice = match &**storage {
             Storage::Cpu(storage) => values(storage, layout)?,
-            _ => bail!("training runs on the CPU"),
+            _ => bail!("the tensor is of another backend"),
         };
     }
     f(slices)

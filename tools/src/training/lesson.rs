@@ -12,6 +12,11 @@ pub trait Lesson: Send + Sync {
     /// The answers.
     fn data(&self) -> &Dataset;
 
+    /// Whether there is something to learn from an answer.
+    fn teaches(&self, _index: usize) -> bool {
+        true
+    }
+
     /// Sum of the losses of some answers, as a tensor to differentiate, and what it is made of.
     ///
     /// # Errors

@@ -72,15 +72,15 @@ impl<L: Lesson> Trainer<L> {
     /// # Errors
     /// [`TrainError::Options`] where nothing is left to train on.
     pub fn new(lesson: L, parameters: Parameters, options: Options) -> Result<Self, TrainError> {
-        let data = lesson.data();
-        let kept = (data.len() as f64 * options.validation).ceil() as usize;
-        let mut order: Vec<usize> = (0..data.len()).collect();
+        let mut order: Vec<usize> =
+            (0..lesson.data().len()).filter(|&index| lesson.teaches(index)).collect();
+        let answers = order.len();
+        let kept = (answers as f64 * options.validation).ceil() as usize;
         fastrand::Rng::with_seed(options.seed).shuffle(&mut order);
         let training = order.split_off(kept.min(order.len()));
         if training.is_empty() {
             return Err(TrainError::Options(format!(
-                "{} answers leave none to train on beside {kept} for validation",
-                data.len()
+                "{answers} answers leave none to train on beside {kept} for validation"
             )));
         }
         let workers = rayon::ThreadPoolBuilder::new().num_threads(options.threads.max(1)).build();

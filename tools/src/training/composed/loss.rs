@@ -26,16 +26,19 @@ pub(in super::super) fn distill_loss(
     for first in (0..targets.rows.len()).step_by(chunk) {
         let count = chunk.min(targets.rows.len() - first);
         let rows = Tensor::from_slice(&targets.rows[first..first + count], count, hidden.device())?;
-        let x = Var::from_tensor(&detached.index_select(&rows, 0)?)?;
-        let logits = bounded(x.matmul(&weight.t()?)?, head.cap)?;
+        let x = detached.index_select(&rows, 0)?;
+        // The graph begins behind the product, of whose matrix no gradient is wanted.
+        let products = x.matmul(&weight.t()?)?;
+        let products = if training { Var::from_tensor(&products)?.into_inner() } else { products };
+        let logits = bounded(products.clone(), head.cap)?;
         let listed = Listed::of(targets, first..first + count, columns, &logits)?;
         let loss = listed.loss(&logits, divergence)?;
         tally.loss += f64::from(loss.to_scalar::<f32>()?);
         let best = logits.detach().argmax(D::Minus1)?.to_vec1::<u32>()?;
         tally.agree +=
             best.iter().zip(&listed.top).filter(|(best, top)| Some(**best) == **top).count() as u64;
-        if training && let Some(part) = loss.backward()?.get(&x) {
-            gradient = gradient.index_add(&rows, part, 0)?;
+        if training && let Some(part) = loss.backward()?.get(&products) {
+            gradient = gradient.index_add(&rows, &part.matmul(weight)?, 0)?;
         }
     }
     // A tensor of this value and this gradient.

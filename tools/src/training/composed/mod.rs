@@ -2,6 +2,7 @@
 //! processor, which tests hold against them, value and gradient.
 
 mod attention;
+mod frozen;
 mod loss;
 mod rows;
 

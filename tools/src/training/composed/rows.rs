@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::super::adapted::Adapted;
+use super::frozen::frozen_product;
 use pleach_kernels::Activation;
 
 /// RMS norm of rows as long as the weight.
@@ -32,12 +33,13 @@ pub(in super::super) fn adapted(
     let low = x.matmul(&a.t()?)?;
     let (mut parts, mut first) = (Vec::with_capacity(matrices.parts.len()), 0);
     for (part, &rows) in matrices.parts.iter().enumerate() {
-        let low = low.narrow(1, part * matrices.rank, matrices.rank)?;
+        // Devices take contiguous rows alone.
+        let low = low.narrow(1, part * matrices.rank, matrices.rank)?.contiguous()?;
         parts.push(low.matmul(&b.narrow(0, first, rows)?.t()?)?);
         first += rows;
     }
     let added = (Tensor::cat(&parts, 1)? * f64::from(matrices.scale))?;
-    x.matmul(&matrices.frozen.tensor()?.t()?)? + added
+    frozen_product(x, matrices.frozen.tensor()?)? + added
 }
 
 /// `cap * tanh(x / cap)`, where there is a cap.
