@@ -13,7 +13,7 @@ use crate::engine::{Candidate, EngineHandle, Turns};
 use crate::memory::Reserved;
 use crate::metrics::DRAFT_FAILURES;
 use crate::model::{
-    CudaDraft, CudaLender, CudaRunner, Draft, Drafter, Lender, ModelConfig, Runner,
+    CudaDraft, CudaLender, CudaRunner, Draft, Drafter, Lender, ModelConfig, Runner, check_draft,
 };
 
 /// The draft of a model, where it can be used; otherwise logs why not and counts a failure.
@@ -63,7 +63,7 @@ impl DraftLoader {
     }
 }
 
-/// Fetches and opens a draft for a target of this shape.
+/// Fetches and opens a draft for a target of this shape, which it must fit.
 pub(super) fn open(
     source: &Source,
     config: &Config,
@@ -71,6 +71,7 @@ pub(super) fn open(
 ) -> Result<Checkpoint, LoadError> {
     let mut checkpoint = Checkpoint::open(&resolve(source, &config.cache_dir)?)?;
     stretch_positions(&mut checkpoint, config);
+    check_draft(&checkpoint, target)?;
     check_positions(config, target, &checkpoint.config)?;
     Ok(checkpoint)
 }
