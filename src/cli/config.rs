@@ -125,7 +125,7 @@ impl From<Args> for Config {
             || !args.lora.is_empty()
             || args.allow_runtime_lora;
         // CUDA devices hold no codes of keys and values, and compute no adapters.
-        let device = match args.device.device {
+        let device = match args.device.choice.device {
             ComputeDevice::Auto if on_cpu => ComputeDevice::Cpu,
             device => device,
         };

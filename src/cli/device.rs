@@ -7,13 +7,22 @@ use serde::{Serialize, Serializer};
 
 use crate::engine::EngineConfig;
 
-/// Where models compute.
-#[derive(Debug, Clone, Copy, PartialEq, clap::Args, Serialize)]
-pub struct DeviceArgs {
+/// Which device models compute on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args, Serialize)]
+pub struct DeviceChoice {
     /// Where to compute: `cpu`, `cuda`, `cuda:N` for device N, or `auto`: the first CUDA device if there is one that runs
     /// the model, else the CPU.
     #[arg(long, env = "PLEACH_DEVICE", value_name = "DEVICE", default_value = "auto")]
     pub device: ComputeDevice,
+}
+
+/// Which device models compute on, and how much of its memory engines use.
+#[derive(Debug, Clone, Copy, PartialEq, clap::Args, Serialize)]
+pub struct DeviceArgs {
+    /// The device.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub choice: DeviceChoice,
     /// Share of a CUDA device's memory that is used, more than 0 and at most 1, with what other programs use of it: what
     /// weights and the largest pass leave of it is K/V cache.
     #[arg(

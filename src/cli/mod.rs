@@ -12,6 +12,6 @@ pub use also::AlsoError;
 pub use config::{Access, Config, ConnectionLimits};
 pub use config_file::{ConfigError, parse};
 pub use default_draft::default_draft;
-pub use device::{ComputeDevice, DeviceArgs};
+pub use device::{ComputeDevice, DeviceArgs, DeviceChoice};
 pub use flags::{Args, CheckArgs, Cli, Command, KvCacheDtype, LogFormat, LoraModule, NamedSource};
 pub use toml_file::FileError;

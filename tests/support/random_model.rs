@@ -20,7 +20,7 @@ pub fn random_tensor(
     let scale = scale * (3.0 / *shape.last().unwrap() as f32).sqrt();
     let mut value = || (random.f32() * 2.0 - 1.0) * scale;
     let data = match dtype {
-        DType::Q5_0 | DType::Q4_K | DType::Q5_K | DType::Q6_K => {
+        DType::Q5_0 | DType::Q5_1 | DType::Q4_K | DType::Q5_K | DType::Q6_K => {
             let mut data = vec![0; dtype.bytes_for(count).unwrap()];
             random.fill(&mut data);
             for block in data.chunks_exact_mut(dtype.block_bytes()) {
@@ -30,6 +30,7 @@ pub fn random_tensor(
                 match dtype {
                     DType::Q6_K => half(208, scale / 4096.0),
                     DType::Q5_0 => half(0, scale / 16.0),
+                    DType::Q5_1 => (half(0, scale / 16.0), half(2, -scale)).0,
                     // Codes are about 8 or 16, scales 32, minima 32: their middle is 0.
                     DType::Q4_K => (half(0, scale / 512.0), half(2, scale / 64.0)).0,
                     _ => (half(0, scale / 1024.0), half(2, scale / 64.0)).0,

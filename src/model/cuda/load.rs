@@ -7,9 +7,9 @@ use super::decoder::CudaDecoder;
 use super::draft::CudaDraft;
 use super::layer::{Layer, Stack};
 use super::lender::CudaLender;
-use crate::checkpoint::{Checkpoint, RawTensor};
+use crate::checkpoint::{Checkpoint, RawTensor, TensorInfo};
 use crate::model::decoder::{check_draft, check_shape};
-use crate::model::{ModelConfig, ModelError, PROJECTIONS};
+use crate::model::{ModelConfig, ModelError, PROJECTIONS, tensor_names};
 use pleach_kernels::DType;
 use pleach_kernels::cuda::{Device, HEAD_DIMS, Table, Tensor, Weights};
 
@@ -35,12 +35,22 @@ fn activation_dtype(checkpoint: &Checkpoint) -> Result<DType, ModelError> {
     Ok(if f16 && !checkpoint.config.design.output_norms { DType::F16 } else { DType::BF16 })
 }
 
+/// Checks that matrices of this format can be written in one that kernels take.
+fn check_format(name: &str, stored: DType) -> Result<(), ModelError> {
+    if stored == DType::Q5_1 {
+        let reason = format!("CUDA devices take no {stored:?} weights");
+        return Err(ModelError::Unsupported { what: format!("tensor {name}"), reason });
+    }
+    Ok(())
+}
+
 impl Loader<'_> {
     /// A matrix as the file stores it. Float matrices of another format than the activations' are rounded to that; codes of
     /// 5 bits without minima are written in 8.
     fn stored(&mut self, name: &str, shape: [usize; 2]) -> Result<RawTensor, ModelError> {
         let mut tensor = self.checkpoint.tensor(name)?;
         check_shape(name, &tensor.shape, &shape)?;
+        check_format(name, tensor.dtype)?;
         if tensor.dtype == DType::Q5_0 {
             tensor.data = DType::q5_0_as_q8_0(&tensor.data);
             tensor.dtype = DType::Q8_0;
@@ -182,7 +192,7 @@ impl Loader<'_> {
     fn blocks(&mut self) -> Result<(Vec<Layer>, Tensor), ModelError> {
         let config = self.checkpoint.config.clone();
         self.checkpoint.check_tensors()?;
-        CudaDecoder::check(&config)?;
+        CudaDecoder::check(self.checkpoint)?;
         let layers = (0..config.num_hidden_layers)
             .map(|index| self.layer(&config, index))
             .collect::<Result<_, _>>()?;
@@ -209,15 +219,25 @@ fn head_name(checkpoint: &Checkpoint) -> String {
 }
 
 impl CudaDecoder {
-    /// Whether devices compute models of this shape.
+    /// Whether devices compute a model of this shape and these formats, of which no weight is read.
     ///
     /// # Errors
-    /// [`ModelError`] naming the field that they do not.
-    pub fn check(config: &ModelConfig) -> Result<(), ModelError> {
+    /// [`ModelError`] naming the field or tensor that they do not.
+    pub fn check(checkpoint: &Checkpoint) -> Result<(), ModelError> {
+        let config = &checkpoint.config;
         if !HEAD_DIMS.contains(&config.head_dim) {
             let reason =
                 format!("heads of {} values; CUDA kernels take {HEAD_DIMS:?}", config.head_dim);
             return Err(ModelError::Unsupported { what: "head_dim".into(), reason });
+        }
+        let outside = ["model.embed_tokens.weight".to_owned(), head_name(checkpoint) + ".weight"];
+        let names = tensor_names(config, |name| checkpoint.has(name)).into_iter().chain(outside);
+        for name in names.filter(|name| checkpoint.has(name)) {
+            let TensorInfo { dtype, shape } = checkpoint.info(&name)?;
+            // Norms and biases are read as floats.
+            if shape.len() == 2 {
+                check_format(&name, dtype)?;
+            }
         }
         Ok(())
     }
@@ -227,6 +247,7 @@ impl CudaDecoder {
     /// # Errors
     /// [`ModelError`] naming the tensor or field, or what the device says.
     pub fn load(checkpoint: &mut Checkpoint, device: &Arc<Device>) -> Result<Self, ModelError> {
+        Self::check(checkpoint)?;
         let dtype = activation_dtype(checkpoint)?;
         let (vocab, hidden) = (checkpoint.config.vocab_size, checkpoint.config.hidden_size);
         let head = head_name(checkpoint);

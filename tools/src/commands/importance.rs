@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::write;
-use pleach::cli::{ComputeDevice, KvCacheDtype};
+use pleach::cli::{DeviceChoice, KvCacheDtype};
 use pleach::model::ModelConfig;
 use pleach::prompts::{read_prompts, spread};
 use plotters::prelude::*;
@@ -33,9 +33,9 @@ use crate::shared::texts::CALIBRATION;
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Where the model computes: `cpu`, `cuda`, `cuda:N` or `auto`, as `pleach --device`.
-    #[arg(long, env = "PLEACH_DEVICE", value_name = "DEVICE", default_value = "auto")]
-    pub(crate) device: ComputeDevice,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) device: DeviceChoice,
     /// Where the result goes; the heat map lies beside it, ending in .svg.
     #[arg(long, env = "PLEACH_OUT", default_value = "importance.json")]
     pub(crate) out: PathBuf,
@@ -53,7 +53,7 @@ pub(crate) struct Args {
 
 impl Args {
     /// On the built-in text.
-    pub(crate) fn of((model, device): (&ModelArgs, ComputeDevice), out: PathBuf) -> Self {
+    pub(crate) fn of(model: &ModelArgs, device: DeviceChoice, out: PathBuf) -> Self {
         Self {
             model: model.clone(),
             device,
@@ -123,11 +123,10 @@ pub(crate) fn run(args: &Args) -> Result<Importance> {
     for file in args.text.iter().chain(&args.prompts) {
         manifest.file(file)?;
     }
-    let place = Place::open(args.device, KvCacheDtype::Auto, &checkpoint.config)?;
-    manifest.computed_on(place.name());
+    let mut place = Place::open(args.device, KvCacheDtype::Auto, &checkpoint)?;
     let note = beside(&args.out, ".manifest.json");
     let partial = beside(&args.out, ".partial");
-    if manifest.is_done(&note) && args.out.exists() {
+    if args.out.exists() && manifest.is_measured(&note, Some(&place)) {
         let importance = serde_json::from_slice(&std::fs::read(&args.out)?)?;
         let _ = std::fs::remove_file(&partial);
         eprintln!("{} is done already", args.out.display());
@@ -135,14 +134,14 @@ pub(crate) fn run(args: &Args) -> Result<Importance> {
     }
     let pieces = pieces(args, &Chat::new(&checkpoint)?)?;
     let longest = pieces.iter().map(Vec::len).max().unwrap_or(1);
-    let mut reader = text_reader(&args.model, &mut checkpoint, place, longest)?;
-    manifest.computed_on(reader.device());
+    let mut reader = text_reader(&args.model, &mut checkpoint, &mut place, longest)?;
+    manifest.computed_on(place.name());
 
     let ModelConfig { num_hidden_layers: blocks, hidden_size: width, .. } = checkpoint.config;
     let none = || (0..blocks).map(|i| vec![PairSums::default(); blocks - i]).collect();
     // More tokens of a text go on from where fewer ended; of prompts they are others.
     let which = args.prompts.is_some().then_some(args.tokens);
-    let identity = serde_json::to_string(&(&manifest.inputs, which, reader.device()))?;
+    let identity = serde_json::to_string(&(&manifest.inputs, which, place.name()))?;
     let saved = std::fs::read(&partial)
         .ok()
         .and_then(|b| serde_json::from_slice::<(String, Sums)>(&b).ok())

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::write::{LazyTensor, folder_files, safetensors_file};
-use pleach::cli::{ComputeDevice, KvCacheDtype};
+use pleach::cli::{DeviceChoice, KvCacheDtype};
 use pleach::model::{ModelConfig, layer_tensor_names};
 use pleach_kernels::DType;
 use pleach_train::Weight;
@@ -26,14 +26,14 @@ use crate::shared::place::Place;
 ///
 /// With --draft-kind attached projections take the place of what is cut, which read what the target has computed. Without
 /// --list the last two blocks stay, and those between them and the first at even distances: --blocks 26 keeps 10, 20, 28
-/// and 29 of thirty.
+/// and 29 of thirty. What the projections start from is computed on --device.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Where the model computes what projections start from: `cpu`, `cuda`, `cuda:N` or `auto`, as `pleach --device`.
-    #[arg(long, env = "PLEACH_DEVICE", value_name = "DEVICE", default_value = "auto")]
-    pub(crate) device: ComputeDevice,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) device: DeviceChoice,
     /// Folder to write.
     #[arg(long, env = "PLEACH_OUT", value_name = "DIR")]
     pub(crate) out: PathBuf,
@@ -63,7 +63,8 @@ pub(crate) struct Args {
 impl Args {
     /// To cut the `blocks` blocks that matter least.
     pub(crate) fn of(
-        (model, device): (&ModelArgs, ComputeDevice),
+        model: &ModelArgs,
+        device: DeviceChoice,
         out: PathBuf,
         blocks: usize,
         importance: PathBuf,
@@ -86,7 +87,8 @@ impl Args {
 
     /// To attach `keep` of `total` blocks.
     pub(crate) fn attached(
-        model: (&ModelArgs, ComputeDevice),
+        model: &ModelArgs,
+        device: DeviceChoice,
         out: PathBuf,
         keep: usize,
         total: usize,
@@ -94,7 +96,7 @@ impl Args {
         Self {
             draft_kind: DraftKind::Attached,
             importance: None,
-            ..Self::of(model, out, total - keep, PathBuf::new())
+            ..Self::of(model, device, out, total - keep, PathBuf::new())
         }
     }
 }
@@ -153,7 +155,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         DraftKind::Attached => {
             let attachment = attach::attachment(&checkpoint.config, &kept, args.states);
-            let place = Place::open(args.device, KvCacheDtype::Auto, &checkpoint.config)?;
+            let place = Place::open(args.device, KvCacheDtype::Auto, &checkpoint)?;
             let projections =
                 attach::projections(&args.model, &mut checkpoint, place, &attachment)?;
             write_blocks(&args.out, &mut checkpoint, &kept, dtype, projections)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::{Checkpoint, sha256};
-use pleach::cli::{ComputeDevice, KvCacheDtype};
+use pleach::cli::{DeviceChoice, KvCacheDtype};
 use pleach::model::{Attachment, ModelConfig, PROJECTIONS};
 use pleach_kernels::{ThreadPool, rms_norm};
 use pleach_train::{AttachedNetwork, Dataset, TargetStates, Weight};
@@ -48,11 +48,11 @@ pub(crate) fn attachment(config: &ModelConfig, kept: &[usize], states: usize) ->
 pub(crate) fn projections(
     model: &ModelArgs,
     checkpoint: &mut Checkpoint,
-    place: Place,
+    mut place: Place,
     attachment: &Attachment,
 ) -> Result<Vec<Weight>> {
     let tokens = Chat::new(checkpoint)?.encode_text(CALIBRATION, false)?;
-    let mut reader = text_reader(model, checkpoint, place, PIECE)?;
+    let mut reader = text_reader(model, checkpoint, &mut place, PIECE)?;
     let config = checkpoint.config.clone();
     let width = config.hidden_size;
     let mut norm = Norm::new(&config);
@@ -112,7 +112,8 @@ impl Norm {
 /// there.
 pub(crate) fn target_states(
     path: &Path,
-    (target, device): (&ModelArgs, ComputeDevice),
+    target: &ModelArgs,
+    device: DeviceChoice,
     data: &Dataset,
     answers: &Path,
     config: &ModelConfig,
@@ -129,8 +130,8 @@ pub(crate) fn target_states(
         return Ok(states);
     }
     let longest = data.sequences().map(<[u32]>::len).max().unwrap_or(1);
-    let place = Place::open(device, KvCacheDtype::Auto, &checkpoint.config)?;
-    let mut reader = text_reader(target, &mut checkpoint, place, longest)?;
+    let mut place = Place::open(device, KvCacheDtype::Auto, &checkpoint)?;
+    let mut reader = text_reader(target, &mut checkpoint, &mut place, longest)?;
     let cells = config.num_key_value_heads * config.head_dim;
     let hidden = config.hidden_size;
     let mut progress = Progress::new("reading the target's states", positions as u64);

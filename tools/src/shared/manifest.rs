@@ -9,6 +9,8 @@ use pleach::checkpoint::{Checkpoint, sha256, write};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::place::Place;
+
 /// The note beside an output of what made it: command, version, inputs with their SHA-256, options.
 pub(crate) struct Manifest {
     started: Instant,
@@ -48,6 +50,20 @@ impl Manifest {
     pub(crate) fn is_done(&self, path: &Path) -> bool {
         let note = std::fs::read(path).ok().and_then(|b| serde_json::from_slice::<Value>(&b).ok());
         note.is_some_and(|note| self.describes(&note))
+    }
+
+    /// Whether what is measured at `path` is finished, as [`is_done`](Self::is_done), and was computed where `place` is; or on
+    /// the processor, where the choice is left: what the device had no memory for was computed there. `None` for another
+    /// server.
+    pub(crate) fn is_measured(&mut self, path: &Path, place: Option<&Place>) -> bool {
+        if place.is_some_and(Place::may_leave) {
+            self.computed_on(None);
+            if self.is_done(path) {
+                return true;
+            }
+        }
+        self.computed_on(place.and_then(Place::name));
+        self.is_done(path)
     }
 
     /// Whether a note tells of the same inputs and options.

@@ -42,7 +42,8 @@ pub(crate) struct MeasureArgs {
 impl MeasureArgs {
     /// Answers of up to 128 tokens at temperature 0 with this model and this draft.
     pub(crate) fn of(
-        (model, device): (&ModelArgs, DeviceArgs),
+        model: &ModelArgs,
+        device: DeviceArgs,
         draft: Source,
         prompts: Option<PathBuf>,
     ) -> Self {
@@ -63,7 +64,7 @@ impl MeasureArgs {
         let Self { model, device, draft, kv_cache_dtype: cache, .. } = self;
         let checkpoint = model.open()?;
         let draft = model.open_draft(draft.as_ref())?;
-        let place = Place::open(device.device, *cache, &checkpoint.config)?;
+        let place = Place::open(device.choice, *cache, &checkpoint)?;
         Loaded::load(model, checkpoint, draft, *cache, place)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::Checkpoint;
 use pleach::cli::KvCacheDtype;
 use pleach::engine::{Engine, EngineConfig};
@@ -96,16 +96,10 @@ impl Loaded {
     ) -> Result<Self> {
         let chat = Chat::new(&checkpoint)?;
         checkpoint.config.end_at(chat.ends.iter().copied());
-        let on_device = place.device.as_ref();
-        let on_device = on_device.map(|it| load_on_cuda(it, &mut checkpoint, draft.as_mut()));
-        let models = match on_device.transpose() {
-            Ok(Some(models)) => models,
-            Ok(None) => Models::Cpu(OnCpu::load(args, &mut checkpoint, draft.as_mut(), cache)?),
-            Err(error) => {
-                place.leave(error)?;
-                Models::Cpu(OnCpu::load(args, &mut checkpoint, draft.as_mut(), cache)?)
-            }
-        };
+        let models = place.load(|device| match device {
+            Some(device) => load_on_cuda(device, &mut checkpoint, draft.as_mut()),
+            None => OnCpu::load(args, &mut checkpoint, draft.as_mut(), cache).map(Models::Cpu),
+        })?;
         Ok(Self { checkpoint, draft, chat, models, args: args.clone(), cache, place })
     }
 
@@ -130,9 +124,9 @@ impl Loaded {
         Some(draft? as f64 / self.config().flops_per_token(context, head_rows) as f64)
     }
 
-    /// What the device is called that the models are on; `None` for the processor.
-    pub(crate) fn device(&self) -> Option<&str> {
-        self.place.name()
+    /// Where the models are.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
 
     /// An engine of this configuration over them. On a device the caches have all that `--gpu-memory-utilization` leaves
@@ -142,13 +136,12 @@ impl Loaded {
         let Self { mut checkpoint, mut draft, chat, models, args, cache, mut place } = self;
         let engine = match models {
             Models::Cpu(models) => models.engine(config)?,
-            Models::Cuda(target, own) => match on_cuda(target, own, &config) {
-                Ok(engine) => engine,
-                Err(error) => {
-                    place.leave(error.context(TOO_LITTLE))?;
-                    OnCpu::load(&args, &mut checkpoint, draft.as_mut(), cache)?.engine(config)?
-                }
-            },
+            Models::Cuda(target, own) => {
+                let tried = on_cuda(target, own, &config).context(TOO_LITTLE);
+                place.or_on_cpu(tried, || {
+                    OnCpu::load(&args, &mut checkpoint, draft.as_mut(), cache)?.engine(config)
+                })?
+            }
         };
         Ok(Running { engine, chat, device: place.name().map(str::to_owned) })
     }

@@ -3,25 +3,26 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use pleach::cli::{ComputeDevice, KvCacheDtype};
+use pleach::checkpoint::Checkpoint;
+use pleach::cli::{ComputeDevice, DeviceChoice, KvCacheDtype};
 use pleach::loading::{open_device, or_the_cpu};
-use pleach::model::{CudaDecoder, ModelConfig};
+use pleach::model::CudaDecoder;
 use pleach_kernels::cuda::Device;
 
 /// Where a command's models compute, chosen as the server chooses.
 pub(crate) struct Place {
     wanted: ComputeDevice,
     /// `None` for the processor.
-    pub(crate) device: Option<Arc<Device>>,
+    device: Option<Arc<Device>>,
 }
 
 impl Place {
-    /// Opens the device that is `wanted` for a model of this shape, whose cache holds keys and values as `cache`. Where
-    /// the choice is left, that is a device that is there and computes the model, which is told, else the processor.
+    /// Opens the device that is chosen for a model whose cache holds keys and values as `cache`. Where the choice is left,
+    /// that is a device that is there and computes the model, which is told, else the processor.
     pub(crate) fn open(
-        wanted: ComputeDevice,
+        DeviceChoice { device: wanted }: DeviceChoice,
         cache: KvCacheDtype,
-        model: &ModelConfig,
+        model: &Checkpoint,
     ) -> Result<Self> {
         let advice = || format!("--device {wanted}: `--device cpu` computes on the processor");
         let device = match open_device(wanted, cache).with_context(advice)? {
@@ -51,15 +52,44 @@ impl Place {
         self.device.as_deref().map(Device::name)
     }
 
-    /// Goes over to the processor for what the device does not do, where the choice is left.
+    /// Whether the processor may yet compute what the device does not.
+    pub(crate) fn may_leave(&self) -> bool {
+        self.device.is_some() && self.wanted == ComputeDevice::Auto
+    }
+
+    /// What `load` makes for the device, or for the processor (`None`) where there is none or it failed there.
     ///
     /// # Errors
-    /// The same where a device is named.
-    pub(crate) fn leave(&mut self, error: anyhow::Error) -> Result<()> {
-        // All that an error says is told in one line.
-        or_the_cpu(format!("{error:#}"), self.wanted).map_err(|_| error)?;
-        self.device = None;
-        Ok(())
+    /// As [`or_on_cpu`](Self::or_on_cpu).
+    pub(crate) fn load<T>(
+        &mut self,
+        mut load: impl FnMut(Option<&Arc<Device>>) -> Result<T>,
+    ) -> Result<T> {
+        match &self.device {
+            Some(device) => {
+                let tried = load(Some(device));
+                self.or_on_cpu(tried, || load(None))
+            }
+            None => load(None),
+        }
+    }
+
+    /// What was `tried` on the device; where it failed and the choice is left, what the processor has in its place, where
+    /// everything is computed from then on.
+    ///
+    /// # Errors
+    /// That of the device where it is named, else that of the processor.
+    pub(crate) fn or_on_cpu<T>(
+        &mut self,
+        tried: Result<T>,
+        on_cpu: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        tried.or_else(|error| {
+            // All that an error says is told in one line.
+            or_the_cpu(format!("{error:#}"), self.wanted).map_err(|_| error)?;
+            self.device = None;
+            on_cpu()
+        })
     }
 }
 

@@ -13,16 +13,11 @@ use super::place::Place;
 pub(crate) fn text_reader(
     args: &ModelArgs,
     checkpoint: &mut Checkpoint,
-    mut place: Place,
+    place: &mut Place,
     longest: usize,
 ) -> Result<TextReader> {
-    let on_device = place.device.as_ref().map(|device| -> Result<TextReader> {
-        Ok(TextReader::on_cuda(load_cuda_target(checkpoint, device)?, longest)?)
-    });
-    match on_device.transpose() {
-        Ok(Some(reader)) => return Ok(reader),
-        Ok(None) => {}
-        Err(error) => place.leave(error)?,
-    }
-    Ok(TextReader::on_cpu(Decoder::load(checkpoint, &args.pool())?, longest))
+    place.load(|device| match device {
+        Some(device) => Ok(TextReader::on_cuda(load_cuda_target(checkpoint, device)?, longest)?),
+        None => Ok(TextReader::on_cpu(Decoder::load(checkpoint, &args.pool())?, longest)),
+    })
 }

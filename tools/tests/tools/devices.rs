@@ -6,9 +6,10 @@ use std::sync::OnceLock;
 
 use pleach::checkpoint::Checkpoint;
 use pleach::model::ModelConfig;
+use pleach_kernels::DType;
 use serde_json::{Value, json};
 
-use super::support::{emulator, gguf, letters, pair};
+use super::support::{emulator, gguf, letters, pair, random_model};
 use super::{json as read, run, tools};
 
 /// Bytes that the device has.
@@ -56,16 +57,20 @@ fn refused(output: &Output) -> String {
     error
 }
 
-/// A model that devices compute, `model.gguf`, a drafter that says much the same, `attached.gguf`, and prompts.
-fn write(folder: &Path) {
-    let config = ModelConfig {
+/// A shape that devices compute.
+fn shape() -> ModelConfig {
+    ModelConfig {
         hidden_size: 128,
         num_attention_heads: 2,
         num_key_value_heads: 1,
         head_dim: 64,
         ..letters::config(640)
-    };
-    pair::write_pair(folder, &config, 1.0);
+    }
+}
+
+/// A model that devices compute, `model.gguf`, a drafter that says much the same, `attached.gguf`, and prompts.
+fn write(folder: &Path) {
+    pair::write_pair(folder, &shape(), 1.0);
     gguf::add_letters(&folder.join("model.gguf"));
     let prompts = ["abcabc", "hello", "xyz"]
         .map(|text| json!({"id": text, "category": text, "turns": [text]}).to_string());
@@ -251,6 +256,20 @@ pub(crate) fn the_processor_computes_what_a_device_does_not() {
         let named = format!("{} --device cuda", generate("cuda"));
         let error = refused(&with_memory(folder, &named, memory));
         assert!(error.contains(reason), "{case}: {error}");
+    }
+    // What was measured on the processor in the place of a device is not measured again.
+    let q5_1 = |name: &str| if name.contains("v_proj") { DType::Q5_1 } else { DType::Q8_0 };
+    random_model::write_model(&folder.join("q5_1.gguf"), &shape(), 7, &q5_1, &|_| 1.0);
+    gguf::add_letters(&folder.join("q5_1.gguf"));
+    for (model, memory, reason) in [("q5_1.gguf", MEMORY, "Q5_1"), ("model.gguf", "200000", none)] {
+        let importance = format!("importance --model {model} --tokens 512 --out {model}.json");
+        let [first, again] = [(); 2].map(|()| with_memory(folder, &importance, memory));
+        let told = [&first, &again].map(|it| String::from_utf8_lossy(&it.stderr).into_owned());
+        assert!(first.status.success() && again.status.success(), "{told:?}");
+        assert!(told[0].contains("computing on the CPU") && told[0].contains(reason), "{told:?}");
+        assert!(!told[0].contains("done already") && told[1].contains("done already"), "{told:?}");
+        let error = refused(&with_memory(folder, &format!("{importance} --device cuda"), memory));
+        assert!(error.contains(reason), "{model}: {error}");
     }
     // A draft that does not fit is missed, not left out.
     let evaluate = "evaluate --model model.gguf --draft attached.gguf --prompts prompts.jsonl --max-tokens 4 --json e.json";

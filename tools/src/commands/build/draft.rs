@@ -109,12 +109,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         checkpoint_seconds: args.checkpoint_seconds,
         seed: args.seed,
         threads: args.model.threads,
-        ..train::Args::for_draft(
-            (&args.model, args.device.device),
-            start,
-            answers,
-            out.join("train"),
-        )
+        ..train::Args::for_draft(&args.model, args.device.choice, start, answers, out.join("train"))
     })?;
     println!("5/6 packing");
     let draft = out.join("draft.gguf");
@@ -127,7 +122,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
     println!("6/6 evaluating");
     let evaluation = evaluate::run(&evaluate::Args {
         measure: MeasureArgs::of(
-            (&args.model, args.device),
+            &args.model,
+            args.device,
             Source::Path(draft.clone()),
             args.eval_prompts.clone(),
         ),
@@ -194,7 +190,8 @@ fn attach(args: &Args, config: &ModelConfig) -> Result<(PathBuf, usize)> {
     println!("1/6, 2/6 attaching {keep} of {total} blocks");
     let pruned = args.out.join("pruned");
     prune::run(&prune::Args::attached(
-        (&args.model, args.device.device),
+        &args.model,
+        args.device.choice,
         pruned.clone(),
         keep,
         total,

@@ -58,11 +58,12 @@ pub(super) fn cut(args: &Args, config: &ModelConfig, keep: usize) -> Result<(Pat
     ensure!((1..total).contains(&keep), "--keep-blocks must be 1 to {}", total - 1);
     println!("1/6 measuring blocks");
     let measured = args.out.join("importance.json");
-    importance::run(&importance::Args::of((&args.model, args.device.device), measured.clone()))?;
+    importance::run(&importance::Args::of(&args.model, args.device.choice, measured.clone()))?;
     println!("2/6 cutting {} of {total} blocks", total - keep);
     let pruned = args.out.join("pruned");
     prune::run(&prune::Args::of(
-        (&args.model, args.device.device),
+        &args.model,
+        args.device.choice,
         pruned.clone(),
         total - keep,
         measured,

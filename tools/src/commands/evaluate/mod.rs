@@ -18,6 +18,7 @@ use crate::shared::journal::Journal;
 use crate::shared::manifest::{Manifest, beside};
 use crate::shared::measure_args::MeasureArgs;
 use crate::shared::models::Running;
+use crate::shared::place::Place;
 use crate::shared::progress::Progress;
 pub(crate) use accepted::Accepted;
 use accepted::ratio;
@@ -176,8 +177,7 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
     if let Some(path) = &args.measure.prompts {
         manifest.file(path)?;
     }
-    manifest.computed_on(loaded.device());
-    if let Some(evaluation) = finished(args, &manifest) {
+    if let Some(evaluation) = finished(args, &mut manifest, loaded.place()) {
         print(&evaluation);
         return Ok(evaluation);
     }
@@ -304,8 +304,9 @@ pub(crate) fn run(args: &Args) -> Result<Evaluation> {
 }
 
 /// What an evaluation of the same inputs and options has found already.
-fn finished(args: &Args, manifest: &Manifest) -> Option<Evaluation> {
-    let path = args.json.as_ref().filter(|path| manifest.is_done(&beside(path, NOTE)))?;
+fn finished(args: &Args, manifest: &mut Manifest, place: &Place) -> Option<Evaluation> {
+    let path = args.json.as_ref();
+    let path = path.filter(|path| manifest.is_measured(&beside(path, NOTE), Some(place)))?;
     let evaluation = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
     eprintln!("{} is done already", path.display());
     Some(evaluation)

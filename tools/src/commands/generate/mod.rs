@@ -78,7 +78,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             remote::answer(&mut work, &endpoint, &chat, spoken.transpose()?.as_ref(), waiting)?;
         }
         None => {
-            let place = Place::open(args.device.device, CACHE, &checkpoint.config)?;
+            let place = Place::open(args.device.choice, CACHE, &checkpoint)?;
             let loaded = Loaded::load(&args.model, checkpoint, None, CACHE, place)?;
             local::answer(&mut work, loaded, waiting)?;
         }

@@ -124,14 +124,13 @@ pub(crate) fn run(args: &Args) -> Result<Scores> {
         questions.extend(all.into_iter().map(|(number, question)| (task, number, question)));
     }
     let endpoint = Endpoint::open(&args.endpoint)?;
-    let place = match &endpoint {
+    let mut place = match &endpoint {
         None => Some(place(args, &checkpoint)?),
         Some(_) => None,
     };
-    manifest.computed_on(place.as_ref().and_then(Place::name));
     let partial = args.json.as_ref().map(|out| beside(out, ".partial.jsonl"));
     if let Some(path) = args.json.as_ref().filter(|path| path.exists())
-        && manifest.is_done(&beside(path, ".manifest.json"))
+        && manifest.is_measured(&beside(path, ".manifest.json"), place.as_ref())
     {
         partial.iter().for_each(|partial| drop(std::fs::remove_file(partial)));
         eprintln!("{} is done already", path.display());
@@ -139,7 +138,7 @@ pub(crate) fn run(args: &Args) -> Result<Scores> {
         print(&scores);
         return Ok(scores);
     }
-    let mut model = match place {
+    let mut model = match &mut place {
         Some(place) => {
             let settings = Settings {
                 precision: args.precision.into(),
@@ -150,7 +149,7 @@ pub(crate) fn run(args: &Args) -> Result<Scores> {
         }
         None => None,
     };
-    let device = model.as_ref().and_then(Scored::device).map(str::to_owned);
+    let device = place.as_ref().and_then(Place::name).map(str::to_owned);
     manifest.computed_on(device.as_deref());
     let journal = partial.map(|path| Journal::open(path, &manifest)).transpose()?;
     let (mut journal, done): (_, Option<Vec<Done>>) = journal.unzip();
@@ -204,12 +203,12 @@ pub(crate) fn records_file(json: &Path) -> PathBuf {
 
 /// Where the model computes; devices hold weights as they are stored.
 fn place(args: &Args, checkpoint: &Checkpoint) -> Result<Place> {
-    let mut device = args.device.device;
+    let mut choice = args.device.choice;
     if args.precision != Held::AsStored {
-        on_cpu_alone(device, "in another --precision than as-stored")?;
-        device = ComputeDevice::Cpu;
+        on_cpu_alone(choice.device, "in another --precision than as-stored")?;
+        choice.device = ComputeDevice::Cpu;
     }
-    Place::open(device, KvCacheDtype::Auto, &checkpoint.config)
+    Place::open(choice, KvCacheDtype::Auto, checkpoint)
 }
 
 /// The tasks that were asked for and the files of their records.

@@ -42,19 +42,16 @@ impl Scored {
     pub(super) fn load(
         args: &ModelArgs,
         checkpoint: &mut Checkpoint,
-        mut place: Place,
+        place: &mut Place,
         settings: &Settings,
     ) -> Result<Self> {
-        let on_device = place.device.as_ref().map(|device| -> Result<Self> {
-            Self::on_cuda(load_cuda_target(checkpoint, device)?, settings)
-        });
-        match on_device.transpose() {
-            Ok(Some(model)) => return Ok(model),
-            Ok(None) => {}
-            Err(error) => place.leave(error)?,
-        }
-        let decoder = Decoder::load_with(checkpoint, &args.pool(), settings.precision)?;
-        Ok(Self::on_cpu(decoder))
+        place.load(|device| match device {
+            Some(device) => Self::on_cuda(load_cuda_target(checkpoint, device)?, settings),
+            None => {
+                let decoder = Decoder::load_with(checkpoint, &args.pool(), settings.precision)?;
+                Ok(Self::on_cpu(decoder))
+            }
+        })
     }
 
     pub(super) fn on_cpu(decoder: Decoder) -> Self {
@@ -67,14 +64,6 @@ impl Scored {
         let positions = max_length.min(decoder.config().max_position_embeddings);
         let runner = CudaRunner::new(decoder, 0, positions)?.without_graphs();
         Ok(Self::Cuda(OnCuda { runner, blocks: 0, gpu_memory_utilization }.into()))
-    }
-
-    /// What the device is called that computes; `None` for the processor.
-    pub(super) fn device(&self) -> Option<&str> {
-        match self {
-            Self::Cpu(_) => None,
-            Self::Cuda(model) => Some(model.runner.decoder().device().name()),
-        }
     }
 
     /// Rows of the output head.

@@ -114,7 +114,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "--draft-vocab: the model has {vocab_size} tokens"
         );
     }
-    let place = Place::open(args.device.device, KvCacheDtype::Auto, &checkpoint.config)?;
+    let place = Place::open(args.device.choice, KvCacheDtype::Auto, &checkpoint)?;
     manifest.computed_on(place.name());
     drop((place, checkpoint));
     let result = args.out.join("search.json");
@@ -127,10 +127,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
     let measured = args.out.join("importance.json");
     if args.draft_kind == DraftKind::Standalone {
-        importance::run(&importance::Args::of(
-            (&args.model, args.device.device),
-            measured.clone(),
-        ))?;
+        importance::run(&importance::Args::of(&args.model, args.device.choice, measured.clone()))?;
     }
     let prompts = spread(read_prompts(args.prompts.as_deref(), VALIDATION_PROMPTS)?, args.limit);
     let (mut journal, mut tried) =
@@ -170,7 +167,8 @@ fn try_draft(
     let folder = args.out.join(shape.folder());
     let (pruned, draft) = (folder.join("pruned"), folder.join("draft.gguf"));
     prune::run(&shape.pruned(
-        (&args.model, args.device.device),
+        &args.model,
+        args.device.choice,
         pruned.clone(),
         total,
         measured.into(),
@@ -182,7 +180,8 @@ fn try_draft(
         seed: args.seed,
         threads: args.model.threads,
         ..train::Args::for_draft(
-            (&args.model, args.device.device),
+            &args.model,
+            args.device.choice,
             pruned,
             args.data.clone(),
             folder.join("train"),
@@ -197,7 +196,7 @@ fn try_draft(
     let measure = MeasureArgs {
         limit: args.limit,
         max_tokens: args.max_tokens,
-        ..MeasureArgs::of((&args.model, args.device), Source::Path(draft), args.prompts.clone())
+        ..MeasureArgs::of(&args.model, args.device, Source::Path(draft), args.prompts.clone())
     };
     let evaluation = evaluate::run(&evaluate::Args {
         measure: measure.clone(),

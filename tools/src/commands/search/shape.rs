@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use pleach::cli::ComputeDevice;
+use pleach::cli::DeviceChoice;
 use serde::{Deserialize, Serialize};
 
 use crate::commands::prune::{self, DraftKind};
@@ -85,15 +85,16 @@ impl Shape {
     /// To cut it out of a model of `total` blocks, whose importance was `measured`.
     pub(super) fn pruned(
         &self,
-        model: (&ModelArgs, ComputeDevice),
+        model: &ModelArgs,
+        device: DeviceChoice,
         out: PathBuf,
         total: usize,
         measured: PathBuf,
     ) -> prune::Args {
         match self.states {
-            None => prune::Args::of(model, out, total - self.keep_blocks, measured),
+            None => prune::Args::of(model, device, out, total - self.keep_blocks, measured),
             Some(states) => {
-                let attached = prune::Args::attached(model, out, self.keep_blocks, total);
+                let attached = prune::Args::attached(model, device, out, self.keep_blocks, total);
                 prune::Args { states, ..attached }
             }
         }

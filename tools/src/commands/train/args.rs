@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use pleach::checkpoint::source::{DEFAULT_MODEL, Source};
-use pleach::cli::ComputeDevice;
+use pleach::cli::DeviceChoice;
 use serde::Serialize;
 
 use super::loss::Loss;
@@ -20,6 +20,8 @@ use crate::shared::model_args::ModelArgs;
 ///
 /// An attached drafter (`prune --draft-kind attached`) also reads what its --target computed at every position of the
 /// answers, and its chains are unrolled over --chain-steps.
+///
+/// The target is read on --device; in a build with `--features cuda` training computes there too.
 ///
 /// Writes DIR/model, a Hugging Face folder, DIR/losses.csv and DIR/loss.svg, and with --lora-rank
 /// DIR/adapter, the additions alone in PEFT's format. A run that is started again
@@ -91,10 +93,9 @@ pub(crate) struct Args {
     /// be faster.
     #[arg(long, env = "PLEACH_THREADS")]
     pub(crate) threads: Option<usize>,
-    /// Where an attached drafter's target is read, and where to train in a build with `--features cuda`: `cpu`, `cuda`,
-    /// `cuda:N` for device N, or `auto`: the first CUDA device if there is one, else the CPU.
-    #[arg(long, env = "PLEACH_DEVICE", value_name = "DEVICE", default_value = "auto")]
-    pub(crate) device: ComputeDevice,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) device: DeviceChoice,
     /// The model that an attached drafter reads.
     #[arg(long, value_name = "SOURCE", default_value = DEFAULT_MODEL)]
     pub(crate) target: Source,
@@ -109,7 +110,8 @@ pub(crate) struct Args {
 impl Args {
     /// How a draft is trained, and where; how long, and with what seed, is still to be said.
     pub(crate) fn for_draft(
-        (target, device): (&ModelArgs, ComputeDevice),
+        target: &ModelArgs,
+        device: DeviceChoice,
         model: PathBuf,
         data: PathBuf,
         out: PathBuf,

@@ -80,10 +80,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => Adapt::Full,
     };
     let weights = block_weights(&mut checkpoint)?;
-    let backend = Backend::open(args.device)?;
+    let backend = Backend::open(args.device.device)?;
     if !backend.is_processor() {
         eprintln!("training on a CUDA device; `--device cpu` chooses the processor");
-    } else if let ComputeDevice::Cuda(_) = args.device {
+    } else if let ComputeDevice::Cuda(_) = args.device.device {
         eprintln!(
             "training on the processor: a build with `--features cuda` trains on CUDA devices"
         );
@@ -131,7 +131,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let states = attach::target_states(
         &path,
-        (&target, args.device),
+        &target,
+        args.device,
         &data,
         &args.data,
         &config,

@@ -12,7 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use pleach::checkpoint::source::Source;
 use pleach::checkpoint::write::{atomically, json_file};
-use pleach::cli::{ComputeDevice, DeviceArgs};
+use pleach::cli::{ComputeDevice, DeviceArgs, DeviceChoice};
 use pleach_train::{Example, Origin};
 
 use super::args::Args;
@@ -232,7 +232,7 @@ fn measure(args: &Args, data: &Path, name: &str, model: Source, drafts: bool) ->
     let scores = score::run(&score::Args {
         model: ModelArgs { model: model.clone(), ..args.model.clone() },
         // In one arithmetic, which devices do not have.
-        device: DeviceArgs { device: ComputeDevice::Cpu, ..args.device },
+        device: DeviceArgs { choice: DeviceChoice { device: ComputeDevice::Cpu }, ..args.device },
         data: data.into(),
         tasks,
         limit: Some(args.paper.score_limit),
@@ -250,7 +250,7 @@ fn measure(args: &Args, data: &Path, name: &str, model: Source, drafts: bool) ->
         let report = evaluate::run(&evaluate::Args {
             measure: MeasureArgs {
                 max_tokens: args.max_tokens.min(128),
-                ..MeasureArgs::of((&args.model, args.device), model, args.eval_prompts.clone())
+                ..MeasureArgs::of(&args.model, args.device, model, args.eval_prompts.clone())
             },
             num_speculative_tokens: 4,
             seed: args.seed,
@@ -299,7 +299,7 @@ fn fine_tune(
     train::run(&train::Args {
         target: args.model.model.clone(),
         cache_dir: args.model.cache_dir.clone(),
-        device: args.device.device,
+        device: args.device.choice,
         chain_steps: 1,
         model: pruned.into(),
         data: data.into(),
