@@ -4,7 +4,8 @@
 use std::time::Instant;
 
 use crate::kv_cache::{BlockPool, BlockTable};
-use crate::model::{DraftInput, Forward, OutOfMemory, Rows};
+use crate::model::{DraftInput, Forward, OutOfMemory, Rows, VerifyTask};
+use crate::sampling::{Distribution, Draws, History, SamplingParams};
 use crate::speculation::{DraftController, DraftModel, DraftStep, Work};
 
 /// Seconds of forward passes, each the median of several.
@@ -99,15 +100,15 @@ impl Profile<'_> {
             let mut costs = MeasuredCosts { target: Vec::new(), draft: None, draft_further: None };
             prefill(target, &table, far, max_rows)?;
             // The first pass of so many rows takes memory for them.
-            time(target, &table, context, most)?;
+            time_round(target, &table, context, most)?;
             // Round-robin, so that a busy moment of the machine touches every count alike.
             let mut samples = vec![Vec::new(); row_counts.len()];
             let mut attention = Vec::new();
             for _ in 0..repeats.max(1) {
-                let near = time(target, &table, context, 1)?;
-                attention.push(time(target, &table, far, 1)? - near);
+                let near = time_round(target, &table, context, 1)?;
+                attention.push(time_round(target, &table, far, 1)? - near);
                 for (samples, &rows) in samples.iter_mut().zip(row_counts) {
-                    samples.push(time(target, &table, context, rows)?);
+                    samples.push(time_round(target, &table, context, rows)?);
                 }
             }
             let known = &mut drafting.costs_mut().target;
@@ -156,7 +157,7 @@ fn time_drafts(
         let mut samples = [Vec::new(), Vec::new()];
         for _ in 0..repeats.max(1) {
             // As it is served: the target's weights have just passed through the caches.
-            time(target, table, context, 1)?;
+            time_round(target, table, context, 1)?;
             let steps = match &mut draft {
                 Some(draft) => {
                     [time(*draft, table, context, rows)?, time(*draft, table, context, rows)?]
@@ -198,6 +199,38 @@ fn time(
     rows.push(table, context, tokens(model, context..context + count), count);
     let started = Instant::now();
     model.forward(&rows)?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// Seconds of a pass of the target of `count` rows after `context` positions, in which it decides the round where it does
+/// so itself: then no logits come to the host.
+fn time_round(
+    target: &mut dyn Forward,
+    table: &BlockTable,
+    context: usize,
+    count: usize,
+) -> Result<f64, OutOfMemory> {
+    if !target.verifies() {
+        return time(target, table, context, count);
+    }
+    let ids = tokens(target, context..context + count);
+    let mut rows = Rows::default();
+    rows.clear();
+    rows.push(table, context, ids.iter().copied(), count);
+    let certain: Vec<_> = ids[1..].iter().map(|&id| Distribution::one_hot(id)).collect();
+    let (params, history) =
+        (SamplingParams { temperature: 0.0, ..SamplingParams::default() }, History::new(&ids));
+    let task = VerifyTask {
+        first_logit: 0,
+        draft: ids[1..].iter().copied().zip(&certain).collect(),
+        params: &params,
+        draws: Draws::new(0),
+        position: context,
+        history: &history,
+        masks: Vec::new(),
+    };
+    let started = Instant::now();
+    target.forward_and_verify(&rows, &[task])?;
     Ok(started.elapsed().as_secs_f64())
 }
 

@@ -9,9 +9,10 @@ use crate::shared::measure_args::MeasureArgs;
 /// Times decoding, prefill, verification, drafting and up to 64 answers at once; with --prompts, also
 /// speculation on those prompts.
 ///
-/// Each figure is the median of several. Run it on an otherwise idle machine. On a CUDA device (--device), every time ends when
-/// the processor has the result, logits included; the JSON has `device` in place of `threads`. With --prompts every prompt is answered in
-/// turns without speculation, with n-grams alone, with the draft model alone and with both, and the answers are
+/// Each figure is the median of several. Run it on an otherwise idle machine. On a CUDA device (--device), every time ends
+/// when the processor has the result, which is a decision where the device decides; the JSON has `device` in place of
+/// `threads`. With --prompts every prompt is answered in turns without speculation, with n-grams alone, with the draft model
+/// alone and with both, and the answers are
 /// compared: they must be the same, token for token, above temperature 0 too, where they are drawn with seeds.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Args {
