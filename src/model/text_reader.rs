@@ -57,15 +57,6 @@ impl TextReader {
         }
     }
 
-    /// What the device is called that reads; `None` for the processor.
-    #[must_use]
-    pub fn device(&self) -> Option<&str> {
-        match &self.decoder {
-            Reading::Cpu { .. } => None,
-            Reading::Cuda(runner) => Some(runner.decoder().device().name()),
-        }
-    }
-
     /// The hidden states of a text, `[blocks + 1]` of `[tokens, hidden]`: before block 0, and after each.
     ///
     /// # Errors
