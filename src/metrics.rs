@@ -175,7 +175,7 @@ metrics! {
     COMPARISONS "pleach_draft_comparisons_total" Kind::Counter, [MODEL, OUTCOME], true,
         "Comparisons of drafts that ended, by outcome.";
     ENERGY "pleach_energy_joules_total" Kind::Counter, [ZONE], false,
-        "Energy of the whole machine's processors and memory by their own meters (RAPL); absent where the system does not let the server read them.";
+        "Energy of the whole machine's processors, memory (RAPL) and NVIDIA GPUs (NVML, zone gpu-N) by their own meters; absent where the system does not let the server read them.";
     INFO "pleach_info" Kind::Gauge, [VERSION, MODEL, SERVED_DRAFT], false,
         "What is served: 1, and 0 for a draft that was replaced.";
     RUNNING_SEQUENCES "pleach_running_sequences" Kind::Gauge, [MODEL], true,

@@ -1,10 +1,11 @@
-//! Energy by the processor's own meters (RAPL), where the system lets us read them.
+//! Energy by the machine's own meters: the processor's (RAPL), where the system lets us read them, and those of GPUs.
 
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use metrics::counter;
 
+use super::gpu_energy::GpuMeters;
 use crate::metrics::ENERGY;
 
 /// Where Linux keeps the meters.
@@ -26,9 +27,13 @@ struct Zone {
 pub fn observe() {
     static ZONES: LazyLock<Mutex<Vec<Zone>>> =
         LazyLock::new(|| Mutex::new(zones(Path::new(POWERCAP))));
+    static GPUS: LazyLock<Option<GpuMeters>> = LazyLock::new(GpuMeters::open);
     for zone in ZONES.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
         zone.read();
         counter!(ENERGY, "zone" => zone.name.clone()).absolute(zone.total / 1_000_000);
+    }
+    for (gpu, joules) in GPUS.iter().flat_map(GpuMeters::joules) {
+        counter!(ENERGY, "zone" => format!("gpu-{gpu}")).absolute(joules);
     }
 }
 

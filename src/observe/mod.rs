@@ -3,5 +3,6 @@
 
 pub mod energy;
 pub mod exporter;
+mod gpu_energy;
 pub mod spans;
 pub mod traffic;

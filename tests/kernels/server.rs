@@ -38,6 +38,9 @@ pub(crate) fn the_server_answers_from_the_device() {
         });
         let metric = |name| server.metric(&format!("pleach_spec_decode_{name}_total"));
         assert_eq!(metric("draft_failures"), 0.0, "{}", server.log());
+        // The meter is read from the first scrape on.
+        let energy = server.metric("pleach_energy_joules_total{zone=\"gpu-0\"}");
+        assert!(energy >= 5.0, "{energy}");
         (choices, metric("accepted_tokens"))
     };
     let (expected, none) = answer(&["--device", "cuda:0", "--no-speculation"]);
