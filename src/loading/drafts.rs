@@ -56,9 +56,15 @@ impl DraftLoader {
         engine: &EngineHandle,
         tokens: u64,
     ) -> Result<(), LoadError> {
+        let (config, target) = match self {
+            Self::Cpu(drafts) => (&drafts.config, drafts.lender.config()),
+            Self::Cuda(drafts) => (&drafts.config, drafts.lender.config()),
+        };
+        let draft = open(source, config, target)?;
+        engine.check_draft(&draft.config, draft.draft_vocab.as_deref())?;
         match self {
-            Self::Cpu(drafts) => drafts.compare(source, engine, tokens),
-            Self::Cuda(drafts) => drafts.compare(source, engine, tokens),
+            Self::Cpu(drafts) => drafts.compare(draft, engine, tokens),
+            Self::Cuda(drafts) => drafts.compare(draft, engine, tokens),
         }
     }
 }
@@ -74,6 +80,15 @@ pub(super) fn open(
     check_draft(&checkpoint, target)?;
     check_positions(config, target, &checkpoint.config)?;
     Ok(checkpoint)
+}
+
+/// Checks that a draft of so many bytes fits into what is left, of which a tenth is for the rows of a pass.
+fn check_memory(needed: u64, left: u64) -> Result<(), LoadError> {
+    if needed > left / 10 * 9 {
+        let (needed, left) = (needed.div_ceil(1_000_000), left / 1_000_000);
+        return Err(LoadError::DraftMemory { needed, left });
+    }
+    Ok(())
 }
 
 /// Loads drafts of a model in the processor's memory, also while it serves.
@@ -104,12 +119,10 @@ impl CpuDrafts {
 
     fn compare(
         &self,
-        source: &Source,
+        checkpoint: Checkpoint,
         engine: &EngineHandle,
         tokens: u64,
     ) -> Result<(), LoadError> {
-        let checkpoint = open(source, &self.config, self.lender.config())?;
-        engine.check_draft(&checkpoint.config, checkpoint.draft_vocab.as_deref())?;
         let num_blocks = engine.num_blocks();
         let (name, draft) = self.load_opened(checkpoint, num_blocks)?;
         let candidate = match draft {
@@ -127,12 +140,9 @@ impl CpuDrafts {
         num_blocks: usize,
     ) -> Result<(String, Draft), LoadError> {
         let needed = self.lender.draft_bytes(&checkpoint, num_blocks)?;
-        // A tenth is for the rows of a pass.
         let loaded = self.loaded.lock();
-        if let Some(left) = self.caches.available_beside(bytes_of(&loaded))
-            && needed > left / 10 * 9
-        {
-            return Err(LoadError::draft_memory(needed, left));
+        if let Some(left) = self.caches.available_beside(bytes_of(&loaded)) {
+            check_memory(needed, left)?;
         }
         let draft = self.lender.load_draft(&mut checkpoint)?;
         drop(loaded);
@@ -164,22 +174,17 @@ impl CudaDrafts {
 
     fn compare(
         &self,
-        source: &Source,
+        mut checkpoint: Checkpoint,
         engine: &EngineHandle,
         tokens: u64,
     ) -> Result<(), LoadError> {
-        let mut checkpoint = open(source, &self.config, self.lender.config())?;
-        engine.check_draft(&checkpoint.config, checkpoint.draft_vocab.as_deref())?;
         let num_blocks = engine.num_blocks();
         let needed = self.lender.draft_bytes(&checkpoint, num_blocks)?;
         let mut target = Checkpoint::open(&self.target)?;
         // Until the engine has the draft, or it is freed.
         let _turn = self.turns.take();
         let (left, _) = self.lender.device().memory()?;
-        // A tenth is for the rows of a pass.
-        if needed > left as u64 / 10 * 9 {
-            return Err(LoadError::draft_memory(needed, left as u64));
-        }
+        check_memory(needed, left as u64)?;
         let candidate = match load_cuda_draft(&mut checkpoint, &self.lender, &mut target)? {
             CudaDraft::Standalone(draft) => {
                 let positions = engine.limits().max_model_len;

@@ -56,11 +56,6 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// A draft that needs `needed` of the `left` bytes.
-    pub(super) fn draft_memory(needed: u64, left: u64) -> Self {
-        Self::DraftMemory { needed: needed.div_ceil(1_000_000), left: left / 1_000_000 }
-    }
-
     /// The same error, with what did not fit and what to do where a CUDA device has too little memory.
     pub(super) fn advise(self, (what, advice): (&'static str, &'static str)) -> Self {
         match self {
