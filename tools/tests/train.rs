@@ -64,7 +64,7 @@ fn agrees_with_serving(mut checkpoint: Checkpoint) {
     let logits = backends().map(|backend| {
         let parameters = Parameters::new(weights.clone(), Adapt::Full, 0, backend.clone()).unwrap();
         let network =
-            Network::new(config.clone(), embedding.clone(), head.clone(), backend).unwrap();
+            Network::new(config.clone(), embedding.clone(), head.clone(), &backend).unwrap();
         let logits = network.logits(&parameters.leaves().unwrap(), &batch).unwrap();
         logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()
     });
@@ -221,7 +221,7 @@ fn trainer_with(
     rounding: Option<DType>,
 ) -> Trainer<Distillation> {
     let (config, weights, embedding) = small();
-    let network = Network::new(config, embedding.clone(), embedding, backend.clone()).unwrap();
+    let network = Network::new(config, embedding.clone(), embedding, &backend).unwrap();
     let mut parameters = Parameters::new(weights, adapt, 7, backend).unwrap();
     parameters.round_to(rounding);
     let head_row = (0..50).map(Some).collect();
@@ -237,8 +237,7 @@ fn gradients_are_slopes() {
     let data = counting(folder.path());
     for backend in backends() {
         for (config, weights, embedding) in [small(), small_gemma()] {
-            let network =
-                Network::new(config, embedding.clone(), embedding, backend.clone()).unwrap();
+            let network = Network::new(config, embedding.clone(), embedding, &backend).unwrap();
             let head_row: Vec<_> = (0..50).map(Some).collect();
             let batch = data.batch(&[0, 1, 2, 3, 4], &head_row).unwrap();
             let loss = |weights: &Weights| network.loss_sum(weights, &batch).unwrap();

@@ -39,7 +39,6 @@ pub struct AttachedLesson {
     states: TargetStates,
     steps: usize,
     divergence: Divergence,
-    backend: Backend,
 }
 
 /// The frozen part of an attached drafter.
@@ -113,7 +112,6 @@ impl AttachedLesson {
             states,
             steps,
             divergence,
-            backend,
         })
     }
 
@@ -196,7 +194,7 @@ impl Lesson for AttachedLesson {
         let batch = self.batch(pack)?;
         let rows = batch.tokens[0].len();
         let read = batch.states.len() / rows.max(1);
-        let device = self.backend.device();
+        let device = weights.backend().device();
         let ones = Tensor::ones(width, candle_core::DType::F32, device)?;
         let mut own: Vec<Vec<Tensor>> = vec![Vec::new(); batch.chains.len()];
         let mut hidden: Option<Tensor> = None;
@@ -208,7 +206,7 @@ impl Lesson for AttachedLesson {
                     let states = batch.states.clone();
                     (Tensor::from_vec(states, (rows, read), device)?, PROJECTIONS[0])
                 }
-                Some(own) => (ops::rms_norm(&self.backend, own, &ones, eps)?, PROJECTIONS[1]),
+                Some(own) => (ops::rms_norm(weights.backend(), own, &ones, eps)?, PROJECTIONS[1]),
             };
             let module = projection.strip_suffix(".weight").unwrap_or(projection);
             let mut x = weights.linear(&Tensor::cat(&[&tokens, &states], 1)?, module)?;
@@ -226,14 +224,14 @@ impl Lesson for AttachedLesson {
                 };
                 x = layer.forward(&x, |qkv| {
                     own.push(qkv);
-                    ops::chain_attention(&self.backend, attention, &Tensor::cat(own, 0)?)
+                    ops::chain_attention(weights.backend(), attention, &Tensor::cat(own, 0)?)
                 })?;
             }
             let weight = weights.wanted("model.norm.weight")?;
-            let normed = norm(&self.backend, &x, weight, config)?;
+            let normed = norm(weights.backend(), &x, weight, config)?;
             let head = Head { rows: &self.head, cap: config.design.logit_cap };
             let (loss, of_step) = ops::distill_loss(
-                &self.backend,
+                weights.backend(),
                 &normed,
                 head,
                 targets,

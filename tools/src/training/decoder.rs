@@ -34,7 +34,6 @@ pub struct Network {
     /// `[head_rows, hidden]`
     head: Arc<Frozen>,
     ropes: RopeTables,
-    backend: Backend,
 }
 
 impl Network {
@@ -46,11 +45,11 @@ impl Network {
         config: ModelConfig,
         embedding: Vec<f32>,
         head: Vec<f32>,
-        backend: Backend,
+        backend: &Backend,
     ) -> Result<Self> {
-        let head = frozen_head(&head, config.hidden_size, &backend)?;
+        let head = frozen_head(&head, config.hidden_size, backend)?;
         let ropes = RopeTables::new(&config);
-        Ok(Self { config, embedding, head, ropes, backend })
+        Ok(Self { config, embedding, head, ropes })
     }
 
     /// The architecture.
@@ -70,7 +69,7 @@ impl Network {
         let hidden = self.hidden_states(weights, batch)?;
         let head = Head { rows: &self.head, cap: self.config.design.logit_cap };
         let targets = batch.targets.clone();
-        ops::distill_loss(&self.backend, &hidden, head, targets, divergence, training)
+        ops::distill_loss(weights.backend(), &hidden, head, targets, divergence, training)
     }
 
     /// Sum of the forward KL of a batch, as a scalar to differentiate.
@@ -110,7 +109,7 @@ impl Network {
             scale(&mut hidden, by);
         }
         let mut hidden =
-            Tensor::from_vec(hidden, (batch.tokens.len(), width), self.backend.device())?;
+            Tensor::from_vec(hidden, (batch.tokens.len(), width), weights.backend().device())?;
         for index in 0..config.num_hidden_layers {
             let layer = Layer { config, weights, index };
             let attention = Attention {
@@ -120,9 +119,9 @@ impl Network {
                 block: index,
             };
             hidden =
-                layer.forward(&hidden, |qkv| ops::attention(&self.backend, attention, &qkv))?;
+                layer.forward(&hidden, |qkv| ops::attention(weights.backend(), attention, &qkv))?;
         }
-        norm(&self.backend, &hidden, weights.wanted("model.norm.weight")?, config)
+        norm(weights.backend(), &hidden, weights.wanted("model.norm.weight")?, config)
     }
 }
 

@@ -118,7 +118,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let Some(attachment) = checkpoint.attachment.clone() else {
         let Frozen { embedding, head, head_row } = frozen;
-        let network = Network::new(config, embedding, head, backend)?;
+        let network = Network::new(config, embedding, head, &backend)?;
         let lesson = Distillation { network, data, head_row, divergence };
         let trainer = Trainer::new(lesson, parameters, options)?;
         return learn(args, manifest, checkpoint, trainer, &vocab, checkpoints);
