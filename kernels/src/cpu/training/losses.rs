@@ -3,9 +3,21 @@
 use crate::cpu::isa::{Isa, per_isa};
 use crate::cpu::lanes::{exp, sum_lanes};
 
+/// How the loss of a row is made of divergences.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Divergence {
+    /// With the same weights for every row.
+    Mixture(Mixture),
+    /// `w KL(target || draft) + (1 - w) TV` with `w = exp(-3 a)`, where `a` is the chance that a token drawn from the
+    /// draft is accepted: KL where the draft is far from its target and total variation has hardly a slope, and total
+    /// variation, which is what counts, where it is near. `w` is a constant of the gradient. After the hybrid loss of
+    /// Samarin et al., arXiv 2602.23881; here each row has a weight of its own.
+    Adaptive,
+}
+
 /// Weights of the divergences that make a loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Divergence {
+pub struct Mixture {
     /// Forward KL, `KL(target || draft)`, up to the target's own entropy: a cross-entropy.
     pub forward_kl: f32,
     /// Reverse KL, `KL(draft || target)`.
@@ -16,8 +28,23 @@ pub struct Divergence {
 
 impl Divergence {
     /// Forward KL alone.
-    pub const FORWARD_KL: Self = Self { forward_kl: 1.0, reverse_kl: 0.0, total_variation: 0.0 };
+    pub const FORWARD_KL: Self =
+        Self::Mixture(Mixture { forward_kl: 1.0, reverse_kl: 0.0, total_variation: 0.0 });
+
+    /// The weights of a row of which a share of `accepted` is accepted.
+    fn of_row(self, accepted: f32) -> Mixture {
+        match self {
+            Self::Mixture(mixture) => mixture,
+            Self::Adaptive => {
+                let forward_kl = (-ADAPTIVE_RATE * accepted).exp();
+                Mixture { forward_kl, reverse_kl: 0.0, total_variation: 1.0 - forward_kl }
+            }
+        }
+    }
 }
+
+/// How fast [`Divergence::Adaptive`] turns from KL to total variation.
+pub const ADAPTIVE_RATE: f32 = 3.0;
 
 /// Least probability that reverse KL grants the target on a column without a weight.
 const UNSEEN: f32 = 1e-8;
@@ -40,7 +67,6 @@ pub fn distill_row(
     targets: &[(u32, f32)],
     divergence: Divergence,
 ) -> (f32, u32) {
-    let Divergence { forward_kl, reverse_kl, total_variation } = divergence;
     let mut max = f32::NEG_INFINITY;
     let mut best = 0;
     for (column, &logit) in logits.iter().enumerate() {
@@ -50,7 +76,8 @@ pub fn distill_row(
     }
     let weight: f32 = targets.iter().map(|target| target.1).sum();
     let dot: f32 = targets.iter().map(|&(column, p)| p * logits[column as usize]).sum();
-    let raw = if reverse_kl > 0.0 { logits.to_vec() } else { Vec::new() };
+    let reverses = matches!(divergence, Divergence::Mixture(mixture) if mixture.reverse_kl > 0.0);
+    let raw = if reverses { logits.to_vec() } else { Vec::new() };
     let mut sum = 0.0;
     exp_row(Isa::best(), max, logits, &mut sum);
     let log_sum = max + sum.ln();
@@ -60,16 +87,13 @@ pub fn distill_row(
         .map(|&(column, p)| (column as usize, p, logits[column as usize] / sum))
         .collect();
 
-    let mut loss = forward_kl * (weight * log_sum - dot);
-    let mut factor = forward_kl * weight;
-    if total_variation > 0.0 {
-        let below = listed.iter().filter(|(_, p, q)| q < p).map(|(_, _, q)| q).sum::<f32>();
-        let overlap: f32 = listed.iter().map(|(_, p, q)| p.min(*q)).sum();
-        loss += total_variation * (1.0 - overlap);
-        factor += total_variation * below;
-    }
+    let accepted: f32 = listed.iter().map(|(_, p, q)| p.min(*q)).sum();
+    let Mixture { forward_kl, reverse_kl, total_variation } = divergence.of_row(accepted);
+    let below = listed.iter().filter(|(_, p, q)| q < p).map(|(_, _, q)| q).sum::<f32>();
+    let mut loss = forward_kl * (weight * log_sum - dot) + total_variation * (1.0 - accepted);
+    let factor = forward_kl * weight + total_variation * below;
     scale_row(Isa::best(), 1.0 / sum, logits);
-    if reverse_kl > 0.0 {
+    if reverses {
         let unseen = log_unseen(weight, targets.len(), logits.len());
         let ratio = |(q, logit): (&f32, &f32)| q * (logit - log_sum - unseen);
         let mut divergence: f32 = logits.iter().zip(&raw).map(ratio).sum();
@@ -113,6 +137,10 @@ mod tests {
     use super::*;
     use crate::cpu::testing::{Random, check_gradient};
 
+    fn mixture(forward_kl: f32, reverse_kl: f32, total_variation: f32) -> Divergence {
+        Divergence::Mixture(Mixture { forward_kl, reverse_kl, total_variation })
+    }
+
     #[test]
     fn gradients_are_the_slopes() {
         let mut random = Random::new();
@@ -123,9 +151,9 @@ mod tests {
         let targets = [(3, 0.5), (17, 0.25), (40, own / 2.0)];
         for divergence in [
             Divergence::FORWARD_KL,
-            Divergence { forward_kl: 0.0, reverse_kl: 1.0, total_variation: 0.0 },
-            Divergence { forward_kl: 0.0, reverse_kl: 0.0, total_variation: 1.0 },
-            Divergence { forward_kl: 0.5, reverse_kl: 0.7, total_variation: 2.0 },
+            mixture(0.0, 1.0, 0.0),
+            mixture(0.0, 0.0, 1.0),
+            mixture(0.5, 0.7, 2.0),
         ] {
             let mut dx = x.clone();
             let (loss, best) = distill_row(&mut dx, &targets, divergence);
@@ -134,6 +162,26 @@ mod tests {
             check_gradient(&x, &dx, |x| {
                 f64::from(distill_row(&mut x.to_vec(), &targets, divergence).0)
             });
+        }
+    }
+
+    /// An adaptive loss is the mixture of the weights that the row's acceptance gives.
+    #[test]
+    fn weights_follow_the_acceptance_of_a_row() {
+        let mut random = Random::new();
+        let x = random.vec(50);
+        let own = x[40].exp() / x.iter().map(|v| v.exp()).sum::<f32>();
+        for weight in [own / 2.0, own * 3.0] {
+            let targets = [(3, 0.3), (17, 0.2), (40, weight)];
+            let (rejected, _) = distill_row(&mut x.clone(), &targets, mixture(0.0, 0.0, 1.0));
+            let share = (-3.0 * (1.0 - rejected)).exp();
+            let [mut adaptive, mut mixed] = [x.clone(), x.clone()];
+            let (loss, _) = distill_row(&mut adaptive, &targets, Divergence::Adaptive);
+            let wanted = distill_row(&mut mixed, &targets, mixture(share, 0.0, 1.0 - share)).0;
+            assert!((loss - wanted).abs() < 1e-5 * wanted, "{loss} {wanted}");
+            for (a, b) in adaptive.iter().zip(&mixed) {
+                assert!((a - b).abs() < 1e-6, "{a} {b}");
+            }
         }
     }
 
@@ -146,7 +194,7 @@ mod tests {
         let targets: Vec<_> = (0..9).map(|i| (i as u32, logits[i].exp() / sum)).collect();
         for (reverse_kl, total_variation) in [(1.0, 0.0), (0.0, 1.0)] {
             let mut gradient = logits.clone();
-            let divergence = Divergence { forward_kl: 0.0, reverse_kl, total_variation };
+            let divergence = mixture(0.0, reverse_kl, total_variation);
             let (loss, _) = distill_row(&mut gradient, &targets, divergence);
             assert!(loss.abs() < 1e-5, "{divergence:?}: {loss}");
             if reverse_kl > 0.0 {

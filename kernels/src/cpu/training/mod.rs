@@ -7,7 +7,7 @@ pub mod gemm;
 mod losses;
 
 pub use adamw::AdamW;
-pub use losses::{Divergence, distill_row, log_unseen};
+pub use losses::{ADAPTIVE_RATE, Divergence, Mixture, distill_row, log_unseen};
 
 use crate::cpu::gate::{Activation, CUBE, SLOPE};
 use crate::cpu::isa::{Isa, per_isa};

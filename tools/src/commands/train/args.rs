@@ -14,9 +14,10 @@ use crate::shared::model_args::ModelArgs;
 /// With --loss kl (the default where the answers have a .topk file) it learns the unpruned model's
 /// distribution at every token of the answers, forward KL over its likeliest tokens; with --loss ce the
 /// answers' tokens alone. reverse-kl and tv (total variation, the chance that a drawn token is rejected)
-/// learn from the distribution too, and mixtures are weighted sums: --loss kl=0.5,tv=0.5. All block
-/// weights are trained, or with --lora-rank a low-rank addition to each matrix. Embedding and head stay
-/// as they are; the head is trimmed to the tokens that occur.
+/// learn from the distribution too, and mixtures are weighted sums: --loss kl=0.5,tv=0.5. adaptive is a mixture of
+/// kl and tv that turns to tv at every token by as much as the draft is accepted there. All block weights are
+/// trained, or with --lora-rank a low-rank addition to each matrix. Embedding and head stay as they are; the
+/// head is trimmed to the tokens that occur.
 ///
 /// An attached drafter (`prune --draft-kind attached`) also reads what its --target computed at every position of the
 /// answers, and its chains are unrolled over --chain-steps.
@@ -37,7 +38,7 @@ pub(crate) struct Args {
     /// Folder to write.
     #[arg(long, env = "PLEACH_OUT", value_name = "DIR")]
     pub(crate) out: PathBuf,
-    /// What to learn: kl, reverse-kl, tv, a mixture like kl=0.5,tv=0.5, or ce.
+    /// What to learn: kl, reverse-kl, tv, a mixture like kl=0.5,tv=0.5, adaptive, or ce.
     #[arg(long, value_name = "LOSS")]
     pub(crate) loss: Option<Loss>,
     /// Train low-rank additions of this rank instead of all weights (LoRA).

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use pleach_kernels::training::Divergence;
+use pleach_kernels::training::{Divergence, Mixture};
 use serde::Serialize;
 
 /// What is learnt.
@@ -22,10 +22,12 @@ impl FromStr for Loss {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "ce" {
-            return Ok(Self::Ce);
+        match text {
+            "ce" => return Ok(Self::Ce),
+            "adaptive" => return Ok(Self::Distribution(Divergence::Adaptive)),
+            _ => {}
         }
-        let mut all = Divergence { forward_kl: 0.0, reverse_kl: 0.0, total_variation: 0.0 };
+        let mut all = Mixture { forward_kl: 0.0, reverse_kl: 0.0, total_variation: 0.0 };
         for part in text.split(',') {
             let (name, weight) = part.split_once('=').unwrap_or((part, "1"));
             let place = match name.trim() {
@@ -33,7 +35,9 @@ impl FromStr for Loss {
                 "reverse-kl" => &mut all.reverse_kl,
                 "tv" => &mut all.total_variation,
                 other => {
-                    return Err(format!("`{other}` is none of kl, reverse-kl, tv and, alone, ce"));
+                    return Err(format!(
+                        "`{other}` is none of kl, reverse-kl, tv and, alone, adaptive and ce"
+                    ));
                 }
             };
             *place =
@@ -41,13 +45,17 @@ impl FromStr for Loss {
                     format!("`{part}`: a weight is a number above 0, as in kl=0.5,tv=0.5"),
                 )?;
         }
-        Ok(Self::Distribution(all))
+        Ok(Self::Distribution(Divergence::Mixture(all)))
     }
 }
 
 impl std::fmt::Display for Loss {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self::Distribution(d) = self else { return f.write_str("ce") };
+        let d = match self {
+            Self::Ce => return f.write_str("ce"),
+            Self::Distribution(Divergence::Adaptive) => return f.write_str("adaptive"),
+            Self::Distribution(Divergence::Mixture(mixture)) => mixture,
+        };
         let all = [("kl", d.forward_kl), ("reverse-kl", d.reverse_kl), ("tv", d.total_variation)];
         let parts: Vec<_> = all.iter().filter(|(_, weight)| *weight > 0.0).collect();
         match parts[..] {
@@ -72,11 +80,11 @@ mod tests {
 
     #[test]
     fn losses_are_named_and_mixed() {
-        for text in ["ce", "kl", "reverse-kl", "tv", "kl=0.5,tv=0.25"] {
+        for text in ["ce", "kl", "reverse-kl", "tv", "adaptive", "kl=0.5,tv=0.25"] {
             let loss: Loss = text.parse().unwrap();
             assert_eq!(loss.to_string(), text);
         }
-        for wrong in ["", "kl=0", "kl=x", "js", "kl,ce", "tv=NaN"] {
+        for wrong in ["", "kl=0", "kl=x", "js", "kl,ce", "tv,adaptive", "tv=NaN"] {
             assert!(wrong.parse::<Loss>().is_err(), "{wrong}");
         }
     }

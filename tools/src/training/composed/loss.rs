@@ -4,7 +4,7 @@ use candle_core::{D, Result, Tensor, Var};
 
 use super::super::distill_loss::{Head, Tally, Targets};
 use super::rows::{bounded, softmax};
-use pleach_kernels::training::{Divergence, log_unseen};
+use pleach_kernels::training::{ADAPTIVE_RATE, Divergence, Mixture, log_unseen};
 
 /// Logits of one chunk: 256 MB of them, of which a few copies are there at a time.
 const LOGITS: usize = 1 << 26;
@@ -96,25 +96,44 @@ impl Listed {
 
     /// Sum over the rows of their divergences.
     fn loss(&self, logits: &Tensor, divergence: Divergence) -> Result<Tensor> {
-        let Divergence { forward_kl, reverse_kl, total_variation } = divergence;
         let own = softmax(logits)?;
         let log_own = log_softmax(logits)?;
-        let mut sum = Tensor::zeros((), logits.dtype(), logits.device())?;
-        if forward_kl > 0.0 {
-            let cross = (log_own.gather(&self.columns, 1)? * &self.weights)?.sum_all()?;
-            sum = (sum - (cross * f64::from(forward_kl))?)?;
+        match divergence {
+            Divergence::Mixture(Mixture { forward_kl, reverse_kl, total_variation }) => {
+                let mut sum = Tensor::zeros((), logits.dtype(), logits.device())?;
+                if forward_kl > 0.0 {
+                    let forward = self.forward_kl(&log_own)?.sum_all()?;
+                    sum = (sum + (forward * f64::from(forward_kl))?)?;
+                }
+                if reverse_kl > 0.0 {
+                    let all = (&own * log_own.broadcast_sub(&self.unseen)?)?.sum_all()?;
+                    let listed = (own.gather(&self.columns, 1)? * &self.over_unseen)?.sum_all()?;
+                    sum = (sum + ((all + listed)? * f64::from(reverse_kl))?)?;
+                }
+                if total_variation > 0.0 {
+                    let rejected = self.rejected(&own)?.sum_all()?;
+                    sum = (sum + (rejected * f64::from(total_variation))?)?;
+                }
+                Ok(sum)
+            }
+            Divergence::Adaptive => {
+                let rejected = self.rejected(&own)?;
+                let rate = f64::from(ADAPTIVE_RATE);
+                let share = rejected.detach().affine(rate, -rate)?.exp()?;
+                let variation = (rejected * share.affine(-1.0, 1.0)?)?;
+                ((self.forward_kl(&log_own)? * share)? + variation)?.sum_all()
+            }
         }
-        if reverse_kl > 0.0 {
-            let all = (&own * log_own.broadcast_sub(&self.unseen)?)?.sum_all()?;
-            let listed = (own.gather(&self.columns, 1)? * &self.over_unseen)?.sum_all()?;
-            sum = (sum + ((all + listed)? * f64::from(reverse_kl))?)?;
-        }
-        if total_variation > 0.0 {
-            let overlap = own.gather(&self.columns, 1)?.minimum(&self.weights)?.sum_all()?;
-            let rows = logits.dim(0)? as f64;
-            sum = (sum + ((overlap.neg()? + rows)? * f64::from(total_variation))?)?;
-        }
-        Ok(sum)
+    }
+
+    /// Cross-entropy of each row, `[rows]`.
+    fn forward_kl(&self, log_own: &Tensor) -> Result<Tensor> {
+        (log_own.gather(&self.columns, 1)? * &self.weights)?.sum(1)?.neg()
+    }
+
+    /// Total variation of each row, `[rows]`.
+    fn rejected(&self, own: &Tensor) -> Result<Tensor> {
+        own.gather(&self.columns, 1)?.minimum(&self.weights)?.sum(1)?.affine(-1.0, 1.0)
     }
 }
 

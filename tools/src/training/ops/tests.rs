@@ -16,7 +16,7 @@ use pleach::model::{
     Design, Family, ModelConfig, RopeConfig, RopeScaling, RopeTables, SlidingWindow,
 };
 use pleach_kernels::Activation;
-use pleach_kernels::training::Divergence;
+use pleach_kernels::training::{Divergence, Mixture};
 
 fn values(random: &mut Rng, count: usize, scale: f32) -> Vec<f32> {
     (0..count).map(|_| (random.f32() - 0.5) * 2.0 * scale).collect()
@@ -203,13 +203,17 @@ fn losses() {
         targets.entries.extend(columns.iter().zip(shares).map(|(at, share)| (*at, share / sum)));
         targets.ends.push(targets.entries.len());
     }
-    let mixture = Divergence { forward_kl: 0.5, reverse_kl: 0.7, total_variation: 2.0 };
+    let mixture = |forward_kl, reverse_kl, total_variation| {
+        Divergence::Mixture(Mixture { forward_kl, reverse_kl, total_variation })
+    };
+    let all = mixture(0.5, 0.7, 2.0);
     for (divergence, cap) in [
         (Divergence::FORWARD_KL, None),
-        (Divergence { forward_kl: 0.0, reverse_kl: 1.0, total_variation: 0.0 }, None),
-        (Divergence { forward_kl: 0.0, reverse_kl: 0.0, total_variation: 1.0 }, None),
-        (mixture, None),
-        (mixture, Some(2.0)),
+        (mixture(0.0, 1.0, 0.0), None),
+        (mixture(0.0, 0.0, 1.0), None),
+        (all, None),
+        (all, Some(2.0)),
+        (Divergence::Adaptive, None),
     ] {
         let tallies = std::cell::RefCell::new(Vec::new());
         agree(
