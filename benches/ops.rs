@@ -9,8 +9,8 @@ use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use pleach_kernels::{
     Activation, Activations, AttentionShape, CacheFormat, Ceilings, DType, Gated, LayerCache,
-    PackedMatrix, ThreadPool, gated_product, matmul, matmul_add, paged_attention,
-    rms_norm_quantized,
+    PackedMatrix, SUMMED, ThreadPool, argmax, gated_product, matmul, matmul_add, paged_attention,
+    race, rms_norm_quantized, weigh,
 };
 
 static POOL: LazyLock<ThreadPool> =
@@ -223,6 +223,40 @@ fn pass(bencher: Bencher, rows: usize) {
         }
         rms_norm_quantized(&POOL, &hidden, rows, |row| row, &norm, 1e-5, &mut x);
         matmul(&POOL, &[head], &x, black_box(&mut logits), 49152);
+    });
+}
+
+/// Tokens that SmolLM2 and Qwen3 know.
+const VOCABULARIES: [usize; 2] = [49_152, 151_936];
+
+/// Logits between -10 and 10.
+fn logits(tokens: usize) -> Vec<f32> {
+    values(tokens).iter().map(|value| 20.0 * value).collect()
+}
+
+#[divan::bench(args = VOCABULARIES)]
+fn likeliest_token(bencher: Bencher, tokens: usize) {
+    let logits = logits(tokens);
+    bencher.counter(BytesCount::new(4 * tokens)).bench_local(|| argmax(black_box(&logits)));
+}
+
+#[divan::bench(args = VOCABULARIES)]
+fn weights_of_tokens(bencher: Bencher, tokens: usize) {
+    let logits = logits(tokens);
+    let (mut weights, mut sums) = (vec![0.0; tokens], vec![0.0; tokens.div_ceil(SUMMED)]);
+    bencher.counter(BytesCount::new(8 * tokens)).bench_local(|| {
+        weigh(&logits, 10.0, 1.0, 1e-13, black_box(&mut weights), &mut sums);
+    });
+}
+
+/// A draw with a number for each token.
+#[divan::bench(args = VOCABULARIES)]
+fn race_of_tokens(bencher: Bencher, tokens: usize) {
+    let weights: Vec<f32> = logits(tokens).iter().map(|logit| (logit - 10.0).exp()).collect();
+    let mut key = 0;
+    bencher.counter(BytesCount::new(4 * tokens)).bench_local(|| {
+        key += 1;
+        race(black_box(&weights), None, key)
     });
 }
 

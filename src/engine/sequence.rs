@@ -156,7 +156,7 @@ impl Sequence {
                 None => row(index),
             };
             let exclude = params.excludes_top(&draws, position + index);
-            Ok::<_, RoundError>(processor.target_distribution(logits, params, history, exclude)?)
+            Ok::<_, RoundError>(processor.distribution(logits, None, params, history, exclude)?)
         });
         draft[..pushed].iter().for_each(|token| history.pop(token.id));
         self.take(draft, verdict?, |sequence, index, id| sequence.logprobs_of(id, row(index)))

@@ -1,7 +1,8 @@
 //! Counter-based random numbers: a draw is a hash of (seed, position, purpose), so it depends on no
 //! other draw, no other sequence and no order of evaluation.
 
-use super::{Distribution, Drawn};
+use super::Distribution;
+use pleach_kernels::unit;
 
 /// What a draw decides. Draws for different purposes at one position are independent, which
 /// rejection sampling needs.
@@ -61,14 +62,13 @@ impl Draws {
 
     /// The token at `position` from the target's distribution, or from what is left of it.
     #[must_use]
-    pub fn sample(&self, probs: &impl Drawn, position: usize) -> u32 {
+    pub fn sample(&self, probs: &Distribution, position: usize) -> u32 {
         self.draw(probs, position, Purpose::Sample)
     }
 
-    fn draw(&self, probs: &impl Drawn, position: usize, purpose: Purpose) -> u32 {
+    fn draw(&self, probs: &Distribution, position: usize, purpose: Purpose) -> u32 {
         if self.coupled {
-            let key = self.key(position, Purpose::Sample);
-            probs.race(|id| unit(mix(key ^ u64::from(id))))
+            probs.race(self.key(position, Purpose::Sample))
         } else {
             probs.draw(self.uniform(position, purpose))
         }
@@ -103,19 +103,6 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
         key = [key[0].wrapping_add(0x9e37_79b9), key[1].wrapping_add(0xbb67_ae85)];
     }
     counter
-}
-
-/// The upper 53 bits as a number in [0, 1).
-fn unit(bits: u64) -> f64 {
-    (bits >> 11) as f64 / (1u64 << 53) as f64
-}
-
-/// The finaliser of SplitMix64 after one step of its counter.
-fn mix(value: u64) -> u64 {
-    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]
@@ -174,7 +161,7 @@ mod tests {
             counts[id as usize] += 1;
             agree += u32::from(id == draws.draft(&q, 7));
         }
-        for &(id, prob) in p.entries() {
+        for (id, prob) in p.entries() {
             let share = f64::from(counts[id as usize]) / n as f64;
             assert!(
                 (share - f64::from(prob)).abs() < 5.0 * 0.5 / (n as f64).sqrt(),

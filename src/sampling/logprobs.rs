@@ -1,11 +1,11 @@
 //! Log-probabilities of the raw logits, for clients that ask for them.
 
-use pleach_kernels::sum_exp;
+use pleach_kernels::{argmax, sum_exp};
 
-/// Logarithm of the sum of exponentials. Shape `[vocab_size]`.
+/// Logarithm of the sum of exponentials; NaN where a logit is NaN or positive infinity. Shape `[vocab_size]`.
 #[must_use]
 pub fn log_sum_exp(logits: &[f32]) -> f32 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let max = argmax(logits).map_or(f32::NAN, |top| top.map_or(f32::NEG_INFINITY, |(_, max)| max));
     max + sum_exp(logits, max).ln()
 }
 
@@ -48,5 +48,12 @@ mod tests {
         assert_eq!(top[0].1, 3.0 - normaliser);
         assert!(top_logprobs(&logits, normaliser, 0).is_empty());
         assert_eq!(top_logprobs(&logits, normaliser, 9).len(), 5);
+        assert!(
+            [f32::NAN, f32::INFINITY]
+                .map(|bad| log_sum_exp(&[1.0, bad]))
+                .iter()
+                .all(|v| v.is_nan())
+        );
+        assert_eq!(log_sum_exp(&[]), f32::NEG_INFINITY);
     }
 }

@@ -1,11 +1,12 @@
 //! Raw logits and the tokens so far → the distribution a token is drawn from.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::truncation::{BLOCK, largest, least_kept, truncate};
-use super::weights::sum;
-use super::{Distribution, SamplingParams, TargetDistribution, Weights};
-use pleach_kernels::{argmax, scaled_exp};
+use super::weights::Weights;
+use super::{Distribution, SamplingParams};
+use pleach_kernels::{SUMMED, argmax, weigh};
 
 /// Logits no token can be drawn from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -85,6 +86,7 @@ pub fn greedy_token(logits: &[f32]) -> Result<u32, LogitsError> {
 pub struct Processor {
     adjusted: Vec<f32>,
     weights: Vec<f32>,
+    sums: Vec<f64>,
     candidates: Vec<(u32, f32)>,
 }
 
@@ -107,48 +109,30 @@ impl Processor {
     pub fn distribution(
         &mut self,
         logits: &[f32],
-        ids: Option<&[u32]>,
+        ids: Option<&Arc<[u32]>>,
         params: &SamplingParams,
         history: &History,
         exclude: bool,
     ) -> Result<Distribution, LogitsError> {
         let token = |row: u32| ids.map_or(row, |ids| ids[row as usize]);
-        self.with_adjusted(logits, ids, params, history, |processor, logits| {
+        let rows = ids.map(|ids| &ids[..]);
+        self.with_adjusted(logits, rows, params, history, |processor, logits| {
             let best = greedy_token(logits)?;
             if params.temperature == 0.0 {
                 return Ok(Distribution::one_hot(token(best)));
             }
-            let mut kept = processor.truncated(logits, logits[best as usize], params, exclude);
+            let max = logits[best as usize];
+            if !exclude && !params.truncates() {
+                let (mut weights, mut sums) = (Vec::new(), Vec::new());
+                weigh_all(logits, max, params, &mut weights, &mut sums);
+                let whole = Weights::new(weights, sums, ids.cloned());
+                return whole.map(Distribution::Whole).ok_or(LogitsError::NothingLeft);
+            }
+            let mut kept = processor.truncated(logits, max, params, exclude);
             if ids.is_some() {
                 kept.iter_mut().for_each(|(row, _)| *row = token(*row));
             }
             Distribution::from_weights(kept).ok_or(LogitsError::NothingLeft)
-        })
-    }
-
-    /// The same of all tokens of the vocabulary: `logits` has shape `[vocab_size]`.
-    ///
-    /// # Errors
-    /// As [`distribution`](Self::distribution).
-    pub fn target_distribution(
-        &mut self,
-        logits: &[f32],
-        params: &SamplingParams,
-        history: &History,
-        exclude: bool,
-    ) -> Result<TargetDistribution, LogitsError> {
-        if params.temperature == 0.0 || exclude || params.truncates() {
-            let cut = self.distribution(logits, None, params, history, exclude)?;
-            return Ok(TargetDistribution::Cut(cut));
-        }
-        self.with_adjusted(logits, None, params, history, |_, logits| {
-            let best = greedy_token(logits)?;
-            let mut weights = vec![0.0; logits.len()];
-            weigh(logits, logits[best as usize], params, &mut weights);
-            for weight in &mut weights {
-                *weight = if *weight < NOISE { 0.0 } else { *weight };
-            }
-            Weights::new(weights).map(TargetDistribution::Whole).ok_or(LogitsError::NothingLeft)
         })
     }
 
@@ -185,10 +169,9 @@ impl Processor {
         params: &SamplingParams,
         exclude: bool,
     ) -> Vec<(u32, f32)> {
-        self.weights.resize(logits.len(), 0.0);
-        weigh(logits, max, params, &mut self.weights);
-        let Self { weights, candidates, .. } = self;
-        let all = sum(weights);
+        let Self { weights, sums, candidates, .. } = self;
+        weigh_all(logits, max, params, weights, sums);
+        let all = sums.iter().sum();
         let least = least_kept(weights, all, params).max(NOISE);
         candidates.clear();
         for (block, weights) in weights.chunks(BLOCK).enumerate() {
@@ -205,11 +188,19 @@ impl Processor {
     }
 }
 
-/// Weights exp((logit − max) / temperature).
-fn weigh(logits: &[f32], max: f32, params: &SamplingParams, weights: &mut [f32]) {
+/// Weights exp((logit − max) / temperature) without noise, and their sums.
+fn weigh_all(
+    logits: &[f32],
+    max: f32,
+    params: &SamplingParams,
+    weights: &mut Vec<f32>,
+    sums: &mut Vec<f64>,
+) {
     // A temperature near 0 must not make infinity times 0.
     let scale = (1.0 / params.temperature).min(f32::MAX);
-    scaled_exp(logits, max, scale, weights);
+    weights.resize(logits.len(), 0.0);
+    sums.resize(logits.len().div_ceil(SUMMED), 0.0);
+    weigh(logits, max, scale, NOISE, weights, sums);
 }
 
 /// Penalties, bias and restrictions, in place.

@@ -1,113 +1,141 @@
-//! The target's distribution where nothing is cut off it: a weight for every token of the vocabulary, as they come.
+//! A distribution from which nothing is cut off: a weight for every token that a model knows, as they come.
 
-use super::distribution::{Distribution, Drawn, race};
+use std::sync::Arc;
 
-/// Weights summed at a time.
-const BLOCK: usize = 512;
+use pleach_kernels::{SUMMED, sum_weights};
 
-/// A weight for every token id; the chance of a token is its share of all weight.
+/// A weight for every token; its chance is its share of all weight.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Weights {
     weights: Vec<f32>,
+    /// Token ids of the weights, rising; without, a weight's place is its token.
+    ids: Option<Arc<[u32]>>,
+    /// Of each [`SUMMED`] weights.
+    sums: Vec<f64>,
     total: f64,
-}
-
-/// The sum of some weights, in a fixed order.
-pub(super) fn sum(weights: &[f32]) -> f64 {
-    let mut parts = [0.0; 8];
-    let (chunks, rest) = weights.as_chunks::<8>();
-    for chunk in chunks {
-        for (part, weight) in parts.iter_mut().zip(chunk) {
-            *part += f64::from(*weight);
-        }
-    }
-    parts.iter().sum::<f64>() + rest.iter().map(|&weight| f64::from(weight)).sum::<f64>()
+    /// `1 / total`
+    scale: f64,
 }
 
 impl Weights {
-    /// Takes non-negative weights. `None` if nothing has weight.
-    #[must_use]
-    pub fn new(weights: Vec<f32>) -> Option<Self> {
-        let total = weights.chunks(BLOCK).map(sum).sum::<f64>();
-        (total > 0.0 && total.is_finite()).then_some(Self { weights, total })
+    /// Takes non-negative weights of tokens and [their sums](sum_weights). `None` if nothing has weight.
+    pub(super) fn new(weights: Vec<f32>, sums: Vec<f64>, ids: Option<Arc<[u32]>>) -> Option<Self> {
+        let total = sums.iter().sum::<f64>();
+        let scale = 1.0 / total;
+        (total > 0.0 && total.is_finite()).then_some(Self { weights, ids, sums, total, scale })
     }
 
-    /// The last token of `weights`, the first of which is `first`, that has any.
-    fn last(first: usize, weights: &[f32]) -> Option<u32> {
-        weights.iter().rposition(|&weight| weight > 0.0).map(|place| (first + place) as u32)
-    }
-}
-
-impl Drawn for Weights {
-    fn prob(&self, id: u32) -> f32 {
-        let weight = self.weights.get(id as usize).copied().unwrap_or(0.0);
-        (f64::from(weight) / self.total) as f32
+    fn row(&self, id: u32) -> Option<usize> {
+        match &self.ids {
+            None => Some(id as usize).filter(|&row| row < self.weights.len()),
+            Some(ids) => ids.binary_search(&id).ok(),
+        }
     }
 
-    fn draw(&self, uniform: f64) -> u32 {
+    fn id(&self, row: usize) -> u32 {
+        self.ids.as_ref().map_or(row as u32, |ids| ids[row])
+    }
+
+    fn share(&self, weight: f32) -> f32 {
+        (f64::from(weight) * self.scale) as f32
+    }
+
+    /// The tokens with their probabilities, in order of id, but for those that have none.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (u32, f32)> {
+        let all = self.weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0);
+        all.map(|(row, &weight)| (self.id(row), self.share(weight)))
+    }
+
+    pub(super) fn prob(&self, id: u32) -> f32 {
+        self.row(id).map_or(0.0, |row| self.share(self.weights[row]))
+    }
+
+    pub(super) fn draw(&self, uniform: f64) -> u32 {
         let mut left = uniform * self.total;
-        for (block, weights) in self.weights.chunks(BLOCK).enumerate() {
-            let whole = sum(weights);
-            if left >= whole {
-                left -= whole;
+        for (block, (weights, sum)) in self.weights.chunks(SUMMED).zip(&self.sums).enumerate() {
+            if left >= *sum {
+                left -= sum;
                 continue;
             }
-            let first = block * BLOCK;
             let place = weights.iter().position(|&weight| {
                 left -= f64::from(weight);
                 left < 0.0
             });
-            let id = place.map(|place| (first + place) as u32);
             // In another order, rounding left the sum a little below.
-            return id.or_else(|| Self::last(first, weights)).expect("invariant: it has weight");
+            let place = place.or_else(|| Self::last(weights)).expect("invariant: it has weight");
+            return self.id(block * SUMMED + place);
         }
-        Self::last(0, &self.weights).expect("invariant: some token has weight")
+        self.id(Self::last(&self.weights).expect("invariant: some token has weight"))
     }
 
-    fn race(&self, uniform: impl Fn(u32) -> f64) -> u32 {
-        let all = (0..).zip(&self.weights).map(|(id, &weight)| (id, f64::from(weight)));
-        race(all.filter(|&(_, weight)| weight > 0.0), uniform)
+    /// The last of some weights that is not 0.
+    fn last(weights: &[f32]) -> Option<usize> {
+        weights.iter().rposition(|&weight| weight > 0.0)
     }
 
-    fn residual(&self, other: &Distribution) -> Option<Self> {
-        let mut left = self.weights.clone();
-        for &(id, prob) in other.entries() {
-            if let Some(weight) = left.get_mut(id as usize) {
+    pub(super) fn race(&self, key: u64) -> u32 {
+        let winner = pleach_kernels::race(&self.weights, self.ids.as_deref(), key);
+        self.id(winner.expect("invariant: some token has weight"))
+    }
+
+    /// What is left without these probabilities, of tokens in order of id.
+    pub(super) fn without(mut self, taken: impl Iterator<Item = (u32, f32)>) -> Option<Self> {
+        for (id, prob) in taken {
+            if let Some(row) = self.row(id) {
+                let weight = &mut self.weights[row];
                 *weight = (f64::from(*weight) - f64::from(prob) * self.total).max(0.0) as f32;
             }
         }
-        Self::new(left)
+        sum_weights(&self.weights, &mut self.sums);
+        Self::new(self.weights, self.sums, self.ids)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Distribution;
     use super::*;
 
-    /// Weights of a vocabulary, some of them 0, and the same as a list.
-    fn both(random: &mut fastrand::Rng) -> (Weights, Distribution) {
+    fn whole(weights: Vec<f32>, ids: Option<Arc<[u32]>>) -> Option<Weights> {
+        let mut sums = vec![0.0; weights.len().div_ceil(SUMMED)];
+        sum_weights(&weights, &mut sums);
+        Weights::new(weights, sums, ids)
+    }
+
+    /// Weights of a vocabulary or of a part of it, some of them 0, and the same as a list.
+    fn both(random: &mut fastrand::Rng) -> [Distribution; 2] {
         let count = random.usize(1..3000);
         let weight = |_| if random.bool() { random.f32() } else { 0.0 };
         let weights: Vec<f32> = (1..count).map(weight).chain([0.5]).collect();
-        let listed = (0..).zip(&weights).map(|(id, &weight)| (id, weight)).collect();
-        (Weights::new(weights).unwrap(), Distribution::from_weights(listed).unwrap())
+        let ids: Option<Arc<[u32]>> = random.bool().then(|| (0..).step_by(3).take(count).collect());
+        let id = |row: usize| ids.as_ref().map_or(row as u32, |ids| ids[row]);
+        let listed = weights.iter().enumerate().map(|(row, &weight)| (id(row), weight)).collect();
+        let listed = Distribution::from_weights(listed).unwrap();
+        [Distribution::Whole(whole(weights, ids).unwrap()), listed]
     }
 
     #[test]
     fn weights_are_drawn_as_a_list_of_them_is() {
         let mut random = fastrand::Rng::new();
         for _ in 0..200 {
-            let ((weights, listed), (_, other)) = (both(&mut random), both(&mut random));
-            let close = |a: &Weights, b: &Distribution| {
-                let all = (0..a.weights.len() as u32 + 2).map(|id| (a.prob(id), b.prob(id)));
+            let ([weights, listed], others) = (both(&mut random), both(&mut random));
+            let close = |a: &Distribution, b: &Distribution| {
+                let all = (0..9003).map(|id| (a.prob(id), b.prob(id)));
                 all.into_iter().all(|(a, b)| (a - b).abs() < 1e-6)
             };
             assert!(close(&weights, &listed));
-            match (weights.residual(&other), listed.residual(&other)) {
-                (Some(weights), Some(listed)) => assert!(close(&weights, &listed)),
-                (weights, listed) => assert!(weights.is_none() && listed.is_none()),
+            let (entries, wanted) = (weights.entries(), listed.entries());
+            let ids =
+                |entries: &[(u32, f32)]| entries.iter().map(|entry| entry.0).collect::<Vec<_>>();
+            assert_eq!(ids(&entries), ids(&wanted));
+            for other in &others {
+                match (weights.clone().residual(other), listed.clone().residual(other)) {
+                    (Some(weights), Some(listed)) => assert!(close(&weights, &listed)),
+                    (weights, listed) => assert!(weights.is_none() && listed.is_none()),
+                }
             }
-            assert_eq!(weights.residual(&Distribution::one_hot(1 << 20)), Some(weights.clone()));
+            let nobody = Distribution::one_hot(1 << 20);
+            assert_eq!(weights.clone().residual(&nobody), Some(weights.clone()));
             for _ in 0..50 {
                 let uniform = random.f64();
                 let (id, before) = (weights.draw(uniform), uniform - 1e-6);
@@ -116,13 +144,13 @@ mod tests {
                     near.contains(&id) && weights.prob(id) > 0.0,
                     "{id} at {uniform}: {near:?}"
                 );
-                let seed = random.u64(..);
-                let number = |id: u32| fastrand::Rng::with_seed(seed ^ u64::from(id) << 32).f64();
-                assert_eq!(weights.race(number), listed.race(number));
+                let key = random.u64(..);
+                assert_eq!(weights.race(key), listed.race(key));
             }
-            assert_eq!(weights.draw(1.0 - f64::EPSILON / 2.0), weights.weights.len() as u32 - 1);
+            let last = wanted.last().map(|entry| entry.0);
+            assert_eq!(Some(weights.draw(1.0 - f64::EPSILON / 2.0)), last);
         }
-        assert_eq!((Weights::new(vec![]), Weights::new(vec![0.0; 9])), (None, None));
-        assert_eq!(Weights::new(vec![1.0, f32::NAN]), None);
+        assert_eq!((whole(vec![], None), whole(vec![0.0; 9], None)), (None, None));
+        assert_eq!(whole(vec![1.0, f32::NAN], None), None);
     }
 }

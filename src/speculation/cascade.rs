@@ -153,7 +153,7 @@ impl Cascade {
             };
             let exclude = task.params.excludes_top(&task.draws, task.tokens.len());
             let (params, history) = (task.params, &*task.history);
-            let drawn = processor.distribution(logits, ids.as_deref(), params, history, exclude);
+            let drawn = processor.distribution(logits, ids.as_ref(), params, history, exclude);
             let Ok(draft_probs) = drawn.inspect_err(|error| {
                 tracing::warn!(%error, "the draft model failed; its sequence goes on without");
             }) else {

@@ -1,6 +1,6 @@
 //! Who proposes draft tokens, what they propose, and what becomes of it.
 
-use crate::sampling::{Distribution, Drawn};
+use crate::sampling::Distribution;
 
 /// Where a draft token comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 //! exactly as if each had been drawn from the target.
 
 use super::DraftToken;
-use crate::sampling::{Drawn, Draws, Purpose};
+use crate::sampling::{Distribution, Draws, Purpose};
 
 /// The token that ends a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,11 +38,11 @@ impl Verdict {
 ///
 /// # Errors
 /// Whatever `target_probs` fails with.
-pub fn rejection_sample<T: Drawn, E>(
+pub fn rejection_sample<E>(
     draft: &[DraftToken],
     draws: &Draws,
     position: usize,
-    mut target_probs: impl FnMut(usize) -> Result<T, E>,
+    mut target_probs: impl FnMut(usize) -> Result<Distribution, E>,
 ) -> Result<Verdict, E> {
     for (accepted, token) in draft.iter().enumerate() {
         let target = target_probs(accepted)?;
@@ -60,8 +60,9 @@ pub fn rejection_sample<T: Drawn, E>(
         if draws.uniform(position, Purpose::Accept) * draft_prob < target_prob {
             continue;
         }
-        let left = target.residual(&token.draft_probs).unwrap_or(target);
-        let id = draws.sample(&left, position);
+        // Where rounding leaves nothing, the two are the same.
+        let left = target.residual(&token.draft_probs);
+        let id = draws.sample(left.as_ref().unwrap_or(&token.draft_probs), position);
         return Ok(Verdict::recovered(accepted, id));
     }
     let accepted = draft.len();

@@ -242,7 +242,7 @@ pub(crate) fn rounds_that_do_not_fit_are_refused() {
     };
     let plain = VerifySequence {
         first_row: 1,
-        draft: vec![(5, &[])],
+        draft: vec![(5, Vec::new())],
         draw,
         counts: None,
         bias: Vec::new(),
@@ -259,7 +259,7 @@ pub(crate) fn rounds_that_do_not_fit_are_refused() {
     refused(&|s| s.first_row = 2, "rows beyond the 3");
     refused(&|s| s.bias = vec![(40, 1.0)], "token 40 of 40");
     refused(&|s| s.counts = Some(vec![(41, [1, 0])]), "token 41 of 40");
-    refused(&|s| s.draft[0].1 = &[(99, 1.0)], "token 99 of 40");
+    refused(&|s| s.draft[0].1 = vec![(99, 1.0)], "token 99 of 40");
     refused(&|s| s.masks = vec![&[0, 0]], "masks");
     refused(&|s| s.masks = vec![&[0, 0], &[0]], "masks");
     verifier.set([3, 40], &[plain]).unwrap();

@@ -16,6 +16,7 @@ mod matmul;
 mod norm;
 mod pool;
 mod quantize;
+mod race;
 mod reduce;
 mod rope;
 mod shared_mut;
@@ -38,7 +39,8 @@ pub use norm::{
     add_assign, add_bias, add_rms_norm, gate_mul, rms_norm, rms_norm_heads, rms_norm_quantized,
 };
 pub use pool::ThreadPool;
-pub use reduce::{argmax, scaled_exp, sum_exp};
+pub use race::{race, unit};
+pub use reduce::{SUMMED, argmax, sum_exp, sum_weights, weigh};
 pub use rope::RopeTable;
 pub use threads::best_threads;
 pub use weights::{OpsError, PackedMatrix, embed};

@@ -68,7 +68,7 @@ pub struct VerifySequence<'a> {
     /// The row of the logits that decides its first token; one more for each draft token follows.
     pub first_row: usize,
     /// Draft tokens, each with the probabilities it was drawn from; none where it was certain.
-    pub draft: Vec<(u32, &'a [(u32, f32)])>,
+    pub draft: Vec<(u32, Vec<(u32, f32)>)>,
     /// How it draws.
     pub draw: Draw,
     /// Tokens that penalties see, with their number in the prompt and in what was generated; none without penalties.
@@ -229,14 +229,14 @@ impl Verifier {
         for sequence in sequences {
             for place in 0..=sequence.draft.len() {
                 let draft = sequence.draft.get(place);
-                let drawn_from = draft.map(|&(_, probs)| probs).filter(|probs| !probs.is_empty());
+                let drawn_from = draft.map(|(_, probs)| probs).filter(|probs| !probs.is_empty());
                 let grammar_mask = sequence.masks.get(place).map_or(NONE, |mask| {
                     masks.extend_from_slice(&mask[..words]);
                     (masks.len() / words) as u32 - 1
                 });
                 rows.push(VerifyRow {
                     logits: (sequence.first_row + place) as u32,
-                    draft_token: draft.map_or(0, |&(token, _)| token),
+                    draft_token: draft.map_or(0, |(token, _)| *token),
                     draft_probs: drawn_from.map_or(NONE, |entries| {
                         let prob = |&(id, prob): &(u32, f32)| (id as usize, prob.to_bits());
                         probs.row(vocab, entries.iter().map(prob))

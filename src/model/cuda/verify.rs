@@ -9,9 +9,8 @@ pub(super) fn sequence<'a>(task: &'a VerifyTask<'_>) -> VerifySequence<'a> {
     // Where the target's own draw decides, it does not matter what a draft token was drawn from.
     let decides = params.temperature == 0.0 || draws.is_coupled();
     let draft = task.draft.iter().map(|&(id, probs)| {
-        let entries = probs.entries();
-        let certain = decides || matches!(entries, [(only, _)] if *only == id);
-        (id, if certain { &[][..] } else { entries })
+        let certain = decides || probs.is_certain(id);
+        (id, if certain { Vec::new() } else { probs.entries() })
     });
     let mut bias = params.logit_bias.to_vec();
     bias.sort_by_key(|&(id, _)| id);

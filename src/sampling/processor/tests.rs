@@ -3,7 +3,7 @@ use super::*;
 fn run(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f32)> {
     let history = History::default();
     let result = Processor::new().distribution(logits, None, params, &history, false);
-    result.unwrap().entries().to_vec()
+    result.unwrap().entries()
 }
 
 fn ids(entries: &[(u32, f32)]) -> Vec<u32> {
@@ -107,12 +107,13 @@ fn trimmed_rows_carry_their_token_ids() {
     let params = SamplingParams { frequency_penalty: 1.0, ..SamplingParams::greedy() };
     let mut processor = Processor::new();
     let mut run = |params: &SamplingParams| {
-        let ids = Some(&[5, 70, 90][..]);
-        processor.distribution(&[1.0, 2.0, 1.5], ids, params, &history, false).unwrap()
+        let ids = Arc::from([5, 70, 90]);
+        processor.distribution(&[1.0, 2.0, 1.5], Some(&ids), params, &history, false).unwrap()
     };
     assert_eq!(run(&params), Distribution::one_hot(90));
     let sampled = SamplingParams { top_k: Some(2), ..Default::default() };
-    assert_eq!(ids(run(&sampled).entries()), [70, 90]);
+    assert_eq!(ids(&run(&sampled).entries()), [70, 90]);
+    assert_eq!(ids(&run(&SamplingParams::default()).entries()), [5, 70, 90]);
 }
 
 #[test]

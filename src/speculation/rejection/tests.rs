@@ -1,4 +1,5 @@
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use super::*;
 use crate::sampling::{Distribution, Dry, History, Processor, SamplingParams};
@@ -40,7 +41,7 @@ fn rows_after_a_rejection_are_not_asked_for() {
         _ => Err("asked too far"),
     });
     assert_eq!(verdict, Ok(Verdict::recovered(0, 3)));
-    let failed = rejection_sample(&draft, &Draws::new(0), 0, |_| Err::<Distribution, _>("nan"));
+    let failed = rejection_sample(&draft, &Draws::new(0), 0, |_| Err("nan"));
     assert_eq!(failed, Err("nan"));
 }
 
@@ -49,7 +50,7 @@ fn rows_after_a_rejection_are_not_asked_for() {
 struct Pair {
     target: fn(u32) -> [f32; 6],
     draft: fn(u32) -> Vec<f32>,
-    ids: Option<&'static [u32]>,
+    ids: Option<[u32; 3]>,
     /// What is proposed with certainty in place of what the draft draws.
     copied: Option<[u32; 2]>,
 }
@@ -63,7 +64,8 @@ fn two_tokens(pair: &Pair, params: &SamplingParams, draws: Draws) -> [u32; 2] {
     for position in 1..3 {
         let logits = (pair.draft)(last);
         let exclude = params.excludes_top(&draws, position);
-        let draft_probs = processor.distribution(&logits, pair.ids, params, &history, exclude);
+        let ids = pair.ids.map(Arc::from);
+        let draft_probs = processor.distribution(&logits, ids.as_ref(), params, &history, exclude);
         let draft_probs = draft_probs.unwrap();
         let id = draws.draft(&draft_probs, position);
         let (proposer, confidence) = (Proposer::DraftModel, 0.5);
@@ -209,7 +211,7 @@ fn output_is_the_targets_for_a_trimmed_draft() {
         let full = target(previous + 1);
         vec![full[1], full[2], full[5]]
     }
-    let pair = Pair { target, draft, ids: Some(&[1, 2, 5]), copied: None };
+    let pair = Pair { target, draft, ids: Some([1, 2, 5]), copied: None };
     all_params().iter().for_each(|params| check(&pair, params));
 }
 
