@@ -312,8 +312,9 @@ fn from_a_model_to_a_draft() {
         assert!(bench["streams_tokens_per_s"][streams].as_f64().unwrap() > 0.0);
     }
     // Drawn answers are the same too, whoever drafts.
-    let four = "bench --draft draft.gguf --repeats 1 --prompts prompts.jsonl --limit 2 --max-tokens 12 --temperature 1";
+    let four = "bench --draft draft.gguf --repeats 1 --prompts prompts.jsonl --limit 2 --max-tokens 12 --temperature 1 --streams 1";
     assert!(run(folder, &format!("{four} --json four.json")).contains("identical"));
+    assert!(run(folder, &format!("{four} --unseeded")).contains("not compared"));
     let four = &json(&folder.join("four.json"))["speculation"];
     assert_eq!(four["none"]["geometric_mean"].as_f64(), Some(1.0));
     for way in ["ngram", "draft", "both"] {

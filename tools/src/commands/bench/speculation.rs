@@ -56,7 +56,7 @@ impl Way {
         if args.measure.temperature > 0.0 {
             request.params = SamplingParams {
                 temperature: args.measure.temperature,
-                seed: Some(seed),
+                seed: (!args.unseeded).then_some(seed),
                 ..SamplingParams::default()
             };
         }
@@ -69,8 +69,8 @@ impl Way {
 pub(crate) struct SpeculationReport {
     num_speculative_tokens: usize,
     temperature: f32,
-    /// Whether all answers were the same token for token, alone and eight at a time.
-    pub(crate) identical: bool,
+    /// Whether all answers were the same token for token, alone and eight at a time; `None` where they are drawn anew.
+    pub(crate) identical: Option<bool>,
     #[serde(flatten)]
     ways: BTreeMap<Way, Outcome>,
 }
@@ -209,6 +209,7 @@ pub(crate) fn measure(
             }
         }
     }
+    let compared = args.measure.temperature == 0.0 || !args.unseeded;
     let outcome = |way: Way| {
         let tasks: BTreeMap<String, Rate> = tasks
             .iter()
@@ -228,7 +229,7 @@ pub(crate) fn measure(
     Ok(SpeculationReport {
         num_speculative_tokens: args.num_speculative_tokens,
         temperature: args.measure.temperature,
-        identical,
+        identical: compared.then_some(identical),
         ways: ways.iter().map(|&way| (way, outcome(way))).collect(),
     })
 }
@@ -280,7 +281,11 @@ impl fmt::Display for SpeculationReport {
             let Outcome { geometric_mean, worst, .. } = outcome;
             writeln!(f, "{:<5} geometric mean {geometric_mean:.3}, worst {worst:.3}", way.name())?;
         }
-        let said = if self.identical { "identical" } else { "DIFFER" };
+        let said = match self.identical {
+            Some(true) => "identical",
+            Some(false) => "DIFFER",
+            None => "drawn without seeds, not compared",
+        };
         writeln!(f, "temperature {}: answers {said}", self.temperature)
     }
 }
