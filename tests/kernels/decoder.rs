@@ -10,7 +10,9 @@ use pleach::model::{
     CudaDecoder, CudaRunner, Decoder, Design, Family, Forward, ModelConfig, Precision, RopeConfig,
     RopeScaling, Rows, Runner, SlidingWindow,
 };
-use pleach_kernels::cuda::{CudaError, Delta, Device, Tensor, Weights, foreign};
+use pleach_kernels::cuda::{
+    CudaError, Delta, Device, HostBuffer, Staging, Tensor, Weights, foreign,
+};
 use pleach_kernels::{Activation, DType, ThreadPool};
 
 use super::support::random_model::write_model;
@@ -327,4 +329,26 @@ pub(crate) fn what_cannot_be_done_is_said() {
     let golden = super::root().join("tests/goldens/llama-tied");
     let error = CudaDecoder::load(&mut Checkpoint::open(&golden).unwrap(), &device).err().unwrap();
     assert!(error.to_string().contains("head_dim: heads of"), "{error}");
+}
+
+/// What is sent is what was there when it was sent, although nobody waited for the copies.
+pub(crate) fn what_is_sent_may_change_at_once() {
+    let device = device();
+    let mut staging = Staging::new(&device).unwrap();
+    let mut host = HostBuffer::new(&device).unwrap();
+    let mut random = fastrand::Rng::new();
+    // The last ones are more than is sent without waiting.
+    for count in [1, 7, 40_000, 100_000] {
+        let mut values: Vec<f32> = (0..count).map(|_| random.f32()).collect();
+        let mut tensors = [(); 3].map(|()| Tensor::new(&device, DType::F32, 1, count).unwrap());
+        let mut sent = Vec::new();
+        for tensor in &mut tensors {
+            staging.send_values(&values, tensor).unwrap();
+            sent.push(values.clone());
+            values.iter_mut().for_each(|value| *value = 1.0 - *value);
+        }
+        for (tensor, sent) in tensors.iter().zip(&sent) {
+            assert_eq!(host.read_rows(tensor, std::iter::once(0..1)).unwrap(), &sent[..]);
+        }
+    }
 }

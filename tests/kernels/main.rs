@@ -58,7 +58,7 @@ fn main() {
     if compiles && !arguments.list {
         run_over_the_emulator();
     }
-    let compiled: [(&str, fn()); 21] = [
+    let compiled: [(&str, fn()); 22] = [
         (
             "kernels_agree_with_their_references_and_bugs_are_caught",
             kernels_agree_with_their_references_and_bugs_are_caught,
@@ -78,6 +78,7 @@ fn main() {
             decoder::passes_of_about_as_many_rows_are_one,
         ),
         ("decoder::what_cannot_be_done_is_said", decoder::what_cannot_be_done_is_said),
+        ("decoder::what_is_sent_may_change_at_once", decoder::what_is_sent_may_change_at_once),
         ("reader::texts_are_read_as_on_the_cpu", reader::texts_are_read_as_on_the_cpu),
         ("attached::steps_agree_with_the_cpu", attached::steps_agree_with_the_cpu),
         ("attached::recorded_steps_are_the_same", attached::recorded_steps_are_the_same),

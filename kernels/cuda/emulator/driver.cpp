@@ -3,8 +3,8 @@
 //
 //   kernels/cuda/emulator/build.sh FOLDER && LD_LIBRARY_PATH=FOLDER pleach --device cuda
 //
-// As on a GPU, work waits in its stream: copies and kernels run when somebody waits for them (the host's memory is read
-// when its copy is called for), a stream that is recorded takes launches alone, and a call outside a context fails.
+// As on a GPU, work waits in its stream: copies and kernels run when somebody waits for them (of the host's memory, what
+// the driver gave is read then, and other when its copy is called for), a stream that is recorded takes launches alone, and a call outside a context fails.
 // Memory is the host's, poisoned with 0xff, exactly as large as it says: the address sanitizer sees a byte too far.
 //
 // EMULATOR_ORDER=forward|reverse|shuffled and EMULATOR_SEED=N say in which order threads and blocks take their turns.
@@ -14,6 +14,7 @@
 // most, turns that they took, and the turns of the worst.
 
 #include <cstdio>
+#include <map>
 #include <mutex>
 #include <unordered_map>
 #include <unordered_set>
@@ -47,6 +48,11 @@ struct Stream {
     }
 };
 
+/// A place in a stream; who waits for it waits for all that the stream has.
+struct Event {
+    Stream *behind = nullptr;
+};
+
 int the_context;
 thread_local void *current = nullptr;
 
@@ -56,6 +62,7 @@ struct Memory {
     size_t total = size_t(1) << 30, used = 0;
     // A thread may give memory back while the program ends: these outlive it.
     std::unordered_map<void *, size_t> &blocks = *new std::unordered_map<void *, size_t>;
+    std::map<const unsigned char *, size_t> &pinned = *new std::map<const unsigned char *, size_t>;
     uint64_t calls = 0, failing = 0, allocations = 0;
     std::unordered_set<const void *> &loaded = *new std::unordered_set<const void *>;
 
@@ -83,7 +90,17 @@ struct Memory {
         if (posix_memalign(memory, 256, bytes) != 0) return OUT_OF_MEMORY;
         std::memset(*memory, 0xff, bytes);
         if (on_device) used += blocks[*memory] = bytes;
+        else pinned[static_cast<unsigned char *>(*memory)] = bytes;
         return OK;
+    }
+
+    /// Whether these bytes are the host's, and the driver's.
+    bool is_pinned(const unsigned char *first, size_t bytes) {
+        const std::lock_guard<std::mutex> guard(lock);
+        auto behind = pinned.upper_bound(first);
+        if (behind == pinned.begin()) return false;
+        const auto [start, size] = *--behind;
+        return first + bytes <= start + size;
     }
 
     void free(void *memory) {
@@ -92,6 +109,7 @@ struct Memory {
             used -= block->second;
             blocks.erase(block);
         }
+        pinned.erase(static_cast<unsigned char *>(memory));
         std::free(memory);
     }
 
@@ -185,8 +203,22 @@ API cuStreamCreate(Stream **stream, unsigned) {
 API cuStreamDestroy_v2(Stream *stream) { return stream->wait(), delete stream, OK; }
 API cuStreamSynchronize(Stream *stream) { return stream->recording ? CAPTURE_UNSUPPORTED : (stream->wait(), OK); }
 
+API cuEventCreate(Event **event, unsigned) {
+    if (!current) return INVALID_CONTEXT;
+    const Status status = memory.take("cuEventCreate");
+    if (status == OK) *event = new Event;
+    return status;
+}
+API cuEventRecord(Event *event, Stream *stream) {
+    if (stream->recording) return CAPTURE_UNSUPPORTED;
+    return event->behind = stream, OK;
+}
+API cuEventSynchronize(const Event *event) { return event->behind ? cuStreamSynchronize(event->behind) : OK; }
+API cuEventDestroy_v2(const Event *event) { return delete event, OK; }
+
 API cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, Stream *stream) {
     const auto *first = static_cast<const unsigned char *>(from);
+    if (memory.is_pinned(first, bytes)) return enqueue(stream, [=] { std::memcpy(at<void>(to), first, bytes); });
     return enqueue(stream, [to, copy = std::vector<unsigned char>(first, first + bytes)] {
         std::memcpy(at<void>(to), copy.data(), copy.size());
     });

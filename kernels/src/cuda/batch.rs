@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::calls::Address;
 use super::memory::Memory;
+use super::staging::Staging;
 use super::{CudaError, Device};
 
 /// Bytes of partial results that attention may hold at a time, unless one row needs more.
@@ -39,7 +40,9 @@ pub struct BatchRows<'a> {
 /// The rows of one pass on a device.
 pub struct Batch {
     memory: Memory,
-    staging: Vec<u32>,
+    /// What the memory is given.
+    numbers: Vec<u32>,
+    staging: Staging,
     pub(super) rows: usize,
     pub(super) wanted: usize,
     /// Bounds of what the rows name, for which a kernel's tensors are checked.
@@ -73,7 +76,8 @@ impl Batch {
     pub fn new(device: &Arc<Device>) -> Result<Self, CudaError> {
         Ok(Self {
             memory: Memory::new(device, 0)?,
-            staging: Vec::new(),
+            numbers: Vec::new(),
+            staging: Staging::new(device)?,
             rows: 0,
             wanted: 0,
             num_blocks: 0,
@@ -125,12 +129,12 @@ impl Batch {
         (self.rows, self.wanted) = (0, 0);
         self.groups.clear();
         let mut groups = groups(rows, &|count, length| workspace(count, length) <= WORKSPACE);
-        self.staging.clear();
+        self.numbers.clear();
         // The kernels read these numbers one by one; sections start at 16 bytes for those who might not.
         let mut put = |numbers: &mut dyn Iterator<Item = u32>| {
-            let start = self.staging.len().next_multiple_of(4);
-            self.staging.resize(start, 0);
-            self.staging.extend(numbers);
+            let start = self.numbers.len().next_multiple_of(4);
+            self.numbers.resize(start, 0);
+            self.numbers.extend(numbers);
             start
         };
         // Rows of token 0 at position 0, of no sequence; of these, as many have logits as there are to be.
@@ -163,9 +167,9 @@ impl Batch {
                 put(&mut tables),
             ];
         }
-        let bytes: &[u8] = bytemuck::cast_slice(&self.staging);
+        let bytes: &[u8] = bytemuck::cast_slice(&self.numbers);
         self.memory.grow(bytes.len())?;
-        self.memory.write(bytes)?;
+        self.staging.send(bytes, &mut self.memory)?;
         self.groups = groups;
         (self.rows, self.wanted) = (computed, wanted + further);
         (self.num_blocks, self.max_positions) = (num_blocks, max_positions);

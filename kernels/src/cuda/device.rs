@@ -6,7 +6,7 @@ use std::io::Read;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys};
 use flate2::read::GzDecoder;
 
 use super::CudaError;
@@ -105,6 +105,11 @@ impl Device {
     /// What went wrong in it.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         self.stream.synchronize().map_err(failed("a pass"))
+    }
+
+    /// A mark for places in the stream.
+    pub(super) fn event(&self) -> Result<CudaEvent, CudaError> {
+        self.context.new_event(None).map_err(failed("making an event"))
     }
 
     /// Makes this the calling thread's device; before every other call.

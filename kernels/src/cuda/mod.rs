@@ -15,6 +15,7 @@ pub mod foreign;
 mod graph;
 mod launch;
 mod memory;
+mod staging;
 mod tensor;
 mod verify;
 
@@ -25,6 +26,7 @@ pub use calls::HEAD_DIMS;
 pub use device::Device;
 pub use graph::{Graphs, PassKey};
 pub use launch::{AttentionInputs, Delta, KvLayer, QkvInputs};
+pub use staging::Staging;
 pub use tensor::{HostBuffer, Table, Tensor, Weights};
 pub use verify::{Draw, VerifiedRow, Verifier, VerifySequence};
 

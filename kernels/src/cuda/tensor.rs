@@ -50,22 +50,19 @@ impl Tensor {
     ) -> Result<Self, CudaError> {
         assert_eq!(values.len(), rows * cols, "[{rows}, {cols}]");
         let mut tensor = Self::new(device, dtype, rows, cols)?;
-        tensor.set_values(values)?;
+        let bytes = tensor.bytes_of(values);
+        tensor.memory.write(&bytes)?;
         Ok(tensor)
     }
 
-    /// Gives the first rows these values, rounded to the tensor's format, once everything before is done.
-    ///
-    /// # Errors
-    /// What went wrong before, or in the copy.
+    /// Values as the tensor has them.
     ///
     /// # Panics
     /// If there are more than `rows * cols` values.
-    pub fn set_values(&mut self, values: &[f32]) -> Result<(), CudaError> {
+    pub(super) fn bytes_of(&self, values: &[f32]) -> Vec<u8> {
         let [rows, cols] = self.shape();
         assert!(values.len() <= rows * cols, "{} values of [{rows}, {cols}]", values.len());
-        let bytes = self.dtype.quantize(values).expect("invariant: a float format");
-        self.memory.write(&bytes)
+        self.dtype.quantize(values).expect("invariant: a float format")
     }
 
     /// Gives the first rows the values of one of `from` each, by its index; starts as many copies as there are runs of
@@ -250,7 +247,8 @@ impl HostBuffer {
         Ok(Self { memory: HostMemory::new(device, 0)?, len: 0 })
     }
 
-    /// The values of some rows of an f32 tensor, ranges one behind the other, once everything before is done.
+    /// The values of some rows of an f32 tensor, ranges one behind the other, once everything before is done; where there
+    /// are none, it waits for nothing.
     ///
     /// # Errors
     /// What went wrong in the kernels before, or in a copy.
@@ -300,6 +298,9 @@ impl HostBuffer {
         let total = ranges.clone().map(|part| bytes(&part)).sum();
         self.reserve(device, total)?;
         self.len = total;
+        if total == 0 {
+            return Ok(());
+        }
         let (mut rest, mut started) = (self.memory.bytes_mut(), Ok(()));
         for (from, range) in ranges.filter(|(_, range)| !range.is_empty()) {
             assert!(range.end <= from.rows, "rows {range:?} of {}", from.rows);

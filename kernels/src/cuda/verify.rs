@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::calls::{self, Address};
 use super::memory::Memory;
+use super::staging::Staging;
 use super::{CudaError, Device, HostBuffer, Tensor};
 use crate::DType;
 
@@ -134,7 +135,9 @@ pub struct Verifier {
     at: [usize; 7],
     /// What the host sends, the tables' entries included.
     input: Memory,
-    staging: Vec<u32>,
+    /// What the input is given.
+    numbers: Vec<u32>,
+    staging: Staging,
     draft_probs: Memory,
     token_counts: Memory,
     bias: Memory,
@@ -157,7 +160,8 @@ impl Verifier {
             shape: [0; 2],
             at: [0; 7],
             input: memory()?,
-            staging: Vec::new(),
+            numbers: Vec::new(),
+            staging: Staging::new(device)?,
             draft_probs: memory()?,
             token_counts: memory()?,
             bias: memory()?,
@@ -281,16 +285,16 @@ impl Verifier {
             &counts.entries,
             &bias.entries,
         ];
-        self.staging.clear();
+        self.numbers.clear();
         self.at = sections.map(|section| {
-            let start = self.staging.len().next_multiple_of(4);
-            self.staging.resize(start, 0);
-            self.staging.extend_from_slice(section);
+            let start = self.numbers.len().next_multiple_of(4);
+            self.numbers.resize(start, 0);
+            self.numbers.extend_from_slice(section);
             start
         });
-        let bytes: &[u8] = bytemuck::cast_slice(&self.staging);
+        let bytes: &[u8] = bytemuck::cast_slice(&self.numbers);
         self.input.grow(bytes.len())?;
-        self.input.write(bytes)?;
+        self.staging.send(bytes, &mut self.input)?;
         self.rows = rows.len();
         let entries = [4, 5, 6].map(|index| self.section(index));
         let device = Arc::clone(&self.input.device);

@@ -14,7 +14,7 @@ use super::workspace::{Buffers, PassBounds, Workspace};
 use crate::model::{Attachment, DraftInput, ModelConfig, Rows};
 use pleach_kernels::DType;
 use pleach_kernels::cuda::{
-    Batch, CudaError, Device, Graphs, KvLayer, PassKey, Table, Tensor, Weights,
+    Batch, CudaError, Device, Graphs, KvLayer, PassKey, Staging, Table, Tensor, Weights,
 };
 
 /// A projection onto what the first block reads, cut by its inputs.
@@ -49,6 +49,7 @@ pub struct CudaAttached {
     pub(super) target: States,
     /// `[rows, states * hidden]`: what a first step reads.
     given: Tensor,
+    staging: Staging,
     /// `[rows, hidden]`: what a further step reads.
     gathered: Tensor,
     /// `[rows, hidden]`: the states of the last step, normed without weights.
@@ -72,6 +73,7 @@ impl CudaAttached {
             workspace: Workspace::new(device, config, *dtype, head.outputs)?,
             target: States::new(device, *dtype, width, &attachment.states, eps)?,
             given: tensor(attachment.states.len() * width)?,
+            staging: Staging::new(device)?,
             gathered: tensor(width)?,
             own: tensor(width)?,
             parts,
@@ -155,7 +157,8 @@ impl CudaAttached {
         input: DraftInput<'_>,
         cache: &mut TargetCache<'_>,
     ) -> Result<&[f32], CudaError> {
-        let Self { parts, workspace, target: States { ones, .. }, given, gathered, own } = self;
+        let Self { parts, workspace, target: States { ones, .. }, given, staging, gathered, own } =
+            self;
         let Parts {
             device, config, attachment, projections, layers, norm, embedding, head, ..
         } = parts;
@@ -169,7 +172,7 @@ impl CudaAttached {
             DraftInput::Target(values) => {
                 given.set_rows(computed)?;
                 assert_eq!(values.len(), rows.len() * given.shape()[1], "a state for every row");
-                given.set_values(values)?;
+                staging.send_values(values, given)?;
                 (first, &*given)
             }
             DraftInput::Own(from) => {
