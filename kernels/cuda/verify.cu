@@ -59,6 +59,12 @@ __device__ __forceinline__ uint32_t ordered(float x) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+/// A weight from 1 / UNITS to 1 as an integer of the same order. Its upper bits differ more than those of the float, so
+/// fewer threads at a time add to the same bin.
+__device__ __forceinline__ uint32_t ordered_weight(float weight) {
+    return (__float_as_uint(weight) - __float_as_uint(1.0f / UNITS)) << 3;
+}
+
 /// Everything about one row, the same in every thread of its block.
 struct Row {
     PleachVerify io;
@@ -120,16 +126,6 @@ struct Scratch {
     Shared<uint64_t> found;   // [2]
 };
 
-/// For every thread its share of the ids, a contiguous run, so that ids rise with threads.
-struct Run {
-    int64_t begin, end;
-};
-__device__ __forceinline__ Run run_of(int64_t count) {
-    const int64_t each = div_up<int64_t>(count, THREADS);
-    const int64_t begin = each * threadIdx.x;
-    return {begin < count ? begin : count, begin + each < count ? begin + each : count};
-}
-
 /// Sum over the threads before this one; `total` gets that over all.
 __device__ __forceinline__ uint64_t sum_before(uint64_t value, const Scratch &scratch, uint64_t &total) {
     uint64_t upto = value;
@@ -152,18 +148,26 @@ __device__ __forceinline__ uint64_t sum_before(uint64_t value, const Scratch &sc
 /// The first id at which the sum of `amount` over ids exceeds `target`; `target` lies below the sum of all.
 template <class Amount>
 __device__ __forceinline__ uint32_t find_by_sum(int64_t count, uint64_t target, const Scratch &scratch, Amount amount) {
-    const Run run = run_of(count);
-    uint64_t own = 0, total;
-    for (int64_t id = run.begin; id < run.end; id++) own += amount(id);
-    uint64_t sum = sum_before(own, scratch, total);
-    if (sum <= target && target < sum + own)
-        for (int64_t id = run.begin; id < run.end; id++) {
-            sum += amount(id);
-            if (sum > target) {
-                scratch.found[0] = uint64_t(id);
-                break;
-            }
-        }
+    // Each warp sums a run of ids; the run in which the sum exceeds the target is shared anew, down to an id a thread.
+    int64_t begin = 0, end = count;
+    while (end - begin > THREADS) {
+        const int64_t each = div_up<int64_t>(end - begin, WARPS), first = begin + each * warp_id();
+        uint64_t own = 0;
+        for (int64_t id = first + lane_id(); id < first + each && id < end; id += WARP) own += amount(id);
+        own = warp_reduce(own, Sum{});
+        __syncthreads();
+        if (lane_id() == 0) scratch.totals[warp_id()] = own;
+        __syncthreads();
+        int run = 0;
+        while (run < WARPS - 1 && scratch.totals[run] <= target) target -= scratch.totals[run++];
+        begin += each * run;
+        end = begin + each < end ? begin + each : end;
+    }
+    const int64_t id = begin + threadIdx.x;
+    const uint64_t own = id < end ? amount(id) : 0;
+    uint64_t total;
+    const uint64_t sum = sum_before(own, scratch, total);
+    if (sum <= target && target < sum + own) scratch.found[0] = uint64_t(id);
     __syncthreads();
     const uint32_t found = uint32_t(scratch.found[0]);
     __syncthreads();
@@ -292,7 +296,7 @@ __device__ __forceinline__ void decide(const PleachVerify &io) {
         const auto units = [&](int64_t id) -> uint64_t {
             const float w = weight(id);
             if (!(multiply(w, UNITS) >= 1.0f) || w < sampling.min_p) return 0;
-            if (!by_logit.keeps(ordered(row.logit(id)), id) || !by_weight.keeps(ordered(w), id)) return 0;
+            if (!by_logit.keeps(ordered(row.logit(id)), id) || !by_weight.keeps(ordered_weight(w), id)) return 0;
             return uint64_t(multiply(w, UNITS));
         };
         const bool greedy = sampling.temperature == 0.0f;
@@ -309,7 +313,7 @@ __device__ __forceinline__ void decide(const PleachVerify &io) {
                 sum_before(own, scratch, all);
                 const double share = ceil(double(sampling.top_p) * double(all));
                 by_weight = cut_by_sum(vocab_size, share < 1.0 ? 1 : uint64_t(share), scratch,
-                                       [&](int64_t id) { return ordered(weight(id)); }, units);
+                                       [&](int64_t id) { return ordered_weight(weight(id)); }, units);
             }
             row.sampling.min_p = min_p;
         }
@@ -333,8 +337,11 @@ __device__ __forceinline__ void decide(const PleachVerify &io) {
         if (total > 0 && !result.accepted) {
             // norm(max(0, target_probs - draft_probs)) after a rejection, the target's own else.
             const auto residual = [&](int64_t id) -> uint64_t {
-                const double left = double(units(id)) / double(total) - double(row.draft_prob(id));
-                return left > 0.0 ? uint64_t(left * double(UNITS)) : 0;
+                const uint64_t all = units(id);
+                const float prob = row.draft_prob(id);
+                if (!(prob > 0.0f)) return all;
+                const double taken = double(prob) * double(total);
+                return taken < double(all) ? all - uint64_t(taken) : 0;
             };
             uint64_t left = 0;
             if (has_draft) {

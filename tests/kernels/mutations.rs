@@ -546,6 +546,13 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
         "verify",
     )),
     slow(bug(
+        "the next run with the sum of this one",
+        "verify.cu",
+        "target -= scratch.totals[run++];",
+        "run++;",
+        "verify",
+    )),
+    slow(bug(
         "stale bins",
         "verify.cu",
         "scratch.bins[bin] = 0;",
@@ -583,8 +590,8 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
     slow(bug(
         "a recovered token that ignores the draft",
         "verify.cu",
-        " - double(row.draft_prob(id));",
-        ";",
+        "taken < double(all) ? all - uint64_t(taken) : 0;",
+        "all;",
         "verify",
     )),
     slow(bug(
