@@ -1,8 +1,7 @@
 //! Small models of the families whose blocks are not Llama's, and heads of every width.
 
-use std::sync::Arc;
-
 use pleach::model::{Design, Family, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
+use pleach_kernels::cuda::KvFormat;
 use pleach_kernels::{Activation, DType};
 
 use super::decoder::{agrees, config, device};
@@ -104,6 +103,27 @@ pub(crate) fn every_family_agrees_with_the_cpu() {
     for (name, config, dtype, tolerance) in families() {
         let seed = fastrand::u64(..);
         let name = format!("{name}, seed {seed}");
-        agrees(&Arc::clone(&device), &name, &config, seed, &|_| dtype, tolerance);
+        agrees(&device, &name, &config, seed, &|_| dtype, KvFormat::Float, tolerance);
+    }
+}
+
+/// The same with keys and values of 8 bits: heads of every width, also of a file in f16.
+pub(crate) fn caches_of_codes_agree_with_the_cpu() {
+    let device = device();
+    let families: Vec<_> = families();
+    let of = |wanted: &str| {
+        let found = families.iter().find(|(name, ..)| *name == wanted);
+        found.map(|(_, config, dtype, _)| (config.clone(), *dtype)).unwrap()
+    };
+    for (name, (config, dtype), tolerance) in [
+        ("llama", (config(Family::Llama), DType::BF16), 0.05),
+        ("gemma 2", of("gemma 2"), 0.06),
+        ("phi-3 mini", of("phi-3 mini"), 0.06),
+        ("phi-4 mini", of("phi-4 mini"), 0.06),
+        ("danube in 5 bits", of("danube in 5 bits"), 0.06),
+    ] {
+        let seed = fastrand::u64(..);
+        let name = format!("{name} in codes, seed {seed}");
+        agrees(&device, &name, &config, seed, &|_| dtype, KvFormat::Int8, tolerance);
     }
 }

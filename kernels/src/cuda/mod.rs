@@ -13,6 +13,7 @@ mod calls;
 mod device;
 pub mod foreign;
 mod graph;
+mod kv_layer;
 mod launch;
 mod memory;
 mod tensor;
@@ -24,7 +25,8 @@ pub use batch::{Batch, BatchRows};
 pub use calls::HEAD_DIMS;
 pub use device::Device;
 pub use graph::{Graphs, PassKey};
-pub use launch::{AttentionInputs, Delta, KvLayer, QkvInputs};
+pub use kv_layer::{KvFormat, KvLayer};
+pub use launch::{AttentionInputs, Delta, QkvInputs};
 pub use tensor::{HostBuffer, Table, Tensor, Weights};
 pub use verify::{Draw, VerifiedRow, Verifier, VerifySequence};
 
