@@ -156,7 +156,7 @@ pub(crate) fn steps_agree_with_the_cpu() {
         (deep(Family::Llama), DType::BF16, FLOAT, [&[1, 3][..], &[1, 3, 4]], 0.05),
         (deep(Family::Qwen2), DType::F16, FLOAT, [&[3], &[4]], 0.01),
         (deep(Family::Qwen3), DType::Q8_0, FLOAT, [&[0, 2, 3], &[0, 2]], 0.06),
-        (deep(Family::Qwen3), DType::F16, KvFormat::Int8, [&[0, 3], &[1, 4]], 0.06),
+        (deep(Family::Qwen3), DType::F16, KvFormat::Int8, [&[0, 3], &[1, 4]], 0.1),
         (wide, DType::Q4_K, FLOAT, [&[2, 3], &[2, 4]], 0.08),
         (gemma3(4), DType::BF16, FLOAT, [&[1, 2], &[1, 4]], 0.1),
         (gemma2(4), DType::Q8_0, FLOAT, [&[0, 3], &[0, 3]], 0.1),

@@ -17,7 +17,7 @@ pub(crate) fn texts_are_read_as_on_the_cpu() {
     for (family, dtype, format, tolerance) in [
         (Family::Llama, DType::BF16, KvFormat::Float, 0.02),
         (Family::Qwen3, DType::F16, KvFormat::Float, 0.005),
-        (Family::Qwen3, DType::BF16, KvFormat::Int8, 0.03),
+        (Family::Qwen3, DType::BF16, KvFormat::Int8, 0.05),
     ] {
         let config = ModelConfig { num_hidden_layers: 3, ..config(family) };
         let seed = fastrand::u64(..);
