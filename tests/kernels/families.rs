@@ -112,7 +112,7 @@ pub(crate) fn every_family_agrees_with_the_cpu() {
 pub(crate) fn caches_of_codes_agree_with_the_cpu() {
     let device = device();
     let wanted = ["gemma 2", "phi-3 mini", "danube in 5 bits"];
-    let tolerance = 0.08;
+    let tolerance = 0.12;
     for (name, config, dtype, _) in families().into_iter().filter(|it| wanted.contains(&it.0)) {
         let seed = fastrand::u64(..);
         let name = format!("{name} in codes, seed {seed}");
