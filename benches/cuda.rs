@@ -19,7 +19,7 @@ use pleach::model::{
     RopeScaling, tensor_names,
 };
 use pleach_kernels::DType;
-use pleach_kernels::cuda::{Device, Tensor, Weights};
+use pleach_kernels::cuda::{Device, KvFormat, Tensor, Weights};
 use serde_json::{Map, Value, json};
 
 #[path = "../tests/support/random_model.rs"]
@@ -41,6 +41,9 @@ struct Args {
     /// The weights' format: bf16 or q4_k.
     #[arg(long, default_value = "bf16")]
     weights: String,
+    /// Holds keys and values in codes of 8 bits.
+    #[arg(long)]
+    int8_cache: bool,
     /// Repeats of every measurement.
     #[arg(long, default_value_t = 20)]
     repeats: usize,
@@ -105,6 +108,7 @@ fn main() -> Result<()> {
     report.insert("device".into(), device.name().into());
     report.insert("shape".into(), args.shape.clone().into());
     report.insert("weights".into(), args.weights.clone().into());
+    report.insert("int8_cache".into(), args.int8_cache.into());
     report.insert("graphs".into(), (!args.no_graphs).into());
     report.insert("matmul".into(), products(&args, &device, &config, format)?);
     report.insert("engine".into(), engine(&args, &device, &config, format)?);
@@ -188,7 +192,8 @@ fn engine(args: &Args, device: &Arc<Device>, config: &ModelConfig, format: DType
     let tensors = names.into_iter().map(|name| Ok((name.clone(), checkpoint.tensor(&name)?)));
     gguf_file(&draft_path, "draft", &draft_config, &[], &tensors.collect::<Result<Vec<_>>>()?)?;
 
-    let target = CudaDecoder::load(&mut checkpoint, device)?;
+    let cache = if args.int8_cache { KvFormat::Int8 } else { KvFormat::Float };
+    let target = CudaDecoder::load_with(&mut checkpoint, device, cache)?;
     let draft = target.lender().load_draft(&mut Checkpoint::open(&draft_path)?, &mut checkpoint)?;
     let CudaDraft::Standalone(draft) = draft else { anyhow::bail!("the draft is attached") };
     let runner = |decoder, drafter| -> Result<Box<dyn Forward>> {
@@ -217,7 +222,7 @@ fn engine(args: &Args, device: &Arc<Device>, config: &ModelConfig, format: DType
     let mut random = fastrand::Rng::with_seed(2);
     let mut projection = |shape: [usize; 2]| random_tensor(&mut random, format, &shape, 1.0);
     write_attached(&path, &draft_path, &blocks, &states, &mut projection);
-    let target = CudaDecoder::load(&mut checkpoint, device)?;
+    let target = CudaDecoder::load_with(&mut checkpoint, device, cache)?;
     let draft = target.lender().load_draft(&mut Checkpoint::open(&draft_path)?, &mut checkpoint)?;
     let CudaDraft::Attached(drafter) = draft else { anyhow::bail!("the draft is standalone") };
     let target = runner(target, Some(Drafter::Cuda(drafter)))?;

@@ -196,7 +196,7 @@ pub fn start(config: &Config) -> Result<Vec<RunningModel>, LoadError> {
     if matches!(config.device, ComputeDevice::Cuda(_)) && config.has_adapters() {
         return Err(AdapterError::Cuda.into());
     }
-    let device = open_device(config.device, config.kv_cache_dtype)?;
+    let device = open_device(config.device)?;
     let (pool, turns) = (Arc::new(ThreadPool::new(config.threads)), Turns::default());
     let loaded = open(config, |model| {
         let model = Loaded::load(model, device.as_ref(), &pool)?;

@@ -9,6 +9,11 @@
 //
 // Values of a position that one row of a tile sees and another does not are multiplied by 0 for the latter, so
 // they must be finite; the cache beyond the sequence is never read.
+//
+// Cells of 8 bits are widened in registers, exactly. The scale of a key multiplies its f32 score, before all that is done
+// to scores. That of a value multiplies its f32 weight, before it is rounded for the second product: so a weight is rounded
+// once, as it is beside other cells. What is summed to divide by is the weight without the scale, not rounded. Rows are bf16
+// then: in f16, a weight times a scale would leave the numbers that there are.
 
 #include "mma.cuh"
 
@@ -50,18 +55,33 @@ __device__ __forceinline__ Sight sight_of(const Task &t, int64_t sequence, int64
     return {begin < 0 ? 0 : begin, position + 1, position + 1, 0};
 }
 
-/// A lane's neighbours of a vector of values: `COUNT` of them, 8, 4 or 2.
-template <int COUNT, class T>
-__device__ __forceinline__ Vec<COUNT / 2> load(const T *from, bool valid) {
-    return valid ? *reinterpret_cast<const Vec<COUNT / 2> *>(from) : Vec<COUNT / 2>{};
+/// A lane's neighbours of a vector: `COUNT` of them, in 16, 8, 4 or 2 bytes.
+template <int COUNT, class Cell>
+__device__ __forceinline__ auto load(const Cell *from, bool valid) {
+    constexpr int BYTES = COUNT * int(sizeof(Cell));
+    if constexpr (BYTES == 2) {
+        return Vec<1>{{valid ? *reinterpret_cast<const uint16_t *>(from) : 0u}};
+    } else {
+        return valid ? *reinterpret_cast<const Vec<BYTES / 4> *>(from) : Vec<BYTES / 4>{};
+    }
+}
+
+/// Cell i of `a` and j of `b`, as a pair of numbers.
+template <class Cell, int WORDS>
+__device__ __forceinline__ uint32_t pair_of(const Vec<WORDS> &a, int i, const Vec<WORDS> &b, int j) {
+    if constexpr (sizeof(Cell) == 1) {
+        return widen(__byte_perm(a.word[i / 4], b.word[j / 4], uint32_t(i % 4 | (4 + j % 4) << 8)));
+    } else {
+        return (a.word[i / 2] >> i % 2 * 16 & 0xffffu) | (b.word[j / 2] >> j % 2 * 16 & 0xffffu) << 16;
+    }
 }
 
 /// Adds weighted values of 16 positions to `TILES` tiles of sums. Column n of tile j is value n * TILES + j, so that a lane
 /// reads what it needs of a position at once. `valid` of the rows there are.
-template <int TILES, class T, int ALL>
-__device__ __forceinline__ void weigh(float (&sums)[ALL][4], int first, const uint32_t (&weights)[4], const T *values,
+template <class T, int TILES, class Cell, int ALL>
+__device__ __forceinline__ void weigh(float (&sums)[ALL][4], int first, const uint32_t (&weights)[4], const Cell *values,
                                       int dim, int valid) {
-    Vec<TILES / 2> v[4];
+    decltype(load<TILES>(values, true)) v[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int row = lane_pair() * 2 + i % 2 + i / 2 * 8;
@@ -69,10 +89,7 @@ __device__ __forceinline__ void weigh(float (&sums)[ALL][4], int first, const ui
     }
 #pragma unroll
     for (int j = 0; j < TILES; j++) {
-        const int shift = j % 2 * 16;
-        const auto pair = [&](int i) {
-            return (v[i].word[j / 2] >> shift & 0xffffu) | (v[i + 1].word[j / 2] >> shift & 0xffffu) << 16;
-        };
+        const auto pair = [&](int i) { return pair_of<Cell>(v[i], j, v[i + 1], j); };
         mma<T>(sums[first + j], weights, pair(0), pair(2));
     }
 }
@@ -96,8 +113,8 @@ __device__ __forceinline__ float *partial_of(const Task &t, int64_t row, int64_t
     return t.io.workspace + ((row * t.shape.heads + head) * t.splits + split) * (t.shape.head_dim + 2);
 }
 
-/// Grid (tiles, K/V heads, splits).
-template <class T, int DIM>
+/// Grid (tiles, K/V heads, splits). Keys and values are of `Cell`: T, or codes of 8 bits.
+template <class T, class Cell, int DIM>
 __device__ __forceinline__ void attention(const Task &t) {
     // Dimensions of a part, in tiles: eights of them, and what is left.
     constexpr int PART = DIM > 128 ? 128 : DIM, VALUE_TILES = PART / MMA_N, EIGHTS = VALUE_TILES / 8, REST = VALUE_TILES % 8;
@@ -131,7 +148,7 @@ __device__ __forceinline__ void attention(const Task &t) {
                    (row * t.shape.heads + kv_head * group + (inside[h] ? uint32_t(pair) % uint32_t(group) : 0)) * DIM;
     }
 
-    // Where keys and values of each 16 positions begin; behind the sequence nothing is read.
+    // Which heads of the cache those of each 16 positions are; behind the sequence nothing is read.
     int64_t blocks[BLOCKS];
     const int shift = t.shape.block_size == 32 ? 5 : 4;
 #pragma unroll
@@ -140,9 +157,15 @@ __device__ __forceinline__ void attention(const Task &t) {
         const uint32_t *table = t.io.block_tables + place.sequence * t.io.max_blocks;
         const int64_t block = position < length ? table[position >> shift] : 0;
         const int64_t offset = position & (t.shape.block_size - 1);
-        blocks[i] = (((block * t.shape.kv_heads + kv_head) << shift) + offset) * DIM;
+        blocks[i] = ((block * t.shape.kv_heads + kv_head) << shift) + offset;
     }
     const int there = int(length - base < SPAN ? length - base : SPAN);
+    // Of codes, the scales of a lane's two columns of a tile; of the second, anything where it is behind the sequence.
+    constexpr bool CODES = sizeof(Cell) == 1;
+    [[maybe_unused]] const auto scales_of = [&](const float *scales, int c) {
+        const int column = c * MMA_N + lane_pair() * 2;
+        return load<2>(scales + blocks[c / 2] + column % BLOCK, column < there);
+    };
 
     // Scores of 16 pairs and 64 positions. Inputs are permuted within 32: a lane takes 8 neighbours; 4 of the last 16.
     float scores[COLUMN_TILES][4] = {};
@@ -167,17 +190,28 @@ __device__ __forceinline__ void attention(const Task &t) {
 #pragma unroll
     for (int c = 0; c < COLUMN_TILES; c++) {
         const bool valid = c * MMA_N + lane_row() < there;
-        const T *key = static_cast<const T *>(t.io.keys) + blocks[c / 2] + (c % 2 * MMA_N + lane_row()) * DIM;
+        const Cell *key = static_cast<const Cell *>(t.io.keys) + (blocks[c / 2] + c % 2 * MMA_N + lane_row()) * DIM;
 #pragma unroll
         for (int k = 0; k < DIM / 32; k++) {
-            const Vec16 b = load<8>(key + k * 32 + lane_pair() * 8, valid);
-            mma<T>(scores[c], a[2 * k], b.word[0], b.word[1]);
-            mma<T>(scores[c], a[2 * k + 1], b.word[2], b.word[3]);
+            const auto b = load<8>(key + k * 32 + lane_pair() * 8, valid);
+            const auto pair = [&](int i) { return pair_of<Cell>(b, 2 * i, b, 2 * i + 1); };
+            mma<T>(scores[c], a[2 * k], pair(0), pair(1));
+            mma<T>(scores[c], a[2 * k + 1], pair(2), pair(3));
         }
         if constexpr (LAST < DIM) {
-            const Vec8 b = load<4>(key + LAST + lane_pair() * 4, valid);
-            mma<T>(scores[c], a[LAST / MMA_K], b.word[0], b.word[1]);
+            const auto b = load<4>(key + LAST + lane_pair() * 4, valid);
+            mma<T>(scores[c], a[LAST / MMA_K], pair_of<Cell>(b, 0, b, 1), pair_of<Cell>(b, 2, b, 3));
         }
+        if constexpr (CODES) {
+            const Vec8 scales = scales_of(t.io.key_scales, c);
+            for (int e = 0; e < 4; e++) scores[c][e] = multiply(scores[c][e], __uint_as_float(scales.word[e % 2]));
+        }
+    }
+    // Fetched before the warp agrees on its maxima, and needed behind that.
+    [[maybe_unused]] Vec8 value_scales[COLUMN_TILES];
+    if constexpr (CODES) {
+#pragma unroll
+        for (int c = 0; c < COLUMN_TILES; c++) value_scales[c] = scales_of(t.io.value_scales, c);
     }
     // The bound of scores, where there is one: cap * tanh(score / cap).
     if (t.shape.cap > 0.0f) {
@@ -208,10 +242,17 @@ __device__ __forceinline__ void attention(const Task &t) {
     for (int c = 0; c < COLUMN_TILES; c++)
         for (int h = 0; h < 2; h++) {
             const float first = scores[c][2 * h], second = scores[c][2 * h + 1];
-            p[c][h] = pack2<T>(first == -INFINITY ? 0.0f : exp2f(first - top[h]),
-                               second == -INFINITY ? 0.0f : exp2f(second - top[h]));
+            float low = first == -INFINITY ? 0.0f : exp2f(first - top[h]);
+            float high = second == -INFINITY ? 0.0f : exp2f(second - top[h]);
+            if constexpr (CODES) {
+                weight[h] += low + high;
+                // Not where nothing is seen: there a scale may be anything.
+                if (first != -INFINITY) low = multiply(low, __uint_as_float(value_scales[c].word[0]));
+                if (second != -INFINITY) high = multiply(high, __uint_as_float(value_scales[c].word[1]));
+            }
+            p[c][h] = pack2<T>(low, high);
             // What is summed is what multiplies the values.
-            weight[h] += low_of<T>(p[c][h]) + high_of<T>(p[c][h]);
+            if constexpr (!CODES) weight[h] += low_of<T>(p[c][h]) + high_of<T>(p[c][h]);
         }
     for (int h = 0; h < 2; h++)
         for (int bits = 1; bits < 4; bits *= 2) weight[h] += __shfl_xor_sync(ALL_LANES, weight[h], bits);
@@ -242,10 +283,10 @@ __device__ __forceinline__ void attention(const Task &t) {
 #pragma unroll
         for (int k = 0; k < SPAN / MMA_K; k++) {
             const uint32_t left[4] = {p[2 * k][0], p[2 * k][1], p[2 * k + 1][0], p[2 * k + 1][1]};
-            const T *values = static_cast<const T *>(t.io.values) + blocks[k] + part;
+            const Cell *values = static_cast<const Cell *>(t.io.values) + blocks[k] * DIM + part;
 #pragma unroll
-            for (int i = 0; i < EIGHTS; i++) weigh<8>(sums, i * 8, left, values + i * 64, DIM, there - k * MMA_K);
-            if constexpr (REST > 0) weigh<REST>(sums, EIGHTS * 8, left, values + EIGHTS * 64, DIM, there - k * MMA_K);
+            for (int i = 0; i < EIGHTS; i++) weigh<T, 8>(sums, i * 8, left, values + i * 64, DIM, there - k * MMA_K);
+            if constexpr (REST > 0) weigh<T, REST>(sums, EIGHTS * 8, left, values + EIGHTS * 64, DIM, there - k * MMA_K);
         }
 
         // Each warp writes its share, relative to the maximum of all, and the shares are added in the order of the warps.
@@ -335,9 +376,13 @@ __device__ __forceinline__ void combine(const Task &t) {
 
 using namespace pleach;
 
-#define SIZE(name, T, DIM)                                                     \
-    KERNEL(attention_##name##_##DIM, Task, (attention<T, DIM>), WARPS *WARP)   \
+#define SIZE(name, T, DIM)                                                      \
+    KERNEL(attention_##name##_##DIM, Task, (attention<T, T, DIM>), WARPS *WARP) \
     KERNEL(combine_##name##_##DIM, Task, (combine<T, DIM>), DIM)
 #define KERNELS(name, T) \
     SIZE(name, T, 64) SIZE(name, T, 80) SIZE(name, T, 96) SIZE(name, T, 128) SIZE(name, T, 256)
 FOR_EACH_FLOAT(KERNELS)
+
+/// Over codes; perhaps with the blocks that must fit a multiprocessor: for a third of the widest, registers would spill.
+#define CODED(DIM, ...) KERNEL(attention_int8_bf16_##DIM, Task, (attention<Bf16, int8_t, DIM>), __VA_ARGS__)
+CODED(64, WARPS *WARP) CODED(80, WARPS *WARP) CODED(96, WARPS *WARP) CODED(128, WARPS *WARP) CODED(256, WARPS *WARP, 2)

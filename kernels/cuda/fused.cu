@@ -87,9 +87,22 @@ constexpr int ROPE_WARPS = 4;
 /// Half of the widest head a warp holds, in lanes.
 constexpr int MAX_PAIRS = 4;
 
+/// What the codes of values are multiplied by whose largest size this is: NaN and infinity stay. A scale below the normal
+/// numbers would be too far from a 127th.
+__device__ __forceinline__ float scale_of(float largest) {
+    const float scale = largest / 127.0f;
+    return scale < 1.17549435e-38f ? 1.17549435e-38f : scale;
+}
+
+/// The nearest code, an even one where two are as near; 0 where there is none.
+__device__ __forceinline__ int8_t code_of(float x, float scale) {
+    // 1.5 * 2^23 and an integer: its lower bits are those of the integer.
+    return int8_t(scale < INFINITY ? __float_as_uint(add(x / scale, 12582912.0f)) & 255 : 0);
+}
+
 /// One warp a head of a row; lane i holds pairs i, i + 32, ... of values: first those that turn, a value and the one `turned`
-/// on, then two of the rest.
-template <class T>
+/// on, then two of the rest. Keys and values are written as `Cell`: T, or codes of 8 bits.
+template <class T, class Cell>
 __device__ __forceinline__ void qkv_rope_write(const PleachRope &arguments) {
     const PleachQkv &io = arguments.io;
     const PleachAttentionShape &shape = arguments.shape;
@@ -129,30 +142,51 @@ __device__ __forceinline__ void qkv_rope_write(const PleachRope &arguments) {
         }
     }
 
-    T *to;
-    if (is_query) {
-        to = static_cast<T *>(io.q) + (row * shape.heads + head) * dim;
-    } else {
+    // The head among those of the rows, or of the cache.
+    int64_t place = row * shape.heads + head;
+    if (!is_query) {
         const uint32_t slot = io.slots[row];
         if (slot == PLEACH_NO_SLOT) return;
         const int64_t block = slot / shape.block_size, offset = slot % shape.block_size;
         const int kv_head = (head - shape.heads) % shape.kv_heads;
-        to = static_cast<T *>(is_key ? io.keys : io.values) +
-             ((block * shape.kv_heads + kv_head) * shape.block_size + offset) * dim;
+        place = (block * shape.kv_heads + kv_head) * shape.block_size + offset;
     }
     const float *rotations = io.rotations + int64_t(io.positions[row]) * 2 * turned;
     for (int p = 0; p < MAX_PAIRS; p++) {
         const int i = lane + p * WARP;
         if (i >= half) break;
-        float low = a[p], high = b[p];
         if ((is_query || is_key) && i < turned) {
             const float cosine = rotations[2 * i], sine = rotations[2 * i + 1];
-            low = add(multiply(a[p], cosine), -multiply(b[p], sine));
-            high = add(multiply(b[p], cosine), multiply(a[p], sine));
+            const float low = add(multiply(a[p], cosine), -multiply(b[p], sine));
+            const float high = add(multiply(b[p], cosine), multiply(a[p], sine));
+            a[p] = low;
+            b[p] = high;
         }
-        to[low_of(i)] = from_float<T>(low);
-        to[high_of(i)] = from_float<T>(high);
     }
+    const auto write = [&](auto *to, const auto &cell_of) {
+        to += place * dim;
+        for (int p = 0; p < MAX_PAIRS; p++) {
+            const int i = lane + p * WARP;
+            if (i >= half) break;
+            to[low_of(i)] = cell_of(a[p]);
+            to[high_of(i)] = cell_of(b[p]);
+        }
+    };
+    if constexpr (sizeof(Cell) == 1) {
+        if (!is_query) {
+            // Of values without a sign, bits have the order of what they say, and NaN comes last.
+            uint32_t largest = 0;
+            for (int p = 0; p < MAX_PAIRS; p++) {
+                largest = Max{}(largest, __float_as_uint(fabsf(a[p])));
+                largest = Max{}(largest, __float_as_uint(fabsf(b[p])));
+            }
+            const float scale = scale_of(__uint_as_float(warp_reduce(largest, Max{})));
+            if (lane == 0) (is_key ? io.key_scales : io.value_scales)[place] = scale;
+            write(static_cast<Cell *>(is_key ? io.keys : io.values), [&](float x) { return code_of(x, scale); });
+            return;
+        }
+    }
+    write(static_cast<T *>(is_query ? io.q : is_key ? io.keys : io.values), [](float x) { return from_float<T>(x); });
 }
 
 constexpr int EMBED_THREADS = 128;
@@ -195,9 +229,11 @@ using namespace pleach;
     KERNEL(add_rms_norm_##name, PleachNorm, (add_rms_norm<T>), NORM_WARPS * WARP)     \
     KERNEL(gate_mul_##name, PleachGate, (gate_mul<T>), COLUMN_THREADS)                \
     KERNEL(add_bias_##name, PleachBias, (add_bias<T>), COLUMN_THREADS)                \
-    KERNEL(qkv_rope_write_##name, PleachRope, (qkv_rope_write<T>), ROPE_WARPS * WARP)
+    KERNEL(qkv_rope_write_##name, PleachRope, (qkv_rope_write<T, T>), ROPE_WARPS * WARP)
 FOR_EACH_FLOAT(KERNELS)
 #undef KERNELS
+
+KERNEL(qkv_rope_write_int8_bf16, PleachRope, (qkv_rope_write<Bf16, int8_t>), ROPE_WARPS * WARP)
 
 #define KERNELS(name, FORMAT) KERNEL(embed_##name, PleachEmbed, (embed<FORMAT>), EMBED_THREADS)
 FOR_EACH_FORMAT(KERNELS)

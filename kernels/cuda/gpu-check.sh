@@ -3,7 +3,7 @@
 # `build`, on a machine with g++: compiles everything that `run` needs into target/gpu-check, under 64 MB.
 # `run`, on a machine with a GPU (in a checkout with that folder; needs no compiler and no network): tests of the
 # kernels on the device, then memory and step costs, decoding with and without speculation, with and without CUDA
-# graphs, and the bits of both, on models of random weights; the kernels' tests again under compute-sanitizer where it
+# graphs, over a cache of 8 bits too, and the bits of both, on models of random weights; the kernels' tests again under compute-sanitizer where it
 # is there. Prints a table; writes JSON to ${OUT:-target/gpu-check/out}. Under 8 minutes.
 # `dry` does both over the CPU emulator, with a tiny model: a rehearsal for machines with neither.
 set -euo pipefail
@@ -58,6 +58,8 @@ run() {
   step "$small-bf16" 90 "$made/cuda" --shape "$small" --weights bf16 --bandwidth $bandwidth --json "$out/$small-bf16.json"
   step "$small-bf16-no-graphs" 60 "$made/cuda" --shape "$small" --weights bf16 --bandwidth $bandwidth --no-graphs \
     --json "$out/$small-bf16-no-graphs.json"
+  step "$small-bf16-int8-cache" 60 "$made/cuda" --shape "$small" --weights bf16 --bandwidth $bandwidth --int8-cache \
+    --json "$out/$small-bf16-int8-cache.json"
   step "$large-q4_k" 120 "$made/cuda" --shape "$large" --weights q4_k --bandwidth $bandwidth --json "$out/$large-q4_k.json"
   if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck synccheck; do

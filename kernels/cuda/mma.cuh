@@ -68,6 +68,12 @@ __device__ __forceinline__ uint32_t add2(uint32_t a, uint32_t b) {
 #endif
 }
 
+/// Codes of 8 bits at bits 0 and 16, whatever lies between, as a pair of bf16 numbers: 128 and their lower 7 bits, less 128,
+/// or less 256 where the sign is set.
+__device__ __forceinline__ uint32_t widen(uint32_t codes) {
+    return add2<Bf16>((codes & 0x007f007fu) | 0x43004300u, (codes & 0x00800080u) | 0xc300c300u);
+}
+
 /// 16 bytes that are read once: past the first-level cache.
 __device__ __forceinline__ Vec16 load_once(const Vec16 *from) {
 #if defined(__CUDACC__)

@@ -86,12 +86,15 @@ struct PleachQkv {
     const uint32_t *positions;  ///< [rows]
     const uint32_t *slots;      ///< [rows]: block * block_size + offset, or PLEACH_NO_SLOT
     void *q;                    ///< [rows, heads * head_dim], out
-    void *keys;                 ///< [blocks, kv_heads, block_size, head_dim], out
+    void *keys;                 ///< [blocks, kv_heads, block_size, head_dim], out; codes of 8 bits where there are scales
     void *values;               ///< as keys
+    float *key_scales;          ///< [blocks, kv_heads, block_size], out: what codes are multiplied by; null: no codes
+    float *value_scales;        ///< as key_scales
 };
 
 /// `qkv_rope_write`: adds the bias, norms query and key heads, rotates the first 2 `turned` values of them (value i turns
-/// with value i + turned), and writes keys and values to their slots.
+/// with value i + turned), and writes keys and values to their slots. As codes, a head's largest value is 127 steps; where a
+/// value is NaN or infinite, so is the scale, and all codes are 0.
 struct PleachRope {
     PleachQkv io;
     PleachAttentionShape shape;
@@ -116,8 +119,10 @@ struct PleachEmbed {
 /// are in the cache already.
 struct PleachAttention {
     const void *q;                 ///< [rows, heads * head_dim]
-    const void *keys;              ///< [blocks, kv_heads, block_size, head_dim]
+    const void *keys;              ///< [blocks, kv_heads, block_size, head_dim]; codes of 8 bits where there are scales
     const void *values;            ///< as keys; finite wherever a row of the sequence stands
+    const float *key_scales;       ///< [blocks, kv_heads, block_size]: what codes are multiplied by; null: no codes
+    const float *value_scales;     ///< as key_scales
     const uint32_t *cu_seqlens_q;  ///< [sequences + 1]: first row of each sequence, and the number of rows
     const uint32_t *context_lens;  ///< [sequences]: positions before the sequence's first row
     const uint32_t *block_tables;  ///< [sequences, max_blocks]

@@ -26,15 +26,20 @@ def head(vocab, rows, bits):
     return size + rows * vocab * 2, operations  # logits are f32
 
 
-def kernels(rows, weights, layers=LAYERS, vocab=VOCAB):
+def attention(rows, head_bytes):
+    """That of one layer, where keys of a head of a position, and values, take so many bytes."""
+    splits = -(-CONTEXT // SPLIT)
+    partial = rows * HEADS * splits * (DIM + 2) * 4
+    return CONTEXT * 2 * KV_HEADS * head_bytes + 2 * rows * Q * 2 + 2 * partial, 4 * rows * CONTEXT * Q
+
+
+def kernels(rows, weights, layers=LAYERS, vocab=VOCAB, head_bytes=DIM * 2):
     """(bytes, operations) of each kernel in one pass over `rows` rows of one sequence at the end of CONTEXT."""
     bits = BITS[weights]
     scale = lambda cost: tuple(layers * part for part in cost)
     table = {f"matmul {name}": scale(matrix(*shape, rows, bits)) for name, shape in MATRICES.items()}
     table["matmul head"] = head(vocab, rows, bits)
-    splits = -(-CONTEXT // SPLIT)
-    partial = rows * HEADS * splits * (DIM + 2) * 4
-    table["attention"] = scale((CONTEXT * 2 * KV * 2 + 2 * rows * Q * 2 + 2 * partial, 4 * rows * CONTEXT * Q))
+    table["attention"] = scale(attention(rows, head_bytes))
     # Residual in and out in f32, the addition and the result in 16 bits; twice a layer and once at the end.
     norm = rows * HIDDEN * (4 + 4 + 2 + 2)
     table["add_rms_norm"] = ((2 * layers + 1) * norm, (2 * layers + 1) * rows * HIDDEN * 5)
@@ -63,19 +68,25 @@ def speed_up(alpha, weights, gpu):
     return max((gain(n), n) for n in range(1, 16))
 
 
+def line(name, costs):
+    cells = []
+    for size, operations in costs:
+        times = " / ".join(f"{1e6 * seconds((size, operations), gpu):.1f}" for gpu in GPUS)
+        cells.append(f"{size / 1e6:,.1f}, {operations / 1e9:,.2f}, {times}")
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
 def text():
     lines = []
     for weights in BITS:
         lines += [f"Weights in {weights}: MB, GFLOP, and the least microseconds on H100 / H200, of one pass.", ""]
         lines += ["| kernel | " + " | ".join(f"{rows} row{'s' * (rows > 1)}" for rows in ROWS) + " |", "|---" * (len(ROWS) + 1) + "|"]
         tables = [kernels(rows, weights) for rows in ROWS]
+        coded = [kernels(rows, weights, head_bytes=DIM + 4)["attention"] for rows in ROWS]
         for name in tables[0]:
-            cells = []
-            for table in tables:
-                size, operations = table[name]
-                times = " / ".join(f"{1e6 * seconds(table[name], gpu):.1f}" for gpu in GPUS)
-                cells.append(f"{size / 1e6:,.1f}, {operations / 1e9:,.2f}, {times}")
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            lines.append(line(name, [table[name] for table in tables]))
+            if name == "attention":
+                lines.append(line("(attention over an int8 cache)", coded))
         totals = [" / ".join(f"{1e3 * step(rows, weights, gpu):.3f} ms" for gpu in GPUS) for rows in ROWS]
         lines.append("| **all** | " + " | ".join(totals) + " |")
         ratios = [" / ".join(f"{step(rows, weights, gpu) / step(1, weights, gpu):.3f}" for gpu in GPUS) for rows in ROWS]

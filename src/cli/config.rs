@@ -121,10 +121,8 @@ impl From<Args> for Config {
         let num_speculative_tokens =
             if args.no_speculation { 0 } else { args.num_speculative_tokens };
         let speculates = num_speculative_tokens > 0;
-        let on_cpu = args.kv_cache_dtype != KvCacheDtype::Auto
-            || !args.lora.is_empty()
-            || args.allow_runtime_lora;
-        // CUDA devices hold no codes of keys and values, and compute no adapters.
+        let on_cpu = !args.lora.is_empty() || args.allow_runtime_lora;
+        // CUDA devices compute no adapters.
         let device = match args.device.choice.device {
             ComputeDevice::Auto if on_cpu => ComputeDevice::Cpu,
             device => device,

@@ -162,8 +162,8 @@ pub struct Args {
     /// four sequences of full length, or as many as fit; on a CUDA device, as many as fit.
     #[arg(long, env = "PLEACH_KV_BLOCKS")]
     pub kv_blocks: Option<usize>,
-    /// How keys and values are held on the CPU: `auto`, which is f16, or `int8`: codes of 8 bits, with a scale for each head
-    /// of a position, in about half the memory. CUDA devices hold no int8: --device auto is the CPU then.
+    /// How keys and values are held: `auto`, which is f16, on CUDA devices as they are computed, or `int8`: codes of 8 bits,
+    /// with a scale for each head of a position, in about half the memory. CUDA devices compute in bf16 then.
     #[arg(long, env = "PLEACH_KV_CACHE_DTYPE", value_enum, default_value_t = KvCacheDtype::Auto)]
     pub kv_cache_dtype: KvCacheDtype,
     /// Compute every prompt whole. Otherwise blocks of 16 tokens that a prompt shares with an earlier text
@@ -321,7 +321,7 @@ impl fmt::Display for NamedSource {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KvCacheDtype {
-    /// f16.
+    /// f16; on CUDA devices, as they are computed.
     Auto,
     /// Codes of 8 bits, and a scale for each head of a position.
     Int8,

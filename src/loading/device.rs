@@ -4,25 +4,21 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::error::LoadError;
-use crate::cli::{ComputeDevice, KvCacheDtype};
+use crate::cli::ComputeDevice;
 use pleach_kernels::cuda::{CudaError, Device};
 
 /// What a device has no memory for when it is opened, and what to do then.
 const OPENING: (&str, &str) = ("the kernels", "free memory on it, or choose another by --device");
 
-/// The device that models compute on whose caches hold keys and values so; `None` for the processor. Where the choice is
-/// left, that is the first CUDA device, and the log says which, or why there is none.
+/// The device that models compute on; `None` for the processor. Where the choice is left, that is the first CUDA device, and
+/// the log says which, or why there is none.
 ///
 /// # Errors
-/// [`LoadError`] where a device is named that is not there, cannot be opened, or does not hold such caches.
-pub fn open_device(
-    wanted: ComputeDevice,
-    cache: KvCacheDtype,
-) -> Result<Option<Arc<Device>>, LoadError> {
+/// [`LoadError`] where a device is named that is not there, or cannot be opened.
+pub fn open_device(wanted: ComputeDevice) -> Result<Option<Arc<Device>>, LoadError> {
     match wanted {
-        ComputeDevice::Cuda(_) if cache != KvCacheDtype::Auto => Err(LoadError::CacheOnCuda),
-        ComputeDevice::Auto if cache == KvCacheDtype::Auto => Ok(first_device()),
-        ComputeDevice::Auto | ComputeDevice::Cpu => Ok(None),
+        ComputeDevice::Auto => Ok(first_device()),
+        ComputeDevice::Cpu => Ok(None),
         ComputeDevice::Cuda(index) => {
             let device = Device::open(index);
             Ok(Some(device.map_err(|error| LoadError::from(error).advise(OPENING))?))

@@ -46,11 +46,6 @@ pub enum LoadError {
     DraftMemory { needed: u64, left: u64 },
     #[error("{what} do not fit onto the device: {error}; {advice}")]
     DeviceMemory { what: &'static str, error: CudaError, advice: &'static str },
-    #[error(
-        "--kv-cache-dtype: CUDA devices hold keys and values as they compute them; use `--device cpu`, or leave \
-         --kv-cache-dtype out"
-    )]
-    CacheOnCuda,
     #[error("this runs on the CPU alone; leave out `--device`")]
     OnCpuAlone,
 }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::error::LoadError;
 use crate::checkpoint::Checkpoint;
+use crate::cli::KvCacheDtype;
 use crate::engine::{Engine, EngineConfig};
 use crate::model::{CudaDecoder, CudaDraft, CudaLender};
-use pleach_kernels::cuda::Device;
+use pleach_kernels::cuda::{Device, KvFormat};
 
 /// What a device has no memory for, and what to do then.
 const WEIGHTS: (&str, &str) =
@@ -17,15 +18,21 @@ const CACHE: (&str, &str) = (
     "lower --gpu-memory-utilization, --max-num-batched-tokens, --max-num-seqs or --max-model-len",
 );
 
-/// Loads a model onto a device.
+/// Loads a model onto a device, for caches that hold keys and values as `cache`.
 ///
 /// # Errors
 /// [`LoadError`] where the device does not compute it, or has too little memory.
 pub fn load_cuda_target(
     checkpoint: &mut Checkpoint,
     device: &Arc<Device>,
+    cache: KvCacheDtype,
 ) -> Result<CudaDecoder, LoadError> {
-    CudaDecoder::load(checkpoint, device).map_err(|error| LoadError::from(error).advise(WEIGHTS))
+    let format = match cache {
+        KvCacheDtype::Auto => KvFormat::Float,
+        KvCacheDtype::Int8 => KvFormat::Int8,
+    };
+    let loaded = CudaDecoder::load_with(checkpoint, device, format);
+    loaded.map_err(|error| LoadError::from(error).advise(WEIGHTS))
 }
 
 /// Loads a draft of the target that lends what they share, which was loaded from `checkpoint`, onto its device.

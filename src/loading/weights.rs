@@ -131,7 +131,7 @@ impl Weights {
 impl OnCuda {
     fn load(model: &mut Opened, device: &Arc<Device>) -> Result<Self, LoadError> {
         let (config, checkpoint) = (&model.config, &mut model.checkpoint);
-        let target = load_cuda_target(checkpoint, device)?;
+        let target = load_cuda_target(checkpoint, device, config.kv_cache_dtype)?;
         let mut load_draft = |source| -> Result<(String, CudaDraft), LoadError> {
             let mut draft = open(source, config, target.config())?;
             let loaded = load_cuda_draft(&mut draft, &target.lender(), checkpoint)?;

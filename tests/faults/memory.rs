@@ -93,7 +93,7 @@ fn a_cache_beyond_memory() {
     answer(&server);
 }
 
-/// Keys and values of 8 bits take about half as much: a sequence fits that does not otherwise. A CUDA device holds none.
+/// Keys and values of 8 bits take about half as much: a sequence fits that does not otherwise.
 #[test]
 fn an_int8_cache_has_room_for_twice_as_much() {
     let _alone = alone();
@@ -110,8 +110,6 @@ fn an_int8_cache_has_room_for_twice_as_much() {
     // 128 codes and a scale of 4 bytes in place of 128 cells of 2 bytes, where as much memory is left as before.
     let ratio = positions / f16 as f64;
     assert!((1.5..2.6).contains(&ratio), "{positions} and {f16}");
-    let log = refusal(&[&int8[..], &["--device", "cuda:0"]].concat());
-    assert!(log.contains("--kv-cache-dtype") && log.contains("`--device cpu`"), "{log}");
 }
 
 /// Blocks that are asked for and do not fit are not cut down: the program ends and says how many would.

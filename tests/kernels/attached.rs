@@ -9,13 +9,13 @@ use pleach::engine::{Candidate, Engine, EngineConfig, Outcome};
 use pleach::kv_cache::{BlockPool, BlockTable};
 use pleach::model::{
     CudaDecoder, CudaDraft, CudaRunner, Decoder, Draft, DraftInput, Drafter, Family, Forward,
-    ModelConfig, Precision, Rows, Runner,
+    ModelConfig, Rows, Runner,
 };
 use pleach::speculation::Proposer;
-use pleach_kernels::cuda::Device;
+use pleach_kernels::cuda::{Device, KvFormat};
 use pleach_kernels::{DType, ThreadPool};
 
-use super::decoder::{config, device, distance};
+use super::decoder::{config, device, distance, reference};
 use super::families::{gemma2, gemma3};
 use super::rounds::{requests, run, settings};
 use super::support::pair::write_pair;
@@ -24,6 +24,8 @@ use super::support::random_model::{random_tensor, write_attached, write_model};
 /// Blocks and positions of a test's cache.
 const BLOCKS: usize = 64;
 const POSITIONS: usize = 300;
+
+const FLOAT: KvFormat = KvFormat::Float;
 
 fn deep(family: Family) -> ModelConfig {
     ModelConfig { num_hidden_layers: 4, ..config(family) }
@@ -108,10 +110,9 @@ fn chains(model: &mut dyn Forward, seed: u64) -> Said {
     said
 }
 
-fn on_cpu(model: &Path, draft: &Path) -> Runner {
+fn on_cpu(model: &Path, draft: &Path, cache: KvFormat) -> Runner {
+    let target = reference(model, cache);
     let pool = Arc::new(ThreadPool::new(1));
-    let mut checkpoint = Checkpoint::open(model).unwrap();
-    let target = Decoder::load_with(&mut checkpoint, &pool, Precision::F32).unwrap();
     let draft = Decoder::load_draft(&mut Checkpoint::open(draft).unwrap(), &target, &pool);
     let Ok(Draft::Attached(drafter)) = draft else { panic!("no attached draft") };
     let mut runner = Runner::new(target, BLOCKS);
@@ -119,17 +120,22 @@ fn on_cpu(model: &Path, draft: &Path) -> Runner {
     runner
 }
 
-fn load(device: &Arc<Device>, model: &Path, draft: &Path) -> (CudaDecoder, Drafter) {
+fn load(
+    device: &Arc<Device>,
+    model: &Path,
+    draft: &Path,
+    cache: KvFormat,
+) -> (CudaDecoder, Drafter) {
     let mut checkpoint = Checkpoint::open(model).unwrap();
-    let target = CudaDecoder::load(&mut checkpoint, device).unwrap();
+    let target = CudaDecoder::load_with(&mut checkpoint, device, cache).unwrap();
     let mut draft = Checkpoint::open(draft).unwrap();
     let draft = target.lender().load_draft(&mut draft, &mut checkpoint).unwrap();
     let CudaDraft::Attached(drafter) = draft else { panic!("no attached draft") };
     (target, Drafter::Cuda(drafter))
 }
 
-fn on_cuda(device: &Arc<Device>, model: &Path, draft: &Path) -> CudaRunner {
-    let (target, drafter) = load(device, model, draft);
+fn on_cuda(device: &Arc<Device>, model: &Path, draft: &Path, cache: KvFormat) -> CudaRunner {
+    let (target, drafter) = load(device, model, draft, cache);
     let mut runner = CudaRunner::new(target, BLOCKS, POSITIONS).unwrap();
     assert!(runner.attach(Some(drafter)).is_none());
     runner
@@ -147,19 +153,20 @@ pub(crate) fn steps_agree_with_the_cpu() {
         ..deep(Family::Llama)
     };
     let models = [
-        (deep(Family::Llama), DType::BF16, [&[1, 3][..], &[1, 3, 4]], 0.05),
-        (deep(Family::Qwen2), DType::F16, [&[3], &[4]], 0.01),
-        (deep(Family::Qwen3), DType::Q8_0, [&[0, 2, 3], &[0, 2]], 0.06),
-        (wide, DType::Q4_K, [&[2, 3], &[2, 4]], 0.08),
-        (gemma3(4), DType::BF16, [&[1, 2], &[1, 4]], 0.1),
-        (gemma2(4), DType::Q8_0, [&[0, 3], &[0, 3]], 0.1),
+        (deep(Family::Llama), DType::BF16, FLOAT, [&[1, 3][..], &[1, 3, 4]], 0.05),
+        (deep(Family::Qwen2), DType::F16, FLOAT, [&[3], &[4]], 0.01),
+        (deep(Family::Qwen3), DType::Q8_0, FLOAT, [&[0, 2, 3], &[0, 2]], 0.06),
+        (deep(Family::Qwen3), DType::F16, KvFormat::Int8, [&[0, 3], &[1, 4]], 0.1),
+        (wide, DType::Q4_K, FLOAT, [&[2, 3], &[2, 4]], 0.08),
+        (gemma3(4), DType::BF16, FLOAT, [&[1, 2], &[1, 4]], 0.1),
+        (gemma2(4), DType::Q8_0, FLOAT, [&[0, 3], &[0, 3]], 0.1),
     ];
-    for (config, dtype, blocks_and_states, tolerance) in models {
+    for (config, dtype, cache, blocks_and_states, tolerance) in models {
         let seed = fastrand::u64(..);
-        let name = format!("{:?} in {dtype:?}, seed {seed}", config.family);
+        let name = format!("{:?} in {dtype:?}, {cache:?} cache, seed {seed}", config.family);
         write_random(&model, &draft, &config, seed, dtype, blocks_and_states);
-        let expected = chains(&mut on_cpu(&model, &draft), seed);
-        let said = chains(&mut on_cuda(&device, &model, &draft), seed);
+        let expected = chains(&mut on_cpu(&model, &draft, cache), seed);
+        let said = chains(&mut on_cuda(&device, &model, &draft, cache), seed);
         let mut worst = 0.0f64;
         assert_eq!(said.len(), expected.len());
         for ((what, expected), (_, said)) in expected.iter().zip(&said) {
@@ -182,16 +189,16 @@ pub(crate) fn recorded_steps_are_the_same() {
     let config = deep(Family::Qwen2);
     write_random(&model, &other, &config, seed, DType::BF16, [&[1, 2], &[0, 4]]);
     write_random(&model, &draft, &config, seed, DType::BF16, [&[0, 3], &[2, 3]]);
-    let expected = chains(&mut on_cuda(&device, &model, &draft).without_graphs(), seed);
-    let mut runner = on_cuda(&device, &model, &draft);
+    let expected = chains(&mut on_cuda(&device, &model, &draft, FLOAT).without_graphs(), seed);
+    let mut runner = on_cuda(&device, &model, &draft, FLOAT);
     // Three times, after which every pass and step was recorded.
     for round in 0..3 {
         assert!(chains(&mut runner, seed) == expected, "seed {seed}: bits, round {round}");
     }
     assert!(runner.replayed_steps() > 16, "{} steps", runner.replayed_steps());
-    let first = runner.attach(Some(load(&device, &model, &other).1));
+    let first = runner.attach(Some(load(&device, &model, &other, FLOAT).1));
     let others = chains(&mut runner, seed);
-    let mut plain = on_cuda(&device, &model, &other).without_graphs();
+    let mut plain = on_cuda(&device, &model, &other, FLOAT).without_graphs();
     assert!(chains(&mut plain, seed) == others, "seed {seed}: bits of another drafter");
     assert_eq!(plain.replayed_steps(), 0);
     assert!(others != expected);
@@ -201,7 +208,18 @@ pub(crate) fn recorded_steps_are_the_same() {
 
 /// An engine on the device whose target has the drafter, or none.
 fn engine(device: &Arc<Device>, folder: &Path, drafts: bool, config: EngineConfig) -> Engine {
-    let (target, drafter) = load(device, &folder.join("model.gguf"), &folder.join("attached.gguf"));
+    engine_with(device, folder, FLOAT, drafts, config)
+}
+
+fn engine_with(
+    device: &Arc<Device>,
+    folder: &Path,
+    cache: KvFormat,
+    drafts: bool,
+    config: EngineConfig,
+) -> Engine {
+    let [model, draft] = ["model.gguf", "attached.gguf"].map(|name| folder.join(name));
+    let (target, drafter) = load(device, &model, &draft, cache);
     let mut target = CudaRunner::new(target, config.num_blocks.unwrap(), 64).unwrap();
     if drafts {
         target.attach(Some(drafter));
@@ -214,15 +232,19 @@ fn engine(device: &Arc<Device>, folder: &Path, drafts: bool, config: EngineConfi
 pub(crate) fn an_attached_drafter_on_cuda_leaves_no_trace() {
     let device = device();
     let folder = tempfile::tempdir().unwrap();
-    for config in [config(Family::Qwen3), gemma3(3)] {
+    for (config, cache) in [
+        (config(Family::Qwen3), FLOAT),
+        (config(Family::Qwen3), KvFormat::Int8),
+        (gemma3(3), FLOAT),
+    ] {
         write_pair(folder.path(), &config, 1.0);
-        leaves_no_trace(&device, folder.path());
+        leaves_no_trace(&device, folder.path(), cache);
     }
 }
 
-fn leaves_no_trace(device: &Arc<Device>, folder: &Path) {
+fn leaves_no_trace(device: &Arc<Device>, folder: &Path, cache: KvFormat) {
     let requests = requests();
-    let mut plain = engine(device, folder, false, settings());
+    let mut plain = engine_with(device, folder, cache, false, settings());
     assert!(!plain.has_draft_model());
     let expected: Vec<_> =
         requests.iter().map(|r| run(&mut plain, std::slice::from_ref(r)).remove(0)).collect();
@@ -235,7 +257,7 @@ fn leaves_no_trace(device: &Arc<Device>, folder: &Path) {
             adaptive,
             ..settings()
         };
-        let mut engine = engine(device, folder, true, config);
+        let mut engine = engine_with(device, folder, cache, true, config);
         engine.profile();
         let case = format!("{max_num_batched_tokens} rows, {num_blocks} blocks");
         assert_eq!(run(&mut engine, &requests), expected, "{case}");
@@ -258,8 +280,8 @@ pub(crate) fn attached_drafters_on_cuda_are_compared() {
     let expected = run(&mut plain, requests);
     let mut engine = engine(&device, bad.path(), true, settings());
     engine.profile();
-    let better =
-        load(&device, &folder.path().join("model.gguf"), &folder.path().join("attached.gguf")).1;
+    let [model, draft] = ["model.gguf", "attached.gguf"].map(|name| folder.path().join(name));
+    let better = load(&device, &model, &draft, FLOAT).1;
     engine.compare("better".into(), Candidate::Attached(better), 20).unwrap();
     assert_eq!(run(&mut engine, requests), expected, "while they are compared");
     let compared = engine.comparison().unwrap();

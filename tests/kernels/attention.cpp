@@ -10,6 +10,17 @@ struct Batch {
     int64_t max_blocks = 0;
     std::vector<uint64_t> masks;  // empty: no tree
     std::vector<uint16_t> q, keys, values;
+    // In place of keys and values, where there are scales: a code is multiplied by that of its head and position.
+    std::vector<int8_t> key_codes, value_codes;
+    std::vector<float> key_scales, value_scales;
+
+    double key(size_t cell) const { return held(cell, keys, key_codes, key_scales); }
+    double value(size_t cell) const { return held(cell, values, value_codes, value_scales); }
+    double held(size_t cell, const std::vector<uint16_t> &cells, const std::vector<int8_t> &codes,
+                const std::vector<float> &scales) const {
+        if (scales.empty()) return decode(cells[cell], dtype);
+        return double(codes[cell]) * double(scales[cell / size_t(shape.head_dim)]);
+    }
 
     int64_t rows() const { return cu_seqlens.back(); }
     int64_t length(size_t s) const { return context_lens[s] + cu_seqlens[s + 1] - cu_seqlens[s]; }
@@ -20,7 +31,7 @@ struct Batch {
 };
 
 static Batch random_batch(PleachAttentionShape shape, int dtype, const std::vector<std::pair<int64_t, int64_t>> &sequences) {
-    Batch b{shape, dtype, {0}, {}, {}, 0, {}, {}, {}, {}};
+    Batch b{shape, dtype, {0}, {}, {}, 0, {}, {}, {}, {}, {}, {}, {}, {}};
     int64_t blocks = 1;
     for (auto [context, rows] : sequences) {
         b.context_lens.push_back(uint32_t(context));
@@ -51,6 +62,33 @@ static Batch random_batch(PleachAttentionShape shape, int dtype, const std::vect
     return b;
 }
 
+/// A batch whose keys and values are codes, with scales of several sizes; what is not a sequence's own has the scale NaN.
+static Batch random_codes(PleachAttentionShape shape, const std::vector<std::pair<int64_t, int64_t>> &sequences) {
+    Batch b = random_batch(shape, PLEACH_BF16, sequences);
+    const size_t dim = size_t(shape.head_dim), cells = b.keys.size();
+    b.keys.clear();
+    b.values.clear();
+    b.key_codes.assign(cells, -1);
+    b.value_codes.assign(cells, -1);
+    b.key_scales.assign(cells / dim, NAN);
+    b.value_scales.assign(cells / dim, NAN);
+    for (size_t s = 0; s < sequences.size(); s++)
+        for (int64_t p = 0; p < b.length(s); p++)
+            for (int64_t h = 0; h < shape.kv_heads; h++) {
+                const size_t at = b.at(s, p, h);
+                // Of some positions the values are nothing: their weights count all the same.
+                const bool nothing = random_int(0, 9) == 0;
+                b.key_scales[at / dim] = (1.1f + random_value()) / 127;
+                b.value_scales[at / dim] =
+                    nothing ? 1.17549435e-38f : std::ldexp(1 + random_value() / 2, int(random_int(-6, 2))) / 127;
+                for (size_t i = 0; i < dim; i++) {
+                    b.key_codes[at + i] = int8_t(random_int(-127, 127));
+                    b.value_codes[at + i] = int8_t(nothing ? 0 : random_int(-127, 127));
+                }
+            }
+    return b;
+}
+
 static std::vector<uint16_t> attend(const Batch &b, int64_t extra_length = 0) {
     int64_t longest = 0;
     for (size_t s = 0; s < b.context_lens.size(); s++) longest = std::max(longest, b.length(s));
@@ -59,7 +97,13 @@ static std::vector<uint16_t> attend(const Batch &b, int64_t extra_length = 0) {
     Buffer<uint32_t> cu(b.cu_seqlens), lens(b.context_lens), tables(b.tables);
     Buffer<uint64_t> masks(b.masks);
     auto workspace = Buffer<float>::poisoned(size_t(launches.attention_workspace(b.shape, b.rows(), longest)) / sizeof(float));
-    const PleachAttention io{q, keys, values, cu, lens, tables, b.max_blocks, b.masks.empty() ? nullptr : masks.get(), workspace, out};
+    Buffer<int8_t> key_codes(b.key_codes), value_codes(b.value_codes);
+    Buffer<float> key_scales(b.key_scales), value_scales(b.value_scales);
+    const bool coded = !b.key_scales.empty();
+    const PleachAttention io{q, coded ? static_cast<void *>(key_codes.get()) : keys.get(),
+                             coded ? static_cast<void *>(value_codes.get()) : values.get(),
+                             coded ? key_scales.get() : nullptr, coded ? value_scales.get() : nullptr, cu, lens, tables,
+                             b.max_blocks, b.masks.empty() ? nullptr : masks.get(), workspace, out};
     CHECK_OK(pleach_paged_attention(io, b.shape, b.rows(), int64_t(b.context_lens.size()), longest, b.dtype));
     return out.host();
 }
@@ -85,7 +129,7 @@ static void check(const Batch &b, const std::vector<uint16_t> &got) {
                     const size_t at = b.at(s, p, head / group);
                     double score = 0;
                     for (int64_t i = 0; i < dim; i++)
-                        score += double(decode(b.q[from + size_t(i)], b.dtype)) * decode(b.keys[at + size_t(i)], b.dtype);
+                        score += double(decode(b.q[from + size_t(i)], b.dtype)) * b.key(at + size_t(i));
                     score *= b.shape.scale;
                     scores.push_back(b.shape.cap > 0 ? b.shape.cap * std::tanh(score / b.shape.cap) : score);
                     seen.push_back(p);
@@ -96,7 +140,7 @@ static void check(const Batch &b, const std::vector<uint16_t> &got) {
                     weight += w;
                     const size_t at = b.at(s, seen[n], head / group);
                     for (int64_t i = 0; i < dim; i++) {
-                        const double v = decode(b.values[at + size_t(i)], b.dtype);
+                        const double v = b.value(at + size_t(i));
                         sums[size_t(i)] += w * v;
                         sizes[size_t(i)] += w * std::fabs(v);
                     }
@@ -175,26 +219,85 @@ TEST(attention_of_a_tree) {
 }
 
 /// A row with its own context alone, and the same row in a batch: the same bits.
+static void check_alone(const Batch &b) {
+    const auto together = attend(b, 1000);
+    const size_t width = size_t(b.shape.heads * b.shape.head_dim);
+    for (size_t s = 0; s < b.context_lens.size(); s++)
+        for (uint32_t i = 0; i < b.cu_seqlens[s + 1] - b.cu_seqlens[s]; i += 2) {
+            Batch alone = b;
+            const size_t row = b.cu_seqlens[s] + i;
+            alone.cu_seqlens = {0, 1};
+            alone.context_lens = {b.context_lens[s] + i};
+            alone.tables.assign(b.tables.begin() + long(s) * b.max_blocks, b.tables.begin() + long(s + 1) * b.max_blocks);
+            alone.q.assign(b.q.begin() + long(row * width), b.q.begin() + long((row + 1) * width));
+            const auto got = attend(alone);
+            CHECK(std::equal(got.begin(), got.end(), together.begin() + long(row * width)), "sequence %zu row %u", s, i);
+        }
+}
+
 TEST(attention_rows_do_not_depend_on_each_other) {
     for (int round = 0; round < 5; round++) {
         PleachAttentionShape shape = random_shape(round);
         if (round % 2) shape.cap = 3;
         if (round % 3 == 0) shape.window = int(random_int(200, 400));
-        const Batch b = random_batch(shape, PLEACH_BF16, {{random_int(0, 40), 3}, {random_int(250, 262), 9}, {600, 1}});
-        const auto together = attend(b, 1000);
-        const size_t width = size_t(b.shape.heads * b.shape.head_dim);
-        for (size_t s = 0; s < b.context_lens.size(); s++)
-            for (uint32_t i = 0; i < b.cu_seqlens[s + 1] - b.cu_seqlens[s]; i += 2) {
-                Batch alone = b;
-                const size_t row = b.cu_seqlens[s] + i;
-                alone.cu_seqlens = {0, 1};
-                alone.context_lens = {b.context_lens[s] + i};
-                alone.tables.assign(b.tables.begin() + long(s) * b.max_blocks, b.tables.begin() + long(s + 1) * b.max_blocks);
-                alone.q.assign(b.q.begin() + long(row * width), b.q.begin() + long((row + 1) * width));
-                const auto got = attend(alone);
-                CHECK(std::equal(got.begin(), got.end(), together.begin() + long(row * width)), "sequence %zu row %u", s, i);
-            }
+        check_alone(random_batch(shape, PLEACH_BF16, {{random_int(0, 40), 3}, {random_int(250, 262), 9}, {600, 1}}));
     }
+}
+
+/// Keys and values of 8 bits: ragged batches with windows, bounds of scores and trees.
+TEST(attention_over_codes) {
+    for (int round = 0; round < 10; round++) {
+        PleachAttentionShape shape = random_shape(round);
+        if (round % 3 == 1) shape.cap = 5 + random_value();
+        const bool tree = round % 4 == 2;
+        if (round >= 6 && !tree) shape.window = int(random_int(2, 300));
+        std::vector<std::pair<int64_t, int64_t>> sequences = {{random_int(0, 80), random_int(1, 9)}, {random_int(0, 30), 0}, {0, 1}};
+        if (round % 2) sequences.push_back({random_int(240, 270), random_int(1, 8)});
+        if (round == 3) sequences.push_back({0, 70});
+        Batch b = random_codes(shape, sequences);
+        for (size_t s = 0; tree && s < sequences.size(); s++)
+            for (int64_t i = 0; i < sequences[s].second; i++) b.masks.push_back(random_bits() | uint64_t(1) << i);
+        check(b, attend(b));
+    }
+}
+
+TEST(attention_rows_over_codes_do_not_depend_on_each_other) {
+    for (int round = 0; round < 5; round++) {
+        PleachAttentionShape shape = random_shape(round);
+        if (round % 2) shape.cap = 3;
+        if (round % 3 == 0) shape.window = int(random_int(200, 400));
+        check_alone(random_codes(shape, {{random_int(0, 40), 3}, {random_int(250, 262), 3}}));
+    }
+}
+
+/// A row that sees one position has its values, each code as it is.
+TEST(attention_over_every_code) {
+    Batch b = random_codes(heads_of(1, 1, 256, 16), {{0, 1}});
+    const size_t at = b.at(0, 0, 0);
+    for (size_t i = 0; i < 256; i++) b.value_codes[at + i] = int8_t(int(i) - 128);
+    for (float scale : {1.0f, 0.03125f}) {
+        b.value_scales[at / 256] = scale;
+        const auto got = attend(b);
+        for (int i = 0; i < 256; i++) CHECK(from_bf16(got[size_t(i)]) == scale * float(i - 128), "code %d", i - 128);
+    }
+}
+
+/// A scale that is no number, of a key or of a value, reaches all values of the rows that see its position, and no other
+/// row of the tile.
+TEST(attention_over_codes_keeps_nan) {
+    for (int dim : HEAD_DIMS)
+        for (int64_t context : {20, 21, 300})
+            for (float scale : {NAN, INFINITY})
+                for (bool of_key : {true, false}) {
+                    Batch b = random_codes(heads_of(2, 1, dim, 16), {{context, 3}});
+                    const size_t at = b.at(0, context + 1, 0);
+                    (of_key ? b.key_scales : b.value_scales)[at / size_t(dim)] = scale;
+                    auto &codes = of_key ? b.key_codes : b.value_codes;
+                    std::fill_n(codes.begin() + long(at), dim, int8_t(0));
+                    const auto got = attend(b);
+                    for (size_t i = 0; i < got.size(); i++)
+                        CHECK(std::isnan(from_bf16(got[i])) == (i >= size_t(2 * dim)), "value %zu of heads of %d", i, dim);
+                }
 }
 
 TEST(attention_keeps_nan) {
@@ -226,7 +329,7 @@ TEST(attention_keeps_nan_of_values) {
 }
 
 TEST(attention_names_what_it_does_not_take) {
-    const PleachAttention io{};
+    PleachAttention io{};
     const auto status = [&](PleachAttentionShape shape, int64_t rows, int64_t length) {
         return pleach_paged_attention(io, shape, rows, 1, length, PLEACH_BF16);
     };
@@ -236,6 +339,11 @@ TEST(attention_names_what_it_does_not_take) {
     CHECK(status(heads_of(4, 2, 64, 8), 1, 5) == PLEACH_BAD_ARGUMENT, "block_size");
     CHECK(status(heads_of(4, 2, 64, 16, -1), 1, 5) == PLEACH_BAD_ARGUMENT, "window");
     CHECK(status(heads_of(4, 2, 64, 16), 1, 0) == PLEACH_BAD_ARGUMENT, "length");
+    float scale = 1;
+    io.key_scales = &scale;
+    CHECK(status(heads_of(4, 2, 64, 16), 1, 5) == PLEACH_BAD_ARGUMENT, "scales of keys alone");
+    io.value_scales = &scale;
+    CHECK(pleach_paged_attention(io, heads_of(4, 2, 64, 16), 1, 1, 5, PLEACH_F16) == PLEACH_BAD_ARGUMENT, "codes beside f16");
 }
 
 /// Scores so low that weights relative to anything but the row's own maximum would vanish.

@@ -11,9 +11,9 @@ use pleach::model::{
     RopeScaling, Rows, Runner, SlidingWindow,
 };
 use pleach_kernels::cuda::{
-    CudaError, Delta, Device, HostBuffer, Staging, Tensor, Weights, foreign,
+    CudaError, Delta, Device, HostBuffer, KvFormat, KvLayer, Staging, Tensor, Weights, foreign,
 };
-use pleach_kernels::{Activation, DType, ThreadPool};
+use pleach_kernels::{Activation, CacheFormat, DType, ThreadPool};
 
 use super::support::random_model::write_model;
 
@@ -89,14 +89,24 @@ fn outputs(model: &mut dyn Forward, passes: &[Pass<'_>], num_logits: Wanted) -> 
 
 const BLOCKS: usize = 64;
 
-fn on_cpu(path: &Path) -> Runner {
+/// The CPU's decoder in f32 arithmetic, with the format of a device's cache where that has codes.
+pub(crate) fn reference(path: &Path, cache: KvFormat) -> Decoder {
     let mut checkpoint = Checkpoint::open(path).unwrap();
     let pool = Arc::new(ThreadPool::new(1));
-    Runner::new(Decoder::load_with(&mut checkpoint, &pool, Precision::F32).unwrap(), BLOCKS)
+    let mut decoder = Decoder::load_with(&mut checkpoint, &pool, Precision::F32).unwrap();
+    if cache == KvFormat::Int8 {
+        decoder.set_cache_format(CacheFormat::Int8);
+    }
+    decoder
 }
 
 fn on_cuda(device: &Arc<Device>, path: &Path) -> CudaRunner {
-    let decoder = CudaDecoder::load(&mut Checkpoint::open(path).unwrap(), device).unwrap();
+    on_cuda_with(device, path, KvFormat::Float)
+}
+
+fn on_cuda_with(device: &Arc<Device>, path: &Path, cache: KvFormat) -> CudaRunner {
+    let mut checkpoint = Checkpoint::open(path).unwrap();
+    let decoder = CudaDecoder::load_with(&mut checkpoint, device, cache).unwrap();
     CudaRunner::new(decoder, BLOCKS, 300).unwrap()
 }
 
@@ -145,7 +155,7 @@ pub(crate) fn the_decoder_agrees_with_the_cpu_and_with_itself() {
         ("llama in many formats", wide, &mixed, 0.02),
     ];
     for (name, config, format, tolerance) in models {
-        agrees(&device, name, &config, 7, format, tolerance);
+        agrees(&device, name, &config, 7, format, KvFormat::Float, tolerance);
     }
 }
 
@@ -157,6 +167,7 @@ pub(crate) fn agrees(
     config: &ModelConfig,
     seed: u64,
     format: Formats<'_>,
+    cache: KvFormat,
     tolerance: f64,
 ) {
     let temporary = tempfile::tempdir().unwrap();
@@ -169,8 +180,9 @@ pub(crate) fn agrees(
     ];
     let path = temporary.path().join("model.gguf");
     write_model(&path, config, seed, format, &|_| 1.0);
-    let mut runner = on_cuda(device, &path);
-    let expected = outputs(&mut on_cpu(&path), &passes, |count| count);
+    let mut runner = on_cuda_with(device, &path, cache);
+    let mut on_cpu = Runner::new(reference(&path, cache), BLOCKS);
+    let expected = outputs(&mut on_cpu, &passes, |count| count);
     let got = outputs(&mut runner, &passes, |count| count);
     assert_eq!(expected.len(), got.len());
     let mut worst = [0.0f64; 2];
@@ -189,7 +201,7 @@ pub(crate) fn agrees(
         &[(2, 263, 3), (0, 9, 4)],
         &[(0, 13, 4)],
     ];
-    let again = outputs(&mut on_cuda(device, &path), &other, |count| count);
+    let again = outputs(&mut on_cuda_with(device, &path, cache), &other, |count| count);
     // Row of `again` → row of `got`, by sequence and position.
     let places = |passes: &[Pass<'_>]| -> Vec<(usize, usize)> {
         let rows = passes.iter().flat_map(|pass| pass.iter());
@@ -325,6 +337,10 @@ pub(crate) fn what_cannot_be_done_is_said() {
     assert!(short.to_string().contains("8 x 64 does not take 100 bytes"), "{short}");
     let narrow = Weights::pack(&device, DType::BF16, 8, 48, &[0; 768]).err().unwrap();
     assert!(narrow.to_string().contains("no multiple of 32"), "{narrow}");
+
+    let shape = config(Family::Llama).attention(0);
+    let cells = KvLayer::new(&device, shape, DType::F16, KvFormat::Int8, [1, 16]).err().unwrap();
+    assert!(cells.to_string().contains("no Int8 cells beside F16"), "{cells}");
 
     let golden = super::root().join("tests/goldens/llama-tied");
     let error = CudaDecoder::load(&mut Checkpoint::open(&golden).unwrap(), &device).err().unwrap();

@@ -1,8 +1,7 @@
 //! Small models of the families whose blocks are not Llama's, and heads of every width.
 
-use std::sync::Arc;
-
 use pleach::model::{Design, Family, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
+use pleach_kernels::cuda::KvFormat;
 use pleach_kernels::{Activation, DType};
 
 use super::decoder::{agrees, config, device};
@@ -104,6 +103,19 @@ pub(crate) fn every_family_agrees_with_the_cpu() {
     for (name, config, dtype, tolerance) in families() {
         let seed = fastrand::u64(..);
         let name = format!("{name}, seed {seed}");
-        agrees(&Arc::clone(&device), &name, &config, seed, &|_| dtype, tolerance);
+        agrees(&device, &name, &config, seed, &|_| dtype, KvFormat::Float, tolerance);
+    }
+}
+
+/// The same with keys and values of 8 bits: heads of 256, 96 and 80 values, bounds of scores, windows, and a file in f16. A
+/// value that falls to the neighbouring code is a 127th of the largest away.
+pub(crate) fn caches_of_codes_agree_with_the_cpu() {
+    let device = device();
+    let wanted = ["gemma 2", "phi-3 mini", "danube in 5 bits"];
+    let tolerance = 0.12;
+    for (name, config, dtype, _) in families().into_iter().filter(|it| wanted.contains(&it.0)) {
+        let seed = fastrand::u64(..);
+        let name = format!("{name} in codes, seed {seed}");
+        agrees(&device, &name, &config, seed, &|_| dtype, KvFormat::Int8, tolerance);
     }
 }

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "gguf.h"
 
 static const int DTYPES[] = {PLEACH_BF16, PLEACH_F16};
@@ -158,86 +160,195 @@ TEST(add_bias) {
     CHECK(pleach_add_bias(nullptr, nullptr, 1, 5, PLEACH_F32) == PLEACH_BAD_ARGUMENT, "f32");
 }
 
+/// Rows whose heads are normed, rotated and written.
+struct Heads {
+    PleachAttentionShape shape;
+    int dtype, turned;
+    bool with_bias, with_norm;
+    float eps;
+    int64_t rows, blocks;
+    std::vector<uint16_t> x, bias;
+    std::vector<float> q_norm, k_norm, rotations;
+    std::vector<uint32_t> positions, slots;
+
+    int64_t total() const { return shape.heads + 2 * shape.kv_heads; }
+    bool is_q(int64_t h) const { return h < shape.heads; }
+    bool is_k(int64_t h) const { return !is_q(h) && h < shape.heads + shape.kv_heads; }
+    /// Cells of all keys.
+    size_t cache() const { return size_t(blocks * shape.kv_heads * shape.block_size * shape.head_dim); }
+    /// The first value of a head of a row, among those of the rows or the cells of the cache.
+    size_t at(int64_t r, int64_t h) const {
+        if (is_q(h)) return size_t((r * shape.heads + h) * shape.head_dim);
+        const uint32_t slot = slots[size_t(r)];
+        const int64_t kv_head = is_k(h) ? h - shape.heads : h - shape.heads - shape.kv_heads;
+        return size_t(((slot / shape.block_size * shape.kv_heads + kv_head) * shape.block_size + slot % shape.block_size) * shape.head_dim);
+    }
+    std::vector<double> want(int64_t r, int64_t h) const {
+        const int64_t dim = shape.head_dim;
+        std::vector<double> v(static_cast<size_t>(dim));
+        double squares = 0;
+        for (int64_t i = 0; i < dim; i++) {
+            v[size_t(i)] = decode(x[size_t((r * total() + h) * dim + i)], dtype);
+            if (with_bias) v[size_t(i)] += decode(bias[size_t(h * dim + i)], dtype);
+            squares += v[size_t(i)] * v[size_t(i)];
+        }
+        if (!is_q(h) && !is_k(h)) return v;
+        if (with_norm)
+            for (int64_t i = 0; i < dim; i++)
+                v[size_t(i)] *= (is_q(h) ? q_norm : k_norm)[size_t(i)] / std::sqrt(squares / double(dim) + double(eps));
+        std::vector<double> want = v;
+        for (int64_t i = 0; i < turned; i++) {
+            const float *turn = &rotations[size_t((positions[size_t(r)] * turned + i) * 2)];
+            const double a = v[size_t(i)], b = v[size_t(i + turned)];
+            want[size_t(i)] = a * turn[0] - b * turn[1];
+            want[size_t(i + turned)] = b * turn[0] + a * turn[1];
+        }
+        return want;
+    }
+};
+
+static Heads random_heads(int round, int dtype) {
+    constexpr int DIMS[] = {128, 64, 40, 80, 96, 256};
+    constexpr int64_t MAX_POSITIONS = 50;
+    const int kv_heads = int(random_int(1, 3)), group = int(random_int(1, 4));
+    const PleachAttentionShape shape = heads_of(kv_heads * group, kv_heads, DIMS[round / 2 % 6], round % 4 < 2 ? 16 : 32);
+    // Whole heads turn, none, or the first values.
+    const int turned = round % 3 == 0 ? shape.head_dim / 2 : round % 9 == 1 ? 0 : int(random_int(1, shape.head_dim / 2 - 1));
+    Heads h{shape, dtype, turned, round / 2 % 2 != 0, round / 4 % 2 != 0, round % 2 ? 0.2f : 1e-6f, random_int(1, 9), 5, {}, {}, {}, {}, {}, {}, {}};
+    const int64_t dim = shape.head_dim;
+    h.x = random_halves(size_t(h.rows * h.total() * dim), dtype);
+    h.bias = random_halves(size_t(h.total() * dim), dtype);
+    h.q_norm = random_values(size_t(dim), 2.0f);
+    h.k_norm = random_values(size_t(dim), 2.0f);
+    for (int64_t p = 0; p < MAX_POSITIONS; p++)
+        for (int64_t i = 0; i < turned; i++) {
+            const double angle = double(p) * std::pow(100.0, -double(i) / double(dim / 2));
+            h.rotations.push_back(float(std::cos(angle)));
+            h.rotations.push_back(float(std::sin(angle)));
+        }
+    std::vector<uint32_t> free;
+    for (uint32_t s = 0; s < uint32_t(h.blocks * shape.block_size); s++) free.push_back(s);
+    for (int64_t r = 0; r < h.rows; r++) {
+        h.positions.push_back(uint32_t(random_int(0, MAX_POSITIONS - 1)));
+        const size_t pick = size_t(random_int(0, int64_t(free.size()) - 1));
+        h.slots.push_back(r == 1 ? PLEACH_NO_SLOT : free[pick]);
+        free.erase(free.begin() + long(pick));
+    }
+    return h;
+}
+
+/// What was written: queries, keys and values, and of codes their scales.
+template <class Cell>
+struct Written {
+    std::vector<uint16_t> q;
+    std::vector<Cell> keys, values;
+    std::vector<float> key_scales, value_scales;
+};
+
+template <class Cell>
+static Written<Cell> write(const Heads &h) {
+    constexpr bool coded = sizeof(Cell) == 1;
+    const size_t scales = coded ? h.cache() / size_t(h.shape.head_dim) : 0;
+    Buffer<uint16_t> x(h.x), bias(h.bias);
+    Buffer<float> rotations(h.rotations), q_norm(h.q_norm), k_norm(h.k_norm);
+    Buffer<uint32_t> positions(h.positions), slots(h.slots);
+    auto q = Buffer<uint16_t>::poisoned(size_t(h.rows * h.shape.heads * h.shape.head_dim));
+    auto keys = Buffer<Cell>::poisoned(h.cache()), values = Buffer<Cell>::poisoned(h.cache());
+    auto key_scales = Buffer<float>::poisoned(scales), value_scales = Buffer<float>::poisoned(scales);
+    const PleachQkv io{x, h.with_bias ? bias.get() : nullptr, h.with_norm ? q_norm.get() : nullptr,
+                       h.with_norm ? k_norm.get() : nullptr, rotations, positions, slots, q, keys, values,
+                       coded ? key_scales.get() : nullptr, coded ? value_scales.get() : nullptr};
+    CHECK_OK(pleach_qkv_rope_write(io, h.shape, h.rows, h.turned, h.eps, h.dtype));
+    return {q.host(), keys.host(), values.host(), key_scales.host(), value_scales.host()};
+}
+
 TEST(qkv_rope_write) {
     for (int round = 0; round < 24; round++) {
-        const int dtype = DTYPES[round % 2];
-        constexpr int DIMS[] = {128, 64, 40, 80, 96, 256};
-        const int kv_heads = int(random_int(1, 3)), group = int(random_int(1, 4));
-        const PleachAttentionShape shape = heads_of(kv_heads * group, kv_heads, DIMS[round / 2 % 6], round % 4 < 2 ? 16 : 32);
-        // Whole heads turn, none, or the first values.
-        const int turned = round % 3 == 0 ? shape.head_dim / 2 : round % 9 == 1 ? 0 : int(random_int(1, shape.head_dim / 2 - 1));
-        const bool with_bias = round / 2 % 2, with_norm = round / 4 % 2;
-        const int64_t dim = shape.head_dim, rows = random_int(1, 9), blocks = 5, max_positions = 50;
-        const int64_t total = shape.heads + 2 * shape.kv_heads;
-        const float eps = round % 2 ? 0.2f : 1e-6f;
-        const auto x = random_halves(size_t(rows * total * dim), dtype);
-        const auto bias = random_halves(size_t(total * dim), dtype);
-        const auto q_norm = random_values(size_t(dim), 2.0f), k_norm = random_values(size_t(dim), 2.0f);
-        std::vector<float> rotations;
-        for (int64_t p = 0; p < max_positions; p++)
-            for (int64_t i = 0; i < turned; i++) {
-                const double angle = double(p) * std::pow(100.0, -double(i) / double(dim / 2));
-                rotations.push_back(float(std::cos(angle)));
-                rotations.push_back(float(std::sin(angle)));
-            }
-        std::vector<uint32_t> positions, slots, free;
-        for (uint32_t s = 0; s < uint32_t(blocks * shape.block_size); s++) free.push_back(s);
-        for (int64_t r = 0; r < rows; r++) {
-            positions.push_back(uint32_t(random_int(0, max_positions - 1)));
-            const size_t pick = size_t(random_int(0, int64_t(free.size()) - 1));
-            slots.push_back(r == 1 ? PLEACH_NO_SLOT : free[pick]);
-            free.erase(free.begin() + long(pick));
-        }
-        const size_t cache = size_t(blocks * shape.kv_heads * shape.block_size * dim);
-        Buffer<uint16_t> b_x(x), b_bias(bias);
-        Buffer<float> b_rotations(rotations), b_q_norm(q_norm), b_k_norm(k_norm);
-        Buffer<uint32_t> b_positions(positions), b_slots(slots);
-        auto q = Buffer<uint16_t>::poisoned(size_t(rows * shape.heads * dim));
-        auto keys = Buffer<uint16_t>::poisoned(cache), values = Buffer<uint16_t>::poisoned(cache);
-        PleachQkv io{b_x, with_bias ? b_bias.get() : nullptr, with_norm ? b_q_norm.get() : nullptr,
-                     with_norm ? b_k_norm.get() : nullptr, b_rotations, b_positions, b_slots, q, keys, values};
-        CHECK_OK(pleach_qkv_rope_write(io, shape, rows, turned, eps, dtype));
-        const auto got_q = q.host(), got_k = keys.host(), got_v = values.host();
-        std::vector<bool> written(cache, false);
-        for (int64_t r = 0; r < rows; r++)
-            for (int64_t h = 0; h < total; h++) {
-                const bool is_q = h < shape.heads, is_k = !is_q && h < shape.heads + shape.kv_heads;
-                std::vector<double> v(static_cast<size_t>(dim));
-                double squares = 0;
-                for (int64_t i = 0; i < dim; i++) {
-                    v[size_t(i)] = decode(x[size_t((r * total + h) * dim + i)], dtype);
-                    if (with_bias) v[size_t(i)] += decode(bias[size_t(h * dim + i)], dtype);
-                    squares += v[size_t(i)] * v[size_t(i)];
-                }
-                if (with_norm && (is_q || is_k))
-                    for (int64_t i = 0; i < dim; i++)
-                        v[size_t(i)] *= (is_q ? q_norm : k_norm)[size_t(i)] /
-                                        std::sqrt(squares / double(dim) + double(eps));
-                std::vector<double> want = v;
-                if (is_q || is_k)
-                    for (int64_t i = 0; i < turned; i++) {
-                        const float *turn = &rotations[size_t((positions[size_t(r)] * turned + i) * 2)];
-                        const double a = v[size_t(i)], b = v[size_t(i + turned)];
-                        want[size_t(i)] = a * turn[0] - b * turn[1];
-                        want[size_t(i + turned)] = b * turn[0] + a * turn[1];
-                    }
-                const uint32_t slot = slots[size_t(r)];
-                if (!is_q && slot == PLEACH_NO_SLOT) continue;
-                const int64_t kv_head = is_k ? h - shape.heads : h - shape.heads - shape.kv_heads;
-                for (int64_t i = 0; i < dim; i++) {
-                    const size_t at =
-                        is_q ? size_t((r * shape.heads + h) * dim + i)
-                             : size_t(((slot / shape.block_size * shape.kv_heads + kv_head) * shape.block_size +
-                                       slot % shape.block_size) * dim + i);
-                    const double got = decode((is_q ? got_q : is_k ? got_k : got_v)[at], dtype);
-                    check_close(got, want[size_t(i)], 1.01 * rounding(dtype) * std::fabs(want[size_t(i)]) + 2e-6,
-                                format("row %lld head %lld value %lld", (long long)r, (long long)h, (long long)i));
-                    if (!is_q) written[at] = true;
+        const Heads heads = random_heads(round, DTYPES[round % 2]);
+        const auto written = write<uint16_t>(heads);
+        std::vector<bool> own(heads.cache(), false);
+        for (int64_t r = 0; r < heads.rows; r++)
+            for (int64_t h = 0; h < heads.total(); h++) {
+                if (!heads.is_q(h) && heads.slots[size_t(r)] == PLEACH_NO_SLOT) continue;
+                const auto want = heads.want(r, h);
+                const auto &got = heads.is_q(h) ? written.q : heads.is_k(h) ? written.keys : written.values;
+                for (size_t i = 0; i < want.size(); i++) {
+                    const size_t at = heads.at(r, h) + i;
+                    check_close(decode(got[at], heads.dtype), want[i], 1.01 * rounding(heads.dtype) * std::fabs(want[i]) + 2e-6,
+                                format("row %lld head %lld value %zu", (long long)r, (long long)h, i));
+                    if (!heads.is_q(h)) own[at] = true;
                 }
             }
-        for (size_t i = 0; i < cache; i++)
-            CHECK(written[i] || (got_k[i] == 0xffff && got_v[i] == 0xffff), "wrote past its slots, at %zu", i);
+        for (size_t i = 0; i < heads.cache(); i++)
+            CHECK(own[i] || (written.keys[i] == 0xffff && written.values[i] == 0xffff), "wrote past its slots, at %zu", i);
     }
+}
+
+/// Keys and values in codes: the largest is 127 steps, none is further from what it was than half a step, and queries are as
+/// beside other cells.
+TEST(qkv_rope_write_in_codes) {
+    for (int round = 0; round < 24; round++) {
+        const Heads heads = random_heads(round, PLEACH_BF16);
+        const auto written = write<int8_t>(heads);
+        CHECK(written.q == write<uint16_t>(heads).q, "queries");
+        const size_t dim = size_t(heads.shape.head_dim);
+        std::vector<bool> own(heads.cache() / dim, false);
+        for (int64_t r = 0; r < heads.rows; r++)
+            for (int64_t h = heads.shape.heads; h < heads.total(); h++) {
+                if (heads.slots[size_t(r)] == PLEACH_NO_SLOT) continue;
+                const auto want = heads.want(r, h);
+                const auto &codes = heads.is_k(h) ? written.keys : written.values;
+                const size_t at = heads.at(r, h);
+                const float scale = (heads.is_k(h) ? written.key_scales : written.value_scales)[at / dim];
+                own[at / dim] = true;
+                double largest = 0;
+                for (double x : want) largest = std::max(largest, std::fabs(x));
+                check_close(scale, largest / 127, 1e-6 * largest / 127 + 2e-8, "scale");
+                // What is neither normed nor rotated is known to the bit.
+                if (!heads.is_k(h) && !heads.with_bias) CHECK(scale == float(largest) / 127.0f, "scale of row %lld", (long long)r);
+                int most = 0;
+                for (size_t i = 0; i < dim; i++) {
+                    most = std::max(most, std::abs(int(codes[at + i])));
+                    check_close(codes[at + i] * double(scale), want[i], 0.5001 * double(scale) + 2e-6,
+                                format("row %lld head %lld value %zu", (long long)r, (long long)h, i));
+                    if (!heads.is_k(h) && !heads.with_bias)
+                        CHECK(codes[at + i] == int(std::nearbyint(float(want[i]) / scale)), "code %zu", i);
+                }
+                CHECK(most == 127, "the largest code is %d", most);
+            }
+        for (size_t i = 0; i < own.size(); i++) {
+            bool untouched = std::isnan(written.key_scales[i]) && std::isnan(written.value_scales[i]);
+            for (size_t j = i * dim; j < (i + 1) * dim; j++) untouched = untouched && written.keys[j] == -1 && written.values[j] == -1;
+            CHECK(own[i] || untouched, "wrote past its slots, at %zu", i);
+        }
+    }
+}
+
+/// Of a head with a value that is no number, all codes are 0 and so is what the scale is; one of zeros has the least scale.
+TEST(qkv_rope_write_in_codes_keeps_nan) {
+    for (int dim : HEAD_DIMS)
+        for (float x : {NAN, INFINITY, -INFINITY, 0.0f, 1e-38f}) {
+            Heads heads = random_heads(0, PLEACH_BF16);
+            heads.shape = heads_of(1, 1, dim, 16);
+            heads.turned = 0;
+            heads.with_bias = heads.with_norm = false;
+            heads.rows = 1;
+            heads.slots = {uint32_t(random_int(0, 5 * 16 - 1))};
+            heads.x = random_halves(size_t(3 * dim), PLEACH_BF16);
+            const bool of_key = random_int(0, 1) == 0;
+            const long head = of_key ? dim : 2 * dim;
+            if (std::isfinite(x)) std::fill_n(heads.x.begin() + head, dim, to_bf16(0.0f));
+            heads.x[size_t(head + random_int(0, dim - 1))] = to_bf16(x);
+            const auto written = write<int8_t>(heads);
+            const size_t at = heads.at(0, of_key ? 1 : 2);
+            const float scale = (of_key ? written.key_scales : written.value_scales)[at / size_t(dim)];
+            CHECK(std::isnan(x) ? std::isnan(scale) : std::isinf(x) ? scale == INFINITY : scale == 1.17549435e-38f, "scale %g of %g", scale, x);
+            int sizes = 0;
+            for (int i = 0; i < dim; i++) sizes += std::abs(int((of_key ? written.keys : written.values)[at + size_t(i)]));
+            CHECK(sizes == (x == 1e-38f), "codes of %g", x);
+            const float other = (of_key ? written.value_scales : written.key_scales)[heads.at(0, of_key ? 2 : 1) / size_t(dim)];
+            CHECK(other > 0 && other < 1, "scale %g of the other head", other);
+        }
 }
 
 TEST(embed) {
@@ -294,7 +405,7 @@ TEST(gate_mul_saturates) {
 }
 
 TEST(fused_names_what_it_does_not_take) {
-    const PleachQkv io{};
+    PleachQkv io{};
     const auto rope = [&](PleachAttentionShape shape, int64_t rows, int dtype, int turned = 32) {
         return pleach_qkv_rope_write(io, shape, rows, turned, 1e-6f, dtype);
     };
@@ -309,6 +420,11 @@ TEST(fused_names_what_it_does_not_take) {
     CHECK(rope(heads_of(4, 2, 64, 0), 1, PLEACH_BF16) == PLEACH_BAD_ARGUMENT, "block size");
     CHECK(rope(heads_of(4, 2, 64, 16), 1, PLEACH_BF16, 33) == PLEACH_BAD_ARGUMENT, "more than turns");
     CHECK(rope(heads_of(4, 2, 64, 16), 1, PLEACH_BF16, -1) == PLEACH_BAD_ARGUMENT, "less than nothing turns");
+    float scale = 1;
+    io.value_scales = &scale;
+    CHECK(rope(heads_of(4, 2, 64, 16), 1, PLEACH_BF16) == PLEACH_BAD_ARGUMENT, "scales of values alone");
+    io.key_scales = &scale;
+    CHECK(rope(heads_of(4, 2, 64, 16), 1, PLEACH_F16) == PLEACH_BAD_ARGUMENT, "codes beside f16");
     const auto norm = [](int64_t rows, int64_t width, int dtype) {
         return pleach_add_rms_norm(nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, rows, width, 1e-6f, dtype);
     };

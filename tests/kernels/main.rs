@@ -72,6 +72,10 @@ fn main() {
             decoder::the_decoder_agrees_with_the_cpu_and_with_itself,
         ),
         ("families::every_family_agrees_with_the_cpu", families::every_family_agrees_with_the_cpu),
+        (
+            "families::caches_of_codes_agree_with_the_cpu",
+            families::caches_of_codes_agree_with_the_cpu,
+        ),
         ("decoder::recorded_passes_are_the_same", decoder::recorded_passes_are_the_same),
         (
             "decoder::passes_of_about_as_many_rows_are_one",

@@ -1,12 +1,11 @@
 //! States, keys and values of texts that are read on the emulator, against the CPU's.
 
-use std::sync::Arc;
-
 use pleach::checkpoint::Checkpoint;
-use pleach::model::{CudaDecoder, Decoder, Family, ModelConfig, Precision, TextReader};
-use pleach_kernels::{DType, ThreadPool};
+use pleach::model::{CudaDecoder, Family, ModelConfig, TextReader};
+use pleach_kernels::DType;
+use pleach_kernels::cuda::KvFormat;
 
-use super::decoder::{config, device, distance};
+use super::decoder::{config, device, distance, reference};
 use super::support::random_model::write_model;
 
 /// Texts of random lengths, within a block of the cache and past several.
@@ -15,17 +14,17 @@ pub(crate) fn texts_are_read_as_on_the_cpu() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     let longest = 120;
-    for (family, dtype, tolerance) in
-        [(Family::Llama, DType::BF16, 0.02), (Family::Qwen3, DType::F16, 0.005)]
-    {
+    for (family, dtype, format, tolerance) in [
+        (Family::Llama, DType::BF16, KvFormat::Float, 0.02),
+        (Family::Qwen3, DType::F16, KvFormat::Float, 0.005),
+        (Family::Qwen3, DType::BF16, KvFormat::Int8, 0.05),
+    ] {
         let config = ModelConfig { num_hidden_layers: 3, ..config(family) };
         let seed = fastrand::u64(..);
         write_model(&path, &config, seed, &|_| dtype, &|_| 1.0);
         let mut checkpoint = Checkpoint::open(&path).unwrap();
-        let pool = Arc::new(ThreadPool::new(1));
-        let on_cpu = Decoder::load_with(&mut checkpoint, &pool, Precision::F32).unwrap();
-        let mut on_cpu = TextReader::on_cpu(on_cpu, longest);
-        let on_cuda = CudaDecoder::load(&mut checkpoint, &device).unwrap();
+        let mut on_cpu = TextReader::on_cpu(reference(&path, format), longest);
+        let on_cuda = CudaDecoder::load_with(&mut checkpoint, &device, format).unwrap();
         let mut on_cuda = TextReader::on_cuda(on_cuda, longest).unwrap();
         let near = |what: &str, expected: &[f32], got: &[f32]| {
             let apart = distance(expected, got);

@@ -15,7 +15,7 @@ use pleach::model::{
 };
 use pleach::sampling::{Dry, SamplingParams};
 use pleach_kernels::DType;
-use pleach_kernels::cuda::{CudaError, Device, Draw, Tensor, Verifier, VerifySequence};
+use pleach_kernels::cuda::{CudaError, Device, Draw, KvFormat, Tensor, Verifier, VerifySequence};
 use tokenizers::Tokenizer;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -83,6 +83,7 @@ impl Forward for Target {
 struct Models {
     device: Arc<Device>,
     folder: tempfile::TempDir,
+    cache: KvFormat,
 }
 
 /// Writes the draft of a model.
@@ -98,12 +99,12 @@ pub(crate) fn write_draft(model: &Path, draft: &Path) {
 }
 
 impl Models {
-    fn new(device: &Arc<Device>) -> Self {
+    fn new(device: &Arc<Device>, cache: KvFormat) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.gguf");
         write_model(&path, &config(Family::Qwen3), 5, &|_| DType::BF16, &|_| 1.0);
         write_draft(&path, &folder.path().join("draft.gguf"));
-        Self { device: Arc::clone(device), folder }
+        Self { device: Arc::clone(device), folder, cache }
     }
 
     /// An engine, and the number of rounds that its target decided.
@@ -111,10 +112,12 @@ impl Models {
         let open = |name: &str| Checkpoint::open(&self.folder.path().join(name)).unwrap();
         let runner = |decoder| CudaRunner::new(decoder, BLOCKS, 64).unwrap();
         let mut checkpoint = open("model.gguf");
-        let target = CudaDecoder::load(&mut checkpoint, &self.device).unwrap();
+        let target = CudaDecoder::load_with(&mut checkpoint, &self.device, self.cache).unwrap();
         let draft = drafts.then(|| {
             let draft = target.lender().load_draft(&mut open("draft.gguf"), &mut checkpoint);
             let CudaDraft::Standalone(draft) = draft.unwrap() else { panic!("an attached draft") };
+            // It has one block of the target's two.
+            assert_eq!(2 * draft.block_bytes(), target.block_bytes(), "caches of one format");
             Box::new(runner(*draft)) as Box<dyn Forward>
         });
         let config = EngineConfig { max_num_batched_tokens: budget, ..settings() };
@@ -178,10 +181,16 @@ pub(crate) fn requests() -> Vec<Request> {
 }
 
 /// The whole engine, alone and together: the same tokens and log-probabilities, bit for bit, with and without
-/// speculation.
+/// speculation, also over caches of codes.
 pub(crate) fn speculation_on_cuda_changes_nothing() {
     let device = device();
-    let models = Models::new(&device);
+    let [float, codes] = [KvFormat::Float, KvFormat::Int8]
+        .map(|cache| changes_nothing(&Models::new(&device, cache)));
+    assert_ne!(float, codes, "the caches are of two formats");
+}
+
+/// What is said.
+fn changes_nothing(models: &Models) -> Vec<Vec<Said>> {
     let requests = requests();
     let (mut plain, _) = models.engine(true, false, 512);
     let expected: Vec<_> =
@@ -192,13 +201,14 @@ pub(crate) fn speculation_on_cuda_changes_nothing() {
     println!("{stats:?}");
     let (mut narrow, _) = models.engine(true, true, 5);
     assert_eq!(run(&mut narrow, &requests[..3]), expected[..3], "in chunks of 5 rows");
+    expected
 }
 
 /// Rounds that the device decides are those that the host decides over the same logits, drawn with the same numbers:
 /// also where draft tokens are rejected by chance.
 pub(crate) fn the_device_decides_as_the_host_does() {
     let device = device();
-    let models = Models::new(&device);
+    let models = Models::new(&device, KvFormat::Float);
     let mut requests = requests();
     let by_chance = SamplingParams { temperature: 0.7, ..SamplingParams::default() };
     requests.extend([

@@ -12,7 +12,8 @@ use super::support::pair::write_pair;
 use super::support::{Server, gguf, program, until};
 
 /// Without being told to, the server takes the device that is there, says so, and answers the same with and without
-/// speculation, also with an attached draft, which drafts there.
+/// speculation, also with an attached draft, which drafts there; and so it does with keys and values of 8 bits, of which
+/// nearly twice as many fit.
 pub(crate) fn the_server_answers_from_the_device() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
@@ -41,13 +42,22 @@ pub(crate) fn the_server_answers_from_the_device() {
         // The meter is read from the first scrape on.
         let energy = server.metric("pleach_energy_joules_total{zone=\"gpu-0\"}");
         assert!(energy >= 5.0, "{energy}");
-        (choices, metric("accepted_tokens"))
+        let blocks = server.metric("pleach_kv_cache_blocks{model=\"model\"}");
+        (choices, metric("accepted_tokens"), blocks)
     };
-    let (expected, none) = answer(&["--device", "cuda:0", "--no-speculation"]);
-    assert_eq!((answer(&[]).0, none), (expected.clone(), 0.0));
     let draft = folder.path().join("attached.gguf");
-    let arguments = ["--draft", draft.to_str().unwrap(), "--fixed-drafts"];
-    let (drafted, accepted) = answer(&arguments);
+    let drafting = ["--draft", draft.to_str().unwrap(), "--fixed-drafts"];
+    let (expected, none, blocks) = answer(&["--device", "cuda:0", "--no-speculation"]);
+    assert_eq!((answer(&[]).0, none), (expected.clone(), 0.0));
+    let (drafted, accepted, _) = answer(&drafting);
+    assert_eq!(drafted, expected);
+    assert!(accepted > 0.0, "{drafted:?}");
+    let int8 = ["--kv-cache-dtype", "int8"];
+    let (expected, _, more) =
+        answer(&[&int8[..], &["--device", "cuda", "--no-speculation"]].concat());
+    // A head of 64 values takes 68 bytes in place of 128.
+    assert!((1.8..1.9).contains(&(more / blocks)), "{more} blocks, and {blocks} of 16 bits");
+    let (drafted, accepted, _) = answer(&[&int8[..], &drafting].concat());
     assert_eq!(drafted, expected);
     assert!(accepted > 0.0, "{drafted:?}");
 }

@@ -455,6 +455,15 @@ inline unsigned ballot(unsigned mask, bool vote, const char *site, int line) {
 inline void __threadfence() {}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(unsigned x) { return __builtin_ffs(int(x)); }
+/// Bytes of `a`, which are numbers 0 to 3, and `b`, that the lower four nibbles of `selector` name.
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+    unsigned bytes = 0;
+    for (int i = 0; i < 4; i++) {
+        const unsigned from = selector >> 4 * i & 7;
+        bytes |= ((from < 4 ? a : b) >> from % 4 * 8 & 255) << 8 * i;
+    }
+    return bytes;
+}
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return uint64_t((unsigned __int128)a * b >> 64); }
 inline float __uint_as_float(unsigned x) { float f; return std::memcpy(&f, &x, 4), f; }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::calls::{self, Address, Shape};
 use super::memory::Memory;
-use super::{Batch, CudaError, Device, Table, Tensor, Weights};
+use super::{Batch, CudaError, Device, KvLayer, Table, Tensor, Weights};
 use crate::{Activation, AttentionShape, DType};
 
 /// What [`Device::qkv_rope_write`] reads besides the rows.
@@ -28,60 +28,6 @@ pub struct Delta<'a> {
     pub values: &'a Tensor,
     /// f32 `[1, width]`: a norm that the values pass through first.
     pub norm: Option<&'a Tensor>,
-}
-
-/// Keys and values of one layer, `[blocks, kv_heads, block_size, head_dim]` each.
-pub struct KvLayer {
-    keys: Memory,
-    values: Memory,
-    dtype: DType,
-    shape: AttentionShape,
-    num_blocks: usize,
-    block_size: usize,
-}
-
-impl KvLayer {
-    /// A cache of `num_blocks` blocks of `block_size` positions for one layer.
-    ///
-    /// # Errors
-    /// If there is no memory left, or `dtype` is neither BF16 nor F16.
-    pub fn new(
-        device: &Arc<Device>,
-        shape: AttentionShape,
-        dtype: DType,
-        [num_blocks, block_size]: [usize; 2],
-    ) -> Result<Self, CudaError> {
-        let bytes = num_blocks * Self::block_bytes(&shape, block_size) / 2;
-        let memory = || Memory::new(device, bytes);
-        Ok(Self { keys: memory()?, values: memory()?, dtype, shape, num_blocks, block_size })
-    }
-
-    /// Keys and values of some blocks, `[blocks, kv_heads, block_size, head_dim]` each, once everything before is done.
-    ///
-    /// # Errors
-    /// What went wrong in the kernels before, or in a copy.
-    ///
-    /// # Panics
-    /// If there are no such blocks.
-    pub fn read(&self, blocks: &[u32]) -> Result<[Vec<f32>; 2], CudaError> {
-        let size = Self::block_bytes(&self.shape, self.block_size) / 2;
-        let read = |memory: &Memory| {
-            let mut bytes = vec![0; blocks.len() * size];
-            for (&block, bytes) in blocks.iter().zip(bytes.chunks_exact_mut(size)) {
-                memory.read_now(block as usize * size, bytes)?;
-            }
-            let mut cells = vec![0.0; bytes.len() / self.dtype.block_bytes()];
-            self.dtype.dequantize(&bytes, &mut cells);
-            Ok(cells)
-        };
-        Ok([read(&self.keys)?, read(&self.values)?])
-    }
-
-    /// Bytes of one block of one layer, keys and values, in 16-bit numbers.
-    #[must_use]
-    pub fn block_bytes(shape: &AttentionShape, block_size: usize) -> usize {
-        2 * shape.kv_heads * block_size * shape.head_dim * 2
-    }
 }
 
 /// What [`Device::paged_attention`] reads.
@@ -310,6 +256,7 @@ impl Device {
         for norm in inputs.qk_norm.into_iter().flatten() {
             check.tensor("norm", norm, DType::F32, head)?;
         }
+        let [key_scales, value_scales] = cache.scales();
         let io = calls::Qkv {
             qkv: qkv.address(),
             bias: address(inputs.bias),
@@ -321,6 +268,8 @@ impl Device {
             q: q.address(),
             keys: cache.keys.address,
             values: cache.values.address,
+            key_scales,
+            value_scales,
         };
         let shape = kernel_shape(shape, cache.block_size);
         let rope =
@@ -362,6 +311,7 @@ impl Device {
             format!("rows of a cache of {} blocks, not {}", batch.num_blocks, cache.num_blocks)
         })?;
         let kernel = kernel_shape(shape, cache.block_size);
+        let [key_scales, value_scales] = cache.scales();
         for group in &batch.groups {
             let bytes = self.attention_workspace(shape, group.rows.len(), group.max_length);
             if bytes > workspace.memory.bytes {
@@ -374,6 +324,8 @@ impl Device {
                 q: q.address() + first,
                 keys: cache.keys.address,
                 values: cache.values.address,
+                key_scales,
+                value_scales,
                 cu_seqlens_q,
                 context_lens,
                 block_tables,

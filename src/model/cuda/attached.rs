@@ -29,7 +29,7 @@ pub(super) struct Projection {
 pub(super) struct Parts {
     pub(super) device: Arc<Device>,
     pub(super) config: ModelConfig,
-    /// Format of activations, keys and values: the target's.
+    /// Format of activations: the target's.
     pub(super) dtype: DType,
     pub(super) attachment: Attachment,
     /// Of the first step of a chain, and of further ones.

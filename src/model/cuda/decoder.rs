@@ -6,14 +6,15 @@ use super::layer::{Layer, Stack};
 use crate::kv_cache::BLOCK_SIZE;
 use crate::model::ModelConfig;
 use pleach_kernels::DType;
-use pleach_kernels::cuda::{Device, KvLayer, Table, Tensor};
+use pleach_kernels::cuda::{Device, KvFormat, KvLayer, Table, Tensor};
 
 /// A decoder-only transformer in a device's memory.
 pub struct CudaDecoder {
     pub(super) device: Arc<Device>,
     pub(super) config: ModelConfig,
-    /// Format of activations, keys and values.
+    /// Format of activations.
     pub(super) dtype: DType,
+    pub(super) kv_format: KvFormat,
     pub(super) embedding: Arc<Table>,
     pub(super) layers: Vec<Layer>,
     pub(super) norm: Tensor,
@@ -50,6 +51,8 @@ impl CudaDecoder {
     /// Device memory that one block of the K/V cache takes.
     #[must_use]
     pub fn block_bytes(&self) -> usize {
-        self.layers.iter().map(|layer| KvLayer::block_bytes(&layer.attention, BLOCK_SIZE)).sum()
+        let bytes =
+            |layer: &Layer| KvLayer::block_bytes(&layer.attention, self.kv_format, BLOCK_SIZE);
+        self.layers.iter().map(bytes).sum()
     }
 }

@@ -8,15 +8,16 @@ use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::kv_cache::BLOCK_SIZE;
 use crate::model::{ModelConfig, ModelError, PROJECTIONS, tensor_names};
 use pleach_kernels::DType;
-use pleach_kernels::cuda::{Device, KvLayer, Table};
+use pleach_kernels::cuda::{Device, KvFormat, KvLayer, Table};
 
 /// What a target in a device's memory lends its drafts, also while it serves: its embedding and its head, the device and
-/// the format of activations.
+/// the formats of activations and of caches.
 #[derive(Clone)]
 pub struct CudaLender {
     pub(super) device: Arc<Device>,
     pub(super) config: ModelConfig,
     pub(super) dtype: DType,
+    pub(super) kv_format: KvFormat,
     pub(super) embedding: Arc<Table>,
     pub(super) head: Arc<Stack>,
 }
@@ -49,7 +50,7 @@ impl CudaLender {
             bytes += rows.len() * self.head.bytes() / self.head.outputs;
         }
         if draft.attachment.is_none() {
-            let layer = KvLayer::block_bytes(&config.attention(0), BLOCK_SIZE);
+            let layer = KvLayer::block_bytes(&config.attention(0), self.kv_format, BLOCK_SIZE);
             bytes += num_blocks * layer * config.num_hidden_layers;
         }
         Ok(bytes as u64)
@@ -70,6 +71,7 @@ impl CudaDecoder {
             device: Arc::clone(&self.device),
             config: self.config.clone(),
             dtype: self.dtype,
+            kv_format: self.kv_format,
             embedding: Arc::clone(&self.embedding),
             head: Arc::clone(&self.head),
         }

@@ -11,7 +11,7 @@ use crate::checkpoint::{Checkpoint, RawTensor, TensorInfo};
 use crate::model::decoder::{check_draft, check_shape};
 use crate::model::{ModelConfig, ModelError, PROJECTIONS, tensor_names};
 use pleach_kernels::DType;
-use pleach_kernels::cuda::{Device, HEAD_DIMS, Table, Tensor, Weights};
+use pleach_kernels::cuda::{Device, HEAD_DIMS, KvFormat, Table, Tensor, Weights};
 
 /// Reads tensors, checks their shapes, and copies them to the device.
 struct Loader<'a> {
@@ -21,8 +21,9 @@ struct Loader<'a> {
 }
 
 /// The format of activations and of float weights: that of the file's float matrices; BF16, whose range no model
-/// leaves, where they are F32 or quantised, or the model norms what its blocks add: Gemma's leaves the range of F16.
-fn activation_dtype(checkpoint: &Checkpoint) -> Result<DType, ModelError> {
+/// leaves, where they are F32 or quantised, where the cache holds codes, or the model norms what its blocks add: Gemma's
+/// leaves the range of F16.
+fn activation_dtype(checkpoint: &Checkpoint, kv_format: KvFormat) -> Result<DType, ModelError> {
     let mut found = Vec::new();
     for name in
         ["model.layers.0.self_attn.q_proj.weight", "lm_head.weight", "model.embed_tokens.weight"]
@@ -32,7 +33,8 @@ fn activation_dtype(checkpoint: &Checkpoint) -> Result<DType, ModelError> {
         }
     }
     let f16 = found.contains(&DType::F16) && !found.contains(&DType::BF16);
-    Ok(if f16 && !checkpoint.config.design.output_norms { DType::F16 } else { DType::BF16 })
+    let wide = checkpoint.config.design.output_norms || kv_format == KvFormat::Int8;
+    Ok(if f16 && !wide { DType::F16 } else { DType::BF16 })
 }
 
 /// Checks that matrices of this format can be written in one that kernels take.
@@ -201,6 +203,7 @@ impl Loader<'_> {
 
     fn assemble(
         mut self,
+        kv_format: KvFormat,
         embedding: Arc<Table>,
         head: Arc<Stack>,
         draft_vocab: Option<Arc<[u32]>>,
@@ -208,7 +211,17 @@ impl Loader<'_> {
         let (layers, norm) = self.blocks()?;
         let (device, dtype) = (Arc::clone(self.device), self.dtype);
         let config = self.checkpoint.config.clone();
-        Ok(CudaDecoder { device, config, dtype, embedding, layers, norm, head, draft_vocab })
+        Ok(CudaDecoder {
+            device,
+            config,
+            dtype,
+            kv_format,
+            embedding,
+            layers,
+            norm,
+            head,
+            draft_vocab,
+        })
     }
 }
 
@@ -247,14 +260,26 @@ impl CudaDecoder {
     /// # Errors
     /// [`ModelError`] naming the tensor or field, or what the device says.
     pub fn load(checkpoint: &mut Checkpoint, device: &Arc<Device>) -> Result<Self, ModelError> {
+        Self::load_with(checkpoint, device, KvFormat::Float)
+    }
+
+    /// The same with caches, its own and those of its drafts, that hold keys and values so. Beside codes it computes in BF16.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with(
+        checkpoint: &mut Checkpoint,
+        device: &Arc<Device>,
+        kv_format: KvFormat,
+    ) -> Result<Self, ModelError> {
         Self::check(checkpoint)?;
-        let dtype = activation_dtype(checkpoint)?;
+        let dtype = activation_dtype(checkpoint, kv_format)?;
         let (vocab, hidden) = (checkpoint.config.vocab_size, checkpoint.config.hidden_size);
         let head = head_name(checkpoint);
         let mut loader = Loader { checkpoint, device, dtype };
         let embedding = Arc::new(loader.table("model.embed_tokens.weight", [vocab, hidden])?);
         let head = Arc::new(loader.stack(&[(head, vocab)], hidden)?);
-        loader.assemble(embedding, head, None)
+        loader.assemble(kv_format, embedding, head, None)
     }
 }
 
@@ -305,7 +330,8 @@ impl CudaLender {
             Arc::clone(&self.embedding)
         };
         let Some(attachment) = attachment else {
-            return Ok(CudaDraft::Standalone(loader.assemble(embedding, head, vocab)?.into()));
+            let decoder = loader.assemble(self.kv_format, embedding, head, vocab)?;
+            return Ok(CudaDraft::Standalone(decoder.into()));
         };
         let (layers, norm) = loader.blocks()?;
         let [first, next] = PROJECTIONS;

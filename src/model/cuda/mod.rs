@@ -1,5 +1,5 @@
-//! The decoder on a CUDA device: the same architecture as [`Decoder`](super::Decoder), in 16-bit activations and
-//! cache over the kernels of `kernels/`; and drafters that are attached to it.
+//! The decoder on a CUDA device: the same architecture as [`Decoder`](super::Decoder), in 16-bit activations and a
+//! cache of as many bits or 8, over the kernels of `kernels/`; and drafters that are attached to it.
 //!
 //! Its logits differ from the CPU's by rounding, but a row's bits depend on its own context alone here too.
 

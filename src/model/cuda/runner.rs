@@ -78,10 +78,10 @@ impl CudaRunner {
     /// If the device has too little memory, or fails; then there is no cache.
     pub fn set_blocks(&mut self, num_blocks: usize) -> Result<(), CudaError> {
         self.clear_graphs();
-        let CudaDecoder { device, dtype, layers, .. } = &self.decoder;
+        let &CudaDecoder { ref device, dtype, kv_format, ref layers, .. } = &self.decoder;
         (self.cache, self.num_blocks) = (Vec::new(), 0);
-        let layer =
-            |layer: &Layer| KvLayer::new(device, layer.attention, *dtype, [num_blocks, BLOCK_SIZE]);
+        let size = [num_blocks, BLOCK_SIZE];
+        let layer = |it: &Layer| KvLayer::new(device, it.attention, dtype, kv_format, size);
         self.cache = layers.iter().map(layer).collect::<Result<_, _>>()?;
         self.num_blocks = num_blocks;
         Ok(())

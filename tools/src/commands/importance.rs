@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::write;
-use pleach::cli::{DeviceChoice, KvCacheDtype};
+use pleach::cli::DeviceChoice;
 use pleach::model::ModelConfig;
 use pleach::prompts::{read_prompts, spread};
 use plotters::prelude::*;
@@ -123,7 +123,7 @@ pub(crate) fn run(args: &Args) -> Result<Importance> {
     for file in args.text.iter().chain(&args.prompts) {
         manifest.file(file)?;
     }
-    let mut place = Place::open(args.device, KvCacheDtype::Auto, &checkpoint)?;
+    let mut place = Place::open(args.device, &checkpoint)?;
     let note = beside(&args.out, ".manifest.json");
     let partial = beside(&args.out, ".partial");
     if args.out.exists() && manifest.is_measured(&note, Some(&place)) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::write::{LazyTensor, folder_files, safetensors_file};
-use pleach::cli::{DeviceChoice, KvCacheDtype};
+use pleach::cli::DeviceChoice;
 use pleach::model::{ModelConfig, layer_tensor_names};
 use pleach_kernels::DType;
 use pleach_train::Weight;
@@ -155,7 +155,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         DraftKind::Attached => {
             let attachment = attach::attachment(&checkpoint.config, &kept, args.states);
-            let place = Place::open(args.device, KvCacheDtype::Auto, &checkpoint)?;
+            let place = Place::open(args.device, &checkpoint)?;
             let projections =
                 attach::projections(&args.model, &mut checkpoint, place, &attachment)?;
             write_blocks(&args.out, &mut checkpoint, &kept, dtype, projections)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::{Checkpoint, sha256};
-use pleach::cli::{DeviceChoice, KvCacheDtype};
+use pleach::cli::DeviceChoice;
 use pleach::model::{Attachment, ModelConfig, PROJECTIONS};
 use pleach_kernels::{ThreadPool, rms_norm};
 use pleach_train::{AttachedNetwork, Dataset, TargetStates, Weight};
@@ -130,7 +130,7 @@ pub(crate) fn target_states(
         return Ok(states);
     }
     let longest = data.sequences().map(<[u32]>::len).max().unwrap_or(1);
-    let mut place = Place::open(device, KvCacheDtype::Auto, &checkpoint)?;
+    let mut place = Place::open(device, &checkpoint)?;
     let mut reader = text_reader(target, &mut checkpoint, &mut place, longest)?;
     let cells = config.num_key_value_heads * config.head_dim;
     let hidden = config.hidden_size;

@@ -22,7 +22,7 @@ pub(crate) struct MeasureArgs {
     /// The draft. Default: for the default model, the draft in `drafts/`.
     #[arg(long, env = "PLEACH_DRAFT", value_name = "SOURCE")]
     pub(crate) draft: Option<Source>,
-    /// How keys and values are held: `auto`, which is f16, or `int8`, as `pleach --kv-cache-dtype`, on the CPU alone.
+    /// How keys and values are held: `auto` or `int8`, as `pleach --kv-cache-dtype`.
     #[arg(long, env = "PLEACH_KV_CACHE_DTYPE", value_enum, default_value_t = KvCacheDtype::Auto)]
     pub(crate) kv_cache_dtype: KvCacheDtype,
     /// Prompts (JSONL with "id", "category" and "turns").
@@ -64,7 +64,7 @@ impl MeasureArgs {
         let Self { model, device, draft, kv_cache_dtype: cache, .. } = self;
         let checkpoint = model.open()?;
         let draft = model.open_draft(draft.as_ref())?;
-        let place = Place::open(device.choice, *cache, &checkpoint)?;
+        let place = Place::open(device.choice, &checkpoint)?;
         Loaded::load(model, checkpoint, draft, *cache, place)
     }
 }

@@ -77,8 +77,9 @@ fn load_on_cuda(
     device: &Arc<Device>,
     checkpoint: &mut Checkpoint,
     draft: Option<&mut Checkpoint>,
+    cache: KvCacheDtype,
 ) -> Result<Models> {
-    let target = load_cuda_target(checkpoint, device)?;
+    let target = load_cuda_target(checkpoint, device, cache)?;
     let draft =
         draft.map(|draft| load_cuda_draft(draft, &target.lender(), checkpoint)).transpose()?;
     Ok(Models::Cuda(target, draft))
@@ -97,7 +98,7 @@ impl Loaded {
         let chat = Chat::new(&checkpoint)?;
         checkpoint.config.end_at(chat.ends.iter().copied());
         let models = place.load(|device| match device {
-            Some(device) => load_on_cuda(device, &mut checkpoint, draft.as_mut()),
+            Some(device) => load_on_cuda(device, &mut checkpoint, draft.as_mut(), cache),
             None => OnCpu::load(args, &mut checkpoint, draft.as_mut(), cache).map(Models::Cpu),
         })?;
         Ok(Self { checkpoint, draft, chat, models, args: args.clone(), cache, place })

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use pleach::checkpoint::Checkpoint;
-use pleach::cli::{ComputeDevice, DeviceChoice, KvCacheDtype};
+use pleach::cli::{ComputeDevice, DeviceChoice};
 use pleach::loading::{open_device, or_the_cpu};
 use pleach::model::CudaDecoder;
 use pleach_kernels::cuda::Device;
@@ -17,15 +17,14 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Opens the device that is chosen for a model whose cache holds keys and values as `cache`. Where the choice is left,
-    /// that is a device that is there and computes the model, which is told, else the processor.
+    /// Opens the device that is chosen for a model. Where the choice is left, that is a device that is there and computes
+    /// the model, which is told, else the processor.
     pub(crate) fn open(
         DeviceChoice { device: wanted }: DeviceChoice,
-        cache: KvCacheDtype,
         model: &Checkpoint,
     ) -> Result<Self> {
         let advice = || format!("--device {wanted}: `--device cpu` computes on the processor");
-        let device = match open_device(wanted, cache).with_context(advice)? {
+        let device = match open_device(wanted).with_context(advice)? {
             Some(device) => match CudaDecoder::check(model) {
                 Ok(()) => Some(device),
                 Err(error) => {

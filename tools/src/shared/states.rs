@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use pleach::checkpoint::Checkpoint;
+use pleach::cli::KvCacheDtype;
 use pleach::loading::load_cuda_target;
 use pleach::model::{Decoder, TextReader};
 
@@ -17,7 +18,10 @@ pub(crate) fn text_reader(
     longest: usize,
 ) -> Result<TextReader> {
     place.load(|device| match device {
-        Some(device) => Ok(TextReader::on_cuda(load_cuda_target(checkpoint, device)?, longest)?),
+        Some(device) => {
+            let target = load_cuda_target(checkpoint, device, KvCacheDtype::Auto)?;
+            Ok(TextReader::on_cuda(target, longest)?)
+        }
         None => Ok(TextReader::on_cpu(Decoder::load(checkpoint, &args.pool())?, longest)),
     })
 }

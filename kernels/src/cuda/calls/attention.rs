@@ -3,7 +3,7 @@
 use std::f32::consts::LOG2_E;
 
 use super::{
-    Address, Launch, MAX_GRID_X, MAX_GRID_YZ, Plan, Unfit, WARP, div_up, fit, float, kernel,
+    Address, Launch, MAX_GRID_X, MAX_GRID_YZ, Plan, Unfit, WARP, cached, div_up, fit, float, kernel,
 };
 use crate::DType;
 
@@ -39,6 +39,8 @@ pub(crate) struct Attention {
     pub(crate) q: Address,
     pub(crate) keys: Address,
     pub(crate) values: Address,
+    pub(crate) key_scales: Address,
+    pub(crate) value_scales: Address,
     pub(crate) cu_seqlens_q: Address,
     pub(crate) context_lens: Address,
     pub(crate) block_tables: Address,
@@ -98,7 +100,7 @@ pub(crate) fn paged_attention(
     // Tiles of 16 pairs of a row and a head; each sequence leaves at most one tile unfilled.
     let tiles = rows * (heads / kv_heads) / 16 + sequences;
     let mut launches = vec![Launch {
-        kernel: kernel("attention", float(dtype)?, dim),
+        kernel: cached("attention", [io.key_scales, io.value_scales], dtype, dim)?,
         grid: [tiles as u32, kv_heads as u32, splits as u32],
         block: 4 * WARP as u32,
         arguments,

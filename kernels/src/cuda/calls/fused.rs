@@ -1,8 +1,8 @@
 //! The small steps between the matrix products: `fused.cu`.
 
 use super::{
-    Address, Kernel, Launch, MAX_GRID_X, Plan, Shape, WARP, div_up, fit, float, format, kernel,
-    line, rows_fit,
+    Address, Kernel, Launch, MAX_GRID_X, Plan, Shape, WARP, cached, div_up, fit, float, format,
+    kernel, line, rows_fit,
 };
 use crate::DType;
 
@@ -102,6 +102,8 @@ pub(crate) struct Qkv {
     pub(crate) q: Address,
     pub(crate) keys: Address,
     pub(crate) values: Address,
+    pub(crate) key_scales: Address,
+    pub(crate) value_scales: Address,
 }
 
 /// `PleachRope`
@@ -119,14 +121,14 @@ pub(crate) fn qkv_rope_write(arguments: Rope, dtype: DType) -> Plan<Rope> {
     /// A head's halves lie in so many numbers of each lane.
     const MOST_PAIRS: i64 = 4;
     const WARPS: i64 = 4;
-    let Rope { shape, rows, turned, .. } = arguments;
+    let Rope { io, shape, rows, turned, .. } = arguments;
     shape.fits()?;
     let dim = i64::from(shape.head_dim);
     let heads = i64::from(shape.heads) + 2 * i64::from(shape.kv_heads);
     rows_fit(rows, dim)?;
     fit(dim % 2 == 0 && dim <= 2 * MOST_PAIRS * WARP && shape.block_size > 0)?;
     fit(rows <= MAX_GRID_X / heads && (0..=dim / 2).contains(&i64::from(turned)))?;
-    let kernel = kernel("qkv_rope_write", float(dtype)?, 0);
+    let kernel = cached("qkv_rope_write", [io.key_scales, io.value_scales], dtype, 0)?;
     line(kernel, div_up(rows * heads, WARPS), WARPS * WARP, arguments)
 }
 

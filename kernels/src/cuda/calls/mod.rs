@@ -81,6 +81,19 @@ fn float(dtype: DType) -> Result<&'static str, Unfit> {
     }
 }
 
+/// A kernel over the cache for rows of a format. Where there are scales, of keys and of values, those are codes of 8 bits.
+fn cached(
+    family: &'static str,
+    [keys, values]: [Address; 2],
+    rows: DType,
+    size: u32,
+) -> Result<Kernel, Unfit> {
+    let coded = keys != 0;
+    fit(coded == (values != 0) && (!coded || rows == DType::BF16))?;
+    let formats = if coded { ["int8", float(rows)?] } else { [float(rows)?, ""] };
+    Ok(Kernel { family, formats, size })
+}
+
 /// A format of weights.
 fn format(dtype: DType) -> Result<&'static str, Unfit> {
     match dtype {

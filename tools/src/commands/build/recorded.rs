@@ -62,7 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let begun = beside(&args.out, ".begun.json");
     manifest.begin(&begun, &note, &args.out)?;
-    let place = Place::open(args.device.choice, KvCacheDtype::Auto, &checkpoint)?;
+    let place = Place::open(args.device.choice, &checkpoint)?;
     let loaded = Loaded::load(&args.model, checkpoint, None, KvCacheDtype::Auto, place)?;
     let mut examples = Vec::new();
     for (number, line) in lines(&kept)?.enumerate() {

@@ -32,9 +32,6 @@ use spoken::Spoken;
 use work::Work;
 pub(crate) use writer::{Answered, Writer};
 
-/// How keys and values are held while answers are written.
-const CACHE: KvCacheDtype = KvCacheDtype::Auto;
-
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.top_logprobs <= MAX_TOP_LOGPROBS, "--top-logprobs is at most {MAX_TOP_LOGPROBS}");
     ensure!(!args.temperature.is_empty(), "--temperature is empty");
@@ -78,8 +75,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             remote::answer(&mut work, &endpoint, &chat, spoken.transpose()?.as_ref(), waiting)?;
         }
         None => {
-            let place = Place::open(args.device.choice, CACHE, &checkpoint)?;
-            let loaded = Loaded::load(&args.model, checkpoint, None, CACHE, place)?;
+            let place = Place::open(args.device.choice, &checkpoint)?;
+            let loaded = Loaded::load(&args.model, checkpoint, None, KvCacheDtype::Auto, place)?;
             local::answer(&mut work, loaded, waiting)?;
         }
     }

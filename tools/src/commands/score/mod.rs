@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::Checkpoint;
 use pleach::checkpoint::write::json_file;
-use pleach::cli::{ComputeDevice, DeviceArgs, KvCacheDtype};
+use pleach::cli::{ComputeDevice, DeviceArgs};
 use pleach::model::Precision;
 use serde::Serialize;
 
@@ -208,7 +208,7 @@ fn place(args: &Args, checkpoint: &Checkpoint) -> Result<Place> {
         on_cpu_alone(choice.device, "in another --precision than as-stored")?;
         choice.device = ComputeDevice::Cpu;
     }
-    Place::open(choice, KvCacheDtype::Auto, checkpoint)
+    Place::open(choice, checkpoint)
 }
 
 /// The tasks that were asked for and the files of their records.

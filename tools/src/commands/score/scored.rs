@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use pleach::checkpoint::Checkpoint;
+use pleach::cli::KvCacheDtype;
 use pleach::engine::{Engine, EngineConfig};
 use pleach::loading::{cuda_engine, load_cuda_target};
 use pleach::model::{CudaDecoder, CudaRunner, Decoder, Forward, Precision, Rows, Workspace};
@@ -46,7 +47,10 @@ impl Scored {
         settings: &Settings,
     ) -> Result<Self> {
         place.load(|device| match device {
-            Some(device) => Self::on_cuda(load_cuda_target(checkpoint, device)?, settings),
+            Some(device) => {
+                let target = load_cuda_target(checkpoint, device, KvCacheDtype::Auto)?;
+                Self::on_cuda(target, settings)
+            }
             None => {
                 let decoder = Decoder::load_with(checkpoint, &args.pool(), settings.precision)?;
                 Ok(Self::on_cpu(decoder))

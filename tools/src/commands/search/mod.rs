@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::source::Source;
 use pleach::checkpoint::write::json_file;
-use pleach::cli::{DeviceArgs, KvCacheDtype};
+use pleach::cli::DeviceArgs;
 use pleach::engine::EngineConfig;
 use pleach::kv_cache::blocks_for;
 use pleach::prompts::{Prompt, VALIDATION_PROMPTS, read_prompts, spread};
@@ -114,7 +114,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "--draft-vocab: the model has {vocab_size} tokens"
         );
     }
-    let place = Place::open(args.device.choice, KvCacheDtype::Auto, &checkpoint)?;
+    let place = Place::open(args.device.choice, &checkpoint)?;
     manifest.computed_on(place.name());
     drop((place, checkpoint));
     let result = args.out.join("search.json");
