@@ -14,6 +14,7 @@ mod device;
 pub mod foreign;
 mod graph;
 mod launch;
+mod low_rank;
 mod memory;
 mod tensor;
 mod verify;
@@ -25,6 +26,7 @@ pub use calls::HEAD_DIMS;
 pub use device::Device;
 pub use graph::{Graphs, PassKey};
 pub use launch::{AttentionInputs, Delta, KvLayer, QkvInputs};
+pub use low_rank::{AdaptedRows, LowRankAdapter, LowRankFactors, LowRankLayout};
 pub use tensor::{HostBuffer, Table, Tensor, Weights};
 pub use verify::{Draw, VerifiedRow, Verifier, VerifySequence};
 
