@@ -108,23 +108,13 @@ impl Default for ConnectionLimits {
     }
 }
 
-impl Config {
-    /// Whether adapters are served, or may be.
-    #[must_use]
-    pub fn has_adapters(&self) -> bool {
-        !self.lora.is_empty() || self.access.runtime_lora
-    }
-}
-
 impl From<Args> for Config {
     fn from(args: Args) -> Self {
         let num_speculative_tokens =
             if args.no_speculation { 0 } else { args.num_speculative_tokens };
         let speculates = num_speculative_tokens > 0;
-        let on_cpu = args.kv_cache_dtype != KvCacheDtype::Auto
-            || !args.lora.is_empty()
-            || args.allow_runtime_lora;
-        // CUDA devices hold no codes of keys and values, and compute no adapters.
+        let on_cpu = args.kv_cache_dtype != KvCacheDtype::Auto;
+        // CUDA devices hold no codes of keys and values.
         let device = match args.device.choice.device {
             ComputeDevice::Auto if on_cpu => ComputeDevice::Cpu,
             device => device,

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use pleach::checkpoint::Checkpoint;
 use pleach::kv_cache::{BlockPool, BlockTable};
 use pleach::model::{
-    CudaDecoder, CudaRunner, Decoder, Design, Family, Forward, ModelConfig, Precision, RopeConfig,
-    RopeScaling, Rows, Runner, SlidingWindow,
+    AdapterWeights, CudaDecoder, CudaRunner, Decoder, Design, Family, Forward, ModelConfig,
+    Precision, RopeConfig, RopeScaling, Rows, Runner, SlidingWindow,
 };
 use pleach_kernels::cuda::{CudaError, Delta, Device, Tensor, Weights, foreign};
 use pleach_kernels::{Activation, DType, ThreadPool};
@@ -45,10 +45,10 @@ pub(crate) fn config(family: Family) -> ModelConfig {
 pub(crate) type Formats<'a> = &'a dyn Fn(&str) -> DType;
 
 /// Pieces of sequences that make one pass: sequence, first position, length.
-type Pass<'a> = &'a [(usize, usize, usize)];
+pub(crate) type Pass<'a> = &'a [(usize, usize, usize)];
 
 /// Logits of a row, empty where none are wanted, and its hidden state behind the final norm.
-type Outputs = (Vec<f32>, Vec<f32>);
+pub(crate) type Outputs = (Vec<f32>, Vec<f32>);
 
 /// Rows with logits at the end of a piece of so many.
 type Wanted = fn(usize) -> usize;
@@ -56,6 +56,19 @@ type Wanted = fn(usize) -> usize;
 /// Outputs of every row of each pass over three sequences of 300 positions; of each piece's rows, so many at its end
 /// have logits.
 fn outputs(model: &mut dyn Forward, passes: &[Pass<'_>], num_logits: Wanted) -> Vec<Outputs> {
+    adapted_outputs(model, passes, num_logits, &[None, None, None])
+}
+
+/// The adapter of each of three sequences.
+pub(crate) type AdaptersOf = [Option<Arc<AdapterWeights>>; 3];
+
+/// The same of sequences that go through adapters.
+pub(crate) fn adapted_outputs(
+    model: &mut dyn Forward,
+    passes: &[Pass<'_>],
+    num_logits: Wanted,
+    adapters: &AdaptersOf,
+) -> Vec<Outputs> {
     let (vocab, width) = (model.head_rows(), model.config().hidden_size);
     let mut pool = BlockPool::new(BLOCKS);
     let mut tables: [BlockTable; 3] = Default::default();
@@ -70,6 +83,9 @@ fn outputs(model: &mut dyn Forward, passes: &[Pass<'_>], num_logits: Wanted) -> 
             let token = |p: usize| ((p * 37 + sequence * 11 + p * p) % vocab) as u32;
             let tokens = (start..start + count).map(token);
             rows.push(&tables[sequence], start, tokens, num_logits(count));
+            if let Some(adapter) = &adapters[sequence] {
+                rows.adapt_last(adapter);
+            }
         }
         let logits = model.forward(&rows).unwrap().to_vec();
         assert_eq!(logits.len(), rows.logit_rows.len() * vocab);
@@ -87,13 +103,13 @@ fn outputs(model: &mut dyn Forward, passes: &[Pass<'_>], num_logits: Wanted) -> 
 
 const BLOCKS: usize = 64;
 
-fn on_cpu(path: &Path) -> Runner {
+pub(crate) fn on_cpu(path: &Path) -> Runner {
     let mut checkpoint = Checkpoint::open(path).unwrap();
     let pool = Arc::new(ThreadPool::new(1));
     Runner::new(Decoder::load_with(&mut checkpoint, &pool, Precision::F32).unwrap(), BLOCKS)
 }
 
-fn on_cuda(device: &Arc<Device>, path: &Path) -> CudaRunner {
+pub(crate) fn on_cuda(device: &Arc<Device>, path: &Path) -> CudaRunner {
     let decoder = CudaDecoder::load(&mut Checkpoint::open(path).unwrap(), device).unwrap();
     CudaRunner::new(decoder, BLOCKS, 300).unwrap()
 }

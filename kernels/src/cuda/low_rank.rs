@@ -189,6 +189,12 @@ impl AdaptedRows {
         self.adapters.reserve(bytes.len())?;
         self.adapters.write(bytes)
     }
+
+    /// Every number and place that launches over the rows are given, but their number.
+    pub(super) fn layout(&self) -> impl Iterator<Item = usize> {
+        let places = [self.adapters.address, self.sums.address].map(|place| place as usize);
+        places.into_iter().chain(self.ranks.iter().copied())
+    }
 }
 
 impl Device {
