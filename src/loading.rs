@@ -193,9 +193,6 @@ impl Loaded {
 /// [`LoadError`] where a model cannot be served.
 pub fn start(config: &Config) -> Result<Vec<RunningModel>, LoadError> {
     // A device that is not there is known before a model is fetched.
-    if matches!(config.device, ComputeDevice::Cuda(_)) && config.has_adapters() {
-        return Err(AdapterError::Cuda.into());
-    }
     let device = open_device(config.device)?;
     let (pool, turns) = (Arc::new(ThreadPool::new(config.threads)), Turns::default());
     let loaded = open(config, |model| {

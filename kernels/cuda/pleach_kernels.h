@@ -165,6 +165,32 @@ struct PleachProduct {
     uint32_t out_f32;
 };
 
+// ---- low-rank additions (low_rank.cu) -------------------------------------------------------------------
+
+/// What an adapter adds to one matrix: `scale * B A`.
+struct PleachFactors {
+    const float *a;  ///< [rank, inputs], vector rows
+    const float *b;  ///< [rank, outputs]: B's columns
+    int32_t rank;    ///< 0: it adds nothing
+    float scale;
+};
+
+/// `shrink`, then `expand`: add to the outputs of up to three matrices that stand side by side what each row's adapter adds
+/// to them, by `ranks` of its ranks from `rank` on. Rows without an adapter, and matrices to which one adds nothing, stay
+/// as they are.
+struct PleachLowRank {
+    const PleachFactors *const *adapters;  ///< [rows]: what a row's adapter adds to all matrices of the model, or null
+    const void *x;                         ///< [rows, inputs], vector rows of the kernel's type
+    float *sums;                           ///< [rows, matrices, ranks], work space
+    void *out;                             ///< [rows, outputs of all], in place, of the kernel's type
+    int64_t rows;
+    int64_t inputs;      ///< a multiple of 4
+    int64_t outputs[3];  ///< of each matrix; 0 behind the last
+    int32_t matrix;      ///< the first matrix, by its place among those of the model
+    int32_t matrices;
+    int32_t rank, ranks;
+};
+
 // ---- verification (verify.cu) ---------------------------------------------------------------------------
 
 /// No row of a table.

@@ -108,25 +108,11 @@ impl Default for ConnectionLimits {
     }
 }
 
-impl Config {
-    /// Whether adapters are served, or may be.
-    #[must_use]
-    pub fn has_adapters(&self) -> bool {
-        !self.lora.is_empty() || self.access.runtime_lora
-    }
-}
-
 impl From<Args> for Config {
     fn from(args: Args) -> Self {
         let num_speculative_tokens =
             if args.no_speculation { 0 } else { args.num_speculative_tokens };
         let speculates = num_speculative_tokens > 0;
-        let on_cpu = !args.lora.is_empty() || args.allow_runtime_lora;
-        // CUDA devices compute no adapters.
-        let device = match args.device.choice.device {
-            ComputeDevice::Auto if on_cpu => ComputeDevice::Cpu,
-            device => device,
-        };
         let draft = draft_of(&args.model, args.draft, speculates);
         let defaults = EngineConfig::default();
         let seconds = |bound| (bound > 0).then(|| Duration::from_secs(bound));
@@ -135,7 +121,7 @@ impl From<Args> for Config {
             draft,
             address: (args.host, args.port).into(),
             metrics_address: args.metrics_address,
-            device,
+            device: args.device.choice.device,
             kv_cache_dtype: args.kv_cache_dtype,
             threads: args.threads.unwrap_or_else(best_threads).max(1),
             engine: EngineConfig {

@@ -179,12 +179,11 @@ pub struct Args {
     #[arg(long, env = "PLEACH_SERVED_MODEL_NAME", value_name = "NAME", value_delimiter = ',')]
     pub served_model_name: Vec<String>,
     /// A LoRA adapter in PEFT's format, under the name that requests call it by in `model`; may be given several times.
-    /// Requests of several adapters and of none run together, on the CPU.
+    /// Requests of several adapters and of none run together.
     #[arg(long, env = "PLEACH_LORA", value_name = "NAME=DIR", value_delimiter = ',')]
     pub lora: Vec<LoraModule>,
     /// Let /v1/load_lora_adapter and /v1/unload_lora_adapter change the adapters while the server runs: whoever has the
-    /// admin key, or anybody where there are no keys of any kind. Folders are read as this process may read them. Adapters
-    /// are computed on the CPU alone.
+    /// admin key, or anybody where there are no keys of any kind. Folders are read as this process may read them.
     #[arg(long, env = "PLEACH_ALLOW_RUNTIME_LORA")]
     pub allow_runtime_lora: bool,
     /// A further model, under the name that requests call it by in `model`; may be given several times. It has a draft, a

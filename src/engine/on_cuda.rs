@@ -137,11 +137,17 @@ impl EngineConfig {
         let sequences = self.max_num_seqs.min(rows);
         let decided = sequences * (self.num_speculative_tokens + 1) + MAX_LOGIT_ROWS;
         let logit_rows = decided.min(rows);
-        let target = PassBounds { rows, sequences, logit_rows, decides: true, drafted };
+        let target =
+            PassBounds { rows, sequences, logit_rows, decides: true, drafted, adapted: true };
         // All rows have logits, also those with which its costs are measured.
         let drafts = sequences.max(MOST_DRAFT_ROWS).min(rows);
-        let standalone =
-            PassBounds { logit_rows: drafts, decides: false, drafted: false, ..target };
+        let standalone = PassBounds {
+            logit_rows: drafts,
+            decides: false,
+            drafted: false,
+            adapted: false,
+            ..target
+        };
         // A row a chain.
         let attached = PassBounds { rows: drafts, sequences: drafts, ..standalone };
         [target, standalone, attached]

@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::adapter::{Adapter, TENSORS};
 use crate::cli::LoraModule;
+use crate::engine::Turns;
 use crate::memory::Reserved;
-use crate::model::{AdapterShapes, AdapterWeights};
+use crate::model::{AdapterShapes, AdapterWeights, CudaAdapters, CudaDecoder};
+use pleach_kernels::cuda::CudaError;
 
 /// Why an adapter of the configuration cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -28,11 +30,6 @@ pub enum AdapterError {
         /// Who has it.
         other: &'static str,
     },
-    /// Adapters are for the CPU.
-    #[error(
-        "CUDA devices compute no adapters; use `--device cpu`, or leave out --lora and --allow-runtime-lora"
-    )]
-    Cuda,
 }
 
 /// Why an adapter is not taken in while its model serves.
@@ -52,6 +49,20 @@ pub enum AdapterLoadError {
         /// Megabytes that are left.
         left: u64,
     },
+    /// There is no room for it on the model's device.
+    #[error(
+        "the adapter needs {needed} MB, and {left} MB are left on the device: unload others, or start the server with a \
+         lower --gpu-memory-utilization or --kv-blocks"
+    )]
+    DeviceMemory {
+        /// Megabytes that it takes.
+        needed: u64,
+        /// Megabytes that are left.
+        left: u64,
+    },
+    /// The device did not take it.
+    #[error("the adapter cannot be copied to the device: {0}")]
+    Device(#[from] CudaError),
 }
 
 /// An adapter in memory, under its name.
@@ -100,14 +111,14 @@ pub(super) fn load(
 }
 
 impl LoadedAdapter {
-    fn new(name: String, path: PathBuf, weights: AdapterWeights) -> Self {
+    pub(super) fn new(name: String, path: PathBuf, weights: AdapterWeights) -> Self {
         let megabytes = weights.bytes() / 1_000_000;
         tracing::info!(name, folder = %path.display(), megabytes, "adapter loaded");
         Self { name, path, weights: Arc::new(weights) }
     }
 }
 
-/// Adapters that were loaded for any model while it served, as long as somebody has them.
+/// Adapters that were loaded into the processor's memory for any model while it served, as long as somebody has them.
 #[derive(Clone, Default)]
 pub(super) struct LoadedBeside(Arc<Mutex<Vec<Weak<AdapterWeights>>>>);
 
@@ -129,6 +140,9 @@ pub(super) fn bytes_of(adapters: &[Weak<AdapterWeights>]) -> u64 {
 #[derive(Clone)]
 pub struct AdapterLoader {
     shapes: Arc<AdapterShapes>,
+    /// Where the model is on a device: its adapters there, and the turns of the engines on it, which do not compute while
+    /// one is copied to it.
+    device: Option<(CudaAdapters, Turns)>,
     /// The caches of all engines that serve.
     pub(super) caches: Reserved,
     /// What was loaded beside them.
@@ -138,7 +152,14 @@ pub struct AdapterLoader {
 impl AdapterLoader {
     /// Loads adapters for a model of these shapes, beside caches that are not known yet.
     pub(super) fn new(shapes: Arc<AdapterShapes>) -> Self {
-        Self { shapes, caches: Reserved::none(), loaded: LoadedBeside::default() }
+        let loaded = LoadedBeside::default();
+        Self { shapes, device: None, caches: Reserved::none(), loaded }
+    }
+
+    /// Loads adapters for a model on a device, whose engines take `turns`.
+    pub(super) fn on_cuda(model: &CudaDecoder, turns: &Turns) -> Self {
+        let device = Some((model.adapters().clone(), turns.clone()));
+        Self { device, ..Self::new(Arc::clone(model.adapter_shapes())) }
     }
 
     /// Loads the adapter in a folder.
@@ -148,11 +169,27 @@ impl AdapterLoader {
     pub fn load(&self, name: String, path: PathBuf) -> Result<LoadedAdapter, AdapterLoadError> {
         let mut loaded = self.loaded.lock();
         check_memory(&self.caches, &path, bytes_of(&loaded))?;
-        let weights = self.shapes.load(&Adapter::read(&path)?)?;
-        let adapter = LoadedAdapter::new(name, path, weights);
-        loaded.push(Arc::downgrade(&adapter.weights));
-        Ok(adapter)
+        let adapter = Adapter::read(&path)?;
+        let Some((adapters, turns)) = &self.device else {
+            let adapter = LoadedAdapter::new(name, path, self.shapes.load(&adapter)?);
+            loaded.push(Arc::downgrade(&adapter.weights));
+            return Ok(adapter);
+        };
+        let layout = self.shapes.lay_out(&adapter)?;
+        drop(adapter);
+        let _turn = turns.take();
+        check_device_memory(layout.bytes() as u64, adapters.free()? as u64)?;
+        Ok(LoadedAdapter::new(name, path, layout.load(adapters)?))
     }
+}
+
+/// Whether an adapter of so many bytes fits into what is left of a device, of which a tenth is for the rows of a pass.
+fn check_device_memory(needed: u64, left: u64) -> Result<(), AdapterLoadError> {
+    if needed > left / 10 * 9 {
+        let (needed, left) = (needed.div_ceil(1_000_000), left / 1_000_000);
+        return Err(AdapterLoadError::DeviceMemory { needed, left });
+    }
+    Ok(())
 }
 
 /// Whether there is room to read an adapter beside caches, where the process holds so many bytes of `others`: a file of

@@ -9,8 +9,8 @@ use crate::memory::Reserved;
 pub struct Loaders {
     /// Further drafts.
     pub drafts: DraftLoader,
-    /// Further LoRA adapters; `None` where the model takes none.
-    pub adapters: Option<AdapterLoader>,
+    /// Further LoRA adapters.
+    pub adapters: AdapterLoader,
 }
 
 impl Loaders {
@@ -19,8 +19,6 @@ impl Loaders {
         if let DraftLoader::Cpu(drafts) = &mut self.drafts {
             (drafts.caches, drafts.loaded) = (caches, loaded.clone());
         }
-        if let Some(adapters) = &mut self.adapters {
-            (adapters.caches, adapters.loaded) = (caches, loaded.clone());
-        }
+        (self.adapters.caches, self.adapters.loaded) = (caches, loaded.clone());
     }
 }

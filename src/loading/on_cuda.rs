@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use super::adapters::{AdapterError, LoadedAdapter};
 use super::error::LoadError;
 use crate::checkpoint::Checkpoint;
-use crate::cli::KvCacheDtype;
+use crate::checkpoint::adapter::Adapter;
+use crate::cli::{KvCacheDtype, LoraModule};
 use crate::engine::{Engine, EngineConfig};
 use crate::model::{CudaDecoder, CudaDraft, CudaLender};
 use pleach_kernels::cuda::{Device, KvFormat};
@@ -13,6 +15,8 @@ use pleach_kernels::cuda::{Device, KvFormat};
 const WEIGHTS: (&str, &str) =
     ("the weights", "take a smaller --model or one of fewer bits, or another --device");
 const DRAFT: (&str, &str) = ("the draft's weights", "take a smaller --draft");
+const ADAPTERS: (&str, &str) =
+    ("the adapters", "leave out some of --lora, or take a smaller --model");
 const CACHE: (&str, &str) = (
     "the rows of a pass and the K/V cache",
     "lower --gpu-memory-utilization, --max-num-batched-tokens, --max-num-seqs or --max-model-len",
@@ -46,6 +50,24 @@ pub fn load_cuda_draft(
 ) -> Result<CudaDraft, LoadError> {
     let loaded = target.load_draft(draft, checkpoint);
     loaded.map_err(|error| LoadError::from(error).advise(DRAFT))
+}
+
+/// Loads adapters of a target onto its device, in order.
+///
+/// # Errors
+/// [`LoadError`] where one does not fit the target, or the device has too little memory.
+pub(super) fn load_cuda_adapters(
+    adapters: &[(LoraModule, Adapter)],
+    target: &CudaDecoder,
+) -> Result<Vec<LoadedAdapter>, LoadError> {
+    let load = |(LoraModule { name, path }, adapter): &(_, _)| -> Result<_, LoadError> {
+        let layout = target.adapter_shapes().lay_out(adapter);
+        let layout = layout.map_err(|error| AdapterError::File { name: name.clone(), error })?;
+        let weights = layout.load(target.adapters());
+        let weights = weights.map_err(|error| LoadError::from(error).advise(ADAPTERS))?;
+        Ok(LoadedAdapter::new(name.clone(), path.clone(), weights))
+    };
+    adapters.iter().map(load).collect()
 }
 
 /// An engine over a target and perhaps a draft on its device, as [`Engine::on_cuda`].

@@ -7,7 +7,7 @@ use super::device::or_the_cpu;
 use super::drafts::{CpuDrafts, CudaDrafts, DraftLoader, open, usable};
 use super::error::LoadError;
 use super::loaders::Loaders;
-use super::on_cuda::{cuda_engine, load_cuda_draft, load_cuda_target};
+use super::on_cuda::{cuda_engine, load_cuda_adapters, load_cuda_draft, load_cuda_target};
 use super::opened::Opened;
 use crate::checkpoint::Checkpoint;
 use crate::cli::KvCacheDtype;
@@ -40,6 +40,7 @@ pub(super) struct OnCpu {
 pub(super) struct OnCuda {
     target: CudaDecoder,
     draft: Option<(String, CudaDraft)>,
+    adapters: Vec<LoadedAdapter>,
 }
 
 /// An engine over models in memory, not started yet.
@@ -123,7 +124,7 @@ impl Weights {
         let (name, draft) = draft.unzip();
         let engine = Engine::new(target, draft, within(caches.available_beside(0)))?;
         caches.add((engine.cache_blocks().1 * block_bytes) as u64);
-        let loaders = Loaders { drafts: DraftLoader::Cpu(drafts), adapters: Some(loader) };
+        let loaders = Loaders { drafts: DraftLoader::Cpu(drafts), adapters: loader };
         Ok(Placed { engine, draft: name, adapters, loaders })
     }
 }
@@ -132,6 +133,7 @@ impl OnCuda {
     fn load(model: &mut Opened, device: &Arc<Device>) -> Result<Self, LoadError> {
         let (config, checkpoint) = (&model.config, &mut model.checkpoint);
         let target = load_cuda_target(checkpoint, device, config.kv_cache_dtype)?;
+        let adapters = load_cuda_adapters(&model.adapters, &target)?;
         let mut load_draft = |source| -> Result<(String, CudaDraft), LoadError> {
             let mut draft = open(source, config, target.config())?;
             let loaded = load_cuda_draft(&mut draft, &target.lender(), checkpoint)?;
@@ -141,7 +143,7 @@ impl OnCuda {
         let draft = usable(model.served_name(), draft);
         let shape = draft.as_ref().map(|(_, it)| (it.config().num_hidden_layers, it.head_rows()));
         tell(&model.checkpoint, target.memory_bytes(), shape, device.name());
-        Ok(Self { target, draft })
+        Ok(Self { target, draft, adapters })
     }
 
     fn needs(&self) -> CacheNeeds<'_> {
@@ -159,11 +161,12 @@ impl OnCuda {
         let path = model.checkpoint.path().to_owned();
         let drafts =
             CudaDrafts::new(model.config.clone(), self.target.lender(), path, turns.clone());
+        let loader = AdapterLoader::on_cuda(&self.target, turns);
         let (name, draft) = self.draft.unzip();
         let engine = cuda_engine(self.target, draft, within(Some(room)))?;
         let draft = name.filter(|_| engine.has_draft_model());
-        let loaders = Loaders { drafts: DraftLoader::Cuda(drafts), adapters: None };
-        Ok(Placed { engine, draft, adapters: Vec::new(), loaders })
+        let loaders = Loaders { drafts: DraftLoader::Cuda(drafts), adapters: loader };
+        Ok(Placed { engine, draft, adapters: self.adapters, loaders })
     }
 }
 

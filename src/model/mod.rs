@@ -11,9 +11,11 @@ mod runner;
 mod text_reader;
 mod verify;
 
-pub use adapters::{AdapterShapes, AdapterWeights};
+pub use adapters::{AdapterLayout, AdapterShapes, AdapterWeights};
 pub use attached::{AttachedDrafter, DraftWorkspace};
-pub use cuda::{CudaAttached, CudaDecoder, CudaDraft, CudaLender, CudaRunner, PassBounds};
+pub use cuda::{
+    CudaAdapters, CudaAttached, CudaDecoder, CudaDraft, CudaLender, CudaRunner, PassBounds,
+};
 pub use decoder::{Decoder, KvCache, Lender, ModelError, Precision, Workspace, check_draft};
 pub use draft::{Draft, Drafter};
 pub use forward::{AttachedForward, Forward, OutOfMemory};

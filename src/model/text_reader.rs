@@ -38,6 +38,7 @@ impl TextReader {
             logit_rows: 1,
             decides: false,
             drafted: false,
+            adapted: false,
         })?;
         Ok(Self::of(Reading::Cuda(Box::new(runner)), longest))
     }

@@ -40,5 +40,5 @@ fn serving(model: RunningModel) -> Serving {
         .described(config.model.to_string(), summary);
     exporter::begin(serving.name());
     let drafts = Drafts::new(serving.name(), draft, Some(loaders.drafts));
-    serving.with_drafts(drafts).with_adapters(Adapters::new(adapters, loaders.adapters))
+    serving.with_drafts(drafts).with_adapters(Adapters::new(adapters, Some(loaders.adapters)))
 }

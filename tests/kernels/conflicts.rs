@@ -6,7 +6,7 @@ use std::process::Command;
 use super::{LIBRARY, build_library, root};
 
 /// Parts of the names of tests that use every kernel that has shared memory, at sizes that stay.
-const TESTS: [&str; 4] = ["attention", "norm", "matmul", "verify_agrees"];
+const TESTS: [&str; 5] = ["attention", "norm", "matmul", "verify_agrees", "low_rank_keeps_nan"];
 const HEAD: &str = "kernel\trequests\tturns\tworst\n";
 
 /// Requests of a kernel, the turns that they took, and those of the worst.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use pleach::checkpoint::Checkpoint;
 use pleach::kv_cache::{BlockPool, BlockTable};
 use pleach::model::{
-    CudaDecoder, CudaRunner, Decoder, Design, Family, Forward, ModelConfig, Precision, RopeConfig,
-    RopeScaling, Rows, Runner, SlidingWindow,
+    AdapterWeights, CudaDecoder, CudaRunner, Decoder, Design, Family, Forward, ModelConfig,
+    Precision, RopeConfig, RopeScaling, Rows, Runner, SlidingWindow,
 };
 use pleach_kernels::cuda::{
     CudaError, Delta, Device, HostBuffer, KvFormat, KvLayer, Staging, Tensor, Weights, foreign,
@@ -47,10 +47,10 @@ pub(crate) fn config(family: Family) -> ModelConfig {
 pub(crate) type Formats<'a> = &'a dyn Fn(&str) -> DType;
 
 /// Pieces of sequences that make one pass: sequence, first position, length.
-type Pass<'a> = &'a [(usize, usize, usize)];
+pub(crate) type Pass<'a> = &'a [(usize, usize, usize)];
 
 /// Logits of a row, empty where none are wanted, and its hidden state behind the final norm.
-type Outputs = (Vec<f32>, Vec<f32>);
+pub(crate) type Outputs = (Vec<f32>, Vec<f32>);
 
 /// Rows with logits at the end of a piece of so many.
 type Wanted = fn(usize) -> usize;
@@ -58,6 +58,19 @@ type Wanted = fn(usize) -> usize;
 /// Outputs of every row of each pass over three sequences of 300 positions; of each piece's rows, so many at its end
 /// have logits.
 fn outputs(model: &mut dyn Forward, passes: &[Pass<'_>], num_logits: Wanted) -> Vec<Outputs> {
+    adapted_outputs(model, passes, num_logits, &[None, None, None])
+}
+
+/// The adapter of each of three sequences.
+pub(crate) type AdaptersOf = [Option<Arc<AdapterWeights>>; 3];
+
+/// The same of sequences that go through adapters.
+pub(crate) fn adapted_outputs(
+    model: &mut dyn Forward,
+    passes: &[Pass<'_>],
+    num_logits: Wanted,
+    adapters: &AdaptersOf,
+) -> Vec<Outputs> {
     let (vocab, width) = (model.head_rows(), model.config().hidden_size);
     let mut pool = BlockPool::new(BLOCKS);
     let mut tables: [BlockTable; 3] = Default::default();
@@ -72,6 +85,9 @@ fn outputs(model: &mut dyn Forward, passes: &[Pass<'_>], num_logits: Wanted) -> 
             let token = |p: usize| ((p * 37 + sequence * 11 + p * p) % vocab) as u32;
             let tokens = (start..start + count).map(token);
             rows.push(&tables[sequence], start, tokens, num_logits(count));
+            if let Some(adapter) = &adapters[sequence] {
+                rows.adapt_last(adapter);
+            }
         }
         let logits = model.forward(&rows).unwrap().to_vec();
         assert_eq!(logits.len(), rows.logit_rows.len() * vocab);
@@ -87,7 +103,7 @@ fn outputs(model: &mut dyn Forward, passes: &[Pass<'_>], num_logits: Wanted) -> 
     out
 }
 
-const BLOCKS: usize = 64;
+pub(crate) const BLOCKS: usize = 64;
 
 /// The CPU's decoder in f32 arithmetic, with the format of a device's cache where that has codes.
 pub(crate) fn reference(path: &Path, cache: KvFormat) -> Decoder {
@@ -100,7 +116,7 @@ pub(crate) fn reference(path: &Path, cache: KvFormat) -> Decoder {
     decoder
 }
 
-fn on_cuda(device: &Arc<Device>, path: &Path) -> CudaRunner {
+pub(crate) fn on_cuda(device: &Arc<Device>, path: &Path) -> CudaRunner {
     on_cuda_with(device, path, KvFormat::Float)
 }
 

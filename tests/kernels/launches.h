@@ -23,6 +23,7 @@ struct Launches {
     int64_t (*packed_bytes)(int64_t outputs, int64_t inputs, int format);
     int (*pack)(const PleachPack &, int format);
     int (*matmul)(const PleachProduct &, int format, int dtype, int out_dtype);
+    int (*add_low_rank)(const PleachLowRank &, int64_t ranks, int dtype);
     int (*verify)(const PleachVerify &, int64_t rows);
     int (*scatter)(const PleachScatter &);
 };

@@ -15,6 +15,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+mod adapters;
 mod attached;
 mod conflicts;
 mod decoder;
@@ -58,7 +59,7 @@ fn main() {
     if compiles && !arguments.list {
         run_over_the_emulator();
     }
-    let compiled: [(&str, fn()); 22] = [
+    let compiled: [(&str, fn()); 30] = [
         (
             "kernels_agree_with_their_references_and_bugs_are_caught",
             kernels_agree_with_their_references_and_bugs_are_caught,
@@ -83,6 +84,20 @@ fn main() {
         ),
         ("decoder::what_cannot_be_done_is_said", decoder::what_cannot_be_done_is_said),
         ("decoder::what_is_sent_may_change_at_once", decoder::what_is_sent_may_change_at_once),
+        ("adapters::adapters_agree_with_the_cpu", adapters::adapters_agree_with_the_cpu),
+        (
+            "adapters::recorded_passes_go_through_their_adapters",
+            adapters::recorded_passes_go_through_their_adapters,
+        ),
+        (
+            "adapters::speculation_with_adapters_changes_nothing",
+            adapters::speculation_with_adapters_changes_nothing,
+        ),
+        (
+            "adapters::given_up_adapters_are_freed_between_passes",
+            adapters::given_up_adapters_are_freed_between_passes,
+        ),
+        ("adapters::what_does_not_fit_is_refused", adapters::what_does_not_fit_is_refused),
         ("reader::texts_are_read_as_on_the_cpu", reader::texts_are_read_as_on_the_cpu),
         ("attached::steps_agree_with_the_cpu", attached::steps_agree_with_the_cpu),
         ("attached::recorded_steps_are_the_same", attached::recorded_steps_are_the_same),
@@ -115,6 +130,14 @@ fn main() {
         (
             "memory::what_finds_no_memory_is_refused_or_borne",
             memory::what_finds_no_memory_is_refused_or_borne,
+        ),
+        (
+            "memory::an_adapter_that_finds_no_memory_is_refused",
+            memory::an_adapter_that_finds_no_memory_is_refused,
+        ),
+        (
+            "server::adapters_are_served_from_the_device",
+            server::adapters_are_served_from_the_device,
         ),
         ("server::the_server_answers_from_the_device", server::the_server_answers_from_the_device),
         ("server::drafts_are_changed_on_the_device", server::drafts_are_changed_on_the_device),

@@ -4,21 +4,25 @@
 use std::error::Error;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use pleach::checkpoint::Checkpoint;
+use pleach::checkpoint::adapter::Adapter;
 use pleach::cli::{Args, Config};
 use pleach::engine::{Engine, EngineConfig, Event, FinishReason, Readout, Request};
 use pleach::loading;
-use pleach::model::{CudaDecoder, CudaDraft, CudaRunner, Drafter, Family, Forward, ModelConfig};
+use pleach::model::{
+    AdapterWeights, CudaDecoder, CudaDraft, CudaRunner, Drafter, Family, Forward, ModelConfig,
+};
 use pleach::sampling::SamplingParams;
 use pleach_kernels::cuda::{Device, foreign};
 
 use super::decoder::config;
 use super::rounds::write_draft;
+use super::support::adapter::write_adapter;
 use super::support::gguf;
 use super::support::pair::write_pair;
 
@@ -36,7 +40,8 @@ const SPREAD: u64 = 13;
 
 const VOCAB: u32 = 96;
 
-fn requests() -> Vec<Request> {
+/// Requests of every kind, of which the last go through an adapter.
+fn requests(adapter: &Arc<AdapterWeights>) -> Vec<Request> {
     let request = |start: u32, length: u32, params| {
         let prompt = (0..length).map(|i| (start + i * 7) % VOCAB).collect();
         Request { params, ignore_eos: true, ..Request::greedy(prompt, 9) }
@@ -58,9 +63,14 @@ fn requests() -> Vec<Request> {
         request(50, 11, sampled(1)),
         request(20, 7, penalised),
         Request { top_logprobs: Some(2), ..request(50, 19, greedy.clone()) },
-        Request { readout: Readout::Logprobs(1), ..request(70, 24, greedy) },
+        Request { readout: Readout::Logprobs(1), ..request(70, 24, greedy.clone()) },
+        Request { adapter: Some(Arc::clone(adapter)), ..request(3, 30, greedy) },
+        Request { adapter: Some(Arc::clone(adapter)), ..request(50, 11, sampled(1)) },
     ]
 }
+
+/// How many [`requests`] there are.
+const REQUESTS: usize = 7;
 
 /// What a process of these tests does, by its first argument, with the model in a folder and the draft that the second
 /// names.
@@ -71,6 +81,7 @@ pub(crate) fn run(folder: &Path) {
     match what.as_str() {
         "serve" => serve(folder, draft, settings),
         "grow" => grow(folder, draft),
+        "adapt" => adapt(folder, draft, settings.is_empty()),
         _ => count(folder, draft),
     }
 }
@@ -78,10 +89,10 @@ pub(crate) fn run(folder: &Path) {
 /// Serves the models from the device, answers some requests at once, and prints what came of it.
 fn serve(folder: &Path, draft: &str, more: &[String]) {
     let file = |name: &str| folder.join(name).display().to_string();
-    let (model, draft) = (file("model.gguf"), file(draft));
+    let (model, draft, lora) = (file("model.gguf"), file(draft), format!("own={}", file(LORA)));
     let settings = "--device cuda --threads 1 --fixed-drafts --num-speculative-tokens 3 --max-model-len 64 \
                     --max-num-seqs 4 --max-num-batched-tokens 32";
-    let own = ["pleach", "--model", &model, "--draft", &draft];
+    let own = ["pleach", "--model", &model, "--draft", &draft, "--lora", &lora];
     let settings = settings.split_whitespace().chain(more.iter().map(String::as_str));
     let config = Config::from(Args::parse_from(own.into_iter().chain(settings)));
     let model = match loading::start(&config) {
@@ -94,7 +105,7 @@ fn serve(folder: &Path, draft: &str, more: &[String]) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let mut answers = Vec::new();
-        for request in requests() {
+        for request in requests(&model.adapters[0].weights) {
             answers.push(model.engine.submit(request).await.unwrap());
         }
         for mut events in answers {
@@ -119,16 +130,14 @@ fn serve(folder: &Path, draft: &str, more: &[String]) {
     assert!(model.engine.is_alive(), "the engine has ended");
 }
 
-/// A model and its draft on the device, and an engine's configuration for them.
-fn load(
-    folder: &Path,
-    draft: &str,
-) -> Result<(CudaDecoder, CudaDraft, EngineConfig), Box<dyn Error>> {
+/// A model, its draft and its adapter on the device, and an engine's configuration for them.
+fn load(folder: &Path, draft: &str) -> Result<Loaded, Box<dyn Error>> {
     let device = Device::open(0)?;
     let mut checkpoint = Checkpoint::open(&folder.join("model.gguf"))?;
     let target = CudaDecoder::load(&mut checkpoint, &device)?;
     let mut draft = Checkpoint::open(&folder.join(draft))?;
     let draft = target.lender().load_draft(&mut draft, &mut checkpoint)?;
+    let adapter = load_adapter(folder, &target)?;
     let config = EngineConfig {
         max_model_len: Some(64),
         max_num_seqs: 4,
@@ -139,13 +148,23 @@ fn load(
         adaptive: false,
         ..EngineConfig::default()
     };
-    Ok((target, draft, config))
+    Ok((target, draft, adapter, config))
+}
+
+type Loaded = (CudaDecoder, CudaDraft, Arc<AdapterWeights>, EngineConfig);
+
+fn load_adapter(
+    folder: &Path,
+    target: &CudaDecoder,
+) -> Result<Arc<AdapterWeights>, Box<dyn Error>> {
+    let layout = target.adapter_shapes().lay_out(&Adapter::read(&folder.join(LORA))?)?;
+    Ok(Arc::new(layout.load(target.adapters())?))
 }
 
 /// Answers the requests with models whose memory is not planned: passes take it as they grow.
 fn grow(folder: &Path, draft: &str) {
-    let engine = || -> Result<Engine, Box<dyn Error>> {
-        let (target, draft, config) = load(folder, draft)?;
+    let engine = || -> Result<(Engine, Arc<AdapterWeights>), Box<dyn Error>> {
+        let (target, draft, adapter, config) = load(folder, draft)?;
         let runner = |decoder| CudaRunner::new(decoder, 24, 64);
         let mut target = runner(target)?;
         let mut standalone = None;
@@ -155,16 +174,21 @@ fn grow(folder: &Path, draft: &str) {
             }
             CudaDraft::Attached(drafter) => drop(target.attach(Some(Drafter::Cuda(drafter)))),
         }
-        Ok(Engine::with_models(Box::new(target), standalone, config)?)
+        Ok((Engine::with_models(Box::new(target), standalone, config)?, adapter))
     };
-    let mut engine = match engine() {
+    let (mut engine, adapter) = match engine() {
         Ok(engine) => engine,
         Err(error) => {
             println!("refused: {error}");
             return;
         }
     };
-    for answer in engine.answer(requests()).unwrap() {
+    say(&mut engine, &adapter);
+}
+
+/// Answers the requests, and prints what came of them.
+fn say(engine: &mut Engine, adapter: &Arc<AdapterWeights>) {
+    for answer in engine.answer(requests(adapter)).unwrap() {
         match answer.reason {
             FinishReason::Error(error) => println!("failed: {error}"),
             _ => println!("said: {:?}", answer.ids()),
@@ -172,11 +196,24 @@ fn grow(folder: &Path, draft: &str) {
     }
 }
 
+/// Loads an adapter, again where that finds no memory, and answers requests if it `answers`.
+fn adapt(folder: &Path, draft: &str, answers: bool) {
+    let (target, draft, first, config) = load(folder, draft).unwrap();
+    let adapter = load_adapter(folder, &target).unwrap_or_else(|error| {
+        println!("not loaded: {error}");
+        load_adapter(folder, &target).unwrap()
+    });
+    drop(first);
+    if answers {
+        say(&mut Engine::on_cuda(target, Some(draft), config).unwrap(), &adapter);
+    }
+}
+
 /// Has engines with a draft and without serve every kind of request for 50 rounds, and prints how often each asked for
 /// memory before and meanwhile.
 fn count(folder: &Path, draft: &str) {
     for drafted in [true, false] {
-        let (target, draft, config) = load(folder, draft).unwrap();
+        let (target, draft, adapter, config) = load(folder, draft).unwrap();
         let mut engine = Engine::on_cuda(target, drafted.then_some(draft), config).unwrap();
         engine.profile();
         assert_eq!(engine.has_draft_model(), drafted);
@@ -184,7 +221,7 @@ fn count(folder: &Path, draft: &str) {
         let allocations = || foreign::call(&library, &[]).unwrap();
         let before = allocations();
         while engine.stats().steps < 50 {
-            engine.answer(requests()).unwrap();
+            engine.answer(requests(&adapter)).unwrap();
         }
         println!("{} {before}", allocations() - before);
     }
@@ -223,6 +260,14 @@ impl Trial {
         Self { status, out, log }
     }
 
+    /// Calls that took memory, of a trial in which none failed.
+    fn calls(&self) -> u64 {
+        let count = self.log.lines().find_map(|line| {
+            line.strip_prefix("emulator: ")?.strip_suffix(" allocations")?.parse().ok()
+        });
+        count.expect("the emulator counts")
+    }
+
     /// Why the server did not start, where it did not.
     fn refusal(&self) -> Option<&str> {
         self.out.strip_prefix("refused: ")
@@ -232,7 +277,10 @@ impl Trial {
 /// The drafts of a folder: a standalone one, and an attached one.
 const DRAFTS: [&str; 2] = ["draft.gguf", "attached.gguf"];
 
-/// A folder of a model and its drafts.
+/// The folder of the model's adapter.
+const LORA: &str = "lora";
+
+/// A folder of a model, its drafts and its adapter.
 fn models() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
@@ -240,6 +288,8 @@ fn models() -> tempfile::TempDir {
     write_pair(folder.path(), &config, 1.0);
     write_draft(&path, &folder.path().join("draft.gguf"));
     gguf::add_letters(&path);
+    let config = Checkpoint::open(&path).unwrap().config;
+    write_adapter(&folder.path().join(LORA), &config, 7, 5, 0.3);
     folder
 }
 
@@ -341,11 +391,8 @@ pub(crate) fn what_finds_no_memory_is_refused_or_borne() {
         let plain = try_with(u64::MAX);
         let expected: Vec<&str> = plain.out.lines().collect();
         let answered = expected.iter().filter(|line| line.starts_with("said: ")).count();
-        assert_eq!((plain.status.success(), answered), (true, requests().len()), "{}", plain.log);
-        let count = plain.log.lines().find_map(|line| {
-            line.strip_prefix("emulator: ")?.strip_suffix(" allocations")?.parse::<u64>().ok()
-        });
-        let count = count.expect("the emulator counts");
+        assert_eq!((plain.status.success(), answered), (true, REQUESTS), "{}", plain.log);
+        let count = plain.calls();
         let numbers: Vec<u64> = match std::env::var_os("PLEACH_ALL_ALLOCATIONS") {
             Some(_) => (1..=count).collect(),
             None => (0..SPREAD).map(|trial| 1 + trial * count / SPREAD).collect(),
@@ -376,4 +423,24 @@ pub(crate) fn what_finds_no_memory_is_refused_or_borne() {
         let wrong: Vec<_> = outcomes.iter().filter(|(_, outcome)| outcome.is_err()).collect();
         assert!(wrong.is_empty(), "{wrong:?}");
     }
+}
+
+/// An adapter that finds no memory while others are there is refused, and nothing else is lost.
+pub(crate) fn an_adapter_that_finds_no_memory_is_refused() {
+    let models = models();
+    let try_with = |settings: &[&str], failing| {
+        let arguments = [&["adapt", DRAFTS[0]], settings].concat();
+        let trial = Trial::new(models.path(), &arguments, MEMORY, failing);
+        assert!(trial.status.success(), "{}", trial.log);
+        trial
+    };
+    // The adapter's memory is the last that is taken.
+    let failing = try_with(&["without answers"], u64::MAX).calls();
+    let whole = try_with(&[], u64::MAX);
+    assert_eq!(whole.out.matches("said: ").count(), REQUESTS, "{}", whole.out);
+    let refused = try_with(&[], failing);
+    let (error, rest) = refused.out.split_once('\n').unwrap();
+    assert!(error.contains("not loaded: no memory is left"), "{error}: {}", refused.log);
+    assert!(error.contains("bytes were asked for"), "{error}");
+    assert_eq!(rest, whole.out);
 }

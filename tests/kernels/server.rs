@@ -8,6 +8,7 @@ use pleach::model::{Family, ModelConfig};
 use serde_json::json;
 
 use super::decoder::config;
+use super::support::adapter::write_adapter;
 use super::support::pair::write_pair;
 use super::support::{Server, gguf, program, until};
 
@@ -121,6 +122,62 @@ pub(crate) fn drafts_are_changed_on_the_device() {
     // Which one promises more speed depends on what steps took.
     assert!(["switched", "refused"].contains(&compared["state"].as_str().unwrap()), "{compared}");
     assert_eq!(answer(1), before, "no draft leaves a trace");
+    assert!(!server.log().contains("ERROR"), "{}", server.log());
+}
+
+/// A request's `model` names an adapter, which came with the server or while it ran; one that is too large for the device is
+/// refused, and changes nothing.
+pub(crate) fn adapters_are_served_from_the_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = ModelConfig { vocab_size: 96, ..config(Family::Llama) };
+    write_pair(folder.path(), &small, 1.0);
+    let small = ModelConfig { num_hidden_layers: 3, ..small };
+    for (seed, name, rank) in [(1, "one", 3), (2, "two", 8), (3, "large", 2000)] {
+        write_adapter(&folder.path().join(name), &small, seed, rank, 0.5);
+    }
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (model, draft) = (path("model.gguf"), path("attached.gguf"));
+    gguf::add_letters(folder.path().join("model.gguf").as_path());
+    let memory = (32 << 20).to_string();
+    let environment = [("EMULATOR_MEMORY", &*memory)];
+    let served = ["--model", &model, "--served-model-name", "base", "--device", "cuda"];
+    let said = |server: &Server, model: &str| {
+        let request = json!({
+            "model": model, "prompt": "abcabcabcabc", "max_tokens": 16, "temperature": 0,
+            "ignore_eos": true, "logprobs": 1,
+        });
+        let answer = server.post("/v1/completions", &request);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()["choices"].clone()
+    };
+    let loras = format!("one={},two={}", path("one"), path("two"));
+    let arguments = [&served[..], &["--lora", &loras, "--no-speculation"]].concat();
+    let plain = Server::start_with(&arguments, &environment);
+    let [base, one, two] = ["base", "one", "two"].map(|model| said(&plain, model));
+    assert!(base != one && one != two && two != base, "{base} {one} {two}");
+
+    let lora = format!("one={}", path("one"));
+    let more = ["--lora", &lora, "--allow-runtime-lora", "--draft", &draft, "--fixed-drafts"];
+    let server = Server::start_with(&[&served[..], &more].concat(), &environment);
+    let load = |name: &str, folder: &str| {
+        let request = json!({"lora_name": name, "lora_path": path(folder), "load_inplace": true});
+        server.post("/v1/load_lora_adapter", &request)
+    };
+    assert_eq!([said(&server, "base"), said(&server, "one")], [base.clone(), one.clone()]);
+    let loaded = load("sql", "two");
+    assert_eq!(loaded.status, 200, "{loaded:?}");
+    assert_eq!(said(&server, "sql"), two);
+    let refused = load("sql", "large");
+    assert_eq!(refused.status, 400, "{refused:?}");
+    assert!(refused.body.contains("are left on the device"), "{refused:?}");
+    assert_eq!(said(&server, "sql"), two);
+    assert_eq!(load("sql", "one").status, 200);
+    assert_eq!([said(&server, "sql"), said(&server, "base")], [one, base]);
+    let unloaded = server.post("/v1/unload_lora_adapter", &json!({"lora_name": "sql"}));
+    assert_eq!(unloaded.status, 200, "{unloaded:?}");
+    let request = json!({"model": "sql", "prompt": "abc"});
+    assert_eq!(server.post("/v1/completions", &request).status, 404);
+    assert!(server.metric("pleach_spec_decode_accepted_tokens_total") > 0.0);
     assert!(!server.log().contains("ERROR"), "{}", server.log());
 }
 

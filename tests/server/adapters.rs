@@ -181,10 +181,6 @@ fn what_cannot_be_served_is_said_at_the_start() {
         let error = load(&tiny.config(&flags)).err().expect("refused").to_string();
         assert!(error.contains(&format!("--lora {name}: ")) && error.contains(said), "{error}");
     }
-    // CUDA devices are not even looked for.
-    let lora = format!("x={one}");
-    let error = load(&tiny.config(&["--device", "cuda", "--lora", &lora])).err().unwrap();
-    assert!(error.to_string().contains("use `--device cpu`"), "{error}");
     for wrong in ["x", "=x", "x=", "a=b,c"] {
         let error = Args::try_parse_from(["pleach", "--lora", wrong]).unwrap_err().to_string();
         assert!(error.contains("--lora") && error.contains("sql=adapters/sql"), "{error}");

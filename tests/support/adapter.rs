@@ -12,10 +12,22 @@ use safetensors::tensor::TensorView;
 /// Writes an adapter of all modules of a model, of random factors. What it adds is about `size` times as large as a
 /// matrix whose products keep the size of their inputs.
 pub fn write_adapter(folder: &Path, config: &ModelConfig, seed: u64, rank: usize, size: f32) {
+    write_adapter_of(folder, config, seed, rank, size, &|_| true);
+}
+
+/// The same of some modules alone, by their names within a block.
+pub fn write_adapter_of(
+    folder: &Path,
+    config: &ModelConfig,
+    seed: u64,
+    rank: usize,
+    size: f32,
+    adapts: &dyn Fn(&str) -> bool,
+) {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut tensors = BTreeMap::new();
     for layer in 0..config.num_hidden_layers {
-        for (module, [out, inner]) in matrices(config) {
+        for (module, [out, inner]) in matrices(config).into_iter().filter(|it| adapts(it.0)) {
             for (half, shape, size) in [("A", [rank, inner], 1.0), ("B", [out, rank], size)] {
                 // Uniform numbers whose squares add up to the size along a row.
                 let most = size * (3.0 / shape[1] as f32).sqrt();

@@ -10,12 +10,13 @@ use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sy
 use flate2::read::GzDecoder;
 
 use super::CudaError;
-use super::calls::{Kernel, Plan, Unfit};
+use super::calls::{Kernel, Launch, Plan, Unfit};
 
 /// The kernels as PTX, which the driver compiles for its device.
-const IMAGES: [&[u8]; 4] = [
+const IMAGES: [&[u8]; 5] = [
     include_bytes!("../../cuda/ptx/attention.ptx.gz"),
     include_bytes!("../../cuda/ptx/fused.ptx.gz"),
+    include_bytes!("../../cuda/ptx/low_rank.ptx.gz"),
     include_bytes!("../../cuda/ptx/matmul.ptx.gz"),
     include_bytes!("../../cuda/ptx/verify.ptx.gz"),
 ];
@@ -49,6 +50,12 @@ pub(super) fn failed(what: &'static str) -> impl Fn(DriverError) -> CudaError {
         }
         _ => CudaError::Failed { what, reason: text(error) },
     }
+}
+
+/// The launches of a plan, where the kernel takes its sizes.
+fn fitting<A>(what: &'static str, plan: Plan<A>) -> Result<Vec<Launch<A>>, CudaError> {
+    let reason = "the kernel does not take these sizes";
+    plan.map_err(|Unfit| CudaError::Argument { what, reason: reason.into() })
 }
 
 impl Device {
@@ -117,6 +124,15 @@ impl Device {
         self.context.bind_to_thread().map_err(failed("choosing the device"))
     }
 
+    /// Loads the kernels of a plan: whoever starts them later needs no memory for them.
+    pub(super) fn prepare<A>(&self, what: &'static str, plan: Plan<A>) -> Result<(), CudaError> {
+        self.enter()?;
+        for launch in fitting(what, plan)? {
+            self.kernels.function(launch.kernel).map_err(failed(what))?;
+        }
+        Ok(())
+    }
+
     /// Starts what a plan says.
     ///
     /// # Safety
@@ -126,10 +142,7 @@ impl Device {
         what: &'static str,
         plan: Plan<A>,
     ) -> Result<(), CudaError> {
-        let launches = plan.map_err(|Unfit| CudaError::Argument {
-            what,
-            reason: "the kernel does not take these sizes".into(),
-        })?;
+        let launches = fitting(what, plan)?;
         self.enter()?;
         for mut launch in launches {
             let function = self.kernels.function(launch.kernel).map_err(failed(what))?;

@@ -177,6 +177,12 @@ functions! {
         unsafe { start(plan) }
     }
 
+    fn add_low_rank(low_rank: &calls::LowRank, ranks: i64, dtype: c_int) -> c_int {
+        let plan = of(&FLOATS, dtype).and_then(|dtype| calls::add_low_rank(*low_rank, ranks, dtype));
+        // SAFETY: as above.
+        unsafe { start(plan) }
+    }
+
     fn verify(verify: &calls::Verify, rows: i64) -> c_int {
         // SAFETY: as above.
         unsafe { start(calls::verify(*verify, rows)) }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaGraph, sys};
 
 use super::device::failed;
-use super::{Batch, CudaError, Device, Tensor};
+use super::{AdaptedRows, Batch, CudaError, Device, Tensor};
 
 const RECORDING: &str = "recording a pass";
 
@@ -17,11 +17,16 @@ const MOST: usize = 64;
 pub struct PassKey(Vec<usize>);
 
 impl PassKey {
-    /// The key of a pass over these rows in these tensors.
+    /// The key of a pass over these rows in these tensors, some of which may go through adapters.
     #[must_use]
-    pub fn new<'a>(batch: &Batch, tensors: impl IntoIterator<Item = &'a Tensor>) -> Self {
+    pub fn new<'a>(
+        batch: &Batch,
+        tensors: impl IntoIterator<Item = &'a Tensor>,
+        adapted: Option<&AdaptedRows>,
+    ) -> Self {
         let mut key = batch.layout();
         key.extend(tensors.into_iter().flat_map(|tensor| [tensor.rows, tensor.address() as usize]));
+        key.extend(adapted.into_iter().flat_map(AdaptedRows::layout));
         Self(key)
     }
 }

@@ -82,14 +82,19 @@ impl Memory {
 
     /// Copies `bytes` to the start of the memory, and waits for it.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), CudaError> {
-        assert!(bytes.len() <= self.bytes, "{} bytes into {}", bytes.len(), self.bytes);
+        self.write_at(0, bytes)
+    }
+
+    /// The same, to `offset` bytes behind the start.
+    pub(super) fn write_at(&mut self, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
+        assert!(offset + bytes.len() <= self.bytes, "{} bytes into {}", bytes.len(), self.bytes);
         if bytes.is_empty() {
             return Ok(());
         }
         self.device.enter()?;
-        let stream = self.device.stream.cu_stream();
+        let (to, stream) = (self.address + offset as u64, self.device.stream.cu_stream());
         // SAFETY: both hold as many bytes, and the host's outlive the copy, which is waited for.
-        let copied = unsafe { result::memcpy_htod_async(self.address, bytes, stream) };
+        let copied = unsafe { result::memcpy_htod_async(to, bytes, stream) };
         let done = self.device.synchronize();
         copied.map_err(failed("copying to the device"))?;
         done

@@ -184,9 +184,9 @@ impl CudaAttached {
         };
         own.set_rows(computed)?;
         let eps = config.rms_norm_eps as f32;
-        let pass = Pass { device, eps };
+        let pass = Pass { device, eps, adapted: None };
         let used = buffers.tensors().into_iter().chain([&*logits, states, own]);
-        let key = PassKey::new(&buffers.batch, used);
+        let key = PassKey::new(&buffers.batch, used, None);
         graphs.run(key, &mut || {
             device.embed(embedding, 1.0, &buffers.batch, &mut buffers.hidden)?;
             device.add_rms_norm(&mut buffers.hidden, None, ones, None, &mut buffers.normed, eps)?;

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::adapters::CudaAdapters;
 use super::layer::{Layer, Stack};
 use crate::kv_cache::BLOCK_SIZE;
-use crate::model::ModelConfig;
+use crate::model::{AdapterShapes, ModelConfig};
 use pleach_kernels::DType;
 use pleach_kernels::cuda::{Device, KvFormat, KvLayer, Table, Tensor};
 
@@ -20,6 +21,9 @@ pub struct CudaDecoder {
     pub(super) norm: Tensor,
     pub(super) head: Arc<Stack>,
     pub(super) draft_vocab: Option<Arc<[u32]>>,
+    /// What LoRA adapters of the blocks must fit.
+    pub(super) adapter_shapes: Arc<AdapterShapes>,
+    pub(super) adapters: CudaAdapters,
 }
 
 impl CudaDecoder {
@@ -33,6 +37,18 @@ impl CudaDecoder {
     #[must_use]
     pub fn device(&self) -> &Arc<Device> {
         &self.device
+    }
+
+    /// What adapters of its blocks must fit.
+    #[must_use]
+    pub fn adapter_shapes(&self) -> &Arc<AdapterShapes> {
+        &self.adapter_shapes
+    }
+
+    /// Where its adapters lie.
+    #[must_use]
+    pub fn adapters(&self) -> &CudaAdapters {
+        &self.adapters
     }
 
     /// Rows of the output head.

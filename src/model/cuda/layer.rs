@@ -1,8 +1,11 @@
 //! Blocks of a decoder on a device, and a pass through them.
 
+use std::ops::Range;
+
 use super::workspace::Buffers;
+use crate::checkpoint::architecture::MATRICES;
 use pleach_kernels::cuda::{
-    AttentionInputs, CudaError, Delta, Device, KvLayer, QkvInputs, Tensor, Weights,
+    AdaptedRows, AttentionInputs, CudaError, Delta, Device, KvLayer, QkvInputs, Tensor, Weights,
 };
 use pleach_kernels::{Activation, AttentionShape};
 
@@ -22,8 +25,31 @@ impl Stack {
         x: &Tensor,
         out: &mut Tensor,
     ) -> Result<(), CudaError> {
+        self.multiply(device, x, out)?;
+        self.add_bias(device, out)
+    }
+
+    /// The same of `matrices` of the model, with what rows' adapters add to them.
+    fn project_adapted(
+        &self,
+        pass: &Pass<'_>,
+        matrices: Range<usize>,
+        x: &Tensor,
+        out: &mut Tensor,
+    ) -> Result<(), CudaError> {
+        self.multiply(pass.device, x, out)?;
+        if let Some(rows) = pass.adapted {
+            pass.device.add_low_rank(rows, matrices, x, out)?;
+        }
+        self.add_bias(pass.device, out)
+    }
+
+    fn multiply(&self, device: &Device, x: &Tensor, out: &mut Tensor) -> Result<(), CudaError> {
         let mut parts = self.parts.iter();
-        parts.try_for_each(|(column, weights)| device.matmul(weights, x, out, *column))?;
+        parts.try_for_each(|(column, weights)| device.matmul(weights, x, out, *column))
+    }
+
+    fn add_bias(&self, device: &Device, out: &mut Tensor) -> Result<(), CudaError> {
         self.bias.as_ref().map_or(Ok(()), |bias| device.add_bias(out, bias))
     }
 
@@ -55,6 +81,8 @@ pub(super) struct Layer {
 pub(super) struct Pass<'a> {
     pub(super) device: &'a Device,
     pub(super) eps: f32,
+    /// Rows that go through adapters, where any does.
+    pub(super) adapted: Option<&'a AdaptedRows>,
 }
 
 /// A block of a pass, over its keys and values.
@@ -77,18 +105,24 @@ impl Layer {
     }
 
     /// Computes the rows of `normed`, which are those of `hidden` behind the input norm, adds what attention adds to
-    /// `hidden`, and leaves in `delta` what is to be added next.
+    /// `hidden`, and leaves in `delta` what is to be added next. `block` is its place in its model.
     fn forward(
         &self,
         pass: &Pass<'_>,
+        block: usize,
         cache: &mut KvLayer,
         rotations: Option<&Tensor>,
         buffers: &mut Buffers,
     ) -> Result<(), CudaError> {
-        let &Pass { device, eps } = pass;
+        let &Pass { device, eps, .. } = pass;
+        // Of the matrices that adapters know, in their order.
+        let matrices = |own: Range<usize>| {
+            let first = block * MATRICES.len();
+            first + own.start..first + own.end
+        };
         let Buffers { batch, hidden, normed, qkv, q, attended, delta, gate_up, inner, partial } =
             buffers;
-        self.qkv.project(device, normed, qkv)?;
+        self.qkv.project_adapted(pass, matrices(0..3), normed, qkv)?;
         let inputs = QkvInputs {
             bias: self.qkv_bias.as_ref(),
             qk_norm: self.qk_norm.as_ref(),
@@ -97,12 +131,12 @@ impl Layer {
         };
         device.qkv_rope_write(qkv, &inputs, batch, q, cache)?;
         device.paged_attention(&AttentionInputs { q, cache }, batch, partial, attended)?;
-        self.output.project(device, attended, delta)?;
+        self.output.project_adapted(pass, matrices(3..4), attended, delta)?;
         let attention = Delta { values: delta, norm: self.attention_norm.as_ref() };
         device.add_rms_norm(hidden, Some(attention), &self.post_norm, None, normed, eps)?;
-        self.gate_up.project(device, normed, gate_up)?;
+        self.gate_up.project_adapted(pass, matrices(4..6), normed, gate_up)?;
         device.gate_mul(self.activation, gate_up, inner)?;
-        self.down.project(device, inner, delta)
+        self.down.project_adapted(pass, matrices(6..7), inner, delta)
     }
 }
 
@@ -125,7 +159,7 @@ pub(super) fn run_blocks<'a>(
         };
         pass.device.add_rms_norm(hidden, delta, &layer.input_norm, None, normed, pass.eps)?;
         observe(index, buffers)?;
-        layer.forward(pass, cache, rotations, buffers)?;
+        layer.forward(pass, index, cache, rotations, buffers)?;
         before = Some(layer);
     }
     Ok(())

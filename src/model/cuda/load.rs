@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use super::adapters::CudaAdapters;
 use super::attached::{CudaAttached, Parts, Projection};
 use super::decoder::CudaDecoder;
 use super::draft::CudaDraft;
 use super::layer::{Layer, Stack};
 use super::lender::CudaLender;
+use crate::checkpoint::architecture::MATRICES;
 use crate::checkpoint::{Checkpoint, RawTensor, TensorInfo};
 use crate::model::decoder::{check_draft, check_shape};
-use crate::model::{ModelConfig, ModelError, PROJECTIONS, tensor_names};
+use crate::model::{AdapterShapes, ModelConfig, ModelError, PROJECTIONS, tensor_names};
 use pleach_kernels::DType;
 use pleach_kernels::cuda::{Device, HEAD_DIMS, KvFormat, Table, Tensor, Weights};
 
@@ -211,7 +213,10 @@ impl Loader<'_> {
         let (layers, norm) = self.blocks()?;
         let (device, dtype) = (Arc::clone(self.device), self.dtype);
         let config = self.checkpoint.config.clone();
+        let shapes = vec![matrix_shapes(&config); config.num_hidden_layers];
         Ok(CudaDecoder {
+            adapters: CudaAdapters::new(&device),
+            adapter_shapes: Arc::new(AdapterShapes::new(shapes)),
             device,
             config,
             dtype,
@@ -223,6 +228,14 @@ impl Loader<'_> {
             draft_vocab,
         })
     }
+}
+
+/// Shapes of the matrices of a block, `[out, in]`, in the order of [`MATRICES`].
+fn matrix_shapes(config: &ModelConfig) -> [[usize; 2]; MATRICES.len()] {
+    let (hidden, inner, dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
+    let (q, kv) = (config.num_attention_heads * dim, config.num_key_value_heads * dim);
+    let (narrow, wide) = ([kv, hidden], [inner, hidden]);
+    [[q, hidden], narrow, narrow, [hidden, q], wide, wide, [hidden, inner]]
 }
 
 /// The name of the output head's matrix, less `.weight`.

@@ -3,6 +3,7 @@
 //!
 //! Its logits differ from the CPU's by rounding, but a row's bits depend on its own context alone here too.
 
+mod adapters;
 mod attached;
 mod decoder;
 mod draft;
@@ -15,6 +16,8 @@ mod states;
 mod verify;
 mod workspace;
 
+pub(super) use adapters::CudaAdapter;
+pub use adapters::CudaAdapters;
 pub use attached::CudaAttached;
 pub use decoder::CudaDecoder;
 pub use draft::CudaDraft;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::adapters::CudaAdapters;
 use super::attached::{CudaAttached, TargetCache};
 use super::decoder::CudaDecoder;
 use super::layer::{Block, Layer, Pass, run_blocks};
@@ -10,10 +11,12 @@ use super::verify;
 use super::workspace::{Buffers, PassBounds, Workspace};
 use crate::kv_cache::BLOCK_SIZE;
 use crate::model::{
-    AttachedForward, DraftInput, Drafter, Forward, ModelConfig, OutOfMemory, RoundResult, Rows,
-    VerifyTask,
+    AdapterShapes, AttachedForward, DraftInput, Drafter, Forward, ModelConfig, OutOfMemory,
+    RoundResult, Rows, VerifyTask,
 };
-use pleach_kernels::cuda::{CudaError, Device, Graphs, KvLayer, PassKey, Verifier};
+use pleach_kernels::cuda::{
+    AdaptedRows, Batch, CudaError, Device, Graphs, KvLayer, PassKey, Verifier,
+};
 
 /// Owns a decoder on a device, its K/V cache and its work space, and perhaps a drafter that reads them.
 pub struct CudaRunner {
@@ -25,6 +28,8 @@ pub struct CudaRunner {
     num_blocks: usize,
     workspace: Workspace,
     verifier: Verifier,
+    /// Of the last pass of which any row went through an adapter.
+    adapted: AdaptedRows,
     /// The last pass's `logit_rows`: in these rows `delta` is in `hidden` already.
     logit_rows: Vec<u32>,
     attached: Option<Box<CudaAttached>>,
@@ -45,6 +50,7 @@ impl CudaRunner {
         let workspace = Workspace::new(device, config, decoder.dtype, decoder.head_rows())?;
         let norm = decoder.norm.row(0)?;
         let verifier = Verifier::new(device)?;
+        let adapted = AdaptedRows::new(device);
         let mut runner = Self {
             decoder,
             rotations,
@@ -53,6 +59,7 @@ impl CudaRunner {
             num_blocks: 0,
             workspace,
             verifier,
+            adapted,
             logit_rows: Vec::new(),
             attached: None,
         };
@@ -93,12 +100,15 @@ impl CudaRunner {
     /// # Errors
     /// If the device has too little memory, or fails.
     pub fn reserve(&mut self, bounds: PassBounds) -> Result<(), CudaError> {
-        let Self { decoder, rotations, workspace, verifier, .. } = self;
+        let Self { decoder, rotations, workspace, verifier, adapted, .. } = self;
         let positions = rotations.positions();
         workspace.reserve(&decoder.device, &decoder.layers[0].attention, bounds, positions)?;
         let PassBounds { sequences, logit_rows, decides, drafted, .. } = bounds;
         if decides {
             verifier.reserve(sequences, logit_rows, decoder.head_rows(), drafted)?;
+        }
+        if bounds.adapted {
+            adapted.reserve(Batch::rows_for(bounds.rows), decoder.dtype)?;
         }
         for rows in bounds.first_passes(self.num_blocks, positions) {
             if bounds.decides {
@@ -179,13 +189,14 @@ impl CudaRunner {
 
     /// Starts a pass; its logits stay on the device, and what a drafter reads of it.
     fn pass(&mut self, rows: &Rows) -> Result<(), CudaError> {
-        let Self { decoder, rotations, cache, workspace, attached, .. } = self;
+        let Self { decoder, rotations, cache, workspace, attached, adapted, .. } = self;
         let CudaDecoder { device, config, layers, embedding, norm, head, .. } = &*decoder;
         let Workspace { buffers, logits, graphs, .. } = workspace;
         let eps = config.rms_norm_eps as f32;
         let bounds = [self.num_blocks, rotations.positions()];
         buffers.set(device, rows, &layers[0].attention, bounds)?;
         let [computed, wanted] = [buffers.batch.rows(), buffers.batch.wanted()];
+        let adapted = adapt(&decoder.adapters, adapted, rows, computed)?;
         logits.set_rows(wanted)?;
         let mut states = attached.as_mut().map(|drafter| &mut drafter.target);
         if let Some(states) = &mut states {
@@ -193,8 +204,8 @@ impl CudaRunner {
         }
         let kept = states.iter().flat_map(|states| states.tensors());
         let used = buffers.tensors().into_iter().chain([&*logits]).chain(kept);
-        let key = PassKey::new(&buffers.batch, used);
-        let pass = Pass { device, eps };
+        let key = PassKey::new(&buffers.batch, used, adapted);
+        let pass = Pass { device, eps, adapted };
         let embedding_scale = config.design.embedding_scale.unwrap_or(1.0);
         graphs.run(key, &mut || {
             device.embed(embedding, embedding_scale, &buffers.batch, &mut buffers.hidden)?;
@@ -241,7 +252,7 @@ impl CudaRunner {
     ) -> Result<(), CudaError> {
         assert!(self.attached.is_none(), "a drafter reads nothing of such a pass");
         check_tokens(rows, self.decoder.config.vocab_size);
-        let Self { decoder, rotations, cache, workspace, .. } = self;
+        let Self { decoder, rotations, cache, workspace, adapted, .. } = self;
         let CudaDecoder { device, config, layers, embedding, norm, .. } = &*decoder;
         let Workspace { buffers, on_host, .. } = workspace;
         let eps = config.rms_norm_eps as f32;
@@ -253,7 +264,8 @@ impl CudaRunner {
             observe(blocks, on_host.read_rows(&buffers.hidden, std::iter::once(0..rows.len()))?);
             Ok(())
         };
-        let pass = Pass { device, eps };
+        let adapted = adapt(&decoder.adapters, adapted, rows, buffers.batch.rows())?;
+        let pass = Pass { device, eps, adapted };
         run_blocks(&pass, blocks(layers, cache, rotations), buffers, false, &mut show)?;
         let Buffers { hidden, normed, delta, .. } = &mut *buffers;
         let rest = layers.last().map(|layer| layer.rest(delta));
@@ -336,6 +348,23 @@ impl CudaRunner {
 /// What is left to say of a runner's drafter where `attached` has given it away.
 const ATTACHED: &str = "invariant: `attached` gives a runner with a drafter";
 
+/// Takes on the adapters of a pass that computes so many rows; nothing where no row goes through one.
+fn adapt<'a>(
+    adapters: &CudaAdapters,
+    adapted: &'a mut AdaptedRows,
+    rows: &Rows,
+    computed: usize,
+) -> Result<Option<&'a AdaptedRows>, CudaError> {
+    adapters.forget();
+    if rows.adapted().is_empty() {
+        return Ok(None);
+    }
+    let parts = rows.adapted().iter();
+    let parts = parts.map(|(rows, adapter)| (rows.clone(), adapter.on_cuda().factors()));
+    adapted.set(computed, parts)?;
+    Ok(Some(adapted))
+}
+
 /// The blocks of a pass, each over its keys and values.
 fn blocks<'a>(
     layers: &'a [Layer],
@@ -381,6 +410,10 @@ impl Forward for CudaRunner {
 
     fn draft_vocab(&self) -> Option<&Arc<[u32]>> {
         self.decoder.draft_vocab.as_ref()
+    }
+
+    fn adapter_shapes(&self) -> Option<&Arc<AdapterShapes>> {
+        Some(&self.decoder.adapter_shapes)
     }
 
     fn forward(&mut self, rows: &Rows) -> Result<&[f32], OutOfMemory> {

@@ -20,6 +20,8 @@ pub struct PassBounds {
     pub decides: bool,
     /// Whether a draft model drafts for these rounds.
     pub drafted: bool,
+    /// Whether rows may go through adapters.
+    pub adapted: bool,
 }
 
 impl PassBounds {

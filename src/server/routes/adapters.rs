@@ -36,8 +36,7 @@ pub(crate) async fn load(
     })?;
     check_name(models, &serving, &name, load_inplace)?;
     let loader = serving.adapters.loader.clone().ok_or_else(|| {
-        let message =
-            format!("`{}` computes on a device that computes no adapters", serving.name());
+        let message = format!("the adapters of `{}` cannot be changed", serving.name());
         ApiError::invalid("lora_name", message)
     })?;
     let success = format!("Success: LoRA adapter '{name}' added successfully.");

@@ -3,6 +3,7 @@
 
 mod attention;
 mod fused;
+mod low_rank;
 mod matmul;
 mod verify;
 
@@ -12,6 +13,7 @@ pub(super) use fused::{
     Bias, Cap, Embed, GELU_TANH, Gate, Norm, Qkv, Rope, SILU, add_bias, add_rms_norm, embed,
     gate_mul, qkv_rope_write, soft_cap,
 };
+pub(super) use low_rank::{Factors, LowRank, MATRICES, RANKS, add_low_rank};
 pub(super) use matmul::{Pack, Product, matmul, pack, packed_bytes};
 pub(super) use verify::{Scatter, Verify, scatter, verify};
 
