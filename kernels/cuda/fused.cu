@@ -96,7 +96,7 @@ __device__ __forceinline__ float scale_of(float largest) {
 
 /// The nearest code, an even one where two are as near; 0 where there is none.
 __device__ __forceinline__ int8_t code_of(float x, float scale) {
-    // 1.5 * 2^23 and an integer: its lower bits are those of the integer.
+    // 1.5 * 2^23 and an integer: its lower bits are those of the integer. Of a GPU's NaN, all are set.
     return int8_t(scale < INFINITY ? __float_as_uint(add(x / scale, 12582912.0f)) & 255 : 0);
 }
 

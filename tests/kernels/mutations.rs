@@ -117,10 +117,10 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
         "rope",
     )),
     slow(bug(
-        "codes of what is no number",
+        "codes rounded down",
         "fused.cu",
-        "scale < INFINITY ? __float_as_uint(add(x / scale, 12582912.0f)) & 255 : 0",
-        "__float_as_uint(add(x / scale, 12582912.0f)) & 255",
+        "add(x / scale, 12582912.0f)",
+        "add(x / scale - 0.5f, 12582912.0f)",
         "rope",
     )),
     slow(bug(
