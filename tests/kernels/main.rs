@@ -39,6 +39,15 @@ const SANITIZERS: [&str; 2] = ["-fsanitize=address,undefined", "-fno-sanitize-re
 /// The library of C++ tests that a process is to run, instead of its own.
 const LIBRARY: &str = "PLEACH_KERNEL_TESTS";
 
+/// So many of the models, drawn anew in every run; all with PLEACH_ALL_MODELS set.
+fn drawn<T>(mut models: Vec<T>, most: usize) -> Vec<T> {
+    if std::env::var_os("PLEACH_ALL_MODELS").is_none() {
+        fastrand::shuffle(&mut models);
+        models.truncate(most);
+    }
+    models
+}
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
