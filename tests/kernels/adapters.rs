@@ -271,7 +271,7 @@ pub(crate) fn what_does_not_fit_is_refused() {
         |device, shapes: &[[usize; 2]]| LowRankAdapter::new(device, &layout(shapes, 3)).unwrap();
     let shapes = [[8, 32], [4, 32], [6, 64]];
     let own = adapter(&device, &shapes);
-    let mut rows = AdaptedRows::new(&device);
+    let mut rows = AdaptedRows::new(&device).unwrap();
     let tensor = |dtype, [rows, cols]: [usize; 2]| Tensor::new(&device, dtype, rows, cols).unwrap();
     let refused = |result: Result<(), CudaError>, expected: &str| {
         let error = result.unwrap_err();

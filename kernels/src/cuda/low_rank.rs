@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::calls::{self, Address, MATRICES, RANKS};
 use super::memory::Memory;
+use super::staging::Staging;
 use super::{CudaError, Device, Tensor};
 use crate::DType;
 
@@ -119,7 +120,9 @@ impl LowRankAdapter {
 pub struct AdaptedRows {
     /// u64 `[rows]`: the table of each row's adapter, or 0.
     adapters: Memory,
-    staging: Vec<Address>,
+    /// What the memory is given.
+    of_rows: Vec<Address>,
+    staging: Staging,
     sums: Memory,
     shapes: Arc<[[usize; 2]]>,
     /// The most ranks that any of the adapters has for a matrix, rounded up to a power of two.
@@ -128,15 +131,18 @@ pub struct AdaptedRows {
 
 impl AdaptedRows {
     /// No rows.
-    #[must_use]
-    pub fn new(device: &Arc<Device>) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// If there is no memory left.
+    pub fn new(device: &Arc<Device>) -> Result<Self, CudaError> {
+        Ok(Self {
             adapters: Memory::none(device),
-            staging: Vec::new(),
+            of_rows: Vec::new(),
+            staging: Staging::new(device)?,
             sums: Memory::none(device),
             shapes: Arc::new([]),
             ranks: Vec::new(),
-        }
+        })
     }
 
     /// Makes room for passes of so many rows whose activations have this format: they take no memory then.
@@ -162,8 +168,8 @@ impl AdaptedRows {
         rows: usize,
         parts: impl IntoIterator<Item = (Range<usize>, &'a LowRankAdapter)>,
     ) -> Result<(), CudaError> {
-        self.staging.clear();
-        self.staging.resize(rows, 0);
+        self.of_rows.clear();
+        self.of_rows.resize(rows, 0);
         self.ranks.clear();
         for (own, adapter) in parts {
             if self.ranks.is_empty() {
@@ -175,7 +181,7 @@ impl AdaptedRows {
                 let reason = "adapters of another model, or of another device".into();
                 return Err(CudaError::Argument { what: WHAT, reason });
             }
-            self.staging[own].fill(adapter.memory.address);
+            self.of_rows[own].fill(adapter.memory.address);
             for (most, rank) in self.ranks.iter_mut().zip(&adapter.ranks) {
                 *most = (*most).max(*rank);
             }
@@ -185,9 +191,9 @@ impl AdaptedRows {
         }
         let most = self.ranks.iter().copied().max().unwrap_or(0).min(RANKS);
         self.sums.reserve(rows * MATRICES * most * size_of::<f32>())?;
-        let bytes: &[u8] = bytemuck::cast_slice(&self.staging);
+        let bytes: &[u8] = bytemuck::cast_slice(&self.of_rows);
         self.adapters.reserve(bytes.len())?;
-        self.adapters.write(bytes)
+        self.staging.send(bytes, &mut self.adapters)
     }
 
     /// Every number and place that launches over the rows are given, but their number.
@@ -212,7 +218,7 @@ impl Device {
         out: &mut Tensor,
     ) -> Result<(), CudaError> {
         let ([count, inputs], [_, width]) = (x.shape(), out.shape());
-        let AdaptedRows { adapters, staging, sums, shapes, ranks } = rows;
+        let AdaptedRows { adapters, of_rows, sums, shapes, ranks, .. } = rows;
         let (Some(shapes), Some(ranks)) =
             (shapes.get(matrices.clone()), ranks.get(matrices.clone()))
         else {
@@ -223,7 +229,7 @@ impl Device {
         let fits = shapes.iter().all(|[_, own]| *own == inputs)
             && (1..=MATRICES).contains(&outputs.len())
             && outputs.iter().sum::<i64>() == width as i64
-            && (staging.len(), x.dtype) == (count, out.dtype)
+            && (of_rows.len(), x.dtype) == (count, out.dtype)
             && out.rows == count;
         let here = [&adapters.device, &x.memory.device, &out.memory.device]
             .iter()
@@ -235,7 +241,7 @@ impl Device {
                 x.shape(),
                 out.dtype,
                 out.shape(),
-                staging.len()
+                of_rows.len()
             );
             return Err(CudaError::Argument { what: WHAT, reason });
         }

@@ -50,7 +50,7 @@ impl CudaRunner {
         let workspace = Workspace::new(device, config, decoder.dtype, decoder.head_rows())?;
         let norm = decoder.norm.row(0)?;
         let verifier = Verifier::new(device)?;
-        let adapted = AdaptedRows::new(device);
+        let adapted = AdaptedRows::new(device)?;
         let mut runner = Self {
             decoder,
             rotations,
