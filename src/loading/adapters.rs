@@ -178,18 +178,17 @@ impl AdapterLoader {
         let layout = self.shapes.lay_out(&adapter)?;
         drop(adapter);
         let _turn = turns.take();
-        check_device_memory(layout.bytes() as u64, adapters.free()? as u64)?;
+        if let Some([needed, left]) = lacking(layout.bytes() as u64, adapters.free()? as u64) {
+            return Err(AdapterLoadError::DeviceMemory { needed, left });
+        }
         Ok(LoadedAdapter::new(name, path, layout.load(adapters)?))
     }
 }
 
-/// Whether an adapter of so many bytes fits into what is left of a device, of which a tenth is for the rows of a pass.
-fn check_device_memory(needed: u64, left: u64) -> Result<(), AdapterLoadError> {
-    if needed > left / 10 * 9 {
-        let (needed, left) = (needed.div_ceil(1_000_000), left / 1_000_000);
-        return Err(AdapterLoadError::DeviceMemory { needed, left });
-    }
-    Ok(())
+/// Megabytes that are needed and left, where that is too little for so many bytes: a tenth of what is left is for the rows
+/// of a pass.
+pub(super) fn lacking(needed: u64, left: u64) -> Option<[u64; 2]> {
+    (needed > left / 10 * 9).then_some([needed.div_ceil(1_000_000), left / 1_000_000])
 }
 
 /// Whether there is room to read an adapter beside caches, where the process holds so many bytes of `others`: a file of

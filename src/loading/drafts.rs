@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::adapters::{LoadedBeside, bytes_of};
+use super::adapters::{LoadedBeside, bytes_of, lacking};
 use super::error::LoadError;
 use super::on_cuda::load_cuda_draft;
 use super::opened::stretch_positions;
@@ -82,13 +82,10 @@ pub(super) fn open(
     Ok(checkpoint)
 }
 
-/// Checks that a draft of so many bytes fits into what is left, of which a tenth is for the rows of a pass.
+/// Checks that a draft of so many bytes fits into what is left beside the rows of a pass.
 fn check_memory(needed: u64, left: u64) -> Result<(), LoadError> {
-    if needed > left / 10 * 9 {
-        let (needed, left) = (needed.div_ceil(1_000_000), left / 1_000_000);
-        return Err(LoadError::DraftMemory { needed, left });
-    }
-    Ok(())
+    lacking(needed, left)
+        .map_or(Ok(()), |[needed, left]| Err(LoadError::DraftMemory { needed, left }))
 }
 
 /// Loads drafts of a model in the processor's memory, also while it serves.
