@@ -221,7 +221,8 @@ fn engine(args: &Args, device: &Arc<Device>, config: &ModelConfig, format: DType
     let (blocks, states) = ([layers - 2, layers - 1], [layers / 3, 2 * layers / 3, layers]);
     let mut random = fastrand::Rng::with_seed(2);
     let mut projection = |shape: [usize; 2]| random_tensor(&mut random, format, &shape, 1.0);
-    write_attached(&path, &draft_path, &blocks, &states, &mut projection);
+    let neurons = config.intermediate_size;
+    write_attached(&path, &draft_path, &blocks, neurons, &states, &mut projection);
     let target = CudaDecoder::load_with(&mut checkpoint, device, cache)?;
     let draft = target.lender().load_draft(&mut Checkpoint::open(&draft_path)?, &mut checkpoint)?;
     let CudaDraft::Attached(drafter) = draft else { anyhow::bail!("the draft is standalone") };

@@ -32,7 +32,8 @@ fn deep(family: Family) -> ModelConfig {
     ModelConfig { num_hidden_layers: 4, ..config(family) }
 }
 
-/// Writes a random model and a drafter of some of its blocks, which reads these states.
+/// Writes a random model and a drafter of some of its blocks, with half of their neurons where the format has such rows,
+/// which reads these states.
 fn write_random(
     model: &Path,
     draft: &Path,
@@ -43,7 +44,10 @@ fn write_random(
 ) {
     write_model(model, config, seed, &|_| dtype, &|_| 1.0);
     let mut random = fastrand::Rng::with_seed(seed);
-    write_attached(model, draft, blocks, states, &mut |shape| {
+    let half = config.intermediate_size / 2;
+    let fits = half.is_multiple_of(dtype.block_size());
+    let neurons = if fits { half } else { config.intermediate_size };
+    write_attached(model, draft, blocks, neurons, states, &mut |shape| {
         random_tensor(&mut random, dtype, &shape, 1.0)
     });
 }
@@ -303,7 +307,7 @@ pub(crate) fn drafters_that_do_not_fit_are_refused() {
     write_model(&model, &config(Family::Llama), 1, &|_| DType::BF16, &|_| 1.0);
     let refused = |dtype, blocks: &[u32], states: &[u32]| {
         let mut random = fastrand::Rng::with_seed(2);
-        write_attached(&model, &draft, blocks, states, &mut |shape| {
+        write_attached(&model, &draft, blocks, 96, states, &mut |shape| {
             random_tensor(&mut random, dtype, &shape, 1.0)
         });
         let mut checkpoint = Checkpoint::open(&model).unwrap();

@@ -35,7 +35,7 @@ pub fn write_pair(folder: &Path, config: &ModelConfig, kept: f32) {
     let factor = |name: &str| if adds_nothing(name) { 0.0 } else { 1.0 };
     write_model(&model, &config, 5, &|_| DType::BF16, &factor);
     let mut random = fastrand::Rng::with_seed(6);
-    write_attached(&model, &draft, &[2], &[1, 3], &mut |shape| {
+    write_attached(&model, &draft, &[2], config.intermediate_size, &[1, 3], &mut |shape| {
         of_the_token(&mut random, shape, kept)
     });
 }

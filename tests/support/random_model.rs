@@ -116,11 +116,28 @@ pub fn write_model(
     gguf_file(path, "random", config, &more, &tensors).unwrap();
 }
 
-/// Writes a drafter of a model: some of its blocks behind projections of these states, and a head of three of four tokens.
+/// The first `kept` neurons of a tensor of a feed-forward part; any other as it is.
+fn narrowed(name: &str, tensor: RawTensor, kept: usize) -> RawTensor {
+    let RawTensor { dtype, mut shape, mut data } = tensor;
+    let row = data.len() / shape[0];
+    if name.contains("mlp.gate_proj") || name.contains("mlp.up_proj") {
+        shape[0] = kept;
+        data.truncate(kept * row);
+    } else if name.ends_with("mlp.down_proj.weight") {
+        shape[1] = kept;
+        let left = dtype.bytes_for(kept).unwrap();
+        data = data.chunks_exact(row).flat_map(|row| &row[..left]).copied().collect();
+    }
+    RawTensor { dtype, shape, data }
+}
+
+/// Writes a drafter of a model: some of its blocks, with so many neurons, behind projections of these states, and a head of
+/// three of four tokens.
 pub fn write_attached(
     model: &Path,
     draft: &Path,
     blocks: &[u32],
+    neurons: usize,
     states: &[u32],
     projection: &mut dyn FnMut([usize; 2]) -> RawTensor,
 ) {
@@ -129,7 +146,7 @@ pub fn write_attached(
     let mut tensors = Vec::new();
     for (place, &block) in blocks.iter().enumerate() {
         for name in layer_tensor_names(&config, block as usize, |name| checkpoint.has(name)) {
-            let tensor = checkpoint.tensor(&name).unwrap();
+            let tensor = narrowed(&name, checkpoint.tensor(&name).unwrap(), neurons);
             let (old, new) = (format!("layers.{block}."), format!("layers.{place}."));
             tensors.push((name.replace(&old, &new), tensor));
         }
@@ -141,7 +158,8 @@ pub fn write_attached(
         tensors.push((name.into(), projection([width, inputs * width])));
     }
     let kept: Vec<usize> = blocks.iter().map(|&block| block as usize).collect();
-    let config = config.with_blocks(&kept);
+    let mut config = config.with_blocks(&kept);
+    config.intermediate_size = neurons;
     let vocab: Vec<u32> = (0..config.vocab_size as u32).filter(|id| id % 4 != 3).collect();
     let more = [
         (ATTACHMENT[0], Meta::Numbers(blocks)),

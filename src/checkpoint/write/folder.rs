@@ -101,6 +101,7 @@ pub fn hf_config(
     let name = if map.contains_key("dtype") { "dtype" } else { "torch_dtype" };
     map.insert(name.into(), json!(dtype));
     map.insert("num_hidden_layers".into(), json!(config.num_hidden_layers));
+    map.insert("intermediate_size".into(), json!(config.intermediate_size));
     map.insert("tie_word_embeddings".into(), json!(config.tie_word_embeddings));
     put_windows(&mut map, config, like)?;
     put_embedding_scale(&mut map, config, dtype);
@@ -185,7 +186,6 @@ fn of_config(config: &ModelConfig, like: &Checkpoint) -> Map<String, Json> {
         "hidden_act": activation(config),
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
         "num_attention_heads": config.num_attention_heads,
         "num_key_value_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,

@@ -3,24 +3,18 @@
 use std::io;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use pleach::checkpoint::{Checkpoint, sha256};
+use anyhow::{Context, Result};
+use pleach::checkpoint::sha256;
 use pleach::cli::DeviceChoice;
 use pleach::model::{Attachment, ModelConfig, PROJECTIONS};
 use pleach_kernels::{ThreadPool, rms_norm};
 use pleach_train::{AttachedNetwork, Dataset, TargetStates, Weight};
 
-use crate::shared::chat::Chat;
 use crate::shared::model_args::ModelArgs;
 use crate::shared::place::Place;
 use crate::shared::progress::Progress;
 use crate::shared::ridge::Ridge;
 use crate::shared::states::text_reader;
-use crate::shared::texts::CALIBRATION;
-
-/// Tokens of text in one pass, and such passes.
-const PIECE: usize = 512;
-const PIECES: usize = 24;
 
 /// The blocks that an attached drafter keeps, rising: the last two, which end what the target computes, and before them
 /// some at even distances, whose attention finds in the text what no state of the newest position says.
@@ -35,6 +29,13 @@ pub(crate) fn kept_blocks(total: usize, keep: usize) -> Vec<usize> {
 /// States that an attached drafter reads unless told otherwise: after a third, two thirds and all of the blocks.
 pub(crate) const STATES: usize = 3;
 
+/// Neurons that the feed-forward parts of an attached drafter's blocks keep unless told otherwise: two fifths, in whole
+/// multiples of 64.
+pub(crate) fn neurons(config: &ModelConfig) -> usize {
+    let all = config.intermediate_size;
+    (all * 2).div_ceil(5).next_multiple_of(64).min(all)
+}
+
 /// A drafter of the `kept` blocks that reads so many states, at even depths.
 pub(crate) fn attachment(config: &ModelConfig, kept: &[usize], states: usize) -> Attachment {
     let total = config.num_hidden_layers;
@@ -44,48 +45,48 @@ pub(crate) fn attachment(config: &ModelConfig, kept: &[usize], states: usize) ->
 }
 
 /// The projections of a drafter that is not trained yet: linear maps onto what the first kept block reads in the
-/// target, from what the drafter will read in its place, over some text.
-pub(crate) fn projections(
-    model: &ModelArgs,
-    checkpoint: &mut Checkpoint,
-    mut place: Place,
-    attachment: &Attachment,
-) -> Result<Vec<Weight>> {
-    let tokens = Chat::new(checkpoint)?.encode_text(CALIBRATION, false)?;
-    let mut reader = text_reader(model, checkpoint, &mut place, PIECE)?;
-    let config = checkpoint.config.clone();
-    let width = config.hidden_size;
-    let mut norm = Norm::new(&config);
-    let mut norm = |x: &[f32], out: &mut Vec<f32>| out.extend_from_slice(norm.of(x));
-    let first_block = attachment.blocks[0];
-    let inputs = [1 + attachment.states.len(), 2].map(|parts| parts * width);
-    let mut ridges = inputs.map(|inputs| Ridge::new(inputs, width));
-    let pieces: Vec<&[u32]> = tokens.chunks_exact(PIECE).take(PIECES).collect();
-    ensure!(!pieces.is_empty(), "the text has {} tokens; {PIECE} are needed", tokens.len());
-    let mut progress = Progress::new("projections", pieces.len() as u64);
-    for (done, piece) in pieces.iter().enumerate() {
-        let states = reader.read(piece)?;
-        let row = |state: usize, place: usize| &states[state][place * width..][..width];
+/// target, from what the drafter will read in its place.
+pub(crate) struct Projections<'a> {
+    attachment: &'a Attachment,
+    depth: usize,
+    width: usize,
+    norm: Norm,
+    ridges: [Ridge; 2],
+}
+
+impl<'a> Projections<'a> {
+    pub(crate) fn new(target: &ModelConfig, attachment: &'a Attachment) -> Self {
+        let (depth, width) = (target.num_hidden_layers, target.hidden_size);
+        let ridges = [1 + attachment.states.len(), 2].map(|parts| Ridge::new(parts * width, width));
+        Self { attachment, depth, width, norm: Norm::new(target), ridges }
+    }
+
+    /// Takes the target's states of some text into account.
+    pub(crate) fn observe(&mut self, states: &[Vec<f32>]) -> Result<()> {
+        let Self { attachment, depth, width, norm, ridges: [first, next] } = self;
+        let row = |state: usize, place: usize| &states[state][place * *width..][..*width];
+        let mut norm = |x: &[f32], out: &mut Vec<f32>| out.extend_from_slice(norm.of(x));
         let (mut of_target, mut of_own, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
         // The first position's state is like no other.
-        for place in 1..piece.len() - 1 {
+        for place in 1..states[0].len() / *width - 1 {
             norm(row(0, place + 1), &mut of_target);
             attachment.states.iter().for_each(|&state| norm(row(state, place), &mut of_target));
             norm(row(0, place + 1), &mut of_own);
-            norm(row(config.num_hidden_layers, place), &mut of_own);
-            wanted.extend_from_slice(row(first_block, place + 1));
+            norm(row(*depth, place), &mut of_own);
+            wanted.extend_from_slice(row(attachment.blocks[0], place + 1));
         }
-        let [first, next] = &mut ridges;
         first.observe(&of_target, &wanted)?;
-        next.observe(&of_own, &wanted)?;
-        progress.set(done as u64 + 1, String::new());
+        next.observe(&of_own, &wanted)
     }
-    progress.finish();
-    let solved =
-        ridges.into_iter().zip(PROJECTIONS).zip(inputs).map(|((ridge, name), inputs)| {
-            Ok((name.to_owned(), vec![width, inputs], ridge.solve()?))
-        });
-    solved.collect()
+
+    pub(crate) fn solve(self) -> Result<Vec<Weight>> {
+        let parts = [1 + self.attachment.states.len(), 2];
+        let solved =
+            self.ridges.into_iter().zip(PROJECTIONS).zip(parts).map(|((ridge, name), parts)| {
+                Ok((name.to_owned(), vec![self.width, parts * self.width], ridge.solve()?))
+            });
+        solved.collect()
+    }
 }
 
 /// A norm without weights.

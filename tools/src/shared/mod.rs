@@ -1,6 +1,7 @@
 //! What the commands share.
 
 pub(crate) mod attach;
+pub(crate) mod calibration;
 pub(crate) mod chart;
 pub(crate) mod chat;
 pub(crate) mod endpoint;

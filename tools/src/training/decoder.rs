@@ -165,22 +165,41 @@ impl Layer<'_> {
         hidden: &Tensor,
         attend: impl FnOnce(Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
+        let hidden = self.attended(hidden, attend)?;
+        let fed = self.linear(&self.neurons(&hidden)?, "mlp.down_proj")?;
+        if self.config.design.output_norms {
+            hidden + self.norm(&fed, "post_feedforward_layernorm")?
+        } else {
+            hidden + fed
+        }
+    }
+
+    /// The block's input and what its attention adds, `[rows, hidden]`.
+    pub(super) fn attended(
+        &self,
+        hidden: &Tensor,
+        attend: impl FnOnce(Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let x = self.norm(hidden, "input_layernorm")?;
         let attended = attend(self.qkv(&x)?)?;
         let attended = self.linear(&attended, "self_attn.o_proj")?;
-        let design = &self.config.design;
-        let (added, before_gate) = if design.output_norms {
-            (self.norm(&attended, "post_attention_layernorm")?, "pre_feedforward_layernorm")
+        if self.config.design.output_norms {
+            hidden + self.norm(&attended, "post_attention_layernorm")?
         } else {
-            (attended, "post_attention_layernorm")
+            hidden + attended
+        }
+    }
+
+    /// Activations of the feed-forward part's neurons, `[rows, intermediate]`, behind attention.
+    pub(super) fn neurons(&self, attended: &Tensor) -> Result<Tensor> {
+        let design = &self.config.design;
+        let before = if design.output_norms {
+            "pre_feedforward_layernorm"
+        } else {
+            "post_attention_layernorm"
         };
-        let hidden = (hidden + added)?;
-        let x = self.norm(&hidden, before_gate)?;
-        let fed = self.linear(&x, FUSED[1].0)?;
-        let gated = ops::gate_mul(self.weights.backend(), &fed, design.activation)?;
-        let fed = self.linear(&gated, "mlp.down_proj")?;
-        hidden
-            + if design.output_norms { self.norm(&fed, "post_feedforward_layernorm")? } else { fed }
+        let fed = self.linear(&self.norm(attended, before)?, FUSED[1].0)?;
+        ops::gate_mul(self.weights.backend(), &fed, design.activation)
     }
 
     fn name(&self, module: &str, kind: &str) -> String {

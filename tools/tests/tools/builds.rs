@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Completion, Failed};
+use pleach::checkpoint::Checkpoint;
 use pleach::observe::traffic::Recorded;
 use serde_json::Value;
 
@@ -115,8 +116,12 @@ pub(crate) fn attached_drafters_are_built() {
     assert!(!folder.join("whole/train/target.states").exists());
     let evaluation = json(&folder.join("whole/evaluation.json"));
     assert!(evaluation["draft_step_cost"].as_f64().unwrap() > 0.0);
-    run(folder, &format!("build --from whole/draft.gguf {options} --out more"));
-    assert!(bytes("more/draft.gguf") != bytes("whole/draft.gguf"));
+    let neurons =
+        |draft: &str| Checkpoint::open(&folder.join(draft)).unwrap().config.intermediate_size;
+    assert_eq!(neurons("whole/draft.gguf"), 640);
+    let narrower = "--intermediate-size 320";
+    run(folder, &format!("build --from whole/draft.gguf {narrower} {options} --out more"));
+    assert_eq!(neurons("more/draft.gguf"), 320);
 }
 
 /// A target whose hidden states leave the range of f16, as Gemma's do, has a drafter that can be trained.

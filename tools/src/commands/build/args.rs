@@ -62,6 +62,10 @@ pub(crate) struct Args {
     /// quarter of its FLOPs; with --recipe paper, 26 of 32.
     #[arg(long)]
     pub(crate) keep_blocks: Option<usize>,
+    /// Neurons of the feed-forward parts that stay in these blocks, a multiple of 32. Default: in an attached draft, two
+    /// fifths; else all, and with --from those of the draft.
+    #[arg(long, value_name = "NEURONS")]
+    pub(crate) intermediate_size: Option<usize>,
     /// Rows of the draft's head.
     #[arg(long, default_value_t = 8192)]
     pub(crate) draft_vocab: usize,

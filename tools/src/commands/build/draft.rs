@@ -19,6 +19,7 @@ use crate::commands::pack;
 use crate::commands::prune::{self, DraftKind};
 use crate::commands::report;
 use crate::commands::train;
+use crate::shared::attach;
 use crate::shared::endpoint;
 use crate::shared::measure_args::MeasureArgs;
 use crate::shared::model_folder::save_folder;
@@ -51,13 +52,16 @@ pub(super) fn run(args: &Args) -> Result<()> {
             println!("1/6, 2/6 going on from {}", from.display());
             let blocks = start.config.num_hidden_layers;
             let folder = if from.is_dir() { from.clone() } else { unpack(args, start)? };
-            (folder, blocks)
+            (narrowed(args, folder, &start.config)?, blocks)
         }
         _ if args.draft_kind == DraftKind::Attached => attach(args, config)?,
         _ => {
             let budget = FLOP_SHARE * config.flops_per_token(512, config.vocab_size) as f64;
             let blocks = budget - config.head_flops(args.draft_vocab) as f64;
-            let keep = (blocks / config.block_flops(512) as f64).max(1.0) as usize;
+            let intermediate_size = args.intermediate_size.unwrap_or(config.intermediate_size);
+            let block = ModelConfig { intermediate_size, ..config.clone() }.block_flops(512);
+            let keep =
+                ((blocks / block as f64).max(1.0) as usize).min(config.num_hidden_layers - 1);
             cut(args, config, keep)?
         }
     };
@@ -179,6 +183,22 @@ fn unpack(args: &Args, draft: &mut Checkpoint) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// The draft in a folder, or where --intermediate-size leaves fewer of its neurons, one made of it.
+fn narrowed(args: &Args, folder: PathBuf, config: &ModelConfig) -> Result<PathBuf> {
+    let all = config.intermediate_size;
+    if args.intermediate_size.is_none_or(|wanted| wanted == all) {
+        return Ok(folder);
+    }
+    let pruned = args.out.join("pruned");
+    prune::run(&prune::Args {
+        blocks: None,
+        intermediate_size: args.intermediate_size,
+        from: Some(folder),
+        ..prune::Args::attached(&args.model, args.device.choice, pruned.clone(), 0, 0)
+    })?;
+    Ok(pruned)
+}
+
 /// Blocks that an attached drafter keeps.
 const ATTACHED_BLOCKS: usize = 4;
 
@@ -189,12 +209,10 @@ fn attach(args: &Args, config: &ModelConfig) -> Result<(PathBuf, usize)> {
     ensure!((1..total).contains(&keep), "--keep-blocks must be 1 to {}", total - 1);
     println!("1/6, 2/6 attaching {keep} of {total} blocks");
     let pruned = args.out.join("pruned");
-    prune::run(&prune::Args::attached(
-        &args.model,
-        args.device.choice,
-        pruned.clone(),
-        keep,
-        total,
-    ))?;
+    let neurons = args.intermediate_size.unwrap_or_else(|| attach::neurons(config));
+    prune::run(&prune::Args {
+        intermediate_size: Some(neurons),
+        ..prune::Args::attached(&args.model, args.device.choice, pruned.clone(), keep, total)
+    })?;
     Ok((pruned, keep))
 }

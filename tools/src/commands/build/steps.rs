@@ -61,12 +61,9 @@ pub(super) fn cut(args: &Args, config: &ModelConfig, keep: usize) -> Result<(Pat
     importance::run(&importance::Args::of(&args.model, args.device.choice, measured.clone()))?;
     println!("2/6 cutting {} of {total} blocks", total - keep);
     let pruned = args.out.join("pruned");
-    prune::run(&prune::Args::of(
-        &args.model,
-        args.device.choice,
-        pruned.clone(),
-        total - keep,
-        measured,
-    ))?;
+    prune::run(&prune::Args {
+        intermediate_size: args.intermediate_size,
+        ..prune::Args::of(&args.model, args.device.choice, pruned.clone(), total - keep, measured)
+    })?;
     Ok((pruned, keep))
 }

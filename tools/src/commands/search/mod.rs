@@ -12,6 +12,7 @@ use pleach::checkpoint::write::json_file;
 use pleach::cli::DeviceArgs;
 use pleach::engine::EngineConfig;
 use pleach::kv_cache::blocks_for;
+use pleach::model::ModelConfig;
 use pleach::prompts::{Prompt, VALIDATION_PROMPTS, read_prompts, spread};
 use serde::Serialize;
 
@@ -21,6 +22,7 @@ use crate::commands::importance;
 use crate::commands::pack;
 use crate::commands::prune::{self, DraftKind};
 use crate::commands::train;
+use crate::shared::attach;
 use crate::shared::journal::Journal;
 use crate::shared::manifest::{Manifest, beside};
 use crate::shared::measure_args::MeasureArgs;
@@ -61,6 +63,10 @@ pub(crate) struct Args {
     /// Numbers of blocks to keep: from the first to the second. Default: 1-6, of standalone drafts 2-12.
     #[arg(long, value_name = "N-N")]
     pub(crate) keep_blocks: Option<Span>,
+    /// Numbers of neurons that the feed-forward parts of these blocks keep, multiples of 32, for instance 640,1536. Default:
+    /// of attached drafts two fifths, of standalone ones all.
+    #[arg(long, value_name = "N,N", value_delimiter = ',')]
+    pub(crate) intermediate_size: Vec<usize>,
     /// Numbers of the target's states that an attached draft reads, for instance 1,3.
     #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "3")]
     pub(crate) states: Vec<usize>,
@@ -101,7 +107,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     manifest.file(&args.data)?;
     args.prompts.iter().try_for_each(|path| manifest.file(path))?;
     let total = checkpoint.config.num_hidden_layers;
-    let (shapes, vocab_size) = (shapes(args), checkpoint.config.vocab_size);
+    let (shapes, vocab_size) = (shapes(args, &checkpoint.config), checkpoint.config.vocab_size);
     for shape in &shapes {
         ensure!(
             shape.keep_blocks < total,
@@ -109,6 +115,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
         let states = shape.states.unwrap_or(1);
         ensure!((1..=total).contains(&states), "--states: the model has {total} states to read");
+        prune::check_neurons(shape.intermediate_size, &checkpoint.config)?;
         ensure!(
             (1..=vocab_size).contains(&shape.draft_vocab),
             "--draft-vocab: the model has {vocab_size} tokens"
@@ -147,13 +154,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// The drafts to try.
-fn shapes(args: &Args) -> Vec<Shape> {
-    let usual = match args.draft_kind {
-        DraftKind::Attached => Span(1, 6),
-        DraftKind::Standalone => Span(2, 12),
+fn shapes(args: &Args, config: &ModelConfig) -> Vec<Shape> {
+    let (blocks, neurons) = match args.draft_kind {
+        DraftKind::Attached => (Span(1, 6), attach::neurons(config)),
+        DraftKind::Standalone => (Span(2, 12), config.intermediate_size),
     };
-    let blocks = args.keep_blocks.unwrap_or(usual);
-    Shape::all(args.draft_kind, blocks, &args.states, &args.draft_vocab)
+    let blocks = args.keep_blocks.unwrap_or(blocks);
+    let all = [neurons];
+    let neurons =
+        if args.intermediate_size.is_empty() { &all[..] } else { &args.intermediate_size[..] };
+    Shape::all(args.draft_kind, blocks, neurons, &args.states, &args.draft_vocab)
 }
 
 /// Cuts and trains a draft, and measures it.

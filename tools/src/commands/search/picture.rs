@@ -34,9 +34,9 @@ pub(super) fn draw(path: &Path, tried: &[Tried]) -> Result<()> {
         chart
             .configure_mesh()
             .x_desc(if attached {
-                "blocks / states / rows of the head"
+                "blocks / neurons / states / rows of the head"
             } else {
-                "blocks / rows of the head"
+                "blocks / neurons / rows of the head"
             })
             .y_desc("tokens per second over those without speculation")
             .x_labels(tried.len() + 1)

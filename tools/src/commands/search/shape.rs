@@ -31,6 +31,8 @@ impl FromStr for Span {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Shape {
     pub(crate) keep_blocks: usize,
+    /// Neurons of their feed-forward parts.
+    pub(crate) intermediate_size: usize,
     /// The target's states that it reads; none if it is standalone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) states: Option<usize>,
@@ -40,8 +42,8 @@ pub(crate) struct Shape {
 
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { keep_blocks, states, draft_vocab } = self;
-        write!(f, "{keep_blocks} blocks, ")?;
+        let Self { keep_blocks, intermediate_size, states, draft_vocab } = self;
+        write!(f, "{keep_blocks} blocks, {intermediate_size} neurons, ")?;
         if let Some(states) = states {
             write!(f, "{states} states, ")?;
         }
@@ -54,6 +56,7 @@ impl Shape {
     pub(super) fn all(
         kind: DraftKind,
         Span(first, last): Span,
+        neurons: &[usize],
         states: &[usize],
         draft_vocab: &[usize],
     ) -> Vec<Self> {
@@ -63,9 +66,12 @@ impl Shape {
         };
         let mut shapes = Vec::new();
         for keep_blocks in first..=last {
-            for &states in &states {
-                let shape = |&draft_vocab| Self { keep_blocks, states, draft_vocab };
-                shapes.extend(draft_vocab.iter().map(shape));
+            for &intermediate_size in neurons {
+                for &states in &states {
+                    let shape =
+                        |&draft_vocab| Self { keep_blocks, intermediate_size, states, draft_vocab };
+                    shapes.extend(draft_vocab.iter().map(shape));
+                }
             }
         }
         shapes
@@ -74,7 +80,7 @@ impl Shape {
     /// Its numbers alone, short enough for an axis.
     pub(super) fn numbers(&self) -> String {
         let states = self.states.map_or_else(String::new, |states| format!("{states} / "));
-        format!("{} / {states}{}", self.keep_blocks, self.draft_vocab)
+        format!("{} / {} / {states}{}", self.keep_blocks, self.intermediate_size, self.draft_vocab)
     }
 
     /// The name of its folder.
@@ -91,13 +97,14 @@ impl Shape {
         total: usize,
         measured: PathBuf,
     ) -> prune::Args {
-        match self.states {
+        let args = match self.states {
             None => prune::Args::of(model, device, out, total - self.keep_blocks, measured),
             Some(states) => {
                 let attached = prune::Args::attached(model, device, out, self.keep_blocks, total);
                 prune::Args { states, ..attached }
             }
-        }
+        };
+        prune::Args { intermediate_size: Some(self.intermediate_size), ..args }
     }
 }
 
@@ -116,16 +123,21 @@ mod tests {
 
     #[test]
     fn every_combination_has_a_folder_of_its_own() {
-        let shapes = Shape::all(DraftKind::Attached, Span(1, 2), &[1, 3], &[256, 512]);
+        let shapes = Shape::all(DraftKind::Attached, Span(1, 2), &[32], &[1, 3], &[256, 512]);
         let mut folders: Vec<_> = shapes.iter().map(Shape::folder).collect();
-        assert_eq!(folders[1], "1-blocks-1-states-512-rows");
+        assert_eq!(folders[1], "1-blocks-32-neurons-1-states-512-rows");
         folders.dedup();
         assert_eq!(folders.len(), 8);
         // A standalone draft reads no states.
-        let shapes = Shape::all(DraftKind::Standalone, Span(2, 3), &[1, 3], &[256]);
+        let shapes = Shape::all(DraftKind::Standalone, Span(2, 3), &[32, 64], &[1, 3], &[256]);
         assert_eq!(
             shapes.iter().map(Shape::folder).collect::<Vec<_>>(),
-            ["2-blocks-256-rows", "3-blocks-256-rows"]
+            [
+                "2-blocks-32-neurons-256-rows",
+                "2-blocks-64-neurons-256-rows",
+                "3-blocks-32-neurons-256-rows",
+                "3-blocks-64-neurons-256-rows"
+            ]
         );
     }
 }

@@ -1,32 +1,43 @@
-//! `prune`: a model without some of its decoder blocks.
+//! `prune`: a model without some of its decoder blocks, or some neurons of those that stay.
+
+mod neurons;
+mod write;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use pleach::checkpoint::Checkpoint;
-use pleach::checkpoint::write::{LazyTensor, folder_files, safetensors_file};
 use pleach::cli::DeviceChoice;
-use pleach::model::{ModelConfig, layer_tensor_names};
+use pleach::model::{ModelConfig, PROJECTIONS};
 use pleach_kernels::DType;
 use pleach_train::Weight;
 use serde::Serialize;
 
 use crate::commands::importance::Importance;
-use crate::shared::attach;
+use crate::shared::attach::{self, Projections};
+use crate::shared::calibration;
 use crate::shared::manifest::Manifest;
 use crate::shared::model_args::ModelArgs;
 use crate::shared::model_folder::write_note;
 use crate::shared::place::Place;
+use neurons::Neurons;
+use write::Left;
 
 /// Cuts decoder blocks out of a model and writes what is left as a Hugging Face folder.
 ///
 /// Name the blocks yourself (--list), or let --importance choose the run of blocks that changes its
 /// input least: as many as --blocks says, or as few as bring the FLOPs per token down to --flop-share.
 ///
+/// With --intermediate-size the feed-forward parts of the blocks that stay keep so many neurons: those that add most to
+/// what their block computes over some text (the sum of squares of the activation, times the neuron's column of the down
+/// projection).
+///
 /// With --draft-kind attached projections take the place of what is cut, which read what the target has computed. Without
 /// --list the last two blocks stay, and those between them and the first at even distances: --blocks 26 keeps 10, 20, 28
-/// and 29 of thirty. What the projections start from is computed on --device.
+/// and 29 of thirty. The text is read on --device.
+///
+/// --from makes an attached drafter that is trained already narrower: blocks and projections are its own.
 #[derive(Debug, Clone, clap::Args, Serialize)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -46,6 +57,12 @@ pub(crate) struct Args {
     /// FLOPs per token that are left, as a share of the model's (512 tokens of context).
     #[arg(long)]
     pub(crate) flop_share: Option<f64>,
+    /// Neurons of each feed-forward part that are left, a multiple of 32. Default: all.
+    #[arg(long, value_name = "NEURONS")]
+    pub(crate) intermediate_size: Option<usize>,
+    /// Go on from an attached drafter of the model, a folder: DIR/model of `pleach-tools train`.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["list", "blocks", "flop_share", "importance"])]
+    pub(crate) from: Option<PathBuf>,
     /// What is left: a standalone model, or an attached drafter.
     #[arg(long, value_enum, default_value = "standalone")]
     pub(crate) draft_kind: DraftKind,
@@ -78,6 +95,8 @@ impl Args {
             list: None,
             blocks,
             flop_share: None,
+            intermediate_size: None,
+            from: None,
             draft_kind,
             states: attach::STATES,
             importance,
@@ -133,6 +152,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut manifest = Manifest::new("prune", args)?;
     let mut checkpoint = args.model.open()?;
     manifest.model(&checkpoint)?;
+    let mut from = args.from.as_deref().map(Checkpoint::open).transpose()?;
+    from.iter().try_for_each(|draft| manifest.model(draft))?;
     if let Some(path) = &args.importance {
         manifest.file(path)?;
     }
@@ -141,38 +162,100 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         eprintln!("{} is done already", args.out.display());
         return Ok(());
     }
-    let cut = choose(args, &checkpoint)?;
-    let kept: Vec<usize> =
-        (0..checkpoint.config.num_hidden_layers).filter(|block| !cut.contains(block)).collect();
-    ensure!(!kept.is_empty(), "no block would be left");
-    ensure!(args.states > 0, "--states must be at least 1");
-    let stored = checkpoint.info("model.layers.0.self_attn.q_proj.weight")?.dtype;
-    let own = if stored.is_quantized() { DType::F32 } else { stored };
-    let dtype = args.dtype.map_or(own, DType::from);
-    match args.draft_kind {
-        DraftKind::Standalone => {
-            write_blocks(&args.out, &mut checkpoint, &kept, dtype, Vec::new())?
+    let (kept, attachment) = match &from {
+        Some(draft) => {
+            let attached = draft.attachment.clone();
+            let attachment = attached
+                .context("--from: is no attached drafter; a standalone one is pruned as --model")?;
+            attachment.check(&checkpoint.config, &draft.config)?;
+            (attachment.blocks.clone(), Some(attachment))
         }
-        DraftKind::Attached => {
-            let attachment = attach::attachment(&checkpoint.config, &kept, args.states);
-            let place = Place::open(args.device, &checkpoint)?;
-            let projections =
-                attach::projections(&args.model, &mut checkpoint, place, &attachment)?;
-            write_blocks(&args.out, &mut checkpoint, &kept, dtype, projections)?;
-            write_note(&args.out, None, Some(&attachment))?;
+        None => {
+            let kept = kept_blocks(args, &checkpoint)?;
+            ensure!(args.states > 0, "--states must be at least 1");
+            let attachment = (args.draft_kind == DraftKind::Attached)
+                .then(|| attach::attachment(&checkpoint.config, &kept, args.states));
+            (kept, attachment)
         }
+    };
+    let shape = from.as_ref().map_or(&checkpoint, |draft| draft).config.clone();
+    args.intermediate_size.iter().try_for_each(|count| check_neurons(*count, &shape))?;
+    // The blocks of the file that weights come from.
+    let own: Vec<usize> = if from.is_some() { (0..kept.len()).collect() } else { kept.clone() };
+    let count = args.intermediate_size.filter(|count| *count < shape.intermediate_size);
+    let mut watched = match count {
+        Some(_) => Some(Neurons::new(from.as_mut().unwrap_or(&mut checkpoint), &kept, &own)?),
+        None => None,
+    };
+    let untrained = attachment.as_ref().filter(|_| from.is_none());
+    let mut regressions =
+        untrained.map(|attachment| Projections::new(&checkpoint.config, attachment));
+    if watched.is_some() || regressions.is_some() {
+        let place = Place::open(args.device, &checkpoint)?;
+        calibration::read(&args.model, &mut checkpoint, place, |states| {
+            regressions.iter_mut().try_for_each(|it| it.observe(states))?;
+            watched.iter_mut().try_for_each(|it| it.observe(states))
+        })?;
     }
-    let share = flop_share(&checkpoint.config, kept.len());
-    manifest.write(&note, serde_json::json!({"kept_blocks": kept, "flop_share": share}))?;
-    println!("kept blocks {kept:?}: {:.1} % of the FLOPs per token", share * 100.0);
+    let projections = match (regressions, &mut from) {
+        (Some(regressions), _) => regressions.solve()?,
+        (None, Some(draft)) => projections_of(draft)?,
+        (None, None) => Vec::new(),
+    };
+    let neurons = watched.zip(count).map(|(watched, count)| watched.strongest(count));
+    let source = from.as_mut().unwrap_or(&mut checkpoint);
+    let stored = source.info("model.layers.0.self_attn.q_proj.weight")?.dtype;
+    let format = if stored.is_quantized() { DType::F32 } else { stored };
+    let format = args.dtype.map_or(format, DType::from);
+    source.check_tensors()?;
+    let left = Left { blocks: own, neurons };
+    let pruned = write::folder(&args.out, source, &left, format, projections)?;
+    if attachment.is_some() {
+        let vocab = from.as_ref().and_then(|draft| draft.draft_vocab.as_deref());
+        write_note(&args.out, vocab, attachment.as_ref())?;
+    }
+    let share = flops(&pruned) / flops(&checkpoint.config);
+    let results = serde_json::json!({
+        "kept_blocks": kept, "intermediate_size": pruned.intermediate_size, "flop_share": share,
+    });
+    manifest.write(&note, results)?;
+    let neurons = pruned.intermediate_size;
+    println!(
+        "kept blocks {kept:?} of {neurons} neurons: {:.1} % of the FLOPs per token",
+        share * 100.0
+    );
     Ok(())
 }
 
-/// FLOPs per token with `kept` blocks over those of the whole model, at 512 tokens of context.
-fn flop_share(config: &ModelConfig, kept: usize) -> f64 {
-    let head = config.head_flops(config.vocab_size);
-    let with = |blocks: usize| (blocks as u64 * config.block_flops(512) + head) as f64;
-    with(kept) / with(config.num_hidden_layers)
+/// Refuses numbers of neurons that a model does not have, or whose matrices 4-bit formats do not hold.
+pub(crate) fn check_neurons(count: usize, config: &ModelConfig) -> Result<()> {
+    let all = config.intermediate_size;
+    let fits = count == all || (1..all).contains(&count) && count.is_multiple_of(32);
+    ensure!(fits, "--intermediate-size {count}: a multiple of 32 up to {all} is needed");
+    Ok(())
+}
+
+/// An attached drafter's projections.
+fn projections_of(draft: &mut Checkpoint) -> Result<Vec<Weight>> {
+    let projection = |name: &str| {
+        let tensor = draft.tensor(name)?;
+        Ok((name.to_owned(), tensor.shape.clone(), tensor.to_f32()))
+    };
+    PROJECTIONS.into_iter().map(projection).collect()
+}
+
+/// FLOPs per token of a model with the whole head, at 512 tokens of context.
+fn flops(config: &ModelConfig) -> f64 {
+    config.flops_per_token(512, config.vocab_size) as f64
+}
+
+/// The blocks that stay, rising.
+fn kept_blocks(args: &Args, checkpoint: &Checkpoint) -> Result<Vec<usize>> {
+    let cut = choose(args, checkpoint)?;
+    let blocks = 0..checkpoint.config.num_hidden_layers;
+    let kept: Vec<usize> = blocks.filter(|block| !cut.contains(block)).collect();
+    ensure!(!kept.is_empty(), "no block would be left");
+    Ok(kept)
 }
 
 fn choose(args: &Args, checkpoint: &Checkpoint) -> Result<BTreeSet<usize>> {
@@ -185,8 +268,14 @@ fn choose(args: &Args, checkpoint: &Checkpoint) -> Result<BTreeSet<usize>> {
         (Some(blocks), _) => blocks,
         (None, Some(share)) => {
             ensure!(share > 0.0 && share <= 1.0, "--flop-share must be above 0 and at most 1");
-            (0..total).find(|cut| flop_share(config, total - cut) <= share).with_context(|| {
-                let least = flop_share(config, 1);
+            let of = |blocks: usize| {
+                let blocks: Vec<usize> = (0..blocks).collect();
+                let mut left = config.with_blocks(&blocks);
+                left.intermediate_size = args.intermediate_size.unwrap_or(left.intermediate_size);
+                flops(&left) / flops(config)
+            };
+            (0..total).find(|cut| of(total - cut) <= share).with_context(|| {
+                let least = of(1);
                 format!(
                     "--flop-share {share} cannot be reached: one block and the head take {least:.3}"
                 )
@@ -233,56 +322,6 @@ fn parse_list(list: &str, total: usize) -> Result<BTreeSet<usize>> {
         blocks.extend(first..=last);
     }
     Ok(blocks)
-}
-
-/// Writes the model with the given blocks alone, and `more` weights.
-fn write_blocks(
-    folder: &Path,
-    checkpoint: &mut Checkpoint,
-    kept: &[usize],
-    dtype: DType,
-    more: Vec<Weight>,
-) -> Result<()> {
-    checkpoint.check_tensors()?;
-    let config = checkpoint.config.with_blocks(kept);
-    folder_files(folder, &config, dtype, checkpoint)?;
-    let mut names = vec![("model.embed_tokens.weight".to_owned(), None)];
-    for (new, old) in kept.iter().enumerate() {
-        for name in layer_tensor_names(&config, *old, |name| checkpoint.has(name)) {
-            let written = name.replacen(&format!(".{old}."), &format!(".{new}."), 1);
-            names.push((name, Some(written)));
-        }
-    }
-    names.push(("model.norm.weight".to_owned(), None));
-    if !config.tie_word_embeddings {
-        names.push(("lm_head.weight".to_owned(), None));
-    }
-    let mut shapes = Vec::new();
-    for (name, _) in &names {
-        shapes.push(checkpoint.info(name)?.shape);
-    }
-    let checkpoint = std::cell::RefCell::new(checkpoint);
-    let mut tensors: Vec<LazyTensor> = names
-        .into_iter()
-        .zip(shapes)
-        .map(|((name, written), shape)| {
-            let checkpoint = &checkpoint;
-            LazyTensor {
-                name: written.unwrap_or_else(|| name.clone()),
-                dtype,
-                shape,
-                values: Box::new(move || Ok(checkpoint.borrow_mut().tensor(&name)?.to_f32())),
-            }
-        })
-        .collect();
-    tensors.extend(more.iter().map(|(name, shape, values)| LazyTensor {
-        name: name.clone(),
-        dtype,
-        shape: shape.clone(),
-        values: Box::new(|| Ok(values.clone())),
-    }));
-    safetensors_file(&folder.join("model.safetensors"), &tensors, &[])?;
-    Ok(())
 }
 
 #[cfg(test)]
