@@ -196,6 +196,34 @@ fn counting(folder: &std::path::Path) -> Dataset {
     Dataset::read(&answers, Some(&top), 64, 50).unwrap()
 }
 
+/// Answers of two files are those of both, each with its own distributions.
+#[test]
+fn answers_of_several_files_are_learnt_from() {
+    let [one, two] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (mut both, alone) = (counting(one.path()), counting(two.path()));
+    let other = two.path().join("answers.topk");
+    // The second file's distributions are of other tokens.
+    std::fs::remove_file(&other).unwrap();
+    let mut writer = TopKWriter::open(&other, 1, 0).unwrap();
+    (0..alone.num_tokens()).for_each(|_| writer.push(&[(7, 0.0)]).unwrap());
+    writer.flush().unwrap();
+    let answers = two.path().join("answers.jsonl");
+    let second = Dataset::read(&answers, Some(&other), 64, 50).unwrap();
+    let head_row: Vec<_> = (0..50).map(Some).collect();
+    let targets = |data: &Dataset, index| format!("{:?}", data.batch(&[index], &head_row).unwrap());
+    let (of_first, of_second) = (targets(&both, 3), targets(&second, 3));
+    let tokens = both.num_tokens() + second.num_tokens();
+    let first = both.len();
+    both.append(second);
+    assert_eq!((both.len(), both.num_tokens()), (2 * first, tokens));
+    assert_eq!(
+        (targets(&both, 3), targets(&both, first + 3)),
+        (of_first.clone(), of_second.clone())
+    );
+    assert_ne!(of_first, of_second);
+    assert!(both.frequent_tokens(3, 50, &[]).unwrap().contains(&7));
+}
+
 fn options(steps: u32) -> Options {
     Options {
         budget: Budget::Steps(steps),

@@ -1,7 +1,7 @@
 //! What `prune` and `train` need for an attached drafter: projections to start from, and the target's states.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use pleach::checkpoint::sha256;
@@ -116,13 +116,13 @@ pub(crate) fn target_states(
     target: &ModelArgs,
     device: DeviceChoice,
     data: &Dataset,
-    answers: &Path,
+    answers: &[PathBuf],
     config: &ModelConfig,
     attachment: &Attachment,
 ) -> Result<TargetStates> {
     let mut checkpoint = target.open()?;
     attachment.check(&checkpoint.config, config)?;
-    let of_answers = sha256(&[answers]).with_context(|| answers.display().to_string())?;
+    let of_answers = sha256(answers).with_context(|| format!("{answers:?}"))?;
     let identity = format!("{} {of_answers} {attachment:?}", checkpoint.fingerprint()?);
     let width = AttachedNetwork::state_width(config, attachment);
     let positions = data.sequences().map(<[u32]>::len).sum();

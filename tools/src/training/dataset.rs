@@ -49,7 +49,8 @@ pub enum Origin {
 #[derive(Debug)]
 pub struct Dataset {
     sequences: Vec<Sequence>,
-    top_k: Option<TopK>,
+    /// Of each file; `None` where none was named.
+    top_k: Vec<Option<TopK>>,
 }
 
 /// An answer behind its prompt.
@@ -58,7 +59,8 @@ pub(super) struct Sequence {
     pub(super) tokens: Vec<u32>,
     /// Tokens before the answer.
     pub(super) prompt: usize,
-    /// Place of the answer's first token among all answers' tokens.
+    /// Which of the files it is from, and the place of its first token among the tokens of all answers there.
+    file: usize,
     record: usize,
 }
 
@@ -76,8 +78,8 @@ impl Dataset {
     ) -> Result<Self, TrainError> {
         let io = |e: std::io::Error| TrainError::file(answers, e);
         let open = |path| TopK::open(path, vocab_size);
-        let mut data = Self { sequences: Vec::new(), top_k: top_k.map(open).transpose()? };
-        let mut record = 0;
+        let mut data = Self { sequences: Vec::new(), top_k: vec![top_k.map(open).transpose()?] };
+        let (file, mut record) = (0, 0);
         for (number, line) in BufReader::new(File::open(answers).map_err(io)?).lines().enumerate() {
             let error = |reason: String| {
                 TrainError::file(answers, format!("line {}: {reason}", number + 1))
@@ -93,11 +95,11 @@ impl Dataset {
             }
             tokens.truncate(max_len);
             if prompt > 0 && tokens.len() > prompt {
-                data.sequences.push(Sequence { tokens, prompt, record });
+                data.sequences.push(Sequence { tokens, prompt, file, record });
             }
             record += answered;
         }
-        match (&data.top_k, top_k) {
+        match (&data.top_k[0], top_k) {
             (Some(top), Some(path)) if top.len() != record => Err(TrainError::file(
                 path,
                 format!("has {} records for {record} tokens of answers", top.len()),
@@ -107,6 +109,14 @@ impl Dataset {
             }
             _ => Ok(data),
         }
+    }
+
+    /// Puts the answers of other files behind these.
+    pub fn append(&mut self, other: Self) {
+        let files = self.top_k.len();
+        let moved = |it: Sequence| Sequence { file: files + it.file, ..it };
+        self.sequences.extend(other.sequences.into_iter().map(moved));
+        self.top_k.extend(other.top_k);
     }
 
     /// Number of answers.
@@ -141,7 +151,7 @@ impl Dataset {
         for sequence in &self.sequences {
             for (i, &token) in sequence.tokens[sequence.prompt..].iter().enumerate() {
                 mass[token as usize] += 1.0;
-                if let Some(top) = &self.top_k {
+                if let Some(top) = &self.top_k[sequence.file] {
                     for (id, p) in top.at(sequence.record + i)? {
                         mass[id as usize] += f64::from(p);
                     }
@@ -214,7 +224,7 @@ impl Dataset {
                 targets.entries.push((row, p));
             }
         };
-        match &self.top_k {
+        match &self.top_k[sequence.file] {
             Some(top) => {
                 for (id, p) in top.at(sequence.record + place - sequence.prompt)? {
                     add(id, p);

@@ -32,9 +32,9 @@ pub(crate) struct Args {
     /// The pruned model: a folder written by `pleach-tools prune`.
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// Answers, written by `pleach-tools generate`.
-    #[arg(long, value_name = "JSONL")]
-    pub(crate) data: PathBuf,
+    /// Answers, written by `pleach-tools generate`; --data may be given several times.
+    #[arg(long, value_name = "JSONL", required = true)]
+    pub(crate) data: Vec<PathBuf>,
     /// Folder to write.
     #[arg(long, env = "PLEACH_OUT", value_name = "DIR")]
     pub(crate) out: PathBuf,
@@ -123,7 +123,7 @@ impl Args {
             device,
             chain_steps: 3,
             model,
-            data,
+            data: vec![data],
             out,
             loss: Some(Loss::KL),
             lora_rank: None,

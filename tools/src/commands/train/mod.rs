@@ -4,7 +4,7 @@ mod args;
 mod history;
 mod loss;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -42,15 +42,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut checkpoint = Checkpoint::open(&args.model)?;
     checkpoint.check_tensors()?;
     manifest.model(&checkpoint)?;
-    manifest.file(&args.data)?;
-    let top_path = beside(&args.data, ".topk");
-    let loss = args.loss.unwrap_or(if top_path.exists() { Loss::KL } else { Loss::Ce });
+    args.data.iter().try_for_each(|path| manifest.file(path))?;
+    let tops: Vec<PathBuf> = args.data.iter().map(|path| beside(path, ".topk")).collect();
+    let listed = tops.iter().any(|path| path.exists());
+    let loss = args.loss.unwrap_or(if listed { Loss::KL } else { Loss::Ce });
     // The answers' tokens are a distribution too: all on one token.
-    let (top, divergence) = match loss {
-        Loss::Distribution(divergence) => (Some(top_path.as_path()), divergence),
+    let (tops, divergence) = match loss {
+        Loss::Distribution(divergence) => (Some(tops), divergence),
         Loss::Ce => (None, Divergence::FORWARD_KL),
     };
-    if let Some(top) = top {
+    for top in tops.iter().flatten() {
         ensure!(
             top.exists(),
             "--loss {loss} needs {}, made by `generate --top-logprobs`",
@@ -71,7 +72,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     manifest.begin(&args.out.join(BEGUN), &note, &state)?;
     let config = checkpoint.config.clone();
     let max_len = args.batch_tokens.min(config.max_position_embeddings);
-    let data = Dataset::read(&args.data, top, max_len, config.vocab_size)?;
+    let read = |file: usize| {
+        let top = tops.as_ref().map(|tops| tops[file].as_path());
+        Dataset::read(&args.data[file], top, max_len, config.vocab_size)
+    };
+    let mut data = read(0)?;
+    for file in 1..args.data.len() {
+        data.append(read(file)?);
+    }
     let vocab = data.frequent_tokens(args.draft_vocab, config.vocab_size, &config.eos_token_ids)?;
 
     let adapt = match args.lora_rank {

@@ -302,7 +302,7 @@ fn fine_tune(
         device: args.device.choice,
         chain_steps: 1,
         model: pruned.into(),
-        data: data.into(),
+        data: vec![data.into()],
         out: out.into(),
         loss: Some(train::Loss::Ce),
         lora_rank: Some(16),
