@@ -94,16 +94,28 @@ __device__ __forceinline__ void weigh(float (&sums)[ALL][4], int first, const ui
     }
 }
 
-/// The sequence of a tile and the tile's first pair in it; `sequence` is `t.sequences` past the last tile.
+/// The sequence of a tile and the tile's first pair in it; `sequence` is `t.sequences` past the last tile. The lanes of a warp
+/// count the tiles of a sequence each.
 struct Place {
     int64_t sequence, first_pair;
 };
 __device__ __forceinline__ Place place_of(const Task &t, int64_t tile, int group) {
-    for (int64_t s = 0; s < t.sequences; s++) {
-        const int64_t pairs = int64_t(t.io.cu_seqlens_q[s + 1] - t.io.cu_seqlens_q[s]) * group;
-        const int64_t tiles = div_up<int64_t>(pairs, MMA_M);
-        if (tile < tiles) return {s, tile * MMA_M};
-        tile -= tiles;
+    for (int64_t base = 0; base < t.sequences; base += WARP) {
+        const int64_t s = base + lane_id();
+        int64_t tiles = 0;
+        if (s < t.sequences) {
+            const int64_t pairs = int64_t(t.io.cu_seqlens_q[s + 1] - t.io.cu_seqlens_q[s]) * group;
+            tiles = div_up<int64_t>(pairs, MMA_M);
+        }
+        // Those of the lanes up to this one.
+        int64_t upto = tiles;
+        for (int by = 1; by < WARP; by *= 2) {
+            const int64_t other = __shfl_up_sync(ALL_LANES, upto, by);
+            if (lane_id() >= by) upto += other;
+        }
+        const int lane = __ffs(__ballot_sync(ALL_LANES, tile < upto)) - 1;
+        if (lane >= 0) return {base + lane, (tile - __shfl_sync(ALL_LANES, upto - tiles, lane)) * MMA_M};
+        tile -= __shfl_sync(ALL_LANES, upto, WARP - 1);
     }
     return {t.sequences, 0};
 }
@@ -349,18 +361,27 @@ __device__ __forceinline__ void attention(const Task &t) {
 /// Grid (rows, heads): adds the splits of a row in order.
 template <class T, int DIM>
 __device__ __forceinline__ void combine(const Task &t) {
+    SHARED(float, tops, 1);
     const int64_t row = blockIdx.x, head = blockIdx.y;
-    int64_t sequence = 0;
-    while (sequence < t.sequences && t.io.cu_seqlens_q[sequence + 1] <= row) sequence++;
+    const int64_t sequence = sequence_of(t.io.cu_seqlens_q, t.sequences, row);
     if (sequence == t.sequences) return;
     const Sight sight = sight_of(t, sequence, row);
     const int64_t first = sight.begin / SPLIT, splits = div_up<int64_t>(sight.end, SPLIT);
     if (splits <= 1) return;
-    float top = -INFINITY, weight = 0.0f, sum = 0.0f;
-    for (int64_t s = first; s < splits; s++) {
-        const float other = partial_of(t, row, head, s)[DIM];
-        top = other > top ? other : top;
+    if (warp_id() == 0) {
+        float top = -INFINITY;
+        for (int64_t s = first + lane_id(); s < splits; s += WARP) {
+            const float other = partial_of(t, row, head, s)[DIM];
+            top = other > top ? other : top;
+        }
+        top = warp_reduce(top, Max{});
+        if (lane_id() == 0) tops[0] = top;
     }
+    __syncthreads();
+    const float top = tops[0];
+    float weight = 0.0f, sum = 0.0f;
+    // Several splits are read before the first is added.
+#pragma unroll 4
     for (int64_t s = first; s < splits; s++) {
         const float *partial = partial_of(t, row, head, s);
         const float share = partial[DIM] == -INFINITY && partial[DIM + 1] == 0.0f ? 0.0f : exp2f(partial[DIM] - top);

@@ -53,6 +53,20 @@ __host__ __device__ constexpr T div_up(T a, T b) {
     return (a + b - 1) / b;
 }
 
+/// The sequence that a row is of; `sequences` behind the last row. `starts` has `sequences + 1` rising rows.
+__device__ __forceinline__ int64_t sequence_of(const uint32_t *starts, int64_t sequences, int64_t row) {
+    int64_t low = 0, high = sequences;
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (starts[middle + 1] <= row) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
 // ---- number formats ---------------------------------------------------------------------------------
 
 /// bfloat16 and half precision, as bits.

@@ -264,7 +264,7 @@ __device__ __forceinline__ void decide(const PleachVerify &io) {
     const Scratch scratch{bins, totals, floats, found};
 
     Row row{io, {}, {}, int64_t(blockIdx.x), 0, 0};
-    while (row.sequence < io.sequences && io.cu_rows[row.sequence + 1] <= row.row) row.sequence++;
+    row.sequence = sequence_of(io.cu_rows, io.sequences, row.row);
     if (row.sequence == io.sequences) return;
     row.first_row = io.cu_rows[row.sequence];
     row.sampling = io.sampling[row.sequence];

@@ -172,6 +172,9 @@ TEST(attention_of_ragged_batches) {
         if (round % 4 == 1) sequences.push_back({0, 70});
         if (round == 3) sequences.push_back({255, 2});
         if (round >= 7) sequences.push_back({random_int(500, 800), 3});
+        // More than a warp has lanes.
+        if (round == 2)
+            for (int s = 0; s < 34; s++) sequences.push_back({random_int(0, 3), random_int(0, 2)});
         const Batch b = random_batch(random_shape(round), dtype, sequences);
         check(b, attend(b));
     }
