@@ -54,26 +54,35 @@ impl NeuronActivity {
     /// # Errors
     /// If there is no token, or a weight is missing.
     pub fn observe(&mut self, states: &[f32]) -> Result<()> {
-        let (config, weights) = (&self.config, &self.weights);
-        let tokens = states.len() / config.hidden_size;
-        let states =
-            Tensor::from_slice(states, (tokens, config.hidden_size), weights.backend().device())?;
-        let mut ropes = self.ropes.clone();
-        ropes.set_positions(&(0..tokens as u32).collect::<Vec<_>>());
-        let attention = Attention {
-            shape: HeadShape::of(config, 0),
-            sequences: [0..tokens].into(),
-            ropes: ropes.into(),
-            block: 0,
-        };
-        let layer = Layer { config, weights, index: 0 };
-        let attended =
-            layer.attended(&states, |qkv| ops::attention(weights.backend(), attention, &qkv))?;
+        let (states, attention) = self.text(states)?;
+        let layer = self.layer();
+        let backend = self.weights.backend();
+        let attended = layer.attended(&states, |qkv| ops::attention(backend, attention, &qkv))?;
         let squares: Vec<f32> = layer.neurons(&attended)?.sqr()?.sum(0)?.to_vec1()?;
         for (sum, square) in self.squares.iter_mut().zip(squares) {
             *sum += f64::from(square);
         }
         Ok(())
+    }
+
+    fn layer(&self) -> Layer<'_> {
+        Layer { config: &self.config, weights: &self.weights, index: 0 }
+    }
+
+    /// A text's states, `[tokens, hidden]`, and the block's attention over it.
+    fn text(&self, states: &[f32]) -> Result<(Tensor, Attention)> {
+        let width = self.config.hidden_size;
+        let tokens = states.len() / width;
+        let mut ropes = self.ropes.clone();
+        ropes.set_positions(&(0..tokens as u32).collect::<Vec<_>>());
+        let attention = Attention {
+            shape: HeadShape::of(&self.config, 0),
+            sequences: std::iter::once(0..tokens).collect(),
+            ropes: ropes.into(),
+            block: 0,
+        };
+        let device = self.weights.backend().device();
+        Ok((Tensor::from_slice(states, (tokens, width), device)?, attention))
     }
 
     /// The `count` neurons of the most energy, rising.
@@ -169,19 +178,11 @@ mod tests {
 
     /// What a block computes.
     fn block(config: &ModelConfig, weights: &[Weight], states: &[f32]) -> Vec<f32> {
-        let NeuronActivity { weights, mut ropes, .. } =
-            NeuronActivity::new(config.clone(), weights.to_vec()).unwrap();
-        ropes.set_positions(&(0..TOKENS as u32).collect::<Vec<_>>());
-        let attention = Attention {
-            shape: HeadShape::of(config, 0),
-            sequences: [0..TOKENS].into(),
-            ropes: ropes.into(),
-            block: 0,
-        };
-        let states = Tensor::from_slice(states, (TOKENS, WIDTH), weights.backend().device());
-        let layer = Layer { config, weights: &weights, index: 0 };
-        let output = layer
-            .forward(&states.unwrap(), |qkv| ops::attention(weights.backend(), attention, &qkv));
-        output.unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        let block = NeuronActivity::new(config.clone(), weights.to_vec()).unwrap();
+        let (states, attention) = block.text(states).unwrap();
+        let backend = block.weights.backend();
+        let output =
+            block.layer().forward(&states, |qkv| ops::attention(backend, attention, &qkv)).unwrap();
+        output.flatten_all().unwrap().to_vec1().unwrap()
     }
 }

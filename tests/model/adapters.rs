@@ -1,12 +1,13 @@
 //! LoRA adapters at serve time: what they add is what merging them adds, and nothing that runs beside them changes.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
-mod support;
-
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::support::adapter::write_adapter;
+use crate::support::engines::{engine, engine_with_attached, model_config, questions, run};
+use crate::support::gguf::write_changed;
+use crate::support::logits::{logits, relative_error};
+use crate::support::random_model::write_model;
 use pleach::checkpoint::adapter::Adapter;
 use pleach::checkpoint::{Checkpoint, RawTensor};
 use pleach::engine::{Answer, Engine, EngineConfig, Event, Request};
@@ -16,11 +17,6 @@ use pleach::model::{
     RopeScaling,
 };
 use pleach_kernels::{DType, ThreadPool};
-use support::adapter::write_adapter;
-use support::engines::{engine, engine_with_attached, model_config, questions, run};
-use support::gguf::write_changed;
-use support::logits::{logits, relative_error};
-use support::random_model::write_model;
 
 /// An adapter for models of these shapes, in memory.
 fn loaded(shapes: &Arc<AdapterShapes>, adapter: &Adapter) -> Arc<AdapterWeights> {

@@ -1,10 +1,8 @@
 //! The engine on the default model: what it says depends on nothing but the request.
 
-mod support;
-
+use crate::support::engines::{engine, ids, prompt, questions, run};
 use pleach::engine::{EngineConfig, EngineHandle, Event, FinishReason, Request, Turns};
 use pleach::sampling::SamplingParams;
-use support::engines::{engine, ids, prompt, questions, run};
 
 fn config() -> EngineConfig {
     EngineConfig { num_blocks: Some(128), num_speculative_tokens: 0, ..Default::default() }

@@ -1,7 +1,5 @@
 //! The decoder on the default model: int8 against f32 arithmetic, and batch invariance to the bit.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
 use std::sync::{Arc, OnceLock};
 
 use pleach::checkpoint::{Checkpoint, source};
@@ -10,7 +8,7 @@ use pleach::model::{Decoder, Precision, Rows, Workspace};
 use pleach_kernels::{CacheFormat, ThreadPool};
 
 /// The opening of Pride and Prejudice (public domain).
-const TEXT: &str = include_str!("data/pride.txt");
+const TEXT: &str = include_str!("../data/pride.txt");
 
 const BLOCKS: usize = 128;
 

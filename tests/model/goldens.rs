@@ -1,20 +1,15 @@
 //! Logits against `transformers` and `peft`, from files written by `tests/python/make_goldens.py` and `make_lora.py`.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
-#[path = "support/logits.rs"]
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::support::logits::{self, relative_error};
 use pleach::checkpoint::adapter::Adapter;
 use pleach::checkpoint::{Checkpoint, source};
 use pleach::model::{AdapterWeights, Decoder, Precision};
 use pleach::text::ChatTemplate;
 use pleach_kernels::ThreadPool;
 use safetensors::SafeTensors;
-use support::relative_error;
 
 fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
@@ -42,7 +37,7 @@ fn ids(tensors: &SafeTensors, name: &str) -> Vec<u32> {
 
 /// Logits of all positions, through an adapter where one is named, in two chunks.
 fn logits(decoder: &Decoder, tokens: &[u32], adapter: Option<&Arc<AdapterWeights>>) -> Vec<f32> {
-    support::logits(decoder, tokens, adapter, tokens.len() / 3 * 2)
+    logits::logits(decoder, tokens, adapter, tokens.len() / 3 * 2)
 }
 
 /// Every family, float format, rotary scaling and window, tied and untied, whole and sharded.
@@ -126,7 +121,7 @@ fn conversations_have_the_same_tokens() {
     let bytes = std::fs::read(goldens().join("smollm2-135m-instruct/golden.safetensors")).unwrap();
     let golden = SafeTensors::deserialize(&bytes).unwrap();
     let tokens = ids(&golden, "tokens");
-    let text = include_str!("data/pride.txt");
+    let text = include_str!("../data/pride.txt");
     let text: String = text.chars().take(1500).collect();
     let checkpoint = default_model();
     let encoding = checkpoint.tokenizer.unwrap().encode(text, false).unwrap();

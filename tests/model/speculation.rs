@@ -1,19 +1,17 @@
 //! Speculation on the default model is lossless: the same tokens at temperature 0, the same
 //! distribution above.
 
-mod support;
-
 use std::collections::HashMap;
 
+use crate::support::engines::{
+    engine, engine_on, engine_with_attached, grammar, ids, prompt, questions, run,
+};
 use pleach::engine::{EngineConfig, Request};
 use pleach::grammar::GrammarSource;
 use pleach::model::Decoder;
 use pleach::sampling::SamplingParams;
 use pleach::speculation::Proposer;
 use pleach_kernels::CacheFormat;
-use support::engines::{
-    engine, engine_on, engine_with_attached, grammar, ids, prompt, questions, run,
-};
 
 /// A perfect draft, and one that is often wrong.
 const DRAFTS: [usize; 2] = [30, 27];
