@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use pleach::checkpoint::Checkpoint;
 use pleach::cli::DeviceChoice;
-use pleach::model::{ModelConfig, PROJECTIONS};
+use pleach::model::{Attachment, ModelConfig, PROJECTIONS};
 use pleach_kernels::DType;
 use pleach_train::Weight;
 use serde::Serialize;
@@ -152,6 +152,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut manifest = Manifest::new("prune", args)?;
     let mut checkpoint = args.model.open()?;
     manifest.model(&checkpoint)?;
+    if let Some(path) = args.from.as_deref().filter(|path| !path.is_dir()) {
+        bail!("--from {}: is no folder; `build --from` takes a packed draft", path.display());
+    }
     let mut from = args.from.as_deref().map(Checkpoint::open).transpose()?;
     from.iter().try_for_each(|draft| manifest.model(draft))?;
     if let Some(path) = &args.importance {
@@ -162,26 +165,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         eprintln!("{} is done already", args.out.display());
         return Ok(());
     }
-    let (kept, attachment) = match &from {
-        Some(draft) => {
-            let attached = draft.attachment.clone();
-            let attachment = attached
-                .context("--from: is no attached drafter; a standalone one is pruned as --model")?;
-            attachment.check(&checkpoint.config, &draft.config)?;
-            (attachment.blocks.clone(), Some(attachment))
-        }
-        None => {
-            let kept = kept_blocks(args, &checkpoint)?;
-            ensure!(args.states > 0, "--states must be at least 1");
-            let attachment = (args.draft_kind == DraftKind::Attached)
-                .then(|| attach::attachment(&checkpoint.config, &kept, args.states));
-            (kept, attachment)
-        }
-    };
-    let shape = from.as_ref().map_or(&checkpoint, |draft| draft).config.clone();
-    args.intermediate_size.iter().try_for_each(|count| check_neurons(*count, &shape))?;
-    // The blocks of the file that weights come from.
+    let (kept, attachment) = left(args, &checkpoint, from.as_ref())?;
+    from.as_ref().unwrap_or(&checkpoint).check_tensors()?;
+    // Where weights come from, and which blocks they are there.
+    let shape = from.as_ref().unwrap_or(&checkpoint).config.clone();
     let own: Vec<usize> = if from.is_some() { (0..kept.len()).collect() } else { kept.clone() };
+    args.intermediate_size.iter().try_for_each(|count| check_neurons(*count, &shape))?;
     let count = args.intermediate_size.filter(|count| *count < shape.intermediate_size);
     let mut watched = match count {
         Some(_) => Some(Neurons::new(from.as_mut().unwrap_or(&mut checkpoint), &kept, &own)?),
@@ -207,7 +196,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let stored = source.info("model.layers.0.self_attn.q_proj.weight")?.dtype;
     let format = if stored.is_quantized() { DType::F32 } else { stored };
     let format = args.dtype.map_or(format, DType::from);
-    source.check_tensors()?;
     let left = Left { blocks: own, neurons };
     let pruned = write::folder(&args.out, source, &left, format, projections)?;
     if attachment.is_some() {
@@ -225,6 +213,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         share * 100.0
     );
     Ok(())
+}
+
+/// The model's blocks that stay, rising, and how an attached drafter of them hangs on it.
+fn left(
+    args: &Args,
+    checkpoint: &Checkpoint,
+    from: Option<&Checkpoint>,
+) -> Result<(Vec<usize>, Option<Attachment>)> {
+    if let Some(draft) = from {
+        let attachment = draft.attachment.clone();
+        let attachment = attachment
+            .context("--from: is no attached drafter; a standalone one is pruned as --model")?;
+        attachment.check(&checkpoint.config, &draft.config)?;
+        return Ok((attachment.blocks.clone(), Some(attachment)));
+    }
+    let kept = kept_blocks(args, checkpoint)?;
+    ensure!(args.states > 0, "--states must be at least 1");
+    let attached = args.draft_kind == DraftKind::Attached;
+    let attachment = attached.then(|| attach::attachment(&checkpoint.config, &kept, args.states));
+    Ok((kept, attachment))
 }
 
 /// Refuses numbers of neurons that a model does not have, or whose matrices 4-bit formats do not hold.
