@@ -94,28 +94,16 @@ __device__ __forceinline__ void weigh(float (&sums)[ALL][4], int first, const ui
     }
 }
 
-/// The sequence of a tile and the tile's first pair in it; `sequence` is `t.sequences` past the last tile. The lanes of a warp
-/// count the tiles of a sequence each.
+/// The sequence of a tile and the tile's first pair in it; `sequence` is `t.sequences` past the last tile.
 struct Place {
     int64_t sequence, first_pair;
 };
 __device__ __forceinline__ Place place_of(const Task &t, int64_t tile, int group) {
-    for (int64_t base = 0; base < t.sequences; base += WARP) {
-        const int64_t s = base + lane_id();
-        int64_t tiles = 0;
-        if (s < t.sequences) {
-            const int64_t pairs = int64_t(t.io.cu_seqlens_q[s + 1] - t.io.cu_seqlens_q[s]) * group;
-            tiles = div_up<int64_t>(pairs, MMA_M);
-        }
-        // Those of the lanes up to this one.
-        int64_t upto = tiles;
-        for (int by = 1; by < WARP; by *= 2) {
-            const int64_t other = __shfl_up_sync(ALL_LANES, upto, by);
-            if (lane_id() >= by) upto += other;
-        }
-        const int lane = __ffs(__ballot_sync(ALL_LANES, tile < upto)) - 1;
-        if (lane >= 0) return {base + lane, (tile - __shfl_sync(ALL_LANES, upto - tiles, lane)) * MMA_M};
-        tile -= __shfl_sync(ALL_LANES, upto, WARP - 1);
+    for (int64_t s = 0; s < t.sequences; s++) {
+        const int64_t pairs = int64_t(t.io.cu_seqlens_q[s + 1] - t.io.cu_seqlens_q[s]) * group;
+        const int64_t tiles = div_up<int64_t>(pairs, MMA_M);
+        if (tile < tiles) return {s, tile * MMA_M};
+        tile -= tiles;
     }
     return {t.sequences, 0};
 }

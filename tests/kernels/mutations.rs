@@ -526,20 +526,6 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
         "float top = 0.0f;\n        for (int64_t s",
         "attention",
     )),
-    slow(bug(
-        "a tile that is taken for its neighbour's",
-        "attention.cu",
-        "tile < upto",
-        "tile <= upto",
-        "attention",
-    )),
-    slow(bug(
-        "tiles of the first 32 sequences that are not counted",
-        "attention.cu",
-        "tile -= __shfl_sync(ALL_LANES, upto, WARP - 1);",
-        "tile -= __shfl_sync(ALL_LANES, tiles, WARP - 1);",
-        "attention",
-    )),
     header_bug(
         "a first row that is taken for the sequence's before it",
         "common.cuh",
