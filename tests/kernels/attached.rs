@@ -32,7 +32,7 @@ fn deep(family: Family) -> ModelConfig {
     ModelConfig { num_hidden_layers: 4, ..config(family) }
 }
 
-/// Writes a random model and a drafter of some of its blocks, with half of their neurons where the format has such rows,
+/// Writes a random model and a drafter of some of its blocks, with about half of their neurons where the format has such rows,
 /// which reads these states.
 fn write_random(
     model: &Path,
@@ -45,8 +45,7 @@ fn write_random(
     write_model(model, config, seed, &|_| dtype, &|_| 1.0);
     let mut random = fastrand::Rng::with_seed(seed);
     let half = config.intermediate_size / 2;
-    let fits = half.is_multiple_of(dtype.block_size());
-    let neurons = if fits { half } else { config.intermediate_size };
+    let neurons = half.next_multiple_of(dtype.block_size().max(32)).min(config.intermediate_size);
     write_attached(model, draft, blocks, neurons, states, &mut |shape| {
         random_tensor(&mut random, dtype, &shape, 1.0)
     });
