@@ -19,7 +19,7 @@ pub(crate) fn drafts_are_searched() {
     let noted = std::fs::read_to_string(folder.join("search/search.json.partial.jsonl")).unwrap();
     let noted: serde_json::Value = serde_json::from_str(noted.lines().nth(1).unwrap()).unwrap();
     let said = run(folder, &search);
-    assert!(said.contains("2 blocks, 3 states, 256 rows: 2 of 2"), "{said}");
+    assert!(said.contains("2 blocks, 640 neurons, 3 states, 256 rows: 2 of 2"), "{said}");
     assert!(!said.contains(": 1 of 2"), "{said}");
     let result = json(&folder.join("search/search.json"));
     let tried = result.as_array().unwrap();
@@ -27,8 +27,10 @@ pub(crate) fn drafts_are_searched() {
     for (one, blocks) in tried.iter().zip(1..) {
         assert_eq!((&one["keep_blocks"], &one["states"]), (&blocks.into(), &3.into()));
         check(one);
-        let model = folder.join(format!("search/{blocks}-blocks-3-states-256-rows/train/model"));
-        assert_eq!(json(&model.join("config.json"))["num_hidden_layers"], blocks);
+        let draft = format!("search/{blocks}-blocks-640-neurons-3-states-256-rows");
+        let config = json(&folder.join(draft).join("train/model/config.json"));
+        assert_eq!(config["num_hidden_layers"], blocks);
+        assert_eq!(config["intermediate_size"], 640);
     }
     assert_eq!(tried.len(), 2);
     let picture = std::fs::read_to_string(folder.join("search/search.svg")).unwrap();
