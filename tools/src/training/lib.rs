@@ -2,7 +2,8 @@
 //!
 //! [`Network`] is the decoder of [`pleach::model`] once more, as a graph of candle operations with our
 //! own kernels inside, or of candle's alone on a device, over packed sequences; [`Dataset`] packs answers and the target's distribution
-//! into it; [`Parameters`] holds what is trained; [`Trainer`] runs the steps on several threads.
+//! into it; [`Parameters`] holds what is trained; [`Trainer`] runs the steps on several threads. Before that,
+//! [`NeuronActivity`] says which neurons of a block should stay.
 
 mod adapted;
 mod attached;
@@ -38,7 +39,7 @@ pub use lesson::{Distillation, Lesson};
 pub use lora::TrainedAdapter;
 pub use neurons::NeuronActivity;
 pub use options::{Budget, Options};
-pub use parameters::{Adapt, Parameters, Weight, block_weights};
+pub use parameters::{Adapt, Parameters, Weight, block_weights, weight};
 pub use slerp::slerp;
 pub use target_states::{TargetStates, TargetStatesWriter};
 pub use top_k::TopKWriter;

@@ -21,17 +21,22 @@ use pleach_kernels::{DType, MatRef};
 /// A weight array: Hugging Face name, shape, values.
 pub type Weight = (String, Vec<usize>, Vec<f32>);
 
+/// A weight of a model, decoded.
+///
+/// # Errors
+/// What the file says, or that the tensor is missing.
+pub fn weight(checkpoint: &mut Checkpoint, name: &str) -> Result<Weight, CheckpointError> {
+    let tensor = checkpoint.tensor(name)?;
+    Ok((name.to_owned(), tensor.shape.clone(), tensor.to_f32()))
+}
+
 /// The weights of the blocks and the last norm of a model, decoded.
 ///
 /// # Errors
 /// What the file says, or a tensor that is missing.
 pub fn block_weights(checkpoint: &mut Checkpoint) -> Result<Vec<Weight>, CheckpointError> {
-    let mut weights = Vec::new();
-    for name in tensor_names(&checkpoint.config, |name| checkpoint.has(name)) {
-        let tensor = checkpoint.tensor(&name)?;
-        weights.push((name, tensor.shape.clone(), tensor.to_f32()));
-    }
-    Ok(weights)
+    let names = tensor_names(&checkpoint.config, |name| checkpoint.has(name));
+    names.iter().map(|name| weight(checkpoint, name)).collect()
 }
 
 /// Which numbers move.

@@ -186,17 +186,12 @@ fn unpack(args: &Args, draft: &mut Checkpoint) -> Result<PathBuf> {
 /// The draft in a folder, or where --intermediate-size leaves fewer of its neurons, one made of it.
 fn narrowed(args: &Args, folder: PathBuf, config: &ModelConfig) -> Result<PathBuf> {
     let all = config.intermediate_size;
-    if args.intermediate_size.is_none_or(|wanted| wanted == all) {
+    let Some(neurons) = args.intermediate_size.filter(|wanted| *wanted != all) else {
         return Ok(folder);
-    }
-    let pruned = args.out.join("pruned");
-    prune::run(&prune::Args {
-        blocks: None,
-        intermediate_size: args.intermediate_size,
-        from: Some(folder),
-        ..prune::Args::attached(&args.model, args.device.choice, pruned.clone(), 0, 0)
-    })?;
-    Ok(pruned)
+    };
+    let (out, device) = (args.out.join("pruned"), args.device.choice);
+    prune::run(&prune::Args::narrowed(&args.model, device, out.clone(), folder, neurons))?;
+    Ok(out)
 }
 
 /// Blocks that an attached drafter keeps.

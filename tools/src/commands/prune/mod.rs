@@ -11,7 +11,6 @@ use pleach::checkpoint::Checkpoint;
 use pleach::cli::DeviceChoice;
 use pleach::model::{Attachment, ModelConfig, PROJECTIONS};
 use pleach_kernels::DType;
-use pleach_train::Weight;
 use serde::Serialize;
 
 use crate::commands::importance::Importance;
@@ -118,6 +117,22 @@ impl Args {
             ..Self::of(model, device, out, total - keep, PathBuf::new())
         }
     }
+
+    /// To leave so many neurons of a trained attached drafter, a folder.
+    pub(crate) fn narrowed(
+        model: &ModelArgs,
+        device: DeviceChoice,
+        out: PathBuf,
+        from: PathBuf,
+        neurons: usize,
+    ) -> Self {
+        Self {
+            blocks: None,
+            from: Some(from),
+            intermediate_size: Some(neurons),
+            ..Self::attached(model, device, out, 0, 0)
+        }
+    }
 }
 
 /// Kinds of drafts.
@@ -188,7 +203,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let projections = match (regressions, &mut from) {
         (Some(regressions), _) => regressions.solve()?,
-        (None, Some(draft)) => projections_of(draft)?,
+        (None, Some(draft)) => PROJECTIONS
+            .iter()
+            .map(|name| pleach_train::weight(draft, name))
+            .collect::<Result<_, _>>()?,
         (None, None) => Vec::new(),
     };
     let neurons = watched.zip(count).map(|(watched, count)| watched.strongest(count));
@@ -241,15 +259,6 @@ pub(crate) fn check_neurons(count: usize, config: &ModelConfig) -> Result<()> {
     let fits = count == all || (1..all).contains(&count) && count.is_multiple_of(32);
     ensure!(fits, "--intermediate-size {count}: a multiple of 32 up to {all} is needed");
     Ok(())
-}
-
-/// An attached drafter's projections.
-fn projections_of(draft: &mut Checkpoint) -> Result<Vec<Weight>> {
-    let projection = |name: &str| {
-        let tensor = draft.tensor(name)?;
-        Ok((name.to_owned(), tensor.shape.clone(), tensor.to_f32()))
-    };
-    PROJECTIONS.into_iter().map(projection).collect()
 }
 
 /// FLOPs per token of a model with the whole head, at 512 tokens of context.

@@ -19,9 +19,8 @@ impl Neurons {
         let mut watch = |(&block, &own): (&usize, &usize)| {
             let mut weights = Vec::new();
             for name in layer_tensor_names(&config, own, |name| source.has(name)) {
-                let tensor = source.tensor(&name)?;
-                let alone = name.replacen(&format!(".{own}."), ".0.", 1);
-                weights.push((alone, tensor.shape.clone(), tensor.to_f32()));
+                let (name, shape, values) = pleach_train::weight(source, &name)?;
+                weights.push((name.replacen(&format!(".{own}."), ".0.", 1), shape, values));
             }
             let activity = NeuronActivity::new(config.with_blocks(&[own]), weights);
             Ok((block, activity.with_context(|| format!("block {own}"))?))
