@@ -364,6 +364,10 @@ fn errors_say_what_to_do() {
         ("prune --out x --blocks 5", "--importance"),
         ("prune --out x --list 40", "block 40 of 30"),
         ("prune --out x --list 0-29", "no block would be left"),
+        (
+            "build --recipe paper --data x --prompts y --intermediate-size 640",
+            "--intermediate-size goes with --recipe draft",
+        ),
         ("prune --out x --from draft.gguf", "--from draft.gguf: is no folder"),
         ("prune --out x --list 0 --intermediate-size 100", "a multiple of 32 up to 1536"),
         ("prune --out x --list 0 --intermediate-size 1568", "a multiple of 32 up to 1536"),

@@ -46,6 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         args.paper.data.clone().context("--recipe paper needs --data: see `score --help`")?;
     ensure!(args.prompts.is_some(), "--recipe paper needs --prompts with reference answers");
     ensure!(args.from.is_none(), "--from goes with --recipe draft");
+    ensure!(args.intermediate_size.is_none(), "--intermediate-size goes with --recipe draft");
     ensure!(args.paper.seeds > 0, "--seeds must be at least 1");
     let started = Instant::now();
     let out = &args.out;
