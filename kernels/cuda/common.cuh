@@ -67,6 +67,21 @@ __device__ __forceinline__ int64_t sequence_of(const uint32_t *starts, int64_t s
     return low;
 }
 
+/// Uses what stands at `begin`, `begin + stride` and so on below `end`, in order, and reads `AHEAD` of it before the first
+/// is used: a load takes hundreds of cycles, and the compiler keeps it behind a store to who knows where.
+template <int AHEAD, class Read, class Use>
+__device__ __forceinline__ void read_ahead(int64_t begin, int64_t end, int stride, Read read, Use use) {
+    for (int64_t first = begin; first < end; first += int64_t(AHEAD) * stride) {
+        decltype(read(first)) values[AHEAD];
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++)
+            if (first + k * stride < end) values[k] = read(first + k * stride);
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++)
+            if (first + k * stride < end) use(first + k * stride, values[k]);
+    }
+}
+
 // ---- number formats ---------------------------------------------------------------------------------
 
 /// bfloat16 and half precision, as bits.

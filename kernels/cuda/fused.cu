@@ -5,7 +5,11 @@
 namespace pleach {
 namespace {
 
-constexpr int NORM_WARPS = 8;
+constexpr int NORM_WARPS = 8, NORM_AHEAD = 8;
+
+struct Both {
+    float x, y;
+};
 
 /// What a norm multiplies values by that have this sum of squares.
 __device__ __forceinline__ float norm_scale(float sum, int64_t width, float eps) {
@@ -19,33 +23,35 @@ __device__ __forceinline__ void add_rms_norm(const PleachNorm &a) {
     const int64_t width = a.width;
     const int64_t row = a.wanted ? a.wanted[blockIdx.x] : blockIdx.x;
     float *residual = a.residual + row * width;
-    const T *delta = static_cast<const T *>(a.delta);
+    const T *delta = a.delta ? static_cast<const T *>(a.delta) + row * width : nullptr;
     T *out = static_cast<T *>(a.out) + blockIdx.x * width;
+    // A thread has the same values of every pass over the row.
+    const auto row_values = [&](auto read, auto use) {
+        read_ahead<NORM_AHEAD>(threadIdx.x, width, NORM_WARPS * WARP, read, use);
+    };
     float by = 1.0f;
     if (a.delta_weight) {
         float sum = 0.0f;
-        for (int64_t i = threadIdx.x; i < width; i += NORM_WARPS * WARP) {
-            const float x = to_float(delta[row * width + i]);
-            sum = fused_multiply_add(x, x, sum);
-        }
+        row_values([&](int64_t i) { return to_float(delta[i]); },
+                   [&](int64_t, float x) { sum = fused_multiply_add(x, x, sum); });
         by = norm_scale(block_reduce<NORM_WARPS>(sum, Sum{}, scratch), width, a.eps);
     }
     float sum = 0.0f;
-    for (int64_t i = threadIdx.x; i < width; i += NORM_WARPS * WARP) {
-        float x = residual[i];
-        if (delta) {
-            float d = to_float(delta[row * width + i]);
+    row_values(
+        [&](int64_t i) {
+            float d = delta ? to_float(delta[i]) : 0.0f;
             if (a.delta_weight) d = multiply(multiply(d, by), a.delta_weight[i]);
-            x = add(x, d);
-            residual[i] = x;
-        }
-        sum = fused_multiply_add(x, x, sum);
-    }
+            return Both{residual[i], d};
+        },
+        [&](int64_t i, Both both) {
+            float x = both.x;
+            if (delta) residual[i] = x = add(x, both.y);
+            sum = fused_multiply_add(x, x, sum);
+        });
     sum = block_reduce<NORM_WARPS>(sum, Sum{}, scratch);
     const float scale = norm_scale(sum, width, a.eps);
-    // Each thread reads what it wrote itself.
-    for (int64_t i = threadIdx.x; i < width; i += NORM_WARPS * WARP)
-        out[i] = from_float<T>(multiply(multiply(residual[i], scale), a.weight[i]));
+    row_values([&](int64_t i) { return Both{residual[i], a.weight[i]}; },
+               [&](int64_t i, Both both) { out[i] = from_float<T>(multiply(multiply(both.x, scale), both.y)); });
 }
 
 constexpr unsigned COLUMN_THREADS = 256;
@@ -189,7 +195,7 @@ __device__ __forceinline__ void qkv_rope_write(const PleachRope &arguments) {
     write(static_cast<T *>(is_query ? io.q : is_key ? io.keys : io.values), [](float x) { return from_float<T>(x); });
 }
 
-constexpr int EMBED_THREADS = 128;
+constexpr int EMBED_THREADS = 256, EMBED_AHEAD = 8;
 
 /// One block a row.
 template <int FORMAT>
@@ -198,20 +204,21 @@ __device__ __forceinline__ void embed(const PleachEmbed &a) {
     const int64_t width = a.width;
     constexpr int values = block_values(FORMAT);
     const uint8_t *row = static_cast<const uint8_t *>(a.table) + int64_t(token) * (width / values) * block_bytes(FORMAT);
-    for (int64_t i = threadIdx.x; i < width; i += EMBED_THREADS) {
-        float value;
+    const auto value_of = [&](int64_t i) {
         if (token >= a.vocab_size) {
-            value = __uint_as_float(0x7fc00000u);
+            return __uint_as_float(0x7fc00000u);
         } else if constexpr (FORMAT == PLEACH_W_BF16) {
-            value = to_float(reinterpret_cast<const Bf16 *>(row)[i]);
+            return to_float(reinterpret_cast<const Bf16 *>(row)[i]);
         } else if constexpr (FORMAT == PLEACH_W_F16) {
-            value = to_float(reinterpret_cast<const F16 *>(row)[i]);
+            return to_float(reinterpret_cast<const F16 *>(row)[i]);
         } else {
             const uint8_t *block = row + i / values * block_bytes(FORMAT);
-            value = value_at<FORMAT>(block, int(i % values) / GROUP, int(i % GROUP));
+            return value_at<FORMAT>(block, int(i % values) / GROUP, int(i % GROUP));
         }
+    };
+    read_ahead<EMBED_AHEAD>(threadIdx.x, width, EMBED_THREADS, value_of, [&](int64_t i, float value) {
         a.out[blockIdx.x * width + i] = multiply(value, a.scale);
-    }
+    });
 }
 
 /// A thread a value.

@@ -12,7 +12,7 @@
 namespace pleach {
 namespace {
 
-constexpr int WARPS = 16, THREADS = WARPS * WARP, BINS = 256;
+constexpr int WARPS = 16, THREADS = WARPS * WARP, BINS = 256, AHEAD = 4;
 
 /// Weights below 2^-44 of the largest are rounding noise, and left out, as on the CPU.
 constexpr float UNITS = 17592186044416.0f;  // 2^44
@@ -74,9 +74,19 @@ struct Row {
 
     __device__ float raw(int64_t id) const { return io.logits[own.logits * io.vocab_size + id]; }
 
-    /// The logit after penalties, bias and mask.
-    __device__ float logit(int64_t id) const {
-        float x = raw(id);
+    /// Calls `use(id, raw)` with the thread's ids of `begin .. end` and their raw logits: every `stride`-th.
+    template <class Use>
+    __device__ void each(int64_t begin, int64_t end, int stride, Use use) const {
+        read_ahead<AHEAD>(begin, end, stride, [&](int64_t id) { return raw(id); }, use);
+    }
+    /// As `each`, with all ids by turns.
+    template <class Use>
+    __device__ void each(Use use) const {
+        each(threadIdx.x, io.vocab_size, THREADS, use);
+    }
+
+    /// The logit after penalties, bias and mask, of a raw one.
+    __device__ float logit(int64_t id, float x) const {
         if (sampling.token_counts != PLEACH_NONE) {
             const uint32_t *counts = io.token_counts + (sampling.token_counts * io.vocab_size + id) * 2;
             uint32_t generated = counts[1];
@@ -145,15 +155,17 @@ __device__ __forceinline__ uint64_t sum_before(uint64_t value, const Scratch &sc
     return before + upto - value;
 }
 
-/// The first id at which the sum of `amount` over ids exceeds `target`; `target` lies below the sum of all.
+/// The first id at which the sum of `amount`, of an id and its raw logit, over ids exceeds `target`; `target` lies below the
+/// sum of all.
 template <class Amount>
-__device__ __forceinline__ uint32_t find_by_sum(int64_t count, uint64_t target, const Scratch &scratch, Amount amount) {
+__device__ __forceinline__ uint32_t find_by_sum(const Row &row, uint64_t target, const Scratch &scratch, Amount amount) {
     // Each warp sums a run of ids; the run in which the sum exceeds the target is shared anew, down to an id a thread.
-    int64_t begin = 0, end = count;
+    int64_t begin = 0, end = row.io.vocab_size;
     while (end - begin > THREADS) {
         const int64_t each = div_up<int64_t>(end - begin, WARPS), first = begin + each * warp_id();
         uint64_t own = 0;
-        for (int64_t id = first + lane_id(); id < first + each && id < end; id += WARP) own += amount(id);
+        row.each(first + lane_id(), first + each < end ? first + each : end, WARP,
+                 [&](int64_t id, float raw) { own += amount(id, raw); });
         own = warp_reduce(own, Sum{});
         __syncthreads();
         if (lane_id() == 0) scratch.totals[warp_id()] = own;
@@ -164,7 +176,7 @@ __device__ __forceinline__ uint32_t find_by_sum(int64_t count, uint64_t target, 
         end = begin + each < end ? begin + each : end;
     }
     const int64_t id = begin + threadIdx.x;
-    const uint64_t own = id < end ? amount(id) : 0;
+    const uint64_t own = id < end ? amount(id, row.raw(id)) : 0;
     uint64_t total;
     const uint64_t sum = sum_before(own, scratch, total);
     if (sum <= target && target < sum + own) scratch.found[0] = uint64_t(id);
@@ -175,21 +187,22 @@ __device__ __forceinline__ uint32_t find_by_sum(int64_t count, uint64_t target, 
 }
 
 /// The cut that keeps the fewest tokens, largest keys first and lowest ids first among equals, whose amounts
-/// sum to at least `wanted`; all where they sum to less. `keys` and `amount` give a token's; amount 0: absent.
+/// sum to at least `wanted`; all where they sum to less. `key_of` and `amount` give those of an id and its raw logit; amount
+/// 0: absent.
 template <class Key, class Amount>
-__device__ __forceinline__ Cut cut_by_sum(int64_t count, uint64_t wanted, const Scratch &scratch, Key key_of, Amount amount) {
+__device__ __forceinline__ Cut cut_by_sum(const Row &row, uint64_t wanted, const Scratch &scratch, Key key_of, Amount amount) {
     // From the top byte down: the bin in which the sum from above reaches `wanted`.
     uint32_t prefix = 0;
     for (int shift = 24; shift >= 0; shift -= 8) {
         __syncthreads();
         for (int bin = int(threadIdx.x); bin < BINS; bin += THREADS) scratch.bins[bin] = 0;
         __syncthreads();
-        for (int64_t id = threadIdx.x; id < count; id += THREADS) {
-            const uint64_t by = amount(id);
-            const uint32_t key = key_of(id);
+        row.each([&](int64_t id, float raw) {
+            const uint64_t by = amount(id, raw);
+            const uint32_t key = key_of(id, raw);
             if (by > 0 && (shift == 24 || key >> (shift + 8) == prefix >> (shift + 8)))
                 shared_add(scratch.bins, key >> shift & 255, by);
-        }
+        });
         __syncthreads();
         if (threadIdx.x == 0) {
             uint64_t left = wanted;
@@ -205,8 +218,9 @@ __device__ __forceinline__ Cut cut_by_sum(int64_t count, uint64_t wanted, const 
         if (wanted == 0) return Cut{};
     }
     // Among equals, the ids up to the one that fills what is left.
-    const uint32_t last =
-        find_by_sum(count, wanted - 1, scratch, [&](int64_t id) { return key_of(id) == prefix ? amount(id) : uint64_t(0); });
+    const uint32_t last = find_by_sum(row, wanted - 1, scratch, [&](int64_t id, float raw) {
+        return key_of(id, raw) == prefix ? amount(id, raw) : uint64_t(0);
+    });
     return Cut{prefix, last + 1};
 }
 
@@ -224,13 +238,13 @@ __device__ __forceinline__ Top block_top(Top top, const Scratch &scratch) {
 
 __device__ __forceinline__ Scan scan(const Row &row, const Scratch &scratch) {
     Scan s{{-INFINITY, 0xffffffffu}, {-INFINITY, 0xffffffffu}, 0xffffffffu};
-    for (int64_t id = threadIdx.x; id < row.io.vocab_size; id += THREADS) {
-        const float raw = row.raw(id), logit = row.logit(id);
+    row.each([&](int64_t id, float raw) {
+        const float logit = row.logit(id, raw);
         s.raw = Likelier{}(s.raw, Top{raw, uint32_t(id)});
         s.top = Likelier{}(s.top, Top{logit, uint32_t(id)});
         const bool finite = raw < INFINITY && logit < INFINITY;  // negative infinity is fine
         if (!finite && uint32_t(id) < s.first_bad) s.first_bad = uint32_t(id);
-    }
+    });
     s.first_bad = uint32_t(block_reduce<WARPS>(uint64_t(s.first_bad), Min{}, scratch.totals));
     s.raw = block_top(s.raw, scratch);
     s.top = block_top(s.top, scratch);
@@ -238,20 +252,20 @@ __device__ __forceinline__ Scan scan(const Row &row, const Scratch &scratch) {
 }
 
 /// The winner of the exponential race: the token with the least -ln(1 - uniform(id)) / weight(id), the lowest id
-/// among equals; a draw from the distribution of the weights. Some weight is positive.
+/// among equals; a draw from the distribution of the weights, each of an id and its raw logit. Some weight is positive.
 template <class Weight>
-__device__ __forceinline__ uint32_t race(int64_t count, uint64_t key, const Scratch &scratch, Weight weight) {
+__device__ __forceinline__ uint32_t race(const Row &row, uint64_t key, const Scratch &scratch, Weight weight) {
     // Numbers that are not negative are ordered as their bits are.
     uint64_t best = ~uint64_t(0), winner = ~uint64_t(0);
-    for (int64_t id = threadIdx.x; id < count; id += THREADS) {
-        const float w = weight(id);
-        if (!(w > 0.0f)) continue;
+    row.each([&](int64_t id, float raw) {
+        const float w = weight(id, raw);
+        if (!(w > 0.0f)) return;
         const uint64_t time = __double_as_longlong(-log1p(-unit(mix(key ^ uint64_t(id)))) / double(w));
         if (time < best) {
             best = time;
             winner = uint64_t(id);
         }
-    }
+    });
     const uint64_t least = block_reduce<WARPS>(best, Min{}, scratch.totals);
     return uint32_t(block_reduce<WARPS>(best == least ? winner : ~uint64_t(0), Min{}, scratch.totals));
 }
@@ -270,7 +284,7 @@ __device__ __forceinline__ void decide(const PleachVerify &io) {
     row.sampling = io.sampling[row.sequence];
     row.own = io.rows[row.row];
     const PleachSampling &sampling = row.sampling;
-    const int64_t vocab_size = io.vocab_size, end_row = io.cu_rows[row.sequence + 1];
+    const int64_t end_row = io.cu_rows[row.sequence + 1];
     const bool has_draft = row.row + 1 < end_row;
     const uint32_t draft = has_draft ? row.own.draft_token : 0;
     const uint64_t position = sampling.position + uint64_t(row.row - row.first_row);
@@ -285,72 +299,70 @@ __device__ __forceinline__ void decide(const PleachVerify &io) {
     } else {
         // Log-softmax of the raw logits, over strides in a fixed order.
         float sum = 0.0f;
-        for (int64_t id = threadIdx.x; id < vocab_size; id += THREADS)
-            sum = add(sum, exp_exact(add(row.raw(id), -s.raw.value)));
+        row.each([&](int64_t, float raw) { sum = add(sum, exp_exact(add(raw, -s.raw.value))); });
         const float log_sum = s.raw.value + logf(block_reduce<WARPS>(sum, Sum{}, scratch.floats));
 
         const float inverse = 1.0f / sampling.temperature;
         const float scale = inverse < 3.40282347e38f ? inverse : 3.40282347e38f;
-        const auto weight = [&](int64_t id) { return exp_exact(multiply(add(row.logit(id), -s.top.value), scale)); };
+        const auto weight = [&](int64_t id, float raw) {
+            return exp_exact(multiply(add(row.logit(id, raw), -s.top.value), scale));
+        };
         Cut by_logit, by_weight;
-        const auto units = [&](int64_t id) -> uint64_t {
-            const float w = weight(id);
+        const auto units = [&](int64_t id, float raw) -> uint64_t {
+            const float w = weight(id, raw);
             if (!(multiply(w, UNITS) >= 1.0f) || w < sampling.min_p) return 0;
-            if (!by_logit.keeps(ordered(row.logit(id)), id) || !by_weight.keeps(ordered_weight(w), id)) return 0;
+            if (!by_logit.keeps(ordered(row.logit(id, raw)), id) || !by_weight.keeps(ordered_weight(w), id)) return 0;
             return uint64_t(multiply(w, UNITS));
+        };
+        const auto sum_of = [&](auto amount) {
+            uint64_t own = 0, all;
+            row.each([&](int64_t id, float raw) { own += amount(id, raw); });
+            sum_before(own, scratch, all);
+            return all;
         };
         const bool greedy = sampling.temperature == 0.0f;
         if (!greedy) {
             const float min_p = sampling.min_p;
             row.sampling.min_p = 0.0f;
             if (sampling.top_k > 0)
-                by_logit = cut_by_sum(vocab_size, sampling.top_k, scratch,
-                                      [&](int64_t id) { return ordered(row.logit(id)); },
-                                      [&](int64_t id) { return uint64_t(units(id) > 0); });
+                by_logit = cut_by_sum(row, sampling.top_k, scratch,
+                                      [&](int64_t id, float raw) { return ordered(row.logit(id, raw)); },
+                                      [&](int64_t id, float raw) { return uint64_t(units(id, raw) > 0); });
             if (sampling.top_p < 1.0f) {
-                uint64_t own = 0, all;
-                for (int64_t id = threadIdx.x; id < vocab_size; id += THREADS) own += units(id);
-                sum_before(own, scratch, all);
-                const double share = ceil(double(sampling.top_p) * double(all));
-                by_weight = cut_by_sum(vocab_size, share < 1.0 ? 1 : uint64_t(share), scratch,
-                                       [&](int64_t id) { return ordered_weight(weight(id)); }, units);
+                const double share = ceil(double(sampling.top_p) * double(sum_of(units)));
+                by_weight = cut_by_sum(row, share < 1.0 ? 1 : uint64_t(share), scratch,
+                                       [&](int64_t id, float raw) { return ordered_weight(weight(id, raw)); }, units);
             }
             row.sampling.min_p = min_p;
         }
         const uint64_t bits = random_bits(sampling.seed, position, PLEACH_PURPOSE_SAMPLE);
-        uint64_t own = 0, total = 0;
+        uint64_t total = 0;
         if (greedy || sampling.coupled) {
             // The target's own draw decides.
-            const auto kept = [&](int64_t id) { return units(id) > 0 ? weight(id) : 0.0f; };
-            result.token = greedy ? s.top.id : race(vocab_size, bits, scratch, kept);
+            const auto kept = [&](int64_t id, float raw) { return units(id, raw) > 0 ? weight(id, raw) : 0.0f; };
+            result.token = greedy ? s.top.id : race(row, bits, scratch, kept);
             result.accepted = has_draft && draft == result.token;
         } else {
-            for (int64_t id = threadIdx.x; id < vocab_size; id += THREADS) own += units(id);
-            sum_before(own, scratch, total);
+            total = sum_of(units);
             // Accept with probability min(1, target_prob / draft_prob).
-            if (has_draft && draft < vocab_size) {
+            if (has_draft && draft < io.vocab_size) {
                 const double uniform = unit(random_bits(sampling.seed, position, PLEACH_PURPOSE_ACCEPT));
-                result.accepted = uniform * double(row.draft_prob(draft)) * double(total) < double(units(draft));
+                result.accepted = uniform * double(row.draft_prob(draft)) * double(total) < double(units(draft, row.raw(draft)));
                 result.token = draft;
             }
         }
         if (total > 0 && !result.accepted) {
             // norm(max(0, target_probs - draft_probs)) after a rejection, the target's own else.
-            const auto residual = [&](int64_t id) -> uint64_t {
-                const uint64_t all = units(id);
+            const auto residual = [&](int64_t id, float raw) -> uint64_t {
+                const uint64_t all = units(id, raw);
                 const float prob = row.draft_prob(id);
                 if (!(prob > 0.0f)) return all;
                 const double taken = double(prob) * double(total);
                 return taken < double(all) ? all - uint64_t(taken) : 0;
             };
-            uint64_t left = 0;
-            if (has_draft) {
-                own = 0;
-                for (int64_t id = threadIdx.x; id < vocab_size; id += THREADS) own += residual(id);
-                sum_before(own, scratch, left);
-            }
-            result.token = left > 0 ? find_by_sum(vocab_size, __umul64hi(bits, left), scratch, residual)
-                                    : find_by_sum(vocab_size, __umul64hi(bits, total), scratch, units);
+            const uint64_t left = has_draft ? sum_of(residual) : 0;
+            result.token = left > 0 ? find_by_sum(row, __umul64hi(bits, left), scratch, residual)
+                                    : find_by_sum(row, __umul64hi(bits, total), scratch, units);
         }
         result.log_prob = add(row.raw(result.token), -log_sum);
         result.log_sum_exp = log_sum;

@@ -182,8 +182,8 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
     slow(bug(
         "a norm without its epsilon",
         "fused.cu",
-        "norm_scale(sum, width, a.eps);\n    // Each",
-        "norm_scale(sum, width, 0.0f);\n    // Each",
+        "norm_scale(sum, width, a.eps);\n    row_values",
+        "norm_scale(sum, width, 0.0f);\n    row_values",
         "norm",
     )),
     slow(bug(
@@ -803,8 +803,8 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
     slow(bug(
         "log-probabilities of adjusted logits",
         "verify.cu",
-        "row.raw(id), -s.raw.value",
-        "row.raw(id), -s.top.value",
+        "raw, -s.raw.value",
+        "raw, -s.top.value",
         "verify",
     )),
     slow(bug(

@@ -148,5 +148,5 @@ pub(crate) fn embed(arguments: Embed, rows: i64, table: DType) -> Plan<Embed> {
     rows_fit(rows, arguments.width)?;
     fit(arguments.vocab_size > 0 && arguments.width % table.block_size() as i64 == 0)?;
     let kernel = kernel("embed", format(table)?, 0);
-    line(kernel, rows, 128, arguments)
+    line(kernel, rows, 8 * WARP, arguments)
 }
