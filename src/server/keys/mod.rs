@@ -99,8 +99,14 @@ impl Keys {
             let name = entry.name.clone();
             let key = Key::new(entry)
                 .map_err(|reason| invalid(format!("the `key` of `{name}` {reason}")))?;
-            if keys.iter().any(|other| other.name == name || other.digest == key.digest) {
+            let twice = |other: &Key| other.name == name || other.digest == key.digest;
+            if keys.iter().any(|other| twice(other)) {
                 return Err(invalid(format!("`{name}` or its key is there twice")));
+            }
+            if self.single.as_deref().is_some_and(twice) {
+                let reason =
+                    format!("`{name}` or its key is that of `--api-key` (named `default`)");
+                return Err(invalid(reason));
             }
             let same = known.iter().find(|other| other.is(&key)).cloned();
             keys.push(same.unwrap_or_else(|| Arc::new(key)));
@@ -284,5 +290,27 @@ mod tests {
         write(70);
         keys.reload().unwrap();
         assert!(keys.find(&carried).unwrap().admit().is_ok());
+    }
+
+    #[test]
+    fn no_two_keys_are_or_are_named_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.toml");
+        for (first, second, single) in [
+            ("a x", "a y", None),
+            ("a x", "b x", None),
+            ("a x", "default y", Some("z")),
+            ("a x", "b y", Some("y")),
+        ] {
+            let table = |key: &str| {
+                let (name, key) = key.split_once(' ').unwrap();
+                format!("[[key]]\nname = \"{name}\"\nkey = \"{key}\"\n")
+            };
+            std::fs::write(&path, table(first) + &table(second)).unwrap();
+            let single = single.map(|key| ("--api-key", key));
+            let refused = Keys::open(Some(&path), single).err().unwrap().to_string();
+            let name = second.split_once(' ').unwrap().0;
+            assert!(refused.contains("keys.toml") && refused.contains(name), "{refused}");
+        }
     }
 }
