@@ -62,6 +62,12 @@ pub struct Detokenizer {
     skip_special: bool,
 }
 
+/// What a text adds to the one before it. Bytes that were let go as no character may have become one.
+fn added<'a>(known: &str, all: &'a str) -> &'a str {
+    let whole = known.trim_end_matches('\u{fffd}');
+    all.strip_prefix(known).or_else(|| all.strip_prefix(whole)).unwrap_or_default()
+}
+
 /// A special token and its text.
 pub type Mark = (u32, &'static str);
 
@@ -112,7 +118,7 @@ impl Detokenizer {
             return String::new();
         }
         let known = self.decode(&self.window[..self.emitted]);
-        let piece = all.strip_prefix(&known).unwrap_or_default().to_owned();
+        let piece = added(&known, &all).to_owned();
         self.window.drain(self.anchor..self.emitted);
         self.emitted = self.window.len();
         self.position += piece.chars().count();
@@ -124,8 +130,39 @@ impl Detokenizer {
         let all = self.decode(&self.window);
         let known = self.decode(&self.window[..self.emitted]);
         self.emitted = self.window.len();
-        let piece = all.strip_prefix(&known).unwrap_or_default().to_owned();
+        let piece = added(&known, &all).to_owned();
         self.position += piece.chars().count();
         piece
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Bytes that begin a character and are let go as none, since no character has so many, are not the end of the text.
+    #[test]
+    fn a_character_is_read_behind_bytes_that_are_none() {
+        let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let vocab = json!({"x": 0, "Ã": 1, "©": 2, "Ġy": 3});
+        let tokenizer = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": level, "post_processor": null, "decoder": level,
+            "model": {"type": "BPE", "vocab": vocab, "merges": []},
+        });
+        let tokenizer: Arc<Tokenizer> = Arc::new(tokenizer.to_string().parse().unwrap());
+        let texts = [Detokenizer::new(Arc::clone(&tokenizer)), Detokenizer::at_start(tokenizer)];
+        for mut text in texts {
+            let mut read =
+                |tokens: &[u32]| tokens.iter().map(|&id| text.push(id)).collect::<String>();
+            assert_eq!(read(&[0, 1, 1, 2, 0]), "x\u{fffd}éx");
+            let many = read(&[1; 9]);
+            assert!(many.chars().count() >= 8 && many.chars().all(|c| c == '\u{fffd}'), "{many}");
+            assert_eq!(read(&[2, 3, 0]), "é yx");
+            read(&[1; 8]);
+            assert_eq!(read(&[0, 3]), "x y");
+        }
     }
 }
