@@ -142,12 +142,18 @@ fn messages(instructions: Option<String>, input: Input) -> Vec<PromptMessage> {
     messages
 }
 
-/// Adds an item to a conversation; the calls of one turn belong to one message, and what the model `thought` to the
-/// message after it.
+/// Adds an item to a conversation. The calls of one turn belong to one message, and what the model `thought` to the
+/// message or call that follows in the same turn.
 fn add(item: InputItem, thought: &mut Option<String>, messages: &mut Vec<PromptMessage>) {
+    // The thoughts of a turn that came to nothing are those of no other turn.
+    let before = match item {
+        InputItem::Reasoning { .. } => None,
+        _ => thought.take(),
+    };
     match item {
         InputItem::Reasoning { content, .. } => {
-            *thought = content.map(|parts| parts.into_iter().map(|part| part.text).collect());
+            let parts = content.into_iter().flatten();
+            parts.for_each(|part| *thought.get_or_insert_default() += &part.text);
         }
         InputItem::Message { role, content, .. } => {
             let (text, name) = (content.into_text(), None);
@@ -155,7 +161,7 @@ fn add(item: InputItem, thought: &mut Option<String>, messages: &mut Vec<PromptM
                 Role::System | Role::Developer => PromptMessage::System { text, name },
                 Role::User => PromptMessage::User { text, name },
                 Role::Assistant => {
-                    let (reasoning, calls) = (thought.take(), Vec::new());
+                    let (reasoning, calls) = (before, Vec::new());
                     PromptMessage::Assistant { reasoning, text, name, calls }
                 }
             });
@@ -166,11 +172,16 @@ fn add(item: InputItem, thought: &mut Option<String>, messages: &mut Vec<PromptM
         }
         InputItem::Call { call_id, name, arguments, .. } => {
             let call = PastCall::new(call_id, name, arguments);
-            if let Some(PromptMessage::Assistant { calls, .. }) = messages.last_mut() {
-                calls.push(call);
-            } else {
-                let (reasoning, text, calls) = (thought.take(), String::new(), vec![call]);
-                messages.push(PromptMessage::Assistant { reasoning, text, name: None, calls });
+            match messages.last_mut() {
+                Some(PromptMessage::Assistant { calls, .. }) if before.is_none() => {
+                    calls.push(call)
+                }
+                _ => messages.push(PromptMessage::Assistant {
+                    reasoning: before,
+                    text: String::new(),
+                    name: None,
+                    calls: vec![call],
+                }),
             }
         }
     }
@@ -189,5 +200,58 @@ impl From<ResponsesToolChoice> for CallChoice {
             ResponsesToolChoice::Mode(mode) => mode.into(),
             ResponsesToolChoice::Named { name, .. } => Self::Named(name),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The reasoning, the text and the number of calls of each message of the assistant.
+    fn turns(items: Value) -> Vec<(Option<String>, String, usize)> {
+        let messages = messages(None, serde_json::from_value(items).unwrap());
+        let turns = messages.into_iter().filter_map(|message| match message {
+            PromptMessage::Assistant { reasoning, text, calls, .. } => {
+                Some((reasoning, text, calls.len()))
+            }
+            _ => None,
+        });
+        turns.collect()
+    }
+
+    #[test]
+    fn reasoning_belongs_to_its_own_turn() {
+        let thought = |text: &str| {
+            let content = [json!({"type": "reasoning_text", "text": text})];
+            json!({"type": "reasoning", "id": "r", "summary": [], "content": content})
+        };
+        let said = |role: &str, text: &str| json!({"role": role, "content": text});
+        let call = json!({"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"});
+        let output = json!({"type": "function_call_output", "call_id": "c", "output": "1"});
+        let some = |text: &str| Some(text.to_owned());
+        let items = json!([
+            thought("lost"),
+            said("user", "x"),
+            said("assistant", "a"),
+            output,
+            thought("b"),
+            thought("c"),
+            call,
+            call,
+            output,
+            said("assistant", "d"),
+            call,
+            thought("e"),
+            call,
+        ]);
+        let expected = [
+            (None, "a".to_owned(), 0),
+            (some("bc"), String::new(), 2),
+            (None, "d".to_owned(), 1),
+            (some("e"), String::new(), 1),
+        ];
+        assert_eq!(turns(items), expected);
     }
 }
