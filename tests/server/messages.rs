@@ -140,6 +140,10 @@ async fn messages_call_functions_and_read_results() {
         {"role": "user", "content": [result, {"type": "text", "text": "And?"}]},
     ]);
     let (mut counted, tools) = (body.clone(), add());
+    // What changes no prompt is taken there, too.
+    counted["cache_control"] = json!({"type": "ephemeral"});
+    counted["context_management"] = json!({});
+    counted["output_config"] = json!({"effort": "low"});
     for name in ["max_tokens", "temperature"] {
         counted.as_object_mut().unwrap().remove(name);
     }
@@ -159,6 +163,7 @@ async fn messages_call_functions_and_read_results() {
         "{message}"
     );
     for (name, wrong) in [
+        ("messages", json!([])),
         ("messages", json!([{"role": "user", "content": [use_block]}])),
         ("messages", json!([{"role": "assistant", "content": [result]}])),
         ("messages", json!([{"role": "user", "content": [{"type": 0, "text": "x"}]}])),

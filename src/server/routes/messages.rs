@@ -21,11 +21,11 @@ use crate::server::request::functions::{CallChoice, Callable, Function};
 use crate::server::request::thinking;
 use crate::server::serving::Serving;
 use crate::server::state::AppState;
+use crate::server::wire::MessageTokens;
 use crate::server::wire::messages::{
     Block, Dialogue, Messages, MessagesTool, MessagesToolChoice, OutputFormat, Speaker,
     ThinkingConfig, Turn, Words,
 };
-use crate::server::wire::{MessageTokens, ReasoningEffort};
 use crate::text::Ending;
 
 pub(crate) async fn messages(
@@ -65,7 +65,7 @@ async fn answer(
 /// Makes a message ready to run.
 fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
     let wanted: Messages = body.read()?;
-    let dialogue: Dialogue = body.read()?;
+    let mut dialogue: Dialogue = body.read()?;
     let params = drawing::params(&mut body, serving)?;
     body.finish()?;
     let mut generation = Generation::new(params, wanted.max_tokens);
@@ -73,24 +73,26 @@ fn prepare(serving: &Serving, mut body: Body) -> Result<Prepared, ApiError> {
     generation.stream = wanted.stream.unwrap_or(false);
     generation.store = wanted.store.is_none();
     generation.request.num_speculative_tokens = wanted.num_speculative_tokens;
-    let output = wanted.output_config;
-    let (effort, format) = output.map_or((None, None), |it| (it.effort, it.format));
+    let format = dialogue.output_config.as_mut().and_then(|output| output.format.take());
     generation.grammar = format.map(|OutputFormat::JsonSchema { schema }| {
         ("output_config", GrammarSource::JsonSchema(schema.into()))
     });
     if dialogue.thinking.as_ref().is_some_and(ThinkingConfig::hides) {
         generation.reasoning = Reasoning::Hidden;
     }
-    prompt(dialogue, effort)?.prepare(serving, generation, Dialect::MESSAGES)
+    prompt(dialogue)?.prepare(serving, generation, Dialect::MESSAGES)
 }
 
 fn count(serving: &Serving, mut body: Body) -> Result<usize, ApiError> {
     let dialogue: Dialogue = body.read()?;
     body.finish()?;
-    Ok(prompt(dialogue, None)?.tokens(serving, Dialect::MESSAGES)?.len())
+    Ok(prompt(dialogue)?.tokens(serving, Dialect::MESSAGES)?.len())
 }
 
-fn prompt(dialogue: Dialogue, effort: Option<ReasoningEffort>) -> Result<ChatPrompt, ApiError> {
+fn prompt(dialogue: Dialogue) -> Result<ChatPrompt, ApiError> {
+    if dialogue.messages.is_empty() {
+        return Err(ApiError::invalid("messages", "`messages` must have at least one turn"));
+    }
     let system = dialogue.system.map(Words::into_text);
     let system = system.map(|text| PromptMessage::System { text, name: None });
     let mut messages: Vec<PromptMessage> = system.into_iter().collect();
@@ -105,6 +107,7 @@ fn prompt(dialogue: Dialogue, effort: Option<ReasoningEffort>) -> Result<ChatPro
     }
     let functions = dialogue.tools.unwrap_or_default().into_iter().map(Function::from).collect();
     let thinks = dialogue.thinking.as_ref().map(ThinkingConfig::thinks);
+    let effort = dialogue.output_config.and_then(|output| output.effort);
     let (choice, alone) = choice(dialogue.tool_choice);
     Ok(ChatPrompt {
         messages,

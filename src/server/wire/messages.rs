@@ -22,14 +22,6 @@ pub(crate) struct Messages {
     /// Only `false`: the answer must not be recorded, also where the server keeps a sample of what it answers
     /// to train its draft on (`--record-traffic`).
     pub(crate) store: Option<False>,
-    /// What the text must be.
-    pub(crate) output_config: Option<OutputConfig>,
-    /// Ignored: every prompt is cached.
-    #[expect(dead_code, reason = "of no effect")]
-    cache_control: Option<Map<String, Value>>,
-    /// Ignored: nothing is taken out of a conversation.
-    #[expect(dead_code, reason = "of no effect")]
-    context_management: Option<Map<String, Value>>,
     /// Accepted and ignored.
     #[expect(dead_code, reason = "of no effect")]
     metadata: Option<Map<String, Value>>,
@@ -54,6 +46,14 @@ pub(crate) struct Dialogue {
     pub(crate) tool_choice: Option<MessagesToolChoice>,
     /// Whether the model reasons before it answers, where its chat template leaves a choice.
     pub(crate) thinking: Option<ThinkingConfig>,
+    /// What the text must be.
+    pub(crate) output_config: Option<OutputConfig>,
+    /// Ignored: every prompt is cached.
+    #[expect(dead_code, reason = "of no effect")]
+    cache_control: Option<Map<String, Value>>,
+    /// Ignored: nothing is taken out of a conversation.
+    #[expect(dead_code, reason = "of no effect")]
+    context_management: Option<Map<String, Value>>,
 }
 
 /// The form of an answer.
