@@ -10,6 +10,10 @@ use crate::server::wire::{DryPenalty, Number};
 /// Texts that break repetitions where a request names none, as llama.cpp has them.
 const BREAKERS: [&str; 4] = ["\n", ":", "\"", "*"];
 const FIELD: &str = "dry_sequence_breakers";
+/// Tokens of a breaker behind its first at most, as llama.cpp has it.
+const TAIL_TOKENS: usize = 20;
+/// Tokens, and sequences of them, that a request's texts may be found in: some megabytes.
+const FOUND: usize = 1 << 16;
 
 /// The penalty that a request asks for; its numbers are checked with the other parameters.
 pub(crate) fn dry(wanted: DryPenalty, serving: &Serving) -> Result<Option<Dry>, ApiError> {
@@ -57,10 +61,12 @@ fn usual_breakers(serving: &Serving) -> Result<Arc<[Vec<u32>]>, ApiError> {
 /// Tokens that have one of the texts in them, and sequences of tokens at the end of whose first a text begins, in rising
 /// order.
 fn breaking<T: AsRef<str>>(texts: &[T], serving: &Serving) -> Result<Vec<Vec<u32>>, ApiError> {
+    let tails: Vec<Vec<Vec<u32>>> =
+        texts.iter().map(|text| tails(text.as_ref(), serving)).collect::<Result<_, _>>()?;
     let mut found = Vec::new();
     for id in 0..serving.engine.limits().vocab_size as u32 {
         let bytes = serving.bytes_of(id);
-        for text in texts.iter().map(AsRef::as_ref) {
+        for (text, tails) in texts.iter().map(AsRef::as_ref).zip(&tails) {
             for place in (0..bytes.len()).filter(|&place| bytes[place] == text.as_bytes()[0]) {
                 let rest = &bytes[place..];
                 if rest.starts_with(text.as_bytes()) {
@@ -68,15 +74,28 @@ fn breaking<T: AsRef<str>>(texts: &[T], serving: &Serving) -> Result<Vec<Vec<u32
                     break;
                 }
                 if text.as_bytes().starts_with(rest) && text.is_char_boundary(rest.len()) {
-                    let tail = serving.encode(FIELD, &text[rest.len()..], false)?;
-                    found.push([vec![id], tail].concat());
+                    found.push([&[id], &tails[rest.len()][..]].concat());
                 }
             }
+        }
+        if found.len() > FOUND {
+            let message = format!("the texts of `{FIELD}` are found in more than {FOUND} tokens");
+            return Err(ApiError::invalid(FIELD, message));
         }
     }
     found.sort_unstable();
     found.dedup();
     Ok(found)
+}
+
+/// Tokens of what stands behind each place in a text where a character begins.
+fn tails(text: &str, serving: &Serving) -> Result<Vec<Vec<u32>>, ApiError> {
+    let tail = |place| match text.get(place..) {
+        Some(tail) => serving.encode(FIELD, tail, false),
+        None => Ok(Vec::new()),
+    };
+    let cut = |tail: Vec<u32>| tail.into_iter().take(TAIL_TOKENS).collect();
+    (0..text.len()).map(|place| Ok(cut(tail(place)?))).collect()
 }
 
 #[cfg(test)]
@@ -123,5 +142,9 @@ mod tests {
         assert!(Arc::ptr_eq(&usual, &breakers(json!({}))));
         assert_eq!(*breakers(json!({"dry_sequence_breakers": [","]})), [vec![4]]);
         assert_eq!(breakers(json!({"dry_sequence_breakers": BREAKERS})), usual);
+        // Whatever tokens a text begins in, of its rest so many are looked at.
+        let long = format!("*{}", ",".repeat(TAIL_TOKENS + 4));
+        let found = [&[3][..], &[4; TAIL_TOKENS]].concat();
+        assert_eq!(*breakers(json!({"dry_sequence_breakers": [long]})), [found]);
     }
 }
