@@ -25,6 +25,11 @@ impl PromptReadout {
         }
     }
 
+    /// Whether anything is read.
+    pub(super) fn is_wanted(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+
     /// Whether the logits of prompt rows are still wanted.
     pub(super) fn wants_logits(&self) -> bool {
         matches!(self, Self::Logprobs { .. })

@@ -51,10 +51,12 @@ pub(in crate::engine) fn begun(
     prefix_caching: bool,
     tally: &mut Tally,
 ) {
-    let stats = items.iter().map(|item| &sequences.scheduled(item).stats);
-    for stats in stats.filter(|stats| stats.target_passes == 0) {
+    let sequences = items.iter().map(|item| sequences.scheduled(item));
+    for sequence in sequences.filter(|sequence| sequence.stats.target_passes == 0) {
+        let stats = &sequence.stats;
         tally.queued(stats.queue_seconds);
-        if prefix_caching {
+        // A prompt of which something is read is computed whole.
+        if prefix_caching && !sequence.readout.is_wanted() {
             tally.prefix_cache(stats.prompt_tokens, stats.cached_tokens);
         }
     }
