@@ -125,7 +125,9 @@ async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)
 
 fn announce(config: &Config, name: &str, address: &SocketAddr) {
     if config.draft.is_none() && config.engine.num_speculative_tokens > 0 {
-        eprintln!("no draft: serving without speculation. Build one with `pleach-tools build`.");
+        eprintln!(
+            "no draft: only what stands in the context is drafted. Build one with `pleach-tools build`."
+        );
     }
     let scheme = if config.access.tls_certificate.is_some() { "https" } else { "http" };
     eprintln!(

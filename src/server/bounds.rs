@@ -19,6 +19,8 @@ pub(super) const CHOICES: usize = 128;
 pub(super) const PROMPTS: usize = 128;
 /// Texts to embed in one request, as OpenAI has it.
 pub(super) const INPUTS: usize = 2048;
+/// Log-probabilities of prompts in one answer: some tens of megabytes of text.
+pub(super) const PROMPT_LOGPROBS: usize = 1 << 20;
 /// Functions in one request, as OpenAI has it.
 pub(super) const TOOLS: usize = 128;
 /// Objects and lists in a body. Each takes some hundred bytes once read, so a body of empty ones would take gigabytes.

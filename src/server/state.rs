@@ -30,7 +30,7 @@ pub struct AppState {
     models: Arc<SetOnce<Models>>,
     /// Bytes that large bodies may still hold.
     pub(super) bodies: Arc<Semaphore>,
-    /// Permits to prepare requests, one for each core.
+    /// Permits to prepare requests and to write long answers, one for each core.
     preparing: Arc<Semaphore>,
     pub(super) metrics: PrometheusHandle,
     pub(super) started: u64,
@@ -64,8 +64,8 @@ impl AppState {
         }
     }
 
-    /// Does the work that comes before a request can run (reading it, its template, its tokens), on as many threads
-    /// as there are cores: never on those that answer others. Gives what the request asks, too.
+    /// Does the work that comes before a request can run: reading it, its template, its tokens. Gives what the request
+    /// asks, too.
     pub(super) async fn prepare<T: Send + 'static>(
         &self,
         bytes: Result<Bytes, BytesRejection>,
@@ -73,18 +73,27 @@ impl AppState {
     ) -> Result<(Asked, T), ApiError> {
         self.models()?;
         let state = self.clone();
+        let work = self.aside(move || {
+            let mut body = Body::parse(bytes)?;
+            let AskedModel { model } = body.read()?;
+            let asked = state.asked(model.as_deref())?;
+            let prepared = work(&asked, body)?;
+            Ok((asked, prepared))
+        });
+        work.await
+    }
+
+    /// Does work that may take long, on as many threads as there are cores: never on those that answer others.
+    pub(super) async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
         let permit = Arc::clone(&self.preparing).acquire_owned().await;
         let permit = permit.expect("invariant: the semaphore is never closed");
         let span = tracing::Span::current();
         let work = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            span.in_scope(|| {
-                let mut body = Body::parse(bytes)?;
-                let AskedModel { model } = body.read()?;
-                let asked = state.asked(model.as_deref())?;
-                let prepared = work(&asked, body)?;
-                Ok((asked, prepared))
-            })
+            span.in_scope(work)
         });
         match work.await {
             Ok(result) => result,

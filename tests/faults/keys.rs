@@ -46,6 +46,12 @@ fn limits_are_told() {
     let refused = ask(&server, ANNA, 1);
     assert_eq!((refused.status, told(&refused)[3].as_deref()), (429, Some("0")));
     assert!(told(&ask(&server, BEN, 1)).iter().all(Option::is_none));
+    // A prompt counts once, however many answers it gets.
+    let counted = || server.metric("pleach_key_tokens_total{key=\"ben\"}") as u64;
+    let before = counted();
+    let several = json!({"prompt": "Blue is the sky, green is the grass.", "max_tokens": 5, "ignore_eos": true, "n": 3});
+    let answer = server.request("POST", "/v1/completions", BEN, &several.to_string());
+    assert_eq!(counted() - before, body(&answer)["usage"]["total_tokens"].as_u64().unwrap());
 }
 
 #[test]

@@ -213,6 +213,23 @@ async fn the_best_of_several_are_kept() {
         scores.sort_by(|a, b| b.total_cmp(a));
         assert_eq!(best.iter().map(score).collect::<Vec<_>>(), scores[..2]);
     }
+    // One that ends at once is as good as the token that ends it.
+    let mut named = json!({"prompt": "Blue is", "max_tokens": 1, "seed": 5, "logprobs": 0});
+    named["return_tokens_as_token_ids"] = json!(true);
+    let named = post("/v1/completions", named).await["choices"][0]["logprobs"]["tokens"][0].clone();
+    let end: u32 = named.as_str().unwrap().strip_prefix("token_id:").unwrap().parse().unwrap();
+    let body = json!({"prompt": "Blue is", "max_tokens": 6, "seed": 5, "n": 4, "logprobs": 0, "stop_token_ids": [end]});
+    let mut shown = body.clone();
+    shown["include_stop_str_in_output"] = json!(true);
+    let shown = choices(&post("/v1/completions", shown).await);
+    let texts = choices(&post("/v1/completions", body.clone()).await);
+    let empty = texts.iter().filter(|it| it["text"] == "").count();
+    assert!((1..4).contains(&empty), "{texts:?}");
+    let best = (0..4).max_by(|&a, &b| score(&shown[a]).total_cmp(&score(&shown[b]))).unwrap();
+    let mut one = body;
+    one["n"] = json!(1);
+    one["best_of"] = json!(4);
+    assert_eq!(choices(&post("/v1/completions", one).await)[0]["text"], texts[best]["text"]);
     for wrong in [json!({"n": 3, "best_of": 2}), json!({"best_of": 2, "stream": true})] {
         let mut body = json!({"prompt": "x"});
         body.as_object_mut().unwrap().extend(wrong.as_object().unwrap().clone());

@@ -198,3 +198,29 @@ async fn prompts_are_scored_as_vllm_does() {
         refused("/v1/chat/completions", &wrong, "prompt_logprobs").await;
     }
 }
+
+/// However many choices there are, a prompt is scored once; what would make an endless answer is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn prompts_are_scored_once() {
+    let mut body = json!({"prompt": ["Blue is", "Why?"], "max_tokens": 2, "seed": 1, "n": 3, "echo": true, "logprobs": 2,
+        "prompt_logprobs": 1});
+    let whole = post("/v1/completions", body.clone()).await["choices"].clone();
+    for choices in whole.as_array().unwrap().chunks(3) {
+        let begins = |choice: &Value| choice["logprobs"]["token_logprobs"][1].clone();
+        assert!(
+            begins(&choices[0]).is_number()
+                && choices.iter().all(|it| begins(it) == begins(&choices[0]))
+        );
+        assert!(choices.iter().all(|it| it["prompt_logprobs"] == choices[0]["prompt_logprobs"]));
+    }
+    body.as_object_mut().unwrap().remove("prompt_logprobs");
+    body["stream"] = json!(true);
+    let (_, text) = send("POST", "/v1/completions", &body.to_string()).await;
+    let scored = text.matches("\"token_logprobs\":[null,").count();
+    assert_eq!(scored, 6, "each choice of a stream begins with its prompt: {text}");
+    let prompts = vec![vec![5; 500]; 100];
+    let many = json!({"prompt": prompts, "max_tokens": 1, "prompt_logprobs": 20});
+    refused("/v1/completions", &many, "prompt_logprobs").await;
+    let many = json!({"prompt": "x ".repeat(400), "max_tokens": 0, "echo": true, "logprobs": 20, "n": 128});
+    refused("/v1/completions", &many, "logprobs").await;
+}

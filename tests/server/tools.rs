@@ -119,6 +119,34 @@ async fn calls_follow_the_schema() {
     }
 }
 
+/// A call that a stop text cuts in two is no finished one; what ends behind it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_cut_is_not_finished() {
+    let named = json!({"type": "function", "function": {"name": "get_weather"}});
+    for (stop, whole) in
+        [("unit", false), ("city\":", false), ("</tool_call>", true), ("<|im_end|>", true)]
+    {
+        let mut body = asking("How warm is it in Paris?", named.clone());
+        body["stop"] = json!([stop]);
+        let answer = post("/v1/chat/completions", body.clone()).await;
+        let choice = &answer["choices"][0];
+        let arguments =
+            choice["message"]["tool_calls"][0]["function"]["arguments"].as_str().unwrap();
+        assert_eq!(serde_json::from_str::<Value>(arguments).is_ok(), whole, "{choice}");
+        let reason = if whole { "tool_calls" } else { "stop" };
+        assert_eq!(choice["finish_reason"], reason, "{choice}");
+        assert_eq!(streamed(body).await.1, reason);
+    }
+    let tool = json!({"name": "get_weather", "input_schema": weather()["function"]["parameters"]});
+    let body = json!({"max_tokens": 90, "temperature": 0, "stop_sequences": ["unit"], "tools": [tool],
+        "tool_choice": {"type": "any"}, "messages": [{"role": "user", "content": "How warm is it in Paris?"}]});
+    let message = post("/v1/messages", body).await;
+    assert_eq!(
+        (&message["stop_reason"], &message["stop_sequence"]),
+        (&json!("stop_sequence"), &json!("unit"))
+    );
+}
+
 /// Left to itself the model answers in text, or calls as earlier turns did.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_model_may_choose() {

@@ -1,5 +1,6 @@
 //! Answers of `/v1/chat/completions` and `/v1/completions`: whole, or streamed as server-sent events.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
@@ -9,6 +10,7 @@ use super::logprobs::Names;
 use super::sse::Events;
 use super::{logprobs, sse};
 use crate::engine::{PromptToken, Readout, TokenOut};
+use crate::server::bounds::PROMPT_LOGPROBS;
 use crate::server::error::ApiError;
 use crate::server::generate::running::{Prepared, RunningRequest};
 use crate::server::generate::said::{Call, Message, Said};
@@ -16,7 +18,8 @@ use crate::server::models::Asked;
 use crate::server::state::AppState;
 use crate::server::wire::{
     Answer, AssistantMessage, CalledFunction, Choice, ChoiceText, Delta, FinishReason,
-    FunctionKind, Header, Logprobs, Sources, StopReason, TokenSource, ToolCall, ToolCallDelta,
+    FunctionKind, Header, Logprobs, PromptLogprobs, Sources, StopReason, TokenSource, ToolCall,
+    ToolCallDelta,
 };
 use crate::speculation::Proposer;
 
@@ -70,6 +73,16 @@ pub(crate) async fn respond(
     let (token_sources, tokens_by_id) = (generation.token_sources, generation.tokens_by_id);
     let (echoed, prompt_logprobs) = (generation.echo_logprobs, generation.prompt_logprobs);
     if let Some(alternatives) = echoed.max(prompt_logprobs) {
+        let answers = if format == Format::Chat { 1 } else { generation.choices };
+        let tokens: usize = prepared.prompts.iter().map(Vec::len).sum();
+        if tokens * answers * (alternatives + 1) > PROMPT_LOGPROBS {
+            let field = if echoed.is_some() { "logprobs" } else { "prompt_logprobs" };
+            let message = format!(
+                "`{field}`: {tokens} tokens of prompts, {alternatives} of the likeliest beside each, in {answers} \
+                 choices are more than {PROMPT_LOGPROBS} log-probabilities"
+            );
+            return Err(ApiError::invalid(field, message));
+        }
         generation.request.readout = Readout::Logprobs(alternatives);
     }
     if generation.kept < generation.choices {
@@ -93,7 +106,10 @@ pub(crate) async fn respond(
     if stream {
         Ok((head, sse::stream(|events| responder.stream(events))).into_response())
     } else {
-        Ok((head, Json(responder.whole().await?)).into_response())
+        let mut responder = responder;
+        let choices = responder.gather().await?;
+        let answer = state.aside(move || Ok(Json(responder.answer(choices)).into_response()));
+        Ok((head, answer.await?).into_response())
     }
 }
 
@@ -101,40 +117,40 @@ pub(crate) async fn respond(
 #[derive(Default)]
 struct Growing {
     message: Message,
-    prompt: Vec<PromptToken>,
+    prompt: Arc<Vec<PromptToken>>,
     tokens: Vec<TokenOut>,
     texts: Vec<String>,
     offsets: Vec<usize>,
     end: Option<FinishReason>,
+    mean_logprob: f32,
     stop: Option<StopReason>,
     /// What ended it, where that was the request's fault.
     failure: Option<ApiError>,
 }
 
 impl Growing {
-    /// Mean log-probability of the tokens; a choice that failed is the worst.
+    /// How good it is; a choice that failed is the worst.
     fn score(&self) -> f32 {
-        if self.failure.is_some() {
-            return f32::NEG_INFINITY;
-        }
-        let sum: f32 = self.tokens.iter().filter_map(|token| token.logprob).sum();
-        sum / self.tokens.len().max(1) as f32
+        if self.failure.is_some() { f32::NEG_INFINITY } else { self.mean_logprob }
     }
 }
 
 impl Responder {
-    async fn whole(mut self) -> Result<Answer, ApiError> {
+    /// All choices, as they have ended.
+    async fn gather(&mut self) -> Result<Vec<Growing>, ApiError> {
         let mut choices: Vec<Growing> = Vec::new();
         choices.resize_with(self.running.choices(), Growing::default);
         while let Some(piece) = self.running.next().await? {
             let choice = &mut choices[piece.choice];
             piece.said.into_iter().for_each(|said| choice.message.add(said));
-            choice.prompt.extend(piece.prompt);
+            if !piece.prompt.is_empty() {
+                choice.prompt = Arc::new(piece.prompt);
+            }
             choice.tokens.extend(piece.tokens);
             choice.texts.extend(piece.texts);
             choice.offsets.extend(piece.offsets);
             if let Some(end) = piece.end {
-                choice.stop = end.stop;
+                (choice.stop, choice.mean_logprob) = (end.stop, end.mean_logprob);
                 (choice.end, choice.failure) = ending(end.reason);
             }
         }
@@ -144,27 +160,39 @@ impl Responder {
         {
             return Err(failure);
         }
+        Ok(choices)
+    }
+
+    fn answer(self, mut choices: Vec<Growing>) -> Answer {
         let usage = self.running.usage();
-        let choices = self.best(choices).into_iter().enumerate();
-        let mut choices: Vec<Choice> =
-            choices.map(|(index, choice)| self.choice(index, choice)).collect();
+        // What is read of a prompt is read for its first choice.
+        for of_prompt in choices.chunks_mut(self.best_of.0) {
+            let prompt = Arc::clone(&of_prompt[0].prompt);
+            of_prompt.iter_mut().for_each(|choice| choice.prompt = Arc::clone(&prompt));
+        }
         // All choices of a chat have one prompt.
         let prompt_logprobs = match self.format {
-            Format::Chat => choices
-                .iter_mut()
-                .map(|choice| choice.prompt_logprobs.take())
-                .fold(None, Option::or),
+            Format::Chat => self.prompt_logprobs(&choices[0]),
             Format::Text => None,
         };
-        Ok(Answer { header: self.header, choices, prompt_logprobs, usage: Some(Some(usage)) })
+        let choices = self.best(choices).into_iter().enumerate();
+        let choices = choices.map(|(index, choice)| self.choice(index, choice)).collect();
+        Answer { header: self.header, choices, prompt_logprobs, usage: Some(Some(usage)) }
+    }
+
+    /// Log-probabilities of a choice's prompt, where they are wanted.
+    fn prompt_logprobs(&self, choice: &Growing) -> Option<Vec<PromptLogprobs>> {
+        let alternatives = self.prompt_logprobs?;
+        Some(logprobs::prompt(&self.running.serving, &choice.prompt, alternatives))
     }
 
     fn choice(&self, index: usize, mut choice: Growing) -> Choice {
         let read = (&choice.prompt[..], &choice.tokens[..]);
         let logprobs = self.logprobs(&choice.message.text, read, &choice.offsets);
-        let prompt_logprobs = self.prompt_logprobs.map(|alternatives| {
-            logprobs::prompt(&self.running.serving, &choice.prompt, alternatives)
-        });
+        let prompt_logprobs = match self.format {
+            Format::Chat => None,
+            Format::Text => self.prompt_logprobs(&choice),
+        };
         let text = match self.format {
             Format::Text => ChoiceText::Text(choice.message.text),
             Format::Chat => {

@@ -9,7 +9,7 @@ use super::loosened::{self, Head};
 use super::pieces::{Ends, Piece, Reader};
 use super::speech::{Reasoning, Speech};
 use super::tool_calls::Calling;
-use crate::engine::{MAX_TOP_LOGPROBS, Request};
+use crate::engine::{MAX_TOP_LOGPROBS, Readout, Request};
 use crate::grammar::{Grammar, GrammarSource};
 use crate::observe::spans::SequenceSpan;
 use crate::observe::traffic::{Recorded, Recorder};
@@ -231,6 +231,10 @@ impl Generation {
                 let mut request = Request { prompt: prompt.clone(), ..self.request.clone() };
                 request.params.seed =
                     request.params.seed.map(|seed| seed.wrapping_add(choice as u64));
+                // A prompt is read for its first choice, unless each begins with it in a stream.
+                if choice > 0 && !self.stream {
+                    request.readout = Readout::None;
+                }
                 request.validate(limits).map_err(|fault| dialect.fault(&fault))?;
                 requests.push(request);
             }
@@ -246,7 +250,9 @@ impl Generation {
                     (request.prompt.clone(), request.params.temperature);
                 (recorder, Recorded { prompt_tokens, temperature, ..Recorded::default() })
             });
-            let events = Metered::new(length, serving.engine.submit(request).await?);
+            // However many choices a prompt has, it counts once.
+            let charged = if choice.is_multiple_of(self.choices) { length } else { 0 };
+            let events = Metered::new(charged, serving.engine.submit(request).await?);
             let place = Arc::clone(&place);
             let reader = Reader {
                 choice,
@@ -256,6 +262,7 @@ impl Generation {
                 form,
                 text_form,
                 stopped: None,
+                drawn: (0, 0.0),
                 ends,
                 echoed: self.echo.get(choice / self.choices).map_or(0, |echo| echo.chars().count()),
                 echo: self.echo.get(choice / self.choices).cloned(),

@@ -44,6 +44,8 @@ pub(crate) struct End {
     pub(crate) stop: Option<StopReason>,
     /// Tokens of its reasoning.
     pub(crate) reasoning_tokens: u64,
+    /// Mean log-probability of its tokens, the one that ended it among them, where they are wanted.
+    pub(crate) mean_logprob: f32,
     pub(crate) stats: SequenceStats,
 }
 
@@ -73,6 +75,8 @@ pub(crate) struct Reader {
     pub(crate) text_form: Option<&'static str>,
     /// The stop string that ended it, by its place.
     pub(crate) stopped: Option<usize>,
+    /// The number of its tokens that have a log-probability, and the sum of those.
+    pub(crate) drawn: (usize, f32),
     pub(crate) ends: Ends,
     /// Text that comes first.
     pub(crate) echo: Option<String>,
@@ -119,15 +123,17 @@ impl Reader {
                 }
                 None => {
                     let reason = Err(ApiError::internal("the engine has stopped"));
-                    let (stats, reasoning_tokens) = (SequenceStats::default(), 0);
-                    piece.end = Some(End { reason, stop: None, reasoning_tokens, stats });
+                    let (stats, reasoning_tokens, mean_logprob) =
+                        (SequenceStats::default(), 0, 0.0);
+                    piece.end =
+                        Some(End { reason, stop: None, reasoning_tokens, mean_logprob, stats });
                 }
             }
             let ended = piece.end.is_some();
             piece.said = self.speech.say(ended);
             if let Some(End { reason: Ok(reason), .. }) = &mut piece.end {
                 self.record(reason);
-                *reason = reason.with_calls(self.speech.has_called());
+                *reason = reason.with_calls(self.speech.calls());
             }
             // Dropping the events cancels a sequence that has not ended.
             if self.pieces.send(piece).await.is_err() || ended {
@@ -151,6 +157,9 @@ impl Reader {
     /// Adds tokens to a piece, and their text to what is said.
     fn add(&mut self, tokens: Vec<TokenOut>, piece: &mut Piece) {
         for token in tokens {
+            if let Some(logprob) = token.logprob {
+                self.drawn = (self.drawn.0 + 1, self.drawn.1 + logprob);
+            }
             if self.ends.0.contains(&token.id) {
                 continue;
             }
@@ -190,6 +199,8 @@ impl Reader {
             }
             _ => Ok(wire::FinishReason::Stop),
         };
-        End { reason, stop, reasoning_tokens: self.speech.reasoning_tokens(), stats }
+        let mean_logprob = self.drawn.1 / self.drawn.0.max(1) as f32;
+        let reasoning_tokens = self.speech.reasoning_tokens();
+        End { reason, stop, reasoning_tokens, mean_logprob, stats }
     }
 }

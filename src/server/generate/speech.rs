@@ -106,6 +106,11 @@ impl Speech {
         self.calls.as_ref().is_some_and(|calls| calls.begun > 0)
     }
 
+    /// Whether it calls functions, and no call is cut in two.
+    pub(crate) fn calls(&self) -> bool {
+        self.calls.as_ref().is_some_and(Calls::are_whole)
+    }
+
     /// Tokens of its reasoning, tags included.
     pub(crate) fn reasoning_tokens(&self) -> u64 {
         self.reasoning_tokens

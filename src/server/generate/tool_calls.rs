@@ -27,6 +27,11 @@ impl Calls {
         Self { format, parser: CallParser::new(format, functions), begun: 0 }
     }
 
+    /// Whether there are calls, and the last one is whole.
+    pub(crate) fn are_whole(&self) -> bool {
+        self.begun > 0 && !self.parser.in_call()
+    }
+
     /// What a piece of text says: text, then calls. The last piece gets what is left.
     pub(crate) fn push(&mut self, piece: &str, last: bool) -> Vec<Said> {
         let mut parts = self.parser.push(piece);

@@ -181,7 +181,7 @@ pub(crate) enum FinishReason {
 }
 
 impl FinishReason {
-    /// The reason where functions may have been called: an end of its own is for their sake.
+    /// The reason where functions may have been called: an end that cuts no call is for their sake.
     pub(crate) fn with_calls(self, called: bool) -> Self {
         if called && self == Self::Stop { Self::ToolCalls } else { self }
     }

@@ -33,7 +33,7 @@ pub(crate) struct Sampling {
     /// Whether the model's end-of-sequence tokens are ordinary tokens.
     pub(crate) ignore_eos: Option<bool>,
     /// Report the log-probability of each token of the prompt, with as many most likely tokens beside it. Not with
-    /// `stream`.
+    /// `stream`; 1,048,576 log-probabilities of prompts at most in an answer.
     #[schemars(range(max = 20))]
     pub(crate) prompt_logprobs: Option<usize>,
     /// Send the answer as server-sent events while it is generated.

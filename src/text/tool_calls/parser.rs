@@ -59,6 +59,12 @@ impl CallParser {
         parts
     }
 
+    /// Whether a call has begun whose arguments have not ended.
+    #[must_use]
+    pub fn in_call(&self) -> bool {
+        self.place == Place::Arguments
+    }
+
     /// What was held back, at the end.
     pub fn finish(&mut self) -> Option<Part> {
         let text = std::mem::take(&mut self.held);
