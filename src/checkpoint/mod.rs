@@ -38,6 +38,7 @@ pub use error::CheckpointError;
 use gguf::PartName;
 pub use gguf::{Gguf, Value};
 pub use gguf_model::ATTACHMENT;
+pub use hf_config::NOTE;
 pub use safetensors::header as safetensors_header;
 pub use special::SpecialTokens;
 pub use summary::Summary;

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use pleach::checkpoint::write::gguf_file;
-use pleach::checkpoint::{Checkpoint, RawTensor};
+use pleach::checkpoint::write::{LazyTensor, gguf_file, model_folder};
+use pleach::checkpoint::{Checkpoint, NOTE, RawTensor};
 use pleach::model::{Decoder, ModelConfig, RopeScaling, tensor_names};
 use pleach_kernels::{DType, ThreadPool};
 use safetensors::SafeTensors;
@@ -122,7 +122,45 @@ fn files_of_phi3_hold_what_folders_hold() {
     assert!(plain != long && plain != short);
 }
 
-/// All tensors of a folder, by their Hugging Face names.
+/// A folder that is written of a folder or a file is one of Phi-3, with its projections side by side whatever the order
+/// they come in, and computes the same bits.
+#[test]
+fn folders_are_written_as_phi3_has_them() {
+    let temporary = tempfile::tempdir().unwrap();
+    let file = temporary.path().join("model.gguf");
+    let ([long, short], attention) = factors();
+    let scaled = [tensors(), vec![long, short]].concat();
+    write(&file, &scaled, 32, vec![("phi3.rope.scaling.attn_factor", attention)]);
+    let names = |path: &Path| {
+        let bytes = std::fs::read(path.join("model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let mut names: Vec<String> = tensors.names().iter().map(|&name| name.to_owned()).collect();
+        names.sort_unstable();
+        names
+    };
+    for (number, source) in [golden("phi3"), file].iter().enumerate() {
+        let (config, mut tensors) = all_tensors(source, DType::F32);
+        tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let lazy = tensors.iter().map(|(name, tensor)| LazyTensor {
+            name: name.clone(),
+            dtype: DType::F32,
+            shape: tensor.shape.clone(),
+            values: Box::new(|| Ok(tensor.to_f32())),
+        });
+        let folder = temporary.path().join(number.to_string());
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join(NOTE), "of what was there before").unwrap();
+        let like = Checkpoint::open(source).unwrap();
+        model_folder(&folder, &config, DType::F32, &like, lazy.collect()).unwrap();
+        assert_eq!(names(&folder), names(&golden("phi3")));
+        assert!(!folder.join(NOTE).exists());
+        let [long, short] = [64, 32]
+            .map(|positions| same(&load_for(&folder, positions), &load_for(source, positions)));
+        assert!(long != short);
+    }
+}
+
+/// All tensors of a model, by their Hugging Face names.
 fn all_tensors(folder: &Path, format: DType) -> (ModelConfig, Vec<(String, RawTensor)>) {
     let mut checkpoint = Checkpoint::open(folder).unwrap();
     let mut names = tensor_names(&checkpoint.config, |name| checkpoint.has(name));

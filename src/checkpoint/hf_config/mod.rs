@@ -17,6 +17,9 @@ use layers::sliding_window;
 pub(super) use layers::{layer_types, unrotated_blocks};
 use rope::Ropes;
 
+/// What a folder says of the tokens of a trimmed head, and of what an attached drafter reads.
+pub const NOTE: &str = "pleach.json";
+
 /// The values of `model_type` that are read.
 const MODEL_TYPES: &str = "llama, mistral, phi3, smollm3, qwen2, qwen3, gemma2 and gemma3_text";
 
@@ -48,7 +51,7 @@ pub(super) fn read(folder: &Path) -> Result<Description, CheckpointError> {
     }
     let generation = map.unwrap_or_default();
     config.check().map_err(|(field, reason)| fields.error(field, reason))?;
-    let extension = folder.join("pleach.json");
+    let extension = folder.join(NOTE);
     let Some(map) = object(&extension)? else {
         return Ok(Description { config, draft_vocab: None, attachment: None, generation });
     };

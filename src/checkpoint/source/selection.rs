@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Component, Path};
 
+use crate::checkpoint::NOTE;
 use crate::checkpoint::gguf::PartName;
 use crate::checkpoint::safetensors::shards;
 use crate::checkpoint::settings::SETTINGS;
@@ -46,7 +47,7 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 const WEIGHTS: &str = "model.safetensors";
 
 /// What a folder says of its weights: the model, and what it is as a draft.
-const DESCRIPTIONS: [&str; 2] = ["config.json", "pleach.json"];
+const DESCRIPTIONS: [&str; 2] = ["config.json", NOTE];
 
 impl Choice {
     /// The files of the model, out of all names of a repository.

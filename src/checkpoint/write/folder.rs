@@ -1,19 +1,73 @@
-//! Everything of a Hugging Face folder but the weights.
+//! Hugging Face folders.
 
-use std::io::Write;
-use std::path::Path;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{atomically, json_file};
+use super::{LazyTensor, atomically, json_file, safetensors_file};
 use crate::checkpoint::architecture::{Family, ModelConfig, RopeScaling, SlidingWindow};
-use crate::checkpoint::hf_config::root;
+use crate::checkpoint::gguf_model::PHI3;
+use crate::checkpoint::hf_config::{NOTE, root};
 use crate::checkpoint::settings::{SETTINGS, TOKENIZER};
-use crate::checkpoint::{Checkpoint, CheckpointError, fields, rope};
+use crate::checkpoint::{Checkpoint, CheckpointError, fields, fused, rope};
 use pleach_kernels::{Activation, DType};
 
+/// Writes a Hugging Face folder: [its files](folder_files), and these weights as its model type names them. Returns the
+/// file of the weights. What is there of another model's `pleach.json` goes.
+///
+/// # Errors
+/// What the file system says, what a tensor's maker says, or a configuration that Hugging Face's format cannot hold.
+pub fn model_folder(
+    folder: &Path,
+    config: &ModelConfig,
+    dtype: DType,
+    like: &Checkpoint,
+    mut tensors: Vec<LazyTensor<'_>>,
+) -> Result<PathBuf, CheckpointError> {
+    let note = folder.join(NOTE);
+    match std::fs::remove_file(&note) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(CheckpointError::Io { path: note, error });
+        }
+        _ => {}
+    }
+    let written = folder_files(folder, config, dtype, like)?;
+    if written["model_type"] == PHI3 {
+        tensors = side_by_side(config, tensors);
+    }
+    let file = folder.join("model.safetensors");
+    safetensors_file(&file, &tensors, &[])?;
+    Ok(file)
+}
+
+/// Tensors to be written, of which those that are stored side by side are one.
+fn side_by_side<'a>(config: &ModelConfig, tensors: Vec<LazyTensor<'a>>) -> Vec<LazyTensor<'a>> {
+    let mut all: Vec<(String, Vec<(usize, LazyTensor<'a>)>)> = Vec::new();
+    for tensor in tensors {
+        let (whole, rows) =
+            fused::source(config, &tensor.name).unwrap_or_else(|| (tensor.name.clone(), 0..0));
+        match all.iter_mut().find(|(other, _)| *other == whole) {
+            Some((_, parts)) => parts.push((rows.start, tensor)),
+            None => all.push((whole, vec![(rows.start, tensor)])),
+        }
+    }
+    let joined = all.into_iter().map(|(name, mut parts)| {
+        parts.sort_by_key(|(start, _)| *start);
+        let first = &parts[0].1;
+        let (dtype, mut shape) = (first.dtype, first.shape.clone());
+        shape[0] = parts.iter().map(|(_, part)| part.shape[0]).sum();
+        let values = move || {
+            let values = parts.iter().map(|(_, part)| (part.values)());
+            Ok(values.collect::<Result<Vec<_>, _>>()?.concat())
+        };
+        LazyTensor { name, dtype, shape, values: Box::new(values) }
+    });
+    joined.collect()
+}
+
 /// Writes everything of a Hugging Face folder but the weights: `config.json`, and the settings of generation
-/// and tokenizer as `like` has them.
+/// and tokenizer as `like` has them. Returns the configuration.
 ///
 /// # Errors
 /// What the file system says, or a configuration that Hugging Face's format cannot hold.
@@ -22,15 +76,17 @@ pub fn folder_files(
     config: &ModelConfig,
     dtype: DType,
     like: &Checkpoint,
-) -> Result<(), CheckpointError> {
+) -> Result<Json, CheckpointError> {
     let make = |folder: &Path| {
         std::fs::create_dir_all(folder)
             .map_err(|error| CheckpointError::Io { path: folder.into(), error })
     };
     make(folder)?;
-    json_file(&folder.join("config.json"), &hf_config(config, dtype, like)?)?;
+    let written = hf_config(config, dtype, like)?;
+    json_file(&folder.join("config.json"), &written)?;
     if !like.path().is_dir() {
-        return settings(folder, config, like);
+        settings(folder, config, like)?;
+        return Ok(written);
     }
     for name in SETTINGS {
         let path = like.path().join(name);
@@ -42,7 +98,7 @@ pub fn folder_files(
             atomically(&path, |writer| writer.write_all(&bytes))?;
         }
     }
-    Ok(())
+    Ok(written)
 }
 
 /// Settings of a model that comes from a GGUF file.
@@ -166,6 +222,7 @@ fn of_config(config: &ModelConfig, like: &Checkpoint) -> Map<String, Json> {
         (Family::Llama, _) if !config.design.unrotated.is_empty() => {
             ("smollm3", "SmolLM3ForCausalLM")
         }
+        (Family::Llama, _) if config.design.rotated.is_some() => (PHI3, "Phi3ForCausalLM"),
         (Family::Llama, None) => ("llama", "LlamaForCausalLM"),
         (Family::Llama, Some(_)) => ("mistral", "MistralForCausalLM"),
         (Family::Qwen2, _) => ("qwen2", "Qwen2ForCausalLM"),
@@ -196,7 +253,15 @@ fn of_config(config: &ModelConfig, like: &Checkpoint) -> Map<String, Json> {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": eos(config),
     });
-    if config.family == Family::Llama {
+    if let Some(rotated) = config.design.rotated {
+        fields["partial_rotary_factor"] = json!(rotated as f64 / config.head_dim as f64);
+        // Without one, transformers takes a token that the vocabulary may not have.
+        fields["pad_token_id"] = Json::Null;
+        if let RopeScaling::LongRope { original_max_position_embeddings, .. } = config.rope.scaling
+        {
+            fields["original_max_position_embeddings"] = json!(original_max_position_embeddings);
+        }
+    } else if config.family == Family::Llama {
         fields["attention_bias"] = json!(like.has("model.layers.0.self_attn.q_proj.bias"));
         fields["mlp_bias"] = json!(like.has("model.layers.0.mlp.up_proj.bias"));
     }

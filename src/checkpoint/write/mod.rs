@@ -12,7 +12,7 @@ use std::path::Path;
 use safetensors::Dtype;
 use serde_json::{Value as Json, json};
 
-pub use folder::{folder_files, hf_config};
+pub use folder::{folder_files, hf_config, model_folder};
 pub use gguf::{Meta, gguf_file};
 
 use super::CheckpointError;

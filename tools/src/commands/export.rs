@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::source::{DEFAULT_MODEL, Source, default_cache_dir, resolve};
-use pleach::checkpoint::write::{LazyTensor, Meta, folder_files, gguf_file, safetensors_file};
+use pleach::checkpoint::write::{LazyTensor, Meta, gguf_file, model_folder};
 use pleach::checkpoint::{Checkpoint, CheckpointError, RawTensor};
 use pleach::model::{ModelConfig, check_draft, tensor_names};
 use pleach_kernels::DType;
@@ -140,7 +140,7 @@ fn write_folder(
         !dtype.is_quantized(),
         "--dtype: a folder holds f32, f16 or bf16; quantised matrices go into a file (--out NAME.gguf)"
     );
-    folder_files(&args.out, config, dtype, target)?;
+    let like = Checkpoint::open(target.path())?;
     let mut shapes = vec![(EMBEDDING.to_owned(), target.info(EMBEDDING)?.shape)];
     for name in tensor_names(config, |name| draft.has(name)) {
         let shape = draft.info(&name)?.shape;
@@ -159,7 +159,7 @@ fn write_folder(
         };
         Ok(tensor?.to_f32())
     };
-    let tensors: Vec<LazyTensor> = shapes
+    let tensors = shapes
         .iter()
         .map(|(name, shape)| LazyTensor {
             name: name.clone(),
@@ -168,9 +168,7 @@ fn write_folder(
             values: Box::new(|| values(name)),
         })
         .collect();
-    let file = args.out.join("model.safetensors");
-    safetensors_file(&file, &tensors, &[])?;
-    Ok(file)
+    Ok(model_folder(&args.out, config, dtype, &like, tensors)?)
 }
 
 /// The target's head, with rows of zeros for what is not in `vocab`: token ids, rising.

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use pleach::checkpoint::write::{self, LazyTensor, folder_files, safetensors_file};
-use pleach::checkpoint::{Checkpoint, sha256};
+use pleach::checkpoint::write::{self, LazyTensor};
+use pleach::checkpoint::{Checkpoint, NOTE, sha256};
 use pleach::model::Attachment;
 use pleach_kernels::DType;
 use serde_json::json;
@@ -14,12 +14,10 @@ use serde_json::json;
 pub(crate) fn save_folder(
     folder: &Path,
     like: &Checkpoint,
-    tensors: &[LazyTensor],
+    tensors: Vec<LazyTensor>,
     draft_vocab: Option<&[u32]>,
 ) -> Result<()> {
-    folder_files(folder, &like.config, DType::F32, like)?;
-    let file = folder.join("model.safetensors");
-    safetensors_file(&file, tensors, &[])?;
+    write::model_folder(folder, &like.config, DType::F32, like, tensors)?;
     if draft_vocab.is_some() || like.attachment.is_some() {
         write_note(folder, draft_vocab, like.attachment.as_ref())?;
     }
@@ -42,5 +40,5 @@ pub(crate) fn write_note(
     if let Some(Attachment { blocks, states }) = attachment {
         note["attached"] = json!({"blocks": blocks, "states": states});
     }
-    Ok(write::json_file(&folder.join("pleach.json"), &note)?)
+    Ok(write::json_file(&folder.join(NOTE), &note)?)
 }

@@ -33,6 +33,7 @@ const ATTACHED: [f64; 2] = [0.22, 0.55];
 const FLOP_SHARE: f64 = 0.25;
 
 pub(super) fn run(args: &Args) -> Result<()> {
+    ensure!(args.paper.epochs.is_none(), "--epochs goes with --recipe paper");
     let started = Instant::now();
     let out = &args.out;
     let (mut manifest, checkpoint) = open(args)?;
@@ -179,7 +180,7 @@ fn unpack(args: &Args, draft: &mut Checkpoint) -> Result<PathBuf> {
     };
     model.attachment = draft.attachment.clone();
     let folder = args.out.join("unpacked");
-    save_folder(&folder, &model, &lazy.collect::<Vec<_>>(), None)?;
+    save_folder(&folder, &model, lazy.collect(), None)?;
     Ok(folder)
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use pleach::checkpoint::Checkpoint;
-use pleach::checkpoint::write::{LazyTensor, folder_files, safetensors_file};
+use pleach::checkpoint::write::{LazyTensor, model_folder};
 use pleach::model::{ModelConfig, layer_tensor_names};
 use pleach_kernels::DType;
 use pleach_train::Weight;
@@ -38,7 +38,6 @@ pub(super) fn folder(
     more: Vec<Weight>,
 ) -> Result<ModelConfig> {
     let config = left.config(&checkpoint.config);
-    folder_files(folder, &config, dtype, checkpoint)?;
     let mut tensors = vec![("model.embed_tokens.weight".to_owned(), None)];
     for (new, old) in left.blocks.iter().enumerate() {
         for name in layer_tensor_names(&checkpoint.config, *old, |name| checkpoint.has(name)) {
@@ -49,6 +48,7 @@ pub(super) fn folder(
     if !config.tie_word_embeddings {
         tensors.push(("lm_head.weight".to_owned(), None));
     }
+    let like = Checkpoint::open(checkpoint.path())?;
     let cell = RefCell::new(checkpoint);
     let mut lazy = Vec::new();
     for (name, block) in tensors {
@@ -79,7 +79,7 @@ pub(super) fn folder(
         shape: shape.clone(),
         values: Box::new(|| Ok(values.clone())),
     }));
-    safetensors_file(&folder.join("model.safetensors"), &lazy, &[])?;
+    model_folder(folder, &config, dtype, &like, lazy)?;
     Ok(config)
 }
 
