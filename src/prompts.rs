@@ -1,5 +1,6 @@
 //! Prompt files: conversations to measure a draft on or to learn from, a line of JSON each.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -39,7 +40,8 @@ pub struct PromptsError {
     reason: String,
 }
 
-/// Reads a prompt file, or the text that takes its place. Prompts without a name are numbered.
+/// Reads a prompt file, or the text that takes its place. Prompts without a name are numbered; no two may have the same
+/// name, by which their answers are told apart.
 ///
 /// # Errors
 /// [`PromptsError`] naming the file and the line.
@@ -55,7 +57,7 @@ pub fn read_prompts(path: Option<&Path>, instead: &str) -> Result<Vec<Prompt>, P
         }
         None => Box::new(instead.lines().map(|line| Ok(line.to_owned()))),
     };
-    let mut prompts = Vec::new();
+    let (mut prompts, mut known) = (Vec::new(), HashMap::new());
     for (number, line) in lines.enumerate() {
         let place = format!("{name}, line {}", number + 1);
         let line = line.map_err(|e| wrong(&place, &e))?;
@@ -71,6 +73,9 @@ pub fn read_prompts(path: Option<&Path>, instead: &str) -> Result<Vec<Prompt>, P
         }
         if prompt.id.is_empty() {
             prompt.id = (number + 1).to_string();
+        }
+        if let Some(other) = known.insert(prompt.id.clone(), number + 1) {
+            return Err(wrong(&place, &format!("`id`: line {other} is `{}` too", prompt.id)));
         }
         prompts.push(prompt);
     }

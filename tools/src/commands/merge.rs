@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use pleach::checkpoint::Checkpoint;
-use pleach::checkpoint::adapter::{Adapter, TENSORS};
+use pleach::checkpoint::adapter::{Adapter, CONFIG, TENSORS};
 use pleach::checkpoint::write::LazyTensor;
 use pleach::model::tensor_names;
 use pleach_kernels::DType;
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let adapter = args.adapter.as_deref().map(Adapter::read).transpose()?;
     if let Some(folder) = &args.adapter {
-        manifest.file(&folder.join(TENSORS))?;
+        [CONFIG, TENSORS].iter().try_for_each(|name| manifest.file(&folder.join(name)))?;
     }
     let note = args.out.join("merge.json");
     if manifest.is_done(&note) {
@@ -112,7 +112,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             LazyTensor { name, dtype: DType::F32, shape, values: Box::new(values) }
         })
         .collect();
-    save_folder(&args.out, &like, &tensors, vocab.as_deref())?;
+    save_folder(&args.out, &like, tensors, vocab.as_deref())?;
     manifest.write(&note, serde_json::json!({"weights": weights}))?;
     println!("{}", args.out.display());
     Ok(())

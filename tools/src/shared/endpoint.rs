@@ -39,7 +39,7 @@ pub(crate) struct Endpoint {
 /// A request that its answer says no repeat can help.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct Refused(String);
+pub(crate) struct Refused(pub(crate) String);
 
 /// Tries of a request.
 const TRIES: u32 = 8;

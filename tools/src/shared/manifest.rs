@@ -151,7 +151,6 @@ const BESIDE_THE_POINT: [&str; 20] = [
     "endpoint",
     "eval_prompts",
     "from",
-    "from_traffic",
     "gpu_memory_utilization",
     "limit",
     "minutes",
@@ -160,6 +159,7 @@ const BESIDE_THE_POINT: [&str; 20] = [
     "prompts",
     "score_limit",
     "steps",
+    "target",
     "threads",
     "traffic",
 ];

@@ -159,7 +159,10 @@ impl Dataset {
             }
         }
         for id in always {
-            mass[*id as usize] = f64::INFINITY;
+            // Some models name ends that their vocabulary does not have.
+            if let Some(mass) = mass.get_mut(*id as usize) {
+                *mass = f64::INFINITY;
+            }
         }
         let mut ids: Vec<u32> = (0..vocab_size as u32).collect();
         ids.sort_by(|a, b| mass[*b as usize].total_cmp(&mass[*a as usize]).then(a.cmp(b)));

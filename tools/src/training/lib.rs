@@ -68,13 +68,15 @@ pub enum TrainError {
     /// The options do not fit the model or the data.
     #[error("{0}")]
     Options(String),
-    /// The loss is no number any more.
-    #[error("the loss became {loss} at step {step}; try a lower learning rate")]
+    /// The loss or its gradient is no number any more.
+    #[error("the {what} became {value} at step {step}; try a lower learning rate")]
     Diverged {
         /// The step.
         step: u32,
-        /// The loss.
-        loss: f64,
+        /// Which of them.
+        what: &'static str,
+        /// What it is.
+        value: f64,
     },
 }
 

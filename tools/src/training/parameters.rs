@@ -260,7 +260,7 @@ impl Parameters {
 
     /// Takes one step against the gradients of [`leaves`](Self::leaves). `step` holds the constants;
     /// its gradient scale becomes that which brings the norm down to `max_norm` and is multiplied by
-    /// `1 / weight`. Returns the norm before.
+    /// `1 / weight`. Returns the norm before; where it is not finite, nothing moves.
     pub(super) fn update(
         &mut self,
         gradients: &Gradients,
@@ -280,6 +280,9 @@ impl Parameters {
             .collect();
         let square: f64 = squares.iter().sum();
         let norm = square.sqrt() as f32 / weight;
+        if !norm.is_finite() {
+            return Ok(norm);
+        }
         step.gradient_scale = if norm > max_norm { max_norm / norm } else { 1.0 } / weight;
         self.slots.par_iter_mut().zip(own).for_each(|(slot, gradient)| {
             let [first, second] = &mut slot.moments;
@@ -332,5 +335,40 @@ impl Parameters {
     fn find(&self, name: &str) -> &Slot {
         let slot = self.slots.iter().find(|slot| slot.name == name);
         slot.expect("invariant: every trained weight has its slots")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One gradient that is no number would make all moments none, and the checkpoint with them.
+    #[test]
+    fn gradients_that_are_no_numbers_move_nothing() {
+        let weight = ("w".to_owned(), vec![2, 2], vec![1.0f32; 4]);
+        let mut parameters =
+            Parameters::new([weight], Adapt::Full, 0, Backend::processor()).unwrap();
+        let constants = AdamW {
+            learning_rate: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            step: 1,
+            gradient_scale: 1.0,
+        };
+        let mut step = |gradient: [f32; 4]| {
+            let gradients = Gradients::from([("w".to_owned(), gradient.to_vec())]);
+            let norm = parameters.update(&gradients, constants, 1.0, 1.0).unwrap();
+            let [first, second] = parameters.slots[0].moments.clone();
+            (norm.is_finite(), parameters.slots[0].value.clone(), first, second)
+        };
+        let before = step([1.0, -1.0, 0.5, 0.0]);
+        assert!(before.0 && before.1[0] < 1.0);
+        for wrong in [f32::NAN, f32::INFINITY] {
+            let after = step([1.0, wrong, 0.0, 0.0]);
+            assert!(!after.0);
+            assert_eq!((&after.1, &after.2, &after.3), (&before.1, &before.2, &before.3));
+        }
     }
 }

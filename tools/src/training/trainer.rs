@@ -191,8 +191,9 @@ impl<L: Lesson> Trainer<L> {
         drop(leaves);
         self.state.step += 1;
         let loss = tally.loss / tally.rows.max(1) as f64;
+        let step = self.state.step;
         if !loss.is_finite() {
-            return Err(TrainError::Diverged { loss, step: self.state.step });
+            return Err(TrainError::Diverged { step, what: "loss", value: loss });
         }
         let constants = AdamW {
             learning_rate,
@@ -200,16 +201,20 @@ impl<L: Lesson> Trainer<L> {
             beta2: 0.95,
             eps: 1e-8,
             weight_decay: self.options.weight_decay,
-            step: self.state.step,
+            step,
             gradient_scale: 1.0,
         };
         let weight = tally.rows.max(1) as f32;
         let gradient_norm =
             self.parameters.update(&gradients, constants, weight, self.options.max_norm)?;
+        if !gradient_norm.is_finite() {
+            let (what, value) = ("norm of the gradient", gradient_norm.into());
+            return Err(TrainError::Diverged { step, what, value });
+        }
         self.state.tokens += tally.rows;
         self.state.seconds += started.elapsed().as_secs_f64();
         Ok(Point {
-            step: self.state.step,
+            step,
             seconds: self.state.seconds,
             tokens: self.state.tokens,
             epoch: self.state.epoch + 1,

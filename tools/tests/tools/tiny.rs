@@ -237,6 +237,32 @@ pub(crate) fn a_build_that_cannot_end_does_not_begin() {
     assert!(!folder.join("out/importance.json").exists());
 }
 
+/// A prompt that the model's positions do not hold is left out, and ends that the vocabulary does not have are no tokens of
+/// a draft's head.
+pub(crate) fn what_a_model_cannot_hold_is_left_out() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    speaking(&folder.join("model"), "llama3-rope", None);
+    let generation = json!({"eos_token_id": [2, 0, 5000]}).to_string();
+    std::fs::write(folder.join("model/generation_config.json"), generation).unwrap();
+    let positions = config(&folder.join("model")).max_position_embeddings;
+    let turns = [["a".to_owned(), "b".into()], ["c".repeat(positions), "d".into()]];
+    let lines = turns.map(|turns| json!({"turns": turns}).to_string());
+    std::fs::write(folder.join("p.jsonl"), lines.join("\n")).unwrap();
+    let said = run(
+        folder,
+        "generate --model model --prompts p.jsonl --out a.jsonl --max-tokens 8 --max-prompt-tokens 9999",
+    );
+    assert!(said.contains("2 answers") && said.contains("1 prompts too long"), "{said}");
+    run(folder, "prune --model model --list 0 --out cut");
+    run(
+        folder,
+        "train --model cut --data a.jsonl --out t --steps 2 --draft-vocab 8 --validation 0",
+    );
+    let draft = Checkpoint::open(&folder.join("t/model")).unwrap();
+    assert_eq!(draft.draft_vocab.unwrap().len(), 8);
+}
+
 /// Files of one run are no beginning of another.
 pub(crate) fn nothing_goes_on_from_another_run() {
     let temporary = tempfile::tempdir().unwrap();

@@ -60,6 +60,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(streams, "--streams: numbers from 1 to {MOST_STREAMS}");
     let loaded = args.measure.load()?;
     let positions = loaded.config().max_position_embeddings;
+    let least = PROMPT.max(CONTEXT + DECODED) + 1;
+    ensure!(positions >= least, "the model has {positions} positions, and bench needs {least}");
     let config = EngineConfig {
         max_model_len: Some(positions.min(2048)),
         max_num_seqs: MOST_STREAMS,

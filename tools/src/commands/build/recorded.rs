@@ -109,7 +109,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let late = args.minutes.is_some_and(|m| clock.seconds() > m * 60.0);
         while !late && running.len() < args.batch {
             let Some((at, mut example)) = waiting.pop_front() else { break };
-            let room = max_model_len - 1 - example.prompt_tokens.len();
+            // One more is generated behind the text.
+            let room = max_model_len.saturating_sub(1 + example.prompt_tokens.len());
+            if room == 0 {
+                eprintln!("answer {}: its prompt fills the model's context", example.id);
+                writer.finish(at, Vec::new())?;
+                continue;
+            }
             example.response_tokens.truncate(room);
             let text = [&example.prompt_tokens[..], &example.response_tokens].concat();
             let request = Request {

@@ -53,7 +53,7 @@ pub(super) fn answer(
             });
             let Some(mut next) = next else { break };
             let (_, seen) = next.begin(&chat)?;
-            if seen.len() > args.max_prompt_tokens {
+            if seen.len() > args.max_prompt_tokens.min(engine.limits().max_model_len - 1) {
                 work.skipped += 1;
                 work.writer.finish(next.index, next.finished)?;
                 continue;

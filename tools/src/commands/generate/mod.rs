@@ -56,7 +56,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     manifest.begin(&begun, &note, &args.out)?;
     let writer = Writer::open(&args.out, args.top_logprobs, &prompts)?;
-    let total = args.minutes.map_or(prompts.len() as u64, |minutes| (minutes * 60.0) as u64);
+    let answers: usize = prompts.iter().map(|prompt| prompt.turns.len()).sum();
+    let total = args.minutes.map_or(answers as u64, |minutes| (minutes * 60.0) as u64);
     let waiting: VecDeque<(usize, Prompt)> =
         prompts.into_iter().enumerate().filter(|(index, _)| writer.waits_for(*index)).collect();
     let mut work = Work {

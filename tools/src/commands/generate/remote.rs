@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::json;
 
 use super::args::Args;
@@ -85,7 +85,11 @@ fn converse(
                 return Ok((conversation, End::Refused(refused)));
             }
         };
-        let text = choice["message"]["content"].as_str().context("an answer without content")?;
+        let Some(text) = choice["message"]["content"].as_str() else {
+            // Some servers answer with reasoning or calls alone.
+            let refused = Refused("an answer without content".into());
+            return Ok((conversation, End::Refused(refused)));
+        };
         let stopped = choice["finish_reason"] == "stop";
         if let Some(spoken) = spoken {
             (conversation.tokens, conversation.top) = spoken.tokens(&choice)?.into_iter().unzip();

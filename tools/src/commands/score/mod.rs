@@ -166,7 +166,10 @@ pub(crate) fn run(args: &Args) -> Result<Scores> {
         Ok(())
     };
     let chat = Chat::new(&checkpoint)?;
-    let reader = Reader::new(&chat, &checkpoint, args.max_length, args.max_tokens);
+    // A server takes a text with the token behind its last one, and generates one more.
+    let positions = checkpoint.config.max_position_embeddings;
+    let most = if endpoint.is_some() { positions.saturating_sub(2).max(1) } else { positions };
+    let reader = Reader::new(&chat, &checkpoint, args.max_length.min(most), args.max_tokens);
     if let Some(endpoint) = &endpoint {
         remote::grade(endpoint, &reader, questions, &mut graded)?;
     } else if let Some(mut model) = model.take() {

@@ -28,7 +28,7 @@ impl<'a> Reader<'a> {
         Self {
             chat,
             first: config.bos_token_id.or(config.eos_token_ids.first().copied()).unwrap_or(0),
-            max_length: max_length.min(config.max_position_embeddings),
+            max_length,
             max_tokens,
         }
     }

@@ -43,6 +43,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     checkpoint.check_tensors()?;
     manifest.model(&checkpoint)?;
     args.data.iter().try_for_each(|path| manifest.file(path))?;
+    let target = ModelArgs {
+        model: args.target.clone(),
+        threads: args.threads,
+        cache_dir: args.cache_dir.clone(),
+    };
+    if checkpoint.attachment.is_some() {
+        manifest.model(&target.open()?)?;
+    }
     let tops: Vec<PathBuf> = args.data.iter().map(|path| beside(path, ".topk")).collect();
     let listed = tops.iter().any(|path| path.exists());
     let loss = args.loss.unwrap_or(if listed { Loss::KL } else { Loss::Ce });
@@ -132,11 +140,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return learn(args, manifest, checkpoint, trainer, &vocab, checkpoints);
     };
     let path = args.out.join(TARGET_STATES);
-    let target = ModelArgs {
-        model: args.target.clone(),
-        threads: args.threads,
-        cache_dir: args.cache_dir.clone(),
-    };
     let states = attach::target_states(
         &path,
         &target,
@@ -287,7 +290,7 @@ fn save_model(
             weights.push((name.into(), tensor.shape.clone(), tensor.to_f32()));
         }
     }
-    let tensors: Vec<LazyTensor> = weights
+    let tensors = weights
         .iter()
         .map(|(name, shape, values)| LazyTensor {
             name: name.clone(),
@@ -296,5 +299,5 @@ fn save_model(
             values: Box::new(move || Ok(values.clone())),
         })
         .collect();
-    save_folder(folder, checkpoint, &tensors, Some(vocab))
+    save_folder(folder, checkpoint, tensors, Some(vocab))
 }
