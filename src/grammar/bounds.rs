@@ -95,16 +95,13 @@ impl Measure {
     }
 
     fn schema(&mut self, schema: &Value) {
+        // A part is known by its address: a reference to it may be spelled in many ways.
+        let address = std::ptr::from_ref::<Value>;
         let mut graph = Graph::default();
-        let mut pending = vec!["#"];
-        let mut seen = HashSet::new();
-        while let Some(pointer) = pending.pop() {
-            if !seen.insert(pointer) {
-                continue;
-            }
-            // What is not found is the compiler's to complain about.
-            let Some(part) = referred(schema, pointer) else { continue };
-            let node = graph.node(pointer);
+        let mut pending = vec![schema];
+        let mut seen = HashSet::from([address(schema)]);
+        while let Some(part) = pending.pop() {
+            let node = graph.node(address(part));
             let mut values = vec![(part, 1)];
             while let Some((value, level)) = values.pop() {
                 graph.deepen(node, level);
@@ -112,9 +109,12 @@ impl Measure {
                     Value::Array(items) => values.extend(items.iter().map(|it| (it, level + 1))),
                     Value::Object(fields) => {
                         for (name, value) in fields {
-                            if let (true, Some(target)) = (name == "$ref", value.as_str()) {
-                                graph.edge(node, target, level + 1);
-                                pending.push(target);
+                            // What is not found is the compiler's to complain about.
+                            if let (true, Some(target)) = (name == "$ref", value.as_str())
+                                && let Some(target) = referred(schema, target)
+                            {
+                                graph.edge(node, address(target), level + 1);
+                                pending.extend(seen.insert(address(target)).then_some(target));
                             }
                             values.push((value, level + 1));
                         }
@@ -139,9 +139,11 @@ impl Measure {
                 Value::Object(fields) => {
                     for (name, value) in fields {
                         match (&**name, value) {
-                            ("pattern" | "whitespace_pattern", Value::String(regex)) => {
-                                self.regex(regex);
-                            }
+                            (
+                                "pattern" | "whitespace_pattern" | "item_separator"
+                                | "key_separator",
+                                Value::String(regex),
+                            ) => self.regex(regex),
                             ("patternProperties", Value::Object(patterns)) => {
                                 patterns.keys().for_each(|regex| self.regex(regex));
                             }
@@ -169,10 +171,10 @@ impl Measure {
                     line_start = true;
                     1
                 }
-                '"' => quoted(rest, '"'),
+                '"' => quoted(rest),
                 '/' if rest.starts_with("//") => rest.find('\n').unwrap_or(rest.len()),
                 '/' => {
-                    let length = quoted(rest, '/');
+                    let length = expression(rest);
                     self.regex(rest[1..length].trim_end_matches('/'));
                     length
                 }
@@ -232,14 +234,24 @@ impl Measure {
 }
 
 /// Length of a quoted text, its quotes included, up to the end of its line.
-fn quoted(text: &str, quote: char) -> usize {
+fn quoted(text: &str) -> usize {
+    let line = text.find('\n').unwrap_or(text.len());
+    closed(&text[..line], b'"')
+}
+
+/// Length of an expression, its slashes included; it may go over lines.
+fn expression(text: &str) -> usize {
+    closed(text, b'/')
+}
+
+/// Length of a text up to the next `quote` that is not escaped, or all of it.
+fn closed(text: &str, quote: u8) -> usize {
     let mut escaped = false;
-    for (at, c) in text.char_indices().skip(1) {
-        match c {
-            '\n' => return at,
+    for (at, byte) in text.bytes().enumerate().skip(1) {
+        match byte {
             _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            c if c == quote => return at + 1,
+            b'\\' => escaped = true,
+            byte if byte == quote => return at + 1,
             _ => {}
         }
     }
@@ -307,6 +319,9 @@ mod tests {
         let circle =
             json!({"properties": {"next": {"$ref": "#"}, "p": {"patternProperties": {"abc": {}}}}});
         assert!(schema(&circle).0 < 10 && schema(&circle).1 == 3);
+        // However many ways there are to spell a reference to one part, it is walked through once.
+        let spelled = (1..500).map(|zeros| json!({"$ref": format!("#/x/{}", "0".repeat(zeros))}));
+        assert!(schema(&json!({"x": [spelled.collect::<Vec<_>>()]})).0 < 10);
     }
 
     #[test]
@@ -346,6 +361,8 @@ mod tests {
         ] {
             assert_eq!(check(&fine), Ok(()));
         }
+        let separated =
+            |name: &str| json!({"type": "array", "x-guidance": {name: "(a|b)?".repeat(2000)}});
         for wrong in [
             refs(1000),
             refs(20_000),
@@ -359,6 +376,10 @@ mod tests {
             GrammarSource::JsonSchema(json!({"required": texts(10_000)})),
             GrammarSource::Lark("start: A\nA: /.*a.{20}/ & /.*b.{19}/\n".into()),
             GrammarSource::Lark("start: A\nA: ~/.*a.{200}/\n".into()),
+            GrammarSource::Lark(format!("start: /\n{}\n/", "(a|b)?".repeat(2000))),
+            GrammarSource::Lark("start: A\nA: /.*a\n?.{20}/ & /.*b.{19}/\n".into()),
+            GrammarSource::JsonSchema(separated("item_separator")),
+            GrammarSource::JsonSchema(separated("key_separator")),
             GrammarSource::Choice(texts(MAX_CHOICES + 1)),
         ] {
             assert!(check(&wrong).is_err(), "{}", &format!("{wrong:?}")[..200]);

@@ -1,13 +1,13 @@
 //! Rules and schemas that refer to each other, and how deep a way through them goes.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 
 use serde_json::Value;
 
-/// Parts of a grammar that refer to each other.
-#[derive(Default)]
-pub(super) struct Graph<'a> {
-    names: HashMap<&'a str, usize>,
+/// Parts of a grammar that refer to each other, each known by a `Key`.
+pub(super) struct Graph<Key> {
+    keys: HashMap<Key, usize>,
     nodes: Vec<Node>,
 }
 
@@ -19,9 +19,15 @@ struct Node {
     edges: Vec<(usize, usize)>,
 }
 
-impl<'a> Graph<'a> {
-    pub(super) fn node(&mut self, name: &'a str) -> usize {
-        *self.names.entry(name).or_insert_with(|| {
+impl<Key> Default for Graph<Key> {
+    fn default() -> Self {
+        Self { keys: HashMap::new(), nodes: Vec::new() }
+    }
+}
+
+impl<Key: Eq + Hash> Graph<Key> {
+    pub(super) fn node(&mut self, key: Key) -> usize {
+        *self.keys.entry(key).or_insert_with(|| {
             self.nodes.push(Node::default());
             self.nodes.len() - 1
         })
@@ -31,7 +37,7 @@ impl<'a> Graph<'a> {
         self.nodes[node].depth = self.nodes[node].depth.max(level);
     }
 
-    pub(super) fn edge(&mut self, from: usize, to: &'a str, level: usize) {
+    pub(super) fn edge(&mut self, from: usize, to: Key, level: usize) {
         let to = self.node(to);
         self.nodes[from].edges.push((to, level));
     }
@@ -71,27 +77,16 @@ impl<'a> Graph<'a> {
     }
 }
 
-/// What a reference in a schema leads to.
+/// What a reference in a schema leads to, as the compiler finds it: steps are names and numbers as they stand, without
+/// escapes.
 pub(super) fn referred<'a>(schema: &'a Value, reference: &str) -> Option<&'a Value> {
-    schema.pointer(&percent_decoded(reference.strip_prefix('#')?))
-}
-
-/// A reference's text without its percent escapes.
-fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, others @ ..] = rest {
-        let hex = others.get(..2).and_then(|two| std::str::from_utf8(two).ok());
-        match (first, hex.and_then(|two| u8::from_str_radix(two, 16).ok())) {
-            (b'%', Some(byte)) => {
-                bytes.push(byte);
-                rest = &others[2..];
-            }
-            _ => {
-                bytes.push(*first);
-                rest = others;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+    let path = match reference {
+        "#" | "#/" => return Some(schema),
+        _ => reference.strip_prefix("#/")?,
+    };
+    path.split('/').try_fold(schema, |value, step| match value {
+        Value::Array(items) => items.get(step.parse::<usize>().ok()?),
+        Value::Object(fields) => fields.get(step),
+        _ => None,
+    })
 }

@@ -120,9 +120,8 @@ impl<'a> Work<'a> {
             self.steps += 1;
             let Some(fields) = schema.as_object() else { continue };
             let target = fields.get("$ref").and_then(Value::as_str);
-            if let Some(target) = target.filter(|target| followed.insert(*target)) {
-                pending.extend(referred(self.root, target));
-            }
+            let target = target.and_then(|target| referred(self.root, target));
+            pending.extend(target.filter(|target| followed.insert(std::ptr::from_ref(*target))));
             pending.extend(list(fields, "allOf"));
             for group in ["anyOf", "oneOf"].map(|name| list(fields, name)) {
                 let alternatives = self.alternatives(group);
@@ -130,7 +129,7 @@ impl<'a> Work<'a> {
                 size.combinations =
                     size.combinations.saturating_mul(alternatives.combinations.max(1));
             }
-            merged.add(fields);
+            self.steps += merged.add(fields);
         }
         size.names += merged.names.len();
         let alone = matches!(schemas, [schema] if stands_for_another(schema));
@@ -163,18 +162,23 @@ impl<'a> Work<'a> {
 }
 
 impl<'a> Merged<'a> {
-    fn add(&mut self, fields: &'a Map<String, Value>) {
+    /// Takes in what one schema says; gives the number of names that it says it of.
+    fn add(&mut self, fields: &'a Map<String, Value>) -> usize {
         self.counted |=
             ["minProperties", "maxProperties"].iter().any(|key| fields.contains_key(*key));
+        let mut said = 0;
         for (name, schema) in
             fields.get("properties").and_then(Value::as_object).into_iter().flatten()
         {
             self.names.entry(name).or_default().push(schema);
+            said += 1;
         }
         for name in list(fields, "required").iter().filter_map(Value::as_str) {
             self.names.entry(name).or_default();
             self.required.insert(name);
+            said += 1;
         }
+        said
     }
 }
 
@@ -221,6 +225,18 @@ mod tests {
         assert!(uses(json!({"anyOf": [reference, {"type": "null"}]})) < 3000);
         assert!(uses(json!({"$ref": "#/$defs/o", "properties": {"b": {}}})) > 50_000);
         assert!(uses(json!({"allOf": [reference, {"required": ["c"]}]})) > 50_000);
+    }
+
+    /// What is merged costs its names each time, also where it says nothing of its own.
+    #[test]
+    fn references_to_many_names_are_not_for_nothing() {
+        let uses = vec![json!({"$ref": "#/b"}); 13_000];
+        assert!(work(&json!({"b": named(4000, "a"), "$defs": uses})) > 1 << 16);
+        let uses = vec![json!({"$ref": "#/b/00"}); 3000];
+        let merged = json!({"b": [named(4000, "a")], "prefixItems": uses});
+        assert!(work(&merged) > 1 << 16, "an index may be written with zeros");
+        let escaped = json!({"$defs": {"%41": named(100, "a"), "A": {}}, "$ref": "#/$defs/%41"});
+        assert!(work(&escaped) >= 100, "escapes are names as they stand");
     }
 
     #[test]

@@ -166,11 +166,13 @@ pub(super) fn any_object() -> Value {
     json!({"type": "object"})
 }
 
-/// A schema with bounded white space, unless it has its own rule.
+/// A schema with bounded white space, unless it has its own rule. How strictly it is followed is not the schema's to say.
 pub(super) fn with_whitespace(schema: &Value) -> Value {
     let mut schema = schema.clone();
     if let Some(fields) = schema.as_object_mut() {
-        fields.entry("x-guidance").or_insert(json!({"whitespace_pattern": WHITESPACE}));
+        let options = fields.entry("x-guidance");
+        let options = options.or_insert(json!({"whitespace_pattern": WHITESPACE}));
+        options.as_object_mut().map(|options| options.remove("lenient"));
     }
     schema
 }

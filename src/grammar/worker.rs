@@ -1,7 +1,7 @@
 //! Threads that compile grammars: few, so that compiling leaves the machine to those who generate, and with stacks
 //! that no admitted grammar fills.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -38,11 +38,21 @@ struct Job {
     done: Box<dyn FnOnce(Result<Grammar, GrammarError>) + Send>,
 }
 
+/// How far a grammar has come: one of the states below.
 #[derive(Default)]
-struct Progress {
-    started: AtomicBool,
-    /// Whether the thread it runs on was replaced.
-    replaced: AtomicBool,
+struct Progress(AtomicU8);
+
+const WAITS: u8 = 0;
+const RUNS: u8 = 1;
+/// It runs on a thread that another one has replaced.
+const REPLACED: u8 = 2;
+const ENDED: u8 = 3;
+
+impl Progress {
+    /// Goes from one state to another; says whether it was in that one.
+    fn change(&self, from: u8, to: u8) -> bool {
+        self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
 }
 
 /// A grammar on its way.
@@ -106,7 +116,7 @@ impl Compilation {
     /// # Errors
     /// [`Busy`] where it was still waiting, which is not its own fault.
     pub fn overdue(self) -> Result<GrammarError, Busy> {
-        if !self.progress.started.load(Ordering::Acquire) {
+        if self.progress.0.load(Ordering::Acquire) == WAITS {
             return Err(Busy);
         }
         let error = GrammarError(format!("takes longer than {} s to compile", DEADLINE.as_secs()));
@@ -114,12 +124,12 @@ impl Compilation {
         let one_more = |count| (count < MAX_OVERDUE).then_some(count + 1);
         let overdue = &self.shared.overdue;
         let counted = overdue.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_ok();
-        if counted {
-            if spawn(&self.shared).is_ok() {
-                self.progress.replaced.store(true, Ordering::Release);
-            } else {
-                overdue.fetch_sub(1, Ordering::AcqRel);
-            }
+        // It may end at this moment, and its thread go on with the next; one that another replaces ends with it.
+        let replaced = counted && self.progress.change(RUNS, REPLACED);
+        let stays =
+            replaced && spawn(&self.shared).is_err() && self.progress.change(REPLACED, RUNS);
+        if counted && (!replaced || stays) {
+            overdue.fetch_sub(1, Ordering::AcqRel);
         }
         Ok(error)
     }
@@ -139,9 +149,9 @@ impl Shared {
             if job.submitted.elapsed() >= DEADLINE {
                 continue;
             }
-            job.progress.started.store(true, Ordering::Release);
+            job.progress.0.store(RUNS, Ordering::Release);
             (job.done)(self.compiler.compile(&job.source));
-            if job.progress.replaced.load(Ordering::Acquire) {
+            if !job.progress.change(RUNS, ENDED) {
                 self.overdue.fetch_sub(1, Ordering::AcqRel);
                 return;
             }
@@ -228,7 +238,7 @@ mod tests {
         }
         let source = GrammarSource::Regex("[ab]+".into());
         let compilation = workers.submit(source.clone(), |_| ()).unwrap();
-        compilation.progress.started.store(true, Ordering::Release);
+        compilation.progress.0.store(RUNS, Ordering::Release);
         let error = compilation.overdue().unwrap();
         barrier.wait();
         assert_eq!(compiled(&workers, source), Err(error.to_string()));
