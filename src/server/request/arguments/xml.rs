@@ -46,5 +46,19 @@ fn bare(rule: &str, schema: &Value, kind: Kind) -> String {
     let begin = if least > 0 { format!("[^\\n]{{{least}}}") } else { String::new() };
     let text = format!("{begin}(.|\\n){more}");
     let text = if kind == Kind::OptionalText { format!("(null|{text})") } else { text };
-    format!("{rule}[lazy]: /{text}\\n<\\/parameter>\\n/\n")
+    format!("{rule}: {rule}_t \"\\n\"\n{rule}_t[lazy]: /{text}\\n<\\/parameter>/\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The text ends where the parser of the answer has it end, whatever follows.
+    #[test]
+    fn a_bare_text_ends_with_its_element() {
+        let rule =
+            bare("r", &json!({"type": "string", "minLength": 1, "maxLength": 3}), Kind::Text);
+        let expected = "r: r_t \"\\n\"\nr_t[lazy]: /[^\\n]{1}(.|\\n){0,2}\\n<\\/parameter>/\n";
+        assert_eq!(rule, expected);
+    }
 }
