@@ -105,6 +105,11 @@ impl ApiError {
         Self::status(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
+    /// Whether a field of the request is at fault.
+    pub(super) fn is_invalid(&self) -> bool {
+        self.status == StatusCode::BAD_REQUEST
+    }
+
     /// Whether the request is at fault.
     pub(super) fn is_clients(&self) -> bool {
         self.status.is_client_error()
@@ -126,8 +131,10 @@ impl ApiError {
     /// The error in Anthropic's words.
     pub(super) fn anthropic(&self) -> AnthropicFailureDetail {
         let kind = match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
             StatusCode::NOT_FOUND => "not_found_error",
             StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
             StatusCode::GATEWAY_TIMEOUT => "timeout_error",
@@ -143,10 +150,9 @@ impl ApiError {
         ResponseError { code, message: self.message.clone() }
     }
 
-    /// The error in the shape Anthropic's clients expect.
-    pub(super) fn into_anthropic_response(self) -> Response {
+    /// A response with the error in it, in the shape Anthropic's clients expect.
+    pub(super) fn in_anthropics_shape(&self, mut response: Response) -> Response {
         let error = self.anthropic();
-        let mut response = self.into_response();
         let body = Json(AnthropicFailure { kind: "error", error }).into_response();
         response.headers_mut().remove(header::CONTENT_LENGTH);
         *response.body_mut() = body.into_body();
@@ -180,6 +186,7 @@ impl IntoResponse for ApiError {
             let scheme = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
+        response.extensions_mut().insert(self);
         response
     }
 }

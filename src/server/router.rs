@@ -10,7 +10,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 
 use super::error::ApiError;
-use super::layers::{auth, observe, read_body};
+use super::layers::{auth, dialect, observe, read_body};
 use super::routes::{
     adapters, admin, chat, completions, embeddings, health, messages, models, openapi, playground,
     responses, tokenize,
@@ -92,6 +92,7 @@ fn observed(routes: Router<AppState>) -> Router<AppState> {
         })
         .layer(DefaultBodyLimit::disable())
         .layer(CatchPanicLayer::custom(observe::panicked))
+        .layer(from_fn(dialect::errors))
         .layer(from_fn(observe::observe))
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))

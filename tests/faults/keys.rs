@@ -46,6 +46,19 @@ fn limits_are_told() {
     let refused = ask(&server, ANNA, 1);
     assert_eq!((refused.status, told(&refused)[3].as_deref()), (429, Some("0")));
     assert!(told(&ask(&server, BEN, 1)).iter().all(Option::is_none));
+    // Whoever asks in Anthropic's words is answered in them, before a handler is reached as behind it.
+    for (key, path, status, kind) in [
+        ("x-api-key: wrong\r\n", "/v1/messages", 401, "authentication_error"),
+        (ANNA, "/v1/messages", 429, "rate_limit_error"),
+        ("x-api-key: wrong\r\n", "/messages/count_tokens", 401, "authentication_error"),
+        (BEN, "/v1/messages", 400, "invalid_request_error"),
+        (BEN, "/v1/messages/batches", 404, "not_found_error"),
+    ] {
+        let refused = server.request("POST", path, key, "{}");
+        let said = body(&refused);
+        assert_eq!((refused.status, &said["error"]["type"]), (status, &json!(kind)), "{path}");
+        assert_eq!(said["type"], "error", "{said}");
+    }
     // A prompt counts once, however many answers it gets.
     let counted = || server.metric("pleach_key_tokens_total{key=\"ben\"}") as u64;
     let before = counted();

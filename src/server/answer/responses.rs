@@ -234,12 +234,7 @@ impl ResponsesWriter {
         }
         let cut = reason == FinishReason::Length;
         let status = if cut { ResponseStatus::Incomplete } else { ResponseStatus::Completed };
-        self.close(status);
-        let last = self.items.len() - 1;
-        let status_of =
-            |place: usize| if place == last { status } else { ResponseStatus::Completed };
-        let items = self.items.iter().enumerate();
-        self.response.output = items.map(|(place, item)| item.output(status_of(place))).collect();
+        self.end_items(status);
         self.response.status = status;
         self.response.incomplete_details =
             cut.then_some(IncompleteDetails { reason: "max_output_tokens" });
@@ -247,8 +242,19 @@ impl ResponsesWriter {
         self.response_event(if cut { "response.incomplete" } else { "response.completed" });
     }
 
+    /// Ends the last item, and puts all into the response; those before the last are complete.
+    fn end_items(&mut self, status: ResponseStatus) {
+        self.close(status);
+        let last = self.items.len().saturating_sub(1);
+        let status_of =
+            |place: usize| if place == last { status } else { ResponseStatus::Completed };
+        let items = self.items.iter().enumerate();
+        self.response.output = items.map(|(place, item)| item.output(status_of(place))).collect();
+    }
+
     /// Ends a response that failed.
     fn fail(&mut self, failure: &ApiError) {
+        self.end_items(ResponseStatus::Incomplete);
         self.response.status = ResponseStatus::Failed;
         self.response.error = Some(failure.response_error());
         self.response_event("response.failed");

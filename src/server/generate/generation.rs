@@ -189,8 +189,8 @@ impl Generation {
             Ok(grammar) => return Ok(Some(grammar)),
             Err(failed) => failed,
         };
-        // Of two fields, the one at fault is named.
-        if let Some((field, source)) = self.form.take() {
+        // Of two fields, the one at fault is named, unless there is no time to find out.
+        if let Some((field, source)) = self.form.take().filter(|_| failed.is_invalid()) {
             serving.compile(field, source).await?;
         }
         Err(failed)
@@ -268,7 +268,7 @@ impl Generation {
                 echo: self.echo.get(choice / self.choices).cloned(),
                 prompt_only: self.prompt_only,
                 span: SequenceSpan::start(choice),
-                tokenizer: Arc::clone(&serving.tokenizer),
+                serving: Arc::clone(serving),
                 record,
             };
             tokio::spawn(async move {

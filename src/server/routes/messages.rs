@@ -31,35 +31,26 @@ use crate::text::Ending;
 pub(crate) async fn messages(
     State(state): State<AppState>,
     bytes: Result<Bytes, BytesRejection>,
-) -> Response {
-    answer(&state, bytes).await.unwrap_or_else(ApiError::into_anthropic_response)
-}
-
-pub(crate) async fn count_tokens(
-    State(state): State<AppState>,
-    bytes: Result<Bytes, BytesRejection>,
-) -> Response {
-    let counted = state.prepare(bytes, |asked, body| count(&asked.serving, body)).await;
-    let counted =
-        counted.map(|(_, input_tokens)| Json(MessageTokens { input_tokens }).into_response());
-    counted.unwrap_or_else(ApiError::into_anthropic_response)
-}
-
-async fn answer(
-    state: &AppState,
-    bytes: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     let prepared = state.prepare(bytes, |asked, body| prepare(&asked.serving, body)).await?;
     let (asked, prepared) = prepared;
     let message = message(asked.name().to_owned());
     let stream = prepared.generation.stream;
-    let running = prepared.start(state, asked).await?;
+    let running = prepared.start(&state, asked).await?;
     let head = running.head.clone();
     if stream {
         let events = sse::stream(|events| AnthropicWriter::new(events).forward(message, running));
         return Ok((head, events).into_response());
     }
     Ok((head, Json(message.with(running.whole().await?))).into_response())
+}
+
+pub(crate) async fn count_tokens(
+    State(state): State<AppState>,
+    bytes: Result<Bytes, BytesRejection>,
+) -> Result<Json<MessageTokens>, ApiError> {
+    let counted = state.prepare(bytes, |asked, body| count(&asked.serving, body)).await?;
+    Ok(Json(MessageTokens { input_tokens: counted.1 }))
 }
 
 /// Makes a message ready to run.
