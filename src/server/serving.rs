@@ -14,7 +14,7 @@ use crate::checkpoint::Summary;
 use crate::engine::EngineHandle;
 use crate::grammar::{Busy, DEADLINE, Grammar, GrammarCompiler, GrammarSource, GrammarWorkers};
 use crate::sampling::SamplingParams;
-use crate::text::{ChatTemplate, Mark};
+use crate::text::{ChatTemplate, Continuations, Mark};
 
 /// A loaded model, ready to answer.
 pub struct Serving {
@@ -30,6 +30,8 @@ pub struct Serving {
     pub(super) description: Option<(String, Summary)>,
     /// Its tokenizer.
     pub tokenizer: Arc<Tokenizer>,
+    /// What stands for its tokens one by one.
+    pub(super) texts: Continuations,
     /// Its chat template, where it has one.
     pub template: Option<ChatTemplate>,
     /// Tokens that end an answer.
@@ -76,6 +78,7 @@ impl Serving {
             adapters: Adapters::default(),
             engine,
             description: None,
+            texts: Continuations::new(Arc::clone(&tokenizer)),
             tokenizer,
             template,
             eos_token_ids,

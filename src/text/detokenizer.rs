@@ -18,17 +18,17 @@ fn anchor(tokenizer: &Tokenizer) -> Vec<u32> {
 }
 
 /// Texts of tokens that go on with a text, special ones and all.
-pub struct Continuations<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct Continuations {
+    tokenizer: Arc<Tokenizer>,
     anchor: Vec<u32>,
     known: String,
 }
 
-impl<'a> Continuations<'a> {
+impl Continuations {
     /// Texts by this tokenizer.
     #[must_use]
-    pub fn new(tokenizer: &'a Tokenizer) -> Self {
-        let anchor = anchor(tokenizer);
+    pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
+        let anchor = anchor(&tokenizer);
         let known = tokenizer.decode(&anchor, false).unwrap_or_default();
         Self { tokenizer, anchor, known }
     }

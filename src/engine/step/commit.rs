@@ -102,7 +102,7 @@ impl Commit<'_> {
     /// Why a round had no draft tokens; its sequence can get `tokens_left` more.
     fn why_no_draft(&self, item: &Scheduled, speculates: bool, tokens_left: usize) -> NoDraft {
         match () {
-            () if !speculates => NoDraft::Disabled,
+            () if !speculates || !self.drafting.works() => NoDraft::Disabled,
             () if item.count > 1 => NoDraft::Prefill,
             () if tokens_left == 0 => NoDraft::LastToken,
             () if item.lookahead == 0 => NoDraft::NoRoom,

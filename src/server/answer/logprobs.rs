@@ -14,14 +14,14 @@ const IMPOSSIBLE: f32 = -9999.0;
 
 /// What stands for a token.
 pub(crate) struct Names<'a> {
-    texts: Continuations<'a>,
+    texts: &'a Continuations,
     by_id: bool,
 }
 
 impl<'a> Names<'a> {
     /// The tokens' texts, or with `by_id` their ids, as vLLM writes them.
-    pub(crate) fn new(tokenizer: &'a Arc<Tokenizer>, by_id: bool) -> Self {
-        Self { texts: Continuations::new(tokenizer), by_id }
+    pub(crate) fn new(serving: &'a Serving, by_id: bool) -> Self {
+        Self { texts: &serving.texts, by_id }
     }
 
     /// The name of a token whose text is `text`.
@@ -54,10 +54,9 @@ pub(crate) fn prompt(
     tokens: &[PromptToken],
     alternatives: usize,
 ) -> Vec<PromptLogprobs> {
-    let texts = Continuations::new(&serving.tokenizer);
     let entry = |id: u32, logprob: f32, rank: usize| {
         let logprob = logprob.max(IMPOSSIBLE);
-        (id, PromptLogprob { logprob, rank, decoded_token: texts.text(&[id]) })
+        (id, PromptLogprob { logprob, rank, decoded_token: serving.texts.text(&[id]) })
     };
     let place = |token: &PromptToken| {
         let own = entry(token.id, token.logprob?, token.rank?);
@@ -80,7 +79,7 @@ pub(crate) fn completion(
 ) -> Logprobs {
     let (prompt, alternatives) = echoed.unwrap_or_default();
     let (mut tokens, mut text_offset) = (vec![], vec![]);
-    let texts = prompt_texts(tokenizer, &names.texts, text, prompt);
+    let texts = prompt_texts(tokenizer, names.texts, text, prompt);
     for (token, (text, offset)) in prompt.iter().zip(texts) {
         tokens.push(names.name(token.id, || text));
         text_offset.push(offset);
@@ -108,10 +107,13 @@ pub(crate) fn completion(
 /// no part of it, and the text's own first token begins without a space that only marks a word.
 fn prompt_texts(
     tokenizer: &Arc<Tokenizer>,
-    texts: &Continuations<'_>,
+    texts: &Continuations,
     text: &str,
     prompt: &[PromptToken],
 ) -> Vec<(String, usize)> {
+    if prompt.is_empty() {
+        return Vec::new();
+    }
     let mut read = Detokenizer::at_start(Arc::clone(tokenizer));
     let special = tokenizer.get_added_tokens_decoder();
     let mut begun = false;

@@ -345,7 +345,7 @@ impl Responder {
         offsets: &[usize],
     ) -> Option<Logprobs> {
         let serving = &self.running.serving;
-        let names = || Names::new(&serving.tokenizer, self.tokens_by_id);
+        let names = || Names::new(serving, self.tokens_by_id);
         self.logprobs.then(|| match self.format {
             Format::Chat => logprobs::chat(serving, &names(), tokens),
             Format::Text => {

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use tokenizers::Tokenizer;
 use tokio::sync::mpsc;
 
 use super::said::Said;
@@ -16,7 +15,7 @@ use crate::server::keys::Metered;
 use crate::server::serving::Serving;
 use crate::server::wire;
 use crate::server::wire::StopReason;
-use crate::text::{Continuations, StoppingText};
+use crate::text::StoppingText;
 
 /// A part of the answer: what one choice gained.
 #[derive(Default)]
@@ -86,7 +85,7 @@ pub(crate) struct Reader {
     pub(crate) prompt_only: bool,
     /// The span of the sequence, where the request is traced.
     pub(crate) span: Option<SequenceSpan>,
-    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) serving: Arc<Serving>,
     /// What is recorded of it, and where.
     pub(crate) record: Option<(Arc<Recorder>, Recorded)>,
 }
@@ -145,8 +144,9 @@ impl Reader {
     /// Records the answer, where that is wanted.
     fn record(&mut self, reason: &wire::FinishReason) {
         let Some((recorder, mut record)) = self.record.take() else { return };
-        record.prompt = self.tokenizer.decode(&record.prompt_tokens, false).unwrap_or_default();
-        record.response = Continuations::new(&self.tokenizer).text(&record.response_tokens);
+        let Serving { tokenizer, texts, .. } = &*self.serving;
+        record.prompt = tokenizer.decode(&record.prompt_tokens, false).unwrap_or_default();
+        record.response = texts.text(&record.response_tokens);
         record.finish_reason = match reason {
             wire::FinishReason::Length => "length".into(),
             _ => "stop".into(),

@@ -14,7 +14,6 @@ use crate::server::state::AppState;
 use crate::server::wire::{
     Detokenize, Detokenized, PieceText, TokenList, TokenPiece, Tokenize, Tokens,
 };
-use crate::text::Continuations;
 
 pub(crate) async fn tokenize(
     State(state): State<AppState>,
@@ -55,7 +54,7 @@ fn tokens(serving: &Serving, mut body: Body) -> Result<Tokens, ApiError> {
 }
 
 fn piece(serving: &Serving, id: u32) -> TokenPiece {
-    let text = Continuations::new(&serving.tokenizer).text(&[id]);
+    let text = serving.texts.text(&[id]);
     let piece = String::from_utf8(serving.token_bytes(id, &text));
     TokenPiece {
         id,
